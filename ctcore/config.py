@@ -1,0 +1,78 @@
+"""Settings of one tracker: the kernel's sysctls by their names, as a frozen value.
+
+Not here: ticks and C structs; types.settings_of() turns a Config into what the engine reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ctcore import spec
+from ctcore.errors import ConfigError
+
+EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
+# With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
+UNLIMITED_CAPACITY = 1 << 22
+CAPACITY_LIMIT = 1 << 26
+# A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
+TICKS_LIMIT = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a tracker is told at its start. Defaults are Linux's, but acct, which is on since users want counters.
+
+    Raises ConfigError naming the field, the value and what was expected. Source: Documentation/networking/nf_conntrack-sysctl.rst.
+    """
+
+    tcp_liberal: bool = False
+    tcp_loose: bool = True
+    tcp_max_retrans: int = 3
+    tcp_ignore_invalid_rst: bool = False
+    checksum: bool = True
+    acct: bool = True
+    max: int = 262144  # connections; 0: no limit but capacity
+    expect_max: int = 4096
+    hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
+    seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
+    events: frozenset[str] = frozenset()  # which of new, update, destroy to record
+    event_ring: int = 65536  # events kept until they are taken
+    timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
+
+    def __post_init__(self) -> None:
+        _check_range(self, "tcp_max_retrans", 0, 255)
+        _check_range(self, "max", 0, CAPACITY_LIMIT)
+        _check_range(self, "expect_max", 1, 1 << 20)
+        _check_range(self, "hz", 1, 1000)
+        _check_range(self, "event_ring", 16, 1 << 24)
+        _check_range(self, "seed", 0, (1 << 64) - 1)
+        if 1_000_000_000 % self.hz:
+            raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")
+        for name in self.events:
+            if name not in EVENT_BITS:
+                raise ConfigError(f"events: '{name}': expected {', '.join(EVENT_BITS)}")
+        for name, seconds in self.timeouts.items():
+            if name not in spec.timeouts():
+                raise ConfigError(f"timeouts: '{name}': expected one of {', '.join(spec.timeouts())}")
+            if not 0 <= seconds * self.hz <= TICKS_LIMIT:
+                raise ConfigError(f"timeouts: {name} = {seconds}: expected 0 to {TICKS_LIMIT // self.hz} seconds")
+
+    @property
+    def capacity(self) -> int:
+        """How many connections the tables are made for."""
+        return self.max or UNLIMITED_CAPACITY
+
+    @property
+    def event_mask(self) -> int:
+        return sum(EVENT_BITS[name] for name in self.events)
+
+    def ticks(self, name: str) -> int:
+        """The timeout of a sysctl in ticks."""
+        return self.timeouts.get(name, spec.timeouts()[name]) * self.hz
+
+
+def _check_range(config: Config, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} = {value}: expected {low} to {high}")

@@ -1,0 +1,11 @@
+# A frame as a source hands it over: where it lies in the source's memory, and what the capture says about it.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+ctypedef struct Frame:
+    uint64_t offset             # of its first byte in the memory handed over with it
+    uint32_t caplen             # bytes captured
+    uint32_t len                # bytes on the wire
+    int64_t ts                  # ns since the epoch
+    uint32_t link               # LINKTYPE_* of its interface, a supported one
+    uint32_t iface              # ordinal of its interface in the capture

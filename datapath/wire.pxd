@@ -1,0 +1,10 @@
+from libc.stdint cimport uint8_t, uint16_t
+
+from ctcore.types cimport Packet
+from datapath.frame cimport Frame
+
+ctypedef struct ParseSettings:
+    uint16_t zone
+    uint8_t checksum            # verify L4 checksums
+
+cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil
