@@ -1,4 +1,7 @@
-"""Memory between two pages that may not be touched: a read beyond either end kills the test run, so that it cannot pass unnoticed."""
+"""Memory between two pages that may not be touched, and the invariant of what parse() makes of it; for tests and fuzzers.
+
+A read beyond either end kills the run, so that it cannot pass unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import mmap
 
 import numpy as np
 
+from ctcore.types import State, Verdict
+from datapath import frame as f
 from datapath.frame import FRAME_DTYPE, LINK_ETHERNET
 
 PROT_NONE = 0
+LINKS = [f.LINK_NULL, f.LINK_ETHERNET, f.LINK_RAW_12, f.LINK_RAW_14, f.LINK_RAW, f.LINK_LOOP, f.LINK_SLL, f.LINK_IPV4, f.LINK_IPV6, f.LINK_SLL2]
 
 
 class Guarded:
@@ -43,3 +49,17 @@ class Guarded:
         frames["offset"], frames["caplen"], frames["link"] = offset, caplen, link
         frames["len"] = caplen if wire_len is None else wire_len
         return frames
+
+
+def check_row(row: np.void, memory: np.ndarray, frame: np.ndarray) -> None:
+    """l4 + l4_have exceeds neither the capture nor the IP length; a row is pending with a tuple, or final with a reason."""
+    start = memory.ctypes.data + int(frame["offset"][0])
+    p = {name: int(row[name]) for name in row.dtype.names if name != "key"}
+    assert p["l4_have"] <= p["l4_len"] <= p["ip_len"] <= p["wire_len"]
+    if p["l4"]:
+        assert start + p["l3_off"] <= p["l4"] <= p["l4"] + p["l4_have"] <= start + int(frame["caplen"][0])
+    else:
+        assert p["l4_have"] == 0 and p["verdict"] != Verdict.PENDING
+    assert (p["verdict"] == Verdict.PENDING) == (p["reason"] == 0)
+    assert p["state"] in (State.NOT_SEEN, State.INVALID)
+    assert row["key"]["family"] in (4, 6) or p["reason"] != 0

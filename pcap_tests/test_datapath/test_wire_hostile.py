@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from ctcore import reasons
 from ctcore.types import State, Verdict
-from datapath import frame as f
 from datapath.wire import parse_batch
 from pcap_tests import traffic as t
-from pcap_tests.test_datapath.guarded import Guarded
+from pcap_tests.test_datapath.guarded import LINKS, Guarded, check_row
 
-LINKS = [f.LINK_NULL, f.LINK_ETHERNET, f.LINK_RAW_12, f.LINK_RAW_14, f.LINK_RAW, f.LINK_LOOP, f.LINK_SLL, f.LINK_IPV4, f.LINK_IPV6, f.LINK_SLL2]
 A, B = "10.0.0.1", "10.0.0.2"
 A6, B6 = "2001:db8::1", "2001:db8::2"
 
@@ -52,20 +50,6 @@ SAMPLES = {
 @pytest.fixture(scope="module")
 def guarded() -> Guarded:
     return Guarded()
-
-
-def check_row(row: np.void, memory: np.ndarray, frame: np.ndarray) -> None:
-    """The invariant."""
-    start = memory.ctypes.data + int(frame["offset"][0])
-    p = {name: int(row[name]) for name in row.dtype.names if name != "key"}
-    assert p["l4_have"] <= p["l4_len"] <= p["ip_len"] <= p["wire_len"]
-    if p["l4"]:
-        assert start + p["l3_off"] <= p["l4"] <= p["l4"] + p["l4_have"] <= start + int(frame["caplen"][0])
-    else:
-        assert p["l4_have"] == 0 and p["verdict"] != Verdict.PENDING
-    assert (p["verdict"] == Verdict.PENDING) == (p["reason"] == 0)
-    assert p["state"] in (State.NOT_SEEN, State.INVALID)
-    assert row["key"]["family"] in (4, 6) or p["reason"] != 0
 
 
 def parse_guarded(guarded: Guarded, packet: bytes, **kwargs) -> np.void:
