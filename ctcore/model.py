@@ -59,6 +59,20 @@ class Decision:
         record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
 
 
+class ExpectationRow(NamedTuple):
+    """An expectation as callers see it; timeout: seconds left."""
+
+    master: int
+    src: str
+    dst: str
+    proto: int
+    sport: int
+    dport: int
+    zone: int
+    timeout: float
+    permanent: bool
+
+
 class Expectation(NamedTuple):
     """A connection that is announced. Its key has the source port 0 if any will do."""
 
@@ -83,7 +97,19 @@ class ModelTracker:
         self._next_id = 0
         self._expectations: list[Expectation] = []  # youngest first
         self._events: deque[np.ndarray] = deque()
-        names = ("found", "new", "invalid", "early_drop", "drop", "insert_failed", "events_lost", "expect_new", "expect_create", "expect_delete")
+        names = (
+            "found",
+            "new",
+            "invalid",
+            "early_drop",
+            "drop",
+            "insert_failed",
+            "expired",
+            "events_lost",
+            "expect_new",
+            "expect_create",
+            "expect_delete",
+        )
         self._counters = dict.fromkeys(names, 0)
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
@@ -250,6 +276,7 @@ class ModelTracker:
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
         for conn in sorted(due, key=lambda conn: conn.deadline):
             self._destroy(conn, End.END_TIMEOUT)
+            self._counters["expired"] += 1
 
     # --- events -----------------------------------------------------------------------------------------------------------------------
 
@@ -309,6 +336,8 @@ class ModelTracker:
 
     def set_label(self, ordinal: int, label: int) -> None:
         conn = self._conn(ordinal)
+        if not 0 <= label < 1 << 128:
+            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
         conn.changes |= Change.CHANGE_LABEL if conn.label != label else 0
         conn.label = label
         self._report(conn)
@@ -334,7 +363,10 @@ class ModelTracker:
         permanent: bool = False,
     ) -> None:
         self._conn(master)
-        a, b = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+        a, b = address_of(src), address_of(dst)
+        for what, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
+            if not 0 <= value <= most:
+                raise ConfigError(f"expect: {what} = {value}: expected 0 to {most}")
         if a.version != b.version:
             raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
         key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
@@ -345,8 +377,13 @@ class ModelTracker:
         self._expectations.insert(0, Expectation(key, master, deadline, permanent))
         self._counters["expect_create"] += 1
 
-    def expectations(self) -> list[Expectation]:
-        return list(self._expectations)
+    def expectations(self) -> list[ExpectationRow]:
+        return sorted(self._row_of(e) for e in self._expectations)
+
+    def _row_of(self, e: Expectation) -> ExpectationRow:
+        src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
+        left = (e.deadline - self._tick) / self.config.hz
+        return ExpectationRow(e.master, src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
 
     def _drop_expectations(self, gone: list[Expectation]) -> None:
         self._expectations = [e for e in self._expectations if e not in gone]
@@ -373,3 +410,10 @@ def state_of(conn: Conn, d: int) -> int:
     if d == Dir.REPLY or conn.has(Status.SEEN_REPLY):
         return State.ESTABLISHED
     return State.RELATED if conn.has(Status.EXPECTED) else State.NEW
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None

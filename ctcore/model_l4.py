@@ -18,7 +18,7 @@ ICMP_FAMILY = {Proto.PROTO_ICMP: 4, Proto.PROTO_ICMPV6: 6}
 ICMP_ERRORS = {3, 4, 5, 11, 12}  # RFC 792; in ICMPv6 every type below 128 (RFC 4443 2.1)
 NEIGHBOUR_MESSAGES = {*range(130, 137), 143, 151, 152}  # RFC 4861, RFC 3810, RFC 4286
 REDIRECT = 137  # RFC 4861 4.5
-REDIRECT_HEADER, OPT_REDIRECTED = 40, 4
+REDIRECT_HEADER, OPT_HEADER, OPT_REDIRECTED = 40, 8, 4
 LINK_LOCAL_HOPS = 255
 PPP = 0x880B
 PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_UDPLITE, Proto.PROTO_SCTP}
@@ -94,11 +94,13 @@ def inner_key(packet: Packet) -> tuple[Key | None, int]:
     """The tuple of the packet that an ICMP error quotes, or None and the reason."""
     at = 8
     if packet.key.family == 6 and packet.key.dport >> 8 == REDIRECT:
-        option = packet.l4[REDIRECT_HEADER : REDIRECT_HEADER + 2]
+        at = REDIRECT_HEADER + OPT_HEADER
+        option = packet.l4[REDIRECT_HEADER:at]
         link_local = packet.key.src[0] == 0xFE and packet.key.src[1] & 0xC0 == 0x80
-        if packet.hop_limit != LINK_LOCAL_HOPS or not link_local or len(option) < 2 or option[0] != OPT_REDIRECTED or option[1] == 0:
+        if packet.hop_limit != LINK_LOCAL_HOPS or not link_local:
             return None, Reason.R_ICMP6_REDIRECT
-        at = REDIRECT_HEADER + 8
+        if len(option) < OPT_HEADER or option[0] != OPT_REDIRECTED or option[1] == 0:
+            return None, Reason.R_ICMP6_REDIRECT
     inner = packet.l4[at:]
     key = _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
     return key, Reason.R_OK if key else Reason.R_ICMP_INNER

@@ -262,5 +262,5 @@ def hopeless(visit: Visit, segment: Segment) -> None:
         return
     left = conn.deadline - visit.tick
     unacknowledged = config.ticks("tcp_timeout_unacknowledged")
-    if left > max(LONG_LEFT * config.hz, unacknowledged):
+    if left >= LONG_LEFT * config.hz and left > unacknowledged:
         conn.deadline = visit.tick + unacknowledged

@@ -131,9 +131,7 @@ class Conversation:
             ack = self.next[1 - d] if "A" in flags and self.sent[1 - d] else 0
         self.next[d] = (seq + len(payload) + ("S" in flags) + ("F" in flags)) & 0xFFFFFFFF
         self.sent[d] = True
-        frame = traffic.tcp(
-            self.address[d], self.address[1 - d], self.port[d], self.port[1 - d], flags, seq=seq, ack=ack, payload=payload, **fields
-        )
+        frame = traffic.tcp(self.address[d], self.address[1 - d], self.port[d], self.port[1 - d], flags, seq=seq, ack=ack, payload=payload, **fields)
         seen = self.scene.send(frame, zone=self.zone)
         if seen.conn is not None:
             self.ordinal = seen.conn
