@@ -134,7 +134,7 @@ def opens(sctp: Sctp, tag: int, chunks: list[Chunk]) -> bool:
             sctp.vtag[Dir.REPLY] = chunk.initiate_tag
         elif chunk.type == HEARTBEAT:
             sctp.vtag[Dir.ORIG] = tag
-        else:
+        elif chunk.type == SHUTDOWN_ACK:  # the answer, SHUTDOWN COMPLETE, will reflect it (RFC 9260 8.4)
             sctp.vtag[Dir.REPLY] = tag
     return True
 
