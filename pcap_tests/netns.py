@@ -73,8 +73,6 @@ class Namespace:
         try:
             checked(libc.unshare(CLONE_NEWNET), "new network namespace")
             self.fd = this_namespace()
-            self.open = ExitStack()
-            self.open.callback(os.close, self.fd)
             checked(libc.setns(home, CLONE_NEWNET), "back to the namespace before")
         finally:
             os.close(home)
@@ -114,7 +112,7 @@ class Namespace:
             netlink.link("set", index=netlink.link_lookup(ifname=INTERFACE[side])[0], mtu=size)
 
     def close(self) -> None:
-        self.open.close()
+        os.close(self.fd)
 
 
 class Host(Namespace):
@@ -224,20 +222,20 @@ class Wire(Namespace):
         # It is a cable: no stack of its own speaks on it.
         self.sysctl("ipv6/conf/default/disable_ipv6", 1)
 
-    def start(self) -> None:
-        """Needs both links. What is started here ends in the reverse order at close(), which raises what went wrong on the way."""
+    def start(self, stack: ExitStack) -> None:
+        """Needs both links. What is started here ends with the stack, in the reverse order, and then raises what went wrong on the way."""
         self.taps = []
         for side in (LEFT, RIGHT):
             self.mtu(side, 9000)
             self.taps.append(Tap(self, side, outgoing=False))
-            self.open.callback(self.taps[side].close)
+            stack.callback(self.taps[side].close)
         self.stopping = os.eventfd(0)
-        self.open.callback(os.close, self.stopping)
+        stack.callback(os.close, self.stopping)
         pool = ThreadPoolExecutor(1)
         carrying = pool.submit(self.carry)
-        self.open.callback(carrying.result)
-        self.open.callback(pool.shutdown)
-        self.open.callback(os.eventfd_write, self.stopping, 1)
+        stack.callback(carrying.result)
+        stack.callback(pool.shutdown)
+        stack.callback(os.eventfd_write, self.stopping, 1)
 
     def carry(self) -> None:
         counts = [0, 0]
@@ -274,7 +272,8 @@ class Network:
             for position, (left, right) in enumerate(itertools.pairwise(chain)):
                 join(left, right, position)
             for wire in (*access_wires, *core_wires):
-                wire.start()
+                # On the same stack, so that every wire has stopped before the first namespace goes and takes its neighbours' links along.
+                wire.start(stack)
             self._number()
             self.tap = (access_wires[-1], LEFT) if trunk else (self.router, LEFT)
             self.open = stack.pop_all()

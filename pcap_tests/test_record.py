@@ -33,7 +33,7 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from pcap_tests import record
-from pcap_tests.netns import Network, unavailable
+from pcap_tests.netns import Network, delay, unavailable
 
 CAPTURES = sorted(record.CAPTURES.glob("*.pcap"))
 ROOT = Path(__file__).parent.parent
@@ -137,6 +137,14 @@ def test_a_failing_wire_is_reported(kernel: None) -> None:
 
     with pytest.raises(ValueError, match="the cable is cut"):
         record.record(record.Scene("cut", act, (socket.AF_INET,), False, {"core": (broken,)}))
+
+
+def test_wires_stop_before_their_links_go(kernel: None) -> None:
+    """Two wires side by side, and frames on their way at the end: closing is quiet every time."""
+    for _ in range(6):
+        with Network(access=(delay(0.0), delay(0.0))) as net, net.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(50):
+                sock.sendto(b"hello", ("198.51.100.10", 9))
 
 
 def test_without_privileges_one_line_says_so(tmp_path: Path) -> None:
