@@ -387,7 +387,7 @@ def ipv6_extension_headers(net: Network, family: int) -> None:
             say(*connection, text(500))
 
 
-@scene("ipv6-segment-routing", families=(V6,))
+@scene("ipv6-segment-routing", families=(V6,), demo=True)
 def ipv6_segment_routing(net: Network, family: int) -> None:
     """UDP with a segment routing header (RFC 8754) by way of the router: the IPv6 destination is the router, the checksum is over the last
     segment, the answers come back the plain way."""
