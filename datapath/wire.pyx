@@ -20,8 +20,9 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from ctcore.batch cimport Batch
+from ctcore.lowlevel cimport be16, be32
 from ctcore.tuples cimport (
-    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, be16, be32, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
+    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
 )
 from ctcore.types cimport (
     ACCEPT, DROP, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
