@@ -120,7 +120,9 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--timeouts", type=Timeouts(), default="", help="Timeouts by their sysctl names without nf_conntrack_."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
-        click.option("--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"),
+        click.option(
+            "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
+        ),
     ):
         wrapper = option(wrapper)
     return wrapper
