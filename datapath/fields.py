@@ -89,6 +89,11 @@ def l4state_name(proto: int, state: int) -> str | None:
     return table().states[state]
 
 
+def seconds_text(ticks: int, hz: int) -> str:
+    """Ticks as seconds, with as many decimals as there are."""
+    return f"{ticks / hz:.3f}".rstrip("0").rstrip(".")
+
+
 def address(raw: bytes, family: int) -> str:
     return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)
 

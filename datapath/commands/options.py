@@ -5,27 +5,18 @@ Not here: the settings' meaning and limits (ctcore.config). Invariant: an option
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ctcore.config import Config
+from datapath.app import Tracking
 
 MAX_ZONE = 65535
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """How packets are to be tracked. flags: the options that differ from the defaults, to be repeated in a command that is suggested."""
-
-    config: Config
-    zone: int
-    clock: str
-    flags: str
 
 
 class Number(click.ParamType):
@@ -105,7 +96,6 @@ def _flags(context: click.Context) -> str:
 
 def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
-    import functools
 
     @functools.wraps(command)
     def wrapper(*, zone: int, clock: str, timeouts: dict[str, int], **others: Any) -> Any:
