@@ -1,0 +1,390 @@
+"""The door: frames become rows of Packet. The only place with bounds checks.
+
+What the kernel does before conntrack (link layer, ip_rcv, the extension headers) and the parts of its protocol trackers that look at nothing
+but the packet (lengths, checksums, flag combinations) happen here, once; behind the door l4 points at l4_have bytes that may be read.
+Outcomes: a packet that never reaches conntrack has a final verdict, state NOT_SEEN and a reason; one without a tuple, or a bad ICMP packet of
+its own family, is final and INVALID; anything else is PENDING, and l4_reason says what its tracker will hold against it, since Linux
+looks the tuple up first.
+
+Theory of operation: nearly all packets are whole, sound TCP over IPv4 without options over Ethernet. plain_tcp() computes everything about such a
+packet and answers yes, or no without saying why; then general() takes it step by step and finds the reason. One worked packet: a frame of
+60 bytes, type 0x0800, first IP byte 0x45, total length 40 (6 bytes of padding): IP sum and TCP sum are 0xFFFF, flags ACK: yes.
+
+Invariants: every field of a row is written; l4 + l4_have never exceeds the captured frame nor the IP packet; l4_have <= l4_len.
+The caller guarantees that each frame lies in memory. Not here: reassembly, states, NAT.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from ctcore.batch cimport Batch
+from ctcore.tuples cimport (
+    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, be16, be32, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
+)
+from ctcore.types cimport (
+    ACCEPT, DROP, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
+    R_FRAGMENT, R_ICMP_CHECKSUM, R_ICMP_SHORT, R_IP6_CHAIN, R_IP_CHECKSUM, R_IP_HEADER, R_IP_LENGTH, R_IP_TRUNCATED, R_IP_VERSION,
+    R_L4_BEYOND, R_NOT_IP, R_OK, R_SCTP_CHECKSUM, R_SCTP_SHORT, R_SNAPPED, R_TCP_CHECKSUM, R_TCP_DOFF, R_TCP_FLAGS, R_TCP_SHORT,
+    R_TUPLE_SHORT, R_UDP_CHECKSUM, R_UDP_LENGTH, R_UDP_SHORT, Key, Packet,
+)
+from datapath.checksum cimport add1, crc32c, fold, load32, load64, sum_bytes
+from datapath.frame cimport Frame
+from datapath.link cimport LINKTYPE_ETHERNET, Cursor, to_ip
+
+from datapath.frame import FRAME_DTYPE
+
+cdef extern from "arpa/inet.h" nogil:
+    uint32_t htonl(uint32_t)
+
+cdef extern from * nogil:
+    """
+    #define ct_prefetch(p) __builtin_prefetch(p)
+    """
+    void ct_prefetch(const void *p)
+
+cdef enum:
+    PREFETCH_AHEAD = 8          # frames; their memory is fetched while these are parsed
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    ACK = 0x10
+    URG = 0x20
+    PLAIN_HEADERS = 14 + 20     # Ethernet and IPv4 without options
+    ND_REDIRECT = 137
+
+# Bit f is set if flags f (without PSH, ECE, CWR and reserved bits) are a combination that some stack sends (RFC 9293 3.10).
+cdef uint64_t VALID_FLAGS = (
+    1ULL << SYN | 1ULL << (SYN | URG) | 1ULL << (SYN | ACK) | 1ULL << RST | 1ULL << (RST | ACK)
+    | 1ULL << (FIN | ACK) | 1ULL << (FIN | ACK | URG) | 1ULL << ACK | 1ULL << (ACK | URG)
+)
+
+
+cdef inline bint valid_flags(uint8_t flags) noexcept nogil:
+    return VALID_FLAGS >> (flags & (FIN | SYN | RST | ACK | URG)) & 1
+
+
+cdef inline void close(Packet *p, uint8_t reason) noexcept nogil:
+    """A final verdict. The reasons up to R_FRAGMENT are those of packets that conntrack does not see; the others lose their connection."""
+    p.reason = reason
+    if reason > R_FRAGMENT:
+        p.state = INVALID
+        p.verdict = ACCEPT
+    else:
+        p.state = NOT_SEEN
+        p.verdict = HELD if reason == R_FRAGMENT else ACCEPT if reason == R_NOT_IP or reason == R_SNAPPED else DROP
+
+
+# --- checksums -------------------------------------------------------------------------------------------------------------------------
+
+cdef inline bint bad_sum(const Packet *p, uint8_t proto, uint32_t covered) noexcept nogil:
+    """Does the pseudo-header (RFC 768, RFC 8200 8.1) with the first `covered` bytes of L4 not sum to zero? IPv4 has zeros behind its addresses.
+
+    False if not all of them were captured: what cannot be verified is believed.
+    """
+    cdef uint64_t total
+    if p.l4_have < covered:
+        return False
+    total = add1(add1(p.key.src[0], p.key.src[1]), add1(p.key.dst[0], p.key.dst[1]))
+    return fold(sum_bytes(p.l4, covered, add1(total, htonl(p.l4_len + proto)))) != 0xFFFF
+
+
+cdef inline bint bad_icmp_sum(const Packet *p) noexcept nogil:
+    """ICMP has no pseudo-header (RFC 792), ICMPv6 has one (RFC 4443 2.3)."""
+    if p.key.family == 6:
+        return bad_sum(p, PROTO_ICMPV6, p.l4_len)
+    return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, 0)) != 0xFFFF
+
+
+cdef inline bint bad_crc(const Packet *p) noexcept nogil:
+    """CRC32c over the SCTP packet with zeros for its checksum, which is stored in little-endian order (RFC 9260 6.8)."""
+    cdef uint32_t crc = crc32c(0, p.l4, 8)
+    crc = crc32c(crc32c(crc, <const uint8_t *>b"\0\0\0\0", 4), p.l4 + 12, p.l4_len - 12)
+    return crc != (p.l4[8] | <uint32_t>p.l4[9] << 8 | <uint32_t>p.l4[10] << 16 | <uint32_t>p.l4[11] << 24)
+
+
+# --- transport: what the trackers check before they look at their state ------------------------------------------------------------------
+
+cdef void tcp(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """RFC 9293 3.1, in the kernel's order: header, data offset, checksum, flags."""
+    if p.l4_len < 20:
+        p.l4_reason = R_TCP_SHORT
+        return
+    if p.l4_have < 20:
+        close(p, R_SNAPPED)
+        return
+    p.seq = be32(p.l4 + 4)
+    p.ack = be32(p.l4 + 8)
+    p.doff = (p.l4[12] >> 4) * 4
+    p.tcp_flags = p.l4[13]
+    p.win = be16(p.l4 + 14)
+    if p.doff < 20 or p.doff > p.l4_len:
+        p.l4_reason = R_TCP_DOFF
+    elif p.doff > p.l4_have:
+        close(p, R_SNAPPED)
+    elif settings.checksum and bad_sum(p, PROTO_TCP, p.l4_len):
+        p.l4_reason = R_TCP_CHECKSUM
+    elif not valid_flags(p.tcp_flags):
+        p.l4_reason = R_TCP_FLAGS
+
+
+cdef void udp(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """RFC 768. The sum goes over all bytes present, not over the UDP length; 0 means none, over IPv6 too: so does the kernel."""
+    cdef uint16_t length
+    if p.l4_len < 8:
+        p.l4_reason = R_UDP_SHORT
+        return
+    if p.l4_have < 8:
+        close(p, R_SNAPPED)
+        return
+    length = be16(p.l4 + 4)
+    if length < 8 or length > p.l4_len:
+        p.l4_reason = R_UDP_LENGTH
+    elif settings.checksum and be16(p.l4 + 6) != 0 and bad_sum(p, PROTO_UDP, p.l4_len):
+        p.l4_reason = R_UDP_CHECKSUM
+
+
+cdef void udplite(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """RFC 3828 3.1: coverage for length, a mandatory checksum. The kernel sums with UDP's protocol number, so that a correct one is bad."""
+    cdef uint32_t coverage
+    if p.l4_len < 8:
+        p.l4_reason = R_UDP_SHORT
+        return
+    if p.l4_have < 8:
+        close(p, R_SNAPPED)
+        return
+    coverage = be16(p.l4 + 4)
+    if coverage == 0:
+        coverage = p.l4_len
+    if coverage < 8 or coverage > p.l4_len:
+        p.l4_reason = R_UDP_LENGTH
+    elif be16(p.l4 + 6) == 0 or (settings.checksum and bad_sum(p, PROTO_UDP, coverage)):
+        p.l4_reason = R_UDP_CHECKSUM
+
+
+cdef void sctp(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """RFC 9260 3. All chunks are needed later."""
+    if p.l4_len < 12:
+        p.l4_reason = R_SCTP_SHORT
+    elif p.l4_have < p.l4_len:
+        close(p, R_SNAPPED)
+    elif settings.checksum and bad_crc(p):
+        p.l4_reason = R_SCTP_CHECKSUM
+
+
+cdef inline bint quotes_beyond_capture(const Packet *p) noexcept nogil:
+    """Is this an ICMP error (RFC 1122 3.2.2, RFC 4443 2.1) or a redirect of which conntrack needs bytes that were not captured?"""
+    cdef Key quoted
+    cdef uint8_t kind = p.l4[0]
+    if p.l4_have == p.l4_len:
+        return False
+    if p.key.family == 6 and kind == ND_REDIRECT:
+        return True
+    if kind >= 128 if p.key.family == 6 else not (3 <= kind <= 5 or kind == 11 or kind == 12):
+        return False
+    return quoted_tuple(p.key.family, p.l4 + 8, p.l4_len - 8, p.l4_have - 8, &quoted) == R_SNAPPED
+
+
+cdef void icmp(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """ICMP of its own family: the kernel's error() comes before the lookup, so what is wrong here is final."""
+    if settings.checksum and bad_icmp_sum(p):
+        close(p, R_ICMP_CHECKSUM)
+    elif quotes_beyond_capture(p):
+        close(p, R_SNAPPED)
+
+
+cdef inline void transport(const ParseSettings *settings, Packet *p) noexcept nogil:
+    """The tuple, then the checks of its protocol.   Reads: key, l4, l4_len, l4_have.   Writes: key's ports, TCP fields, l4_reason."""
+    cdef uint8_t proto = p.key.proto
+    cdef bint own_icmp = proto == PROTO_ICMP if p.key.family == 4 else proto == PROTO_ICMPV6
+    cdef uint8_t reason = fill_ports(&p.key, p.l4, p.l4_len, p.l4_have)
+    if reason != R_OK:
+        close(p, R_ICMP_SHORT if own_icmp and reason == R_TUPLE_SHORT else reason)
+    elif own_icmp:
+        icmp(settings, p)
+    elif proto == PROTO_TCP:
+        tcp(settings, p)
+    elif proto == PROTO_UDP:
+        udp(settings, p)
+    elif proto == PROTO_UDPLITE:
+        udplite(settings, p)
+    elif proto == PROTO_SCTP:
+        sctp(settings, p)
+
+
+# --- IP --------------------------------------------------------------------------------------------------------------------------------
+
+cdef uint8_t ipv4(const Cursor *c, Packet *p) noexcept nogil:
+    """RFC 791 3.1, in the kernel's order. Reads nothing beyond the header; R_OK with l4, l4_len, l4_have set."""
+    cdef uint32_t header, total
+    if c.have < IP4_HEADER:
+        return R_SNAPPED if c.length >= IP4_HEADER else R_IP_HEADER
+    if c.p[0] >> 4 != 4:
+        return R_IP_VERSION
+    header = (c.p[0] & 15) * 4
+    total = be16(c.p + 2)
+    fill_addresses(&p.key, 4, c.p)
+    p.key.proto = c.p[9]
+    p.hop_limit = c.p[8]
+    if header < IP4_HEADER or header > c.length:
+        return R_IP_HEADER
+    if header > c.have:
+        return R_SNAPPED
+    if fold(sum_bytes(c.p, header, 0)) != 0xFFFF:
+        return R_IP_CHECKSUM
+    if total > c.length:
+        return R_IP_TRUNCATED
+    if total < header:
+        return R_IP_LENGTH
+    p.ip_len = total
+    p.l4 = c.p + header
+    p.l4_len = total - header
+    p.l4_have = min(total, c.have) - header
+    return R_FRAGMENT if be16(c.p + 6) & 0x3FFF else R_OK
+
+
+cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
+    """RFC 8200 3 and 4. R_OK with l4, l4_len, l4_have set, also where the chain ends behind the packet and no tuple field is needed from there."""
+    cdef uint32_t total, have
+    cdef uint8_t reason
+    cdef Chain chain
+    if c.have < IP6_HEADER:
+        return R_SNAPPED if c.length >= IP6_HEADER else R_IP_HEADER
+    if c.p[0] >> 4 != 6:
+        return R_IP_VERSION
+    total = be16(c.p + 4) + <uint32_t>IP6_HEADER
+    chain.at = IP6_HEADER
+    chain.proto = c.p[6]
+    fill_addresses(&p.key, 6, c.p)
+    p.key.proto = chain.proto
+    p.hop_limit = c.p[7]
+    if total == IP6_HEADER and chain.proto == IP6_HOP_BY_HOP:           # a jumbogram (RFC 2675): the frame's end is the packet's
+        total = c.length
+    if total > c.length:
+        return R_IP_TRUNCATED
+    p.ip_len = total
+    have = min(total, c.have)
+    reason = skip_extensions(c.p, total, have, &chain)
+    p.key.proto = chain.proto
+    p.l4 = c.p + min(chain.at, have)
+    p.l4_len = total - min(chain.at, total)
+    p.l4_have = have - min(chain.at, have)
+    if chain.frag:
+        return R_FRAGMENT
+    if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it
+        return R_IP6_CHAIN
+    return R_L4_BEYOND if reason == R_OK and chain.at > total else reason
+
+
+cdef void general(const ParseSettings *settings, const uint8_t *start, const Frame *frame, Packet *p) noexcept nogil:
+    """Any frame, step by step. The row is complete, but for what parse() writes."""
+    cdef Cursor c
+    cdef uint8_t family, reason
+    memset(p, 0, sizeof(Packet))
+    c.p = start
+    c.have = frame.caplen
+    c.length = max(frame.len, frame.caplen)
+    reason = to_ip(&c, frame.link, &family)
+    if reason == R_OK:
+        p.l3_off = <uint16_t>(c.p - start)
+        reason = ipv4(&c, p) if family == 4 else ipv6(&c, p)
+    if reason == R_OK:
+        transport(settings, p)
+    else:
+        close(p, reason)
+
+
+# --- the straight way ------------------------------------------------------------------------------------------------------------------
+
+cdef inline bint plain_tcp(const ParseSettings *settings, const uint8_t *f, const Frame *frame, Packet *p) noexcept nogil:
+    """Is this a whole and sound TCP segment over IPv4 without options over Ethernet? Then the row is complete, but for what parse() writes."""
+    cdef const uint8_t *ip = f + 14
+    cdef const uint8_t *l4 = f + PLAIN_HEADERS
+    cdef uint32_t total, length, doff
+    cdef uint64_t addresses, total_sum
+    if frame.link != LINKTYPE_ETHERNET or frame.caplen < PLAIN_HEADERS + 20:
+        return False
+    # Safe: 54 bytes are there. 0x0800 and 0x45; neither offset nor M bit; TCP.
+    if (be16(f + 12) ^ 0x0800) | (ip[0] ^ 0x45) | (be16(ip + 6) & 0x3FFF) | (ip[9] ^ PROTO_TCP):
+        return False
+    total = be16(ip + 2)
+    length = total - IP4_HEADER             # wraps if total is too small: the first comparison refuses that
+    doff = (l4[12] >> 4) * 4
+    if (total < IP4_HEADER + 20) | (total + 14 > frame.caplen) | (doff < 20) | (doff > length) | (not valid_flags(l4[13])):
+        return False
+    addresses = load64(ip + 12)
+    total_sum = add1(add1(load64(ip), load32(ip + 8)), addresses)
+    if fold(total_sum) != 0xFFFF:
+        return False
+    if settings.checksum and fold(sum_bytes(l4, length, add1(addresses, htonl(length + PROTO_TCP)))) != 0xFFFF:
+        return False
+    fill_addresses(&p.key, 4, ip)
+    p.key.sport = be16(l4)
+    p.key.dport = be16(l4 + 2)
+    p.key.proto = PROTO_TCP
+    p.l4 = l4
+    p.l4_len = p.l4_have = length
+    p.ip_len = total
+    p.seq = be32(l4 + 4)
+    p.ack = be32(l4 + 8)
+    p.win = be16(l4 + 14)
+    p.doff = <uint8_t>doff
+    p.tcp_flags = l4[13]
+    p.l4_reason = p.reason = R_OK
+    p.verdict = PENDING
+    p.state = NOT_SEEN
+    p.hop_limit = ip[8]
+    p.l3_off = 14
+    return True
+
+
+cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
+    """Frame rows to Packet rows.   Reads: frames, memory.   Writes: every field of out[0..n-1]; index is the row, hash and flow are empty."""
+    cdef int i
+    cdef Packet *p
+    cdef const Frame *frame
+    for i in range(n):
+        frame = frames + i
+        p = out + i
+        if i + PREFETCH_AHEAD < n:
+            ct_prefetch(memory + frame[PREFETCH_AHEAD].offset)
+        if not plain_tcp(settings, memory + frame.offset, frame, p):
+            general(settings, memory + frame.offset, frame, p)
+        p.wire_len = max(frame.len, frame.caplen)
+        p.key.zone = settings.zone
+        p.now = frame.ts
+        p.hash = 0
+        p.flow = NO_FLOW
+        p.tag = 0
+        p.index = i
+
+
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True):
+    """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
+    cdef ParseSettings settings
+    cdef Batch batch
+    cdef size_t base, rows
+    cdef int n
+    if not 0 <= zone <= 0xFFFF:
+        raise ValueError(f"zone = {zone}: expected 0 to 65535")
+    data = np.ascontiguousarray(memory if isinstance(memory, np.ndarray) else np.frombuffer(memory, dtype=np.uint8))
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f"memory: expected uint8[n], found {data.dtype} of {data.ndim} dimensions")
+    if not isinstance(frames, np.ndarray) or frames.dtype != FRAME_DTYPE or frames.ndim != 1:
+        raise ValueError("frames: expected a one-dimensional array of FRAME_DTYPE")
+    outside = np.flatnonzero((frames["caplen"] > data.size) | (frames["offset"] > data.size - np.minimum(frames["caplen"], data.size)))
+    if outside.size:
+        raise ValueError(f"frames[{outside[0]}]: expected offset + caplen within the {data.size} bytes of memory")
+    n = len(frames)
+    rows_array = np.require(frames, requirements="CA")
+    batch = Batch(max(n, 1))
+    batch.size = n
+    batch._owner = data
+    settings.zone = zone
+    settings.checksum = checksum
+    base = data.ctypes.data
+    rows = rows_array.ctypes.data
+    with nogil:
+        parse(&settings, <const uint8_t *>base, <const Frame *>rows, n, batch.row)
+    return batch
