@@ -121,7 +121,7 @@ class _Run:
 
     def __init__(self, stack: ExitStack, tracking: Tracking, outputs: Outputs, *, named: bool, summary: bool) -> None:
         self.outputs, self.named = outputs, named
-        self.config = _with_events(tracking.config, everything=bool(outputs.events), ends=bool(outputs.conns) or summary)
+        self.config = with_events(tracking.config, everything=bool(outputs.events), ends=bool(outputs.conns) or summary)
         self.result = Replayed(replace(tracking, config=self.config), tally=Tally(self.config) if summary else None)
         self.pipeline = Pipeline(self.config, zone=tracking.zone, clock=tracking.clock)
         self.writers = {kind: _open(stack, kind, name, outputs.form) for kind, name in _kinds(outputs) if name}
@@ -212,7 +212,7 @@ def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Wr
     return writer
 
 
-def _with_events(config: Config, *, everything: bool, ends: bool) -> Config:
+def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
     """The settings with the events the outputs need, and a ring that holds the end of every connection at once: time may jump."""
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
     ring = min(config.capacity, CAPACITY_LIMIT // 4) + 4 * CHUNK if events else config.event_ring
