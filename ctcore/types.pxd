@@ -5,7 +5,8 @@
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-cpdef enum Dir:
+# Python: Dir.
+cpdef enum:
     ORIG = 0
     REPLY = 1
 
@@ -43,7 +44,8 @@ cpdef enum Status:
     OFFLOAD = 0x4000
     HW_OFFLOAD = 0x8000
 
-cpdef enum TcpState:
+# Python knows it as TcpState. Enums that index arrays have no name here: Cython takes no named enum as an index.
+cpdef enum:
     TCP_NONE = 0
     SYN_SENT = 1
     SYN_RECV = 2
@@ -61,7 +63,8 @@ cpdef enum TcpState:
     TIMEOUT_RETRANS = 10
     TIMEOUT_UNACK = 11
 
-cpdef enum TcpIndex:
+# Python: TcpIndex.
+cpdef enum:
     TCP_SYN = 0
     TCP_SYNACK = 1
     TCP_FIN = 2
@@ -81,7 +84,8 @@ cpdef enum TcpFlag:
     TF_EXP_CHALLENGE_ACK = 0x40
     TF_SIMULTANEOUS_OPEN = 0x80
 
-cpdef enum SctpState:
+# Python: SctpState.
+cpdef enum:
     SCTP_NONE = 0
     SCTP_CLOSED = 1
     SCTP_COOKIE_WAIT = 2
@@ -312,14 +316,16 @@ ctypedef struct Entry:
     int64_t master              # ordinal of the connection that was expected to open this one, or -1
     uint64_t label[2]           # 128 bits, low word first
     uint32_t mark
-    uint32_t wheel_next
+    uint32_t wheel_next         # in the pool's free list: the next free slot
     uint32_t wheel_prev
     uint32_t generation         # counts the lives of this slot
     uint32_t hash[2]            # of the two keys, for erase
-    uint64_t pad
+    uint32_t wheel_tick         # where the wheel will look at it next, at or before its deadline
+    uint32_t pad
 
 cdef enum:
-    COLD_MARK = 1
+    COLD_MARK = 1               # a mark is set
+    COLD_MASTER = 2             # expectations may name it as their master
 
 ctypedef struct Event:
     uint8_t kind
@@ -340,6 +346,7 @@ ctypedef struct Settings:
     uint32_t generic_timeout
     uint32_t sctp_timeout[9]
     uint32_t udp_stream_after   # two seconds
+    uint32_t hopeless_after     # 120 seconds: a connection with less left dies soon enough by itself
     int64_t tick_ns
     uint32_t max
     uint32_t expect_max
@@ -348,7 +355,6 @@ ctypedef struct Settings:
     uint8_t tcp_ignore_invalid_rst
     uint8_t tcp_max_retrans
     uint8_t acct
-    uint8_t checksum
     uint8_t events              # mask of EventKind
     uint8_t tcp_table[2][6][10]
     uint8_t sctp_table[2][12][9]

@@ -4,9 +4,27 @@ The dtypes are taken from the C layout (offsets and sizes as the compiler sees t
 seen from outside: nothing is converted. Not here: behaviour.
 """
 
+from enum import IntEnum
+
 import numpy as np
 
 assert sizeof(Key) == 40 and sizeof(Flow) == 64 and sizeof(Entry) == 256 and sizeof(Decision) == 32
+
+
+def _named(str name, *members):
+    """An IntEnum of members that are nameless in C."""
+    return IntEnum(name, {member: globals()[member] for member in members}, module=__name__)
+
+Dir = _named("Dir", "ORIG", "REPLY")
+TcpState = _named(
+    "TcpState", "TCP_NONE", "SYN_SENT", "SYN_RECV", "TCP_ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2",
+    "N_TCP_STATES", "TCP_INVALID", "TCP_IGNORE", "N_TCP_TIMEOUTS", "TIMEOUT_RETRANS", "TIMEOUT_UNACK",
+)
+TcpIndex = _named("TcpIndex", "TCP_SYN", "TCP_SYNACK", "TCP_FIN", "TCP_ACK", "TCP_RST", "TCP_NO_FLAG", "N_TCP_INDEXES")
+SctpState = _named(
+    "SctpState", "SCTP_NONE", "SCTP_CLOSED", "SCTP_COOKIE_WAIT", "SCTP_COOKIE_ECHOED", "SCTP_ESTABLISHED", "SCTP_SHUTDOWN_SENT",
+    "SCTP_SHUTDOWN_RECD", "SCTP_SHUTDOWN_ACK_SENT", "SCTP_HEARTBEAT_SENT", "N_SCTP_STATES", "SCTP_INVALID",
+)
 
 
 cdef object _dtype(list fields, size_t size):

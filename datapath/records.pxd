@@ -32,7 +32,7 @@ cdef enum:
 
 # Why a scan stopped. From HEADER on it is damage: a sentence of DAMAGE, filled in with what the scan left in a and b.
 cdef enum Stop:
-    FULL, MORE, SECTION, INTERFACE, LINK
+    FULL, MORE, SECTION, INTERFACE, LINK, NO_ROW
     HEADER, TRUNCATED, IMPLAUSIBLE, ORDER, LENGTH_ODD, LENGTH_UNDER, TRAILER, CAPLEN, IFACE_NONE, IFACE_ID
 
 ctypedef struct Iface:

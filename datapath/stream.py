@@ -126,7 +126,7 @@ class Window:
         if need > len(self._buffer):
             self._allocate(max(need, 2 * len(self._buffer)))
         while self.have < need and self._fill():
-            pass
+            mapping.madvise(mmap.MADV_SEQUENTIAL)
         return 0
 
     def position(self, at: int) -> int:

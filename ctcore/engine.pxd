@@ -1,0 +1,69 @@
+# The engine's state in one struct, and what every protocol tracker does with it: refresh a timeout, count a packet.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ctcore.events cimport Ring
+from ctcore.expectations cimport Expectations
+from ctcore.hashing cimport HashKey
+from ctcore.pool cimport Pool
+from ctcore.table cimport Table
+from ctcore.timers cimport Wheel, wheel_moved
+from ctcore.types cimport COLD_MARK, CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Settings
+
+# What a protocol tracker makes of a packet.
+cdef enum Outcome:
+    ACCEPTED
+    REJECTED                    # invalid: the packet loses its connection
+    REPEAT                      # the connection is gone; the packet starts over without it
+
+ctypedef struct Counters:
+    uint64_t found
+    uint64_t new
+    uint64_t invalid
+    uint64_t early_drop
+    uint64_t drop
+    uint64_t insert_failed
+    uint64_t expired
+    uint64_t timer_stalls       # expiry waited because the event ring was more than half full
+
+ctypedef struct Engine:
+    Settings set
+    Pool pool
+    Table table
+    Wheel wheel
+    Ring ring
+    Expectations expect
+    Counters count
+    HashKey hash_key
+    int64_t now                 # ns; never goes back
+    uint64_t tick               # now in ticks
+    int64_t next_tick_at        # ns at which the next tick begins
+    int64_t next_id             # ordinal of the next connection
+    uint32_t live               # confirmed connections
+    uint16_t changes            # what the packet at hand changed in its connection
+
+
+cdef inline void account(Engine *ct, Entry *entry, const Packet *p, int dir) noexcept nogil:
+    if ct.set.acct:
+        entry.flow[dir].packets += 1
+        entry.flow[dir].bytes += p.ip_len
+
+
+cdef inline void set_deadline(Engine *ct, Entry *entry, uint32_t ticks) noexcept nogil:
+    """The connection lives for `ticks` from now on."""
+    cdef uint32_t old = entry.deadline
+    entry.deadline = <uint32_t>ct.tick + ticks
+    if entry.status & CONFIRMED:
+        wheel_moved(&ct.wheel, <uint32_t>(entry - ct.pool.entry), old, ticks)
+
+
+cdef inline void refresh(Engine *ct, Entry *entry, const Packet *p, int dir, uint32_t ticks) noexcept nogil:
+    """An accepted packet that counts: renew the timeout unless it is fixed, and account."""
+    if not entry.status & FIXED_TIMEOUT:
+        set_deadline(ct, entry, ticks)
+    account(ct, entry, p, dir)
+
+
+cdef inline int32_t ticks_left(const Engine *ct, const Entry *entry) noexcept nogil:
+    cdef int32_t left = <int32_t>(entry.deadline - <uint32_t>ct.tick)
+    return left if left > 0 else 0

@@ -1,0 +1,18 @@
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ctcore.types cimport Entry, Event
+
+ctypedef struct Ring:
+    Event *event
+    uint32_t size
+    uint32_t first              # oldest event not yet taken
+    uint32_t length
+    uint64_t lost
+
+cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeout, int64_t time) noexcept nogil
+cdef object ring_take(Ring *ring)
+
+
+cdef inline Event *ring_last(Ring *ring) noexcept nogil:
+    """The event put last; only right after ring_put() stored one."""
+    return &ring.event[(ring.first + ring.length - 1) % ring.size]

@@ -1,0 +1,91 @@
+"""Expectations: connections that a helper announces before they are opened.
+
+An expectation names source and destination address, protocol, destination port and zone exactly; the source port may be left open. The
+first packet that fits makes its connection RELATED, with the expecting one as its master. One shot, unless permanent.
+Invariants: every row is in one chain or in the free list; no row outlives its master (tracker calls expect_remove_of).
+Not here: helpers, which find out what to expect.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from ctcore.lowlevel cimport mul_fold
+from ctcore.types cimport Key, NO_CONN
+
+
+cdef inline uint32_t chain_of(const Expectations *all, const Key *key) noexcept nogil:
+    """By what is never left open: destination, port and protocol. Helpers make these, not strangers, and expect_max bounds a chain."""
+    cdef uint64_t port = (<uint64_t>key.dport << 8) | key.proto
+    return <uint32_t>mul_fold(key.dst[0] ^ port, key.dst[1] ^ <uint64_t>0x9E3779B97F4A7C15) & (all.n_heads - 1)
+
+
+cdef inline bint fits(const Expectation *row, const Key *key) noexcept nogil:
+    cdef const Key *k = &row.key
+    return (
+        k.dst[0] == key.dst[0] and k.dst[1] == key.dst[1] and k.src[0] == key.src[0] and k.src[1] == key.src[1] and k.dport == key.dport
+        and k.proto == key.proto and k.family == key.family and k.zone == key.zone and (k.sport == 0 or k.sport == key.sport)
+    )
+
+
+cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noexcept nogil:
+    """The youngest expectation that fits a packet and has not expired, or NO_CONN."""
+    cdef uint32_t row = all.head[chain_of(all, key)]
+    while row != NO_CONN:
+        if fits(&all.row[row], key) and all.row[row].deadline > tick:
+            return row
+        row = all.row[row].next
+    return NO_CONN
+
+
+cdef uint32_t expect_add(Expectations *all, const Key *key, uint64_t tick) noexcept nogil:
+    """A row for this key at the head of its chain; NO_CONN if there are too many. The caller fills in the rest."""
+    cdef uint32_t row, chain
+    expect_expire(all, tick)
+    if all.count == all.size:
+        return NO_CONN
+    if all.free != NO_CONN:
+        row = all.free
+        all.free = all.row[row].next
+    else:
+        row = all.used
+        all.used += 1
+    chain = chain_of(all, key)
+    all.row[row].key = key[0]
+    all.row[row].next = all.head[chain]
+    all.head[chain] = row
+    all.count += 1
+    all.created += 1
+    return row
+
+
+cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
+    cdef uint32_t *link = &all.head[chain_of(all, &all.row[row].key)]
+    while link[0] != row:
+        link = &all.row[link[0]].next
+    link[0] = all.row[row].next
+    all.row[row].next = all.free
+    all.free = row
+    all.count -= 1
+    all.deleted += 1
+
+
+cdef void expect_remove_of(Expectations *all, int64_t master) noexcept nogil:
+    """The master dies: nothing it announced will be its own any more."""
+    cdef uint32_t chain, row, after
+    for chain in range(all.n_heads):
+        row = all.head[chain]
+        while row != NO_CONN:
+            after = all.row[row].next
+            if all.row[row].master == master:
+                expect_remove(all, row)
+            row = after
+
+
+cdef void expect_expire(Expectations *all, uint64_t tick) noexcept nogil:
+    cdef uint32_t chain, row, after
+    for chain in range(all.n_heads):
+        row = all.head[chain]
+        while row != NO_CONN:
+            after = all.row[row].next
+            if all.row[row].deadline <= tick:
+                expect_remove(all, row)
+            row = after

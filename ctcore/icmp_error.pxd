@@ -1,0 +1,12 @@
+from libc.stdint cimport uint32_t
+
+from ctcore.engine cimport Engine
+from ctcore.types cimport Packet
+
+# What becomes of an ICMP or ICMPv6 packet before any lookup of its own tuple.
+cdef enum Errand:
+    ICMP_ORDINARY               # a request or reply: to be tracked like any other packet
+    ICMP_DECIDED                # invalid or untracked; the reason says why
+    ICMP_RELATED                # an error about a known flow
+
+cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil

@@ -1,0 +1,102 @@
+"""The hash table: from a tuple to its flow.
+
+Theory of operation: a bucket is one cache line with ten tags of 16 bits and ten flow ids. A flow lies in the first free slot at or after its
+home bucket; every full bucket it passed counts it in `passed`, so a search ends at the first bucket nobody passed, and erasing needs no
+tombstones. At most seven flows a bucket are meant on average, so most lookups touch one line here and one in the entry.
+Example: home bucket 7 is full, the flow goes to 8 and bucket 7 counts one passer-by. A lookup reads 7 (no tag fits, passed = 1), then 8.
+Invariants (check): every live entry's keys are found under their own hash; a flow lies in one slot; `passed` is exact; no free slot lies
+between a flow and its home.
+Not here: the keys themselves (they are in the entries), and what a miss means.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t
+
+from ctcore.lowlevel cimport prefetch, unlikely
+from ctcore.types cimport Entry, Key, NO_FLOW
+
+
+cdef uint32_t table_find(const Table *table, const Entry *entry, uint32_t hash, const Key *key) noexcept nogil:
+    """The flow with this key, or NO_FLOW."""
+    cdef uint32_t at = bucket_of(table, hash)
+    cdef uint16_t tag = tag_of(hash)
+    cdef const Bucket *bucket
+    cdef int slot
+    while True:
+        bucket = &table.bucket[at]
+        for slot in range(SLOTS):
+            if bucket.tag[slot] == tag and same_key(key_of(entry, bucket.flow[slot]), key):
+                return bucket.flow[slot]
+        if bucket.passed == 0:
+            return NO_FLOW
+        at = at + 1 if at + 1 < table.n_buckets else 0
+
+
+cdef void table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil:
+    """Put a flow that is not there yet. The caller keeps flows below the number of slots, so a free one exists."""
+    cdef uint32_t at = bucket_of(table, hash)
+    cdef Bucket *bucket
+    cdef int slot
+    while True:
+        bucket = &table.bucket[at]
+        for slot in range(SLOTS):
+            if bucket.tag[slot] == 0:
+                bucket.tag[slot] = tag_of(hash)
+                bucket.flow[slot] = flow
+                table.n_flows += 1
+                return
+        bucket.passed += 1
+        at = at + 1 if at + 1 < table.n_buckets else 0
+
+
+cdef bint table_erase(Table *table, uint32_t hash, uint32_t flow) noexcept nogil:
+    """Take a flow out. False if it was not there: then nothing has changed."""
+    cdef uint32_t home = bucket_of(table, hash)
+    cdef uint32_t at = home
+    cdef uint32_t back
+    cdef Bucket *bucket
+    cdef int slot
+    while True:
+        bucket = &table.bucket[at]
+        for slot in range(SLOTS):
+            if bucket.tag[slot] and bucket.flow[slot] == flow:
+                bucket.tag[slot] = 0
+                table.n_flows -= 1
+                back = home
+                while back != at:
+                    table.bucket[back].passed -= 1
+                    back = back + 1 if back + 1 < table.n_buckets else 0
+                return True
+        if bucket.passed == 0:
+            return False
+        at = at + 1 if at + 1 < table.n_buckets else 0
+
+
+cdef str table_fault(const Table *table, const Entry *entry):
+    """What breaks an invariant of the table, or an empty string."""
+    cdef uint32_t at, home, flow, n = 0
+    cdef int slot
+    passed = [0] * table.n_buckets
+    seen = set()
+    for at in range(table.n_buckets):
+        for slot in range(SLOTS):
+            if table.bucket[at].tag[slot] == 0:
+                continue
+            flow = table.bucket[at].flow[slot]
+            n += 1
+            if flow in seen:
+                return f"flow {flow} lies in two slots"
+            seen.add(flow)
+            if not entry[flow >> 1].live:
+                return f"flow {flow} in bucket {at} is of a dead connection"
+            if tag_of(entry[flow >> 1].hash[flow & 1]) != table.bucket[at].tag[slot]:
+                return f"flow {flow} in bucket {at} has a wrong tag"
+            home = bucket_of(table, entry[flow >> 1].hash[flow & 1])
+            while home != at:
+                passed[home] += 1
+                home = home + 1 if home + 1 < table.n_buckets else 0
+    if n != table.n_flows:
+        return f"{n} flows lie in the buckets, {table.n_flows} are counted"
+    for at in range(table.n_buckets):
+        if passed[at] != table.bucket[at].passed:
+            return f"bucket {at} was passed by {passed[at]} flows and counts {table.bucket[at].passed}"
+    return ""

@@ -1,0 +1,19 @@
+from libc.stdint cimport int64_t, uint32_t
+
+from ctcore.engine cimport Engine
+from ctcore.types cimport Decision, Packet
+
+cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil
+cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil
+cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil
+
+
+cdef class Tracker:
+    cdef Engine ct
+    cdef readonly object config
+    cdef size_t pool_size
+    cdef size_t table_size
+    cdef size_t ring_size
+    cdef size_t expect_size
+
+    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF

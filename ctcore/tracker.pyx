@@ -1,0 +1,409 @@
+"""The engine: what Linux connection tracking makes of each packet.
+
+Theory of operation: a batch goes through three stages. hash_rows() hashes every tuple and asks for its bucket; find_rows() reads the buckets
+and asks for the two cache lines of the entry; track_rows() takes the packets one after the other, by now out of the cache: compare the key,
+run the protocol's tracker, decide. Order matters only in the last stage, which looks again where an earlier row of the batch has changed
+something: a candidate is believed only if its entry lives and its key is the packet's.
+One packet: clock -> (ICMP: error, untracked?) -> lookup -> new entry if none -> protocol tracker -> confirm -> decision.
+Invariants (check): the table holds exactly the flows of live entries; each is in one slot of the wheel; live entries are counted.
+Not here: parsing (datapath.wire), I/O, the clock (packets bring it).
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ctcore.datagram cimport datagram_packet
+from ctcore.engine cimport ACCEPTED, REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
+from ctcore.events cimport ring_last, ring_put, ring_take
+from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.hashing cimport hash_of
+from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
+from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
+from ctcore.pool cimport pool_give, pool_take
+from ctcore.sctp cimport sctp_packet
+from ctcore.table cimport SLOTS, Bucket, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert
+from ctcore.tcp cimport tcp_packet
+from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
+from ctcore.tuples cimport invert
+from ctcore.types cimport *
+
+cdef enum:
+    EVICTION_RANGE = 8          # buckets that early drop looks at
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
+    """Hash every tuple.   Reads: key.   Writes: hash. Asks for the home bucket."""
+    cdef int i
+    for i in range(n):
+        row[i].hash = hash_of(&ct.hash_key, &row[i].key)
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
+
+
+cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
+    """Find a likely flow for every row.   Reads: hash.   Writes: flow (or NO_FLOW). Asks for the flow's line and the L4 line."""
+    cdef int i
+    cdef uint32_t flow
+    cdef Entry *entry
+    for i in range(n):
+        flow = table_candidate(&ct.table, row[i].hash)
+        row[i].flow = flow
+        if likely(flow != NO_FLOW):
+            entry = &ct.pool.entry[flow >> 1]
+            prefetch_write(&entry.flow[flow & 1])
+            prefetch_write(&entry.l4)
+
+
+cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil:
+    """Decide every packet, in order.   Reads: all of the row.   Writes: state, verdict, reason; out (if not NULL); the engine."""
+    cdef int i
+    cdef Decision scratch
+    for i in range(n):
+        track(ct, &row[i], &scratch if out == NULL else &out[i])
+
+
+# --- deletion ---------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
+    """Delete a confirmed connection and say so. What the slot holds stays readable until it is taken again."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint64_t lost = ct.ring.lost
+    entry.status |= DYING
+    if ct.set.events & EVENT_DESTROY:
+        ring_put(&ct.ring, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
+        if ct.ring.lost == lost:
+            ring_last(&ct.ring).end = end
+    if entry.cold & COLD_MASTER:
+        expect_remove_of(&ct.expect, entry.flow[0].id)
+    table_erase(&ct.table, entry.hash[ORIG], conn << 1)
+    table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
+    wheel_unlink(&ct.wheel, conn)
+    pool_give(&ct.pool, conn)
+    ct.live -= 1
+
+
+cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t base) noexcept nogil:
+    """When a connection expired, in ns. base: a tick near its deadline."""
+    return <int64_t>(base + <uint64_t><int64_t><int32_t>(entry.deadline - <uint32_t>base)) * ct.set.tick_ns
+
+
+cdef void expire_due(Engine *ct) noexcept nogil:
+    """Delete whatever has expired by now. With destroy events wanted this waits while the ring is more than half full: none may be lost
+    to a mere passing of time; lookups see for themselves until then."""
+    cdef uint32_t conn
+    while True:
+        if ct.set.events & EVENT_DESTROY and ct.ring.length > ct.ring.size // 2:
+            ct.count.timer_stalls += 1
+            return
+        conn = wheel_due(&ct.wheel, ct.tick)
+        if conn == NO_CONN:
+            break
+        wheel_link(&ct.wheel, conn)
+        kill(ct, conn, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[conn], ct.wheel.cursor))
+        ct.count.expired += 1
+    if ct.expect.count:
+        expect_expire(&ct.expect, ct.tick)
+
+
+cdef void advance_clock(Engine *ct, int64_t now) noexcept nogil:
+    """Time goes on, never back."""
+    cdef uint64_t tick
+    if now > ct.now:
+        ct.now = now
+    if ct.now >= ct.next_tick_at:
+        tick = <uint64_t>(ct.now // ct.set.tick_ns)
+        ct.tick = tick
+        ct.next_tick_at = <int64_t>((tick + 1) * <uint64_t>ct.set.tick_ns)
+        expire_due(ct)
+    elif ct.wheel.cursor != ct.tick:
+        expire_due(ct)
+
+
+# --- lookup and creation ----------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
+    """The packet's flow: the candidate if it is still right, else a search."""
+    cdef uint32_t flow = p.flow
+    cdef Entry *entry
+    if likely(flow != NO_FLOW):
+        entry = &ct.pool.entry[flow >> 1]
+        if likely(entry.live and same_key(&entry.flow[flow & 1].key, &p.key)):
+            return flow
+    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
+
+
+cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
+    """find_live(), minus what has expired while expiry had to wait."""
+    cdef uint32_t flow = find_live(ct, p)
+    cdef Entry *entry
+    if unlikely(ct.wheel.cursor != ct.tick) and flow != NO_FLOW:
+        entry = &ct.pool.entry[flow >> 1]
+        if tick_reached(entry.deadline, ct.tick):
+            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
+            ct.count.expired += 1
+            return NO_FLOW
+    return flow
+
+
+cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
+    """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
+    cdef uint32_t at = bucket_of(&ct.table, hash)
+    cdef uint32_t dropped = 0
+    cdef Bucket *bucket
+    cdef uint32_t conn
+    cdef int i, slot
+    for i in range(EVICTION_RANGE):
+        bucket = &ct.table.bucket[at]
+        for slot in range(SLOTS):
+            conn = bucket.flow[slot] >> 1
+            if bucket.tag[slot] and not ct.pool.entry[conn].status & ASSURED:
+                kill(ct, conn, END_EVICTED, ct.now)
+                dropped += 1
+        if dropped:
+            break
+        at = at + 1 if at + 1 < ct.table.n_buckets else 0
+    ct.count.early_drop += dropped
+    return dropped != 0
+
+
+cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
+    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or the table is full."""
+    cdef Key answer
+    cdef Entry *entry
+    cdef uint32_t conn, generation
+    if not invert(&p.key, &answer):
+        p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
+        return NO_CONN
+    if ct.live >= ct.set.max and not early_drop(ct, p.hash):
+        ct.count.drop += 1
+        p.reason = R_TABLE_FULL
+        return NO_CONN
+    conn = pool_take(&ct.pool)
+    entry = &ct.pool.entry[conn]
+    generation = entry.generation
+    memset(entry, 0, sizeof(Entry))
+    entry.generation = generation
+    entry.flow[ORIG].key = p.key
+    entry.flow[REPLY].key = answer
+    entry.hash[ORIG] = p.hash
+    entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
+    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
+    entry.start = ct.now
+    entry.master = -1
+    if unlikely(ct.expect.count):
+        meet_expectation(ct, entry)
+    return conn
+
+
+cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark."""
+    cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
+    cdef Expectation *expected
+    if row == NO_CONN:
+        return
+    expected = &ct.expect.row[row]
+    entry.status |= EXPECTED
+    entry.master = expected.master
+    entry.mark = ct.pool.entry[expected.master_conn].mark
+    if entry.mark:
+        entry.cold |= COLD_MARK
+    ct.expect.matched += 1
+    if not expected.permanent:
+        expect_remove(&ct.expect, row)
+
+
+cdef bint confirm(Engine *ct, uint32_t conn) noexcept nogil:
+    """Enter a new connection into the table. False if its reply tuple is another one's: the packet is dropped, the connection never was."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Key *answer = &entry.flow[REPLY].key
+    if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW:
+        ct.count.insert_failed += 1
+        return False
+    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
+    if not same_key(&entry.flow[ORIG].key, answer):
+        table_insert(&ct.table, entry.hash[ORIG], conn << 1)
+    table_insert(&ct.table, entry.hash[REPLY], conn << 1 | 1)
+    entry.status |= CONFIRMED
+    entry.live = 1
+    entry.flow[ORIG].id = ct.next_id
+    entry.flow[REPLY].id = ct.next_id
+    ct.next_id += 1
+    ct.live += 1
+    ct.count.new += 1
+    wheel_link(&ct.wheel, conn)
+    if ct.set.events & EVENT_NEW:
+        ring_put(&ct.ring, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
+    return True
+
+
+# --- one packet -------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint8_t l4state_of(const Entry *entry) noexcept nogil:
+    if likely(entry.flow[0].key.proto == PROTO_TCP):
+        return entry.l4.tcp.state
+    return entry.l4.sctp.state if entry.flow[0].key.proto == PROTO_SCTP else NO_L4STATE
+
+
+cdef inline void without_conn(const Packet *p, uint8_t l4state, Decision *d) noexcept nogil:
+    """The decision on a packet that has no connection, or has lost it."""
+    memset(d, 0, sizeof(Decision))
+    d.conn = -1
+    d.timeout = -1
+    d.zone = p.key.zone
+    d.state = p.state
+    d.dir = NO_DIR
+    d.verdict = p.verdict
+    d.reason = p.reason
+    d.l4state = l4state
+    d.proto = p.key.proto
+    d.family = p.key.family
+
+
+cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p, int dir, Decision *d) noexcept nogil:
+    d.conn = entry.flow[dir].id
+    d.timeout = ticks_left(ct, entry)
+    d.mark = entry.mark if unlikely(entry.cold & COLD_MARK) else 0
+    d.zone = p.key.zone
+    d.status = entry.status
+    d.state = p.state
+    d.dir = <uint8_t>dir
+    d.verdict = p.verdict
+    d.reason = p.reason
+    d.l4state = l4state_of(entry)
+    d.proto = p.key.proto
+    d.family = p.key.family
+    d.pad = 0
+
+
+cdef inline uint8_t state_of(const Entry *entry, int dir) noexcept nogil:
+    """ctinfo, as it is before the packet has changed anything."""
+    if dir == REPLY or entry.status & SEEN_REPLY:
+        return ESTABLISHED
+    return RELATED if entry.status & EXPECTED else NEW
+
+
+cdef inline Outcome run_l4(Engine *ct, Entry *entry, Packet *p, int dir, bint fresh) noexcept nogil:
+    """The protocol's tracker. A fault that parse() found is the tracker's to report: the lookup has happened by now, as in the kernel."""
+    if unlikely(p.l4_reason != R_OK):
+        p.reason = p.l4_reason
+        return REJECTED
+    if likely(p.key.proto == PROTO_TCP):
+        return tcp_packet(ct, entry, p, dir, fresh)
+    if p.key.proto == PROTO_SCTP:
+        return sctp_packet(ct, entry, p, dir, fresh)
+    return datagram_packet(ct, entry, p, dir, fresh)
+
+
+cdef inline void say_changes(Engine *ct, Entry *entry) noexcept nogil:
+    """At most one update a packet, at its end."""
+    cdef uint64_t lost = ct.ring.lost
+    if ct.changes and ct.set.events & EVENT_UPDATE:
+        ring_put(&ct.ring, EVENT_UPDATE, entry, ticks_left(ct, entry), ct.now)
+        if ct.ring.lost == lost:
+            ring_last(&ct.ring).changes = ct.changes
+
+
+cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t l4state, Decision *d) noexcept nogil:
+    p.state = state
+    p.verdict = verdict
+    if state == INVALID:
+        ct.count.invalid += 1
+    without_conn(p, l4state, d)
+
+
+cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
+    """A packet without a connection.   note: reason to give if it opens one."""
+    cdef uint32_t conn = create(ct, p)
+    cdef Entry *entry
+    if conn == NO_CONN:
+        if p.reason == R_TABLE_FULL:
+            reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
+        else:
+            reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
+        return
+    entry = &ct.pool.entry[conn]
+    if run_l4(ct, entry, p, ORIG, True) == REJECTED:
+        pool_give(&ct.pool, conn)
+        reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
+        return
+    if not confirm(ct, conn):
+        pool_give(&ct.pool, conn)
+        p.reason = R_CLASH
+        reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
+        return
+    p.state = state_of(entry, ORIG)
+    p.verdict = ACCEPT
+    if note != R_OK:
+        p.reason = note
+    with_conn(ct, entry, p, ORIG, d)
+
+
+cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
+    """An ICMP error about a known flow: it changes nothing."""
+    p.state = RELATED
+    p.verdict = ACCEPT
+    with_conn(ct, &ct.pool.entry[flow >> 1], p, flow & 1, d)
+
+
+cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
+    """True if an ICMP packet of the matching family needs no lookup of its own tuple."""
+    cdef uint32_t flow = NO_FLOW
+    cdef Errand errand
+    if p.key.proto != (PROTO_ICMP if p.key.family == 4 else PROTO_ICMPV6):
+        return False
+    errand = icmp_errand(ct, p, &flow)
+    if errand == ICMP_DECIDED:
+        reject(ct, p, p.state, ACCEPT, NO_L4STATE, d)
+    elif errand == ICMP_RELATED:
+        track_related(ct, p, flow, d)
+    return errand == ICMP_DECIDED or errand == ICMP_RELATED
+
+
+cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
+    """One packet, from its row to its decision."""
+    cdef uint32_t flow
+    cdef Entry *entry
+    cdef int dir
+    cdef Outcome outcome
+    advance_clock(ct, p.now)
+    if unlikely(p.verdict != PENDING):
+        reject(ct, p, p.state, p.verdict, NO_L4STATE, d)
+        return
+    if unlikely(p.key.proto != PROTO_TCP and p.key.proto != PROTO_UDP) and track_icmp(ct, p, d):
+        return
+    flow = lookup(ct, p)
+    if unlikely(flow == NO_FLOW):
+        track_first(ct, p, R_OK, d)
+        return
+    ct.count.found += 1
+    entry = &ct.pool.entry[flow >> 1]
+    dir = flow & 1
+    ct.changes = 0
+    p.state = state_of(entry, dir)
+    outcome = run_l4(ct, entry, p, dir, False)
+    if unlikely(outcome == REPEAT):
+        kill(ct, flow >> 1, END_REPLACED, ct.now)
+        track_first(ct, p, R_TCP_REOPENED, d)
+        return
+    if unlikely(outcome == REJECTED):
+        reject(ct, p, INVALID, ACCEPT, l4state_of(entry), d)
+        if ct.changes:
+            say_changes(ct, entry)
+        return
+    p.verdict = ACCEPT
+    if unlikely(entry.status & DYING):
+        kill(ct, flow >> 1, END_RESET, ct.now)
+    if unlikely(dir == REPLY and not entry.status & SEEN_REPLY):
+        entry.status |= SEEN_REPLY
+        ct.changes |= CHANGE_REPLY
+    if unlikely(ct.changes) and not entry.status & DYING:
+        say_changes(ct, entry)
+    with_conn(ct, entry, p, dir, d)
+
+
+include "tracker_api.pxi"

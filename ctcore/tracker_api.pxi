@@ -1,0 +1,212 @@
+# The Python side of the engine: class Tracker. Part of tracker.pyx, for a cdef class lives where its methods do; no packet passes through here.
+
+from libc.string cimport memcpy
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+
+import ipaddress
+from collections import namedtuple
+
+import numpy as np
+
+from ctcore.batch cimport Batch
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from ctcore.expectations cimport expect_add
+from ctcore.hashing cimport hash_seed
+from ctcore.pool cimport map_memory, unmap_memory
+from ctcore.settings cimport fill_settings
+from ctcore.table cimport table_fault
+from ctcore.timers cimport wheel_fault, wheel_init
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE
+
+ExpectationRow = namedtuple("ExpectationRow", "master src dst proto sport dport zone timeout permanent")
+
+
+cdef size_t whole_pages(size_t size):
+    return (size + 4095) & ~<size_t>4095
+
+
+cdef int fill_address(uint64_t *words, str text) except -1:
+    """An address text into a Key's field; returns its family."""
+    cdef bytes packed
+    try:
+        packed = ipaddress.ip_address(text).packed
+    except ValueError:
+        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None
+    words[0] = words[1] = 0
+    memcpy(words, <const char *>packed, len(packed))
+    return 4 if len(packed) == 4 else 6
+
+
+cdef str address_text(const uint64_t *words, int family):
+    return str(ipaddress.ip_address((<const char *>words)[:4 if family == 4 else 16]))
+
+
+cdef class Tracker:
+    """One connection table with its settings. See tracker.pyi for what each method takes and gives."""
+
+    def __cinit__(self, config=None):
+        config = Config() if config is None else config
+        self.config = config
+        cdef Engine *ct = &self.ct
+        memset(ct, 0, sizeof(Engine))
+        fill_settings(&ct.set, config)
+        hash_seed(&ct.hash_key, config.seed)
+        ct.pool.capacity = config.capacity
+        ct.pool.free = NO_CONN
+        ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
+        ct.ring.size = config.event_ring if config.events else 0
+        ct.expect.size = config.expect_max
+        ct.expect.n_heads = 256
+        self.pool_size = whole_pages(ct.pool.capacity * sizeof(Entry))
+        self.table_size = whole_pages(ct.table.n_buckets * sizeof(Bucket))
+        self.ring_size = whole_pages(max(1, ct.ring.size) * sizeof(ct.ring.event[0]))
+        self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation))
+        ct.pool.entry = <Entry *>map_memory(self.pool_size)
+        ct.table.bucket = <Bucket *>map_memory(self.table_size)
+        ct.ring.event = <Event *>map_memory(self.ring_size)
+        ct.expect.row = <Expectation *>map_memory(self.expect_size)
+        ct.expect.head = <uint32_t *>PyMem_Calloc(ct.expect.n_heads, sizeof(uint32_t))
+        if ct.pool.entry == NULL or ct.table.bucket == NULL or ct.ring.event == NULL or ct.expect.row == NULL or ct.expect.head == NULL:
+            raise MemoryError(f"no memory for {config.capacity} connections")
+        memset(ct.expect.head, 0xFF, ct.expect.n_heads * sizeof(uint32_t))
+        ct.expect.free = NO_CONN
+        wheel_init(&ct.wheel, ct.pool.entry, config.hz)
+
+    def __dealloc__(self):
+        unmap_memory(self.ct.pool.entry, self.pool_size)
+        unmap_memory(self.ct.table.bucket, self.table_size)
+        unmap_memory(self.ct.ring.event, self.ring_size)
+        unmap_memory(self.ct.expect.row, self.expect_size)
+        PyMem_Free(self.ct.expect.head)
+
+    def advance(self, Batch batch not None):
+        cdef object decisions = np.empty(batch.size, dtype=DECISION_DTYPE)
+        cdef Decision *out = <Decision *><size_t>decisions.ctypes.data
+        cdef int start = 0, n
+        with nogil:
+            while start < batch.size:
+                n = min(batch.size - start, <int>BATCH)
+                hash_rows(&self.ct, batch.row + start, n)
+                find_rows(&self.ct, batch.row + start, n)
+                track_rows(&self.ct, batch.row + start, n, out + start)
+                start += n
+        return decisions
+
+    @property
+    def now(self):
+        return self.ct.now
+
+    @property
+    def count(self):
+        return self.ct.live
+
+    @property
+    def events_lost(self):
+        return self.ct.ring.lost
+
+    def expire(self, int64_t now):
+        advance_clock(&self.ct, now)
+
+    def conns(self):
+        cdef object rows = np.empty(self.ct.live, dtype=CONN_DTYPE)
+        cdef Entry *out = <Entry *><size_t>rows.ctypes.data
+        cdef uint32_t conn, n = 0
+        for conn in range(self.ct.pool.used):
+            if self.ct.pool.entry[conn].live:
+                out[n] = self.ct.pool.entry[conn]
+                out[n].deadline = ticks_left(&self.ct, &out[n])
+                n += 1
+        return rows[np.argsort(rows["flow"]["id"][:, 0], kind="stable")]
+
+    def events(self):
+        return ring_take(&self.ct.ring)
+
+    def flush(self):
+        cdef uint32_t conn
+        for conn in range(self.ct.pool.used):
+            if self.ct.pool.entry[conn].live:
+                kill(&self.ct, conn, END_FLUSHED, self.ct.now)
+
+    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF:
+        """The slot of a live connection, or ConfigError."""
+        cdef uint32_t conn
+        for conn in range(self.ct.pool.used):
+            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == ordinal:
+                return conn
+        raise ConfigError(f"connection {ordinal}: expected the ordinal of a live connection")
+
+    def set_mark(self, int64_t ordinal, uint32_t mark):
+        cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        self.ct.changes = CHANGE_MARK if entry.mark != mark else 0
+        entry.mark = mark
+        entry.cold |= COLD_MARK
+        say_changes(&self.ct, entry)
+
+    def set_label(self, int64_t ordinal, label):
+        cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        if not 0 <= label < 1 << 128:
+            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
+        cdef uint64_t low = label & 0xFFFFFFFFFFFFFFFF, high = label >> 64
+        self.ct.changes = CHANGE_LABEL if entry.label[0] != low or entry.label[1] != high else 0
+        entry.label[0] = low
+        entry.label[1] = high
+        say_changes(&self.ct, entry)
+
+    def expect(self, int64_t master, str src, str dst, int proto, int dport, *, int sport=0, int zone=0, double timeout=300.0, bint permanent=False):
+        cdef uint32_t conn = self.slot_of(master)
+        cdef uint32_t row
+        cdef Key key
+        memset(&key, 0, sizeof(Key))
+        key.family = <uint8_t>fill_address(key.src, src)
+        if fill_address(key.dst, dst) != key.family:
+            raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
+        for name, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
+            if not 0 <= value <= most:
+                raise ConfigError(f"expectation: {name} = {value}: expected 0 to {most}")
+        key.proto, key.dport, key.sport, key.zone = <uint8_t>proto, <uint16_t>dport, <uint16_t>sport, <uint16_t>zone
+        row = expect_add(&self.ct.expect, &key, self.ct.tick)
+        if row == NO_CONN:
+            raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
+        self.ct.expect.row[row].master = master
+        self.ct.expect.row[row].master_conn = conn
+        self.ct.expect.row[row].deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
+        self.ct.expect.row[row].permanent = permanent
+        self.ct.pool.entry[conn].cold |= COLD_MASTER
+
+    def expectations(self):
+        cdef uint32_t chain, row
+        cdef Expectation *e
+        rows = []
+        for chain in range(self.ct.expect.n_heads):
+            row = self.ct.expect.head[chain]
+            while row != NO_CONN:
+                e = &self.ct.expect.row[row]
+                rows.append(ExpectationRow(
+                    e.master, address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
+                    e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
+                row = e.next
+        return sorted(rows)
+
+    def counters(self):
+        cdef Counters *c = &self.ct.count
+        return {
+            "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
+            "insert_failed": c.insert_failed, "expired": c.expired, "timer_stalls": c.timer_stalls, "events_lost": self.ct.ring.lost,
+            "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
+        }
+
+    def check(self):
+        cdef uint32_t conn, flow, live = 0
+        cdef Entry *entry
+        fault = table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
+        for conn in range(self.ct.pool.used):
+            entry = &self.ct.pool.entry[conn]
+            live += entry.live
+            for flow in range(2 * conn, 2 * conn + 2):
+                if entry.live and table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) >> 1 != conn:
+                    fault = fault or f"flow {flow} is not found under its own key"
+        if live != self.ct.live:
+            fault = fault or f"{live} connections live, {self.ct.live} are counted"
+        if fault:
+            raise AssertionError(fault)

@@ -1,0 +1,17 @@
+from libc.stdint cimport int64_t, uint64_t
+
+from ctcore.types cimport Packet
+
+ctypedef struct Summary:
+    uint64_t packets[6]         # by State
+    uint64_t bytes[6]           # on the wire
+    uint64_t dropped
+    uint64_t held
+    uint64_t reason_packets[64] # by Reason
+    int64_t reason_first[64]    # index of the first packet with it, -1 if none
+    uint64_t total_packets
+    uint64_t total_bytes
+    uint64_t backwards          # packets whose timestamp is before an earlier one's
+    uint64_t snapped            # packets of which not all bytes were captured
+    int64_t first_ts
+    int64_t last_ts

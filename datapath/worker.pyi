@@ -1,0 +1,34 @@
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.config import Config
+from ctcore.tracker import Tracker
+
+CLOCKS: tuple[str, ...]
+
+class Pipeline:
+    """Frames in, decisions out: parser and tracker with their settings.
+
+    zone: conntrack zone of every packet, 0 to 65535; clock: "capture" takes the frames' own timestamps, "wall" the time of the call.
+    Raises ConfigError for a setting that cannot be.
+    """
+
+    tracker: Tracker
+    clock: str
+    def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture") -> None: ...
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
+        """Run frames through all stages, in order.
+
+        memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
+        Returns DECISION_DTYPE[n], row i about frame i, and with keys also KEY_DTYPE[n], the tuples as read (zeros where nothing could be).
+        With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory.
+        """
+    def summary(self) -> dict[str, Any]:
+        """Counts since the start, over all calls.
+
+        packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
+        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
+        total_bytes: int; first_ts, last_ts: ns.
+        """

@@ -1,0 +1,149 @@
+"""The worker: a packet's straight line through the datapath, one batch at a time.
+
+    parse -> hash -> find -> track -> sum up
+
+Each stage works on the whole batch before the next one starts, so that what one asked the memory for has arrived when the next needs it.
+Not here: where frames come from and go to (capture, sink), what is shown to people (report).
+"""
+
+import time
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memset
+
+from ctcore.batch cimport Batch
+from ctcore.lowlevel cimport unlikely
+from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
+from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, R_OK, Decision, Key, Packet
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE
+from datapath.frame cimport Frame
+from datapath.wire cimport ParseSettings, parse
+
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from datapath.frame import FRAME_DTYPE
+
+assert N_REASONS <= 64 and N_STATES == 6
+
+CLOCKS = ("capture", "wall")
+
+
+cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil:
+    """Count the batch.   Reads: state, verdict, reason, wire_len, now; the frames' captured lengths."""
+    cdef int i
+    cdef const Packet *p
+    for i in range(n):
+        p = &row[i]
+        s.packets[p.state] += 1
+        s.bytes[p.state] += p.wire_len
+        if unlikely(p.reason != R_OK):
+            if s.reason_packets[p.reason] == 0:
+                s.reason_first[p.reason] = <int64_t>s.total_packets + i
+            s.reason_packets[p.reason] += 1
+            s.dropped += p.verdict == DROP
+            s.held += p.verdict == HELD
+        s.total_bytes += p.wire_len
+        s.snapped += frames[i].caplen < frames[i].len
+        if unlikely(frames[i].ts < s.last_ts):
+            s.backwards += 1
+        else:
+            s.last_ts = frames[i].ts
+    s.total_packets += n
+
+
+cdef class Pipeline:
+    """Parser and tracker, put together. See worker.pyi."""
+    cdef readonly Tracker tracker
+    cdef readonly object clock
+    cdef Batch batch
+    cdef ParseSettings settings
+    cdef Summary sums
+
+    def __init__(self, config=None, *, zone=0, clock="capture"):
+        config = Config() if config is None else config
+        if not 0 <= zone <= 0xFFFF:
+            raise ConfigError(f"zone = {zone}: expected 0 to 65535")
+        if clock not in CLOCKS:
+            raise ConfigError(f"clock = {clock}: expected {' or '.join(CLOCKS)}")
+        self.tracker = Tracker(config)
+        self.clock = clock
+        self.batch = Batch(BATCH)
+        self.settings.zone = zone
+        self.settings.checksum = config.checksum
+        memset(&self.sums, 0, sizeof(Summary))
+        memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
+
+    def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False):
+        """Run frames through all stages; see worker.pyi."""
+        cdef Py_ssize_t n = len(frames)
+        cdef const Frame *frame = NULL
+        cdef Decision *out = NULL
+        cdef Key *key_out = NULL
+        cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
+        check_frames(memory, frames)
+        decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
+        found_keys = np.empty(n, dtype=KEY_DTYPE) if keys else None
+        if n == 0:
+            return (decided, found_keys) if keys else decided
+        frame = <const Frame *><size_t>frames.ctypes.data
+        if decisions:
+            out = <Decision *><size_t>decided.ctypes.data
+        if keys:
+            key_out = <Key *><size_t>found_keys.ctypes.data
+        if self.sums.total_packets == 0:
+            self.sums.first_ts = frame[0].ts
+            self.sums.last_ts = frame[0].ts
+        with nogil:
+            self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, out, key_out)
+        return (decided, found_keys) if keys else decided
+
+    cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, int64_t wall, Decision *out, Key *key_out) noexcept nogil:
+        """The straight line. wall: ns to use instead of the frames' own time, or 0."""
+        cdef Packet *row = self.batch.row
+        cdef Py_ssize_t start = 0
+        cdef int k, i
+        while start < n:
+            k = <int>min(n - start, <Py_ssize_t>BATCH)
+            parse(&self.settings, memory, frame + start, k, row)
+            if unlikely(wall != 0):
+                for i in range(k):
+                    row[i].now = wall
+            hash_rows(&self.tracker.ct, row, k)
+            find_rows(&self.tracker.ct, row, k)
+            track_rows(&self.tracker.ct, row, k, NULL if out == NULL else out + start)
+            sum_up(&self.sums, row, frame + start, k)
+            if key_out != NULL:
+                for i in range(k):
+                    key_out[start + i] = row[i].key
+            start += k
+
+    def summary(self):
+        """What was counted so far; see worker.pyi."""
+        cdef Summary *s = &self.sums
+        return {
+            "packets": np.array(s.packets, dtype=np.uint64), "bytes": np.array(s.bytes, dtype=np.uint64),
+            "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
+            "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
+            "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
+            "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
+        }
+
+
+cdef check_frames(const uint8_t[::1] memory, frames):
+    """Every frame within memory, or ValueError: behind this, pointers are believed."""
+    if getattr(frames, "dtype", None) != FRAME_DTYPE or frames.ndim != 1 or not frames.flags.c_contiguous:
+        raise ValueError("frames: expected a contiguous one-dimensional array of FRAME_DTYPE")
+    cdef Py_ssize_t i, n = len(frames)
+    cdef uint64_t size = memory.shape[0]
+    cdef const Frame *frame
+    cdef bint inside = True
+    if n == 0:
+        return
+    frame = <const Frame *><size_t>frames.ctypes.data
+    with nogil:
+        for i in range(n):
+            inside &= frame[i].caplen <= size and frame[i].offset <= size - frame[i].caplen
+    if not inside:
+        raise ValueError(f"frames: expected all of them within the {size} bytes of memory")
