@@ -11,20 +11,26 @@ import numpy as np
 assert sizeof(Key) == 40 and sizeof(Flow) == 64 and sizeof(Entry) == 256 and sizeof(Decision) == 32
 
 
-def _named(str name, *members):
-    """An IntEnum of members that are nameless in C."""
-    return IntEnum(name, {member: globals()[member] for member in members}, module=__name__)
-
-Dir = _named("Dir", "ORIG", "REPLY")
-TcpState = _named(
-    "TcpState", "TCP_NONE", "SYN_SENT", "SYN_RECV", "TCP_ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2",
-    "N_TCP_STATES", "TCP_INVALID", "TCP_IGNORE", "N_TCP_TIMEOUTS", "TIMEOUT_RETRANS", "TIMEOUT_UNACK",
-)
-TcpIndex = _named("TcpIndex", "TCP_SYN", "TCP_SYNACK", "TCP_FIN", "TCP_ACK", "TCP_RST", "TCP_NO_FLAG", "N_TCP_INDEXES")
-SctpState = _named(
-    "SctpState", "SCTP_NONE", "SCTP_CLOSED", "SCTP_COOKIE_WAIT", "SCTP_COOKIE_ECHOED", "SCTP_ESTABLISHED", "SCTP_SHUTDOWN_SENT",
-    "SCTP_SHUTDOWN_RECD", "SCTP_SHUTDOWN_ACK_SENT", "SCTP_HEARTBEAT_SENT", "N_SCTP_STATES", "SCTP_INVALID",
-)
+# Enums that are nameless in C.
+Dir = IntEnum("Dir", {
+    "ORIG": ORIG, "REPLY": REPLY,
+}, module=__name__)
+TcpState = IntEnum("TcpState", {
+    "TCP_NONE": TCP_NONE, "SYN_SENT": SYN_SENT, "SYN_RECV": SYN_RECV, "TCP_ESTABLISHED": TCP_ESTABLISHED, "FIN_WAIT": FIN_WAIT,
+    "CLOSE_WAIT": CLOSE_WAIT, "LAST_ACK": LAST_ACK, "TIME_WAIT": TIME_WAIT, "CLOSE": CLOSE, "SYN_SENT2": SYN_SENT2,
+    "N_TCP_STATES": N_TCP_STATES, "TCP_INVALID": TCP_INVALID, "TCP_IGNORE": TCP_IGNORE, "N_TCP_TIMEOUTS": N_TCP_TIMEOUTS,
+    "TIMEOUT_RETRANS": TIMEOUT_RETRANS, "TIMEOUT_UNACK": TIMEOUT_UNACK,
+}, module=__name__)
+TcpIndex = IntEnum("TcpIndex", {
+    "TCP_SYN": TCP_SYN, "TCP_SYNACK": TCP_SYNACK, "TCP_FIN": TCP_FIN, "TCP_ACK": TCP_ACK, "TCP_RST": TCP_RST,
+    "TCP_NO_FLAG": TCP_NO_FLAG, "N_TCP_INDEXES": N_TCP_INDEXES,
+}, module=__name__)
+SctpState = IntEnum("SctpState", {
+    "SCTP_NONE": SCTP_NONE, "SCTP_CLOSED": SCTP_CLOSED, "SCTP_COOKIE_WAIT": SCTP_COOKIE_WAIT,
+    "SCTP_COOKIE_ECHOED": SCTP_COOKIE_ECHOED, "SCTP_ESTABLISHED": SCTP_ESTABLISHED, "SCTP_SHUTDOWN_SENT": SCTP_SHUTDOWN_SENT,
+    "SCTP_SHUTDOWN_RECD": SCTP_SHUTDOWN_RECD, "SCTP_SHUTDOWN_ACK_SENT": SCTP_SHUTDOWN_ACK_SENT,
+    "SCTP_HEARTBEAT_SENT": SCTP_HEARTBEAT_SENT, "N_SCTP_STATES": N_SCTP_STATES, "SCTP_INVALID": SCTP_INVALID,
+}, module=__name__)
 
 
 cdef object _dtype(list fields, size_t size):
