@@ -21,7 +21,7 @@ from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.types import End, Reason, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
-from datapath.sink import PcapSink
+from datapath.frame import LINK_ETHERNET
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 
@@ -61,8 +61,7 @@ class Capture:
     name: str
     first: int
     format: str = ""
-    links: Sequence[Any] = ()
-    snaplen: int = 0
+    links: Sequence[str] = ()
     packets: int = 0
 
 
@@ -140,16 +139,18 @@ class _Run:
                     if not len(frames):
                         break
                     self._chunk(facts, memory, frames)
-                    facts.format, facts.links, facts.snaplen = source.format, source.links, source.snaplen
+                    facts.format, facts.links = source.format, sorted(source.links)
                     if progress:
-                        progress(name, source.position, source.size)
+                        progress(name, source.position, source.size or 0)
         except CaptureError as error:
             self.result.errors.append(str(error))
 
     def _sink_for(self, source: PcapSource) -> None:
         """The file of forwarded packets is opened with the first capture, whose link type it takes."""
         if self.outputs.forwarded and self.sink is None:
-            self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=source.links[0] if source.links else 1))
+            from datapath.sink import PcapSink
+
+            self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=LINK_ETHERNET if source.link is None else source.link))
 
     def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
         if self.detailed:
@@ -169,8 +170,8 @@ class _Run:
     def _forward(self, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
         if self.sink is not None:
             passed = decisions["verdict"] == Verdict.ACCEPT
-            wanted = self.outputs.forwarded and self.outputs.forwarded.endswith(".pcapng")
-            self.sink.write(memory, frames[passed], comments=list(comments(decisions[passed], self.config.hz)) if wanted else None)
+            said = list(comments(decisions[passed], self.config.hz)) if self.sink.format == "pcapng" else None
+            self.sink.write(memory, frames[passed], comments=said)
 
     def _drain(self) -> None:
         """Take the events of the last packets out of the ring."""
@@ -192,7 +193,6 @@ class _Run:
         self._drain()
         if "conns" in self.writers or self.result.tally:
             alive = tracker.conns()
-            alive = alive[np.argsort(alive["flow"]["id"][:, 0], kind="stable")]
             if "conns" in self.writers:
                 self.writers["conns"].write(fields.conn_records(alive, self.config.hz, self.config.acct))
             if self.result.tally:

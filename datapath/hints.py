@@ -34,7 +34,7 @@ def snapped(result: Replayed) -> str | None:
 
 
 def time_went_back(result: Replayed) -> str | None:
-    times = int(result.stats.get("time_went_back", 0))
+    times = int(result.stats["backwards"])
     if not times:
         return None
     return f"timestamps went back {times:,} times; the clock was held still meanwhile (sort the capture, or try --clock wall)"
@@ -43,6 +43,8 @@ def time_went_back(result: Replayed) -> str | None:
 def one_sided(result: Replayed) -> str | None:
     """A capture that holds one direction only: nothing is ever answered."""
     tally = result.tally
+    if offloaded_checksums(result):
+        return None  # then one direction is there, but invalid
     if tally is None or (tcp := int(tally.counts[Proto.PROTO_TCP].sum())) < ENOUGH or tally.tcp_unreplied < MOST * tcp:
         return None
     # A scan is not answered either, but does not go on: these packets come from sides that were.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +21,8 @@ from datapath.app import Replayed
 from datapath.hints import hints_of
 from datapath.tally import Large
 
-SIDE_BY_SIDE = 76  # columns from which states and protocols stand beside each other
-COMMAND_COLUMN = 110  # columns from which the command to type next has a column of its own
+SIDE_BY_SIDE = 100  # columns from which states and protocols stand beside each other
+COMMAND_COLUMN = 80  # columns beside a sentence from which the command to type next stands there too
 STATES = (State.ESTABLISHED, State.NEW, State.RELATED, State.INVALID, State.UNTRACKED, State.NOT_SEEN)
 COLORS = {State.ESTABLISHED: "green", State.NEW: "cyan", State.RELATED: "cyan", State.INVALID: "red", State.UNTRACKED: "", State.NOT_SEEN: "yellow"}
 # Effects of reasons (spec/reasons.txt) as headings, in the order in which people ask.
@@ -33,8 +34,13 @@ WHY = {
 
 def print_summary(result: Replayed, console: Console, *, verbose: bool = False) -> None:
     """Print what a replay found. verbose: the tracker's counters and settings as well."""
-    for part in _parts(result, console.width, verbose):
-        console.print(part, highlight=False)
+    with console.capture() as captured:
+        for part in _parts(result, console.width, verbose):
+            # A command that is wrapped cannot be copied: texts may be wider than the console, tables are not.
+            console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
+    # Tables are padded to their full width, which is of no use in a file.
+    console.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    console.file.flush()
 
 
 def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text]:
@@ -45,10 +51,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield _overview(result, width)
     yield from _whys(result, width)
     yield from _largest(result)
-    hints = hints_of(result)
-    if hints:
-        yield Text()
-        yield from (Text.assemble(("hint  ", "bold yellow"), hint) for hint in hints)
+    yield from _hints(result)
     if verbose:
         yield from _details(result)
 
@@ -88,16 +91,15 @@ def _header(result: Replayed) -> Iterator[Text]:
     """A line for each capture, and one for all of them with the time it took."""
     stats = result.stats
     for capture in result.captures:
-        facts = [capture.format, *map(str, capture.links)] if capture.format else []
-        line = Text(capture.name, style="bold")
-        if len(result.captures) > 1 or facts:
-            line.append("   " + ", ".join([*facts, f"{count(capture.packets)} packets"]), style="not bold")
-        yield line
+        facts = [capture.format, *capture.links] if capture.format else []
+        if len(result.captures) > 1:
+            facts.append(f"{count(capture.packets)} packets")
+        yield Text.assemble((capture.name, "bold"), "   " if facts else "", ", ".join(facts))
     length = max(0, stats["last_ts"] - stats["first_ts"])
     traffic = f"{count(stats['total_packets'])} packets, {size_text(stats['total_bytes'])}, {duration_text(length)} of traffic"
-    speed = rate_text(stats["total_packets"] / result.seconds) if result.seconds > 0 else "-"
-    stopped = "  (interrupted)" if result.interrupted else ""
-    yield Text(f"{traffic}; replayed in {result.seconds:.2f} s ({speed}){stopped}")
+    speed = rate_text(stats["total_packets"] / result.seconds)
+    stopped = " (interrupted)" if result.interrupted else ""
+    yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
@@ -138,8 +140,7 @@ def _protocols(result: Replayed) -> Table | None:
         return None
     table = _plain("protocol", "connections", "ended by", right=("connections",))
     for proto, total, how in rows:
-        # Non-breaking within a pair: a count never loses its word at the end of a line.
-        table.add_row(fields.proto_name(proto), count(total), "  ".join(f"{name}\u00a0{count(n)}" for name, n in how.items()))
+        table.add_row(fields.proto_name(proto), count(total), "  ".join(f"{name} {count(n)}" for name, n in how.items()))
     return table
 
 
@@ -152,24 +153,25 @@ def explain_command(result: Replayed, index: int) -> tuple[int, str]:
     return number, f"ctmirror explain {names} --packet {number}{flags}"
 
 
-def _whys(result: Replayed, width: int) -> Iterator[Table | Text]:
+def _whys(result: Replayed, width: int) -> Iterator[Text]:
     """Reasons by their effect, the most frequent first, each with its first packet and the command that explains it."""
     packets, first = result.stats["reason_packets"], result.stats["reason_first"]
+    room = min(max(width - 22, 30), 80)  # for the sentence, beside two numbers
     for effect, title in WHY.items():
         found = [reason for reason in REASONS if reason.effect == effect and packets[reason.code]]
         if not found:
             continue
-        table = _plain(title, "packets", "first at", *(["see"] if width >= COMMAND_COLUMN else []), right=("packets", "first at"))
+        yield Text(f"\n{title:<{room}}{'packets':>11}{'first at':>11}", "bold")
         for reason in sorted(found, key=lambda reason: -int(packets[reason.code])):
             number, command = explain_command(result, int(first[reason.code]))
-            cells = [reason.sentence, count(int(packets[reason.code])), f"#{count(number)}"]
-            if width >= COMMAND_COLUMN:
-                table.add_row(*cells, Text(command, "cyan"))
-            else:
-                table.add_row(*cells)
-                table.add_row(Text(f"  {command}", "cyan"))
-        yield Text()
-        yield table
+            sentence, *rest = wrap(reason.sentence, room)
+            line = Text(f"{sentence:<{room}}{count(int(packets[reason.code])):>11}{'#' + count(number):>11}")
+            if width >= COMMAND_COLUMN + room:
+                line.append(f"   {command}", "cyan")
+            yield line
+            yield from (Text(more) for more in rest)
+            if width < COMMAND_COLUMN + room and effect != "note":
+                yield Text(f"  {command}", "cyan")
 
 
 def flow_text(conn) -> str:
@@ -196,6 +198,17 @@ def _largest(result: Replayed) -> Iterator[Table | Text]:
         proto = fields.proto_name(int(one.conn["flow"][Dir.ORIG]["key"]["proto"]))
         cells = (duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
         table.add_row(f"{proto} {flow_text(one.conn)}", *cells)
+    yield Text()
+    yield table
+
+
+def _hints(result: Replayed) -> Iterator[Table | Text]:
+    hints = hints_of(result)
+    if not hints:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for hint in hints:
+        table.add_row(Text("hint", "bold yellow"), hint)
     yield Text()
     yield table
 
