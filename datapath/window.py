@@ -87,6 +87,8 @@ def window_of(packet: np.void, l4: bytes, tcp: np.void | None, direction: int) -
     end = (seq + int(packet["l4_len"]) - int(packet["doff"]) + bool(flags & SYN) + bool(flags & FIN)) & MASK
     state = TcpState.TCP_NONE if tcp is None else TcpState(int(tcp["state"]))
     sender, receiver = sides_of(tcp, direction)
+    if tcp is None:
+        _open(sender, receiver, flags, end, win)
     sack = _sack(ack, l4, receiver)
     if flags & RST and state in CLOSING:
         return Window(seq, end, ack, sack, sender, receiver, (), f"a RST in {state.name} is not checked")
@@ -98,6 +100,14 @@ def window_of(packet: np.void, l4: bytes, tcp: np.void | None, direction: int) -
     if flags & RST and seq == 0 and state == TcpState.SYN_SENT:
         seq = end = sender.end
     return Window(seq, end, ack, sack, sender, receiver, _bounds(seq, end, sack, sender, receiver), note)
+
+
+def _open(sender: Side, receiver: Side, flags: int, end: int, win: int) -> None:
+    """What a new connection knows of its first packet, whose side alone is known."""
+    sender.end, sender.maxwin = end, win or 1
+    sender.maxend = end if flags & SYN else (end + sender.maxwin) & MASK
+    if not flags & SYN:
+        sender.flags = receiver.flags = TcpFlag.TF_SACK_PERM | TcpFlag.TF_BE_LIBERAL
 
 
 def _sack(ack: int, l4: bytes, receiver: Side) -> int:
