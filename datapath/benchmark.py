@@ -1,0 +1,204 @@
+"""Benchmarks: how fast the engine is, what a connection costs, and how near that is to what this machine allows.
+
+Every figure of the engine is taken beside the limit kernel (datapath.limit) on the same frames in the same run, round by round, so that
+each is also a ratio that a noisy machine cannot spoil. Frames are made by NumPy, deterministic by seed.
+Not here: the command line (cli), large synthetic captures (bench/traffic.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.config import Config
+from ctcore.errors import CtmirrorError
+from datapath.frame import FRAME_DTYPE
+from datapath.limit import limit_pass
+from datapath.worker import Pipeline
+
+FRAME = 60  # bytes: Ethernet's least without the FCS
+PAYLOAD = FRAME - 54
+SYN, ACK = 0x02, 0x10
+CHUNK = 16384  # frames per call, as replay does it
+OUTSTANDING = 4096  # handshakes under way at a time
+ROUNDS = 5
+MIN_PACKETS = 2_000_000  # per round, so that a round lasts long enough to be timed
+
+
+@dataclass(frozen=True)
+class Segments:
+    """TCP segments to be made: one array element each. conn: connection; reply: direction; the rest as in the header."""
+
+    conn: NDArray[np.int64]
+    reply: NDArray[np.bool_]
+    flags: NDArray[np.uint8]
+    seq: NDArray[np.uint32]
+    ack: NDArray[np.uint32]
+    payload: int
+
+
+def _sum16(words: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """The checksum over the last axis (RFC 1071), of big-endian words."""
+    total = words.astype(np.uint32).sum(axis=-1, dtype=np.uint32)
+    total = (total & 0xFFFF) + (total >> 16)
+    return (~((total & 0xFFFF) + (total >> 16))).astype(np.uint16)
+
+
+def make_frames(segments: Segments) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Ethernet/IPv4/TCP frames of 60 bytes with right checksums, back to back: (uint8[60 n], FRAME_DTYPE[n])."""
+    n = len(segments.conn)
+    words = np.zeros((n, FRAME // 2), dtype=">u2")
+    words[:, 0:6] = 0x0200
+    words[:, 6] = 0x0800
+    words[:, 7], words[:, 8], words[:, 10], words[:, 11] = 0x4500, 40 + segments.payload, 0x4000, 0x4006
+    conn = segments.conn
+    client = 0x0A000000 + conn // 60000
+    server = 0x0B000001 + conn % 251
+    client_port, server_port = 1024 + conn % 60000, np.full(n, 443)
+    source, target = np.where(segments.reply, server, client), np.where(segments.reply, client, server)
+    words[:, 13], words[:, 14], words[:, 15], words[:, 16] = source >> 16, source & 0xFFFF, target >> 16, target & 0xFFFF
+    words[:, 17] = np.where(segments.reply, server_port, client_port)
+    words[:, 18] = np.where(segments.reply, client_port, server_port)
+    words[:, 19], words[:, 20] = segments.seq >> 16, segments.seq & 0xFFFF
+    words[:, 21], words[:, 22] = segments.ack >> 16, segments.ack & 0xFFFF
+    words[:, 23], words[:, 24] = segments.flags + np.uint16(0x5000), 0xFFFF
+    words[:, 12] = _sum16(words[:, 7:17])
+    pseudo = np.concatenate([words[:, 13:30], np.full((n, 1), 6), np.full((n, 1), 20 + segments.payload)], axis=1).astype(np.uint16)
+    words[:, 25] = _sum16(pseudo)
+    frames = np.zeros(n, dtype=FRAME_DTYPE)
+    frames["offset"] = np.arange(n, dtype=np.uint64) * FRAME
+    frames["caplen"] = frames["len"] = FRAME
+    frames["link"] = 1
+    return words.view(np.uint8).reshape(-1), frames
+
+
+def _isn(conn: NDArray[np.int64], reply: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Initial sequence numbers, scattered over the whole range."""
+    return ((conn * 2 + reply) * 2654435761).astype(np.uint32)
+
+
+def handshakes(order: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """SYN, SYN/ACK and ACK of every connection, a few thousand handshakes under way at a time."""
+    conn, step = [], []
+    for start in range(0, len(order), OUTSTANDING):
+        block = order[start : start + OUTSTANDING]
+        conn.append(np.tile(block, 3))
+        step.append(np.repeat(np.arange(3), len(block)))
+    conns, steps = np.concatenate(conn), np.concatenate(step)
+    reply = steps == 1
+    seq = _isn(conns, reply) + (steps == 2).astype(np.uint32)
+    ack = np.where(steps == 0, 0, _isn(conns, ~reply) + np.uint32(1)).astype(np.uint32)
+    flags = np.array([SYN, SYN | ACK, ACK], dtype=np.uint8)[steps]
+    return make_frames(Segments(conns, reply, flags, seq, ack, 0))
+
+
+def established(flows: int, packets: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Data segments of established connections, both directions, in random order of flows; each acknowledges all that came before."""
+    rng = np.random.default_rng(seed)
+    conn = rng.permutation(np.arange(packets, dtype=np.int64) % flows)
+    reply = rng.integers(0, 2, packets).astype(bool)
+    by_conn = np.argsort(conn, kind="stable")
+    first = np.flatnonzero(np.diff(conn[by_conn], prepend=-1))
+    lengths = np.diff(first, append=packets)
+    sent = np.zeros((2, packets), dtype=np.int64)
+    for d in (0, 1):
+        mine = (reply[by_conn] == d).astype(np.int64)
+        before = np.cumsum(mine) - mine
+        sent[d, by_conn] = before - np.repeat(before[first], lengths)
+    own, other = np.where(reply, sent[1], sent[0]), np.where(reply, sent[0], sent[1])
+    seq = (_isn(conn, reply) + 1 + PAYLOAD * own).astype(np.uint32)
+    ack = (_isn(conn, ~reply) + 1 + PAYLOAD * other).astype(np.uint32)
+    return make_frames(Segments(conn, reply, np.full(packets, ACK, dtype=np.uint8), seq, ack, PAYLOAD))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _run(pipeline: Pipeline, memory: NDArray[np.uint8], frames: NDArray[Any]) -> None:
+    for start in range(0, len(frames), CHUNK):
+        pipeline.process(memory, frames[start : start + CHUNK])
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Set up `flows` connections, then `rounds` rounds of established traffic, each beside the limit kernel on the same frames.
+
+    Returns the medians: mpps and limit_mpps (million packets/s), ns_per_packet, ratio_to_limit (median of the rounds' own ratios), setup_per_s
+    (connections/s by SYN, SYN/ACK, ACK), bytes_per_conn (growth of resident memory / connections). Raises CtmirrorError if not every
+    packet was accepted, for then something else was measured.
+    """
+    order = np.random.default_rng(seed).permutation(flows).astype(np.int64)
+    setup_memory, setup_frames = handshakes(order)
+    packets = max(MIN_PACKETS, flows)
+    memory, frames = established(flows, packets * rounds, seed)
+    before = _resident()
+    pipeline = Pipeline(Config(max=flows))
+    setup = _timed(lambda: _run(pipeline, setup_memory, setup_frames))
+    grown = _resident() - before
+    spent, limits = [], []
+    for i in range(rounds):
+        part = frames[i * packets : (i + 1) * packets]
+        limits.append(_timed(lambda part=part: limit_pass(pipeline.tracker, memory, part)))
+        spent.append(_timed(lambda part=part: _run(pipeline, memory, part)))
+    wrong = int(pipeline.summary()["reason_packets"][1:].sum())
+    if wrong or pipeline.tracker.count != flows:
+        raise CtmirrorError(
+            f"bench: {wrong} packets were not plainly accepted, {pipeline.tracker.count} of {flows} connections live: expected 0 and all"
+        )
+    ratios = [limit / mine for limit, mine in zip(limits, spent, strict=True)]
+    return {
+        "flows": flows,
+        "mpps": packets / statistics.median(spent) / 1e6,
+        "ns_per_packet": statistics.median(spent) / packets * 1e9,
+        "limit_mpps": packets / statistics.median(limits) / 1e6,
+        "ratio_to_limit": statistics.median(ratios),
+        "setup_per_s": flows / setup,
+        "bytes_per_conn": grown / flows,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "huge_pages": Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip(),
+    }
+
+
+def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS) -> dict[str, Any]:
+    """measure_engine() for each number of flows, in a process of its own each, so that none is measured in the memory of another."""
+    rows = []
+    for n in flows:
+        code = (
+            f"import json; from datapath.benchmark import measure_engine; print(json.dumps(measure_engine({n:d}, seed={seed:d}, rounds={rounds:d})))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CtmirrorError(f"bench: {n} flows: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        rows.append(json.loads(done.stdout))
+    return {"machine": machine(), "engine": rows}
