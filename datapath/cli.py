@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "measure the engine or the replay of a capture",
 }
 USAGE, INTERRUPTED = 2, 130
+TRACEBACK = "CTMIRROR_TRACEBACK"
 
 
 class Commands(click.Group):
@@ -93,4 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except Exception as error:
+        # A fault of ours, not the user's; still one line, and the rest for whoever looks for it.
+        if os.environ.get(TRACEBACK):
+            raise
+        complain(f"internal error: {type(error).__name__}: {error}; {TRACEBACK}=1 shows where; please report it")
     return USAGE

@@ -69,7 +69,7 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)
     with _progress(sys.stderr.isatty() and not quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)
-    if not quiet:
+    if not quiet and (result.stats["total_packets"] or not result.errors):
         _report(result, outputs, verbose)
     for line in result.errors:
         complain(line)
