@@ -146,9 +146,10 @@ cdef inline uint8_t skip_extensions(const uint8_t *ip, uint32_t length, uint32_t
             if not seen:
                 chain.frag = frag
             seen = True
-            if frag & 0xFFF8:
-                return R_FRAGMENT
             chain.at += 8
+            if frag & 0xFFF8:
+                chain.proto = h[0]
+                return R_FRAGMENT
         elif chain.proto == IP6_AUTH:                                   # RFC 4302 2.2: in 4-byte words, less two
             chain.at += (<uint32_t>h[1] + 2) * 4
         else:

@@ -27,9 +27,9 @@ from ctcore.errors import CaptureError
 WINDOW = 1 << 20  # bytes; small enough to stay in cache between decoder and scan
 CHUNK = 1 << 16  # bytes read from the file at once
 SPAN = 1 << 18  # decompressed bytes collected before they are scanned
-# Bytes given to a decoder at once. Zstandard's best ratio is 128 KiB from a block of 4 bytes, so 1 KiB makes 32 MiB at most; for
-# deflate and LZMA it is 1 and about 8 MiB. The last piece before damage is lost with it, another reason to keep it small.
-PIECE = 1 << 10
+# Bytes given to a decoder at once. Zstandard's best ratio is 128 KiB from a block of 4 bytes, so that these make 16 MiB at most; deflate and
+# LZMA make half a MiB and about 4 MiB. The last piece before damage is lost with it, another reason to keep it small; below this, speed suffers.
+PIECE = 1 << 9
 DECODER_MEMORY = 1 << 27  # bytes of dictionary or window a compressed stream may ask for
 MAGIC_LENGTH = 6
 
@@ -126,7 +126,7 @@ class Window:
         if need > len(self._buffer):
             self._allocate(max(need, 2 * len(self._buffer)))
         while self.have < need and self._fill():
-            mapping.madvise(mmap.MADV_SEQUENTIAL)
+            pass
         return 0
 
     def position(self, at: int) -> int:
