@@ -11,7 +11,7 @@ BUILT := $(VENV)/built
 TEST_TOOLS := $(VENV)/test-tools
 FUZZ_TOOLS := $(VENV)/fuzz-tools
 BENCH_TOOLS := $(VENV)/bench-tools
-SOURCES := setup.py pyproject.toml $(shell find ctcore datapath offload -name '*.pyx' -o -name '*.pxd')
+SOURCES := setup.py pyproject.toml $(shell find ctcore datapath offload -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
 
 DEMO := pcap_tests/captures/demo.pcap
 ASAN := build/asan
