@@ -177,13 +177,16 @@ def _result(it: Explained) -> Iterator[Line]:
     yield "result", f"{', '.join(filter(None, words))}; verdict {fields.VERDICT_NAMES[int(decision['verdict'])]}"
     if decision["timeout"] >= 0:
         yield "timeout", f"{fields.seconds_text(int(decision['timeout']), hz)} s left{_why_timeout(it)}"
-    yield from _changes(it)
+    for i, change in enumerate(_changes(it)):
+        yield "changed" if i == 0 else "", change
     yield "reason", f"{reason.name}: {reason.sentence}" + (f" ({reason.rule})" if reason.rule != "-" else "")
 
 
 def _why_timeout(it: Explained) -> str:
     """Which setting the time left comes from."""
     left, config = int(it.decision["timeout"]), it.tracking.config
+    if it.decision["state"] == State.RELATED and it.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
+        return ", not renewed by this packet"
     if it.conn is not None and it.had is not None and not _is_new(it) and left < int(it.had["timeout"]) and not _is_full(it, left):
         return ", not renewed by this packet"
     names = _timeout_names(it)
@@ -206,24 +209,24 @@ def _timeout_names(it: Explained) -> list[str]:
     return [f"{name}_timeout", f"{name}_timeout_stream", "generic_timeout"]
 
 
-def _changes(it: Explained) -> Iterator[Line]:
+def _changes(it: Explained) -> Iterator[str]:
     """What is different after the packet."""
     if it.conn is None or it.had is None or _is_new(it):
         return
     gained = fields.status_names(int(it.conn["status"]) & ~int(it.had["status"]))
     if gained:
-        yield "changed", "status: now " + ", ".join(gained)
+        yield "status: now " + ", ".join(gained)
     if it.proto != Proto.PROTO_TCP:
         return
     a, b = it.had["tcp"], it.conn["tcp"]
     if a["state"] != b["state"]:
-        yield "changed", f"state: {spec.tcp().states[int(a['state'])]} -> {spec.tcp().states[int(b['state'])]}"
+        yield f"state: {spec.tcp().states[int(a['state'])]} -> {spec.tcp().states[int(b['state'])]}"
     for d in Dir:
         moved = [f"{n} {a['side'][d][n]} -> {b['side'][d][n]}" for n in ("end", "maxend", "maxwin", "maxack") if a["side"][d][n] != b["side"][d][n]]
         flags = fields.flag_names(int(a["flags"][d]) ^ int(b["flags"][d]))
         moved += [("+ " if int(b["flags"][d]) & bit else "- ") + name for bit, name in fields.FLAG_NAMES.items() if name in flags]
         if moved:
-            yield "changed", f"{DIRS[d]} side: " + ", ".join(moved)
+            yield f"{DIRS[d]} side: " + ", ".join(moved)
 
 
 def life_lines(life: Life, hz: int) -> Iterator[Line]:

@@ -67,6 +67,12 @@ def after(a: int, b: int) -> bool:
     return before(b, a)
 
 
+def near(a: int, b: int) -> int:
+    """a as the number next to b that it stands for: below 0 or above 2^32 where the sequence space wraps between them."""
+    distance = (a - b) & MASK
+    return b + (distance - (1 << 32) if distance >> 31 else distance)
+
+
 def sides_of(tcp: np.void | None, direction: int) -> tuple[Side, Side]:
     """Sender and receiver before the packet; zeros where there is no connection yet."""
     if tcp is None:
@@ -146,11 +152,11 @@ def _bounds(seq: int, end: int, sack: int, sender: Side, receiver: Side) -> tupl
     over = before(seq, (sender.maxend + 1) & MASK)
     two = not receiver.maxwin or after(end, low)
     return (
-        Bound("I", "seq <= sender.maxend", f"{seq} <= {sender.maxend}", over,
+        Bound("I", "seq <= sender.maxend", f"{seq} <= {near(sender.maxend, seq)}", over,
               f"SEQ over: invalid, unless the overshoot, {overshoot}, is at most receiver.maxwin, {receiver.maxwin}, and II to IV hold"),
-        Bound("II", "end > sender.end - receiver.maxwin - 1", f"{end} > {low}" if receiver.maxwin else "receiver's window not known", two,
+        Bound("II", "end > sender.end - receiver.maxwin - 1", f"{end} > {near(low, end)}" if receiver.maxwin else "receiver's window not known", two,
               "SEQ under: an old retransmission, ignored"),
-        Bound("III", "sack <= receiver.end", f"{sack} <= {receiver.end}", before(sack, (receiver.end + 1) & MASK), "ACK over: invalid"),
-        Bound("IV", "sack > receiver.end - max(sender.maxwin, 66000) - 1", f"{sack} > {oldest}", after(sack, oldest),
+        Bound("III", "sack <= receiver.end", f"{sack} <= {near(receiver.end, sack)}", before(sack, (receiver.end + 1) & MASK), "ACK over: invalid"),
+        Bound("IV", "sack > receiver.end - max(sender.maxwin, 66000) - 1", f"{sack} > {near(oldest, sack)}", after(sack, oldest),
               "ACK under: an old acknowledgement, ignored"),
     )  # fmt: skip
