@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,9 @@ def in_process(*argv, **how):
 
 
 def test_help_imports_neither_numpy_nor_rich_and_is_quick():
-    code = "import sys; from datapath.cli import main; main(['--help']); print(*sorted({'numpy', 'rich', 'orjson', 'ctcore.spec'} & set(sys.modules)))"
+    code = (
+        "import sys; from datapath.cli import main; main(['--help']); print(*sorted({'numpy', 'rich', 'orjson', 'ctcore.spec'} & set(sys.modules)))"
+    )
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -132,7 +135,7 @@ def test_what_is_no_capture_gets_no_summary(capfd, tmp_path):
 
 
 def test_what_was_read_before_damage_is_kept_written_and_reported(capfd, tmp_path, office):
-    whole = open(office, "rb").read()
+    whole = Path(office).read_bytes()
     cut = tmp_path / "cut.pcap"
     cut.write_bytes(whole[:-5])
     code, out, err = run(capfd, "replay", cut, "--packets", tmp_path / "p.jsonl", "-w", tmp_path / "out.pcap")
@@ -147,7 +150,7 @@ def test_what_was_read_before_damage_is_kept_written_and_reported(capfd, tmp_pat
 
 def test_captures_after_a_damaged_one_are_replayed(capfd, tmp_path, office):
     cut = tmp_path / "cut.pcap"
-    cut.write_bytes(open(office, "rb").read()[:-5])
+    cut.write_bytes(Path(office).read_bytes()[:-5])
     code, out, err = run(capfd, "replay", cut, office)
     assert code == 2
     assert "37 packets, " in out
@@ -155,12 +158,12 @@ def test_captures_after_a_damaged_one_are_replayed(capfd, tmp_path, office):
 
 
 def test_outputs_never_overwrite_the_capture(capfd, office):
-    before = open(office, "rb").read()
+    before = Path(office).read_bytes()
     for option in ("-w", "--packets"):
         code, _, err = run(capfd, "replay", office, option, office)
         assert code == 2
         assert "over the capture" in err
-    assert open(office, "rb").read() == before
+    assert Path(office).read_bytes() == before
 
 
 def test_an_internal_error_is_one_line_too(capfd, monkeypatch, office):
