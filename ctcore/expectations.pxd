@@ -23,7 +23,7 @@ ctypedef struct Expectations:
     uint64_t matched
 
 cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noexcept nogil
-cdef uint32_t expect_add(Expectations *all, const Key *key, uint64_t tick) noexcept nogil
+cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick) noexcept nogil
 cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil
 cdef void expect_remove_of(Expectations *all, int64_t master) noexcept nogil
 cdef void expect_expire(Expectations *all, uint64_t tick) noexcept nogil

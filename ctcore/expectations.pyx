@@ -9,6 +9,7 @@ Not here: helpers, which find out what to expect.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ctcore.lowlevel cimport mul_fold
+from ctcore.table cimport same_key
 from ctcore.types cimport Key, NO_CONN
 
 
@@ -36,10 +37,22 @@ cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noex
     return NO_CONN
 
 
-cdef uint32_t expect_add(Expectations *all, const Key *key, uint64_t tick) noexcept nogil:
-    """A row for this key at the head of its chain; NO_CONN if there are too many. The caller fills in the rest."""
+cdef void forget_same(Expectations *all, const Key *key, int64_t master) noexcept nogil:
+    """Remove what this master has announced with this very key: there is at most one."""
+    cdef uint32_t row = all.head[chain_of(all, key)]
+    while row != NO_CONN:
+        if all.row[row].master == master and same_key(&all.row[row].key, key):
+            expect_remove(all, row)
+            return
+        row = all.row[row].next
+
+
+cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick) noexcept nogil:
+    """A row for this key and master at the head of its chain, in place of an identical one; NO_CONN if there are too many. The caller fills in
+    the rest."""
     cdef uint32_t row, chain
     expect_expire(all, tick)
+    forget_same(all, key, master)
     if all.count == all.size:
         return NO_CONN
     if all.free != NO_CONN:
@@ -50,6 +63,7 @@ cdef uint32_t expect_add(Expectations *all, const Key *key, uint64_t tick) noexc
         all.used += 1
     chain = chain_of(all, key)
     all.row[row].key = key[0]
+    all.row[row].master = master
     all.row[row].next = all.head[chain]
     all.head[chain] = row
     all.count += 1

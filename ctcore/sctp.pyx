@@ -161,12 +161,12 @@ cdef Beat heartbeat_ack(Sctp *s, uint32_t types, uint32_t tag, int dir, bint ign
     return BEAT_GOES_ON
 
 
-cdef bint learn_init(Sctp *s, const Chunks *c, int dir) noexcept nogil:
-    """INIT and INIT ACK announce the tag that the other side will use. False: an INIT ACK that contradicts what is known."""
+cdef uint8_t learn_init(Sctp *s, const Chunks *c, int dir) noexcept nogil:
+    """INIT and INIT ACK announce the tag that the other side will use. A reason if one is cut off, or if an INIT ACK contradicts what is known."""
     cdef uint32_t known = s.vtag[1 - dir]
     cdef uint32_t initiate
     if c.end - c.chunk < 20:
-        return False
+        return R_SCTP_CHUNKS
     initiate = be32(c.chunk + 4)
     if c.chunk[0] == INIT:
         if s.state == SCTP_NONE or known != initiate:
@@ -175,9 +175,9 @@ cdef bint learn_init(Sctp *s, const Chunks *c, int dir) noexcept nogil:
                 s.init[1 - dir] = 0
             s.init[dir] = 1
     elif known != initiate and ((not s.init[1 - dir] and known) or (s.init[0] and s.init[1])):
-        return False
+        return R_SCTP_TAG
     s.vtag[1 - dir] = initiate
-    return True
+    return R_OK
 
 
 cdef Outcome reject(Packet *p, uint8_t reason) noexcept nogil:
@@ -190,7 +190,7 @@ cdef Outcome one_chunk(Engine *ct, Entry *entry, Packet *p, int dir, const Chunk
     cdef Sctp *s = &entry.l4.sctp
     cdef uint32_t tag = be32(p.l4 + 4)
     cdef uint8_t type = c.chunk[0]
-    cdef uint8_t old = s.state, new
+    cdef uint8_t old = s.state, new, refusal
     cdef Beat beat = BEAT_GOES_ON
     if not chunk_tag_fits(s, c, tag, dir):
         return reject(p, R_SCTP_TAG)
@@ -209,8 +209,10 @@ cdef Outcome one_chunk(Engine *ct, Entry *entry, Packet *p, int dir, const Chunk
     new = ct.set.sctp_table[dir][column_of(type)][old]
     if new == SCTP_INVALID:
         return reject(p, R_SCTP_STATE)
-    if (type == INIT or type == INIT_ACK) and not learn_init(s, c, dir):
-        return reject(p, R_SCTP_TAG)
+    if type == INIT or type == INIT_ACK:
+        refusal = learn_init(s, c, dir)
+        if refusal != R_OK:
+            return reject(p, refusal)
     if type == INIT and old == SCTP_CLOSED and new == SCTP_CLOSED and entry.status & CONFIRMED:
         ignore[0] = True        # retransmitted INIT
     s.state = new

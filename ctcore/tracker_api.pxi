@@ -165,10 +165,9 @@ cdef class Tracker:
             if not 0 <= value <= most:
                 raise ConfigError(f"expectation: {name} = {value}: expected 0 to {most}")
         key.proto, key.dport, key.sport, key.zone = <uint8_t>proto, <uint16_t>dport, <uint16_t>sport, <uint16_t>zone
-        row = expect_add(&self.ct.expect, &key, self.ct.tick)
+        row = expect_add(&self.ct.expect, &key, master, self.ct.tick)
         if row == NO_CONN:
             raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
-        self.ct.expect.row[row].master = master
         self.ct.expect.row[row].master_conn = conn
         self.ct.expect.row[row].deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
         self.ct.expect.row[row].permanent = permanent

@@ -41,8 +41,8 @@ BRANCHES = [atheris._reserve_counter() for _ in range(4096)]
 
 
 def reached(*outcome: object) -> None:
-    """Tell the fuzzer that this outcome came about; numbers in texts do not make outcomes of their own."""
-    kind = re.sub(r"[0-9,]+", "#", repr(outcome))
+    """Tell the fuzzer that this outcome came about; numbers in texts, hexadecimal ones too, do not make outcomes of their own."""
+    kind = re.sub(r"\b(0x)?[0-9a-f,]+\b", "#", repr(outcome))
     atheris._trace_branch(BRANCHES[zlib.crc32(kind.encode()) % len(BRANCHES)])
 
 

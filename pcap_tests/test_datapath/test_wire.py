@@ -203,8 +203,6 @@ BAD_CHAINS = [
     t.frame(A6, B6, t.DESTINATION, b"\6"),
     t.frame(A6, B6, t.FRAGMENT, b"\6\0\0"),
     t.frame(A6, B6, t.DESTINATION, b"", ext=((t.DESTINATION, t.options6()),)),
-    # an offset behind an atomic fragment header: nothing reassembles that
-    t.frame(A6, B6, t.TCP, SYN6, ext=((t.FRAGMENT, t.fragment6()), (t.FRAGMENT, t.fragment6(8)))),
 ]
 
 
@@ -218,11 +216,37 @@ def test_transport_header_beyond_the_packet(proto):
     assert_invalid(parse(t.frame(A6, B6, t.DESTINATION, bytes([proto, 1, 1, 4, 0, 0, 0, 0]))), "l4_beyond")
 
 
-def test_nothing_behind_the_headers_is_tracked_where_the_tuple_needs_no_bytes():
-    row = parse(t.frame(A6, B6, 253, b"", ext=((t.DESTINATION, t.options6()),)))
+@pytest.mark.parametrize("units", [0, 3], ids=["ends with the packet", "ends beyond"])
+@pytest.mark.parametrize("proto", [253, t.GRE, t.ESP])
+def test_nothing_behind_the_headers_is_tracked_where_the_tuple_needs_no_bytes(proto, units):
+    row = parse(t.frame(A6, B6, t.DESTINATION, bytes([proto, units, 1, 4, 0, 0, 0, 0])))
     assert_l4(row, "ok")
     assert (row["l4_len"], row["l4_have"], row["ip_len"]) == (0, 0, 48)
-    assert_l4(parse(t.frame(A, B, 253)), "ok")
+    assert_l4(parse(t.frame(A, B, proto)), "ok")
+
+
+@pytest.mark.parametrize("header", [b"", b"\6", bytes([6, 1, 1, 4, 0, 0, 0, 0]), bytes([59, 255, 1, 4, 0, 0, 0, 0])])
+def test_a_hop_by_hop_header_beyond_the_packet_is_dropped_before_conntrack(header):
+    assert_not_seen(parse(t.frame(A6, B6, t.HOP_BY_HOP, header)), "ip_header")
+
+
+@pytest.mark.parametrize(("proto", "need"), [(t.TCP, 20), (t.UDP, 8), (t.ICMPV6, 8), (253, 1)])
+def test_a_first_fragment_that_ends_within_its_header_is_not_held(proto, need):
+    def first(length: int) -> np.void:
+        return parse(t.frame(A6, B6, proto, bytes(length), ext=((t.FRAGMENT, t.fragment6(0, True)),)))
+
+    assert_not_seen(first(need), "fragment")
+    for length in range(need):
+        assert first(length)["verdict"] != Verdict.HELD
+    if proto == t.TCP:
+        assert_invalid(first(3), "tuple_short")
+        assert_l4(first(8), "tcp_short")
+
+
+def test_only_the_first_fragment_header_can_hold_a_packet():
+    atomic = (t.FRAGMENT, t.fragment6())
+    assert_l4(parse(t.frame(A6, B6, 253, b"abc", ext=(atomic, (t.FRAGMENT, t.fragment6(0, True))))), "ok")
+    assert_invalid(parse(t.frame(A6, B6, 253, b"abc", ext=(atomic, (t.FRAGMENT, t.fragment6(8))))), "ip6_chain")
 
 
 def test_a_jumbogram_ends_where_the_frame_ends():

@@ -1,0 +1,419 @@
+"""The executable specification: connection tracking in plain Python, with the interface of ctcore.tracker.Tracker.
+
+This is what to read to understand conntrack; it is slow and meant to be clear. The engine is tested against it, packet by packet and field by
+field. Theory of operation: _track() is a packet's straight line: ICMP errors aside, its tuple is looked up; a miss allocates a connection,
+which only counts from confirm on; the protocol answers (model_tcp, model_sctp, model_l4); the answer is carried out.
+Invariants (check()): every confirmed connection is in the table with both its flows; no expectation outlives its master; the clock never goes
+back, and no connection outlives its deadline by a packet.
+Not here: parsing (datapath.wire), speed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ctcore import model_l4, model_sctp, model_tcp
+from ctcore.batch import Batch
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from ctcore.model_conn import L4, NO_L4STATE, Answer, Conn, Key, Packet, Visit, invalid
+from ctcore.model_table import Table
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, Verdict
+
+NO_DIR = 255
+SECOND = 1_000_000_000
+PROTOCOLS: dict[int, Callable[[Visit], Answer]] = {
+    Proto.PROTO_TCP: model_tcp.track,
+    Proto.PROTO_UDP: model_l4.track_udp,
+    Proto.PROTO_UDPLITE: model_l4.track_udplite,
+    Proto.PROTO_SCTP: model_sctp.track,
+    Proto.PROTO_GRE: model_l4.track_gre,
+    Proto.PROTO_ICMP: model_l4.track_icmp,
+    Proto.PROTO_ICMPV6: model_l4.track_icmp,
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes out for one packet; without a connection all but the reason is empty."""
+
+    state: int
+    reason: int = Reason.R_OK
+    verdict: int = Verdict.ACCEPT
+    conn: int = -1
+    dir: int = NO_DIR
+    timeout: int = -1
+    status: int = 0
+    mark: int = 0
+    l4state: int = NO_L4STATE
+
+    def store(self, record: np.void, key: Key) -> None:
+        for name in ("state", "reason", "verdict", "conn", "dir", "timeout", "status", "mark", "l4state"):
+            record[name] = getattr(self, name)
+        record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
+
+
+class ExpectationRow(NamedTuple):
+    """An expectation as callers see it; timeout: seconds left."""
+
+    master: int
+    src: str
+    dst: str
+    proto: int
+    sport: int
+    dport: int
+    zone: int
+    timeout: float
+    permanent: bool
+
+
+class Expectation(NamedTuple):
+    """A connection that is announced. Its key has the source port 0 if any will do."""
+
+    key: Key
+    master: int
+    deadline: int  # tick
+    permanent: bool
+
+    def fits(self, key: Key) -> bool:
+        return self.key == (key if self.key.sport else key._replace(sport=0))
+
+
+class ModelTracker:
+    """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.now = 0
+        self._tick_ns = SECOND // config.hz
+        self._table = Table(config.capacity, config.seed)
+        self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
+        self._next_id = 0
+        self._expectations: list[Expectation] = []  # youngest first
+        self._events: deque[np.ndarray] = deque()
+        names = (
+            "found",
+            "new",
+            "invalid",
+            "early_drop",
+            "drop",
+            "insert_failed",
+            "expired",
+            "events_lost",
+            "expect_new",
+            "expect_create",
+            "expect_delete",
+        )
+        self._counters = dict.fromkeys(names, 0)
+
+    # --- the packet's straight line ---------------------------------------------------------------------------------------------------
+
+    def advance(self, batch: Batch) -> np.ndarray:
+        rows = batch.array
+        decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
+        for i, row in enumerate(rows):
+            self.expire(int(row["now"]))
+            packet = Packet.of(batch, row, i)
+            if row["verdict"] == Verdict.PENDING:
+                decision = self._track(packet)
+            else:  # parse() was sure
+                decision = Decision(int(row["state"]), int(row["reason"]), int(row["verdict"]))
+            self._counters["invalid"] += decision.state == State.INVALID
+            decision.store(decisions[i], packet.key)
+        return decisions
+
+    def _track(self, packet: Packet) -> Decision:
+        if model_l4.is_icmp_of_family(packet.key):
+            if model_l4.is_untracked(packet):
+                return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
+            if model_l4.is_icmp_error(packet):
+                return self._relate(packet)
+        return self._visit(packet)
+
+    def _relate(self, packet: Packet) -> Decision:
+        """An ICMP error belongs to the connection whose packet it quotes. It changes nothing there."""
+        quoted, refusal = model_l4.inner_key(packet)
+        if quoted is None:
+            return Decision(State.INVALID, refusal)
+        answer = quoted.inverted()
+        if answer is None:
+            return Decision(State.INVALID, Reason.R_ICMP_INNER_ERROR)
+        found = self._table.find(answer)
+        if found is None:
+            return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
+        if packet.key.dst != answer.dst:
+            return Decision(State.INVALID, Reason.R_ICMP_OUTER)
+        return self._accept(*found, State.RELATED, Reason.R_OK)
+
+    def _visit(self, packet: Packet) -> Decision:
+        """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
+        found = self._table.find(packet.key)
+        if found is None:
+            found = self._allocate(packet.key)
+        else:
+            self._counters["found"] += 1
+        if isinstance(found, Decision):
+            return found
+        conn, d = found
+        state = state_of(conn, d)
+        answer = self._ask(packet, conn, d)
+        if answer.repeat:
+            self._destroy(conn, End.END_REPLACED)
+            again = self._visit(packet)
+            return again if again.state == State.INVALID else replace(again, reason=Reason.R_TCP_REOPENED)
+        if not answer.valid:
+            self._report(conn)
+            return Decision(State.INVALID, answer.reason, l4state=conn.l4.state if conn.confirmed else NO_L4STATE)
+        if answer.timeout is not None or answer.kill:
+            self._count(packet, conn, d)
+        if answer.timeout is not None and not conn.has(Status.FIXED_TIMEOUT):
+            conn.deadline = self._tick + answer.timeout
+        if answer.kill:
+            self._destroy(conn, End.END_RESET)
+        if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
+            conn.status |= Status.SEEN_REPLY
+            conn.changes |= Change.CHANGE_REPLY
+        if not conn.confirmed and not self._confirm(conn):
+            return Decision(State.NOT_SEEN, Reason.R_CLASH, Verdict.DROP)
+        self._report(conn)
+        return self._accept(conn, d, state, answer.reason)
+
+    def _ask(self, packet: Packet, conn: Conn, d: int) -> Answer:
+        """The protocol's answer. What parse() found wrong comes first, but after lookup and allocation."""
+        if packet.l4_reason:
+            return invalid(packet.l4_reason)
+        track = PROTOCOLS.get(packet.key.proto, model_l4.track_generic)
+        return track(Visit(packet, conn, d, self._tick, self.config))
+
+    def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
+        return Decision(state, reason, Verdict.ACCEPT, conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state)
+
+    def _count(self, packet: Packet, conn: Conn, d: int) -> None:
+        if self.config.acct:
+            conn.packets[d] += 1
+            conn.bytes[d] += packet.ip_len
+
+    # --- birth and death --------------------------------------------------------------------------------------------------------------
+
+    def _allocate(self, key: Key) -> tuple[Conn, int] | Decision:
+        """A connection for a packet that has none. It can still come to nothing."""
+        inverted = key.inverted()
+        if inverted is None:
+            return Decision(State.INVALID, Reason.R_ICMP_TYPE if model_l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
+        if self.count >= self.config.capacity and not self._early_drop(key):
+            self._counters["drop"] += 1
+            return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
+        conn = Conn((key, inverted), self.now, self._memory_of(key.proto))
+        expectation = next((e for e in self._expectations if e.fits(key)), None)
+        if expectation:
+            conn.status |= Status.EXPECTED
+            conn.master = expectation.master
+            conn.mark = self._conns[expectation.master].mark
+            self._counters["expect_new"] += 1
+            if not expectation.permanent:
+                self._drop_expectations([expectation])
+        return conn, Dir.ORIG
+
+    def _memory_of(self, proto: int) -> L4:
+        if proto == Proto.PROTO_UDP:
+            return model_l4.Udp(self._tick + model_l4.STREAM_AFTER * self.config.hz)
+        return {Proto.PROTO_TCP: model_tcp.Tcp, Proto.PROTO_SCTP: model_sctp.Sctp}.get(proto, L4)()
+
+    def _early_drop(self, key: Key) -> bool:
+        """Evict what is not assured from the first bucket near the new tuple that has any such connection."""
+        for conns in self._table.near(key):
+            victims = [conn for conn in conns if not conn.has(Status.ASSURED)]
+            for conn in victims:
+                self._destroy(conn, End.END_EVICTED)
+            self._counters["early_drop"] += len(victims)
+            if victims:
+                return True
+        return False
+
+    def _confirm(self, conn: Conn) -> bool:
+        """The first packet passed: from now on the connection counts. False if its reply tuple is taken."""
+        if self._table.find(conn.key[Dir.REPLY]):
+            self._counters["insert_failed"] += 1
+            return False
+        conn.id = self._next_id
+        self._next_id += 1
+        conn.status |= Status.CONFIRMED
+        self._conns[conn.id] = conn
+        self._table.insert(conn)
+        self._counters["new"] += 1
+        self._emit(EventKind.EVENT_NEW, conn)
+        return True
+
+    def _destroy(self, conn: Conn, end: int) -> None:
+        """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
+        self._table.erase(conn)
+        del self._conns[conn.id]
+        conn.status |= Status.DYING
+        self._drop_expectations([e for e in self._expectations if e.master == conn.id])
+        time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
+        self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
+
+    # --- time -------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _tick(self) -> int:
+        return self.now // self._tick_ns
+
+    def _left(self, conn: Conn) -> int:
+        """Ticks until its deadline."""
+        return max(0, conn.deadline - self._tick)
+
+    def expire(self, now: int) -> None:
+        """Advance the clock, never back, and remove whatever has expired. now: ns."""
+        self.now = max(self.now, now)
+        self._drop_expectations([e for e in self._expectations if e.deadline <= self._tick])
+        due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
+        for conn in sorted(due, key=lambda conn: conn.deadline):
+            self._destroy(conn, End.END_TIMEOUT)
+            self._counters["expired"] += 1
+
+    # --- events -----------------------------------------------------------------------------------------------------------------------
+
+    def _report(self, conn: Conn) -> None:
+        """At the end of a packet: one update event for all it changed. Birth and death have told theirs."""
+        changes, conn.changes = conn.changes, 0
+        if changes and conn.id in self._conns:
+            self._emit(EventKind.EVENT_UPDATE, conn, changes=changes)
+
+    def _emit(self, kind: int, conn: Conn, *, end: int = End.ALIVE, changes: int = 0, time: int | None = None) -> None:
+        conn.changes = 0
+        if not self.config.event_mask & kind:
+            return
+        if len(self._events) >= self.config.event_ring:
+            self._counters["events_lost"] += 1
+            return
+        event = np.zeros((), dtype=EVENT_DTYPE)
+        event["kind"], event["end"], event["changes"] = kind, end, changes
+        event["timeout"], event["time"] = self._left(conn), self.now if time is None else time
+        conn.store(event["conn"], self._left(conn))
+        self._events.append(event)
+
+    def events(self) -> np.ndarray:
+        taken = np.zeros(len(self._events), dtype=EVENT_DTYPE)
+        for i in range(len(taken)):
+            taken[i] = self._events.popleft()
+        return taken
+
+    @property
+    def events_lost(self) -> int:
+        return self._counters["events_lost"]
+
+    # --- what a caller may see and set ------------------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        return len(self._conns)
+
+    def counters(self) -> dict[str, int]:
+        return dict(self._counters)
+
+    def conns(self) -> np.ndarray:
+        snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
+        for record, conn in zip(snapshot, self._conns.values(), strict=True):
+            conn.store(record, self._left(conn))
+        return snapshot
+
+    def flush(self) -> None:
+        for conn in list(self._conns.values()):
+            self._destroy(conn, End.END_FLUSHED)
+
+    def set_mark(self, ordinal: int, mark: int) -> None:
+        conn = self._conn(ordinal)
+        conn.changes |= Change.CHANGE_MARK if conn.mark != mark else 0
+        conn.mark = mark
+        self._report(conn)
+
+    def set_label(self, ordinal: int, label: int) -> None:
+        conn = self._conn(ordinal)
+        if not 0 <= label < 1 << 128:
+            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
+        conn.changes |= Change.CHANGE_LABEL if conn.label != label else 0
+        conn.label = label
+        self._report(conn)
+
+    def _conn(self, ordinal: int) -> Conn:
+        if ordinal not in self._conns:
+            raise ConfigError(f"connection {ordinal}: expected one that is in the table")
+        return self._conns[ordinal]
+
+    # --- expectations -----------------------------------------------------------------------------------------------------------------
+
+    def expect(
+        self,
+        master: int,
+        src: str,
+        dst: str,
+        proto: int,
+        dport: int,
+        *,
+        sport: int = 0,
+        zone: int = 0,
+        timeout: float = 300.0,
+        permanent: bool = False,
+    ) -> None:
+        self._conn(master)
+        a, b = address_of(src), address_of(dst)
+        for what, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
+            if not 0 <= value <= most:
+                raise ConfigError(f"expect: {what} = {value}: expected 0 to {most}")
+        if a.version != b.version:
+            raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
+        key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
+        self._drop_expectations([e for e in self._expectations if (e.key, e.master) == (key, master)])
+        if len(self._expectations) >= self.config.expect_max:
+            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
+        deadline = self._tick + int(timeout * self.config.hz)
+        self._expectations.insert(0, Expectation(key, master, deadline, permanent))
+        self._counters["expect_create"] += 1
+
+    def expectations(self) -> list[ExpectationRow]:
+        return sorted(self._row_of(e) for e in self._expectations)
+
+    def _row_of(self, e: Expectation) -> ExpectationRow:
+        src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
+        left = (e.deadline - self._tick) / self.config.hz
+        return ExpectationRow(e.master, src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
+
+    def _drop_expectations(self, gone: list[Expectation]) -> None:
+        self._expectations = [e for e in self._expectations if e not in gone]
+        self._counters["expect_delete"] += len(gone)
+
+    # --- proof ------------------------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
+        self._table.check()
+        flows = {key for conn in self._conns.values() for key in conn.key}
+        assert flows == set(self._table.flows), "the table holds other flows than those of the connections"
+        for ordinal, conn in self._conns.items():
+            assert conn.id == ordinal < self._next_id, f"connection {ordinal}: has the ordinal {conn.id}, of {self._next_id}"
+            assert conn.confirmed and not conn.has(Status.DYING), f"connection {ordinal}: status {conn.status:#x} in the table"
+            assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
+        assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
+        assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
+        assert len(self._events) <= self.config.event_ring, f"{len(self._events)} events are kept"
+
+
+def state_of(conn: Conn, d: int) -> int:
+    """What the packet is to its connection, before it changes anything there."""
+    if d == Dir.REPLY or conn.has(Status.SEEN_REPLY):
+        return State.ESTABLISHED
+    return State.RELATED if conn.has(Status.EXPECTED) else State.NEW
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None

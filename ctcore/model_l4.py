@@ -1,0 +1,146 @@
+"""The protocols without a state machine, in the model: UDP, UDP-Lite, ICMP, GRE, and everything else; and what ICMP errors are about.
+
+Invariant: nothing here is ever ignored; a packet refreshes its connection or is invalid.
+Not here: lengths and checksums (wire); seen-reply, lookup (model).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctcore.model_conn import ICMP_REQUESTS, L4, MASK32, Answer, Key, Packet, Visit, invalid
+from ctcore.types import Proto, Reason, Status
+
+STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer
+ICMP_FAMILY = {Proto.PROTO_ICMP: 4, Proto.PROTO_ICMPV6: 6}
+ICMP_ERRORS = {3, 4, 5, 11, 12}  # RFC 792; in ICMPv6 every type below 128 (RFC 4443 2.1)
+NEIGHBOUR_MESSAGES = {*range(130, 137), 143, 151, 152}  # RFC 4861, RFC 3810, RFC 4286
+REDIRECT = 137  # RFC 4861 4.5
+REDIRECT_HEADER, OPT_HEADER, OPT_REDIRECTED = 40, 8, 4
+LINK_LOCAL_HOPS = 255
+PPP = 0x880B
+PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_UDPLITE, Proto.PROTO_SCTP}
+HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, NO_NEXT, DESTINATION = 0, 43, 44, 51, 59, 60
+EXTENSIONS = {HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, NO_NEXT, DESTINATION}
+
+
+@dataclass
+class Udp(L4):
+    stream_at: int  # the tick after which a replied flow counts as a stream
+
+    def store(self, record: np.void) -> None:
+        record["stream_ts"] = self.stream_at & MASK32
+
+
+def track_udp(visit: Visit) -> Answer:
+    """A reply makes it two-way; two seconds later it is a stream, which early drop spares."""
+    _, conn, _, tick, config = visit
+    if not conn.has(Status.SEEN_REPLY) or tick <= conn.l4.stream_at:
+        return Answer(timeout=config.ticks("udp_timeout"))
+    conn.assure()
+    return Answer(timeout=config.ticks("udp_timeout_stream"))
+
+
+def track_udplite(visit: Visit) -> Answer:
+    return _two_way(visit, "udp_timeout")
+
+
+def track_gre(visit: Visit) -> Answer:
+    return _two_way(visit, "gre_timeout")
+
+
+def track_generic(visit: Visit) -> Answer:
+    return Answer(timeout=visit.config.ticks("generic_timeout"))
+
+
+def track_icmp(visit: Visit) -> Answer:
+    """Requests and replies, which reach this point only if they have an inverse."""
+    packet, conn, _, _, config = visit
+    proto = packet.key.proto
+    if ICMP_FAMILY[proto] != packet.key.family:
+        return invalid(Reason.R_ICMP_FAMILY)
+    if not conn.confirmed and packet.key.dport >> 8 not in ICMP_REQUESTS[proto]:
+        return invalid(Reason.R_ICMP_NO_REQUEST)
+    return Answer(timeout=config.ticks("icmp_timeout" if proto == Proto.PROTO_ICMP else "icmpv6_timeout"))
+
+
+def _two_way(visit: Visit, name: str) -> Answer:
+    """The packet after the first reply proves that both sides talk."""
+    if not visit.conn.has(Status.SEEN_REPLY):
+        return Answer(timeout=visit.config.ticks(name))
+    visit.conn.assure()
+    return Answer(timeout=visit.config.ticks(name + "_stream"))
+
+
+# --- ICMP before the lookup ------------------------------------------------------------------------------------------------------------
+
+
+def is_icmp_of_family(key: Key) -> bool:
+    return ICMP_FAMILY.get(key.proto) == key.family
+
+
+def is_icmp_error(packet: Packet) -> bool:
+    kind = packet.key.dport >> 8
+    return kind in ICMP_ERRORS if packet.key.family == 4 else kind < 128 or kind == REDIRECT
+
+
+def is_untracked(packet: Packet) -> bool:
+    return packet.key.family == 6 and packet.key.dport >> 8 in NEIGHBOUR_MESSAGES
+
+
+def inner_key(packet: Packet) -> tuple[Key | None, int]:
+    """The tuple of the packet that an ICMP error quotes, or None and the reason."""
+    at = 8
+    if packet.key.family == 6 and packet.key.dport >> 8 == REDIRECT:
+        at = REDIRECT_HEADER + OPT_HEADER
+        option = packet.l4[REDIRECT_HEADER:at]
+        link_local = packet.key.src[0] == 0xFE and packet.key.src[1] & 0xC0 == 0x80
+        if packet.hop_limit != LINK_LOCAL_HOPS or not link_local:
+            return None, Reason.R_ICMP6_REDIRECT
+        if len(option) < OPT_HEADER or option[0] != OPT_REDIRECTED or option[1] == 0:
+            return None, Reason.R_ICMP6_REDIRECT
+    inner = packet.l4[at:]
+    key = _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
+    return key, Reason.R_OK if key else Reason.R_ICMP_INNER
+
+
+def _inner4(ip: bytes, zone: int) -> Key | None:
+    if len(ip) < 20 or int.from_bytes(ip[6:8], "big") & 0x1FFF:
+        return None
+    header = (ip[0] & 15) * 4
+    if header > len(ip):
+        return None
+    return _ports(Key(ip[12:16].ljust(16, b"\0"), ip[16:20].ljust(16, b"\0"), 0, 0, zone, ip[9], 4), ip[header:])
+
+
+def _inner6(ip: bytes, zone: int) -> Key | None:
+    if len(ip) < 40:
+        return None
+    proto, at = ip[6], 40
+    while proto in EXTENSIONS:
+        if proto == NO_NEXT or len(ip) < at + (4 if proto == FRAGMENT else 2):
+            return None
+        if proto == FRAGMENT and int.from_bytes(ip[at + 2 : at + 4], "big") & ~7:
+            return None
+        units = {FRAGMENT: 8, AUTHENTICATION: (ip[at + 1] + 2) * 4}
+        at, proto = at + units.get(proto, (ip[at + 1] + 1) * 8), ip[at]
+    return _ports(Key(ip[8:24], ip[24:40], 0, 0, zone, proto, 6), ip[at:])
+
+
+def _ports(key: Key, l4: bytes) -> Key | None:
+    """The key with what its protocol has for ports; None if that is not all there."""
+    if key.proto in PORTS:
+        if len(l4) < 4:
+            return None
+        return key._replace(sport=int.from_bytes(l4[:2], "big"), dport=int.from_bytes(l4[2:4], "big"))
+    if key.proto in ICMP_FAMILY:
+        if len(l4) < 8:
+            return None
+        return key._replace(sport=int.from_bytes(l4[4:6], "big"), dport=l4[0] << 8 | l4[1])
+    if key.proto == Proto.PROTO_GRE and len(l4) >= 8 and l4[1] & 7 == 1:
+        if int.from_bytes(l4[2:4], "big") != PPP:
+            return None
+        return key._replace(dport=int.from_bytes(l4[6:8], "big"))
+    return key

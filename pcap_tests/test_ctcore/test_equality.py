@@ -1,0 +1,361 @@
+"""Whatever packets come in whatever order, engine and model agree: on every decision, every event, and every field of every connection.
+
+Each example is a string of bytes that is read as a series of steps (so that shrinking removes steps): mostly packets that nearly fit, from few
+tuples, so that they meet; now and then a jump of time, or what a caller may do. The steps reach both trackers in batches of random size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ctcore.tracker
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from ctcore.model import ModelTracker
+from ctcore.tracker import Tracker
+from datapath.frame import frames_of
+from datapath.wire import parse_batch
+from pcap_tests import traffic
+from pcap_tests.scene import SECOND, START, options, sack
+
+STEP = 8  # bytes
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+series = st.binary(min_size=STEP * 48, max_size=STEP * 96)  # long enough to get somewhere: a short minimum would make nearly all of them short
+
+WAITS = (*(0,) * 30, 0.001, 0.004, 0.5, 1, 1.999, 2.004, 3, 10, 30, 60, 119.996, 120, 300, -1, 500000)
+FLAGS = ("S", "S", "SA", "SA", "A", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "R", "SU", "FAU", "SAU", "F", "", "SR", "SF")
+OFFSETS = (0, 0, 0, 0, 0, 0, 1, -1, 2, 99, -100, 8191, 8192, 8193, -8192, -8193, 65535, -65999, -66000, -66001, -66002, 70000, 1 << 31, (1 << 31) - 1)
+WINDOWS = (8192, 8192, 0, 1, 65535)
+PAYLOADS = (0, 0, 0, 1, 100, 1400)
+
+
+def config(**other: st.SearchStrategy) -> st.SearchStrategy[Config]:
+    """Any settings; short timeouts now and then."""
+    names = st.sampled_from(["tcp_timeout_established", "tcp_timeout_unacknowledged", "tcp_timeout_max_retrans", "tcp_timeout_close", "udp_timeout"])
+    usual = {
+        "tcp_liberal": st.booleans(),
+        "tcp_loose": st.booleans(),
+        "tcp_max_retrans": st.sampled_from([0, 1, 3]),
+        "tcp_ignore_invalid_rst": st.booleans(),
+        "acct": st.booleans(),
+        "max": st.just(1000),
+        "hz": st.sampled_from([1, 100, 250, 1000]),
+        "seed": st.integers(0, 3),
+        "events": st.sampled_from([frozenset({"new", "update", "destroy"}), frozenset({"destroy"}), frozenset({"new", "update"}), frozenset()]),
+        "timeouts": st.dictionaries(names, st.sampled_from([1, 2, 60, 119, 300, 1000]), max_size=2),
+    }
+    return st.builds(Config, **{**usual, **other})
+
+
+class Twins:
+    """Engine and model, given the same, compared in everything that can be seen of them."""
+
+    def __init__(self, config: Config):
+        self.engine, self.model = Tracker(config), ModelTracker(config)
+        self.now = START
+        self.frames: list[tuple[bytes, int]] = []
+
+    def wait(self, seconds: float) -> None:
+        self.now += round(seconds * SECOND)
+
+    def packet(self, frame: bytes) -> None:
+        self.frames.append((frame, self.now))
+
+    def flush_batch(self) -> None:
+        """Everything that waits goes into both trackers as one batch."""
+        if not self.frames:
+            return
+        frames, times = zip(*self.frames, strict=True)
+        self.frames = []
+        decisions = [tracker.advance(parse_batch(*frames_of(frames, ts=np.array(times)))) for tracker in (self.engine, self.model)]
+        same(*decisions, "decisions")
+        self.compare()
+
+    def call(self, method: str, *arguments, **named) -> None:
+        """The same call to both; ConfigError from both or from neither."""
+        self.flush_batch()
+        outcomes = []
+        for tracker in (self.engine, self.model):
+            try:
+                outcomes.append(getattr(tracker, method)(*arguments, **named))
+            except ConfigError:
+                outcomes.append(ConfigError)
+        assert outcomes[0] == outcomes[1], (method, arguments)
+        self.compare()
+
+    def compare(self) -> None:
+        same(self.engine.conns(), self.model.conns(), "conns")
+        same(in_order(self.engine.events()), in_order(self.model.events()), "events")
+        ours, theirs = self.engine.counters(), self.model.counters()
+        assert {name: ours[name] for name in theirs} == theirs
+        assert self.engine.expectations() == self.model.expectations()
+        assert (self.engine.now, self.engine.count) == (self.model.now, self.model.count)
+        self.engine.check()
+        self.model.check()
+
+
+def same(engine: np.ndarray, model: np.ndarray, what: str) -> None:
+    assert len(engine) == len(model), what
+    for (field, ours), (_, theirs) in zip(leaves(engine, what), leaves(model, what), strict=True):
+        assert ours.tolist() == theirs.tolist(), field
+
+
+def leaves(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The plain arrays that a structured one consists of, with their names."""
+    if not array.dtype.names:
+        yield name, array
+    for part in array.dtype.names or ():
+        yield from leaves(array[part], f"{name}.{part}")
+
+
+def in_order(events: np.ndarray) -> np.ndarray:
+    """By time; the order within one sweep of expiry is nobody's business."""
+    return events[np.lexsort((events["conn"]["flow"]["id"][:, 0], events["time"]))]
+
+
+def pick(choices, byte: int):
+    return choices[byte % len(choices)]
+
+
+def steps(data: bytes) -> Iterator[bytes]:
+    return (data[i : i + STEP] for i in range(0, len(data) - STEP + 1, STEP))
+
+
+def run(config: Config, data: bytes, play: Callable[[Twins, bytes], None]) -> None:
+    """The last byte of a step also says how long to wait, and, by its top bit, whether the batch ends."""
+    twins = Twins(config)
+    for step in steps(data):
+        twins.wait(pick(WAITS, step[-1] & 0x7F))
+        play(twins, step)
+        if step[-1] & 0x80:
+            twins.flush_batch()
+    twins.flush_batch()
+    twins.call("expire", twins.now + 10**15)
+    twins.call("flush")
+
+
+def test_the_engine_is_the_compiled_one():
+    assert ctcore.tracker.__file__.endswith(".so")
+    assert Tracker is not ModelTracker
+
+
+# --- TCP -------------------------------------------------------------------------------------------------------------------------------
+
+ENDS = (
+    (("10.0.0.1", 40000), ("10.0.0.2", 80)),
+    (("10.0.0.1", 40000), ("10.0.0.2", 80)),
+    (("10.0.0.1", 40001), ("10.0.0.2", 80)),
+    (("2001:db8::1", 40000), ("2001:db8::2", 80)),
+    (("10.0.0.3", 7), ("10.0.0.3", 7)),
+)
+TCP_OPTIONS = (
+    b"",
+    b"",
+    options(wscale=7, sack_perm=True),
+    options(wscale=15),
+    options(sack_perm=True),
+    b"\2\4\5\xb4",
+    b"\3\3\2\0",
+    b"\3\4\1\1",
+    b"\5\12\0\0",
+)
+HANDSHAKE = (("S", 0), ("SA", 1), ("A", 0))
+GOODBYE = (("FA", 0), ("A", 1), ("FA", 1), ("A", 0))
+
+
+class TcpPlay:
+    """The numbers both ends of each pair would use next; every step deviates a little, or not at all."""
+
+    def __init__(self):
+        self.next = [[100, 0xFFFFFF00] for _ in ENDS]
+
+    def __call__(self, twins: Twins, step: bytes) -> None:
+        pair, what = step[0] % len(ENDS), step[0] >> 4
+        if what == 0:
+            for flags, d in HANDSHAKE:
+                self.say(twins, pair, d, flags, bytes(STEP))
+        elif what == 1:
+            for flags, d in GOODBYE:
+                self.say(twins, pair, d, flags, bytes(STEP))
+        else:
+            self.say(twins, pair, what & 1, pick(FLAGS, step[1]), step)
+
+    def say(self, twins: Twins, pair: int, d: int, flags: str, step: bytes) -> None:
+        own, peer = self.next[pair][d], self.next[pair][1 - d]
+        seq = pick((own, own, own, own, peer, 0), step[2] >> 5) + pick(OFFSETS, step[2])
+        ack = pick((peer, peer, peer, peer, own, 0), step[3] >> 5) + pick(OFFSETS, step[3])
+        seq, ack = seq & 0xFFFFFFFF, ack & 0xFFFFFFFF
+        area = pick((*TCP_OPTIONS, sack((ack + 10, ack + 20), (ack + 1, ack + 8000))), step[4])
+        payload = bytes(pick(PAYLOADS, step[5]))
+        (src, sport), (dst, dport) = ENDS[pair][d], ENDS[pair][1 - d]
+        window = pick(WINDOWS, step[6])
+        twins.packet(traffic.tcp(src, dst, sport, dport, flags, seq=seq, ack=ack, win=window, options=area, payload=payload))
+        if step[2] % len(OFFSETS) < 6:  # an honest sender goes on from here
+            self.next[pair][d] = (seq + len(payload) + ("S" in flags) + ("F" in flags)) & 0xFFFFFFFF
+
+
+@given(config(), series)
+@EXAMPLES
+def test_tcp(config, data):
+    run(config, data, TcpPlay())
+
+
+# --- the other protocols ---------------------------------------------------------------------------------------------------------------
+
+CHUNKS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 13, 192)
+TAGS = (0, 0, 7, 8, 9)
+HOSTS = ("10.0.0.1", "10.0.0.2")
+HOSTS6 = ("fe80::1", "2001:db8::2")
+ICMP4 = (8, 0, 8, 0, 13, 14, 15, 16, 17, 18, 9, 19, 255)
+ICMP6 = (128, 129, 128, 129, 139, 140, 130, 133, 136, 143, 151, 141, 200)
+ERRORS4, ERRORS6 = (3, 4, 5, 11, 12), (1, 2, 3, 4, 0, 127, 137)
+
+
+class SctpPlay:
+    """One to three chunks; few tags, so that they often are the right ones."""
+
+    def __call__(self, twins: Twins, step: bytes) -> None:
+        d, tag = step[0] & 1, pick(TAGS, step[1])
+        if step[0] & 0xE0 == 0:
+            self.handshake(twins, d)
+            return
+        number = 1 if step[2] < 160 else 2 if step[2] < 230 else 3
+        chunks = b"".join(self.chunk(kind, step[6]) for kind in step[3 : 3 + number])
+        twins.packet(traffic.sctp(HOSTS[d], HOSTS[1 - d], (1000, 2000)[d], (2000, 1000)[d], tag, chunks))
+
+    def chunk(self, byte: int, detail: int) -> bytes:
+        kind = pick(CHUNKS, byte)
+        if kind in (1, 2) and detail < 250:
+            return traffic.sctp_init(pick((7, 8, 9), detail), ack=kind == 2)
+        length = {251: 0, 252: 3, 253: 2000}.get(detail)
+        return traffic.sctp_chunk(kind, detail & 1, bytes(detail & 7), length=length)
+
+    def handshake(self, twins: Twins, d: int) -> None:
+        """Tags 7 and 8; from either side."""
+        init, init_ack = traffic.sctp_init(7), traffic.sctp_init(8, ack=True)
+        for e, tag, chunks in ((d, 0, init), (1 - d, 7, init_ack), (d, 8, traffic.sctp_chunk(10)), (1 - d, 7, traffic.sctp_chunk(11))):
+            twins.packet(traffic.sctp(HOSTS[e], HOSTS[1 - e], (1000, 2000)[e], (2000, 1000)[e], tag, chunks))
+
+
+class DatagramPlay:
+    """UDP, UDP-Lite, ICMP, ICMPv6, GRE and others between two hosts; ICMP errors about what passed before."""
+
+    def __init__(self):
+        self.past = [traffic.udp(*HOSTS, 1, 2)]
+
+    def __call__(self, twins: Twins, step: bytes) -> None:
+        makers = (self.udp, self.udp, self.udplite, self.icmp, self.icmp6, self.error, self.error, self.gre, self.other, self.misplaced)
+        twins.packet(pick(makers, step[0])(step))
+
+    def keep(self, frame: bytes) -> bytes:
+        self.past = [*self.past[-15:], frame]
+        return frame
+
+    def udp(self, step: bytes) -> bytes:
+        hosts, d = pick((HOSTS, HOSTS6, HOSTS), step[1]), step[2] & 1
+        ports = (53, 40000 + step[3] % 3)
+        faults = pick(({}, {}, {}, {}, {"l4_checksum": 0}, {"l4_checksum": 1}, {"udp_length": 7}, {"udp_length": 999}), step[4])
+        return self.keep(traffic.udp(hosts[d], hosts[1 - d], ports[d], ports[1 - d], bytes(step[5] % 40), **faults))
+
+    def udplite(self, step: bytes) -> bytes:
+        d = step[2] & 1
+        coverage = pick((0, 0, 8, 12, 7, 500), step[4])
+        return self.keep(traffic.udplite(HOSTS[d], HOSTS[1 - d], 5 + d, 6 - d, bytes(20), coverage=coverage, sum_proto=pick((17, 17, 136), step[3])))
+
+    def icmp(self, step: bytes) -> bytes:
+        d = step[2] & 1
+        return self.keep(traffic.icmp(HOSTS[d], HOSTS[1 - d], pick(ICMP4, step[3]), step[4] & 1, ident=step[5] & 1))
+
+    def icmp6(self, step: bytes) -> bytes:
+        d = step[2] & 1
+        return self.keep(traffic.icmp(HOSTS6[d], HOSTS6[1 - d], pick(ICMP6, step[3]), step[4] & 1, ident=step[5] & 1))
+
+    def error(self, step: bytes) -> bytes:
+        about = pick(self.past, step[1])
+        six = about[12:14] == b"\x86\xdd"
+        hosts = HOSTS6 if six else HOSTS
+        d, quote = step[2] & 1, pick((1232, 1232, 28, 48, 27, 20, 19, 0, 41), step[4])
+        if step[5] > 240:  # a quoted fragment, or one with other odd headers
+            about = about[:14] + bytes([step[6]]) + about[15:20] + step[5:7] + about[22:]
+        kind = pick(ERRORS6 if six else ERRORS4, step[3])
+        if kind == 137:
+            about = about[:14] + bytes(32) + bytes([pick((4, 4, 1), step[6]), 1]) + bytes(6) + about[14:]
+        return self.keep(traffic.icmp_error(hosts[d], hosts[1 - d], kind, step[5] & 3, about, quote=quote, ttl=pick((255, 255, 64), step[6])))
+
+    def gre(self, step: bytes) -> bytes:
+        d, version = step[2] & 1, pick((0, 1, 1, 2), step[3])
+        return self.keep(traffic.gre(HOSTS[d], HOSTS[1 - d], version=version, proto=pick((0x880B, 0x880B, 0x800), step[4]), call=step[5] & 1))
+
+    def other(self, step: bytes) -> bytes:
+        hosts, d = pick((HOSTS, HOSTS6), step[1]), step[2] & 1
+        return self.keep(traffic.frame(hosts[d], hosts[1 - d], pick((4, 33, 50, 89, 51), step[3]), b"\0" * (step[4] & 15)))
+
+    def misplaced(self, step: bytes) -> bytes:
+        """ICMP over IPv6, ICMPv6 over IPv4, and headers that are cut off."""
+        hosts, proto = pick(((HOSTS6, 1), (HOSTS, 58), (HOSTS, 17), (HOSTS, 6), (HOSTS, 132), (HOSTS, 47)), step[1])
+        return self.keep(traffic.frame(*hosts, proto, bytes([pick((8, 0, 128, 129, 3), step[3])]) + bytes(step[4] % 24)))
+
+
+class CrowdPlay:
+    """Many tuples and few places: early drop. Marks, labels, expectations, and the end of everything now and then."""
+
+    def __init__(self):
+        self.tcp = TcpPlay()
+
+    def __call__(self, twins: Twins, step: bytes) -> None:
+        ordinal = max(0, twins.model._next_id - 1 - step[1] % 8)
+        what = step[0]
+        if what < 8:
+            twins.call("set_mark", ordinal, step[2] & 1)
+        elif what < 12:
+            twins.call("set_label", ordinal, step[2] << 100 | step[3] & 1)
+        elif what < 40:
+            flags = {"sport": pick((0, 0, 40000, 40001), step[3]), "permanent": step[4] & 1 == 1, "timeout": pick((300.0, 1.0, 2.0), step[5])}
+            twins.call("expect", ordinal, "10.0.0.1", "10.0.0.2", pick((6, 17), step[2]), 80 + step[6] % 3, **flags)
+        elif what == 40:
+            twins.call("flush")
+        elif what < 120:
+            self.tcp(twins, bytes([what & 3]) + step[1:])
+        else:
+            d = step[3] & 1
+            ends = ("10.0.0.1", 40000 + step[1] % 64), ("10.0.0.2", 80 + step[2] % 3)
+            (src, sport), (dst, dport) = ends[d], ends[1 - d]
+            if what & 1:
+                twins.packet(traffic.udp(src, dst, sport, dport, l4_checksum=pick((None, None, None, 1), step[4])))
+            else:
+                twins.packet(traffic.tcp(src, dst, sport, dport, pick(("S", "A", "SA", "R"), step[4]), seq=100, ack=101))
+
+
+@given(config(), series)
+@EXAMPLES
+def test_sctp(config, data):
+    run(config, data, SctpPlay())
+
+
+@given(config(), series)
+@EXAMPLES
+def test_datagrams(config, data):
+    run(config, data, DatagramPlay())
+
+
+@given(config(max=st.sampled_from([4, 16, 64])), series)
+@EXAMPLES
+def test_a_full_table(config, data):
+    run(config, data, CrowdPlay())
+
+
+@given(config(expect_max=st.sampled_from([1, 3, 100])), series)
+@EXAMPLES
+def test_expectations_and_marks(config, data):
+    run(config, data, CrowdPlay())
+
+
+@given(config(max=st.sampled_from([16, 1000])), series)
+@EXAMPLES
+def test_everything_at_once(config, data):
+    plays = TcpPlay(), SctpPlay(), DatagramPlay(), CrowdPlay()
+    run(config, data, lambda twins, step: pick(plays, step[1] >> 4)(twins, step))
