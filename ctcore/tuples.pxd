@@ -7,6 +7,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from ctcore.lowlevel cimport be16
 from ctcore.types cimport (
     PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_FRAGMENT, R_GRE_NOT_PPP, R_ICMP_INNER, R_IP6_CHAIN,
     R_OK, R_SNAPPED, R_TUPLE_SHORT, Key,
@@ -29,12 +30,6 @@ ctypedef struct Chain:
     uint32_t at
     uint16_t frag
     uint8_t proto
-
-cdef inline uint16_t be16(const uint8_t *p) noexcept nogil:
-    return <uint16_t>(p[0] << 8 | p[1])
-
-cdef inline uint32_t be32(const uint8_t *p) noexcept nogil:
-    return <uint32_t>p[0] << 24 | <uint32_t>p[1] << 16 | <uint32_t>p[2] << 8 | p[3]
 
 cdef inline void fill_addresses(Key *key, uint8_t family, const uint8_t *ip) noexcept nogil:
     """Family and addresses from a whole fixed IP header."""
@@ -146,9 +141,10 @@ cdef inline uint8_t skip_extensions(const uint8_t *ip, uint32_t length, uint32_t
             if not seen:
                 chain.frag = frag
             seen = True
-            if frag & 0xFFF8:
-                return R_FRAGMENT
             chain.at += 8
+            if frag & 0xFFF8:
+                chain.proto = h[0]
+                return R_FRAGMENT
         elif chain.proto == IP6_AUTH:                                   # RFC 4302 2.2: in 4-byte words, less two
             chain.at += (<uint32_t>h[1] + 2) * 4
         else:

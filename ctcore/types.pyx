@@ -39,68 +39,73 @@ cdef object _dtype(list fields, size_t size):
         "names": [f[0] for f in fields], "formats": [f[1] for f in fields], "offsets": [f[2] for f in fields], "itemsize": size,
     })
 
-# Offsets of members, asked of the compiler: nothing is read through these pointers.
-cdef Key *_k = <Key *>0
-cdef Packet *_p = <Packet *>0
-cdef Decision *_d = <Decision *>0
-cdef Tcp *_t = <Tcp *>0
-cdef Sctp *_s = <Sctp *>0
-cdef Flow *_f = <Flow *>0
-cdef Entry *_e = <Entry *>0
-cdef Event *_v = <Event *>0
+# One of each, to measure the offsets of members on.
+cdef Key _k
+cdef Packet _p
+cdef Decision _d
+cdef Tcp _t
+cdef Sctp _s
+cdef Flow _f
+cdef Entry _e
+cdef Event _v
+
+
+cdef size_t at(const void *whole, const void *member):
+    return <size_t>member - <size_t>whole
+
 
 KEY_DTYPE = _dtype([
-    ("src", ("u1", 16), <size_t>&_k.src), ("dst", ("u1", 16), <size_t>&_k.dst), ("sport", "u2", <size_t>&_k.sport),
-    ("dport", "u2", <size_t>&_k.dport), ("zone", "u2", <size_t>&_k.zone), ("proto", "u1", <size_t>&_k.proto),
-    ("family", "u1", <size_t>&_k.family),
+    ("src", ("u1", 16), at(&_k, &_k.src)), ("dst", ("u1", 16), at(&_k, &_k.dst)), ("sport", "u2", at(&_k, &_k.sport)),
+    ("dport", "u2", at(&_k, &_k.dport)), ("zone", "u2", at(&_k, &_k.zone)), ("proto", "u1", at(&_k, &_k.proto)),
+    ("family", "u1", at(&_k, &_k.family)),
 ], sizeof(Key))
 
 PACKET_DTYPE = _dtype([
-    ("key", KEY_DTYPE, <size_t>&_p.key), ("now", "i8", <size_t>&_p.now), ("l4", "u8", <size_t>&_p.l4), ("hash", "u4", <size_t>&_p.hash),
-    ("flow", "u4", <size_t>&_p.flow), ("seq", "u4", <size_t>&_p.seq), ("ack", "u4", <size_t>&_p.ack), ("l4_len", "u4", <size_t>&_p.l4_len),
-    ("l4_have", "u4", <size_t>&_p.l4_have), ("ip_len", "u4", <size_t>&_p.ip_len), ("wire_len", "u4", <size_t>&_p.wire_len),
-    ("win", "u2", <size_t>&_p.win), ("doff", "u1", <size_t>&_p.doff), ("tcp_flags", "u1", <size_t>&_p.tcp_flags),
-    ("l4_reason", "u1", <size_t>&_p.l4_reason), ("verdict", "u1", <size_t>&_p.verdict), ("reason", "u1", <size_t>&_p.reason),
-    ("state", "u1", <size_t>&_p.state), ("hop_limit", "u1", <size_t>&_p.hop_limit), ("l3_off", "u2", <size_t>&_p.l3_off),
-    ("index", "u4", <size_t>&_p.index),
+    ("key", KEY_DTYPE, at(&_p, &_p.key)), ("now", "i8", at(&_p, &_p.now)), ("l4", "u8", at(&_p, &_p.l4)), ("hash", "u4", at(&_p, &_p.hash)),
+    ("flow", "u4", at(&_p, &_p.flow)), ("seq", "u4", at(&_p, &_p.seq)), ("ack", "u4", at(&_p, &_p.ack)), ("l4_len", "u4", at(&_p, &_p.l4_len)),
+    ("l4_have", "u4", at(&_p, &_p.l4_have)), ("ip_len", "u4", at(&_p, &_p.ip_len)), ("wire_len", "u4", at(&_p, &_p.wire_len)),
+    ("win", "u2", at(&_p, &_p.win)), ("doff", "u1", at(&_p, &_p.doff)), ("tcp_flags", "u1", at(&_p, &_p.tcp_flags)),
+    ("l4_reason", "u1", at(&_p, &_p.l4_reason)), ("verdict", "u1", at(&_p, &_p.verdict)), ("reason", "u1", at(&_p, &_p.reason)),
+    ("state", "u1", at(&_p, &_p.state)), ("hop_limit", "u1", at(&_p, &_p.hop_limit)), ("l3_off", "u2", at(&_p, &_p.l3_off)),
+    ("index", "u4", at(&_p, &_p.index)),
 ], sizeof(Packet))
 
 DECISION_DTYPE = _dtype([
-    ("conn", "i8", <size_t>&_d.conn), ("timeout", "i4", <size_t>&_d.timeout), ("mark", "u4", <size_t>&_d.mark),
-    ("zone", "u2", <size_t>&_d.zone), ("status", "u2", <size_t>&_d.status), ("state", "u1", <size_t>&_d.state),
-    ("dir", "u1", <size_t>&_d.dir), ("verdict", "u1", <size_t>&_d.verdict), ("reason", "u1", <size_t>&_d.reason),
-    ("l4state", "u1", <size_t>&_d.l4state), ("proto", "u1", <size_t>&_d.proto), ("family", "u1", <size_t>&_d.family),
+    ("conn", "i8", at(&_d, &_d.conn)), ("timeout", "i4", at(&_d, &_d.timeout)), ("mark", "u4", at(&_d, &_d.mark)),
+    ("zone", "u2", at(&_d, &_d.zone)), ("status", "u2", at(&_d, &_d.status)), ("state", "u1", at(&_d, &_d.state)),
+    ("dir", "u1", at(&_d, &_d.dir)), ("verdict", "u1", at(&_d, &_d.verdict)), ("reason", "u1", at(&_d, &_d.reason)),
+    ("l4state", "u1", at(&_d, &_d.l4state)), ("proto", "u1", at(&_d, &_d.proto)), ("family", "u1", at(&_d, &_d.family)),
 ], sizeof(Decision))
 
 TCP_SIDE_DTYPE = np.dtype([("end", "u4"), ("maxend", "u4"), ("maxwin", "u4"), ("maxack", "u4")])
 
 TCP_DTYPE = _dtype([
-    ("side", (TCP_SIDE_DTYPE, 2), <size_t>&_t.side), ("last_seq", "u4", <size_t>&_t.last_seq), ("last_ack", "u4", <size_t>&_t.last_ack),
-    ("last_end", "u4", <size_t>&_t.last_end), ("last_win", "u2", <size_t>&_t.last_win), ("scale", ("u1", 2), <size_t>&_t.scale),
-    ("flags", ("u1", 2), <size_t>&_t.flags), ("last_index", "u1", <size_t>&_t.last_index), ("last_dir", "u1", <size_t>&_t.last_dir),
-    ("retrans", "u1", <size_t>&_t.retrans), ("last_wscale", "u1", <size_t>&_t.last_wscale), ("last_flags", "u1", <size_t>&_t.last_flags),
-    ("state", "u1", <size_t>&_t.state),
+    ("side", (TCP_SIDE_DTYPE, 2), at(&_t, &_t.side)), ("last_seq", "u4", at(&_t, &_t.last_seq)), ("last_ack", "u4", at(&_t, &_t.last_ack)),
+    ("last_end", "u4", at(&_t, &_t.last_end)), ("last_win", "u2", at(&_t, &_t.last_win)), ("scale", ("u1", 2), at(&_t, &_t.scale)),
+    ("flags", ("u1", 2), at(&_t, &_t.flags)), ("last_index", "u1", at(&_t, &_t.last_index)), ("last_dir", "u1", at(&_t, &_t.last_dir)),
+    ("retrans", "u1", at(&_t, &_t.retrans)), ("last_wscale", "u1", at(&_t, &_t.last_wscale)), ("last_flags", "u1", at(&_t, &_t.last_flags)),
+    ("state", "u1", at(&_t, &_t.state)),
 ], sizeof(Tcp))
 
 SCTP_DTYPE = _dtype([
-    ("vtag", ("u4", 2), <size_t>&_s.vtag), ("init", ("u1", 2), <size_t>&_s.init), ("flags", "u1", <size_t>&_s.flags),
-    ("last_dir", "u1", <size_t>&_s.last_dir), ("state", "u1", <size_t>&_s.state),
+    ("vtag", ("u4", 2), at(&_s, &_s.vtag)), ("init", ("u1", 2), at(&_s, &_s.init)), ("flags", "u1", at(&_s, &_s.flags)),
+    ("last_dir", "u1", at(&_s, &_s.last_dir)), ("state", "u1", at(&_s, &_s.state)),
 ], sizeof(Sctp))
 
 FLOW_DTYPE = _dtype([
-    ("key", KEY_DTYPE, <size_t>&_f.key), ("packets", "u8", <size_t>&_f.packets), ("bytes", "u8", <size_t>&_f.bytes), ("id", "i8", <size_t>&_f.id),
+    ("key", KEY_DTYPE, at(&_f, &_f.key)), ("packets", "u8", at(&_f, &_f.packets)), ("bytes", "u8", at(&_f, &_f.bytes)), ("id", "i8", at(&_f, &_f.id)),
 ], sizeof(Flow))
 
 # tcp, sctp and stream_ts share their memory: which one is meant says flow[0].key.proto. In a snapshot, timeout holds the ticks that are
 # left; inside the engine the same four bytes hold the deadline.
 CONN_DTYPE = _dtype([
-    ("flow", (FLOW_DTYPE, 2), <size_t>&_e.flow), ("tcp", TCP_DTYPE, <size_t>&_e.l4), ("sctp", SCTP_DTYPE, <size_t>&_e.l4),
-    ("stream_ts", "u4", <size_t>&_e.l4), ("timeout", "u4", <size_t>&_e.deadline), ("status", "u2", <size_t>&_e.status),
-    ("start", "i8", <size_t>&_e.start), ("master", "i8", <size_t>&_e.master), ("label", ("u8", 2), <size_t>&_e.label),
-    ("mark", "u4", <size_t>&_e.mark),
+    ("flow", (FLOW_DTYPE, 2), at(&_e, &_e.flow)), ("tcp", TCP_DTYPE, at(&_e, &_e.l4)), ("sctp", SCTP_DTYPE, at(&_e, &_e.l4)),
+    ("stream_ts", "u4", at(&_e, &_e.l4)), ("timeout", "u4", at(&_e, &_e.deadline)), ("status", "u2", at(&_e, &_e.status)),
+    ("start", "i8", at(&_e, &_e.start)), ("master", "i8", at(&_e, &_e.master)), ("label", ("u8", 2), at(&_e, &_e.label)),
+    ("mark", "u4", at(&_e, &_e.mark)),
 ], sizeof(Entry))
 
 EVENT_DTYPE = _dtype([
-    ("kind", "u1", <size_t>&_v.kind), ("end", "u1", <size_t>&_v.end), ("changes", "u2", <size_t>&_v.changes),
-    ("timeout", "u4", <size_t>&_v.timeout), ("time", "i8", <size_t>&_v.time), ("conn", CONN_DTYPE, <size_t>&_v.conn),
+    ("kind", "u1", at(&_v, &_v.kind)), ("end", "u1", at(&_v, &_v.end)), ("changes", "u2", at(&_v, &_v.changes)),
+    ("timeout", "u4", at(&_v, &_v.timeout)), ("time", "i8", at(&_v, &_v.time)), ("conn", CONN_DTYPE, at(&_v, &_v.conn)),
 ], sizeof(Event))

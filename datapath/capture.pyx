@@ -166,8 +166,10 @@ cdef class PcapSource:
         self._advance(PCAP_HEADER)
         head = bytes(self._memory[:min(self._scan.have, <uint64_t>PCAP_HEADER)])
         codec = self._stream.codec
+        if len(head) < PCAP_HEADER and self._stream.damage:
+            self._refuse(self._stream.damage)
         if not head:
-            self._refuse(self._stream.damage or "empty: expected a pcap or pcapng header")
+            self._refuse("empty: expected a pcap or pcapng header")
         self._blocks = head[:4] == b"\n\r\r\n"
         self.format = ("pcapng" if self._blocks else "pcap") + (f", {codec.name}" if codec else "")
         if not self._blocks:
@@ -186,7 +188,7 @@ cdef class PcapSource:
         if magic in OTHER_MAGIC:
             self._refuse(f"{OTHER_MAGIC[magic]}, which is not supported: expected a plain pcap or pcapng capture")
         if len(head) < PCAP_HEADER:
-            self._refuse(self._stream.damage or f"truncated: a pcap file has a header of {PCAP_HEADER} bytes, {len(head)} are there")
+            self._refuse(f"truncated: a pcap file has a header of {PCAP_HEADER} bytes, {len(head)} are there")
         major, minor, snaplen, link = struct.unpack(order + "4x2H8x2I", head)
         if major != 2:
             self._refuse(f"is of pcap version {major}.{minor}: expected 2.4")

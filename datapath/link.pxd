@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from ctcore.tuples cimport be16, be32
+from ctcore.lowlevel cimport be16, be32
 from ctcore.types cimport R_FRAME_SHORT, R_NOT_IP, R_OK, R_SNAPPED
 
 cdef enum:

@@ -27,9 +27,9 @@ from ctcore.errors import CaptureError
 WINDOW = 1 << 20  # bytes; small enough to stay in cache between decoder and scan
 CHUNK = 1 << 16  # bytes read from the file at once
 SPAN = 1 << 18  # decompressed bytes collected before they are scanned
-# Bytes given to a decoder at once. Zstandard's best ratio is 128 KiB from a block of 4 bytes, so 1 KiB makes 32 MiB at most; for
-# deflate and LZMA it is 1 and about 8 MiB. The last piece before damage is lost with it, another reason to keep it small.
-PIECE = 1 << 10
+# Bytes given to a decoder at once. Zstandard's best ratio is 128 KiB from a block of 4 bytes, so that these make 16 MiB at most; deflate and
+# LZMA make half a MiB and about 4 MiB. The last piece before damage is lost with it, another reason to keep it small; below this, speed suffers.
+PIECE = 1 << 9
 DECODER_MEMORY = 1 << 27  # bytes of dictionary or window a compressed stream may ask for
 MAGIC_LENGTH = 6
 
@@ -37,8 +37,11 @@ MAGIC_LENGTH = 6
 class Decoder(Protocol):
     """What zlib, lzma and zstandard agree on."""
 
-    eof: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, /) -> bytes: ...
 
@@ -65,7 +68,8 @@ def codec_of(head: bytes) -> Codec | None:
     if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
         import zstandard  # costs 10 ms, which only those pay who have such files
 
-        return Codec("zstd", zstandard.ZstdDecompressor(max_window_size=DECODER_MEMORY).decompressobj, (zstandard.ZstdError,))
+        context = zstandard.ZstdDecompressor(max_window_size=DECODER_MEMORY)
+        return Codec("zstd", lambda: context.decompressobj(), (zstandard.ZstdError,))
     return None
 
 
@@ -111,6 +115,7 @@ class Window:
         self._consumed = len(head)
         self._chunks = self._inflated(self.codec) if self.codec else self._raw()
         self._rest = np.empty(0, np.uint8)  # of a chunk that did not fit
+        self._buffer = np.empty(0, np.uint8)
         self._allocate(capacity)
 
     def advance(self, at: int, need: int) -> int:
@@ -126,7 +131,7 @@ class Window:
         if need > len(self._buffer):
             self._allocate(max(need, 2 * len(self._buffer)))
         while self.have < need and self._fill():
-            mapping.madvise(mmap.MADV_SEQUENTIAL)
+            pass
         return 0
 
     def position(self, at: int) -> int:
@@ -141,8 +146,7 @@ class Window:
 
     def _allocate(self, capacity: int) -> None:
         buffer = np.empty(capacity, np.uint8)
-        if self.have:
-            buffer[: self.have] = self._buffer[: self.have]
+        buffer[: self.have] = self._buffer[: self.have]
         self._buffer = buffer
         self.memory = buffer.view()
         self.memory.flags.writeable = False
@@ -179,7 +183,8 @@ class Window:
 
     def _inflated(self, codec: Codec) -> Iterator[bytes]:
         """The decompressed bytes, SPAN or one chunk's worth at a time. Members follow one another, with zero padding between them."""
-        decoder, done = None, 0
+        decoder: Decoder | None = None
+        done = 0
         spans: list[bytes] = []
         for chunk in self._raw():
             for i in range(0, len(chunk), PIECE):

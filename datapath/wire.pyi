@@ -2,8 +2,9 @@
 
 import numpy as np
 import numpy.typing as npt
-from ctcore.batch import Batch
 from typing_extensions import Buffer
+
+from ctcore.batch import Batch
 
 def parse_batch(memory: Buffer | npt.NDArray[np.uint8], frames: np.ndarray, *, zone: int = 0, checksum: bool = True) -> Batch:
     """Parse frames into a new Batch with one row a frame; the batch keeps the memory alive.

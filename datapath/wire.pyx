@@ -20,8 +20,9 @@ from libc.string cimport memcpy, memset
 import numpy as np
 
 from ctcore.batch cimport Batch
+from ctcore.lowlevel cimport be16, be32
 from ctcore.tuples cimport (
-    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, be16, be32, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
+    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
 )
 from ctcore.types cimport (
     ACCEPT, DROP, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
@@ -244,6 +245,21 @@ cdef uint8_t ipv4(const Cursor *c, Packet *p) noexcept nogil:
     return R_FRAGMENT if be16(c.p + 6) & 0x3FFF else R_OK
 
 
+cdef inline uint8_t hop_by_hop(const Cursor *c, uint32_t total) noexcept nogil:
+    """The one extension header that every node reads (RFC 8200 4.3): beyond the packet, it costs the packet before conntrack sees it."""
+    if total < IP6_HEADER + 2:
+        return R_IP_HEADER
+    if c.have < IP6_HEADER + 2:
+        return R_SNAPPED
+    return R_IP_HEADER if IP6_HEADER + (<uint32_t>c.p[IP6_HEADER + 1] + 1) * 8 > total else R_OK
+
+
+cdef inline bint is_held(const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
+    """Does reassembly take this packet? Not a first fragment that ends within its transport header (RFC 8200 4.5 forbids it): Linux lets it pass."""
+    cdef uint32_t need = 20 if chain.proto == PROTO_TCP else 8 if chain.proto == PROTO_UDP or chain.proto == PROTO_ICMPV6 else 1
+    return chain.frag != 0 and not (reason == R_OK and chain.at + need > total)
+
+
 cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     """RFC 8200 3 and 4. R_OK with l4, l4_len, l4_have set, also where the chain ends behind the packet and no tuple field is needed from there."""
     cdef uint32_t total, have
@@ -264,17 +280,22 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     if total > c.length:
         return R_IP_TRUNCATED
     p.ip_len = total
+    reason = hop_by_hop(c, total) if chain.proto == IP6_HOP_BY_HOP else R_OK
+    if reason != R_OK:
+        return reason
     have = min(total, c.have)
     reason = skip_extensions(c.p, total, have, &chain)
     p.key.proto = chain.proto
     p.l4 = c.p + min(chain.at, have)
     p.l4_len = total - min(chain.at, total)
     p.l4_have = have - min(chain.at, have)
-    if chain.frag:
+    if is_held(&chain, reason, total):
         return R_FRAGMENT
     if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it
         return R_IP6_CHAIN
-    return R_L4_BEYOND if reason == R_OK and chain.at > total else reason
+    if reason == R_OK and chain.at > total and fill_ports(&p.key, p.l4, 0, 0) != R_OK:
+        return R_L4_BEYOND
+    return reason
 
 
 cdef void general(const ParseSettings *settings, const uint8_t *start, const Frame *frame, Packet *p) noexcept nogil:
