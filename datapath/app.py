@@ -1,0 +1,229 @@
+"""The composition root of replay: captures, the datapath and the files that are asked for, put together.
+
+Not here: what a packet goes through (worker), records (fields), files (export), text for people (report).
+Invariants: captures continue one another in one tracker, in the order given; whatever stops a replay, what was read before is tracked, written
+and in the result, which names what stopped it; packets that nobody wants records of cost no Python object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ctcore.config import CAPACITY_LIMIT, Config
+from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.types import End, Reason, State, Verdict
+from datapath import export, fields
+from datapath.capture import PcapSource
+from datapath.frame import LINK_ETHERNET
+from datapath.tally import Tally
+from datapath.worker import Pipeline
+
+CHUNK = 16384  # packets between two looks at the events
+EVENTS = frozenset(("new", "update", "destroy"))
+Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How packets are to be tracked. flags: the options that differ from the defaults, to be repeated in a command that is suggested."""
+
+    config: Config = field(default_factory=Config)
+    zone: int = 0
+    clock: str = "capture"
+    flags: str = ""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which files to write: names, or None. form: the format of the records, None for that of each file's ending."""
+
+    packets: str | None = None
+    conns: str | None = None
+    events: str | None = None
+    forwarded: str | None = None
+    form: str | None = None
+
+    def names(self) -> list[str]:
+        return [name for name in (self.packets, self.conns, self.events, self.forwarded) if name]
+
+
+@dataclass
+class Capture:
+    """What was read of one capture. first: how many packets came before it."""
+
+    name: str
+    first: int
+    format: str = ""
+    links: Sequence[str] = ()
+    packets: int = 0
+
+
+@dataclass
+class Replayed:
+    """What a replay found. stats: Pipeline.summary(); errors: what stopped the reading of a capture, a line each."""
+
+    tracking: Tracking
+    captures: list[Capture] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    tally: Tally | None = None
+    events_lost: int = 0
+    seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def check_files(captures: Sequence[str], outputs: Outputs) -> None:
+    """Refuse, before anything is read, what cannot work: captures that are not there, an output named twice or over a capture."""
+    for name in captures:
+        if name != export.STDOUT:
+            with open(name, "rb"):
+                pass
+    seen: list[str] = []
+    for name in outputs.names():
+        if any(_same(name, other) for other in seen):
+            raise CtmirrorError(f"{name}: expected a file of its own for each output")
+        if any(_same(name, capture) for capture in captures if capture != export.STDOUT):
+            raise CtmirrorError(f"{name}: would be written over the capture that is read")
+        seen.append(name)
+
+
+def _same(a: str, b: str) -> bool:
+    return a == b or (os.path.isfile(a) and os.path.isfile(b) and os.path.samefile(a, b))
+
+
+def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:
+    """Run captures through the datapath and write what is asked for. summary: whether connections are to be counted for people."""
+    check_files(captures, outputs)
+    with ExitStack() as stack:
+        run = _Run(stack, tracking, outputs, named=len(captures) > 1, summary=summary)
+        start = perf_counter()
+        try:
+            for name in captures:
+                run.capture(name, progress)
+        except KeyboardInterrupt:
+            run.result.interrupted = True
+        run.finish()
+        run.result.seconds = perf_counter() - start
+        return run.result
+
+
+class _Run:
+    """One replay while it lasts: the pipeline, the writers, and the result as it grows."""
+
+    def __init__(self, stack: ExitStack, tracking: Tracking, outputs: Outputs, *, named: bool, summary: bool) -> None:
+        self.outputs, self.named = outputs, named
+        self.config = with_events(tracking.config, everything=bool(outputs.events), ends=bool(outputs.conns) or summary)
+        self.result = Replayed(replace(tracking, config=self.config), tally=Tally(self.config) if summary else None)
+        self.pipeline = Pipeline(self.config, zone=tracking.zone, clock=tracking.clock)
+        self.writers = {kind: _open(stack, kind, name, outputs.form) for kind, name in _kinds(outputs) if name}
+        self.stack, self.sink = stack, None
+        self.detailed = bool(outputs.packets or outputs.forwarded)
+
+    def capture(self, name: str, progress: Progress | None) -> None:
+        """Replay one capture to its end, or to where it is damaged."""
+        facts = Capture(name, sum(capture.packets for capture in self.result.captures))
+        self.result.captures.append(facts)
+        try:
+            with PcapSource(name) as source:
+                self._sink_for(source)
+                while True:
+                    memory, frames = source.read(CHUNK)
+                    if not len(frames):
+                        break
+                    self._chunk(facts, memory, frames)
+                    facts.format, facts.links = source.format, sorted(source.links)
+                    if progress:
+                        progress(name, source.position, source.size or 0)
+        except CaptureError as error:
+            self.result.errors.append(str(error))
+
+    def _sink_for(self, source: PcapSource) -> None:
+        """The file of forwarded packets is opened with the first capture, whose link type it takes."""
+        if self.outputs.forwarded and self.sink is None:
+            from datapath.sink import PcapSink
+
+            self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=LINK_ETHERNET if source.link is None else source.link))
+
+    def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+        if self.detailed:
+            decisions, keys = self.pipeline.process(memory, frames, keys=True)
+            self._write_packets(facts, frames, decisions, keys)
+            self._forward(memory, frames, decisions)
+        else:
+            self.pipeline.process(memory, frames, decisions=False)
+        facts.packets += len(frames)
+        self._drain()
+
+    def _write_packets(self, facts: Capture, frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray) -> None:
+        if "packets" in self.writers:
+            file = facts.name if self.named else None
+            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, facts.packets, self.config.hz, file))
+
+    def _forward(self, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
+        if self.sink is not None:
+            passed = decisions["verdict"] == Verdict.ACCEPT
+            said = list(comments(decisions[passed], self.config.hz)) if self.sink.format == "pcapng" else None
+            self.sink.write(memory, frames[passed], comments=said)
+
+    def _drain(self) -> None:
+        """Take the events of the last packets out of the ring."""
+        if not self.config.events:
+            return
+        events = self.pipeline.tracker.events()
+        if "events" in self.writers:
+            self.writers["events"].write(fields.event_records(events, self.config.hz, self.config.acct))
+        ended = fields.destroyed(events)
+        if "conns" in self.writers:
+            self.writers["conns"].write(fields.conn_records(ended["conn"], self.config.hz, self.config.acct, ended["end"], ended["time"]))
+        if self.result.tally:
+            self.result.tally.add(ended["conn"], ended["end"], ended["time"])
+
+    def finish(self) -> None:
+        """Connections that have expired by the last packet's time end; the others are what is alive."""
+        tracker = self.pipeline.tracker
+        tracker.expire(tracker.now)
+        self._drain()
+        if "conns" in self.writers or self.result.tally:
+            alive = tracker.conns()
+            if "conns" in self.writers:
+                self.writers["conns"].write(fields.conn_records(alive, self.config.hz, self.config.acct))
+            if self.result.tally:
+                now = np.full(len(alive), tracker.now, dtype=np.int64)
+                self.result.tally.add(alive, np.full(len(alive), End.ALIVE, dtype=np.uint8), now)
+        self.result.stats, self.result.counters = self.pipeline.summary(), tracker.counters()
+        self.result.events_lost = tracker.events_lost
+
+
+def _kinds(outputs: Outputs) -> Iterable[tuple[str, str | None]]:
+    return ("packets", outputs.packets), ("conns", outputs.conns), ("events", outputs.events)
+
+
+def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Writer:
+    writer = export.open_writer(kind, name, form)
+    stack.callback(writer.close)
+    return writer
+
+
+def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
+    """The settings with the events the outputs need, and a ring that holds the end of every connection at once: time may jump."""
+    events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
+    ring = min(config.capacity, CAPACITY_LIMIT // 4) + 4 * CHUNK if events else config.event_ring
+    return replace(config, events=events, event_ring=max(config.event_ring, ring))
+
+
+def comments(decisions: np.ndarray, hz: int) -> Iterable[str]:
+    """A line for each packet's decision, as Wireshark shows it: what, where to, which connection, and why."""
+    names = ("state", "dir", "proto", "l4state", "timeout", "conn", "status", "reason")
+    for state, direction, proto, l4state, timeout, conn, status, reason in zip(*(decisions[name].tolist() for name in names), strict=True):
+        parts = ["ct", fields.STATE_NAMES[State(state)], fields.DIR_NAMES.get(direction), fields.l4state_name(proto, l4state)]
+        parts += [f"{fields.seconds_text(timeout, hz)}s" if timeout >= 0 else None, f"conn {conn}" if conn >= 0 else None]
+        parts += [f"[{' '.join(fields.status_names(status))}]" if status else None, f"reason {fields.REASON_NAMES[Reason(reason)]}"]
+        yield " ".join(part for part in parts if part)

@@ -1,0 +1,102 @@
+"""The command `ctmirror`: names its sub-commands and turns whatever goes wrong into one line and an exit code.
+
+Not here: what a sub-command does; each is a module of datapath.commands, imported when it is called for, so that --help costs nothing.
+Invariant: no exception leaves main(). Exit 0: fine; 1: the answer is "no"; 2: usage or input; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from ctcore.errors import CtmirrorError
+
+# The one-line helps stand here and not in the modules, which are not imported for `ctmirror --help`.
+COMMANDS = {
+    "replay": "run captures through connection tracking and say what it says of each packet",
+    "explain": "one packet stage by stage, or one connection's life, with the reason and its rule",
+    "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
+    "doctor": "what this machine can do, and what to do about what is missing",
+    "bench": "measure the engine or the replay of a capture",
+}
+USAGE, INTERRUPTED = 2, 130
+TRACEBACK = "CTMIRROR_TRACEBACK"
+
+
+class Commands(click.Group):
+    """A group whose commands are modules, imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return import_module(f"datapath.commands.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"ctmirror {version('ctmirror')}")
+        ctx.exit()
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version and exit.")
+def cli() -> None:
+    """Linux connection tracking in userspace: what conntrack says of each packet of a capture, and why.
+
+    \b
+    Examples:
+      ctmirror replay office.pcap                        a summary for people
+      ctmirror replay office.pcap --packets - | head     one JSON record a packet
+      ctmirror explain office.pcap --packet 3481         why that packet was judged as it was
+    """
+
+
+def complain(text: str) -> None:
+    """One line on stderr, whatever the text contains."""
+    print("ctmirror: " + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's message as our one line, pointing to the help of the command it is about."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")
+    return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    try:
+        result = cli.main(args=None if argv is None else list(argv), prog_name="ctmirror", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        complain(_usage(error))
+    except CtmirrorError as error:
+        complain(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more at exit, when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        # A fault of ours, not the user's; still one line, and the rest for whoever looks for it.
+        if os.environ.get(TRACEBACK):
+            raise
+        complain(f"internal error: {type(error).__name__}: {error}; {TRACEBACK}=1 shows where; please report it")
+    return USAGE

@@ -1,0 +1,85 @@
+"""`ctmirror bench`: figures of this machine, for people and as JSON. The measuring itself is datapath.benchmark's."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import orjson
+
+from datapath.commands.options import Number
+from datapath.export import STDOUT
+
+
+class Flows(click.ParamType):
+    """Numbers of connections, separated by commas."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = value.split(",")
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"'{value}': expected numbers of connections, as in 1000,100000", param, ctx)
+        return [int(part) for part in parts]
+
+
+def _write(result: dict[str, Any], name: str | None) -> None:
+    """The figures as lines for people, and as JSON to a file; where that is stdout, the lines go to stderr."""
+    for section, rows in result.items():
+        for row in rows if isinstance(rows, list) else [rows]:
+            text = "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+            click.echo(f"{section}: {text}", err=name == STDOUT)
+    if name:
+        data = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        if name == STDOUT:
+            sys.stdout.buffer.write(data)
+        else:
+            with open(name, "wb") as file:
+                file.write(data)
+
+
+@click.group("bench", short_help="measure the engine or a replay")
+def command() -> None:
+    """Measure the engine, or the replay of a capture, on this machine.
+
+    \b
+    Examples:
+      ctmirror bench engine --flows 1000,100000,1000000 --json engine.json
+      ctmirror bench replay office.pcap --runs 5
+    """
+
+
+@command.command("engine")
+@click.option("--flows", type=Flows(), default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
+@click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
+def engine_command(flows: list[int], output: str | None) -> None:
+    """Packets and set-ups a second and bytes a connection, beside the limit of this machine.
+
+    \b
+    Examples:
+      ctmirror bench engine
+      ctmirror bench engine --flows 1000 --json -
+    """
+    from datapath import benchmark
+
+    _write(benchmark.engine(flows), output)
+
+
+@command.command("replay")
+@click.argument("capture")
+@click.option("--runs", type=Number(1, 1000), default=3, metavar="N", help="How often to replay it.  [default: 3]")
+@click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
+def replay_command(capture: str, runs: int, output: str | None) -> None:
+    """Packets a second of the whole command on a capture.
+
+    \b
+    Examples:
+      ctmirror bench replay office.pcap
+      ctmirror bench replay office.pcap --runs 9 --json replay.json
+    """
+    from datapath import benchmark
+
+    _write(benchmark.replay(capture, runs), output)

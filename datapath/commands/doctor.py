@@ -1,0 +1,29 @@
+"""`ctmirror doctor`: what works here."""
+
+from __future__ import annotations
+
+import click
+
+from datapath.doctor import examine, healthy
+
+
+@click.command("doctor", short_help="what this machine can do")
+def command() -> int:
+    """What this machine can do, and what to do about what is missing. Nothing is changed.
+
+    Exit 0 if replay can work, 1 if something it needs is broken.
+
+    \b
+    Examples:
+      ctmirror doctor
+      ctmirror doctor | grep missing
+    """
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red" if finding.needed else "yellow")
+        advice = "" if finding.ok or not finding.advice else f" -> {finding.advice}"
+        click.echo(f"{mark}  {finding.name:<14} {finding.found}{advice}")
+    working = healthy(findings)
+    click.echo(f"\nreplay {'can' if working else 'cannot'} work here")
+    return 0 if working else 1

@@ -1,0 +1,52 @@
+"""`ctmirror explain`: why a packet was judged as it was, or how a connection went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from datapath.app import check_files
+from datapath.commands.options import Number, tracking_options
+
+LIMIT = (1 << 63) - 1
+
+
+def _print(lines: Iterable[tuple[str, str]]) -> None:
+    """Labels in a column of their own; a long text stays on its line, so that it can be searched and copied."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    rows = list(lines)
+    width = max(len(label) for label, _ in rows) + 2
+    for label, text in rows:
+        console.print(Text.assemble((f"{label:<{width}}", "bold cyan"), text), soft_wrap=True, highlight=False)
+
+
+@click.command("explain", short_help="one packet, or one connection's life")
+@click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
+@click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, counted from 0.")
+@click.option("--conn", "ordinal", type=Number(0, LIMIT), metavar="N", help="The connection's number, as in the records of replay.")
+@tracking_options
+def command(captures, packet, ordinal, tracking) -> None:
+    """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
+
+    The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
+
+    \b
+    Examples:
+      ctmirror explain office.pcap --packet 3481
+      ctmirror explain office.pcap --conn 17
+      ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
+    """
+    from datapath import explain, narrate
+    from datapath.app import Outputs
+
+    if (packet is None) == (ordinal is None):
+        raise click.UsageError("expected either --packet N or --conn N")
+    check_files(captures, Outputs())
+    if packet is not None:
+        _print(narrate.packet_lines(explain.explain_packet(captures, packet, tracking)))
+    else:
+        _print(narrate.life_lines(explain.explain_conn(captures, ordinal, tracking), tracking.config.hz))

@@ -1,0 +1,118 @@
+"""What several sub-commands take: the settings of connection tracking, and types of options that say what was expected.
+
+Not here: the settings' meaning and limits (ctcore.config). Invariant: an option left out is ctcore.config's default, of which there is no copy here.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ctcore.config import Config
+from datapath.app import Tracking
+
+MAX_ZONE = 65535
+
+
+class Number(click.ParamType):
+    """A whole number between two bounds."""
+
+    name = "N"
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = self.low - 1
+        if not self.low <= number <= self.high:
+            self.fail(f"'{value}': expected a number from {self.low:,} to {self.high:,}", param, ctx)
+        return number
+
+
+class Switch(click.ParamType):
+    """0 or 1, as sysctls are written."""
+
+    name = "0|1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if value not in ("0", "1", False, True):
+            self.fail(f"'{value}': expected 0 or 1", param, ctx)
+        return value in ("1", True)
+
+
+class Timeouts(click.ParamType):
+    """name=seconds,... The names are checked by Config."""
+
+    name = "NAME=SECONDS,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        result = {}
+        for part in filter(None, value.split(",")):
+            name, _, seconds = part.partition("=")
+            if not seconds.isascii() or not seconds.isdigit():
+                self.fail(f"'{part}': expected name=seconds, as in tcp_timeout_established=3600", param, ctx)
+            result[name.strip().removeprefix("nf_conntrack_")] = int(seconds)
+        return result
+
+
+# Option, type, what it says. Defaults are read off Config.
+SETTINGS = (
+    ("tcp_liberal", Switch(), "Accept TCP packets outside the window."),
+    ("tcp_loose", Switch(), "Pick up TCP connections in mid-stream."),
+    ("tcp_max_retrans", Number(0, 255), "Retransmissions without answer until the timeout is shortened."),
+    ("tcp_ignore_invalid_rst", Switch(), "Let RST below what was acknowledged pass the window check."),
+    ("checksum", Switch(), "Verify transport checksums; packets with bad ones are invalid."),
+    ("acct", Switch(), "Count packets and bytes of each connection."),
+    ("max", Number(0, 1 << 26), "Most connections at a time; 0 is no limit."),
+    ("seed", Number(0, (1 << 64) - 1), "Seed of the hash table's keyed hash; no result depends on it but which connections are evicted when full."),
+)
+
+
+def _option_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _flags(context: click.Context) -> str:
+    """The tracking options given on the command line, in the order of their definition."""
+    words: list[str] = []
+    for name in [field for field, *_ in SETTINGS] + ["timeouts", "zone"]:
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        text = ",".join(f"{k}={v}" for k, v in value.items()) if name == "timeouts" else str(int(value))
+        words += [_option_name(name), text]
+    return shlex.join(words)
+
+
+def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
+
+    @functools.wraps(command)
+    def wrapper(*, zone: int, clock: str, timeouts: dict[str, int], **others: Any) -> Any:
+        context = click.get_current_context()
+        settings = {name: others.pop(name) for name, *_ in SETTINGS}
+        config = Config(**settings, timeouts=timeouts)
+        return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
+
+    for name, kind, text in reversed(SETTINGS):
+        default = getattr(Config, name)
+        wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
+    for option in (
+        click.option("--timeouts", type=Timeouts(), default="", help="Timeouts by their sysctl names without nf_conntrack_."),
+        click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
+        click.option(
+            "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
+        ),
+    ):
+        wrapper = option(wrapper)
+    return wrapper

@@ -1,0 +1,76 @@
+"""`ctmirror replay`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+
+import click
+
+from datapath import app
+from datapath.cli import INTERRUPTED, USAGE, complain
+from datapath.commands.options import tracking_options
+from datapath.export import FORMATS, STDOUT
+
+
+def _file(value: str | None) -> str | None:
+    """ "off" and nothing mean no such file."""
+    return None if value in (None, "", "off") else value
+
+
+@contextmanager
+def _progress(wanted: bool):
+    """A bar on stderr while it is a terminal, nothing elsewhere."""
+    if not wanted:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total or None)
+
+
+def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
+    """The summary goes to stdout unless data goes there."""
+    from rich.console import Console
+
+    from datapath.report import print_summary
+
+    print_summary(result, Console(stderr=STDOUT in outputs.names(), soft_wrap=False), verbose=verbose)
+
+
+@click.command("replay", short_help="run captures through connection tracking")
+@click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
+@click.option("--packets", metavar="FILE", help="Write a record for each packet; off writes none.")
+@click.option("--conns", metavar="FILE", help="Write a record for each connection.")
+@click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending, else jsonl]")
+@click.option("-w", "forwarded", metavar="OUT", help="Write the packets that pass; in .pcapng each with its decision as a comment.")
+@click.option("--quiet", "-q", is_flag=True, help="No summary and no progress bar.")
+@click.option("--verbose", "-v", is_flag=True, help="Counters, reason codes and settings in the summary.")
+@tracking_options
+def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
+    """Run captures through connection tracking and say what it says of each packet.
+
+    Captures continue one another. Without options a summary is printed; "-" is stdin or stdout.
+
+    \b
+    Examples:
+      ctmirror replay office.pcap
+      ctmirror replay office.pcap --packets packets.jsonl --conns conns.parquet
+      ctmirror replay office.pcap --packets - | jq 'select(.state == "invalid")'
+      ctmirror replay office.pcap --conns - --format conntrack
+      ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its decision as comment
+      ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
+    """
+    outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)
+    with _progress(sys.stderr.isatty() and not quiet) as progress:
+        result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)
+    if not quiet and (result.stats["total_packets"] or not result.errors):
+        _report(result, outputs, verbose)
+    for line in result.errors:
+        complain(line)
+    return INTERRUPTED if result.interrupted else USAGE if result.errors else 0

@@ -1,0 +1,28 @@
+"""`ctmirror states`: the tables this engine works by."""
+
+from __future__ import annotations
+
+import click
+
+from datapath.states import FORMATS, PROTOCOLS, reasons_page, states_page
+
+
+@click.command("states", short_help="the protocol tables")
+@click.argument("protocols", nargs=-1, metavar="[tcp|sctp]...", type=click.Choice(PROTOCOLS))
+@click.option("--reasons", is_flag=True, help="The reason codes with their sentences and rules, instead of the tables.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How to print it.  [default: text]")
+def command(protocols: tuple[str, ...], reasons: bool, form: str) -> None:
+    """The protocol tables, timeouts and reason codes.
+
+    \b
+    Examples:
+      ctmirror states tcp                            both directions, with the reason of each contested cell
+      ctmirror states --reasons                      what every reason code means
+      ctmirror states --format markdown > states.md
+      ctmirror states sctp --format mermaid          a diagram for a Markdown page
+    """
+    if reasons and form == "mermaid":
+        raise click.UsageError("--reasons: a list has no diagram; expected --format text or markdown")
+    if reasons and protocols:
+        raise click.UsageError("--reasons: the codes are those of all protocols; expected no protocol")
+    click.echo(reasons_page(form) if reasons else states_page(protocols or PROTOCOLS, form), nl=False)

@@ -1,0 +1,189 @@
+"""A frame in words: link layer, IP header, transport header, each as one line for people.
+
+For explain only: the datapath's own view of a frame is made by wire, which checks; this one describes, and says "cut short" where bytes are missing.
+Invariant: any bytes give a line, never an exception. Not here: what conntrack makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import wraps
+from struct import error as Short
+from struct import unpack_from
+
+from ctcore.types import Proto
+from datapath import fields
+from datapath.frame import LINK_ETHERNET
+from datapath.links import LINK_NAMES
+
+VLAN_TYPES = {0x8100: "VLAN", 0x88A8: "S-VLAN", 0x9100: "VLAN"}
+ETHER_TYPES = {
+    0x0800: "IPv4", 0x86DD: "IPv6", 0x0806: "ARP", 0x8847: "MPLS", 0x8848: "MPLS multicast", 0x8863: "PPPoE discovery", 0x8864: "PPPoE session",
+    0x88CC: "LLDP", 0x888E: "EAPOL", 0x8809: "slow protocols", 0x88E5: "MACsec",
+}  # fmt: skip
+FLAG_LETTERS = ((0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x20, "URG"), (0x40, "ECE"), (0x80, "CWR"))
+ICMP_TYPES = {
+    0: "echo reply", 3: "destination unreachable", 4: "source quench", 5: "redirect", 8: "echo request", 9: "router advertisement",
+    10: "router solicitation", 11: "time exceeded", 12: "parameter problem", 13: "timestamp request", 14: "timestamp reply",
+    15: "information request", 16: "information reply", 17: "address mask request", 18: "address mask reply",
+}  # fmt: skip
+ICMPV6_TYPES = {
+    1: "destination unreachable", 2: "packet too big", 3: "time exceeded", 4: "parameter problem", 128: "echo request", 129: "echo reply",
+    130: "multicast listener query", 131: "multicast listener report", 132: "multicast listener done", 133: "router solicitation",
+    134: "router advertisement", 135: "neighbour solicitation", 136: "neighbour advertisement", 137: "redirect", 143: "multicast listener report v2",
+}  # fmt: skip
+SCTP_CHUNKS = {
+    0: "DATA", 1: "INIT", 2: "INIT_ACK", 3: "SACK", 4: "HEARTBEAT", 5: "HEARTBEAT_ACK", 6: "ABORT", 7: "SHUTDOWN", 8: "SHUTDOWN_ACK", 9: "ERROR",
+    10: "COOKIE_ECHO", 11: "COOKIE_ACK", 14: "SHUTDOWN_COMPLETE",
+}  # fmt: skip
+
+
+def _whatever_the_bytes(describe):
+    """Missing bytes are part of the description."""
+
+    @wraps(describe)
+    def described(*args) -> str:
+        try:
+            return describe(*args)
+        except (Short, IndexError):
+            return "cut short: the header is not all there"
+
+    return described
+
+
+@_whatever_the_bytes
+def link_line(frame: bytes, link: int) -> str:
+    """The link layer: addresses and tags of Ethernet, the name of others."""
+    name = LINK_NAMES.get(link, f"link type {link}")
+    if link != LINK_ETHERNET:
+        return name
+    (ethertype,) = unpack_from(">H", frame, 12)
+    parts, offset = [f"{name} {frame[6:12].hex(':')} > {frame[:6].hex(':')}"], 14
+    while ethertype in VLAN_TYPES:
+        tag, inner = unpack_from(">HH", frame, offset)
+        parts.append(f"{VLAN_TYPES[ethertype]} {tag & 0xFFF}")
+        ethertype, offset = inner, offset + 4
+    parts.append(ETHER_TYPES.get(ethertype, f"type {ethertype:#06x}" if ethertype >= 0x600 else f"802.3 frame of {ethertype} bytes"))
+    return ", ".join(parts)
+
+
+@_whatever_the_bytes
+def ip_line(packet: bytes) -> str:
+    """The IP header that starts here."""
+    return {4: _ip4, 6: _ip6}.get(packet[0] >> 4, lambda _: f"version {packet[0] >> 4}, neither 4 nor 6")(packet)
+
+
+def _ip4(packet: bytes) -> str:
+    first, _, total, ident, fragment, ttl, proto = unpack_from(">BBHHHBB", packet)
+    if len(packet) < 20:
+        raise Short
+    parts = [f"IPv4 {fields.address(packet[12:16], 4)} > {fields.address(packet[16:20], 4)}", f"{total} bytes", f"TTL {ttl}"]
+    if (first & 15) != 5:
+        parts.append(f"header of {(first & 15) * 4} bytes")
+    if fragment & 0x3FFF:
+        more = ", more follow" if fragment & 0x2000 else ", the last"
+        parts.append(f"fragment of datagram {ident:#06x} at byte {(fragment & 0x1FFF) * 8}{more}")
+    return ", ".join([*parts, f"carries {fields.proto_name(proto)}"])
+
+
+def _ip6(packet: bytes) -> str:
+    length, following, hops = unpack_from(">HBB", packet, 4)
+    if len(packet) < 40:
+        raise Short
+    ends = f"IPv6 {fields.address(packet[8:24], 6)} > {fields.address(packet[24:40], 6)}"
+    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {fields.proto_name(following)}"
+
+
+def flags_text(flags: int) -> str:
+    """TCP flags by their names."""
+    return " ".join(name for bit, name in FLAG_LETTERS if flags & bit) or "no flags"
+
+
+@_whatever_the_bytes
+def l4_line(proto: int, l4: bytes, length: int) -> str:
+    """The transport header. length: bytes of header and payload by the IP length, of which l4 may hold fewer."""
+    describe = {
+        Proto.PROTO_TCP: _tcp, Proto.PROTO_UDP: _udp, Proto.PROTO_UDPLITE: _udp, Proto.PROTO_SCTP: _sctp, Proto.PROTO_GRE: _gre,
+        Proto.PROTO_ICMP: lambda l4, _: _icmp(l4, ICMP_TYPES), Proto.PROTO_ICMPV6: lambda l4, _: _icmp(l4, ICMPV6_TYPES),
+    }.get(proto, lambda _, length: f"{length} bytes")  # fmt: skip
+    return describe(l4, length)
+
+
+def _tcp(l4: bytes, length: int) -> str:
+    sport, dport, seq, ack, offset, flags, window = unpack_from(">HHIIBBH", l4)
+    header = (offset >> 4) * 4
+    parts = [f"{sport} > {dport}", flags_text(flags), f"seq {seq}", f"ack {ack}" if flags & 0x10 else "", f"win {window}"]
+    parts += [f"{max(0, length - header)} bytes of payload"]
+    options = ", ".join(option for option in tcp_options(l4))
+    return ", ".join(filter(None, parts)) + (f"; options: {options}" if options else "")
+
+
+def _raw_options(l4: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of each TCP option, as far as they are sound."""
+    area = l4[20 : (l4[12] >> 4) * 4] if len(l4) > 12 else b""
+    while area and area[0] != 0:
+        if area[0] == 1:
+            area = area[1:]
+            continue
+        if len(area) < 2 or not 2 <= area[1] <= len(area):
+            return
+        yield area[0], area[2 : area[1]]
+        area = area[area[1] :]
+
+
+def tcp_options(l4: bytes) -> Iterator[str]:
+    """TCP options by their names; only those that say something about the window have their values."""
+    names = {2: "mss", 3: "window scale", 4: "SACK permitted", 5: "SACK", 8: "timestamps"}
+    for kind, body in _raw_options(l4):
+        name = names.get(kind, f"kind {kind}")
+        if kind in (2, 3) and body:
+            name += f" {int.from_bytes(body, 'big')}"
+        if kind == 5:
+            name += "".join(f" {a}-{b}" for a, b in sack_blocks(body))
+        yield name
+
+
+def sack_blocks(body: bytes) -> list[tuple[int, int]]:
+    """The left and right edges in the body of a SACK option."""
+    return [unpack_from(">II", body, at) for at in range(0, len(body) - 7, 8)]
+
+
+def first_sack(l4: bytes) -> list[tuple[int, int]]:
+    """Edges of the first SACK option: the only one conntrack looks at."""
+    return next((sack_blocks(body) for kind, body in _raw_options(l4) if kind == 5 and body and len(body) % 8 == 0), [])
+
+
+def _udp(l4: bytes, length: int) -> str:
+    sport, dport, said, checksum = unpack_from(">HHHH", l4)
+    return f"{sport} > {dport}, length {said}, {'no checksum' if checksum == 0 else 'checksum'}, {length} bytes present"
+
+
+def _icmp(l4: bytes, names: dict[int, str]) -> str:
+    kind, code = unpack_from(">BB", l4)
+    ident, number = unpack_from(">HH", l4, 4)
+    text = f"{names.get(kind, 'type')} ({kind}), code {code}"
+    return f"{text}, id {ident}, seq {number}" if "request" in text or "reply" in text else text
+
+
+def _gre(l4: bytes, length: int) -> str:
+    flags, carried = unpack_from(">HH", l4)
+    version = flags & 7
+    return f"version {version}, carries {carried:#06x}" + (f", call id {unpack_from('>HH', l4, 4)[1]}" if version == 1 else "")
+
+
+def sctp_chunks(l4: bytes) -> list[int]:
+    """The types of the chunks, in order, as far as their lengths are sound."""
+    chunks, at = [], 12
+    while at + 4 <= len(l4):
+        kind, _, length = unpack_from(">BBH", l4, at)
+        chunks.append(kind)
+        if length == 0:
+            break
+        at = (at + length + 3) & ~3
+    return chunks
+
+
+def _sctp(l4: bytes, length: int) -> str:
+    sport, dport, tag = unpack_from(">HHI", l4)
+    names = " ".join(SCTP_CHUNKS.get(kind, f"chunk-{kind}") for kind in sctp_chunks(l4))
+    return f"{sport} > {dport}, tag {tag:#010x}, {names or 'no chunk'}"

@@ -1,0 +1,183 @@
+"""One packet stage by stage, or one connection's life: the capture is replayed up to there, and looked at before and after.
+
+Not here: deciding. What is shown is what the engine decided, with the numbers it had before; the window check is repeated for display (window).
+Invariant: a packet explained here got exactly the decision that replay gives it, since the same pipeline made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.types import Dir, State
+from datapath import fields
+from datapath.app import CHUNK, Tracking, with_events
+from datapath.capture import PcapSource
+from datapath.wire import parse_batch
+from datapath.worker import Pipeline
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One packet, what was decided, and its connection around it. had: the entry its tuple found before, conn: the one it has after."""
+
+    name: str
+    number: int
+    bytes: bytes
+    frame: np.void
+    packet: np.void
+    l4: bytes
+    decision: np.void
+    key: np.void
+    had: np.void | None
+    conn: np.void | None
+    tracking: Tracking
+
+    @property
+    def proto(self) -> int:
+        return int(self.key["proto"])
+
+    @property
+    def direction(self) -> int:
+        return int(self.decision["dir"]) if self.decision["dir"] in (Dir.ORIG, Dir.REPLY) else direction_in(self.had, self.key)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One packet of a connection's life."""
+
+    number: int
+    ts: int
+    decision: np.void
+    packet: np.void
+
+
+@dataclass(frozen=True)
+class Life:
+    """A connection from its first packet on. end: how it ended (ctcore.types.End), 0 if it is alive; stop: ns, when."""
+
+    conn: np.void
+    steps: list[Step]
+    end: int
+    stop: int
+
+
+def direction_in(conn: np.void | None, key: np.void) -> int:
+    """Which direction of a connection a key is; the original one where there is no connection."""
+    return Dir.REPLY if conn is not None and conn["flow"][Dir.REPLY]["key"].tobytes() == key.tobytes() else Dir.ORIG
+
+
+def _chunks(source: PcapSource) -> Iterator[tuple[Any, np.ndarray]]:
+    while True:
+        memory, frames = source.read(CHUNK)
+        if not len(frames):
+            return
+        yield memory, frames
+
+
+def _replay_before(pipeline: Pipeline, captures: Sequence[str]) -> None:
+    """The captures before the one that is asked about; damage in them ends them, as in replay."""
+    for name in captures:
+        try:
+            with PcapSource(name) as source:
+                for memory, frames in _chunks(source):
+                    pipeline.process(memory, frames, decisions=False)
+        except CaptureError:
+            continue
+
+
+def explain_packet(captures: Sequence[str], number: int, tracking: Tracking) -> Explained:
+    """Packet `number`, counted from 0, of the last of `captures`. Raises CtmirrorError if there is no such packet."""
+    pipeline = Pipeline(tracking.config, zone=tracking.zone, clock=tracking.clock)
+    _replay_before(pipeline, captures[:-1])
+    seen = 0
+    with PcapSource(captures[-1]) as source:
+        for memory, frames in _chunks(source):
+            if number < seen + len(frames):
+                return _look(pipeline, captures[-1], (memory, frames), number - seen, number, tracking)
+            pipeline.process(memory, frames, decisions=False)
+            seen += len(frames)
+    raise CtmirrorError(f"{captures[-1]}: no packet {number:,}: expected 0 to {seen - 1:,}" if seen else f"{captures[-1]}: has no packets")
+
+
+def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int, number: int, tracking: Tracking) -> Explained:
+    """Process a chunk up to a row, then the row alone, with the connections taken before and after."""
+    memory, frames = chunk
+    if row:
+        pipeline.process(memory, frames[:row], decisions=False)
+    earlier = pipeline.tracker.conns()
+    one = frames[row : row + 1]
+    decisions, keys = pipeline.process(memory, one, keys=True)
+    later = pipeline.tracker.conns()
+    batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum)
+    start = int(one["offset"][0])
+    data = bytes(memory[start : start + int(one["caplen"][0])])
+    conn = _by_id(later, int(decisions["conn"][0]))
+    had = _by_id(earlier, int(decisions["conn"][0]))
+    if had is None:
+        had = _by_key(earlier, keys[0])
+    return Explained(name, number, data, one[0], batch.array[0].copy(), batch.l4_bytes(0), decisions[0], keys[0], had, conn, tracking)
+
+
+def _by_id(conns: np.ndarray, ordinal: int) -> np.void | None:
+    rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal) if ordinal >= 0 else ()
+    return conns[rows[0]] if len(rows) else None
+
+
+def _by_key(conns: np.ndarray, key: np.void) -> np.void | None:
+    """The connection one of whose tuples this is."""
+    if not key["family"]:
+        return None
+    raw = np.ascontiguousarray(conns["flow"]["key"]).view(np.dtype((np.void, key.dtype.itemsize)))
+    rows = np.flatnonzero((raw == np.void(key.tobytes())).any(axis=1)) if len(conns) else ()
+    return conns[rows[0]] if len(rows) else None
+
+
+def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking) -> Life:
+    """Connection `ordinal`, of those that begin anywhere in `captures`; steps are numbered in the last. Raises CtmirrorError if there is none."""
+    pipeline = Pipeline(with_events(tracking.config, everything=False, ends=True), zone=tracking.zone, clock=tracking.clock)
+    _replay_before(pipeline, captures[:-1])
+    pipeline.tracker.events()
+    steps: list[Step] = []
+    keys_of: list[bytes] = []
+    ended: np.void | None = None
+    seen = 0
+    with PcapSource(captures[-1]) as source:
+        for memory, frames in _chunks(source):
+            decisions, keys = pipeline.process(memory, frames, keys=True)
+            ended = _destroyed(pipeline, ordinal) if ended is None else ended
+            conn = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)
+            if conn is not None:
+                keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
+            rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
+            if len(rows):
+                packets = parse_batch(memory, frames[rows], zone=tracking.zone, checksum=tracking.config.checksum).array
+                steps += [Step(seen + int(r), int(frames["ts"][r]), decisions[r], p.copy()) for r, p in zip(rows, packets, strict=True)]
+            seen += len(frames)
+    last = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)
+    if last is None:
+        raise CtmirrorError(f"{captures[-1]}: no connection {ordinal:,} in it")
+    return Life(last, steps, int(ended["end"]) if ended is not None else 0, int(ended["time"]) if ended is not None else 0)
+
+
+def _destroyed(pipeline: Pipeline, ordinal: int) -> np.void | None:
+    """The destroy event of a connection, among those of the last chunk."""
+    events = fields.destroyed(pipeline.tracker.events())
+    rows = np.flatnonzero(events["conn"]["flow"]["id"][:, Dir.ORIG] == ordinal)
+    return events[rows[0]] if len(rows) else None
+
+
+def _rows_of(decisions: np.ndarray, keys: np.ndarray, ordinal: int, keys_of: list[bytes], *, begun: bool) -> np.ndarray:
+    """The rows of a connection: packets of it, and from its first packet on invalid ones that bear its tuples."""
+    own = decisions["conn"] == ordinal
+    if not keys_of or not (begun or own.any()):
+        return np.flatnonzero(own)
+    raw = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize))).reshape(-1)
+    stray = (decisions["state"] == State.INVALID) & ((raw == np.void(keys_of[0])) | (raw == np.void(keys_of[1])))
+    first = 0 if begun else int(np.flatnonzero(own)[0])
+    stray[:first] = False
+    return np.flatnonzero(own | stray)

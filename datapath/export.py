@@ -1,0 +1,230 @@
+"""Records into files: JSON Lines, CSV, Arrow, Parquet, and conntrack(8)'s lines.
+
+A writer takes records (fields) batch by batch and knows nothing of packets. Formats of columns see each record flattened: nested objects as
+original_src and the like, lists joined by spaces in CSV.
+Not here: what is in a record. Invariant: a file that was opened is complete and closed after close(), whatever happened to the replay.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterable
+from io import TextIOWrapper
+from typing import Any, BinaryIO, Protocol
+
+import orjson
+
+from ctcore.errors import CtmirrorError
+from datapath.fields import PROTO_NAMES, Record
+
+FORMATS = ("jsonl", "parquet", "arrow", "csv", "conntrack")
+ENDINGS = {
+    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv",
+    ".conntrack": "conntrack",
+}  # fmt: skip
+STDOUT = "-"
+
+_ENDS = {"src": "str", "dst": "str", "sport": "u2", "dport": "u2", "type": "u1", "code": "u1", "id": "u2", "key": "u2"}
+_FLOW = {**_ENDS, "packets": "u8", "bytes": "u8"}
+_TCP_SIDE = {"end": "u4", "maxend": "u4", "maxwin": "u4", "maxack": "u4", "scale": "u1", "flags": "list"}
+
+
+def _under(prefix: str, columns: dict[str, str]) -> dict[str, str]:
+    return {f"{prefix}_{name}": kind for name, kind in columns.items()}
+
+
+_PACKET = {
+    "i": "u8", "file": "str", "ts": "ns", "len": "u4", "state": "str", "dir": "str", "status": "list", "zone": "u2", "mark": "u4", "conn": "u8",
+    "proto": "str", "l4state": "str", "timeout": "f8", "verdict": "str", "reason": "str", "offload": "str", **_ENDS,
+    **_under("out", {"src": "str", "dst": "str", "sport": "u2", "dport": "u2"}),
+}  # fmt: skip
+_CONN = {
+    "conn": "u8", "zone": "u2", "proto": "str", **_under("original", _FLOW), **_under("reply", _FLOW), "l4state": "str", "status": "list",
+    "timeout": "f8", "mark": "u4", "labels": "str", "helper": "str", "master": "u8", "start": "ns", "stop": "ns", "end": "str",
+    **_under("tcp_original", _TCP_SIDE), **_under("tcp_reply", _TCP_SIDE), "tcp_last_dir": "str", "tcp_last_index": "str", "tcp_retrans": "u1",
+}  # fmt: skip
+COLUMNS = {"packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN}}
+
+
+class Writer(Protocol):
+    """Takes records until it is closed."""
+
+    def write(self, records: Iterable[Record]) -> None: ...
+    def close(self) -> None: ...
+
+
+def format_of(name: str, chosen: str | None) -> str:
+    """The format chosen, or that of the file's ending; JSON Lines where the ending says nothing."""
+    return chosen or ENDINGS.get(os.path.splitext(name)[1].lower(), "jsonl")
+
+
+def open_writer(kind: str, name: str, chosen: str | None) -> Writer:
+    """A writer of one kind of records ("packets", "conns", "events") to a file, or stdout for "-".
+
+    Raises CtmirrorError if the format cannot hold such records, or needs a library that is not installed; OSError from opening.
+    """
+    form = format_of(name, chosen)
+    if form == "conntrack" and kind == "packets":
+        raise CtmirrorError(f"--packets {name}: conntrack's lines are about connections; expected --format jsonl, csv, parquet or arrow")
+    if form in ("arrow", "parquet"):
+        _pyarrow(name)
+    file = sys.stdout.buffer if name == STDOUT else open(name, "wb")  # noqa: SIM115 (the writer closes it)
+    return _WRITERS[form](file, kind)
+
+
+def flatten(record: Record, prefix: str = "") -> Record:
+    """Nested objects as columns: original.src becomes original_src."""
+    flat: Record = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}_"))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+class _Closing:
+    """What the writers share: a file that is closed unless it is stdout."""
+
+    def __init__(self, file: BinaryIO, kind: str) -> None:
+        self.file, self.kind = file, kind
+
+    def close(self) -> None:
+        if self.file is sys.stdout.buffer:
+            self.file.flush()
+        else:
+            self.file.close()
+
+
+class JsonLines(_Closing):
+    """One JSON object a line."""
+
+    def write(self, records: Iterable[Record]) -> None:
+        self.file.write(b"".join([orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]))
+
+
+class Csv(_Closing):
+    """A heading, then a line for each record; what a record has not is empty."""
+
+    def __init__(self, file: BinaryIO, kind: str) -> None:
+        super().__init__(file, kind)
+        self.text = TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
+        self.rows = csv.DictWriter(self.text, list(COLUMNS[kind]), restval="", extrasaction="ignore", lineterminator="\n")
+        self.rows.writeheader()
+
+    def write(self, records: Iterable[Record]) -> None:
+        self.rows.writerows({name: " ".join(v) if isinstance(v, tuple) else v for name, v in flatten(record).items()} for record in records)
+
+    def close(self) -> None:
+        self.text.flush()
+        self.text.detach()
+        super().close()
+
+
+class Arrow(_Closing):
+    """Arrow IPC file, or Parquet: typed columns, a record batch (row group) for each batch of records."""
+
+    BATCH = 1 << 16
+
+    def __init__(self, file: BinaryIO, kind: str, make: Callable[..., Any]) -> None:
+        super().__init__(file, kind)
+        self.schema = _schema(kind)
+        self.waiting: list[Record] = []
+        self.writer = make(file, self.schema)
+
+    def write(self, records: Iterable[Record]) -> None:
+        self.waiting += [flatten(record) for record in records]
+        if len(self.waiting) >= self.BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if self.waiting:
+            self.writer.write_batch(pyarrow.RecordBatch.from_pylist(self.waiting, schema=self.schema))
+            self.waiting = []
+
+    def close(self) -> None:
+        self._flush()
+        self.writer.close()
+        super().close()
+
+
+class ConntrackLines(_Closing):
+    """Lines as `conntrack -L` and `conntrack -E` print them."""
+
+    def write(self, records: Iterable[Record]) -> None:
+        self.file.write("".join([conntrack_line(record) + "\n" for record in records]).encode())
+
+
+def _arrow_file(file: BinaryIO, kind: str) -> Writer:
+    import pyarrow
+
+    return Arrow(file, kind, pyarrow.ipc.new_file)
+
+
+def _parquet_file(file: BinaryIO, kind: str) -> Writer:
+    from pyarrow.parquet import ParquetWriter
+
+    return Arrow(file, kind, ParquetWriter)
+
+
+_WRITERS: dict[str, Callable[[BinaryIO, str], Writer]] = {
+    "jsonl": JsonLines, "csv": Csv, "arrow": _arrow_file, "parquet": _parquet_file, "conntrack": ConntrackLines,
+}  # fmt: skip
+
+
+def _pyarrow(name: str) -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise CtmirrorError(f"{name}: Arrow and Parquet need pyarrow: pip install 'ctmirror[arrow]'") from None
+
+
+def _schema(kind: str):
+    import pyarrow as pa
+
+    types = {
+        "str": pa.string(), "u1": pa.uint8(), "u2": pa.uint16(), "u4": pa.uint32(), "u8": pa.uint64(), "f8": pa.float64(),
+        "ns": pa.int64(), "list": pa.list_(pa.string()),
+    }  # fmt: skip
+    return pa.schema([(name, types[column]) for name, column in COLUMNS[kind].items()])
+
+
+# --- conntrack(8)'s lines --------------------------------------------------------------------------------------------------------------
+
+NUMBERS = {name: int(number) for number, name in PROTO_NAMES.items()}
+TRACKED = {"icmp", "tcp", "udp", "gre", "icmpv6", "sctp", "udplite"}  # the rest conntrack(8) calls unknown
+LABELS = {"new": "    [NEW]", "update": " [UPDATE]", "destroy": "[DESTROY]"}
+
+
+def conntrack_line(record: Record) -> str:
+    """A connection record as in `conntrack -L`, an event record as in `conntrack -E`.
+
+    The kernel's reference count, use=, is 1 here: there is none. A destroyed connection has no time left and none is printed, as there.
+    """
+    proto, event = record["proto"], record.get("event")
+    parts = [LABELS[event]] if event else []
+    parts.append(f"{proto if proto in TRACKED else 'unknown':<8} {NUMBERS.get(proto, proto)}")
+    parts += [] if event == "destroy" else [str(int(record["timeout"]))]
+    parts += [record["l4state"]] if record["l4state"] else []
+    parts += _tuple(record["original"], record["reply"])
+    parts += [] if "seen-reply" in record["status"] else ["[UNREPLIED]"]
+    parts += _tuple(record["reply"], record["original"])
+    parts += ["[ASSURED]"] if "assured" in record["status"] else []
+    if not event or record["mark"]:
+        parts.append(f"mark={record['mark']}")
+    parts += [f"zone={record['zone']}"] if record["zone"] else []
+    parts += [] if event else ["use=1"]
+    return " ".join(parts)
+
+
+def _tuple(flow: Record, other: Record) -> list[str]:
+    """One direction: addresses, what stands for ports, and counters if there are any."""
+    parts = [f"src={flow['src']}", f"dst={flow['dst']}"]
+    if "key" in flow:
+        parts += [f"srckey={other['key']:#x}", f"dstkey={flow['key']:#x}"]
+    parts += [f"{name}={flow[name]}" for name in ("sport", "dport", "type", "code", "id", "packets", "bytes") if flow.get(name) is not None]
+    return parts

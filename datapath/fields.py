@@ -1,0 +1,212 @@
+"""Packet, connection and event records: what scripts read, as dicts in the order of their fields.
+
+The one place that knows the engine's numbers by their names in a record. A batch of arrays goes in, dicts come out; what does not change from
+packet to packet of a flow (addresses, ports) is made once for each key.
+Not here: files and their formats (export), text for people (report, explain).
+Invariants: fields and their order are the contract scripts rely on; the same arrays give the same records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from socket import AF_INET, AF_INET6, inet_ntop
+from struct import Struct
+from typing import Any
+
+import numpy as np
+
+from ctcore import spec
+from ctcore.reasons import NAMES as REASON_NAMES
+from ctcore.types import KEY_DTYPE, TCP_SIDE_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
+
+Record = dict[str, Any]
+
+STATE_NAMES = {
+    State.NOT_SEEN: "not-seen", State.NEW: "new", State.ESTABLISHED: "established", State.RELATED: "related", State.INVALID: "invalid",
+    State.UNTRACKED: "untracked",
+}  # fmt: skip
+VERDICT_NAMES = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
+DIR_NAMES = {Dir.ORIG: "original", Dir.REPLY: "reply"}
+END_NAMES = {
+    End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "reset", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
+    End.END_FLUSHED: "flushed",
+}  # fmt: skip
+EVENT_NAMES = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
+# ctnetlink's names; a tuple changed by NAT is called as users call it.
+STATUS_NAMES = {
+    bit: {"SRC_NAT": "snat", "DST_NAT": "dnat", "SRC_NAT_DONE": "snat-done", "DST_NAT_DONE": "dnat-done"}.get(name, name.lower().replace("_", "-"))
+    for name, bit in Status.__members__.items()
+}
+FLAG_NAMES = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
+CHANGE_NAMES = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
+# Protocols that have a usual name; the others go by their number.
+PROTO_NAMES = {
+    Proto.PROTO_ICMP: "icmp", 2: "igmp", Proto.PROTO_TCP: "tcp", Proto.PROTO_UDP: "udp", 33: "dccp", 41: "ipv6", Proto.PROTO_GRE: "gre", 50: "esp",
+    51: "ah", Proto.PROTO_ICMPV6: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", Proto.PROTO_SCTP: "sctp", Proto.PROTO_UDPLITE: "udplite",
+}  # fmt: skip
+WITH_PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_SCTP, Proto.PROTO_UDPLITE}
+WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
+# Reasons given before there was a tuple: what the key holds of ports means nothing then.
+WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
+KEY = Struct("=16s16sHHHBB")
+assert KEY.size == KEY_DTYPE.itemsize
+
+
+def _bits(value: int, names: dict[int, str]) -> tuple[str, ...]:
+    return tuple(name for bit, name in names.items() if value & bit)
+
+
+@cache
+def status_names(status: int) -> tuple[str, ...]:
+    """The status bits by ctnetlink's names, lowest bit first."""
+    return _bits(status, STATUS_NAMES)
+
+
+@cache
+def flag_names(flags: int) -> tuple[str, ...]:
+    """The flags of one side of a TCP connection."""
+    return _bits(flags, FLAG_NAMES)
+
+
+@cache
+def change_names(changes: int) -> tuple[str, ...]:
+    """What an update event is about."""
+    return _bits(changes, CHANGE_NAMES)
+
+
+@cache
+def proto_name(proto: int) -> str:
+    return PROTO_NAMES.get(proto, str(proto))
+
+
+@cache
+def l4state_name(proto: int, state: int) -> str | None:
+    """The protocol state's name; None where the protocol has none (or the packet has no connection)."""
+    table = {Proto.PROTO_TCP: spec.tcp, Proto.PROTO_SCTP: spec.sctp}.get(proto)
+    if table is None or state >= len(table().states):
+        return None
+    return table().states[state]
+
+
+def seconds_text(ticks: int, hz: int) -> str:
+    """Ticks as seconds, with as many decimals as there are."""
+    return f"{ticks / hz:.3f}".rstrip("0").rstrip(".")
+
+
+def address(raw: bytes, family: int) -> str:
+    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)
+
+
+@lru_cache(maxsize=1 << 17)
+def endpoints(key: bytes) -> Record:
+    """A key (KEY_DTYPE as bytes) as the fields of a record. Shared between records: not to be changed."""
+    src, dst, sport, dport, _, proto, family = KEY.unpack(key)
+    if family == 0:
+        return {"src": None, "dst": None, "sport": None, "dport": None}
+    ends = {"src": address(src, family), "dst": address(dst, family)}
+    if proto in WITH_PORTS:
+        return {**ends, "sport": sport, "dport": dport}
+    if proto in WITH_TYPE:
+        return {**ends, "type": dport >> 8, "code": dport & 255, "id": sport}
+    if proto == Proto.PROTO_GRE:
+        return {**ends, "key": dport}
+    return {**ends, "sport": None, "dport": None}
+
+
+@lru_cache(maxsize=1 << 12)
+def _addresses(key: bytes) -> Record:
+    """Endpoints of a packet that has no tuple."""
+    src, dst, _, _, _, _, family = KEY.unpack(key)
+    ends = [address(src, family), address(dst, family)] if family else [None, None]
+    return {"src": ends[0], "dst": ends[1], "sport": None, "dport": None}
+
+
+def split_keys(keys: np.ndarray) -> list[bytes]:
+    """KEY_DTYPE[n] as bytes objects, which endpoints() takes."""
+    raw, size = np.ascontiguousarray(keys).tobytes(), KEY.size
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
+
+
+def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, first: int, hz: int, file: str | None = None) -> Iterator[Record]:
+    """One record for each packet.
+
+    frames: FRAME_DTYPE[n]; decisions: DECISION_DTYPE[n]; keys: KEY_DTYPE[n]; first: number of the first packet in its capture; hz: ticks a second;
+    file: the capture's name, if the records of several go to one file.
+    """
+    columns = (
+        frames["ts"], frames["len"], decisions["state"], decisions["dir"], decisions["status"], decisions["zone"], decisions["mark"],
+        decisions["conn"], decisions["proto"], decisions["l4state"], decisions["timeout"], decisions["verdict"], decisions["reason"],
+        decisions["family"],
+    )  # fmt: skip
+    lists = [column.tolist() for column in columns]
+    head: Record = {"i": 0} if file is None else {"i": 0, "file": file}
+    rows = zip(range(first, first + len(frames)), split_keys(keys), *lists, strict=True)
+    for i, key, ts, length, state, direction, status, zone, mark, conn, proto, l4state, timeout, verdict, reason, family in rows:
+        yield {
+            **head, "i": i, "ts": ts, "len": length, "state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status),
+            "zone": zone, "mark": mark, "conn": conn if conn >= 0 else None, "proto": proto_name(proto) if family else None,
+            "l4state": l4state_name(proto, l4state), "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict],
+            "reason": REASON_NAMES[reason], "offload": None,
+            **(_addresses(key) if reason in WITHOUT_PORTS else endpoints(key)), "out": None,
+        }  # fmt: skip
+
+
+def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None = None, stops: np.ndarray | None = None) -> Iterator[Record]:
+    """One record for each connection.
+
+    conns: CONN_DTYPE[n]; ends: End[n] and stops: ns[n] of connections that are no more, both None for live ones; acct: whether they were counted.
+    """
+    names = [END_NAMES[End.ALIVE]] * len(conns) if ends is None else [END_NAMES[end] for end in ends.tolist()]
+    times = [None] * len(conns) if stops is None else stops.tolist()
+    flow, keys = conns["flow"], split_keys(conns["flow"]["key"].reshape(-1))
+    columns = (
+        flow["id"][:, 0], flow["key"]["zone"][:, 0], flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
+        conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["master"], conns["start"],
+    )  # fmt: skip
+    rows = zip(keys[::2], keys[1::2], names, times, _tcp(conns["tcp"]), *(column.tolist() for column in columns), strict=True)
+    for original, reply, end, stop, tcp, conn, zone, proto, packets, size, tcp_state, sctp_state, status, timeout, mark, label, master, start in rows:
+        if not acct:
+            packets = size = (None, None)
+        yield {
+            "conn": conn, "zone": zone, "proto": proto_name(proto),
+            "original": {**endpoints(original), "packets": packets[0], "bytes": size[0]},
+            "reply": {**endpoints(reply), "packets": packets[1], "bytes": size[1]},
+            "l4state": l4state_name(proto, tcp_state if proto == Proto.PROTO_TCP else sctp_state), "status": status_names(status),
+            "timeout": timeout / hz, "mark": mark, "labels": hex(label[1] << 64 | label[0]), "helper": None,
+            "master": master if master >= 0 else None, "start": start, "stop": stop, "end": end,
+            "tcp": tcp if proto == Proto.PROTO_TCP else None,
+        }  # fmt: skip
+
+
+def event_records(events: np.ndarray, hz: int, acct: bool) -> Iterator[Record]:
+    """One record for each event: what happened, when, what changed, then the connection's record as it was then. events: EVENT_DTYPE[n]."""
+    destroyed = events["kind"] == EventKind.EVENT_DESTROY
+    conns = events["conn"].copy()
+    conns["timeout"] = events["timeout"]
+    stops = np.where(destroyed, events["time"], -1)
+    rows = zip(events["kind"].tolist(), events["time"].tolist(), events["changes"].tolist(), strict=True)
+    for (kind, time, changes), conn in zip(rows, conn_records(conns, hz, acct, events["end"], stops), strict=True):
+        if kind != EventKind.EVENT_DESTROY:
+            conn["stop"] = None
+        yield {"event": EVENT_NAMES[kind], "ts": time, "changes": change_names(changes), **conn}
+
+
+def _tcp(tcp: np.ndarray) -> Iterator[Record]:
+    """What the window check knows of both sides, and the last packet it remembers. tcp: TCP_DTYPE[n]; nonsense for what is not TCP."""
+    numbers = [tcp["side"][name].tolist() for name in TCP_SIDE_DTYPE.names]
+    others = (tcp["scale"], tcp["flags"], tcp["last_dir"], tcp["last_index"], tcp["retrans"])
+    for *side, scale, flags, last_dir, last_index, retrans in zip(*numbers, *(column.tolist() for column in others), strict=True):
+        sides = [
+            {**{name: value[d] for name, value in zip(TCP_SIDE_DTYPE.names, side, strict=True)}, "scale": scale[d], "flags": flag_names(flags[d])}
+            for d in (Dir.ORIG, Dir.REPLY)
+        ]
+        index = spec.TCP_EVENTS[last_index] if last_index < len(spec.TCP_EVENTS) else None
+        yield {"original": sides[0], "reply": sides[1], "last_dir": DIR_NAMES.get(last_dir), "last_index": index, "retrans": retrans}
+
+
+def destroyed(events: np.ndarray) -> np.ndarray:
+    """The destroy events among `events`, their connections with the time that was left."""
+    chosen = events[events["kind"] == EventKind.EVENT_DESTROY]
+    chosen["conn"]["timeout"] = chosen["timeout"]
+    return chosen

@@ -1,0 +1,89 @@
+"""Hints: the likely cause of what a replay found, and what to try.
+
+Not here: numbers and tables (report). Each hint is a function of the result that returns a line or None; a new one is written and listed.
+"""
+
+from __future__ import annotations
+
+from ctcore.types import Proto, Reason
+from datapath.app import Replayed
+
+MANY = 0.05  # share of packets from which something is no accident
+BAD_CHECKSUMS = (Reason.R_TCP_CHECKSUM, Reason.R_UDP_CHECKSUM, Reason.R_ICMP_CHECKSUM, Reason.R_SCTP_CHECKSUM)
+MOST = 0.8
+ENOUGH = 10  # connections from which "most" means something
+
+
+def _packets(result: Replayed, *reasons: Reason) -> int:
+    return sum(int(result.stats["reason_packets"][reason]) for reason in reasons)
+
+
+def offloaded_checksums(result: Replayed) -> str | None:
+    """Bad checksums in numbers: the capturing host left them to its NIC."""
+    bad = _packets(result, *BAD_CHECKSUMS)
+    if bad < max(3, MANY * result.stats["total_packets"]):
+        return None
+    return f"{bad:,} bad checksums: the capturing host probably left them to its NIC (checksum offload); try --checksum 0"
+
+
+def snapped(result: Replayed) -> str | None:
+    short = _packets(result, Reason.R_SNAPPED)
+    if not short:
+        return None
+    return f"{short:,} packets were captured without their headers: the snap length was too small; capture with at least 128 bytes (tcpdump -s 128)"
+
+
+def time_went_back(result: Replayed) -> str | None:
+    times = int(result.stats["backwards"])
+    if not times:
+        return None
+    return f"timestamps went back {times:,} times; the clock was held still meanwhile (sort the capture, or try --clock wall)"
+
+
+def one_sided(result: Replayed) -> str | None:
+    """A capture that holds one direction only: nothing is ever answered."""
+    tally = result.tally
+    if offloaded_checksums(result):
+        return None  # then one direction is there, but invalid
+    if tally is None or (tcp := int(tally.counts[Proto.PROTO_TCP].sum())) < ENOUGH or tally.tcp_unreplied < MOST * tcp:
+        return None
+    # A scan is not answered either, but does not go on: these packets come from sides that were.
+    went_on = _packets(result, Reason.R_TCP_STATE, Reason.R_TCP_PICKED_UP, Reason.R_TCP_NOT_OPENING)
+    if went_on < tally.tcp_unreplied / 2:
+        return None
+    return f"{tally.tcp_unreplied:,} of {tcp:,} TCP connections were seen in one direction only: was it captured where both directions pass?"
+
+
+def mid_stream(result: Replayed) -> str | None:
+    if not (refused := _packets(result, Reason.R_TCP_NOT_LOOSE)):
+        return None
+    return f"{refused:,} packets belong to connections that began before the capture; --tcp-loose 1 picks them up"
+
+
+def table_full(result: Replayed) -> str | None:
+    if not (lost := _packets(result, Reason.R_TABLE_FULL)):
+        return None
+    limit = result.tracking.config.max
+    return f"{lost:,} packets were dropped because {limit:,} connections are the limit; try --max {2 * limit}"
+
+
+def tunnels(result: Replayed) -> str | None:
+    """Most of the capture is nothing conntrack looks at."""
+    unseen = _packets(result, Reason.R_NOT_IP)
+    if unseen < MOST * result.stats["total_packets"]:
+        return None
+    return f"{unseen:,} of {result.stats['total_packets']:,} packets are not IP, which is all that conntrack sees"
+
+
+def lost_events(result: Replayed) -> str | None:
+    if not result.events_lost:
+        return None
+    return f"{result.events_lost:,} events were lost, so connections are missing from the counts above and from --conns and --events"
+
+
+HINTS = (offloaded_checksums, snapped, time_went_back, one_sided, mid_stream, table_full, tunnels, lost_events)
+
+
+def hints_of(result: Replayed) -> list[str]:
+    """What the result suggests, in the order of HINTS."""
+    return [line for hint in HINTS if (line := hint(result))]

@@ -1,0 +1,252 @@
+"""An explained packet, or a connection's life, as lines for people: label and text, stage after stage in the order a packet takes them.
+
+Not here: finding things out (explain, window, dissect). Every line is either what a capture holds or what the engine said, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+
+from ctcore import spec
+from ctcore.reasons import REASONS
+from ctcore.spec import DIRS, StateTable
+from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpIndex, TcpState, Verdict
+from datapath import dissect, fields
+from datapath.explain import Explained, Life
+from datapath.window import Window, window_of
+
+Line = tuple[str, str]  # label and text
+
+TCP_FLAGS = ((0x04, TcpIndex.TCP_RST), (0x02, TcpIndex.TCP_SYN), (0x01, TcpIndex.TCP_FIN), (0x10, TcpIndex.TCP_ACK))
+ACK = 0x10
+NO_L4STATE = 255  # of a packet whose protocol has no states, or that has no connection
+# Guards beside the state table (spec/tcp.txt), by the reasons with which they answer.
+GUARDS = {
+    Reason.R_TCP_REOPENED: "reopen: the entry that was there is deleted, and the packet starts over with a new one",
+    Reason.R_TCP_RESYNC: "resynchronise: this SYN/ACK acknowledges the SYN that was ignored before, so the state becomes that of its handshake",
+    Reason.R_TCP_CHALLENGE_ACK: "challenge ACK: answers an ignored SYN, and so does not acknowledge the last FIN",
+    Reason.R_TCP_RST_BELOW_MAXACK: "RST validation: its seq is below what the peer acknowledged",
+    Reason.R_TCP_RST_CHALLENGED: "RST validation: its seq is not exactly what the peer acknowledged last, so the state is kept",
+    Reason.R_TCP_RST_KILLED: "kill: no reply was seen, so the entry is deleted with this packet",
+}
+CHECKED_BY_WIRE = ("tcp_short", "tcp_doff", "tcp_checksum", "tcp_flags", "udp_short", "udp_length", "udp_checksum", "icmp_short", "icmp_checksum",
+                   "sctp_short", "sctp_checksum", "sctp_chunks")  # fmt: skip
+
+
+def time_text(ns: int) -> str:
+    seconds, rest = divmod(ns, 1_000_000_000)
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:09d} UTC"
+    except (OverflowError, ValueError):
+        return f"{ns} ns since 1970"
+
+
+def packet_lines(it: Explained) -> Iterator[Line]:
+    """Everything about one packet."""
+    cut = "" if it.frame["caplen"] == it.frame["len"] else f", {it.frame['caplen']} of them captured"
+    yield "packet", f"#{it.number:,} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
+    yield "link", dissect.link_line(it.bytes, int(it.frame["link"]))
+    if it.key["family"] or it.decision["reason"] not in (Reason.R_NOT_IP, Reason.R_FRAME_SHORT):
+        yield "ip", dissect.ip_line(it.bytes[int(it.packet["l3_off"]) :])
+    if it.key["family"] and it.l4:
+        yield fields.proto_name(it.proto), dissect.l4_line(it.proto, it.l4, int(it.packet["l4_len"]))
+    yield from _checks(it)
+    if it.decision["state"] not in (State.NOT_SEEN, State.UNTRACKED) or it.had is not None:
+        yield from _lookup(it)
+        yield from _protocol(it)
+    yield from _result(it)
+
+
+def _checks(it: Explained) -> Iterator[Line]:
+    reason = REASONS[int(it.decision["reason"])]
+    found = REASONS[int(it.packet["l4_reason"])]
+    if found.name in CHECKED_BY_WIRE:
+        yield "checks", f"{found.sentence} ({found.rule})"
+    elif it.decision["verdict"] != Verdict.ACCEPT or Reason.R_NOT_IP <= it.decision["reason"] <= Reason.R_TUPLE_SHORT:
+        yield "checks", f"{reason.sentence} ({reason.rule})"
+    elif len(it.l4) < it.packet["l4_len"]:
+        yield "checks", "headers sound; the checksum cannot be verified, for the capture does not hold the whole packet"
+    else:
+        yield "checks", "headers sound" + ("" if it.tracking.config.checksum else "; checksums are not verified (--checksum 0)")
+
+
+def conn_text(conn: np.void, hz: int) -> str:
+    """A connection at a moment, in a few words."""
+    ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
+    proto = int(conn["flow"][Dir.ORIG]["key"]["proto"])
+    state = fields.l4state_name(proto, int(conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
+    ports = "".join(f" {name} {ends[name]}" for name in ("sport", "dport", "type", "code", "id", "key") if ends.get(name) is not None)
+    status = " ".join(fields.status_names(int(conn["status"])))
+    left = fields.seconds_text(int(conn["timeout"]), hz)
+    return f"conn {conn['flow'][Dir.ORIG]['id']}: {ends['src']} > {ends['dst']}{ports}, {state + ', ' if state else ''}[{status}], {left} s left"
+
+
+def _lookup(it: Explained) -> Iterator[Line]:
+    hz, zone = it.tracking.config.hz, f" in zone {it.tracking.zone}" if it.tracking.zone else ""
+    conn = int(it.decision["conn"])
+    if it.had is None:
+        yield "lookup", f"no connection has this tuple{zone}" + (f": conn {conn} is made" if conn >= 0 else "")
+        return
+    yield "lookup", f"{DIRS[it.direction]} direction of {conn_text(it.had, hz)}{zone}"
+    if conn >= 0 and conn != it.had["flow"][Dir.ORIG]["id"]:
+        gone = "replaced" if it.decision["reason"] == Reason.R_TCP_REOPENED else "expired"
+        yield "", f"which is {gone} by now: conn {conn} takes its place"
+
+
+def _protocol(it: Explained) -> Iterator[Line]:
+    """What the protocol's tracker does, where it has states."""
+    if it.decision["state"] == State.RELATED and it.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
+        yield "inner", "the packet quoted in this error belongs to that connection, whose state and timeout stay as they are"
+    elif it.proto == Proto.PROTO_TCP and REASONS[int(it.packet["l4_reason"])].name == "ok" and it.packet["doff"]:
+        yield from _tcp(it)
+    elif it.proto == Proto.PROTO_SCTP and it.l4:
+        yield from _sctp(it)
+
+
+def _is_new(it: Explained) -> bool:
+    """Whether the packet met no connection, or one that was gone or replaced before it."""
+    return it.had is None or (it.decision["conn"] >= 0 and it.decision["conn"] != it.had["flow"][Dir.ORIG]["id"])
+
+
+def tcp_index(flags: int) -> TcpIndex:
+    """The row of the state table that a packet's flags select."""
+    index = next((index for bit, index in TCP_FLAGS if flags & bit), TcpIndex.TCP_NO_FLAG)
+    return TcpIndex.TCP_SYNACK if index == TcpIndex.TCP_SYN and flags & ACK else index
+
+
+def cell_lines(table: StateTable, direction: int, event: int, state: int) -> Iterator[Line]:
+    """One cell of a state table, with the reason that stands at it."""
+    code = table.cells[direction][event][state]
+    yield "table", f"{table.states[state]}, {DIRS[direction]} {table.events[event]} -> {table.name_of(code)}"
+    if note := table.notes.get((direction, event, state)):
+        yield "", note
+
+
+def _tcp(it: Explained) -> Iterator[Line]:
+    had = None if _is_new(it) else it.had["tcp"]
+    direction = Dir.ORIG if had is None else it.direction
+    index = tcp_index(int(it.packet["tcp_flags"]))
+    if it.decision["reason"] == Reason.R_TCP_REOPENED:
+        yield from cell_lines(spec.tcp(), it.direction, index, int(it.had["tcp"]["state"]))
+    else:
+        yield from cell_lines(spec.tcp(), direction, index, TcpState.TCP_NONE if had is None else int(had["state"]))
+    if guard := GUARDS.get(int(it.decision["reason"])):
+        yield "guard", guard
+    if index == TcpIndex.TCP_RST and had is not None and had["flags"][1 - direction] & TcpFlag.TF_MAXACK_SET:
+        yield "", f"seq {it.packet['seq']}, the peer has acknowledged {had['side'][1 - direction]['maxack']}"
+    if it.decision["reason"] not in (Reason.R_TCP_STATE, Reason.R_TCP_IGNORED, Reason.R_TCP_NOT_OPENING, Reason.R_TCP_RST_BELOW_MAXACK):
+        yield from window_lines(window_of(it.packet, it.l4, had, direction), direction)
+
+
+def window_lines(window: Window, direction: int) -> Iterator[Line]:
+    """The window check with its numbers."""
+    yield "window", f"seq {window.seq}, end {window.end}, ack {window.ack}" + (f", sack {window.sack}" if window.sack != window.ack else "")
+    yield "", f"sender   ({DIRS[direction]}): {window.sender.text()}"
+    yield "", f"receiver ({DIRS[1 - direction]}): {window.receiver.text()}"
+    if window.note:
+        yield "", window.note
+    for bound in window.bounds:
+        yield "", f"{bound.number:<3} {bound.names:<53} {bound.numbers}: " + ("holds" if bound.holds else f"does not hold: {bound.otherwise}")
+    if window.sender.flags & TcpFlag.TF_BE_LIBERAL and not all(bound.holds for bound in window.bounds):
+        yield "", "the sender is tracked liberally: accepted all the same"
+
+
+def _sctp(it: Explained) -> Iterator[Line]:
+    """Chunk after chunk through the state table."""
+    table = spec.sctp()
+    state = 0 if _is_new(it) else int(it.had["sctp"]["state"])
+    direction = Dir.ORIG if _is_new(it) else it.direction
+    for kind in dissect.sctp_chunks(it.l4):
+        name = dissect.SCTP_CHUNKS.get(kind, "other").lower()
+        event = table.events.index(name if name in table.events else "other")
+        yield from cell_lines(table, direction, event, state)
+        state = table.cells[direction][event][state]
+        if state >= len(table.states):
+            return
+
+
+def _result(it: Explained) -> Iterator[Line]:
+    decision, hz = it.decision, it.tracking.config.hz
+    reason = REASONS[int(decision["reason"])]
+    direction = fields.DIR_NAMES.get(int(decision["dir"]))
+    l4state = fields.l4state_name(it.proto, int(decision["l4state"])) if decision["l4state"] != NO_L4STATE else None
+    words = [fields.STATE_NAMES[int(decision["state"])], direction, l4state, f"conn {decision['conn']}" if decision["conn"] >= 0 else None]
+    yield "result", f"{', '.join(filter(None, words))}; verdict {fields.VERDICT_NAMES[int(decision['verdict'])]}"
+    if decision["timeout"] >= 0:
+        yield "timeout", f"{fields.seconds_text(int(decision['timeout']), hz)} s left{_why_timeout(it)}"
+    for i, change in enumerate(_changes(it)):
+        yield "changed" if i == 0 else "", change
+    yield "reason", f"{reason.name}: {reason.sentence}" + (f" ({reason.rule})" if reason.rule != "-" else "")
+
+
+def _why_timeout(it: Explained) -> str:
+    """Which setting the time left comes from."""
+    left, config = int(it.decision["timeout"]), it.tracking.config
+    if it.decision["state"] == State.RELATED and it.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
+        return ", not renewed by this packet"
+    if it.conn is not None and it.had is not None and not _is_new(it) and left < int(it.had["timeout"]) and not _is_full(it, left):
+        return ", not renewed by this packet"
+    names = _timeout_names(it)
+    return next((f", from {name}" for name in names if name in spec.timeouts() and config.ticks(name) == left), "")
+
+
+def _is_full(it: Explained, left: int) -> bool:
+    return any(it.tracking.config.ticks(name) == left for name in _timeout_names(it) if name in spec.timeouts())
+
+
+def _timeout_names(it: Explained) -> list[str]:
+    """The sysctls that may have set the timeout, the usual one first."""
+    if it.proto in (Proto.PROTO_TCP, Proto.PROTO_SCTP) and it.decision["l4state"] != NO_L4STATE:
+        name = "tcp" if it.proto == Proto.PROTO_TCP else "sctp"
+        table = spec.tcp() if name == "tcp" else spec.sctp()
+        usual = f"{name}_timeout_{table.timeouts[int(it.decision['l4state'])]}"
+        return [usual, "tcp_timeout_close", "tcp_timeout_unacknowledged", "tcp_timeout_max_retrans"] if name == "tcp" else [usual]
+    name = fields.proto_name(it.proto)
+    name = "udp" if name == "udplite" else name
+    return [f"{name}_timeout", f"{name}_timeout_stream", "generic_timeout"]
+
+
+def _changes(it: Explained) -> Iterator[str]:
+    """What is different after the packet."""
+    if it.conn is None or it.had is None or _is_new(it):
+        return
+    gained = fields.status_names(int(it.conn["status"]) & ~int(it.had["status"]))
+    if gained:
+        yield "status: now " + ", ".join(gained)
+    if it.proto != Proto.PROTO_TCP:
+        return
+    a, b = it.had["tcp"], it.conn["tcp"]
+    if a["state"] != b["state"]:
+        yield f"state: {spec.tcp().states[int(a['state'])]} -> {spec.tcp().states[int(b['state'])]}"
+    for d in Dir:
+        moved = [f"{n} {a['side'][d][n]} -> {b['side'][d][n]}" for n in ("end", "maxend", "maxwin", "maxack") if a["side"][d][n] != b["side"][d][n]]
+        flags = fields.flag_names(int(a["flags"][d]) ^ int(b["flags"][d]))
+        moved += [("+ " if int(b["flags"][d]) & bit else "- ") + name for bit, name in fields.FLAG_NAMES.items() if name in flags]
+        if moved:
+            yield f"{DIRS[d]} side: " + ", ".join(moved)
+
+
+def life_lines(life: Life, hz: int) -> Iterator[Line]:
+    """A connection from its first packet to its end."""
+    yield "conn", conn_text(life.conn, hz)
+    start = int(life.conn["start"])
+    yield "began", time_text(start)
+    for step in life.steps:
+        yield f"#{step.number:,}", _step_text(step, start, int(life.conn["flow"][Dir.ORIG]["key"]["proto"]), hz)
+    how = fields.END_NAMES[End(life.end)]
+    yield "end", f"{how}, {(life.stop - start) / 1e9:.3f} s after its first packet" if life.end else "alive at the end of the capture"
+
+
+def _step_text(step, start: int, proto: int, hz: int) -> str:
+    decision, packet = step.decision, step.packet
+    arrow = {Dir.ORIG: "->", Dir.REPLY: "<-"}.get(int(decision["dir"]), "  ")
+    flags = dissect.flags_text(int(packet["tcp_flags"])) if proto == Proto.PROTO_TCP and packet["doff"] else ""
+    state = fields.l4state_name(proto, int(decision["l4state"])) or ""
+    left = f"{fields.seconds_text(int(decision['timeout']), hz)} s" if decision["timeout"] >= 0 else ""
+    gained = "assured" if int(decision["status"]) & Status.ASSURED else ""
+    reason = REASONS[int(decision["reason"])]
+    text = f"+{(step.ts - start) / 1e9:<11.6f} {arrow} {flags:<12} {fields.STATE_NAMES[int(decision['state'])]:<12} {state:<12} {left:>9} {gained:<8}"
+    return text.rstrip() if reason.name == "ok" else f"{text} {reason.sentence}"

@@ -1,0 +1,232 @@
+"""The summary of a replay for people: what happened, why, and what to type next.
+
+Fits 80 columns in a pipe and uses what a wider terminal offers. Not here: records for scripts (fields, export), counting (worker, tally).
+Invariants: every number stands in the result as it is printed; a section without content is left out; hints name a likely cause, never a certain one.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from textwrap import wrap
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ctcore.reasons import REASONS
+from ctcore.types import Dir, Proto, Reason, State
+from datapath import fields
+from datapath.app import Replayed
+from datapath.hints import hints_of
+from datapath.tally import Large
+
+SIDE_BY_SIDE = 100  # columns from which states and protocols stand beside each other
+COMMAND_COLUMN = 80  # columns beside a sentence from which the command to type next stands there too
+STATES = (State.ESTABLISHED, State.NEW, State.RELATED, State.INVALID, State.UNTRACKED, State.NOT_SEEN)
+COLORS = {State.ESTABLISHED: "green", State.NEW: "cyan", State.RELATED: "cyan", State.INVALID: "red", State.UNTRACKED: "", State.NOT_SEEN: "yellow"}
+# Effects of reasons (spec/reasons.txt) as headings, in the order in which people ask.
+WHY = {
+    "invalid": "why invalid", "dropped": "why dropped", "held": "why held", "ignored": "why ignored", "not-seen": "why not seen by conntrack",
+    "untracked": "why untracked", "note": "also noted",
+}  # fmt: skip
+
+
+def print_summary(result: Replayed, console: Console, *, verbose: bool = False) -> None:
+    """Print what a replay found. verbose: the tracker's counters and settings as well."""
+    with console.capture() as captured:
+        for part in _parts(result, console.width, verbose):
+            # A command that is wrapped cannot be copied: texts may be wider than the console, tables are not.
+            console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
+    # Tables are padded to their full width, which is of no use in a file.
+    console.file.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    console.file.flush()
+
+
+def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text]:
+    yield from _header(result)
+    if not result.stats["total_packets"]:
+        return
+    yield Text()
+    yield _overview(result, width)
+    yield from _whys(result, width)
+    yield from _largest(result)
+    yield from _hints(result)
+    if verbose:
+        yield from _details(result)
+
+
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
+def size_text(number: float) -> str:
+    """Bytes in decimal units, three digits."""
+    units = iter(("B", "KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while number >= 999.5 and unit != "TB":
+        number, unit = number / 1000, next(units)
+    return f"{number:.{0 if unit == 'B' or number >= 99.95 else 1 if number >= 9.995 else 2}f} {unit}"
+
+
+def duration_text(ns: int) -> str:
+    """A length of time as people say it."""
+    seconds = ns / 1e9
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
+    return f"{hours // 24}d {hours % 24:02d}h"
+
+
+def rate_text(per_second: float) -> str:
+    return f"{per_second / 1e6:.1f} Mpps" if per_second >= 1e6 else f"{per_second / 1e3:.0f} kpps" if per_second >= 1e3 else f"{per_second:.0f} pps"
+
+
+def _header(result: Replayed) -> Iterator[Text]:
+    """A line for each capture, and one for all of them with the time it took."""
+    stats = result.stats
+    for capture in result.captures:
+        facts = [capture.format, *capture.links] if capture.format else []
+        if len(result.captures) > 1:
+            facts.append(f"{count(capture.packets)} packets")
+        yield Text.assemble((capture.name, "bold"), "   " if facts else "", ", ".join(facts))
+    length = max(0, stats["last_ts"] - stats["first_ts"])
+    traffic = f"{count(stats['total_packets'])} packets, {size_text(stats['total_bytes'])}, {duration_text(length)} of traffic"
+    speed = rate_text(stats["total_packets"] / result.seconds)
+    stopped = " (interrupted)" if result.interrupted else ""
+    yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
+
+
+def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", no_wrap=head in right)
+    return table
+
+
+def _overview(result: Replayed, width: int) -> Table:
+    """Packets by state, beside connections by protocol."""
+    states, protocols = _states(result), _protocols(result)
+    if protocols is None:
+        return states
+    grid = Table.grid(padding=(0, 3, 0, 0)) if width >= SIDE_BY_SIDE else Table.grid()
+    if width >= SIDE_BY_SIDE:
+        grid.add_row(states, protocols)
+    else:
+        grid.add_row(states)
+        grid.add_row(Text())
+        grid.add_row(protocols)
+    return grid
+
+
+def _states(result: Replayed) -> Table:
+    table = _plain("state", "packets", "share", "bytes", right=("packets", "share", "bytes"))
+    packets, size, total = result.stats["packets"], result.stats["bytes"], result.stats["total_packets"]
+    for state in STATES:
+        if packets[state]:
+            share = f"{100 * packets[state] / total:.1f}%"
+            table.add_row(Text(fields.STATE_NAMES[state], COLORS[state]), count(int(packets[state])), share, size_text(int(size[state])))
+    return table
+
+
+def _protocols(result: Replayed) -> Table | None:
+    rows = result.tally.by_protocol() if result.tally else []
+    if not rows:
+        return None
+    table = _plain("protocol", "connections", "ended by", right=("connections",))
+    for proto, total, how in rows:
+        table.add_row(fields.proto_name(proto), count(total), "  ".join(f"{name} {count(n)}" for name, n in how.items()))
+    return table
+
+
+def explain_command(result: Replayed, index: int) -> tuple[int, str]:
+    """A packet's number in its capture, and the command that explains it. index: over all captures."""
+    upto = [capture for capture in result.captures if capture.first <= index]
+    names = " ".join(shlex.quote(capture.name) for capture in upto)
+    number = index - upto[-1].first
+    flags = f" {result.tracking.flags}" if result.tracking.flags else ""
+    return number, f"ctmirror explain {names} --packet {number}{flags}"
+
+
+def _whys(result: Replayed, width: int) -> Iterator[Text]:
+    """Reasons by their effect, the most frequent first, each with its first packet and the command that explains it."""
+    packets, first = result.stats["reason_packets"], result.stats["reason_first"]
+    room = min(max(width - 22, 30), 80)  # for the sentence, beside two numbers
+    for effect, title in WHY.items():
+        found = [reason for reason in REASONS if reason.effect == effect and packets[reason.code]]
+        if not found:
+            continue
+        yield Text(f"\n{title:<{room}}{'packets':>11}{'first at':>11}", "bold")
+        for reason in sorted(found, key=lambda reason: -int(packets[reason.code])):
+            number, command = explain_command(result, int(first[reason.code]))
+            sentence, *rest = wrap(reason.sentence, room)
+            line = Text(f"{sentence:<{room}}{count(int(packets[reason.code])):>11}{'#' + count(number):>11}")
+            if width >= COMMAND_COLUMN + room:
+                line.append(f"   {command}", "cyan")
+            yield line
+            yield from (Text(more) for more in rest)
+            if width < COMMAND_COLUMN + room and effect != "note":
+                yield Text(f"  {command}", "cyan")
+
+
+def flow_text(conn) -> str:
+    """A connection as its original direction: who to whom."""
+    ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
+    joined = "[{}]:{}" if ends["src"] and ":" in ends["src"] else "{}:{}"
+    source, target = ((joined.format(ends[a], ends[p]) if ends.get(p) is not None else ends[a]) for a, p in (("src", "sport"), ("dst", "dport")))
+    return f"{source} > {target}" + (f" type {ends['type']} id {ends['id']}" if "type" in ends else "")
+
+
+def _state_of(large: Large) -> str:
+    proto = int(large.conn["flow"][Dir.ORIG]["key"]["proto"])
+    state = fields.l4state_name(proto, int(large.conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
+    return state or ("alive" if large.how == "alive" else "ended: " + large.how)
+
+
+def _largest(result: Replayed) -> Iterator[Table | Text]:
+    large = result.tally.largest() if result.tally else []
+    if not large:
+        return
+    table = _plain("largest connections", "duration", "packets", "bytes", "state", right=("duration", "packets", "bytes"))
+    table.columns[0].overflow = "fold"
+    for one in large:
+        proto = fields.proto_name(int(one.conn["flow"][Dir.ORIG]["key"]["proto"]))
+        cells = (duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
+        table.add_row(f"{proto} {flow_text(one.conn)}", *cells)
+    yield Text()
+    yield table
+
+
+def _hints(result: Replayed) -> Iterator[Table | Text]:
+    hints = hints_of(result)
+    if not hints:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for hint in hints:
+        table.add_row(Text("hint", "bold yellow"), hint)
+    yield Text()
+    yield table
+
+
+def _details(result: Replayed) -> Iterator[Table | Text]:
+    """What --verbose adds: the tracker's counters, every reason's code, and the settings that were in force."""
+    config = result.tracking.config
+    counters = _plain("counter", "value", right=("value",))
+    for name, value in result.counters.items():
+        counters.add_row(name, count(int(value)))
+    codes = _plain("reason", "packets", right=("packets",))
+    for code, packets in enumerate(result.stats["reason_packets"]):
+        if packets:
+            codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
+    names = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "hz", "seed")
+    settings = _plain("setting", "value", right=("value",))
+    for name, value in [*((name, getattr(config, name)) for name in names), ("zone", result.tracking.zone), *config.timeouts.items()]:
+        settings.add_row(name, str(int(value)))
+    for table in (counters, codes, settings):
+        yield Text()
+        yield table

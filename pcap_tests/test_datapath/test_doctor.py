@@ -1,0 +1,124 @@
+"""What doctor finds, what it advises, and that it leaves everything as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from datapath import doctor
+from datapath.cli import main
+from datapath.doctor import Finding
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_replay_can_work_where_the_tests_run(capfd):
+    assert main(["doctor"]) == 0
+    out = capfd.readouterr().out
+    assert "replay can work here" in out
+    lines = out.splitlines()[: len(doctor.CHECKS)]
+    assert all(line.startswith(("ok  ", "missing  ")) for line in lines)
+    assert all(" -> " in line for line in lines if line.startswith("missing"))
+
+
+def test_what_replay_needs_decides_the_exit_code(capfd, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: Finding("engine", False, "gone", "build it", needed=True),))
+    assert main(["doctor"]) == 1
+    assert "missing  engine         gone -> build it" in capfd.readouterr().out
+
+
+def test_what_only_others_need_does_not(capfd, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: Finding("NIC offload", False, "none", "buy one"),))
+    assert main(["doctor"]) == 0
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch):
+    def broken():
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr(doctor, "CHECKS", (broken,))
+    (finding,) = doctor.examine()
+    assert (finding.ok, finding.found) == (False, "could not be checked: surprise")
+
+
+def test_nothing_is_left_behind():
+    """Namespaces, interfaces, children and open files are as before."""
+
+    def surroundings():
+        return (os.readlink("/proc/self/ns/net"), socket.if_nameindex(), sorted(os.listdir("/proc/self/fd")), os.getcwd())
+
+    before = surroundings()
+    list(doctor.examine())
+    assert surroundings() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_stranger_s_datapath_is_recognised(monkeypatch, tmp_path):
+    (tmp_path / "datapath").mkdir()
+    (tmp_path / "datapath" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = doctor.name_clash()
+    assert not finding.ok
+    assert finding.needed
+    assert str(tmp_path / "datapath") in finding.found
+
+
+def test_a_distribution_with_that_package_is_named(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {"datapath": ["ctmirror", "datapath-thing"]})
+    finding = doctor.name_clash()
+    assert not finding.ok
+    assert "pip uninstall datapath-thing" in finding.advice
+
+
+def test_our_own_datapath_is_no_clash(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    assert doctor.name_clash().ok
+
+
+@pytest.mark.parametrize(("error", "found"), [(errno.EPERM, "not permitted"), (errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))])
+def test_a_socket_that_cannot_be_made(monkeypatch, error, found):
+    def refused(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(doctor.socket, "socket", refused)
+    finding = doctor.xdp_socket()
+    assert (finding.ok, finding.found) == (False, found)
+
+
+def test_the_probe_of_namespaces_reports_what_the_kernel_says(monkeypatch):
+    monkeypatch.setattr(doctor, "_try_namespace", lambda: errno.EPERM)
+    finding = doctor.namespaces()
+    assert (finding.ok, finding.found) == (False, os.strerror(errno.EPERM))
+
+
+def test_sysctls_that_differ_are_named(monkeypatch, tmp_path):
+    (tmp_path / "nf_conntrack_max").write_text("1000\n")
+    (tmp_path / "nf_conntrack_udp_timeout").write_text("7\n")
+    (tmp_path / "nf_conntrack_tcp_loose").write_text("1\n")
+    monkeypatch.setattr(doctor, "SYSCTL", tmp_path)
+    assert doctor.conntrack().found == "max 1000; differs from the defaults in udp_timeout=7"
+
+
+def test_a_module_that_is_nowhere(monkeypatch):
+    monkeypatch.setattr(doctor, "_kernel_names", lambda: frozenset({"veth_newlink"}))
+    assert doctor._module("x", "no_such_module", "no_such_function", "advice").ok is False
+    assert doctor._module("veth", "no_such_module", "veth_newlink", "advice").found == "no_such_module is built in"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_doctor_needs_no_root():
+    """In a child that has given up its rights; what it needs was loaded before, for others may not read this tree."""
+    list(doctor.examine())
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setuid(65534)
+        findings = {finding.name: finding for finding in doctor.examine()}
+        told = not findings["privileges"].ok and "uid 65534" in findings["privileges"].found and not findings["namespaces"].ok
+        os._exit(0 if told and doctor.healthy(list(findings.values())) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

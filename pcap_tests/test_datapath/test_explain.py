@@ -1,0 +1,282 @@
+"""What explain says is what replay decided, stage by stage, with the right numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctcore.config import Config
+from ctcore.errors import CtmirrorError
+from ctcore.reasons import NAMES
+from ctcore.types import Reason
+from datapath import app, dissect, explain, narrate
+from datapath.window import MASK, after, before, near, window_of
+from pcap_tests import stories
+from pcap_tests.stories import CLIENT, MS, SERVER
+from pcap_tests.traffic import eth, gre, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
+
+HANDSHAKE = stories.closed_by_client()[:3]
+
+
+def lines_of(tmp_path, story, number, **settings):
+    """An explained packet as a list of (label, text)."""
+    capture = stories.write(tmp_path / "story.pcap", story)
+    return list(narrate.packet_lines(explain.explain_packet([capture], number, app.Tracking(Config(**settings)))))
+
+
+def said(lines, label):
+    """The text of the first line with a label, and of those under it."""
+    at = next(i for i, (name, _) in enumerate(lines) if name == label)
+    texts = [lines[at][1]]
+    for name, text in lines[at + 1 :]:
+        if name:
+            break
+        texts.append(text)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory):
+    return stories.write(tmp_path_factory.mktemp("explain") / "office.pcap", stories.office())
+
+
+@pytest.mark.parametrize("number", range(len(stories.office())))
+def test_explain_tells_what_replay_decided(office, tmp_path, number):
+    app.replay([office], app.Tracking(), app.Outputs(packets=str(tmp_path / "p.jsonl")))
+    record = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()][number]
+    lines = list(narrate.packet_lines(explain.explain_packet([office], number, app.Tracking())))
+    result = said(lines, "result")[0]
+    assert result.startswith(record["state"])
+    assert result.endswith(f"verdict {record['verdict']}")
+    assert said(lines, "reason")[0].startswith(f"{record['reason']}: ")
+    if record["timeout"] is not None:
+        assert said(lines, "timeout")[0].startswith(f"{record['timeout']:g} s left")
+    if record["conn"] is not None:
+        assert f"conn {record['conn']}" in result
+
+
+def test_the_third_packet_of_a_handshake(tmp_path):
+    lines = lines_of(tmp_path, HANDSHAKE, 2)
+    assert said(lines, "ip") == ["IPv4 10.0.0.1 > 10.0.0.2, 40 bytes, TTL 64, carries tcp"]
+    assert said(lines, "tcp") == ["40000 > 80, ACK, seq 101, ack 501, win 8192, 0 bytes of payload"]
+    assert said(lines, "lookup")[0].startswith("original direction of conn 0: 10.0.0.1 > 10.0.0.2 sport 40000 dport 80, SYN_RECV, ")
+    assert said(lines, "table") == ["SYN_RECV, original ack -> ESTABLISHED"]
+    window = said(lines, "window")
+    assert window[0] == "seq 101, end 101, ack 501"
+    assert window[1] == "sender   (original): end 101, maxend 8293, maxwin 8192, scale 0"
+    assert [line.split()[-1] for line in window[3:]] == ["holds"] * 4
+    assert said(lines, "timeout") == ["432000 s left, from tcp_timeout_established"]
+    assert said(lines, "changed")[:2] == ["status: now assured", "state: SYN_RECV -> ESTABLISHED"]
+
+
+def test_a_contested_cell_says_why(tmp_path):
+    lines = lines_of(tmp_path, [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "S", seq=900))], 3)
+    assert said(lines, "table")[0] == "ESTABLISHED, original syn -> ignore"
+    assert "a new life we do not see" in said(lines, "table")[1]
+    assert said(lines, "timeout")[0].endswith("not renewed by this packet")
+
+
+@pytest.mark.parametrize(
+    ("seq", "ack", "reason", "bound"),
+    [
+        (101 + 70000, 501, "tcp_seq_over", "I "),
+        (101, 502, "tcp_ack_over", "III"),
+        (101 - 9000, 501, "tcp_seq_under", "II "),
+        (101, 501 - 67000, "tcp_ack_under", "IV "),
+    ],
+)
+def test_the_bound_that_fails_is_the_reason(tmp_path, seq, ack, reason, bound):
+    lines = lines_of(tmp_path, [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "A", seq=seq, ack=ack))], 3)
+    assert said(lines, "reason")[0].startswith(reason)
+    failing = [line for line in said(lines, "window") if "does not hold" in line]
+    assert failing[0].startswith(bound)
+
+
+def test_a_rst_shows_what_it_is_compared_with(tmp_path):
+    lines = lines_of(tmp_path, [*HANDSHAKE, (8 * MS, tcp(SERVER, CLIENT, 80, 40000, "R", seq=400))], 3)
+    assert said(lines, "reason")[0].startswith("tcp_rst_below_maxack")
+    assert said(lines, "guard")[1] == "seq 400, the peer has acknowledged 501"
+
+
+def test_a_reopened_connection_names_the_old_one(tmp_path):
+    story = [*stories.closed_by_client(), (10**9, tcp(CLIENT, SERVER, 40000, 80, "S", seq=7))]
+    lines = lines_of(tmp_path, story, 8)
+    assert "TIME_WAIT" in said(lines, "lookup")[0]
+    assert said(lines, "lookup")[1] == "which is replaced by now: conn 1 takes its place"
+    assert said(lines, "table")[0] == "TIME_WAIT, original syn -> SYN_SENT"
+    assert said(lines, "guard")[0].startswith("reopen")
+
+
+def test_an_expired_connection_is_not_met(tmp_path):
+    story = [*stories.question(), *[(100 * 10**9 + at, data) for at, data in stories.question()]]
+    assert "conn 1" in said(lines_of(tmp_path, story, 2), "result")[0]
+
+
+def test_sctp_chunks_go_through_the_table(tmp_path):
+    story = [(0, sctp(CLIENT, SERVER, 5, 6, 0, sctp_init(77))), (MS, sctp(SERVER, CLIENT, 6, 5, 77, sctp_init(88, ack=True)))]
+    lines = lines_of(tmp_path, story, 1)
+    assert said(lines, "sctp") == ["6 > 5, tag 0x0000004d, INIT_ACK"]
+    assert said(lines, "table") == ["CLOSED, reply init_ack -> COOKIE_WAIT"]
+
+
+def test_packets_are_counted_in_the_last_capture(tmp_path):
+    first = stories.write(tmp_path / "a.pcap", HANDSHAKE)
+    second = stories.write(tmp_path / "b.pcap", stories.closed_by_client()[3:])
+    assert explain.explain_packet([first, second], 0, app.Tracking()).decision["conn"] == 0
+    with pytest.raises(CtmirrorError, match=r"b\.pcap: no packet 5: expected 0 to 4"):
+        explain.explain_packet([first, second], 5, app.Tracking())
+
+
+def test_an_empty_capture_has_nothing_to_explain(tmp_path):
+    with pytest.raises(CtmirrorError, match="has no packets"):
+        explain.explain_packet([stories.write(tmp_path / "empty.pcap", [])], 0, app.Tracking())
+
+
+def test_chunks_do_not_matter(office, monkeypatch):
+    whole = list(narrate.packet_lines(explain.explain_packet([office], 13, app.Tracking())))
+    monkeypatch.setattr(explain, "CHUNK", 4)
+    assert list(narrate.packet_lines(explain.explain_packet([office], 13, app.Tracking()))) == whole
+
+
+# --- a connection's life ---------------------------------------------------------------------------------------------------------------
+
+
+def life(tmp_path, story, ordinal, **settings):
+    capture = stories.write(tmp_path / "life.pcap", story)
+    found = explain.explain_conn([capture], ordinal, app.Tracking(Config(**settings)))
+    return found, list(narrate.life_lines(found, 250))
+
+
+def test_a_life_has_every_packet_of_the_connection(tmp_path):
+    found, lines = life(tmp_path, stories.office(), 0)
+    assert [step.number for step in found.steps] == list(range(8))
+    assert [label for label, _ in lines] == ["conn", "began", *[f"#{i}" for i in range(8)], "end"]
+    assert lines[-1][1] == "alive at the end of the capture"
+
+
+def test_a_life_includes_invalid_packets_and_errors_about_it(tmp_path):
+    story = [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "SF")), (10 * MS, tcp(SERVER, CLIENT, 80, 40000, "FR"))]
+    assert [step.number for step in life(tmp_path, story, 0)[0].steps] == [0, 1, 2, 3, 4]
+    assert [step.number for step in life(tmp_path, stories.office(), 3)[0].steps] == [12, 13]
+
+
+def test_a_life_ends(tmp_path):
+    found, lines = life(tmp_path, [*stories.question(), (100 * 10**9, tcp(CLIENT, SERVER, 1, 2))], 0)
+    assert len(found.steps) == 2
+    assert lines[-1][1].startswith("timeout, 30.")
+
+
+def test_a_life_that_is_not_there(tmp_path):
+    with pytest.raises(CtmirrorError, match="no connection 99"):
+        life(tmp_path, stories.office(), 99)
+
+
+@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"]])
+def test_explain_wants_one_thing(capfd, office, argv):
+    from datapath.cli import main
+
+    assert main(["explain", office, *argv]) == 2
+    assert "expected either --packet N or --conn N" in capfd.readouterr().err
+
+
+# --- frames in words -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        (eth(b"", 0x0806), "Ethernet 02:00:00:00:00:01 > 02:00:00:00:00:02, ARP"),
+        (eth(b"", 0x0800, vlan=(5, 7)), "VLAN 5, VLAN 7, IPv4"),
+        (eth(mpls(b"", 3), 0x8847), "MPLS"),
+        (eth(pppoe(b""), 0x8864), "PPPoE session"),
+        (eth(b"", 60), "802.3 frame of 60 bytes"),
+        (bytes(5), "cut short"),
+    ],
+)
+def test_link_layers(frame, text):
+    assert text in dissect.link_line(frame, 1)
+
+
+def test_other_link_types_have_names():
+    assert dissect.link_line(b"", 113).startswith("Linux cooked")
+
+
+@pytest.mark.parametrize(
+    ("packet", "text"),
+    [
+        (ipv4("1.2.3.4", "5.6.7.8", 50, bytes(4), frag=0x2001, ident=9), "fragment of datagram 0x0009 at byte 8, more follow, carries esp"),
+        (ipv4("1.2.3.4", "5.6.7.8", 6, options=bytes(4)), "header of 24 bytes"),
+        (ipv6("2001:db8::1", "::2", 17, bytes(8), ttl=3), "IPv6 2001:db8::1 > ::2, 8 bytes of payload, hop limit 3, next header udp"),
+        (b"\x90", "version 9, neither 4 nor 6"),
+        (b"\x45\x00", "cut short"),
+        (b"", "cut short"),
+    ],
+)
+def test_ip_headers(packet, text):
+    assert text in dissect.ip_line(packet)
+
+
+def test_tcp_options_that_matter_have_values():
+    syn = tcp(CLIENT, SERVER, 1, 2, "S", options=bytes.fromhex("020405b4 01030307 0402 0000"))[34:]
+    assert list(dissect.tcp_options(syn)) == ["mss 1460", "window scale 7", "SACK permitted"]
+    sack = tcp(CLIENT, SERVER, 1, 2, "A", options=bytes.fromhex("0101050a") + (5).to_bytes(4, "big") + (9).to_bytes(4, "big"))[34:]
+    assert list(dissect.tcp_options(sack)) == ["SACK 5-9"]
+    assert dissect.first_sack(sack) == [(5, 9)]
+
+
+@pytest.mark.parametrize("proto", [1, 6, 17, 47, 50, 58, 132, 136])
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_can_be_described(proto, data):
+    """No frame, however short or wrong, makes a description fail."""
+    assert dissect.link_line(data, 1)
+    assert dissect.ip_line(data)
+    assert dissect.l4_line(proto, data, len(data))
+    assert isinstance(dissect.sctp_chunks(data), list)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=120))
+def test_any_packet_can_be_explained(tmp_path_factory, data):
+    """Whatever bytes a frame has, explain answers with its reason."""
+    path = tmp_path_factory.mktemp("any")
+    story = [*HANDSHAKE, (9 * MS, (tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501)[:34] + data)), (10 * MS, data)]
+    for number in (3, 4):
+        lines = lines_of(path, story, number)
+        assert said(lines, "reason")[0].split(":")[0] in NAMES
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, MASK), st.integers(0, MASK))
+def test_sequence_numbers_compare_by_distance(a, b):
+    """Exactly one of before, after and equal holds, but where both are half the space apart; near() keeps the order."""
+    if (a - b) & MASK != 1 << 31:
+        assert before(a, b) + after(a, b) + (a == b) == 1
+        assert (near(a, b) < b) == before(a, b)
+    assert near(a, b) & MASK == a
+
+
+def test_every_guard_names_a_reason():
+    assert set(narrate.GUARDS) <= set(Reason)
+
+
+def test_the_window_of_a_first_packet_needs_no_connection():
+    from datapath.frame import frames_of
+    from datapath.wire import parse_batch
+
+    memory, frames = frames_of([tcp(CLIENT, SERVER, 1, 2, "S", seq=10, win=99)])
+    batch = parse_batch(memory, frames)
+    window = window_of(batch.array[0], batch.l4_bytes(0), None, 0)
+    assert (window.sender.end, window.sender.maxwin, window.end) == (11, 99, 11)
+    assert all(bound.holds for bound in window.bounds)
+    assert np.all(batch.array["doff"] == 20)
+
+
+def test_gre_and_udp_have_lines():
+    assert dissect.l4_line(47, gre(CLIENT, SERVER, version=1, proto=0x880B, call=9)[34:], 8) == "version 1, carries 0x880b, call id 9"
+    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, length 8, no checksum, 8 bytes present"
+    assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]

@@ -1,0 +1,201 @@
+"""The summary for people: what it says, how it fits, and the hints it gives."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ctcore.config import Config
+from ctcore.reasons import REASONS
+from datapath import app, report
+from datapath.commands import options
+from datapath.frame import frames_of
+from datapath.sink import PcapSink
+from pcap_tests import stories
+from pcap_tests.stories import CLIENT, MS, SERVER
+from pcap_tests.traffic import eth, icmp_error, tcp, udp
+
+
+def summary(captures, width=80, tracking=None, **how):
+    """The summary of a replay as a pipe sees it."""
+    result = app.replay(captures, tracking or app.Tracking(), app.Outputs())
+    out = io.StringIO()
+    report.print_summary(result, Console(file=out, width=width), **how)
+    return out.getvalue()
+
+
+@pytest.fixture
+def office(tmp_path):
+    return stories.write(tmp_path / "office.pcap", stories.office())
+
+
+def told(tmp_path, story, **settings):
+    return summary([stories.write(tmp_path / "story.pcap", story)], tracking=app.Tracking(Config(**settings)))
+
+
+def test_what_happened(office):
+    text = summary([office])
+    lines = text.splitlines()
+    assert lines[0] == f"{office}   pcap, Ethernet"
+    assert re.fullmatch(r"19 packets, 1\.10 KB, 60 ms of traffic; replayed in .*s, .*pps", lines[1])
+    assert re.search(r"^established +9 +47\.4% +569 B$", text, re.MULTILINE)
+    assert re.search(r"^not-seen +2 +10\.5% +92 B$", text, re.MULTILINE)
+    assert re.search(r"^tcp +1 +fin 1$", text, re.MULTILINE)
+    assert re.search(r"^udp +2 +alive 2$", text, re.MULTILINE)
+    assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
+
+
+def test_why_and_what_to_type_next(office):
+    lines = summary([office]).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("bad TCP checksum"))
+    assert lines[at - 1].split() == ["why", "invalid", "packets", "first", "at"]
+    assert lines[at].split()[-2:] == ["1", "#14"]
+    assert lines[at + 1] == f"  ctmirror explain {office} --packet 14"
+
+
+def test_the_command_that_is_suggested_works(office, capfd):
+    from datapath.cli import main
+
+    for line in summary([office]).splitlines():
+        if line.startswith("  ctmirror "):
+            assert main(line.split()[1:]) == 0
+    assert "reason   tcp_not_opening" in capfd.readouterr().out.replace("reason  ", "reason   ")
+
+
+def test_suggested_commands_repeat_the_options_given(office):
+    tracking = app.Tracking(Config(checksum=False), flags="--checksum 0")
+    assert f"ctmirror explain {office} --packet 15 --checksum 0" in summary([office], tracking=tracking)
+
+
+def test_flags_are_the_options_given_on_the_command_line(monkeypatch, office):
+    import click
+
+    seen = []
+
+    @click.command()
+    @options.tracking_options
+    def probe(tracking):
+        seen.append(tracking.flags)
+
+    probe.main(["--checksum", "0", "--zone", "3", "--timeouts", "udp_timeout=9"], standalone_mode=False)
+    probe.main([], standalone_mode=False)
+    assert seen == ["--checksum 0 --timeouts udp_timeout=9 --zone 3", ""]
+
+
+def test_a_packet_of_a_later_capture_is_explained_with_those_before_it(tmp_path):
+    first = stories.write(tmp_path / "a.pcap", stories.closed_by_client())
+    second = stories.write(tmp_path / "b.pcap", [*stories.question(), (5 * MS, tcp(SERVER, CLIENT, 80, 9, "SA", seq=1, ack=1))])
+    assert f"ctmirror explain {first} {second} --packet 2" in summary([first, second])
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_nothing_but_commands_is_wider_than_the_console(office, width):
+    for line in summary([office], width).splitlines():
+        assert len(line) <= width or "ctmirror explain" in line or office in line
+        assert line == line.rstrip()
+
+
+def test_tables_stand_side_by_side_where_there_is_room(office):
+    assert "protocol" in next(line for line in summary([office], 120).splitlines() if line.startswith("state"))
+    assert "protocol" not in next(line for line in summary([office], 80).splitlines() if line.startswith("state"))
+
+
+def test_commands_stand_beside_their_reason_on_a_wide_terminal(office):
+    line = next(line for line in summary([office], 300).splitlines() if line.startswith("bad TCP checksum"))
+    assert line.endswith("--packet 14")
+
+
+def test_an_empty_capture(tmp_path):
+    assert "0 packets" in told(tmp_path, [])
+
+
+def test_sums_agree_with_the_capture(office):
+    text = summary([office])
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", text)]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (61_300_000, "61.3 MB"), (999_999, "1.00 MB"), (5_000_000_000_000_000, "5000 TB")],
+)
+def test_sizes(number, text):
+    assert report.size_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(0, "0.0 ms"), (4 * MS, "4.0 ms"), (250 * MS, "250 ms"), (1500 * MS, "1.5 s"), (842 * 10**9, "14m 02s"), (7260 * 10**9, "2h 01m"),
+     (200_000 * 10**9, "2d 07h")],
+)  # fmt: skip
+def test_durations(ns, text):
+    assert report.duration_text(ns) == text
+
+
+def test_every_effect_has_a_heading():
+    assert {reason.effect for reason in REASONS} - {"ok"} == set(report.WHY)
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_offloaded_checksums_are_suspected(tmp_path):
+    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=1)) for i in range(5)]
+    assert "try --checksum 0" in told(tmp_path, story)
+
+
+def test_one_bad_checksum_among_many_packets_is_no_hint(tmp_path):
+    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80)) for i in range(50)] + [(60 * MS, tcp(CLIENT, SERVER, 9, 80, l4_checksum=1))]
+    assert "try --checksum 0" not in told(tmp_path, story)
+
+
+def test_a_capture_of_one_direction_is_recognised(tmp_path):
+    one_side = [step for i in range(12) for j, step in enumerate(stories.closed_by_client(41000 + i, i * 20 * MS)) if j not in (1, 4, 6)]
+    assert "12 of 12 TCP connections were seen in one direction only" in " ".join(told(tmp_path, one_side).split())
+
+
+def test_a_scan_is_not_taken_for_a_capture_of_one_direction(tmp_path):
+    assert "one direction only" not in told(tmp_path, [(i, tcp(CLIENT, SERVER, 1000 + i, 80)) for i in range(50)])
+
+
+def test_timestamps_going_back_are_told(tmp_path):
+    assert "timestamps went back 1 times" in told(tmp_path, [(5 * MS, stories.question()[0][1]), (0, stories.question()[1][1])])
+
+
+def test_a_full_table_is_told(tmp_path):
+    conns = [step for i in range(8) for step in stories.closed_by_client(42000 + i, i * 10 * MS)[:3]]
+    text = told(tmp_path, [*conns, (10**9, udp(CLIENT, SERVER, 1, 2))], max=8)
+    assert "try --max 16" in text
+
+
+def test_packets_that_are_not_ip_are_told(tmp_path):
+    assert "are not IP" in told(tmp_path, [(i, eth(bytes(28), 0x0806)) for i in range(5)])
+
+
+def test_snapped_packets_are_told(tmp_path):
+    memory, frames = frames_of([tcp(CLIENT, SERVER, 1, 2)], stories.T)
+    frames["caplen"] = 30
+    with PcapSink(tmp_path / "snapped.pcap") as sink:
+        sink.write(memory, frames)
+    assert "snap length was too small" in " ".join(summary([str(tmp_path / "snapped.pcap")]).split())
+
+
+def test_lost_events_are_told(office):
+    result = app.replay([office], app.Tracking(), app.Outputs())
+    result.events_lost = 3
+    assert any("3 events were lost" in hint for hint in report.hints_of(result))
+
+
+def test_a_quiet_capture_has_no_hints(tmp_path):
+    quoted = udp(CLIENT, SERVER, 1, 2)
+    assert "hint" not in told(tmp_path, [*stories.closed_by_client(), (10**9, quoted), (10**9 + 1, icmp_error(SERVER, CLIENT, 3, 3, quoted))])
+
+
+def test_the_event_ring_holds_the_end_of_every_connection():
+    config = app.with_events(Config(max=1 << 18), everything=False, ends=True)
+    assert config.event_ring >= (1 << 18) + app.CHUNK
+    assert np.iinfo(np.int32).max > config.event_ring
