@@ -74,7 +74,7 @@ def plan(profile: Profile, packets: int, flows: int, seed: int) -> NDArray[Any]:
     conns["start"] = conns["start"] * (min(lifetime, duration / 4) / RAMP)
     if generations > 1:
         conns["start"] += (np.repeat(np.arange(generations), flows) * lifetime).astype(np.int64)
-    conns["count"] = counts_before(conns, horizon(conns, packets))
+    cut(conns, packets)
     return conns[conns["count"] > 0]
 
 
@@ -98,25 +98,40 @@ def mean_length(profile: Profile) -> float:
     return float(profile.lengths(rng, proto).mean())
 
 
-def counts_before(conns: NDArray[Any], end: int) -> NDArray[np.int64]:
-    """How many packets of each connection may lie before end: those whose earliest possible time does."""
-    left = end - conns["start"]
-    head = np.clip(-(-left // STEP), 0, conns["head"])
-    left = left - conns["head"].astype(np.int64) * STEP
-    body = np.clip(-(-left // conns["gap"]), 0, conns["body"])
-    left = left - np.minimum(conns["body"], left // conns["gap"] + 1) * conns["gap"]
-    return head + body + np.where(body == conns["body"], np.clip(-(-left // STEP), 0, conns["tail"]), 0)
+@njit(cache=True)
+def steps(left, size):
+    """How many steps of that size begin before left."""
+    return max((left + size - 1) // size, 0)
 
 
-def horizon(conns: NDArray[Any], packets: int) -> int:
-    """The least time before which there are that many packets for certain: of each connection all but the last that may be there."""
-    low, high = 0, 1
-    while np.maximum(counts_before(conns, high) - 1, 0).sum() < packets:
+@njit(cache=True)
+def count_before(conns, end):
+    """Sets count: how many packets of each connection may lie before end, by their earliest possible time; returns how many lie there for
+    certain, which is all but the last of each."""
+    certain = 0
+    for c in range(len(conns)):
+        conn = conns[c]
+        left = end - conn.start
+        count = min(steps(left, STEP), conn.head)
+        left -= conn.head * STEP
+        body = min(steps(left, conn.gap), conn.body)
+        if body == conn.body:
+            count += min(steps(left - body * conn.gap, STEP), conn.tail)
+        conn.count = count + body
+        certain += max(conn.count - 1, 0)
+    return certain
+
+
+def cut(conns: NDArray[Any], packets: int) -> None:
+    """Sets count for the least time, give or take a step, before which there are that many packets for certain."""
+    high = STEP
+    while count_before(conns, high) < packets:
         high *= 2
+    low = high // 2
     while high - low > STEP:
         middle = (low + high) // 2
-        low, high = (low, middle) if np.maximum(counts_before(conns, middle) - 1, 0).sum() >= packets else (middle, high)
-    return high
+        low, high = (low, middle) if count_before(conns, middle) >= packets else (middle, high)
+    count_before(conns, high)
 
 
 # --- 2. their packets ------------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,16 @@ def scramble_twin(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> U64(31))
 
 
+def counts_twin(conns: NDArray[Any], end: int) -> NDArray[np.int64]:
+    """What count_before() sets."""
+    left = end - conns["start"]
+    head = np.clip(-(-left // traffic.STEP), 0, conns["head"])
+    left = left - conns["head"].astype(np.int64) * traffic.STEP
+    body = np.clip(-(-left // conns["gap"]), 0, conns["body"])
+    tail = np.clip(-(-(left - body * conns["gap"]) // traffic.STEP), 0, conns["tail"])
+    return head + body + np.where(body == conns["body"], tail, 0)
+
+
 def expand_twin(conns: NDArray[Any], sizes: NDArray[np.uint16], seed: int) -> NDArray[Any]:
     """What expand() does, over whole columns: no loop, every running sum a cumsum."""
     count = conns["count"]
@@ -155,6 +165,16 @@ def test_kernels_do_what_their_twins_do(name: str, seed: int) -> None:
         np.testing.assert_array_equal(packets[field], twin[field], err_msg=field)
     out = np.full(len(order) * 1700, 0xAA, dtype=np.uint8)
     assert out[: traffic.fill(packets, order, out)].tobytes() == fill_twin(twin[order])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_packets_before_a_time_are_counted_as_the_twin_counts_them(name: str) -> None:
+    conns = traffic.plan(PROFILES[name], 20_000, 300, 4)
+    last = int(conns["start"].max())
+    for end in (0, 1, traffic.STEP, traffic.STEP + 1, last // 7, last // 2, last, 2 * last, 10**12):
+        certain = traffic.count_before(conns, end)
+        np.testing.assert_array_equal(conns["count"], counts_twin(conns, end))
+        assert certain == np.maximum(conns["count"] - 1, 0).sum()
 
 
 # --- what the plan promises ------------------------------------------------------------------------------------------------------------
