@@ -13,6 +13,15 @@ cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeou
 cdef object ring_take(Ring *ring)
 
 
+cdef inline void copy_out(Entry *out, const Entry *entry, uint32_t timeout) noexcept nogil:
+    """A connection as it may be shown: without links, hashes (their key is secret) and whatever else is the engine's own."""
+    out[0] = entry[0]
+    out.deadline = timeout
+    out.cold = out.live = 0
+    out.wheel_next = out.wheel_prev = out.wheel_tick = out.generation = out.pad = 0
+    out.hash[0] = out.hash[1] = 0
+
+
 cdef inline Event *ring_last(Ring *ring) noexcept nogil:
     """The event put last; only right after ring_put() stored one."""
     return &ring.event[(ring.first + ring.length - 1) % ring.size]

@@ -27,8 +27,7 @@ cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeou
     event.changes = 0
     event.timeout = timeout
     event.time = time
-    memcpy(&event.conn, entry, sizeof(Entry))
-    event.conn.deadline = timeout
+    copy_out(&event.conn, entry, timeout)
 
 
 cdef object ring_take(Ring *ring):

@@ -126,16 +126,18 @@ cdef void leap(Wheel *wheel, uint64_t target) noexcept nogil:
 
 
 cdef uint32_t wheel_due(Wheel *wheel, uint64_t until) noexcept nogil:
-    """Advance towards `until` and return the next connection whose deadline has passed, unlinked; NO_CONN once `until` is reached."""
+    """Advance towards `until` and return the next connection whose deadline has passed, which the caller unlinks; NO_CONN at `until`."""
     cdef uint64_t stop
     cdef uint32_t conn
     while wheel.cursor < until:
         if wheel.linked == 0:
             wheel.cursor = until
             break
-        if until - wheel.cursor > 2 * wheel.horizon:
-            leap(wheel, wheel.cursor + LONGEST_LEAP if until - wheel.cursor > LONGEST_LEAP else until)
         stop = next_stop(wheel)
+        # Not before the slot at the cursor has been emptied: deadlines that are due must not get further away than a leap.
+        if until - wheel.cursor > 2 * wheel.horizon and stop != wheel.cursor + 1:
+            leap(wheel, wheel.cursor + LONGEST_LEAP if until - wheel.cursor > LONGEST_LEAP else until)
+            stop = next_stop(wheel)
         if stop > until:
             wheel.cursor = until
             break
@@ -145,9 +147,9 @@ cdef uint32_t wheel_due(Wheel *wheel, uint64_t until) noexcept nogil:
             spread(wheel)
         while wheel.head[stop & 255] != NO_CONN:
             conn = wheel.head[stop & 255]
-            wheel_unlink(wheel, conn)
             if tick_reached(wheel.entry[conn].deadline, stop):
                 return conn
+            wheel_unlink(wheel, conn)
             wheel_link(wheel, conn)
         wheel.cursor = stop
     return NO_CONN

@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
 from ctcore.engine cimport ACCEPTED, REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
-from ctcore.events cimport ring_last, ring_put, ring_take
+from ctcore.events cimport copy_out, ring_last, ring_put, ring_take
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
@@ -101,7 +101,6 @@ cdef void expire_due(Engine *ct) noexcept nogil:
         conn = wheel_due(&ct.wheel, ct.tick)
         if conn == NO_CONN:
             break
-        wheel_link(&ct.wheel, conn)
         kill(ct, conn, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[conn], ct.wheel.cursor))
         ct.count.expired += 1
     if ct.expect.count:

@@ -114,10 +114,10 @@ cdef class Tracker:
         cdef uint32_t conn, n = 0
         for conn in range(self.ct.pool.used):
             if self.ct.pool.entry[conn].live:
-                out[n] = self.ct.pool.entry[conn]
-                out[n].deadline = ticks_left(&self.ct, &out[n])
+                copy_out(&out[n], &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
                 n += 1
-        return rows[np.argsort(rows["flow"]["id"][:, 0], kind="stable")]
+        # As opaque rows: NumPy would leave the gaps between fields to chance.
+        return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
     def events(self):
         return ring_take(&self.ct.ring)

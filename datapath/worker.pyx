@@ -122,6 +122,7 @@ cdef class Pipeline:
     def summary(self):
         """What was counted so far; see worker.pyi."""
         cdef Summary *s = &self.sums
+        s.reason_packets[<int>R_OK] = s.total_packets - sum([s.reason_packets[i] for i in range(1, <int>N_REASONS)])
         return {
             "packets": np.array(s.packets, dtype=np.uint64), "bytes": np.array(s.bytes, dtype=np.uint64),
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],

@@ -1,0 +1,79 @@
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from ctcore.batch import Batch
+from ctcore.config import Config
+
+class ExpectationRow(NamedTuple):
+    """timeout: seconds left."""
+
+    master: int
+    src: str
+    dst: str
+    proto: int
+    sport: int
+    dport: int
+    zone: int
+    timeout: float
+    permanent: bool
+
+class Tracker:
+    """One connection table: batches of parsed packets in, decisions out, as Linux conntrack would judge them.
+
+    All memory is reserved at the start, for config.capacity connections (274 bytes each once used). Source: Linux nf_conntrack_in.
+    Raises MemoryError if it cannot be had.
+    """
+
+    config: Config
+    def __init__(self, config: Config | None = None) -> None: ...
+    def advance(self, batch: Batch) -> NDArray[Any]:
+        """Judge the packets of a batch in order.
+
+        Returns DECISION_DTYPE[len(batch)]: conn is the connection's ordinal or -1, timeout ticks (1/config.hz s) left after the packet or -1, dir
+        255 and l4state 255 where there is none. Each packet's time (ns) moves the clock on; a time before the last one counts as the last one.
+        """
+    @property
+    def now(self) -> int:
+        """The latest time seen, ns."""
+    @property
+    def count(self) -> int:
+        """Connections in the table."""
+    @property
+    def events_lost(self) -> int:
+        """Events that found the ring full."""
+    def expire(self, now: int) -> None:
+        """Move the clock to `now` (ns) without a packet; what has expired goes."""
+    def conns(self) -> NDArray[Any]:
+        """All connections as they are, CONN_DTYPE[count], by ordinal (flow[0].id); timeout is ticks left."""
+    def events(self) -> NDArray[Any]:
+        """The events since the last call, oldest first, EVENT_DTYPE[k]; which kinds says config.events. time is ns."""
+    def flush(self) -> None:
+        """Delete every connection."""
+    def set_mark(self, ordinal: int, mark: int) -> None:
+        """Set a connection's 32-bit mark. Raises ConfigError if it does not live."""
+    def set_label(self, ordinal: int, label: int) -> None:
+        """Set a connection's 128-bit label. Raises ConfigError if it does not live or the label does not fit."""
+    def expect(
+        self,
+        master: int,
+        src: str,
+        dst: str,
+        proto: int,
+        dport: int,
+        *,
+        sport: int = 0,
+        zone: int = 0,
+        timeout: float = 300.0,
+        permanent: bool = False,
+    ) -> None:
+        """Announce a connection: the first packet from src (any port, or sport) to dst:dport within `timeout` seconds is RELATED to the master.
+
+        master: a live connection's ordinal; src, dst: addresses of one family. One shot unless permanent. Raises ConfigError.
+        """
+    def expectations(self) -> list[ExpectationRow]:
+        """What is still expected."""
+    def counters(self) -> dict[str, int]:
+        """Counts since the start, by the names of `conntrack -S` where it has them."""
+    def check(self) -> None:
+        """Prove that table, wheel and slab agree. Raises AssertionError naming what does not."""

@@ -1,0 +1,108 @@
+"""The engine as a whole: compiled, deterministic, and indifferent to how packets are cut into batches."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+import ctcore.tcp
+import ctcore.tracker
+from ctcore import Config, ConfigError, Tracker
+from datapath.frame import frames_of
+from datapath.wire import parse_batch
+from pcap_tests import traffic
+
+SECOND = 1_000_000_000
+
+
+def mixed_traffic(n: int, seed: int) -> tuple:
+    """n packets of many protocols between few hosts, much of it nonsense, over a few minutes."""
+    rng = random.Random(seed)
+    hosts = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    frames = []
+    for _ in range(n):
+        src, dst = rng.sample(hosts, 2)
+        ports = rng.choice([1000, 1001]), rng.choice([1000, 1001, 53])
+        kind = rng.randrange(6)
+        if kind < 3:
+            frames.append(
+                traffic.tcp(src, dst, *ports, rng.choice(["S", "SA", "A", "FA", "R", "RA"]), seq=rng.randrange(300), ack=rng.randrange(300))
+            )
+        elif kind == 3:
+            frames.append(traffic.udp(src, dst, *ports, payload=b"x" * rng.randrange(20)))
+        elif kind == 4:
+            frames.append(traffic.icmp(src, dst, rng.choice([0, 8, 13]), ident=rng.randrange(3)))
+        else:
+            frames.append(rng.randbytes(rng.randrange(90)))
+    return frames_of(frames, ts=np.cumsum([rng.randrange(SECOND // 2) for _ in range(n)]))
+
+
+def run(memory, frames, batch: int, **settings):
+    """Everything a tracker says: decisions, events and what is left, as bytes."""
+    tracker = Tracker(Config(events=frozenset({"new", "update", "destroy"}), **settings))
+    said = [tracker.advance(parse_batch(memory, frames[i : i + batch])) for i in range(0, len(frames), batch)]
+    tracker.check()
+    return np.concatenate(said).tobytes(), tracker.events().tobytes(), tracker.conns().tobytes(), str(tracker.counters())
+
+
+def test_the_engine_is_compiled():
+    assert ctcore.tracker.__file__.endswith(".so") and ctcore.tcp.__file__.endswith(".so")
+
+
+def test_two_runs_are_byte_identical():
+    traffic_ = mixed_traffic(3000, 1)
+    assert run(*traffic_, 128) == run(*traffic_, 128)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 127, 129, 3000])
+def test_batches_do_not_matter(batch):
+    traffic_ = mixed_traffic(3000, 2)
+    assert run(*traffic_, batch, max=12) == run(*traffic_, 128, max=12)
+
+
+def test_the_seed_changes_no_decision():
+    traffic_ = mixed_traffic(3000, 3)
+    assert run(*traffic_, 128, seed=1)[0] == run(*traffic_, 128, seed=2)[0]
+
+
+def test_time_never_goes_back():
+    tracker = Tracker()
+    packets = [traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)] * 2
+    tracker.advance(parse_batch(*frames_of(packets, ts=[100 * SECOND, 50 * SECOND])))
+    assert tracker.now == 100 * SECOND
+    assert tracker.conns()["timeout"] == 30 * 250
+
+
+def test_an_empty_batch_is_nothing():
+    tracker = Tracker()
+    assert len(tracker.advance(parse_batch(*frames_of([])))) == 0
+    assert tracker.count == 0 and tracker.now == 0
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda t: t.set_mark(0, 1), "connection 0: expected the ordinal of a live connection"),
+        (lambda t: t.expect(5, "10.0.0.1", "10.0.0.2", 6, 21), "connection 5: expected the ordinal of a live connection"),
+    ],
+)
+def test_mistakes_of_the_caller_are_named(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call(Tracker())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"hz": 3}, "hz = 3: expected a divisor of 1,000,000,000"),
+        ({"tcp_max_retrans": 256}, "tcp_max_retrans = 256: expected 0 to 255"),
+        ({"events": frozenset({"birth"})}, "events: 'birth': expected new, update, destroy"),
+        ({"timeouts": {"tcp_timeout": 1}}, "timeouts: 'tcp_timeout': expected one of"),
+        ({"timeouts": {"udp_timeout": 1 << 40}}, "timeouts: udp_timeout = 1099511627776: expected 0 to 8589934 seconds"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**settings)
