@@ -51,9 +51,8 @@ asan: $(BUILT) $(TEST_TOOLS)  ## run the tests of the compiled code under Addres
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=. \
 	    $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
 
-docs: $(BUILT)  ## write the generated pages of docs/
-	$(BIN)/ctmirror states --format markdown > docs/states.md
-	$(BIN)/ctmirror states --reasons --format markdown > docs/reasons.md
+docs: $(BUILT)  ## write what of the documentation is made from the code
+	$(BIN)/python docs/generate.py
 
 wheel: $(BUILT)  ## build a wheel into dist/
 	$(PIP) wheel --no-deps --wheel-dir dist .

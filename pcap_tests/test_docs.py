@@ -1,0 +1,96 @@
+"""The documentation is true: examples run, outputs are those of today, links lead somewhere, and what is listed exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from datapath.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/api.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_python_interface_run(number, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pcap_tests").symlink_to(ROOT / "pcap_tests")
+    monkeypatch.chdir(tmp_path)  # the example writes a file
+    exec(compile(EXAMPLES[number], f"docs/api.md, example {number}", "exec"), {})
+    if number == 0:
+        assert re.search(r"^\d+ alive; the largest has \d+ packets$", capsys.readouterr().out, re.MULTILINE)
+        assert (tmp_path / "accepted.pcapng").stat().st_size > 100_000
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2
+
+
+def test_the_outputs_in_the_readme_are_those_of_today(generate):
+    readme = (ROOT / "README.md").read_text()
+    for name, text in generate.parts().items():
+        shown = generate.marked(name).search(readme)[0]
+        assert generate.VARYING.sub("", generate.block(text)) in generate.VARYING.sub("", shown), "README.md is old: run make docs"
+
+
+def test_the_generated_pages_are_those_of_today(generate):
+    for name, text in generate.pages().items():
+        assert (ROOT / "docs" / name).read_text() == text, f"docs/{name} is old: run make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    if page.name in ("CHANGELOG.md",):
+        return
+    for name in re.findall(r"`((?:ctcore|datapath|offload|docs|bench|pcap_tests)/[\w./-]+\.\w+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_commands_in_the_documentation_exist():
+    for page in PAGES:
+        for name in re.findall(r"^(?:    |\$ )ctmirror (\w+)", page.read_text(), re.MULTILINE):
+            assert name in COMMANDS, (page.name, name)
+
+
+def test_make_targets_in_the_documentation_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for name in re.findall(r"^    make (\w+)|`make (\w+)`", page.read_text(), re.MULTILINE):
+            assert (name[0] or name[1]) in targets, (page.name, name)
+
+
+def test_libraries_are_justified():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    decisions = (ROOT / "docs/decisions.md").read_text().lower()
+    for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"]:
+        assert f"**{re.match(r'[a-z]+', requirement)[0]}**" in decisions
+
+
+def test_the_readme_says_what_is_not_supported_and_which_name_clashes():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n- **", readme.index("## Not supported"), readme.index("## A name that clashes")) >= 5
+    assert "top-level `datapath`" in readme
+
+
+def test_the_licence_is_whole():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
