@@ -96,9 +96,14 @@ def test_even_an_invalid_packet_evicts(make_tracker):
     assert tracker.counters()["early_drop"] == 4 - tracker.count
 
 
-@pytest.mark.parametrize(
-    "frame", [traffic.icmp(CLIENT, SERVER, 9), traffic.udp(CLIENT, SERVER, 1, 2)[:14], traffic.icmp(CLIENT, SERVER, 8, l4_checksum=1)]
-)
+WITHOUT_TUPLE = {
+    "uninvertible": traffic.icmp(CLIENT, SERVER, 9),
+    "no IP header": traffic.udp(CLIENT, SERVER, 1, 2)[:14],
+    "ICMP checksum": traffic.icmp(CLIENT, SERVER, 8, l4_checksum=1),
+}
+
+
+@pytest.mark.parametrize("frame", WITHOUT_TUPLE.values(), ids=WITHOUT_TUPLE)
 def test_what_never_gets_a_tuple_does_not(make_tracker, frame):
     tracker = make_tracker(max=4)
     fill(tracker, 4).send(frame)
