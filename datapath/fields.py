@@ -18,30 +18,30 @@ import numpy as np
 
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
-from ctcore.types import KEY_DTYPE, TCP_SIDE_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
+from ctcore.types import KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
 
 Record = dict[str, Any]
 
-STATE_NAMES = {
+STATE_NAMES: dict[int, str] = {
     State.NOT_SEEN: "not-seen", State.NEW: "new", State.ESTABLISHED: "established", State.RELATED: "related", State.INVALID: "invalid",
     State.UNTRACKED: "untracked",
 }  # fmt: skip
-VERDICT_NAMES = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
-DIR_NAMES = {Dir.ORIG: "original", Dir.REPLY: "reply"}
-END_NAMES = {
+VERDICT_NAMES: dict[int, str | None] = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
+DIR_NAMES: dict[int, str] = {Dir.ORIG: "original", Dir.REPLY: "reply"}
+END_NAMES: dict[int, str] = {
     End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "reset", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
     End.END_FLUSHED: "flushed",
 }  # fmt: skip
-EVENT_NAMES = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
+EVENT_NAMES: dict[int, str] = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
 # ctnetlink's names; a tuple changed by NAT is called as users call it.
-STATUS_NAMES = {
+STATUS_NAMES: dict[int, str] = {
     bit: {"SRC_NAT": "snat", "DST_NAT": "dnat", "SRC_NAT_DONE": "snat-done", "DST_NAT_DONE": "dnat-done"}.get(name, name.lower().replace("_", "-"))
     for name, bit in Status.__members__.items()
 }
-FLAG_NAMES = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
-CHANGE_NAMES = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
+FLAG_NAMES: dict[int, str] = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
+CHANGE_NAMES: dict[int, str] = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
 # Protocols that have a usual name; the others go by their number.
-PROTO_NAMES = {
+PROTO_NAMES: dict[int, str] = {
     Proto.PROTO_ICMP: "icmp", 2: "igmp", Proto.PROTO_TCP: "tcp", Proto.PROTO_UDP: "udp", 33: "dccp", 41: "ipv6", Proto.PROTO_GRE: "gre", 50: "esp",
     51: "ah", Proto.PROTO_ICMPV6: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", Proto.PROTO_SCTP: "sctp", Proto.PROTO_UDPLITE: "udplite",
 }  # fmt: skip
@@ -83,10 +83,8 @@ def proto_name(proto: int) -> str:
 @cache
 def l4state_name(proto: int, state: int) -> str | None:
     """The protocol state's name; None where the protocol has none (or the packet has no connection)."""
-    table = {Proto.PROTO_TCP: spec.tcp, Proto.PROTO_SCTP: spec.sctp}.get(proto)
-    if table is None or state >= len(table().states):
-        return None
-    return table().states[state]
+    table = spec.tcp() if proto == Proto.PROTO_TCP else spec.sctp() if proto == Proto.PROTO_SCTP else None
+    return table.states[state] if table and state < len(table.states) else None
 
 
 def seconds_text(ticks: int, hz: int) -> str:
@@ -194,11 +192,12 @@ def event_records(events: np.ndarray, hz: int, acct: bool) -> Iterator[Record]:
 
 def _tcp(tcp: np.ndarray) -> Iterator[Record]:
     """What the window check knows of both sides, and the last packet it remembers. tcp: TCP_DTYPE[n]; nonsense for what is not TCP."""
-    numbers = [tcp["side"][name].tolist() for name in TCP_SIDE_DTYPE.names]
+    names = ("end", "maxend", "maxwin", "maxack")
+    numbers = [tcp["side"][name].tolist() for name in names]
     others = (tcp["scale"], tcp["flags"], tcp["last_dir"], tcp["last_index"], tcp["retrans"])
     for *side, scale, flags, last_dir, last_index, retrans in zip(*numbers, *(column.tolist() for column in others), strict=True):
         sides = [
-            {**{name: value[d] for name, value in zip(TCP_SIDE_DTYPE.names, side, strict=True)}, "scale": scale[d], "flags": flag_names(flags[d])}
+            {**{name: value[d] for name, value in zip(names, side, strict=True)}, "scale": scale[d], "flags": flag_names(flags[d])}
             for d in (Dir.ORIG, Dir.REPLY)
         ]
         index = spec.TCP_EVENTS[last_index] if last_index < len(spec.TCP_EVENTS) else None
