@@ -96,7 +96,10 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
 
 
 def _same(a: str, b: str) -> bool:
-    return a == b or (os.path.isfile(a) and os.path.isfile(b) and os.path.samefile(a, b))
+    """Whether writing both would spoil a file. Devices such as /dev/null take what they are given."""
+    if os.path.exists(a) and os.path.exists(b):
+        return os.path.isfile(a) and os.path.samefile(a, b)
+    return a == b
 
 
 def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:

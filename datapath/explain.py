@@ -125,16 +125,16 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
 
 
 def _by_id(conns: np.ndarray, ordinal: int) -> Any:
-    rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal) if ordinal >= 0 else []
-    return conns[rows[0]] if len(rows) else None
+    rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal)
+    return conns[rows[0]] if ordinal >= 0 and len(rows) else None
 
 
 def _by_key(conns: np.ndarray, key: np.void) -> Any:
     """The connection one of whose tuples this is."""
-    if not key["family"]:
+    if not key["family"] or not len(conns):
         return None
     raw = np.ascontiguousarray(conns["flow"]["key"]).view(np.dtype((np.void, key.dtype.itemsize)))
-    rows = np.flatnonzero((raw == np.void(key.tobytes())).any(axis=1)) if len(conns) else []
+    rows = np.flatnonzero((raw == np.void(key.tobytes())).any(axis=1))
     return conns[rows[0]] if len(rows) else None
 
 

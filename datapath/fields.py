@@ -18,7 +18,7 @@ import numpy as np
 
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
-from ctcore.types import KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
 
 Record = dict[str, Any]
 
@@ -50,7 +50,8 @@ WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
 # Reasons given before there was a tuple: what the key holds of ports means nothing then.
 WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
 KEY = Struct("=16s16sHHHBB")
-assert KEY.size == KEY_DTYPE.itemsize
+CONN = slice(0, 8)  # where a decision names its connection; the rest says how the packet was judged
+assert KEY.size == KEY_DTYPE.itemsize and DECISION_DTYPE.fields["conn"][1] == CONN.start and DECISION_DTYPE["conn"].itemsize == CONN.stop
 
 
 def _bits(value: int, names: dict[int, str]) -> tuple[str, ...]:
@@ -120,10 +121,10 @@ def _addresses(key: bytes) -> Record:
     return {"src": ends[0], "dst": ends[1], "sport": None, "dport": None}
 
 
-def split_keys(keys: np.ndarray) -> list[bytes]:
-    """KEY_DTYPE[n] as bytes objects, which endpoints() takes."""
-    raw, size = np.ascontiguousarray(keys).tobytes(), KEY.size
-    return [raw[at : at + size] for at in range(0, len(raw), size)]
+def split(rows: np.ndarray, start: int = 0) -> list[bytes]:
+    """Rows of a structured array as bytes objects, each from its byte `start` on. Keys cut so are what endpoints() takes."""
+    raw, size = np.ascontiguousarray(rows).tobytes(), rows.dtype.itemsize
+    return [raw[at + start : at + size] for at in range(0, len(raw), size)]
 
 
 def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, first: int, hz: int, file: str | None = None) -> Iterator[Record]:
@@ -132,22 +133,30 @@ def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, 
     frames: FRAME_DTYPE[n]; decisions: DECISION_DTYPE[n]; keys: KEY_DTYPE[n]; first: number of the first packet in its capture; hz: ticks a second;
     file: the capture's name, if the records of several go to one file.
     """
-    columns = (
-        frames["ts"], frames["len"], decisions["state"], decisions["dir"], decisions["status"], decisions["zone"], decisions["mark"],
-        decisions["conn"], decisions["proto"], decisions["l4state"], decisions["timeout"], decisions["verdict"], decisions["reason"],
-        decisions["family"],
-    )  # fmt: skip
-    lists = [column.tolist() for column in columns]
+    conns, ts, lengths = decisions["conn"].tolist(), frames["ts"].tolist(), frames["len"].tolist()
     head: Record = {"i": 0} if file is None else {"i": 0, "file": file}
-    rows = zip(range(first, first + len(frames)), split_keys(keys), *lists, strict=True)
-    for i, key, ts, length, state, direction, status, zone, mark, conn, proto, l4state, timeout, verdict, reason, family in rows:
-        yield {
-            **head, "i": i, "ts": ts, "len": length, "state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status),
-            "zone": zone, "mark": mark, "conn": conn if conn >= 0 else None, "proto": proto_name(proto) if family else None,
-            "l4state": l4state_name(proto, l4state), "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict],
-            "reason": REASON_NAMES[reason], "offload": None,
-            **(_addresses(key) if reason in WITHOUT_PORTS else endpoints(key)), "out": None,
-        }  # fmt: skip
+    rows = zip(range(first, first + len(frames)), split(keys), split(decisions, CONN.stop), conns, ts, lengths, strict=True)
+    for i, key, rest, conn, time, length in rows:
+        state, protocol, bare = _judgement(rest, hz)
+        ends = _addresses(key) if bare else endpoints(key)
+        yield {**head, "i": i, "ts": time, "len": length, **state, "conn": conn if conn >= 0 else None, **protocol, **ends, "out": None}
+
+
+@lru_cache(maxsize=1 << 14)
+def _judgement(rest: bytes, hz: int) -> tuple[Record, Record, bool]:
+    """A decision but for its connection, as bytes: the fields of its record before and after `conn`, and whether the key has no ports.
+
+    Most packets of a capture are judged in one of a few ways, so nearly all of their records are put together from these.
+    """
+    decision = np.frombuffer(bytes(CONN.stop) + rest, DECISION_DTYPE)[0]
+    names = ("state", "dir", "status", "zone", "mark", "proto", "l4state", "timeout", "verdict", "reason", "family")
+    state, direction, status, zone, mark, proto, l4state, timeout, verdict, reason, family = (int(decision[name]) for name in names)
+    before = {"state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status), "zone": zone, "mark": mark}
+    after = {
+        "proto": proto_name(proto) if family else None, "l4state": l4state_name(proto, l4state),
+        "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict], "reason": REASON_NAMES[reason], "offload": None,
+    }  # fmt: skip
+    return before, after, reason in WITHOUT_PORTS
 
 
 def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None = None, stops: np.ndarray | None = None) -> Iterator[Record]:
@@ -157,7 +166,7 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
     """
     names = [END_NAMES[End.ALIVE]] * len(conns) if ends is None else [END_NAMES[end] for end in ends.tolist()]
     times = [None] * len(conns) if stops is None else stops.tolist()
-    flow, keys = conns["flow"], split_keys(conns["flow"]["key"].reshape(-1))
+    flow, keys = conns["flow"], split(conns["flow"]["key"].reshape(-1))
     columns = (
         flow["id"][:, 0], flow["key"]["zone"][:, 0], flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
         conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["master"], conns["start"],
