@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
+from datapath.capture import PcapSource
 from datapath.frame import FRAME_DTYPE
 from datapath.limit import limit_pass
 from datapath.worker import Pipeline
@@ -140,38 +141,48 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS) -> dict[str, Any]:
+def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, float, float]:
+    """A pipeline with all connections established, seconds a set-up took (median), and bytes of memory the first one grew by."""
+    memory, frames = handshakes(np.random.default_rng(seed).permutation(flows).astype(np.int64))
+    before = _resident()
+    spent, grown = [], 0.0
+    for i in range(rounds):
+        pipeline = Pipeline(Config(max=flows), batch=batch)
+        spent.append(_timed(lambda pipeline=pipeline: _run(pipeline, memory, frames)))
+        grown = grown if i else _resident() - before
+    return pipeline, statistics.median(spent), grown
+
+
+def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int = 128) -> dict[str, Any]:
     """Set up `flows` connections, then `rounds` rounds of established traffic, each beside the limit kernel on the same frames.
 
     Returns the medians: mpps and limit_mpps (million packets/s), ns_per_packet, ratio_to_limit (median of the rounds' own ratios), setup_per_s
     (connections/s by SYN, SYN/ACK, ACK), bytes_per_conn (growth of resident memory / connections). Raises CtmirrorError if not every
     packet was accepted, for then something else was measured.
     """
-    order = np.random.default_rng(seed).permutation(flows).astype(np.int64)
-    setup_memory, setup_frames = handshakes(order)
     packets = max(MIN_PACKETS, flows)
     memory, frames = established(flows, packets * rounds, seed)
-    before = _resident()
-    pipeline = Pipeline(Config(max=flows))
-    setup = _timed(lambda: _run(pipeline, setup_memory, setup_frames))
-    grown = _resident() - before
-    spent, limits = [], []
+    pipeline, setup, grown = _set_up(flows, seed, rounds, batch)
+    mine, limits = [], []
     for i in range(rounds):
         part = frames[i * packets : (i + 1) * packets]
-        limits.append(_timed(lambda part=part: limit_pass(pipeline.tracker, memory, part)))
-        spent.append(_timed(lambda part=part: _run(pipeline, memory, part)))
+        works = [
+            (limits, lambda part=part: limit_pass(pipeline.tracker, memory, part, batch)),
+            (mine, lambda part=part: _run(pipeline, memory, part)),
+        ]
+        # By turns, for whoever comes second finds the frames nearer.
+        for times, work in works if i % 2 else works[::-1]:
+            times.append(_timed(work))
     wrong = int(pipeline.summary()["reason_packets"][1:].sum())
     if wrong or pipeline.tracker.count != flows:
-        raise CtmirrorError(
-            f"bench: {wrong} packets were not plainly accepted, {pipeline.tracker.count} of {flows} connections live: expected 0 and all"
-        )
-    ratios = [limit / mine for limit, mine in zip(limits, spent, strict=True)]
+        live = pipeline.tracker.count
+        raise CtmirrorError(f"bench: {wrong} packets were not plainly accepted, {live} of {flows} connections live: expected 0 and all")
     return {
         "flows": flows,
-        "mpps": packets / statistics.median(spent) / 1e6,
-        "ns_per_packet": statistics.median(spent) / packets * 1e9,
+        "mpps": packets / statistics.median(mine) / 1e6,
+        "ns_per_packet": statistics.median(mine) / packets * 1e9,
         "limit_mpps": packets / statistics.median(limits) / 1e6,
-        "ratio_to_limit": statistics.median(ratios),
+        "ratio_to_limit": statistics.median(limit / own for limit, own in zip(limits, mine, strict=True)),
         "setup_per_s": flows / setup,
         "bytes_per_conn": grown / flows,
     }
@@ -190,15 +201,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def apart(flows: int, **options: int) -> dict[str, Any]:
+    """measure_engine() in a process of its own, so that nothing is measured in the memory of what ran before."""
+    arguments = ", ".join([f"{flows:d}", *(f"{name}={value:d}" for name, value in options.items())])
+    code = f"import json; from datapath.benchmark import measure_engine; print(json.dumps(measure_engine({arguments})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CtmirrorError(f"bench: {flows} flows: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return json.loads(done.stdout)
+
+
 def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS) -> dict[str, Any]:
-    """measure_engine() for each number of flows, in a process of its own each, so that none is measured in the memory of another."""
-    rows = []
-    for n in flows:
-        code = (
-            f"import json; from datapath.benchmark import measure_engine; print(json.dumps(measure_engine({n:d}, seed={seed:d}, rounds={rounds:d})))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise CtmirrorError(f"bench: {n} flows: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-        rows.append(json.loads(done.stdout))
-    return {"machine": machine(), "engine": rows}
+    """{"machine": ..., "engine": [measure_engine() of each number of flows]}."""
+    return {"machine": machine(), "engine": [apart(n, seed=seed, rounds=rounds) for n in flows]}
+
+
+def replay(capture: str, runs: int) -> dict[str, Any]:
+    """The whole command on a capture, start of the interpreter included.
+
+    Returns {"machine": ..., "replay": {"capture", "packets", "runs", "seconds" (median), "mpps"}}. Raises CaptureError as `replay` would.
+    """
+    packets = 0
+    with PcapSource(capture) as source:
+        while n := len(source.read(1 << 16)[1]):
+            packets += n
+    command = [sys.executable, "-m", "datapath", "replay", "--quiet", capture]
+    seconds = statistics.median(_timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)) for _ in range(runs))
+    row = {"capture": capture, "packets": packets, "runs": runs, "seconds": seconds, "mpps": packets / seconds / 1e6}
+    return {"machine": machine(), "replay": row}

@@ -15,7 +15,7 @@ from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport be16, prefetch
 from ctcore.table cimport bucket_of, table_candidate
 from ctcore.tracker cimport Tracker
-from ctcore.types cimport BATCH, NO_FLOW, Entry, Key
+from ctcore.types cimport BATCH, LARGEST_BATCH, NO_FLOW, Entry, Key
 from datapath.frame cimport Frame
 
 from datapath.frame import FRAME_DTYPE
@@ -32,8 +32,8 @@ cdef inline void read_key(const uint8_t *frame, Key *key) noexcept nogil:
 
 
 cdef uint64_t one_batch(Engine *ct, const uint8_t *memory, const Frame *frames, int n) noexcept nogil:
-    cdef uint32_t hashes[BATCH]
-    cdef uint32_t flows[BATCH]
+    cdef uint32_t hashes[LARGEST_BATCH]
+    cdef uint32_t flows[LARGEST_BATCH]
     cdef uint64_t total = 0
     cdef Key key
     cdef Entry *entry
@@ -53,12 +53,14 @@ cdef uint64_t one_batch(Engine *ct, const uint8_t *memory, const Frame *frames, 
     return total
 
 
-def limit_pass(Tracker tracker not None, const uint8_t[::1] memory not None, frames not None):
+def limit_pass(Tracker tracker not None, const uint8_t[::1] memory not None, frames not None, int batch=BATCH):
     """Run the limit kernel over frames.
 
     memory: uint8[m]; frames: FRAME_DTYPE[n], each an Ethernet frame of at least 54 bytes with IPv4 without options and a TCP or UDP header,
-    within memory (the maker of the benchmark's frames sees to that). Returns a sum that has no meaning, so that no work can be left out.
+    within memory (the maker of the benchmark's frames sees to that); batch: frames worked on at a time, at most 1,024. Returns a sum that has no meaning, so that no work can be left out.
     """
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise ValueError(f"batch = {batch}: expected 1 to {<int>LARGEST_BATCH}")
     if frames.dtype != FRAME_DTYPE:
         raise ValueError("frames: expected FRAME_DTYPE")
     if len(frames) and (frames["caplen"].min() < 54 or int((frames["offset"] + frames["caplen"]).max()) > memory.shape[0]):
@@ -68,6 +70,6 @@ def limit_pass(Tracker tracker not None, const uint8_t[::1] memory not None, fra
     cdef uint64_t total = 0
     with nogil:
         while start < n:
-            total += one_batch(&tracker.ct, &memory[0], frame + start, <int>min(n - start, <Py_ssize_t>BATCH))
-            start += BATCH
+            total += one_batch(&tracker.ct, &memory[0], frame + start, <int>min(n - start, <Py_ssize_t>batch))
+            start += batch
     return total

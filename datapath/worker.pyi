@@ -11,13 +11,14 @@ CLOCKS: tuple[str, ...]
 class Pipeline:
     """Frames in, decisions out: parser and tracker with their settings.
 
-    zone: conntrack zone of every packet, 0 to 65535; clock: "capture" takes the frames' own timestamps, "wall" the time of the call.
+    zone: conntrack zone of every packet, 0 to 65535; clock: "capture" takes the frames' own timestamps, "wall" the time of the call;
+    batch: packets worked on at a time, 1 to 1,024: matters for speed only.
     Raises ConfigError for a setting that cannot be.
     """
 
     tracker: Tracker
     clock: str
-    def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture") -> None: ...
+    def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 128) -> None: ...
     def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
         """Run frames through all stages, in order.
 

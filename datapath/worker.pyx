@@ -16,7 +16,7 @@ from libc.string cimport memset
 from ctcore.batch cimport Batch
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
-from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, R_OK, Decision, Key, Packet
+from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, Decision, Key, Packet
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
 from datapath.frame cimport Frame
 from datapath.wire cimport ParseSettings, parse
@@ -61,15 +61,17 @@ cdef class Pipeline:
     cdef ParseSettings settings
     cdef Summary sums
 
-    def __init__(self, config=None, *, zone=0, clock="capture"):
+    def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         config = Config() if config is None else config
         if not 0 <= zone <= 0xFFFF:
             raise ConfigError(f"zone = {zone}: expected 0 to 65535")
         if clock not in CLOCKS:
             raise ConfigError(f"clock = {clock}: expected {' or '.join(CLOCKS)}")
+        if not 1 <= batch <= LARGEST_BATCH:
+            raise ConfigError(f"batch = {batch}: expected 1 to {<int>LARGEST_BATCH}")
         self.tracker = Tracker(config)
         self.clock = clock
-        self.batch = Batch(BATCH)
+        self.batch = Batch(batch)
         self.settings.zone = zone
         self.settings.checksum = config.checksum
         memset(&self.sums, 0, sizeof(Summary))
@@ -105,7 +107,7 @@ cdef class Pipeline:
         cdef Py_ssize_t start = 0
         cdef int k, i
         while start < n:
-            k = <int>min(n - start, <Py_ssize_t>BATCH)
+            k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
             parse(&self.settings, memory, frame + start, k, row)
             if unlikely(wall != 0):
                 for i in range(k):

@@ -12,6 +12,7 @@ Not here: expectations about traffic; those are the tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -264,6 +265,62 @@ STATES = {
     "CLOSE": close,
     "SYN_SENT2": syn_sent2,
 }
+
+
+# --- protocols without a handshake of their own ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Exchange:
+    """Two hosts and their ports. make: a function of pcap_tests.traffic that takes both addresses, and both ports if there are any."""
+
+    scene: Scene
+    make: Callable[..., bytes]
+    address: tuple[str, str] = (CLIENT, SERVER)
+    port: tuple[int, int] | None = (CPORT, 53)
+    zone: int = 0
+    ordinal: int | None = None
+
+    def frame(self, d: int, *rest, **fields) -> bytes:
+        ports = (self.port[d], self.port[1 - d]) if self.port else ()
+        return self.make(self.address[d], self.address[1 - d], *ports, *rest, **fields)
+
+    def send(self, d: int, *rest, **fields) -> Seen:
+        seen = self.scene.send(self.frame(d, *rest, **fields), zone=self.zone)
+        if seen.conn is not None:
+            self.ordinal = seen.conn
+        return seen
+
+    def orig(self, *rest, **fields) -> Seen:
+        return self.send(Dir.ORIG, *rest, **fields)
+
+    def reply(self, *rest, **fields) -> Seen:
+        return self.send(Dir.REPLY, *rest, **fields)
+
+    def wait(self, seconds: float) -> Exchange:
+        self.scene.wait(seconds)
+        return self
+
+    @property
+    def entry(self) -> np.void:
+        return self.scene.entry(self.ordinal)
+
+    @property
+    def left(self) -> float:
+        return int(self.entry["timeout"]) / self.scene.hz
+
+    @property
+    def status(self) -> set[str]:
+        return status_names(int(self.entry["status"]))
+
+    @property
+    def packets(self) -> list[int]:
+        return self.entry["flow"]["packets"].tolist()
+
+
+def udp(tracker, **where) -> Exchange:
+    """A question-and-answer pair that has not begun. where: address, port, zone, scene."""
+    return Exchange(where.pop("scene", None) or Scene(tracker), traffic.udp, **where)
 
 
 # --- events ----------------------------------------------------------------------------------------------------------------------------

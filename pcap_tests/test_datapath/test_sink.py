@@ -7,12 +7,12 @@ import struct
 
 import numpy as np
 import pytest
-from datapath.frame import FRAME_DTYPE, frames_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctcore.errors import CaptureError
 from datapath.capture import PcapSource
+from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.sink import PcapSink
 
 ENDINGS = [f".{kind}{packed}" for kind in ("pcap", "pcapng") for packed in ("", ".gz", ".xz", ".zst")]

@@ -1,0 +1,132 @@
+"""A full table: early drop evicts what is not assured and lies near; if nothing does, the packet is dropped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctcore.hashing import key_hash
+from pcap_tests import traffic
+from pcap_tests.scene import CLIENT, SERVER, Scene, conversation, established, events, udp
+
+SLOTS, NEAR = 10, 8
+
+
+def home(tracker, record_key: np.void) -> int:
+    """The bucket of a tuple."""
+    buckets = max(8, -(-2 * tracker.config.capacity // 7))
+    return key_hash(record_key.tobytes(), tracker.config.seed) * buckets >> 32
+
+
+def fill(tracker, number: int) -> Scene:
+    scene = Scene(tracker)
+    for n in range(number):
+        udp(tracker, scene=scene, port=(1000 + n, 53)).orig().is_("new", conn=n)
+    return scene
+
+
+def test_below_the_limit_nothing_is_evicted(make_tracker):
+    tracker = make_tracker(max=4)
+    fill(tracker, 4)
+    assert tracker.count == 4
+    assert tracker.counters()["early_drop"] == 0
+
+
+def test_one_too_many_evicts(make_tracker):
+    tracker = make_tracker(max=4, events=frozenset({"destroy"}))
+    scene = fill(tracker, 4)
+    udp(tracker, scene=scene, port=(9, 53)).orig().is_("new", conn=4)
+    evicted = events(tracker)
+    assert evicted
+    assert {event.end for event in evicted} == {"evicted"}
+    assert tracker.count == 5 - len(evicted)
+    assert tracker.counters()["early_drop"] == len(evicted)
+
+
+@pytest.mark.parametrize("capacity", [4, 16, 64, 100])
+def test_only_one_buckets_worth_goes_and_the_nearest(make_tracker, capacity):
+    """As long as no bucket has run over, a flow lies in its own bucket."""
+    tracker = make_tracker(max=capacity, events=frozenset({"destroy"}))
+    fill(tracker, capacity)
+    conns = tracker.conns()
+    buckets = max(8, -(-2 * capacity // 7))
+    places = {int(c["flow"]["id"][0]): {home(tracker, c["flow"]["key"][d]) for d in range(2)} for c in conns}
+    crowd = np.bincount([home(tracker, c["flow"]["key"][d]) for c in conns for d in range(2)], minlength=buckets)
+    assert crowd.max() <= SLOTS, "choose other ports for this test"
+    probe = udp(make_tracker(seed=tracker.config.seed), port=(9, 53))
+    probe.orig()
+    start = home(tracker, probe.entry["flow"]["key"][0])
+    udp(tracker, port=(9, 53)).orig().is_("new", conn=capacity)
+    evicted = {event.conn for event in events(tracker)}
+    chosen = next((start + i) % buckets for i in range(NEAR) if any((start + i) % buckets in at for at in places.values()))
+    assert evicted == {conn for conn, at in places.items() if chosen in at}
+
+
+def test_assured_connections_are_spared(make_tracker):
+    tracker = make_tracker(max=4)
+    scene = Scene(tracker)
+    for n in range(4):
+        established(tracker, scene=scene, port=(1000 + n, 80))
+    udp(tracker, scene=scene).orig().is_("not-seen", reason="table_full", verdict="drop", conn=None, dir=None, timeout=None)
+    assert tracker.count == 4
+    assert (tracker.counters()["drop"], tracker.counters()["early_drop"]) == (1, 0)
+
+
+def test_known_connections_are_served_while_the_table_is_full(make_tracker):
+    tracker = make_tracker(max=1)
+    conn = established(tracker)
+    udp(tracker, scene=conn.scene).orig().is_("not-seen", reason="table_full")
+    conn.reply("A").is_("established")
+
+
+def test_room_is_made_by_expiry_first(make_tracker):
+    tracker = make_tracker(max=4)
+    scene = fill(tracker, 4)
+    scene.wait(30)
+    udp(tracker, scene=scene, port=(9, 53)).orig().is_("new")
+    assert (tracker.count, tracker.counters()["early_drop"]) == (1, 0)
+
+
+def test_even_an_invalid_packet_evicts(make_tracker):
+    """Linux allocates, and so evicts, before the protocol looks at the packet."""
+    tracker = make_tracker(max=4)
+    scene = fill(tracker, 4)
+    conversation(tracker, scene=scene).orig("FA").is_("invalid", reason="tcp_not_opening")
+    assert tracker.count < 4
+    assert tracker.counters()["early_drop"] == 4 - tracker.count
+
+
+@pytest.mark.parametrize(
+    "frame", [traffic.icmp(CLIENT, SERVER, 9), traffic.udp(CLIENT, SERVER, 1, 2)[:14], traffic.icmp(CLIENT, SERVER, 8, l4_checksum=1)]
+)
+def test_what_never_gets_a_tuple_does_not(make_tracker, frame):
+    tracker = make_tracker(max=4)
+    fill(tracker, 4).send(frame)
+    assert tracker.count == 4
+
+
+def test_reopening_needs_no_room(make_tracker):
+    tracker = make_tracker(max=1)
+    conn = established(tracker)
+    conn.orig("R").is_("established", l4state="CLOSE")
+    conn.orig("S", seq=5000).is_("new", reason="tcp_reopened", conn=1)
+    assert tracker.counters()["early_drop"] == 0
+
+
+def test_no_limit_but_capacity(make_tracker):
+    tracker = make_tracker(max=0)
+    assert tracker.config.capacity == 1 << 22
+    fill(tracker, 50)
+    assert tracker.count == 50
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0xFFFFFFFFFFFFFFFF])
+def test_the_same_seed_evicts_the_same(make_tracker, seed):
+    def run() -> list[int]:
+        tracker = make_tracker(max=8, seed=seed)
+        scene = Scene(tracker)
+        for n in range(100):
+            udp(tracker, scene=scene, port=(n, 53)).orig()
+        return scene.ordinals()
+
+    assert run() == run()
