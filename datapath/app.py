@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Tracking:
 
     config: Config = field(default_factory=Config)
     zone: int = 0
-    clock: str = "capture"
+    clock: Literal["capture", "wall"] = "capture"
     flags: str = ""
 
 
@@ -96,7 +96,10 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
 
 
 def _same(a: str, b: str) -> bool:
-    return a == b or (os.path.isfile(a) and os.path.isfile(b) and os.path.samefile(a, b))
+    """Whether writing both would spoil a file. Devices such as /dev/null take what they are given."""
+    if os.path.exists(a) and os.path.exists(b):
+        return os.path.isfile(a) and os.path.samefile(a, b)
+    return a == b
 
 
 def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:
@@ -124,7 +127,8 @@ class _Run:
         self.result = Replayed(replace(tracking, config=self.config), tally=Tally(self.config) if summary else None)
         self.pipeline = Pipeline(self.config, zone=tracking.zone, clock=tracking.clock)
         self.writers = {kind: _open(stack, kind, name, outputs.form) for kind, name in _kinds(outputs) if name}
-        self.stack, self.sink = stack, None
+        self.stack = stack
+        self.sink: Any = None
         self.detailed = bool(outputs.packets or outputs.forwarded)
 
     def capture(self, name: str, progress: Progress | None) -> None:

@@ -6,7 +6,7 @@ Invariant: any bytes give a line, never an exception. Not here: what conntrack m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from struct import error as Short
 from struct import unpack_from
@@ -102,11 +102,12 @@ def flags_text(flags: int) -> str:
 @_whatever_the_bytes
 def l4_line(proto: int, l4: bytes, length: int) -> str:
     """The transport header. length: bytes of header and payload by the IP length, of which l4 may hold fewer."""
-    describe = {
+    describers: dict[int, Callable[[bytes, int], str]] = {
         Proto.PROTO_TCP: _tcp, Proto.PROTO_UDP: _udp, Proto.PROTO_UDPLITE: _udp, Proto.PROTO_SCTP: _sctp, Proto.PROTO_GRE: _gre,
         Proto.PROTO_ICMP: lambda l4, _: _icmp(l4, ICMP_TYPES), Proto.PROTO_ICMPV6: lambda l4, _: _icmp(l4, ICMPV6_TYPES),
-    }.get(proto, lambda _, length: f"{length} bytes")  # fmt: skip
-    return describe(l4, length)
+    }  # fmt: skip
+    describe = describers.get(proto)
+    return describe(l4, length) if describe else f"{length} bytes"
 
 
 def _tcp(l4: bytes, length: int) -> str:

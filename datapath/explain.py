@@ -23,18 +23,19 @@ from datapath.worker import Pipeline
 
 @dataclass(frozen=True)
 class Explained:
-    """One packet, what was decided, and its connection around it. had: the entry its tuple found before, conn: the one it has after."""
+    """One packet, what was decided, and its connection around it. had: the connection (CONN_DTYPE) its tuple found
+    before, conn: the one it has after; None where there is none."""
 
     name: str
     number: int
-    bytes: bytes
+    data: bytes
     frame: np.void
     packet: np.void
     l4: bytes
     decision: np.void
     key: np.void
-    had: np.void | None
-    conn: np.void | None
+    had: Any
+    conn: Any
     tracking: Tracking
 
     @property
@@ -123,17 +124,17 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     return Explained(name, number, data, one[0], batch.array[0].copy(), batch.l4_bytes(0), decisions[0], keys[0], had, conn, tracking)
 
 
-def _by_id(conns: np.ndarray, ordinal: int) -> np.void | None:
-    rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal) if ordinal >= 0 else ()
-    return conns[rows[0]] if len(rows) else None
+def _by_id(conns: np.ndarray, ordinal: int) -> Any:
+    rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal)
+    return conns[rows[0]] if ordinal >= 0 and len(rows) else None
 
 
-def _by_key(conns: np.ndarray, key: np.void) -> np.void | None:
+def _by_key(conns: np.ndarray, key: np.void) -> Any:
     """The connection one of whose tuples this is."""
-    if not key["family"]:
+    if not key["family"] or not len(conns):
         return None
     raw = np.ascontiguousarray(conns["flow"]["key"]).view(np.dtype((np.void, key.dtype.itemsize)))
-    rows = np.flatnonzero((raw == np.void(key.tobytes())).any(axis=1)) if len(conns) else ()
+    rows = np.flatnonzero((raw == np.void(key.tobytes())).any(axis=1))
     return conns[rows[0]] if len(rows) else None
 
 

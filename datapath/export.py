@@ -101,8 +101,17 @@ class _Closing:
 class JsonLines(_Closing):
     """One JSON object a line."""
 
+    # Lines are collected no further than a cache holds: larger buffers are returned to the system and faulted in again each time.
+    BUFFER = 1 << 16
+
     def write(self, records: Iterable[Record]) -> None:
-        self.file.write(b"".join([orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]))
+        lines = bytearray()
+        for record in records:
+            lines += orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+            if len(lines) >= self.BUFFER:
+                self.file.write(lines)
+                lines.clear()
+        self.file.write(lines)
 
 
 class Csv(_Closing):

@@ -18,30 +18,30 @@ import numpy as np
 
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
-from ctcore.types import KEY_DTYPE, TCP_SIDE_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
 
 Record = dict[str, Any]
 
-STATE_NAMES = {
+STATE_NAMES: dict[int, str] = {
     State.NOT_SEEN: "not-seen", State.NEW: "new", State.ESTABLISHED: "established", State.RELATED: "related", State.INVALID: "invalid",
     State.UNTRACKED: "untracked",
 }  # fmt: skip
-VERDICT_NAMES = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
-DIR_NAMES = {Dir.ORIG: "original", Dir.REPLY: "reply"}
-END_NAMES = {
+VERDICT_NAMES: dict[int, str | None] = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
+DIR_NAMES: dict[int, str] = {Dir.ORIG: "original", Dir.REPLY: "reply"}
+END_NAMES: dict[int, str] = {
     End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "reset", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
     End.END_FLUSHED: "flushed",
 }  # fmt: skip
-EVENT_NAMES = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
+EVENT_NAMES: dict[int, str] = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
 # ctnetlink's names; a tuple changed by NAT is called as users call it.
-STATUS_NAMES = {
+STATUS_NAMES: dict[int, str] = {
     bit: {"SRC_NAT": "snat", "DST_NAT": "dnat", "SRC_NAT_DONE": "snat-done", "DST_NAT_DONE": "dnat-done"}.get(name, name.lower().replace("_", "-"))
     for name, bit in Status.__members__.items()
 }
-FLAG_NAMES = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
-CHANGE_NAMES = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
+FLAG_NAMES: dict[int, str] = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
+CHANGE_NAMES: dict[int, str] = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
 # Protocols that have a usual name; the others go by their number.
-PROTO_NAMES = {
+PROTO_NAMES: dict[int, str] = {
     Proto.PROTO_ICMP: "icmp", 2: "igmp", Proto.PROTO_TCP: "tcp", Proto.PROTO_UDP: "udp", 33: "dccp", 41: "ipv6", Proto.PROTO_GRE: "gre", 50: "esp",
     51: "ah", Proto.PROTO_ICMPV6: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", Proto.PROTO_SCTP: "sctp", Proto.PROTO_UDPLITE: "udplite",
 }  # fmt: skip
@@ -50,7 +50,8 @@ WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
 # Reasons given before there was a tuple: what the key holds of ports means nothing then.
 WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
 KEY = Struct("=16s16sHHHBB")
-assert KEY.size == KEY_DTYPE.itemsize
+CONN = slice(0, 8)  # where a decision names its connection; the rest says how the packet was judged
+assert KEY.size == KEY_DTYPE.itemsize and DECISION_DTYPE.fields["conn"][1] == CONN.start and DECISION_DTYPE["conn"].itemsize == CONN.stop
 
 
 def _bits(value: int, names: dict[int, str]) -> tuple[str, ...]:
@@ -83,10 +84,8 @@ def proto_name(proto: int) -> str:
 @cache
 def l4state_name(proto: int, state: int) -> str | None:
     """The protocol state's name; None where the protocol has none (or the packet has no connection)."""
-    table = {Proto.PROTO_TCP: spec.tcp, Proto.PROTO_SCTP: spec.sctp}.get(proto)
-    if table is None or state >= len(table().states):
-        return None
-    return table().states[state]
+    table = spec.tcp() if proto == Proto.PROTO_TCP else spec.sctp() if proto == Proto.PROTO_SCTP else None
+    return table.states[state] if table and state < len(table.states) else None
 
 
 def seconds_text(ticks: int, hz: int) -> str:
@@ -122,10 +121,10 @@ def _addresses(key: bytes) -> Record:
     return {"src": ends[0], "dst": ends[1], "sport": None, "dport": None}
 
 
-def split_keys(keys: np.ndarray) -> list[bytes]:
-    """KEY_DTYPE[n] as bytes objects, which endpoints() takes."""
-    raw, size = np.ascontiguousarray(keys).tobytes(), KEY.size
-    return [raw[at : at + size] for at in range(0, len(raw), size)]
+def split(rows: np.ndarray, start: int = 0) -> list[bytes]:
+    """Rows of a structured array as bytes objects, each from its byte `start` on. Keys cut so are what endpoints() takes."""
+    raw, size = np.ascontiguousarray(rows).tobytes(), rows.dtype.itemsize
+    return [raw[at + start : at + size] for at in range(0, len(raw), size)]
 
 
 def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, first: int, hz: int, file: str | None = None) -> Iterator[Record]:
@@ -134,22 +133,30 @@ def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, 
     frames: FRAME_DTYPE[n]; decisions: DECISION_DTYPE[n]; keys: KEY_DTYPE[n]; first: number of the first packet in its capture; hz: ticks a second;
     file: the capture's name, if the records of several go to one file.
     """
-    columns = (
-        frames["ts"], frames["len"], decisions["state"], decisions["dir"], decisions["status"], decisions["zone"], decisions["mark"],
-        decisions["conn"], decisions["proto"], decisions["l4state"], decisions["timeout"], decisions["verdict"], decisions["reason"],
-        decisions["family"],
-    )  # fmt: skip
-    lists = [column.tolist() for column in columns]
+    conns, ts, lengths = decisions["conn"].tolist(), frames["ts"].tolist(), frames["len"].tolist()
     head: Record = {"i": 0} if file is None else {"i": 0, "file": file}
-    rows = zip(range(first, first + len(frames)), split_keys(keys), *lists, strict=True)
-    for i, key, ts, length, state, direction, status, zone, mark, conn, proto, l4state, timeout, verdict, reason, family in rows:
-        yield {
-            **head, "i": i, "ts": ts, "len": length, "state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status),
-            "zone": zone, "mark": mark, "conn": conn if conn >= 0 else None, "proto": proto_name(proto) if family else None,
-            "l4state": l4state_name(proto, l4state), "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict],
-            "reason": REASON_NAMES[reason], "offload": None,
-            **(_addresses(key) if reason in WITHOUT_PORTS else endpoints(key)), "out": None,
-        }  # fmt: skip
+    rows = zip(range(first, first + len(frames)), split(keys), split(decisions, CONN.stop), conns, ts, lengths, strict=True)
+    for i, key, rest, conn, time, length in rows:
+        state, protocol, bare = _judgement(rest, hz)
+        ends = _addresses(key) if bare else endpoints(key)
+        yield {**head, "i": i, "ts": time, "len": length, **state, "conn": conn if conn >= 0 else None, **protocol, **ends, "out": None}
+
+
+@lru_cache(maxsize=1 << 14)
+def _judgement(rest: bytes, hz: int) -> tuple[Record, Record, bool]:
+    """A decision but for its connection, as bytes: the fields of its record before and after `conn`, and whether the key has no ports.
+
+    Most packets of a capture are judged in one of a few ways, so nearly all of their records are put together from these.
+    """
+    decision = np.frombuffer(bytes(CONN.stop) + rest, DECISION_DTYPE)[0]
+    names = ("state", "dir", "status", "zone", "mark", "proto", "l4state", "timeout", "verdict", "reason", "family")
+    state, direction, status, zone, mark, proto, l4state, timeout, verdict, reason, family = (int(decision[name]) for name in names)
+    before = {"state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status), "zone": zone, "mark": mark}
+    after = {
+        "proto": proto_name(proto) if family else None, "l4state": l4state_name(proto, l4state),
+        "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict], "reason": REASON_NAMES[reason], "offload": None,
+    }  # fmt: skip
+    return before, after, reason in WITHOUT_PORTS
 
 
 def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None = None, stops: np.ndarray | None = None) -> Iterator[Record]:
@@ -159,7 +166,7 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
     """
     names = [END_NAMES[End.ALIVE]] * len(conns) if ends is None else [END_NAMES[end] for end in ends.tolist()]
     times = [None] * len(conns) if stops is None else stops.tolist()
-    flow, keys = conns["flow"], split_keys(conns["flow"]["key"].reshape(-1))
+    flow, keys = conns["flow"], split(conns["flow"]["key"].reshape(-1))
     columns = (
         flow["id"][:, 0], flow["key"]["zone"][:, 0], flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
         conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["master"], conns["start"],
@@ -194,11 +201,12 @@ def event_records(events: np.ndarray, hz: int, acct: bool) -> Iterator[Record]:
 
 def _tcp(tcp: np.ndarray) -> Iterator[Record]:
     """What the window check knows of both sides, and the last packet it remembers. tcp: TCP_DTYPE[n]; nonsense for what is not TCP."""
-    numbers = [tcp["side"][name].tolist() for name in TCP_SIDE_DTYPE.names]
+    names = ("end", "maxend", "maxwin", "maxack")
+    numbers = [tcp["side"][name].tolist() for name in names]
     others = (tcp["scale"], tcp["flags"], tcp["last_dir"], tcp["last_index"], tcp["retrans"])
     for *side, scale, flags, last_dir, last_index, retrans in zip(*numbers, *(column.tolist() for column in others), strict=True):
         sides = [
-            {**{name: value[d] for name, value in zip(TCP_SIDE_DTYPE.names, side, strict=True)}, "scale": scale[d], "flags": flag_names(flags[d])}
+            {**{name: value[d] for name, value in zip(names, side, strict=True)}, "scale": scale[d], "flags": flag_names(flags[d])}
             for d in (Dir.ORIG, Dir.REPLY)
         ]
         index = spec.TCP_EVENTS[last_index] if last_index < len(spec.TCP_EVENTS) else None

@@ -20,11 +20,13 @@ from datapath.window import Window, window_of
 
 Line = tuple[str, str]  # label and text
 
+ARROWS: dict[int, str] = {Dir.ORIG: "->", Dir.REPLY: "<-"}
+
 TCP_FLAGS = ((0x04, TcpIndex.TCP_RST), (0x02, TcpIndex.TCP_SYN), (0x01, TcpIndex.TCP_FIN), (0x10, TcpIndex.TCP_ACK))
 ACK = 0x10
 NO_L4STATE = 255  # of a packet whose protocol has no states, or that has no connection
 # Guards beside the state table (spec/tcp.txt), by the reasons with which they answer.
-GUARDS = {
+GUARDS: dict[int, str] = {
     Reason.R_TCP_REOPENED: "reopen: the entry that was there is deleted, and the packet starts over with a new one",
     Reason.R_TCP_RESYNC: "resynchronise: this SYN/ACK acknowledges the SYN that was ignored before, so the state becomes that of its handshake",
     Reason.R_TCP_CHALLENGE_ACK: "challenge ACK: answers an ignored SYN, and so does not acknowledge the last FIN",
@@ -32,6 +34,11 @@ GUARDS = {
     Reason.R_TCP_RST_CHALLENGED: "RST validation: its seq is not exactly what the peer acknowledged last, so the state is kept",
     Reason.R_TCP_RST_KILLED: "kill: no reply was seen, so the entry is deleted with this packet",
 }
+# Reasons given before the window check, or (resynchronise) with the window made anew from the SYN that is remembered.
+UNCHECKED = (
+    Reason.R_TCP_STATE, Reason.R_TCP_IGNORED, Reason.R_TCP_NOT_OPENING, Reason.R_TCP_NOT_LOOSE, Reason.R_TCP_RST_BELOW_MAXACK,
+    Reason.R_TCP_CHALLENGE_ACK, Reason.R_TCP_RESYNC,
+)  # fmt: skip
 CHECKED_BY_WIRE = ("tcp_short", "tcp_doff", "tcp_checksum", "tcp_flags", "udp_short", "udp_length", "udp_checksum", "icmp_short", "icmp_checksum",
                    "sctp_short", "sctp_checksum", "sctp_chunks")  # fmt: skip
 
@@ -48,9 +55,9 @@ def packet_lines(it: Explained) -> Iterator[Line]:
     """Everything about one packet."""
     cut = "" if it.frame["caplen"] == it.frame["len"] else f", {it.frame['caplen']} of them captured"
     yield "packet", f"#{it.number:,} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
-    yield "link", dissect.link_line(it.bytes, int(it.frame["link"]))
+    yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     if it.key["family"] or it.decision["reason"] not in (Reason.R_NOT_IP, Reason.R_FRAME_SHORT):
-        yield "ip", dissect.ip_line(it.bytes[int(it.packet["l3_off"]) :])
+        yield "ip", dissect.ip_line(it.data[int(it.packet["l3_off"]) :])
     if it.key["family"] and it.l4:
         yield fields.proto_name(it.proto), dissect.l4_line(it.proto, it.l4, int(it.packet["l4_len"]))
     yield from _checks(it)
@@ -137,7 +144,7 @@ def _tcp(it: Explained) -> Iterator[Line]:
         yield "guard", guard
     if index == TcpIndex.TCP_RST and had is not None and had["flags"][1 - direction] & TcpFlag.TF_MAXACK_SET:
         yield "", f"seq {it.packet['seq']}, the peer has acknowledged {had['side'][1 - direction]['maxack']}"
-    if it.decision["reason"] not in (Reason.R_TCP_STATE, Reason.R_TCP_IGNORED, Reason.R_TCP_NOT_OPENING, Reason.R_TCP_RST_BELOW_MAXACK):
+    if it.decision["reason"] not in UNCHECKED:
         yield from window_lines(window_of(it.packet, it.l4, had, direction), direction)
 
 
@@ -242,7 +249,7 @@ def life_lines(life: Life, hz: int) -> Iterator[Line]:
 
 def _step_text(step, start: int, proto: int, hz: int) -> str:
     decision, packet = step.decision, step.packet
-    arrow = {Dir.ORIG: "->", Dir.REPLY: "<-"}.get(int(decision["dir"]), "  ")
+    arrow = ARROWS.get(int(decision["dir"]), "  ")
     flags = dissect.flags_text(int(packet["tcp_flags"])) if proto == Proto.PROTO_TCP and packet["doff"] else ""
     state = fields.l4state_name(proto, int(decision["l4state"])) or ""
     left = f"{fields.seconds_text(int(decision['timeout']), hz)} s" if decision["timeout"] >= 0 else ""

@@ -16,11 +16,17 @@ from ctcore.types import CONN_DTYPE, Dir, End, Proto, Status, TcpState
 
 # How a connection ended, as people see it. A TCP connection that expired is told by the state it was left in.
 HOW = ("fin", "rst", "timeout", "evicted", "replaced", "flushed", "alive")
-_BY_END = {
+_BY_END: dict[int, str] = {
     End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "rst", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
     End.END_FLUSHED: "flushed",
 }  # fmt: skip
-_CLOSING = {TcpState.FIN_WAIT: "fin", TcpState.CLOSE_WAIT: "fin", TcpState.LAST_ACK: "fin", TcpState.TIME_WAIT: "fin", TcpState.CLOSE: "rst"}
+_CLOSING: dict[int, str] = {
+    TcpState.FIN_WAIT: "fin",
+    TcpState.CLOSE_WAIT: "fin",
+    TcpState.LAST_ACK: "fin",
+    TcpState.TIME_WAIT: "fin",
+    TcpState.CLOSE: "rst",
+}
 _HOW_OF_END = np.array([HOW.index(_BY_END[end]) for end in range(End.N_ENDS)], dtype=np.int64)
 _HOW_OF_STATE = np.array([HOW.index(_CLOSING.get(state, "alive")) for state in range(256)], dtype=np.int64)
 _ALIVE = HOW.index("alive")
@@ -106,7 +112,7 @@ class Tally:
             usual = table.timeouts[int(state)]
             first = int(usual) if usual.isdigit() else seconds.get(f"{name}_timeout_{usual}", 0)
             return [first, seconds["tcp_timeout_unacknowledged"], seconds["tcp_timeout_max_retrans"]] if name == "tcp" else [first]
-        names = {
+        names: dict[int, tuple[str, str]] = {
             Proto.PROTO_UDP: ("udp_timeout", "udp_timeout_stream"), Proto.PROTO_UDPLITE: ("udp_timeout", "udp_timeout_stream"),
             Proto.PROTO_GRE: ("gre_timeout", "gre_timeout_stream"), Proto.PROTO_ICMP: ("icmp_timeout",) * 2,
             Proto.PROTO_ICMPV6: ("icmpv6_timeout",) * 2,

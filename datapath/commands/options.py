@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -98,7 +98,7 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, clock: str, timeouts: dict[str, int], **others: Any) -> Any:
+    def wrapper(*, zone: int, clock: Literal["capture", "wall"], timeouts: dict[str, int], **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
         config = Config(**settings, timeouts=timeouts)

@@ -373,3 +373,36 @@ def test_a_pcapng_file_carries_each_decision_as_a_comment(capfd, office, tmp_pat
         b"ct not-seen reason not_ip",
     ):
         assert comment in written
+
+
+# --- bench: the command line alone -----------------------------------------------------------------------------------------------------
+
+
+def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_path):
+    from datapath import benchmark
+
+    asked = []
+
+    def engine(flows):
+        asked.append(flows)
+        return {"machine": {"cpu": "any"}, "engine": [{"flows": n, "mpps": 12.345} for n in flows]}
+
+    monkeypatch.setattr(benchmark, "engine", engine)
+    code, out, _ = run(capfd, "bench", "engine", "--flows", "10,2000", "--json", tmp_path / "out.json")
+    assert (code, asked) == (0, [[10, 2000]])
+    assert json.loads((tmp_path / "out.json").read_text())["engine"][1]["flows"] == 2000
+    assert "engine: flows 2000  mpps 12.3" in out
+    code, out, err = run(capfd, "bench", "engine", "--flows", "10", "--json", "-")
+    assert json.loads(out)["engine"] == [{"flows": 10, "mpps": 12.345}]
+    assert "mpps" in err
+
+
+@pytest.mark.parametrize("flows", ["", "0", "1,x", "-3"])
+def test_bench_wants_numbers_of_connections(capfd, flows):
+    code, _, err = run(capfd, "bench", "engine", "--flows", flows)
+    assert code == 2
+    assert "expected numbers of connections" in err
+
+
+def test_devices_take_several_outputs(capfd, office):
+    assert run(capfd, "replay", office, "--packets", "/dev/null", "--conns", "/dev/null", "--quiet") == (0, "", "")
