@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
 from ctcore.table cimport table_find
+from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert, quoted_tuple
 from ctcore.types cimport *
 
@@ -80,7 +81,7 @@ cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil:
     if not invert(&quoted, &answer):
         return decided(p, INVALID, R_ICMP_INNER_ERROR)
     flow[0] = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &answer), &answer)
-    if flow[0] == NO_FLOW:
+    if flow[0] == NO_FLOW or tick_reached(ct.pool.entry[flow[0] >> 1].deadline, ct.tick):
         return decided(p, INVALID, R_ICMP_NO_CONN)
     if p.key.dst[0] != answer.dst[0] or p.key.dst[1] != answer.dst[1]:
         return decided(p, INVALID, R_ICMP_OUTER)

@@ -136,12 +136,12 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
 
 
 cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    """find_live(), minus what has expired while expiry had to wait."""
+    """find_live(), minus what has expired: while expiry had to wait, or within this tick (a timeout of 0)."""
     cdef uint32_t flow = find_live(ct, p)
     cdef Entry *entry
-    if unlikely(ct.wheel.cursor != ct.tick) and flow != NO_FLOW:
+    if likely(flow != NO_FLOW):
         entry = &ct.pool.entry[flow >> 1]
-        if tick_reached(entry.deadline, ct.tick):
+        if unlikely(tick_reached(entry.deadline, ct.tick)):
             kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
             ct.count.expired += 1
             return NO_FLOW

@@ -129,3 +129,11 @@ def test_what_expired_while_expiry_waits_is_not_found():
     assert (first["state"] == 1).all() and (again["state"] == 1).all()
     assert set(again["conn"]) == set(range(100, 200))
     tracker.check()
+
+
+def test_a_timeout_of_zero_lasts_for_its_packet_only():
+    tracker = Tracker(Config(timeouts={"udp_timeout": 0}))
+    packets = [traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53), traffic.udp("10.0.0.2", "10.0.0.1", 53, 1000)]
+    decisions = tracker.advance(parse_batch(*frames_of(packets, ts=START)))
+    assert list(decisions["state"]) == [1, 1] and list(decisions["conn"]) == [0, 1] and list(decisions["timeout"]) == [0, 0]
+    tracker.check()
