@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcore.model_conn import ICMP_REQUESTS, L4, MASK32, Answer, Key, Packet, Visit, invalid
+from ctcore.model.conn import ICMP_REQUESTS, L4, MASK32, Answer, Key, Packet, Visit, invalid
 from ctcore.types import Proto, Reason, Status
 
 STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer

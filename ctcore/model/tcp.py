@@ -3,7 +3,7 @@
 Theory of operation: track() is the order of events. The table (spec/tcp.txt) proposes a new state; the guards named beside it may overrule
 it; the window check then decides whether the packet belongs to the connection at all; whatever passes moves the state and renews the timeout.
 Invariant: a packet that is invalid or ignored leaves the state alone, and the timeout too but for the two hopeless FIN or RST of hopeless().
-Not here: the window check (model_tcp_window); seen-reply, accounting, lookup (model); checksums and header lengths (wire).
+Not here: the window check (model.tcp_window); seen-reply, accounting, lookup (model); checksums and header lengths (wire).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from enum import Enum, auto
 
 from ctcore import spec
 from ctcore.config import Config
-from ctcore.model_conn import MASK32, Answer, Conn, Visit, ignored, invalid
-from ctcore.model_tcp_window import ACK, FIN, RST, SYN, URG, Segment, Side, Tcp, Window, before, check_window, read_options
+from ctcore.model.conn import MASK32, Answer, Conn, Visit, ignored, invalid
+from ctcore.model.tcp_window import ACK, FIN, RST, SYN, URG, Segment, Side, Tcp, Window, before, check_window, read_options
 from ctcore.types import Change, Dir, Reason, Status
 from ctcore.types import TcpFlag as F
 from ctcore.types import TcpIndex as I

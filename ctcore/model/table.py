@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ctcore.hashing import key_hash
-from ctcore.model_conn import Conn, Key
+from ctcore.model.conn import Conn, Key
 from ctcore.types import Dir
 
 SLOTS = 10

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctcore import spec
-from ctcore.model_conn import L4, Answer, Conn, Visit, ignored, invalid
+from ctcore.model.conn import L4, Answer, Conn, Visit, ignored, invalid
 from ctcore.types import Change, Dir, Reason
 from ctcore.types import SctpState as S
 

@@ -3,7 +3,7 @@
 The check's inequalities stand first; the code follows in their order, with one name for each failure. `side` is indexed by direction: side[d]
 is what is known of the sender of direction d.
 Invariant: a packet that is not accepted changes nothing here, but for the overshoot, which moves its sender's end.
-Not here: states, guards, timeouts (model_tcp).
+Not here: states, guards, timeouts (model.tcp).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import Enum, auto
 import numpy as np
 
 from ctcore.config import Config
-from ctcore.model_conn import L4, MASK32, Packet
+from ctcore.model.conn import L4, MASK32, Packet
 from ctcore.types import Dir, Reason
 from ctcore.types import TcpFlag as F
 from ctcore.types import TcpIndex as I
