@@ -1,6 +1,6 @@
 """What the parts of the model share: keys, packets, connections, and what a protocol may answer.
 
-Everything here is a plain value; who changes it when is told in model.py (the packet's straight line) and in the protocols' modules.
+Everything here is a plain value; who changes it when is told in tracker.py (the packet's straight line) and in the protocols' modules.
 Invariant: numbers that live in 32 bits in a packet or in the kernel are kept modulo 2^32 at every assignment.
 Not here: decisions, the table, time.
 """

@@ -1,7 +1,7 @@
 """The protocols without a state machine, in the model: UDP, UDP-Lite, ICMP, GRE, and everything else; and what ICMP errors are about.
 
 Invariant: nothing here is ever ignored; a packet refreshes its connection or is invalid.
-Not here: lengths and checksums (wire); seen-reply, lookup (model).
+Not here: lengths and checksums (wire); seen-reply, lookup (tracker).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Theory of operation: track() is the order of events. The table (spec/tcp.txt) proposes a new state; the guards named beside it may overrule
 it; the window check then decides whether the packet belongs to the connection at all; whatever passes moves the state and renews the timeout.
 Invariant: a packet that is invalid or ignored leaves the state alone, and the timeout too but for the two hopeless FIN or RST of hopeless().
-Not here: the window check (model.tcp_window); seen-reply, accounting, lookup (model); checksums and header lengths (wire).
+Not here: the window check (tcp_window); seen-reply, accounting, lookup (tracker); checksums and header lengths (wire).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The check's inequalities stand first; the code follows in their order, with one name for each failure. `side` is indexed by direction: side[d]
 is what is known of the sender of direction d.
 Invariant: a packet that is not accepted changes nothing here, but for the overshoot, which moves its sender's end.
-Not here: states, guards, timeouts (model.tcp).
+Not here: states, guards, timeouts (tcp).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 This is what to read to understand conntrack; it is slow and meant to be clear. The engine is tested against it, packet by packet and field by
 field. Theory of operation: _track() is a packet's straight line: ICMP errors aside, its tuple is looked up; a miss allocates a connection,
-which only counts from confirm on; the protocol answers (model.tcp, model.sctp, model.l4); the answer is carried out.
+which only counts from confirm on; the protocol answers (tcp, sctp, l4); the answer is carried out.
 Invariants (check()): every confirmed connection is in the table with both its flows; no expectation outlives its master; the clock never goes
 back, and no connection outlives its deadline by a packet.
 Not here: parsing (datapath.wire), speed.
@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctcore import model.l4, model.sctp, model.tcp
 from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.errors import ConfigError
+from ctcore.model import l4, sctp, tcp
 from ctcore.model.conn import L4, NO_L4STATE, Answer, Conn, Key, Packet, Visit, invalid
 from ctcore.model.table import Table
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, Verdict
@@ -29,13 +29,13 @@ from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, E
 NO_DIR = 255
 SECOND = 1_000_000_000
 PROTOCOLS: dict[int, Callable[[Visit], Answer]] = {
-    Proto.PROTO_TCP: model.tcp.track,
-    Proto.PROTO_UDP: model.l4.track_udp,
-    Proto.PROTO_UDPLITE: model.l4.track_udplite,
-    Proto.PROTO_SCTP: model.sctp.track,
-    Proto.PROTO_GRE: model.l4.track_gre,
-    Proto.PROTO_ICMP: model.l4.track_icmp,
-    Proto.PROTO_ICMPV6: model.l4.track_icmp,
+    Proto.PROTO_TCP: tcp.track,
+    Proto.PROTO_UDP: l4.track_udp,
+    Proto.PROTO_UDPLITE: l4.track_udplite,
+    Proto.PROTO_SCTP: sctp.track,
+    Proto.PROTO_GRE: l4.track_gre,
+    Proto.PROTO_ICMP: l4.track_icmp,
+    Proto.PROTO_ICMPV6: l4.track_icmp,
 }
 
 
@@ -129,16 +129,16 @@ class ModelTracker:
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
-        if model.l4.is_icmp_of_family(packet.key):
-            if model.l4.is_untracked(packet):
+        if l4.is_icmp_of_family(packet.key):
+            if l4.is_untracked(packet):
                 return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
-            if model.l4.is_icmp_error(packet):
+            if l4.is_icmp_error(packet):
                 return self._relate(packet)
         return self._visit(packet)
 
     def _relate(self, packet: Packet) -> Decision:
         """An ICMP error belongs to the connection whose packet it quotes. It changes nothing there."""
-        quoted, refusal = model.l4.inner_key(packet)
+        quoted, refusal = l4.inner_key(packet)
         if quoted is None:
             return Decision(State.INVALID, refusal)
         answer = quoted.inverted()
@@ -188,7 +188,7 @@ class ModelTracker:
         """The protocol's answer. What parse() found wrong comes first, but after lookup and allocation."""
         if packet.l4_reason:
             return invalid(packet.l4_reason)
-        track = PROTOCOLS.get(packet.key.proto, model.l4.track_generic)
+        track = PROTOCOLS.get(packet.key.proto, l4.track_generic)
         return track(Visit(packet, conn, d, self._tick, self.config))
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
@@ -205,7 +205,7 @@ class ModelTracker:
         """A connection for a packet that has none. It can still come to nothing."""
         inverted = key.inverted()
         if inverted is None:
-            return Decision(State.INVALID, Reason.R_ICMP_TYPE if model.l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
+            return Decision(State.INVALID, Reason.R_ICMP_TYPE if l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
         if self.count >= self.config.capacity and not self._early_drop(key):
             self._counters["drop"] += 1
             return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
@@ -222,8 +222,8 @@ class ModelTracker:
 
     def _memory_of(self, proto: int) -> L4:
         if proto == Proto.PROTO_UDP:
-            return model.l4.Udp(self._tick + model.l4.STREAM_AFTER * self.config.hz)
-        return {Proto.PROTO_TCP: model.tcp.Tcp, Proto.PROTO_SCTP: model.sctp.Sctp}.get(proto, L4)()
+            return l4.Udp(self._tick + l4.STREAM_AFTER * self.config.hz)
+        return {Proto.PROTO_TCP: tcp.Tcp, Proto.PROTO_SCTP: sctp.Sctp}.get(proto, L4)()
 
     def _early_drop(self, key: Key) -> bool:
         """Evict what is not assured from the first bucket near the new tuple that has any such connection."""
