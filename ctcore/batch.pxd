@@ -6,3 +6,6 @@ cdef class Batch:
     cdef readonly int capacity
     cdef object _memory
     cdef object _owner
+    cdef bint consumed
+
+    cpdef consume(self)

@@ -11,6 +11,8 @@ class Batch:
     def __len__(self) -> int: ...
     @property
     def array(self) -> NDArray[Any]:
-        """The rows in use, PACKET_DTYPE[size], as a view: writing to it changes the batch."""
+        """The rows in use, PACKET_DTYPE[size], as a read-only view."""
+    def consume(self) -> None:
+        """Called by trackers: a batch passes once. Raises ValueError the second time."""
     def l4_bytes(self, i: int) -> bytes:
         """The captured bytes of row i from its transport header on, as the IP length bounds them. Raises IndexError."""

@@ -4,8 +4,6 @@ parse() (datapath.wire) fills it, a tracker reads it. The rows point into the fr
 Not here: parsing, verdicts.
 """
 
-from libc.stdint cimport uint32_t
-from libc.string cimport memset
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 import numpy as np
@@ -15,7 +13,7 @@ from ctcore.types import PACKET_DTYPE
 
 
 cdef class Batch:
-    """capacity: most rows it can hold. `array` is the rows in use, PACKET_DTYPE[size], as a view: writing to it changes the batch."""
+    """capacity: most rows it can hold. `array` is the rows in use, PACKET_DTYPE[size], as a read-only view."""
 
     def __cinit__(self, int capacity):
         if capacity < 1:
@@ -29,7 +27,16 @@ cdef class Batch:
     @property
     def array(self):
         cdef size_t start = <size_t>self.row - <size_t>self._memory.ctypes.data
-        return self._memory[start:start + self.size * sizeof(Packet)].view(PACKET_DTYPE)
+        rows = self._memory[start:start + self.size * sizeof(Packet)].view(PACKET_DTYPE)
+        # The engine reads wherever l4 points: that is parse()'s to say, nobody else's.
+        rows.flags.writeable = False
+        return rows
+
+    cpdef consume(self):
+        """A tracker writes its decisions into the rows: a batch passes once. ValueError the second time."""
+        if self.consumed:
+            raise ValueError("batch: has been through a tracker: expected a newly parsed one")
+        self.consumed = True
 
     def l4_bytes(self, int i):
         """The captured bytes of row i from its transport header on, as the IP length bounds them."""

@@ -1,6 +1,6 @@
 """Settings of one tracker: the kernel's sysctls by their names, as a frozen value.
 
-Not here: ticks and C structs; types.settings_of() turns a Config into what the engine reads.
+Not here: ticks and C structs; settings.fill_settings() turns a Config into what the engine reads.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
-        _check_range(self, "event_ring", 16, 1 << 24)
+        _check_range(self, "event_ring", 16, 1 << 27)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")

@@ -4,7 +4,7 @@ What differs between them is when a connection counts as assured and which timeo
 Not here: header faults (wire), ICMP errors (icmp_error), GRE keys (wire; without the PPTP helper each direction is its own connection).
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from ctcore.engine cimport ACCEPTED, REJECTED, Engine, Outcome, refresh
 from ctcore.types cimport *
@@ -18,7 +18,7 @@ cdef inline void assure(Engine *ct, Entry *entry) noexcept nogil:
 
 cdef inline Outcome udp_packet(Engine *ct, Entry *entry, Packet *p, int dir) noexcept nogil:
     """A question and its answer are not a stream: replied flows are assured, and live longer, only once they are two seconds old."""
-    cdef bint stream = entry.status & SEEN_REPLY and <int32_t>(entry.l4.udp.stream_ts - <uint32_t>ct.tick) < 0
+    cdef bint stream = entry.status & SEEN_REPLY and ct.tick > entry.l4.udp.stream_ts
     refresh(ct, entry, p, dir, ct.set.udp_timeout[stream])
     if stream:
         assure(ct, entry)
@@ -59,7 +59,7 @@ cdef Outcome datagram_packet(Engine *ct, Entry *entry, Packet *p, int dir, bint 
     cdef uint8_t proto = p.key.proto
     if proto == PROTO_UDP:
         if fresh:
-            entry.l4.udp.stream_ts = <uint32_t>ct.tick + ct.set.udp_stream_after
+            entry.l4.udp.stream_ts = ct.tick + ct.set.udp_stream_after
         return udp_packet(ct, entry, p, dir)
     if proto == PROTO_ICMP or proto == PROTO_ICMPV6:
         return icmp_packet(ct, entry, p, dir)

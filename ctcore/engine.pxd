@@ -8,7 +8,7 @@ from ctcore.hashing cimport HashKey
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
-from ctcore.types cimport COLD_MARK, CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Settings
+from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Settings
 
 # What a protocol tracker makes of a packet.
 cdef enum Outcome:
@@ -24,7 +24,6 @@ ctypedef struct Counters:
     uint64_t drop
     uint64_t insert_failed
     uint64_t expired
-    uint64_t timer_stalls       # expiry waited because the event ring was more than half full
 
 ctypedef struct Engine:
     Settings set

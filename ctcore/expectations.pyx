@@ -13,6 +13,9 @@ from ctcore.table cimport same_key
 from ctcore.types cimport Key, NO_CONN
 
 
+cdef uint64_t NEVER = <uint64_t>-1
+
+
 cdef inline uint32_t chain_of(const Expectations *all, const Key *key) noexcept nogil:
     """By what is never left open: destination, port and protocol. Helpers make these, not strangers, and expect_max bounds a chain."""
     cdef uint64_t port = (<uint64_t>key.dport << 8) | key.proto
@@ -47,11 +50,20 @@ cdef void forget_same(Expectations *all, const Key *key, int64_t master) noexcep
         row = all.row[row].next
 
 
-cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick) noexcept nogil:
-    """A row for this key and master at the head of its chain, in place of an identical one; NO_CONN if there are too many. The caller fills in
-    the rest."""
+cdef void expect_init(Expectations *all) noexcept nogil:
+    """row and head are zeroed memory for size and n_heads."""
+    cdef uint32_t chain
+    for chain in range(all.n_heads):
+        all.head[chain] = NO_CONN
+    all.free = NO_CONN
+    all.next_due = NEVER
+
+
+cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick, uint64_t deadline) noexcept nogil:
+    """A row at the head of its chain, in place of an identical one; NO_CONN if there are too many. The caller fills in the rest."""
     cdef uint32_t row, chain
-    expect_expire(all, tick)
+    if tick >= all.next_due:
+        expect_expire(all, tick)
     forget_same(all, key, master)
     if all.count == all.size:
         return NO_CONN
@@ -64,8 +76,11 @@ cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint
     chain = chain_of(all, key)
     all.row[row].key = key[0]
     all.row[row].master = master
+    all.row[row].deadline = deadline
+    all.row[row].live = 1
     all.row[row].next = all.head[chain]
     all.head[chain] = row
+    all.next_due = min(all.next_due, deadline)
     all.count += 1
     all.created += 1
     return row
@@ -76,6 +91,7 @@ cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
     while link[0] != row:
         link = &all.row[link[0]].next
     link[0] = all.row[row].next
+    all.row[row].live = 0
     all.row[row].next = all.free
     all.free = row
     all.count -= 1
@@ -84,22 +100,40 @@ cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
 
 cdef void expect_remove_of(Expectations *all, int64_t master) noexcept nogil:
     """The master dies: nothing it announced will be its own any more."""
-    cdef uint32_t chain, row, after
-    for chain in range(all.n_heads):
-        row = all.head[chain]
-        while row != NO_CONN:
-            after = all.row[row].next
-            if all.row[row].master == master:
-                expect_remove(all, row)
-            row = after
+    cdef uint32_t row
+    for row in range(all.used):
+        if all.row[row].live and all.row[row].master == master:
+            expect_remove(all, row)
 
 
 cdef void expect_expire(Expectations *all, uint64_t tick) noexcept nogil:
-    cdef uint32_t chain, row, after
+    """Remove what has expired, and note when the next one will."""
+    cdef uint32_t row
+    all.next_due = NEVER
+    for row in range(all.used):
+        if all.row[row].live and all.row[row].deadline <= tick:
+            expect_remove(all, row)
+        elif all.row[row].live:
+            all.next_due = min(all.next_due, all.row[row].deadline)
+
+
+cdef str expect_fault(const Expectations *all):
+    """What breaks an invariant of the expectations, or an empty string."""
+    cdef uint32_t chain, row
+    chained, free = set(), set()
     for chain in range(all.n_heads):
         row = all.head[chain]
         while row != NO_CONN:
-            after = all.row[row].next
-            if all.row[row].deadline <= tick:
-                expect_remove(all, row)
-            row = after
+            if row in chained or not all.row[row].live or chain_of(all, &all.row[row].key) != chain:
+                return f"expectation {row} is dead, in a wrong chain, or in two"
+            if all.row[row].deadline < all.next_due:
+                return f"expectation {row} will expire unnoticed"
+            chained.add(row)
+            row = all.row[row].next
+    row = all.free
+    while row != NO_CONN and row not in free:
+        free.add(row)
+        row = all.row[row].next
+    if len(chained) != all.count or len(chained) + len(free) != all.used or chained & free:
+        return f"{len(chained)} expectations are chained and {len(free)} rows free, {all.count} and {all.used} in all are counted"
+    return ""

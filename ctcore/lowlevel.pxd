@@ -16,10 +16,8 @@ cdef extern from *:
         return (uint64_t)product ^ (uint64_t)(product >> 64);
     }
     static inline int ct_first_bit(uint64_t x) { return __builtin_ctzll(x); }
-    static inline int ct_last_bit(uint64_t x) { return 63 - __builtin_clzll(x); }
     static inline uint16_t ct_be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
     static inline uint32_t ct_be32(const uint8_t *p) { uint32_t x; memcpy(&x, p, 4); return __builtin_bswap32(x); }
-    static inline uint32_t ct_le32(const uint8_t *p) { uint32_t x; memcpy(&x, p, 4); return x; }
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "ctmirror supports little-endian machines"
     #endif
@@ -30,7 +28,5 @@ cdef extern from *:
     bint unlikely "ct_unlikely"(bint x) noexcept nogil
     uint64_t mul_fold "ct_mul_fold"(uint64_t a, uint64_t b) noexcept nogil
     int first_bit "ct_first_bit"(uint64_t x) noexcept nogil
-    int last_bit "ct_last_bit"(uint64_t x) noexcept nogil
     uint16_t be16 "ct_be16"(const uint8_t *p) noexcept nogil
     uint32_t be32 "ct_be32"(const uint8_t *p) noexcept nogil
-    uint32_t le32 "ct_le32"(const uint8_t *p) noexcept nogil

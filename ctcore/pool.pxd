@@ -10,6 +10,7 @@ ctypedef struct Pool:
 
 cdef void *map_memory(size_t size) noexcept nogil
 cdef void unmap_memory(void *memory, size_t size) noexcept nogil
+cdef str pool_fault(const Pool *pool)
 
 
 cdef inline uint32_t pool_take(Pool *pool) noexcept nogil:

@@ -2,8 +2,13 @@
 
 The memory is reserved at the start and becomes resident as slots are first used. Huge pages are asked for, since a table of a million
 connections spans 60,000 small pages and a lookup would miss the TLB before it misses the cache.
+Invariant (check): every slot ever handed out is either live or in the free list.
 Not here: what is in an entry, and when it dies.
 """
+
+from libc.stdint cimport uint32_t
+
+from ctcore.types cimport NO_CONN
 
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
@@ -35,3 +40,16 @@ cdef void *map_memory(size_t size) noexcept nogil:
 cdef void unmap_memory(void *memory, size_t size) noexcept nogil:
     if memory != NULL:
         munmap(memory, size)
+
+
+cdef str pool_fault(const Pool *pool):
+    """What breaks the pool's invariant, or an empty string."""
+    cdef uint32_t conn = pool.free
+    free = set()
+    while conn != NO_CONN:
+        if conn in free or pool.entry[conn].live:
+            return f"slot {conn} is in the free list twice, or lives"
+        free.add(conn)
+        conn = pool.entry[conn].wheel_next
+    live = sum([pool.entry[conn].live for conn in range(pool.used)])
+    return "" if live + len(free) == pool.used else f"{live} slots live and {len(free)} are free, {pool.used} were handed out"

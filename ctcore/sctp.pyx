@@ -44,12 +44,15 @@ cdef inline void first_chunk(Chunks *c, const Packet *p) noexcept nogil:
 
 
 cdef inline bint next_chunk(Chunks *c) noexcept nogil:
-    """Four bytes are a chunk. Its length must not be 0 (scan() has seen to that); the next one begins at a multiple of four."""
+    """Four bytes are a chunk; the next one begins at a multiple of four. Goes on by four at least: scan() refuses a length of 0, but the memory
+    may be a file that is written to meanwhile."""
+    cdef uint32_t step
     if c.end - c.at < 4:
         return False
     c.chunk = c.at
     c.length = be16(c.at + 2)
-    c.at = c.end if c.length > c.end - c.at else c.at + ((c.length + 3) & ~3)
+    step = (c.length + 3) & ~3 if c.length else 4
+    c.at = c.end if c.length > c.end - c.at else c.at + step
     return True
 
 

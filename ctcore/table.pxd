@@ -1,16 +1,16 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from ctcore.lowlevel cimport first_bit, prefetch, unlikely
+from ctcore.lowlevel cimport first_bit
 from ctcore.types cimport Entry, Key, NO_FLOW
 
 cdef enum:
     SLOTS = 10
+    FARTHEST = 64               # buckets, its home included, in which a flow may lie: a flood of collisions costs this much, not more
 
 ctypedef struct Bucket:
     uint16_t tag[10]            # 0: free
     uint32_t flow[10]
-    uint16_t passed             # flows that found this bucket full on their way and lie further on
-    uint16_t pad
+    uint32_t passed             # flows that found this bucket full on their way and lie further on
 
 ctypedef struct Table:
     Bucket *bucket
@@ -18,7 +18,7 @@ ctypedef struct Table:
     uint32_t n_flows
 
 cdef uint32_t table_find(const Table *table, const Entry *entry, uint32_t hash, const Key *key) noexcept nogil
-cdef void table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
+cdef bint table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
 cdef bint table_erase(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
 cdef str table_fault(const Table *table, const Entry *entry)
 
@@ -45,23 +45,27 @@ cdef inline const Key *key_of(const Entry *entry, uint32_t flow) noexcept nogil:
 
 
 cdef inline uint64_t zero_lanes(uint64_t x) noexcept nogil:
-    """The top bit of every 16-bit lane that is zero. A lane above a zero one may be reported too: the key decides."""
+    """The top bit of every 16-bit lane that is zero. A lane above a zero one may be set too: only the lowest is to be believed."""
     return (x - <uint64_t>0x0001000100010001) & ~x & <uint64_t>0x8000800080008000
+
+
+cdef inline int first_slot(const Bucket *bucket, uint16_t tag) noexcept nogil:
+    """The first slot with this tag (0: the first free one), or -1."""
+    cdef const uint64_t *word = <const uint64_t *>bucket.tag
+    cdef uint64_t wanted = <uint64_t>tag * <uint64_t>0x0001000100010001
+    cdef uint64_t hit = zero_lanes(word[0] ^ wanted)
+    if hit:
+        return first_bit(hit) >> 4
+    hit = zero_lanes(word[1] ^ wanted)
+    if hit:
+        return 4 + (first_bit(hit) >> 4)
+    if bucket.tag[8] == tag:
+        return 8
+    return 9 if bucket.tag[9] == tag else -1
 
 
 cdef inline uint32_t table_candidate(const Table *table, uint32_t hash) noexcept nogil:
     """The first flow in the home bucket with the right tag, unverified, or NO_FLOW."""
     cdef const Bucket *bucket = &table.bucket[bucket_of(table, hash)]
-    cdef const uint64_t *word = <const uint64_t *>bucket.tag
-    cdef uint64_t wanted = <uint64_t>tag_of(hash) * <uint64_t>0x0001000100010001
-    cdef uint64_t hit = zero_lanes(word[0] ^ wanted)
-    if hit:
-        return bucket.flow[first_bit(hit) >> 4]
-    hit = zero_lanes(word[1] ^ wanted)
-    if hit:
-        return bucket.flow[4 + (first_bit(hit) >> 4)]
-    if bucket.tag[8] == <uint16_t>wanted:
-        return bucket.flow[8]
-    if bucket.tag[9] == <uint16_t>wanted:
-        return bucket.flow[9]
-    return NO_FLOW
+    cdef int slot = first_slot(bucket, tag_of(hash))
+    return bucket.flow[slot] if slot >= 0 else NO_FLOW

@@ -2,17 +2,20 @@
 
 Theory of operation: a bucket is one cache line with ten tags of 16 bits and ten flow ids. A flow lies in the first free slot at or after its
 home bucket; every full bucket it passed counts it in `passed`, so a search ends at the first bucket nobody passed, and erasing needs no
-tombstones. At most seven flows a bucket are meant on average, so most lookups touch one line here and one in the entry.
+tombstones. No flow lies farther than 64 buckets from home: whoever finds tuples that collide can fill these, and no more.
+At most seven flows a bucket are meant on average, so most lookups touch one line here and one in the entry.
 Example: home bucket 7 is full, the flow goes to 8 and bucket 7 counts one passer-by. A lookup reads 7 (no tag fits, passed = 1), then 8.
-Invariants (check): every live entry's keys are found under their own hash; a flow lies in one slot; `passed` is exact; no free slot lies
-between a flow and its home.
+Invariants (check): the flows in the buckets are those of live entries, each in one slot, with its hash's tag; `passed` is exact.
 Not here: the keys themselves (they are in the entries), and what a miss means.
 """
 
 from libc.stdint cimport uint16_t, uint32_t
 
-from ctcore.lowlevel cimport prefetch, unlikely
 from ctcore.types cimport Entry, Key, NO_FLOW
+
+
+cdef inline uint32_t next_bucket(const Table *table, uint32_t at) noexcept nogil:
+    return at + 1 if at + 1 < table.n_buckets else 0
 
 
 cdef uint32_t table_find(const Table *table, const Entry *entry, uint32_t hash, const Key *key) noexcept nogil:
@@ -20,55 +23,61 @@ cdef uint32_t table_find(const Table *table, const Entry *entry, uint32_t hash, 
     cdef uint32_t at = bucket_of(table, hash)
     cdef uint16_t tag = tag_of(hash)
     cdef const Bucket *bucket
-    cdef int slot
-    while True:
+    cdef int slot, distance
+    for distance in range(FARTHEST):
         bucket = &table.bucket[at]
-        for slot in range(SLOTS):
-            if bucket.tag[slot] == tag and same_key(key_of(entry, bucket.flow[slot]), key):
-                return bucket.flow[slot]
+        slot = first_slot(bucket, tag)
+        if slot >= 0:
+            for slot in range(slot, SLOTS):
+                if bucket.tag[slot] == tag and same_key(key_of(entry, bucket.flow[slot]), key):
+                    return bucket.flow[slot]
         if bucket.passed == 0:
-            return NO_FLOW
-        at = at + 1 if at + 1 < table.n_buckets else 0
+            break
+        at = next_bucket(table, at)
+    return NO_FLOW
 
 
-cdef void table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil:
-    """Put a flow that is not there yet. The caller keeps flows below the number of slots, so a free one exists."""
-    cdef uint32_t at = bucket_of(table, hash)
-    cdef Bucket *bucket
-    cdef int slot
-    while True:
-        bucket = &table.bucket[at]
-        for slot in range(SLOTS):
-            if bucket.tag[slot] == 0:
-                bucket.tag[slot] = tag_of(hash)
-                bucket.flow[slot] = flow
-                table.n_flows += 1
-                return
-        bucket.passed += 1
-        at = at + 1 if at + 1 < table.n_buckets else 0
+cdef bint table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil:
+    """Put a flow that is not there yet. False, and nothing has changed, if all buckets in its reach are full."""
+    cdef uint32_t home = bucket_of(table, hash)
+    cdef uint32_t at = home
+    cdef int slot, distance
+    for distance in range(FARTHEST):
+        slot = first_slot(&table.bucket[at], 0)
+        if slot >= 0:
+            table.bucket[at].tag[slot] = tag_of(hash)
+            table.bucket[at].flow[slot] = flow
+            table.n_flows += 1
+            while home != at:
+                table.bucket[home].passed += 1
+                home = next_bucket(table, home)
+            return True
+        at = next_bucket(table, at)
+        if at == home:
+            break
+    return False
 
 
 cdef bint table_erase(Table *table, uint32_t hash, uint32_t flow) noexcept nogil:
     """Take a flow out. False if it was not there: then nothing has changed."""
     cdef uint32_t home = bucket_of(table, hash)
     cdef uint32_t at = home
-    cdef uint32_t back
     cdef Bucket *bucket
-    cdef int slot
-    while True:
+    cdef int slot, distance
+    for distance in range(FARTHEST):
         bucket = &table.bucket[at]
         for slot in range(SLOTS):
             if bucket.tag[slot] and bucket.flow[slot] == flow:
                 bucket.tag[slot] = 0
                 table.n_flows -= 1
-                back = home
-                while back != at:
-                    table.bucket[back].passed -= 1
-                    back = back + 1 if back + 1 < table.n_buckets else 0
+                while home != at:
+                    table.bucket[home].passed -= 1
+                    home = next_bucket(table, home)
                 return True
         if bucket.passed == 0:
-            return False
-        at = at + 1 if at + 1 < table.n_buckets else 0
+            break
+        at = next_bucket(table, at)
+    return False
 
 
 cdef str table_fault(const Table *table, const Entry *entry):
@@ -93,7 +102,7 @@ cdef str table_fault(const Table *table, const Entry *entry):
             home = bucket_of(table, entry[flow >> 1].hash[flow & 1])
             while home != at:
                 passed[home] += 1
-                home = home + 1 if home + 1 < table.n_buckets else 0
+                home = next_bucket(table, home)
     if n != table.n_flows:
         return f"{n} flows lie in the buckets, {table.n_flows} are counted"
     for at in range(table.n_buckets):

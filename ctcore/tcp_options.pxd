@@ -20,12 +20,16 @@ cdef enum:
 cdef inline const uint8_t *next_option(const uint8_t **at, const uint8_t *end, uint8_t *length) noexcept nogil:
     """The next option that is not padding, its length checked against what is left; NULL at the end or at nonsense."""
     cdef const uint8_t *option = at[0]
+    cdef uint8_t size           # read once: the memory may be a file that is written to meanwhile
     while option < end and option[0] == OPT_NOP:
         option += 1
-    if end - option < 2 or option[0] == OPT_END or option[1] < 2 or option[1] > end - option:
+    if end - option < 2 or option[0] == OPT_END:
         return NULL
-    length[0] = option[1]
-    at[0] = option + option[1]
+    size = option[1]
+    if size < 2 or size > end - option:
+        return NULL
+    length[0] = size
+    at[0] = option + size
     return option
 
 

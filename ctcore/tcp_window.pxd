@@ -17,10 +17,6 @@ from ctcore.tcp_options cimport highest_sack, read_syn_options
 from ctcore.types cimport *
 
 cdef enum:
-    FIN = 0x01
-    SYN = 0x02
-    RST = 0x04
-    ACK = 0x10
     MAX_ACK_WINDOW = 66000      # an ACK may lag behind by at least this much, however small the window
 
 # What the window check finds.

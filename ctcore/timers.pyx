@@ -7,7 +7,8 @@ touches the wheel, and one that shortens it (FIN, RST) does only if the new dead
 will be looked at in time anyway.
 Example: at tick 1,000 a UDP flow gets 30 s (7,500 ticks): it is linked at 8,500, in level 1. At 6,000 a packet moves its deadline to 13,500;
 nothing is linked. At 8,448 slot 33 of level 1 is spread, at 8,500 the entry is found alive and linked at 13,500.
-Invariants (check): every live connection is in exactly one slot; no slot holds a tick at or before the cursor; wheel_tick <= deadline.
+Invariants (check): every live connection is in exactly one slot; no slot holds a tick at or before the cursor; wheel_tick <= deadline, or the next
+tick if the deadline has passed.
 Not here: what expiry means for the connection (tracker).
 """
 
@@ -173,7 +174,8 @@ cdef str wheel_fault(const Wheel *wheel, uint32_t used):
                 return f"connection {conn}: the link back is wrong"
             if <int32_t>(wheel.entry[conn].wheel_tick - <uint32_t>wheel.cursor) <= 0:
                 return f"connection {conn} is linked in the past"
-            if <int32_t>(wheel.entry[conn].deadline - wheel.entry[conn].wheel_tick) < 0 and wheel.entry[conn].wheel_tick != <uint32_t>(wheel.cursor + 1):
+            late = <int32_t>(wheel.entry[conn].deadline - wheel.entry[conn].wheel_tick) < 0
+            if late and wheel.entry[conn].wheel_tick != <uint32_t>(wheel.cursor + 1):
                 return f"connection {conn} is linked after its deadline"
             before, conn = conn, wheel.entry[conn].wheel_next
     live = {conn for conn in range(used) if wheel.entry[conn].live}

@@ -15,5 +15,9 @@ cdef class Tracker:
     cdef size_t table_size
     cdef size_t ring_size
     cdef size_t expect_size
+    cdef bint busy              # a thread is at work without the GIL
+
+    cdef int enter(self) except -1
+    cdef int idle(self) except -1
 
     cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF

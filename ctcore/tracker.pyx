@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
-from ctcore.engine cimport ACCEPTED, REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
+from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
 from ctcore.events cimport copy_out, ring_last, ring_put, ring_take
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
@@ -91,19 +91,13 @@ cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t
 
 
 cdef void expire_due(Engine *ct) noexcept nogil:
-    """Delete whatever has expired by now. With destroy events wanted this waits while the ring is more than half full: none may be lost
-    to a mere passing of time; lookups see for themselves until then."""
-    cdef uint32_t conn
-    while True:
-        if ct.set.events & EVENT_DESTROY and ct.ring.length > ct.ring.size // 2:
-            ct.count.timer_stalls += 1
-            return
-        conn = wheel_due(&ct.wheel, ct.tick)
-        if conn == NO_CONN:
-            break
+    """Delete whatever has expired by now."""
+    cdef uint32_t conn = wheel_due(&ct.wheel, ct.tick)
+    while conn != NO_CONN:
         kill(ct, conn, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[conn], ct.wheel.cursor))
         ct.count.expired += 1
-    if ct.expect.count:
+        conn = wheel_due(&ct.wheel, ct.tick)
+    if ct.tick >= ct.expect.next_due:
         expect_expire(&ct.expect, ct.tick)
 
 
@@ -116,8 +110,6 @@ cdef void advance_clock(Engine *ct, int64_t now) noexcept nogil:
         tick = <uint64_t>(ct.now // ct.set.tick_ns)
         ct.tick = tick
         ct.next_tick_at = <int64_t>((tick + 1) * <uint64_t>ct.set.tick_ns)
-        expire_due(ct)
-    elif ct.wheel.cursor != ct.tick:
         expire_due(ct)
 
 
@@ -136,7 +128,7 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
 
 
 cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    """find_live(), minus what has expired: while expiry had to wait, or within this tick (a timeout of 0)."""
+    """find_live(), minus what has expired since this tick began: a timeout of 0."""
     cdef uint32_t flow = find_live(ct, p)
     cdef Entry *entry
     if likely(flow != NO_FLOW):
@@ -215,17 +207,26 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
         expect_remove(&ct.expect, row)
 
 
-cdef bint confirm(Engine *ct, uint32_t conn) noexcept nogil:
-    """Enter a new connection into the table. False if its reply tuple is another one's: the packet is dropped, the connection never was."""
+cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
+    """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Key *answer = &entry.flow[REPLY].key
+    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
+    cdef uint8_t said = p.reason
+    cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
     if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW:
         ct.count.insert_failed += 1
+        p.reason = R_CLASH
         return False
-    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
-    if not same_key(&entry.flow[ORIG].key, answer):
-        table_insert(&ct.table, entry.hash[ORIG], conn << 1)
-    table_insert(&ct.table, entry.hash[REPLY], conn << 1 | 1)
+    p.reason = R_TABLE_FULL
+    if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
+        ct.count.drop += 1
+        return False
+    if not table_insert(&ct.table, entry.hash[REPLY], conn << 1 | 1):
+        table_erase(&ct.table, entry.hash[ORIG], conn << 1)
+        ct.count.drop += 1
+        return False
+    p.reason = said
     entry.status |= CONFIRMED
     entry.live = 1
     entry.flow[ORIG].id = ct.next_id
@@ -330,9 +331,8 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         pool_give(&ct.pool, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
-    if not confirm(ct, conn):
+    if not confirm(ct, conn, p):
         pool_give(&ct.pool, conn)
-        p.reason = R_CLASH
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)

@@ -11,13 +11,15 @@ import numpy as np
 from ctcore.batch cimport Batch
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from ctcore.expectations cimport expect_add
+from ctcore.expectations cimport expect_add, expect_fault, expect_init
 from ctcore.hashing cimport hash_seed
-from ctcore.pool cimport map_memory, unmap_memory
+from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE
+
+LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
 ExpectationRow = namedtuple("ExpectationRow", "master src dst proto sport dport zone timeout permanent")
 
@@ -57,7 +59,7 @@ cdef class Tracker:
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.ring.size = config.event_ring if config.events else 0
         ct.expect.size = config.expect_max
-        ct.expect.n_heads = 256
+        ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
         self.pool_size = whole_pages(ct.pool.capacity * sizeof(Entry))
         self.table_size = whole_pages(ct.table.n_buckets * sizeof(Bucket))
         self.ring_size = whole_pages(max(1, ct.ring.size) * sizeof(ct.ring.event[0]))
@@ -69,8 +71,7 @@ cdef class Tracker:
         ct.expect.head = <uint32_t *>PyMem_Calloc(ct.expect.n_heads, sizeof(uint32_t))
         if ct.pool.entry == NULL or ct.table.bucket == NULL or ct.ring.event == NULL or ct.expect.row == NULL or ct.expect.head == NULL:
             raise MemoryError(f"no memory for {config.capacity} connections")
-        memset(ct.expect.head, 0xFF, ct.expect.n_heads * sizeof(uint32_t))
-        ct.expect.free = NO_CONN
+        expect_init(&ct.expect)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     def __dealloc__(self):
@@ -80,10 +81,23 @@ cdef class Tracker:
         unmap_memory(self.ct.expect.row, self.expect_size)
         PyMem_Free(self.ct.expect.head)
 
+    cdef int enter(self) except -1:
+        """Take the tracker for work without the GIL, or RuntimeError: packets of one table come one after the other."""
+        if self.busy:
+            raise RuntimeError("tracker: another thread is at work with it: expected one at a time")
+        self.busy = True
+
+    cdef int idle(self) except -1:
+        """What looks at or changes the table holds the GIL all the while; nobody without it may be at work then."""
+        if self.busy:
+            raise RuntimeError("tracker: another thread is at work with it: expected one at a time")
+
     def advance(self, Batch batch not None):
         cdef object decisions = np.empty(batch.size, dtype=DECISION_DTYPE)
         cdef Decision *out = <Decision *><size_t>decisions.ctypes.data
         cdef int start = 0, n
+        batch.consume()
+        self.enter()
         with nogil:
             while start < batch.size:
                 n = min(batch.size - start, <int>BATCH)
@@ -91,6 +105,7 @@ cdef class Tracker:
                 find_rows(&self.ct, batch.row + start, n)
                 track_rows(&self.ct, batch.row + start, n, out + start)
                 start += n
+        self.busy = False
         return decisions
 
     @property
@@ -106,9 +121,11 @@ cdef class Tracker:
         return self.ct.ring.lost
 
     def expire(self, int64_t now):
+        self.idle()
         advance_clock(&self.ct, now)
 
     def conns(self):
+        self.idle()
         cdef object rows = np.empty(self.ct.live, dtype=CONN_DTYPE)
         cdef Entry *out = <Entry *><size_t>rows.ctypes.data
         cdef uint32_t conn, n = 0
@@ -120,10 +137,12 @@ cdef class Tracker:
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
     def events(self):
+        self.idle()
         return ring_take(&self.ct.ring)
 
     def flush(self):
         cdef uint32_t conn
+        self.idle()
         for conn in range(self.ct.pool.used):
             if self.ct.pool.entry[conn].live:
                 kill(&self.ct, conn, END_FLUSHED, self.ct.now)
@@ -131,6 +150,7 @@ cdef class Tracker:
     cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""
         cdef uint32_t conn
+        self.idle()
         for conn in range(self.ct.pool.used):
             if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == ordinal:
                 return conn
@@ -165,15 +185,17 @@ cdef class Tracker:
             if not 0 <= value <= most:
                 raise ConfigError(f"expectation: {name} = {value}: expected 0 to {most}")
         key.proto, key.dport, key.sport, key.zone = <uint8_t>proto, <uint16_t>dport, <uint16_t>sport, <uint16_t>zone
-        row = expect_add(&self.ct.expect, &key, master, self.ct.tick)
+        if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
+            raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
+        row = expect_add(&self.ct.expect, &key, master, self.ct.tick, self.ct.tick + <uint64_t>(timeout * self.config.hz))
         if row == NO_CONN:
             raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
         self.ct.expect.row[row].master_conn = conn
-        self.ct.expect.row[row].deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
         self.ct.expect.row[row].permanent = permanent
         self.ct.pool.entry[conn].cold |= COLD_MASTER
 
     def expectations(self):
+        self.idle()
         cdef uint32_t chain, row
         cdef Expectation *e
         rows = []
@@ -191,14 +213,16 @@ cdef class Tracker:
         cdef Counters *c = &self.ct.count
         return {
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
-            "insert_failed": c.insert_failed, "expired": c.expired, "timer_stalls": c.timer_stalls, "events_lost": self.ct.ring.lost,
+            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.ring.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
         }
 
     def check(self):
         cdef uint32_t conn, flow, live = 0
         cdef Entry *entry
-        fault = table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
+        self.idle()
+        fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
+                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
             live += entry.live

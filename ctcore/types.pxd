@@ -3,7 +3,7 @@
 # Invariants: a Key has no padding, so comparing and hashing its five words compares and hashes the tuple. A Flow is one cache line, an L4
 # with its deadline and status is one, an Entry is four: a packet of an established connection touches two of them.
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 # Python: Dir.
 cpdef enum:
@@ -200,6 +200,14 @@ cpdef enum Reason:
     R_SCTP_IGNORED
     N_REASONS
 
+# TCP header flags, RFC 9293 3.1.
+cdef enum:
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    ACK = 0x10
+    URG = 0x20
+
 cdef enum:
     NO_FLOW = 0xFFFFFFFF
     NO_CONN = 0xFFFFFFFF
@@ -241,7 +249,7 @@ ctypedef struct Packet:
     uint8_t reason
     uint8_t state
     uint8_t hop_limit
-    uint8_t tag                 # unused padding kept explicit
+    uint8_t pad
     uint16_t l3_off             # of the IP header in the frame
     uint32_t index              # row of the frame in the caller's arrays
 
@@ -292,7 +300,7 @@ ctypedef struct Sctp:
     uint8_t state
 
 ctypedef struct Udp:
-    uint32_t stream_ts          # tick after which a replied flow counts as a stream
+    uint64_t stream_ts          # tick after which a replied flow counts as a stream
 
 ctypedef union L4:
     Tcp tcp
@@ -350,7 +358,6 @@ ctypedef struct Settings:
     uint32_t hopeless_after     # 120 seconds: a connection with less left dies soon enough by itself
     int64_t tick_ns
     uint32_t max
-    uint32_t expect_max
     uint8_t tcp_liberal
     uint8_t tcp_loose
     uint8_t tcp_ignore_invalid_rst

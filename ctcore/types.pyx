@@ -100,7 +100,7 @@ FLOW_DTYPE = _dtype([
 # left; inside the engine the same four bytes hold the deadline.
 CONN_DTYPE = _dtype([
     ("flow", (FLOW_DTYPE, 2), at(&_e, &_e.flow)), ("tcp", TCP_DTYPE, at(&_e, &_e.l4)), ("sctp", SCTP_DTYPE, at(&_e, &_e.l4)),
-    ("stream_ts", "u4", at(&_e, &_e.l4)), ("timeout", "u4", at(&_e, &_e.deadline)), ("status", "u2", at(&_e, &_e.status)),
+    ("stream_ts", "u8", at(&_e, &_e.l4)), ("timeout", "u4", at(&_e, &_e.deadline)), ("status", "u2", at(&_e, &_e.status)),
     ("start", "i8", at(&_e, &_e.start)), ("master", "i8", at(&_e, &_e.master)), ("label", ("u8", 2), at(&_e, &_e.label)),
     ("mark", "u4", at(&_e, &_e.mark)),
 ], sizeof(Entry))

@@ -5,7 +5,7 @@ Not here: reading captures (capture), looking into frames (wire).
 
 import numpy as np
 
-from datapath.frame cimport Frame
+from libc.stdint cimport uint8_t, uint64_t
 
 assert sizeof(Frame) == 32
 
@@ -27,3 +27,25 @@ def frames_of(packets, ts=0, link=LINK_ETHERNET):
     frames["ts"] = ts
     frames["link"] = link
     return np.frombuffer(b"".join(packets), dtype=np.uint8), frames
+
+
+cdef const Frame *checked_frames(const uint8_t[::1] memory, frames) except? NULL:
+    """The rows of FRAME_DTYPE[n], every frame of which lies within memory; ValueError otherwise. Behind this, pointers are believed.
+
+    The caller keeps `frames` alive. NULL, without an error, for no frames at all.
+    """
+    cdef Py_ssize_t i, n
+    cdef uint64_t size = memory.shape[0]
+    cdef const Frame *frame
+    if not isinstance(frames, np.ndarray) or frames.dtype != FRAME_DTYPE or frames.ndim != 1:
+        raise ValueError("frames: expected a one-dimensional array of FRAME_DTYPE")
+    if not frames.flags.c_contiguous or not frames.flags.aligned:
+        raise ValueError("frames: expected a contiguous and aligned array")
+    n = len(frames)
+    if n == 0:
+        return NULL
+    frame = <const Frame *><size_t>frames.ctypes.data
+    for i in range(n):
+        if frame[i].caplen > size or frame[i].offset > size - frame[i].caplen:
+            raise ValueError(f"frames[{i}]: expected offset + caplen within the {size} bytes of memory")
+    return frame

@@ -16,9 +16,7 @@ from ctcore.lowlevel cimport be16, prefetch
 from ctcore.table cimport bucket_of, table_candidate
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport BATCH, LARGEST_BATCH, NO_FLOW, Entry, Key
-from datapath.frame cimport Frame
-
-from datapath.frame import FRAME_DTYPE
+from datapath.frame cimport Frame, checked_frames
 
 
 cdef inline void read_key(const uint8_t *frame, Key *key) noexcept nogil:
@@ -56,16 +54,14 @@ cdef uint64_t one_batch(Engine *ct, const uint8_t *memory, const Frame *frames, 
 def limit_pass(Tracker tracker not None, const uint8_t[::1] memory not None, frames not None, int batch=BATCH):
     """Run the limit kernel over frames.
 
-    memory: uint8[m]; frames: FRAME_DTYPE[n], each an Ethernet frame of at least 54 bytes with IPv4 without options and a TCP or UDP header,
-    within memory (the maker of the benchmark's frames sees to that); batch: frames worked on at a time, at most 1,024. Returns a sum that has no meaning, so that no work can be left out.
+    memory: uint8[m]; frames: FRAME_DTYPE[n] within it, each an Ethernet frame of at least 54 bytes, meant to be IPv4 without options; batch:
+    frames worked on at a time, at most 1,024. Returns a sum that has no meaning, so that no work can be left out.
     """
     if not 1 <= batch <= LARGEST_BATCH:
         raise ValueError(f"batch = {batch}: expected 1 to {<int>LARGEST_BATCH}")
-    if frames.dtype != FRAME_DTYPE:
-        raise ValueError("frames: expected FRAME_DTYPE")
-    if len(frames) and (frames["caplen"].min() < 54 or int((frames["offset"] + frames["caplen"]).max()) > memory.shape[0]):
-        raise ValueError(f"frames: expected at least 54 bytes each, within the {memory.shape[0]} bytes of memory")
-    cdef const Frame *frame = <const Frame *><size_t>frames.ctypes.data
+    cdef const Frame *frame = checked_frames(memory, frames)
+    if len(frames) and frames["caplen"].min() < 54:
+        raise ValueError("frames: expected at least 54 bytes each")
     cdef Py_ssize_t n = len(frames), start = 0
     cdef uint64_t total = 0
     with nogil:

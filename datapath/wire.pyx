@@ -15,23 +15,24 @@ The caller guarantees that each frame lies in memory. Not here: reassembly, stat
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 import numpy as np
 
 from ctcore.batch cimport Batch
-from ctcore.lowlevel cimport be16, be32
+from ctcore.lowlevel cimport be16, be32, prefetch
 from ctcore.tuples cimport (
     IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
 )
 from ctcore.types cimport (
-    ACCEPT, DROP, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
+    ACCEPT, ACK, DROP, FIN, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, RST, SYN, URG,
+    PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
     R_FRAGMENT, R_ICMP_CHECKSUM, R_ICMP_SHORT, R_IP6_CHAIN, R_IP_CHECKSUM, R_IP_HEADER, R_IP_LENGTH, R_IP_TRUNCATED, R_IP_VERSION,
     R_L4_BEYOND, R_NOT_IP, R_OK, R_SCTP_CHECKSUM, R_SCTP_SHORT, R_SNAPPED, R_TCP_CHECKSUM, R_TCP_DOFF, R_TCP_FLAGS, R_TCP_SHORT,
     R_TUPLE_SHORT, R_UDP_CHECKSUM, R_UDP_LENGTH, R_UDP_SHORT, Key, Packet,
 )
 from datapath.checksum cimport add1, crc32c, fold, load32, load64, sum_bytes
-from datapath.frame cimport Frame
+from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport LINKTYPE_ETHERNET, Cursor, to_ip
 
 from datapath.frame import FRAME_DTYPE
@@ -39,19 +40,8 @@ from datapath.frame import FRAME_DTYPE
 cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
 
-cdef extern from * nogil:
-    """
-    #define ct_prefetch(p) __builtin_prefetch(p)
-    """
-    void ct_prefetch(const void *p)
-
 cdef enum:
     PREFETCH_AHEAD = 16         # frames; their memory is fetched while these are parsed
-    FIN = 0x01
-    SYN = 0x02
-    RST = 0x04
-    ACK = 0x10
-    URG = 0x20
     PLAIN_HEADERS = 14 + 20     # Ethernet and IPv4 without options
     ND_REDIRECT = 137
 
@@ -362,8 +352,8 @@ cdef inline bint plain_tcp(const ParseSettings *settings, const uint8_t *f, cons
 
 cdef inline void fetch(const uint8_t *f) noexcept nogil:
     """Headers may straddle two cache lines. Prefetching never faults, so these addresses need not be checked."""
-    ct_prefetch(f)
-    ct_prefetch(f + PLAIN_HEADERS + 20)
+    prefetch(f)
+    prefetch(f + PLAIN_HEADERS + 20)
 
 
 cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
@@ -385,7 +375,7 @@ cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Fram
         p.now = frame.ts
         p.hash = 0
         p.flow = NO_FLOW
-        p.tag = 0
+        p.pad = 0
         p.index = i
 
 
@@ -393,27 +383,26 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
-    cdef size_t base, rows
+    cdef const uint8_t[::1] view
+    cdef const Frame *rows
+    cdef size_t base
     cdef int n
     if not 0 <= zone <= 0xFFFF:
         raise ValueError(f"zone = {zone}: expected 0 to 65535")
     data = np.ascontiguousarray(memory if isinstance(memory, np.ndarray) else np.frombuffer(memory, dtype=np.uint8))
     if data.dtype != np.uint8 or data.ndim != 1:
         raise ValueError(f"memory: expected uint8[n], found {data.dtype} of {data.ndim} dimensions")
-    if not isinstance(frames, np.ndarray) or frames.dtype != FRAME_DTYPE or frames.ndim != 1:
-        raise ValueError("frames: expected a one-dimensional array of FRAME_DTYPE")
-    outside = np.flatnonzero((frames["caplen"] > data.size) | (frames["offset"] > data.size - np.minimum(frames["caplen"], data.size)))
-    if outside.size:
-        raise ValueError(f"frames[{outside[0]}]: expected offset + caplen within the {data.size} bytes of memory")
+    if isinstance(frames, np.ndarray):
+        frames = np.require(frames, requirements="CA")
+    view = data
+    rows = checked_frames(view, frames)
     n = len(frames)
-    rows_array = np.require(frames, requirements="CA")
     batch = Batch(max(n, 1))
     batch.size = n
     batch._owner = data
     settings.zone = zone
     settings.checksum = checksum
     base = data.ctypes.data
-    rows = rows_array.ctypes.data
     with nogil:
-        parse(&settings, <const uint8_t *>base, <const Frame *>rows, n, batch.row)
+        parse(&settings, <const uint8_t *>base, rows, n, batch.row)
     return batch

@@ -1,7 +1,5 @@
 from libc.stdint cimport int64_t, uint64_t
 
-from ctcore.types cimport Packet
-
 ctypedef struct Summary:
     uint64_t packets[6]         # by State
     uint64_t bytes[6]           # on the wire

@@ -18,12 +18,11 @@ from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
 from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, Decision, Key, Packet
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
-from datapath.frame cimport Frame
+from datapath.frame cimport Frame, checked_frames
 from datapath.wire cimport ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from datapath.frame import FRAME_DTYPE
 
 assert N_REASONS <= 64 and N_STATES == 6
 
@@ -80,16 +79,15 @@ cdef class Pipeline:
     def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False):
         """Run frames through all stages; see worker.pyi."""
         cdef Py_ssize_t n = len(frames)
-        cdef const Frame *frame = NULL
+        cdef const Frame *frame
         cdef Decision *out = NULL
         cdef Key *key_out = NULL
         cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
-        check_frames(memory, frames)
+        frame = checked_frames(memory, frames)
         decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
         found_keys = np.empty(n, dtype=KEY_DTYPE) if keys else None
         if n == 0:
             return (decided, found_keys) if keys else decided
-        frame = <const Frame *><size_t>frames.ctypes.data
         if decisions:
             out = <Decision *><size_t>decided.ctypes.data
         if keys:
@@ -97,8 +95,10 @@ cdef class Pipeline:
         if self.sums.total_packets == 0:
             self.sums.first_ts = frame[0].ts
             self.sums.last_ts = frame[0].ts
+        self.tracker.enter()
         with nogil:
             self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, out, key_out)
+        self.tracker.busy = False
         return (decided, found_keys) if keys else decided
 
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, int64_t wall, Decision *out, Key *key_out) noexcept nogil:
@@ -132,21 +132,3 @@ cdef class Pipeline:
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
             "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }
-
-
-cdef check_frames(const uint8_t[::1] memory, frames):
-    """Every frame within memory, or ValueError: behind this, pointers are believed."""
-    if getattr(frames, "dtype", None) != FRAME_DTYPE or frames.ndim != 1 or not frames.flags.c_contiguous:
-        raise ValueError("frames: expected a contiguous one-dimensional array of FRAME_DTYPE")
-    cdef Py_ssize_t i, n = len(frames)
-    cdef uint64_t size = memory.shape[0]
-    cdef const Frame *frame
-    cdef bint inside = True
-    if n == 0:
-        return
-    frame = <const Frame *><size_t>frames.ctypes.data
-    with nogil:
-        for i in range(n):
-            inside &= frame[i].caplen <= size and frame[i].offset <= size - frame[i].caplen
-    if not inside:
-        raise ValueError(f"frames: expected all of them within the {size} bytes of memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -106,3 +107,58 @@ def test_mistakes_of_the_caller_are_named(call, message):
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Config(**settings)
+
+
+def test_a_batch_passes_once():
+    tracker, batch = Tracker(), parse_batch(*frames_of([traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
+    tracker.advance(batch)
+    with pytest.raises(ValueError, match="expected a newly parsed one"):
+        tracker.advance(batch)
+
+
+def test_threads_are_kept_apart():
+    """While one thread is at work without the GIL, another one gets an error instead of a torn table."""
+    tracker = Tracker(Config(max=100_000))
+    memory, frames = mixed_traffic(20_000, 4)
+    batches = [parse_batch(memory, np.tile(frames, 20)) for _ in range(3)]
+    refused = []
+
+    def look():
+        while worker.is_alive():
+            try:
+                tracker.conns()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    worker = threading.Thread(target=lambda: [tracker.advance(batch) for batch in batches])
+    observer = threading.Thread(target=look)
+    worker.start()
+    observer.start()
+    worker.join()
+    observer.join()
+    assert set(refused) <= {"tracker: another thread is at work with it: expected one at a time"}
+    tracker.check()
+
+
+def test_nobody_else_may_work_meanwhile():
+    """The observer cannot miss a run that lasts longer than its own look."""
+    tracker = Tracker()
+    memory, frames = mixed_traffic(20_000, 5)
+    batch = parse_batch(memory, np.tile(frames, 100))
+    outcomes = []
+    worker = threading.Thread(target=tracker.advance, args=(batch,))
+    worker.start()
+    while worker.is_alive() and not outcomes:
+        try:
+            tracker.expire(0)
+        except RuntimeError as error:
+            outcomes.append(error)
+    worker.join()
+    assert outcomes
+
+
+def test_the_rows_of_a_batch_cannot_be_written():
+    """What l4 points to is read: nobody but the parser may say where that is."""
+    batch = parse_batch(*frames_of([traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
+    with pytest.raises(ValueError, match="read-only"):
+        batch.array["l4"] = 1
