@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ctcore.config import CAPACITY_LIMIT, Config
+from ctcore.config import Config
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.types import End, Reason, State, Verdict
 from datapath import export, fields
@@ -26,6 +26,7 @@ from datapath.tally import Tally
 from datapath.worker import Pipeline
 
 CHUNK = 16384  # packets between two looks at the events
+EVENTS_A_PACKET = 4
 EVENTS = frozenset(("new", "update", "destroy"))
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
@@ -217,9 +218,13 @@ def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Wr
 
 
 def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
-    """The settings with the events the outputs need, and a ring that holds the end of every connection at once: time may jump."""
+    """The settings with the events the outputs need, and a ring that loses none between two looks at it.
+
+    Time may jump, so that every connection ends in one chunk; beside that, a packet has no more to tell than the end of an old connection, and the
+    beginning, change and end of its own.
+    """
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
-    ring = min(config.capacity, CAPACITY_LIMIT // 4) + 4 * CHUNK if events else config.event_ring
+    ring = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_ring
     return replace(config, events=events, event_ring=max(config.event_ring, ring))
 
 

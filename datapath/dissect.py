@@ -11,6 +11,7 @@ from functools import wraps
 from struct import error as Short
 from struct import unpack_from
 
+from ctcore.model.tcp_window import options_of
 from ctcore.types import Proto
 from datapath import fields
 from datapath.frame import LINK_ETHERNET
@@ -119,23 +120,10 @@ def _tcp(l4: bytes, length: int) -> str:
     return ", ".join(filter(None, parts)) + (f"; options: {options}" if options else "")
 
 
-def _raw_options(l4: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and body of each TCP option, as far as they are sound."""
-    area = l4[20 : (l4[12] >> 4) * 4] if len(l4) > 12 else b""
-    while area and area[0] != 0:
-        if area[0] == 1:
-            area = area[1:]
-            continue
-        if len(area) < 2 or not 2 <= area[1] <= len(area):
-            return
-        yield area[0], area[2 : area[1]]
-        area = area[area[1] :]
-
-
 def tcp_options(l4: bytes) -> Iterator[str]:
     """TCP options by their names; only those that say something about the window have their values."""
     names = {2: "mss", 3: "window scale", 4: "SACK permitted", 5: "SACK", 8: "timestamps"}
-    for kind, body in _raw_options(l4):
+    for kind, body in options_of(l4[20 : (l4[12] >> 4) * 4] if len(l4) > 12 else b""):
         name = names.get(kind, f"kind {kind}")
         if kind in (2, 3) and body:
             name += f" {int.from_bytes(body, 'big')}"
@@ -147,11 +135,6 @@ def tcp_options(l4: bytes) -> Iterator[str]:
 def sack_blocks(body: bytes) -> list[tuple[int, int]]:
     """The left and right edges in the body of a SACK option."""
     return [unpack_from(">II", body, at) for at in range(0, len(body) - 7, 8)]
-
-
-def first_sack(l4: bytes) -> list[tuple[int, int]]:
-    """Edges of the first SACK option: the only one conntrack looks at."""
-    return next((sack_blocks(body) for kind, body in _raw_options(l4) if kind == 5 and body and len(body) % 8 == 0), [])
 
 
 def _udp(l4: bytes, length: int) -> str:

@@ -1,6 +1,6 @@
 """One packet stage by stage, or one connection's life: the capture is replayed up to there, and looked at before and after.
 
-Not here: deciding. What is shown is what the engine decided, with the numbers it had before; the window check is repeated for display (window).
+Not here: deciding. What is shown is what the engine decided, with the numbers it had before; window asks the model what was compared with what.
 Invariant: a packet explained here got exactly the decision that replay gives it, since the same pipeline made it.
 """
 

@@ -5,6 +5,7 @@ Not here: numbers and tables (report). Each hint is a function of the result tha
 
 from __future__ import annotations
 
+from ctcore.config import CAPACITY_LIMIT
 from ctcore.types import Proto, Reason
 from datapath.app import Replayed
 
@@ -63,8 +64,9 @@ def mid_stream(result: Replayed) -> str | None:
 def table_full(result: Replayed) -> str | None:
     if not (lost := _packets(result, Reason.R_TABLE_FULL)):
         return None
-    limit = result.tracking.config.max
-    return f"{lost:,} packets were dropped because {limit:,} connections are the limit; try --max {2 * limit}"
+    limit = result.tracking.config.capacity
+    more = f"; try --max {min(2 * limit, CAPACITY_LIMIT)}" if limit < CAPACITY_LIMIT else ""
+    return f"{lost:,} packets were dropped because {limit:,} connections are the limit{more}"
 
 
 def tunnels(result: Replayed) -> str | None:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from ctcore import spec
+from ctcore.model.tcp_window import index_of
 from ctcore.reasons import REASONS
 from ctcore.spec import DIRS, StateTable
-from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpIndex, TcpState, Verdict
+from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpIndex, TcpState
 from datapath import dissect, fields
 from datapath.explain import Explained, Life
 from datapath.window import Window, window_of
@@ -22,8 +23,6 @@ Line = tuple[str, str]  # label and text
 
 ARROWS: dict[int, str] = {Dir.ORIG: "->", Dir.REPLY: "<-"}
 
-TCP_FLAGS = ((0x04, TcpIndex.TCP_RST), (0x02, TcpIndex.TCP_SYN), (0x01, TcpIndex.TCP_FIN), (0x10, TcpIndex.TCP_ACK))
-ACK = 0x10
 NO_L4STATE = 255  # of a packet whose protocol has no states, or that has no connection
 # Guards beside the state table (spec/tcp.txt), by the reasons with which they answer.
 GUARDS: dict[int, str] = {
@@ -39,8 +38,6 @@ UNCHECKED = (
     Reason.R_TCP_STATE, Reason.R_TCP_IGNORED, Reason.R_TCP_NOT_OPENING, Reason.R_TCP_NOT_LOOSE, Reason.R_TCP_RST_BELOW_MAXACK,
     Reason.R_TCP_CHALLENGE_ACK, Reason.R_TCP_RESYNC,
 )  # fmt: skip
-CHECKED_BY_WIRE = ("tcp_short", "tcp_doff", "tcp_checksum", "tcp_flags", "udp_short", "udp_length", "udp_checksum", "icmp_short", "icmp_checksum",
-                   "sctp_short", "sctp_checksum", "sctp_chunks")  # fmt: skip
 
 
 def time_text(ns: int) -> str:
@@ -68,12 +65,10 @@ def packet_lines(it: Explained) -> Iterator[Line]:
 
 
 def _checks(it: Explained) -> Iterator[Line]:
-    reason = REASONS[int(it.decision["reason"])]
-    found = REASONS[int(it.packet["l4_reason"])]
-    if found.name in CHECKED_BY_WIRE:
+    """What was found when the packet was parsed."""
+    found = REASONS[int(it.packet["reason"]) or int(it.packet["l4_reason"])]
+    if found.code != Reason.R_OK:
         yield "checks", f"{found.sentence} ({found.rule})"
-    elif it.decision["verdict"] != Verdict.ACCEPT or Reason.R_NOT_IP <= it.decision["reason"] <= Reason.R_TUPLE_SHORT:
-        yield "checks", f"{reason.sentence} ({reason.rule})"
     elif len(it.l4) < it.packet["l4_len"]:
         yield "checks", "headers sound; the checksum cannot be verified, for the capture does not hold the whole packet"
     else:
@@ -118,12 +113,6 @@ def _is_new(it: Explained) -> bool:
     return it.had is None or (it.decision["conn"] >= 0 and it.decision["conn"] != it.had["flow"][Dir.ORIG]["id"])
 
 
-def tcp_index(flags: int) -> TcpIndex:
-    """The row of the state table that a packet's flags select."""
-    index = next((index for bit, index in TCP_FLAGS if flags & bit), TcpIndex.TCP_NO_FLAG)
-    return TcpIndex.TCP_SYNACK if index == TcpIndex.TCP_SYN and flags & ACK else index
-
-
 def cell_lines(table: StateTable, direction: int, event: int, state: int) -> Iterator[Line]:
     """One cell of a state table, with the reason that stands at it."""
     code = table.cells[direction][event][state]
@@ -135,7 +124,7 @@ def cell_lines(table: StateTable, direction: int, event: int, state: int) -> Ite
 def _tcp(it: Explained) -> Iterator[Line]:
     had = None if _is_new(it) else it.had["tcp"]
     direction = Dir.ORIG if had is None else it.direction
-    index = tcp_index(int(it.packet["tcp_flags"]))
+    index = index_of(int(it.packet["tcp_flags"]))
     if it.decision["reason"] == Reason.R_TCP_REOPENED:
         yield from cell_lines(spec.tcp(), it.direction, index, int(it.had["tcp"]["state"]))
     else:
@@ -145,20 +134,22 @@ def _tcp(it: Explained) -> Iterator[Line]:
     if index == TcpIndex.TCP_RST and had is not None and had["flags"][1 - direction] & TcpFlag.TF_MAXACK_SET:
         yield "", f"seq {it.packet['seq']}, the peer has acknowledged {had['side'][1 - direction]['maxack']}"
     if it.decision["reason"] not in UNCHECKED:
-        yield from window_lines(window_of(it.packet, it.l4, had, direction), direction)
+        yield from window_lines(window_of(it.packet, it.l4, None if had is None else it.had, direction, it.tracking.config), direction)
 
 
 def window_lines(window: Window, direction: int) -> Iterator[Line]:
     """The window check with its numbers."""
-    yield "window", f"seq {window.seq}, end {window.end}, ack {window.ack}" + (f", sack {window.sack}" if window.sack != window.ack else "")
-    yield "", f"sender   ({DIRS[direction]}): {window.sender.text()}"
-    yield "", f"receiver ({DIRS[1 - direction]}): {window.receiver.text()}"
+    seq, end, ack, sack = window.numbers
+    yield "window", f"seq {seq}, end {end}, ack {ack}" + (f", sack {sack}" if sack != ack else "")
+    for role, d, side in (("sender", direction, window.sender), ("receiver", 1 - direction, window.receiver)):
+        yield "", f"{role:<8} ({DIRS[d]}): end {side.end}, maxend {side.maxend}, maxwin {side.maxwin}, scale {side.scale}"
     if window.note:
         yield "", window.note
-    for bound in window.bounds:
-        yield "", f"{bound.number:<3} {bound.names:<53} {bound.numbers}: " + ("holds" if bound.holds else f"does not hold: {bound.otherwise}")
-    if window.sender.flags & TcpFlag.TF_BE_LIBERAL and not all(bound.holds for bound in window.bounds):
-        yield "", "the sender is tracked liberally: accepted all the same"
+    for one in window.inequalities:
+        failure = f"does not hold: {one.failure}" + ("" if window.liberal else f": {one.effect}")
+        yield "", f"{one.number:<3} {one.names:<53} {one.numbers}: " + ("holds" if one.holds else failure)
+    if window.liberal:
+        yield "", f"tracked liberally ({window.liberal}): accepted all the same"
 
 
 def _sctp(it: Explained) -> Iterator[Line]:

@@ -1,162 +1,110 @@
 """The TCP window check with its numbers, for people: what was compared with what, and what held.
 
-Computed from a connection as it was before the packet, with the names of the specification. For explain only: engine and model decide, this shows.
-Invariant: all numbers are modulo 2^32, and compared by the sign of their difference, as TCP does.
+The readable model of the engine makes the comparisons, on a connection as it was before the packet; here they are put into words. For explain only.
+Invariant: nothing is decided or calculated here but how a number is written.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ctcore.types import Dir, TcpFlag, TcpState
-from datapath.dissect import first_sack
+from ctcore.config import Config
+from ctcore.model.conn import Conn, Key, Packet
+from ctcore.model.tcp import Belief, open_first, validate_rst
+from ctcore.model.tcp_window import SYN, Bounds, Numbers, Segment, Side, Tcp, bounds_of, numbers_of, overshoot_of
+from ctcore.types import Dir, TcpFlag, TcpIndex, TcpState
 
-FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
-MIN_ACK_WINDOW = 66000
-MASK = 0xFFFFFFFF
-CLOSING = (TcpState.FIN_WAIT, TcpState.CLOSE_WAIT, TcpState.LAST_ACK, TcpState.TIME_WAIT, TcpState.CLOSE)
-
-
-@dataclass
-class Side:
-    """One side of the connection as the window check sees it."""
-
-    end: int
-    maxend: int
-    maxwin: int
-    scale: int
-    flags: int
-
-    def text(self) -> str:
-        return f"end {self.end}, maxend {self.maxend}, maxwin {self.maxwin}, scale {self.scale}"
+# Number, inequality, its sign, and what its failure is called and means, in the order of the model's Bounds.
+INEQUALITIES = (
+    (
+        "I",
+        "seq <= sender.maxend",
+        "<=",
+        "SEQ over",
+        "invalid; ignored if {overshoot} beyond fits receiver.maxwin, {maxwin}, and II to IV hold",
+    ),
+    ("II", "end > sender.end - receiver.maxwin - 1", ">", "SEQ under", "an old retransmission, ignored"),
+    ("III", "sack <= receiver.end", "<=", "ACK over", "invalid"),
+    ("IV", "sack > receiver.end - max(sender.maxwin, 66000) - 1", ">", "ACK under", "an old acknowledgement, ignored"),
+)
 
 
 @dataclass(frozen=True)
-class Bound:
-    """One inequality: its number, its names, its numbers, whether it holds, and what it means if it does not."""
+class Inequality:
+    """One of the four in words, and with its numbers. failure and effect: what its failure is called and means; holds: whether there is none."""
 
     number: str
     names: str
     numbers: str
     holds: bool
-    otherwise: str
+    failure: str
+    effect: str
 
 
 @dataclass(frozen=True)
 class Window:
-    """The check of one packet. note: why it was not made, or what was set before it."""
+    """The check of one packet, with both sides as it saw them.
 
-    seq: int
-    end: int
-    ack: int
-    sack: int
+    note: why it was not made, or what was set before it; liberal: why the packet is accepted all the same, or empty.
+    """
+
+    numbers: Numbers
     sender: Side
     receiver: Side
-    bounds: tuple[Bound, ...]
-    note: str
-
-
-def before(a: int, b: int) -> bool:
-    """Whether a comes before b in the sequence space."""
-    return ((a - b) & MASK) >> 31 == 1
-
-
-def after(a: int, b: int) -> bool:
-    return before(b, a)
+    inequalities: tuple[Inequality, ...] = ()
+    note: str = ""
+    liberal: str = ""
 
 
 def near(a: int, b: int) -> int:
     """a as the number next to b that it stands for: below 0 or above 2^32 where the sequence space wraps between them."""
-    distance = (a - b) & MASK
+    distance = (a - b) & 0xFFFFFFFF
     return b + (distance - (1 << 32) if distance >> 31 else distance)
 
 
-def sides_of(tcp: np.void | None, direction: int) -> tuple[Side, Side]:
-    """Sender and receiver before the packet; zeros where there is no connection yet."""
-    if tcp is None:
-        return Side(0, 0, 0, 0, 0), Side(0, 0, 0, 0, 0)
-    both = []
-    for d in (direction, 1 - direction):
-        side = tcp["side"][d]
-        both.append(Side(int(side["end"]), int(side["maxend"]), int(side["maxwin"]), int(tcp["scale"][d]), int(tcp["flags"][d])))
-    return both[0], both[1]
-
-
-def window_of(packet: np.void, l4: bytes, tcp: np.void | None, direction: int) -> Window:
+def window_of(packet: np.void, l4: bytes, had: np.void | None, direction: int, config: Config) -> Window:
     """The window check of a packet.
 
-    packet: PACKET_DTYPE; l4: its transport header; tcp: TCP_DTYPE as it was before the packet, None for a new connection; direction: Dir.
+    packet: PACKET_DTYPE; l4: its transport header; had: CONN_DTYPE as it was before the packet, None for a new connection; direction: Dir.
     """
-    flags, seq, ack, win = int(packet["tcp_flags"]), int(packet["seq"]), int(packet["ack"]), int(packet["win"])
-    end = (seq + int(packet["l4_len"]) - int(packet["doff"]) + bool(flags & SYN) + bool(flags & FIN)) & MASK
-    state = TcpState.TCP_NONE if tcp is None else TcpState(int(tcp["state"]))
-    sender, receiver = sides_of(tcp, direction)
-    if tcp is None:
-        _open(sender, receiver, flags, end, win)
-    sack = _sack(ack, l4, receiver)
-    if flags & RST and state in CLOSING:
-        return Window(seq, end, ack, sack, sender, receiver, (), f"a RST in {state.name} is not checked")
-    note = _first_of_side(sender, receiver, state, (flags, seq, end, sack, win), direction)
-    if note.endswith("accepted at once"):
-        return Window(seq, end, ack, sack, sender, receiver, (), note)
-    if not flags & ACK or (flags & RST and ack == 0):
-        ack = sack = receiver.end
-    if flags & RST and seq == 0 and state == TcpState.SYN_SENT:
-        seq = end = sender.end
-    return Window(seq, end, ack, sack, sender, receiver, _bounds(seq, end, sack, sender, receiver), note)
+    segment = Segment.of(Packet.of(packet, l4))
+    tcp = Tcp() if had is None else Tcp.of(had["tcp"])
+    if had is None:
+        open_first(tcp, segment)
+    sender, receiver = tcp.side[direction], tcp.side[1 - direction]
+    plain = Numbers(segment.seq, segment.end, segment.ack, segment.ack)
+    if had is not None and segment.index == TcpIndex.TCP_RST and validate_rst(_conn(had, tcp), segment, direction, config)[0] is Belief.FULL:
+        return Window(plain, sender, receiver, note=f"this RST is believed without the check, in {TcpState(tcp.state).name}")
+    before = replace(sender)
+    numbers = numbers_of(tcp, segment, direction)
+    if numbers is None:
+        return Window(plain, sender, receiver, note="the sender's SYN sets its window: accepted at once")
+    met = "the sender's SYN sets its window" if segment.flags & SYN else "the first packet seen of this side sets its window"
+    found = _in_words(bounds_of(sender, receiver, numbers), sender, receiver, numbers)
+    liberal = _liberal(sender, config) if not all(one.holds for one in found) else ""
+    return Window(numbers, sender, receiver, found, met if sender != before else "", liberal)
 
 
-def _open(sender: Side, receiver: Side, flags: int, end: int, win: int) -> None:
-    """What a new connection knows of its first packet, whose side alone is known."""
-    sender.end, sender.maxwin = end, win or 1
-    sender.maxend = end if flags & SYN else (end + sender.maxwin) & MASK
-    if not flags & SYN:
-        sender.flags = receiver.flags = TcpFlag.TF_SACK_PERM | TcpFlag.TF_BE_LIBERAL
+def _conn(had: np.void, tcp: Tcp) -> Conn:
+    """As much of a connection as the model's guards ask for."""
+    first, second = (Key.of(had["flow"][d]["key"].tobytes()) for d in Dir)
+    return Conn((first, second), int(had["start"]), tcp, status=int(had["status"]))
 
 
-def _sack(ack: int, l4: bytes, receiver: Side) -> int:
-    """The highest number acknowledged: by ack, or selectively if the receiver agreed to it."""
-    sack = ack
-    if receiver.flags & TcpFlag.TF_SACK_PERM:
-        for _, right in first_sack(l4):
-            sack = right if after(right, sack) else sack
-    return sack
+def _liberal(sender: Side, config: Config) -> str:
+    if config.tcp_liberal:
+        return "--tcp-liberal 1"
+    return "picked up in mid-stream" if sender.flags & TcpFlag.TF_BE_LIBERAL else ""
 
 
-def _first_of_side(sender: Side, receiver: Side, state: TcpState, packet: tuple[int, int, int, int, int], direction: int) -> str:
-    """What the first packet of a side sets before the check; changes both sides."""
-    flags, _, end, sack, win = packet
-    again = flags & SYN and after(end, sender.end) and state in (TcpState.SYN_SENT, TcpState.SYN_RECV)
-    if sender.maxwin and not again:
-        return ""
-    if flags & SYN:
-        sender.end = sender.maxend = end
-        sender.maxwin = win or 1
-        alone = not flags & ACK and (direction == Dir.REPLY or not again)
-        return "the sender's SYN sets its window" + (": accepted at once" if alone else "")
-    sender.end, sender.maxwin = end, (win << sender.scale) or 1
-    sender.maxend = (end + sender.maxwin) & MASK
-    if receiver.maxwin == 0:
-        receiver.end = receiver.maxend = sack
-    elif sack == (receiver.end + 1) & MASK:
-        receiver.end = sack
-    return "the first packet seen of this side sets its window"
-
-
-def _bounds(seq: int, end: int, sack: int, sender: Side, receiver: Side) -> tuple[Bound, ...]:
-    ackwindow = max(sender.maxwin, MIN_ACK_WINDOW)
-    low, oldest = (sender.end - receiver.maxwin - 1) & MASK, (receiver.end - ackwindow - 1) & MASK
-    overshoot = (end - sender.maxend + 1) & MASK
-    over = before(seq, (sender.maxend + 1) & MASK)
-    two = not receiver.maxwin or after(end, low)
-    return (
-        Bound("I", "seq <= sender.maxend", f"{seq} <= {near(sender.maxend, seq)}", over,
-              f"SEQ over: invalid, unless the overshoot, {overshoot}, is at most receiver.maxwin, {receiver.maxwin}, and II to IV hold"),
-        Bound("II", "end > sender.end - receiver.maxwin - 1", f"{end} > {near(low, end)}" if receiver.maxwin else "receiver's window not known", two,
-              "SEQ under: an old retransmission, ignored"),
-        Bound("III", "sack <= receiver.end", f"{sack} <= {near(receiver.end, sack)}", before(sack, (receiver.end + 1) & MASK), "ACK over: invalid"),
-        Bound("IV", "sack > receiver.end - max(sender.maxwin, 66000) - 1", f"{sack} > {near(oldest, sack)}", after(sack, oldest),
-              "ACK under: an old acknowledgement, ignored"),
-    )  # fmt: skip
+def _in_words(bounds: Bounds, sender: Side, receiver: Side, numbers: Numbers) -> tuple[Inequality, ...]:
+    found = []
+    for (number, names, sign, failure, effect), bound in zip(INEQUALITIES, bounds, strict=True):
+        text = f"{bound.number} {sign} {near(bound.limit, bound.number)}"
+        if bound is bounds.seq_under and not receiver.maxwin:
+            text = "receiver's window not known"
+        effect = effect.format(overshoot=overshoot_of(sender, numbers.end), maxwin=receiver.maxwin)
+        found.append(Inequality(number, names, text, not bound.fails, failure, effect))
+    return tuple(found)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.types import Change, Dir, Proto, Reason, Status
 
@@ -74,9 +73,10 @@ class Packet:
     tcp_flags: int
 
     @classmethod
-    def of(cls, batch: Batch, row: np.void, i: int) -> Packet:
+    def of(cls, row: np.void, l4: bytes) -> Packet:
+        """A packet from its row (PACKET_DTYPE) and what was captured of its transport header and payload."""
         plain = {name: int(row[name]) for name in ("l4_len", "ip_len", "l4_reason", "hop_limit", "seq", "ack", "win", "doff", "tcp_flags")}
-        return cls(Key.of(row["key"].tobytes()), batch.l4_bytes(i), **plain)
+        return cls(Key.of(row["key"].tobytes()), l4, **plain)
 
 
 class L4:

@@ -1,7 +1,7 @@
 """TCP's numbers in the model: sequence arithmetic, what is remembered of each side, options, and the window check.
 
 The check's inequalities stand first; the code follows in their order, with one name for each failure. `side` is indexed by direction: side[d]
-is what is known of the sender of direction d.
+is what is known of the sender of direction d. What is compared with what (numbers_of, bounds_of) can be had without the verdict, for display.
 Invariant: a packet that is not accepted changes nothing here, but for the overshoot, which moves its sender's end.
 Not here: states, guards, timeouts (tcp).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,9 @@ class Side:
     flags: int = 0
 
 
+REMEMBERED = ("state", "last_index", "last_dir", "last_seq", "last_ack", "last_end", "last_win", "last_wscale", "last_flags", "retrans")
+
+
 @dataclass
 class Tcp(L4):
     """A connection's memory. last_* tell of the latest packet of their kind, and let the guards recognise its answer."""
@@ -70,8 +74,15 @@ class Tcp(L4):
             side = self.side[d]
             tcp["side"][d] = side.end, side.maxend, side.maxwin, side.maxack
             tcp["scale"][d], tcp["flags"][d] = side.scale, side.flags
-        for name in ("state", "last_index", "last_dir", "last_seq", "last_ack", "last_end", "last_win", "last_wscale", "last_flags", "retrans"):
+        for name in REMEMBERED:
             tcp[name] = getattr(self, name)
+
+    @classmethod
+    def of(cls, tcp: np.void) -> Tcp:
+        """The memory that a record of TCP_DTYPE holds: what store() wrote, or the engine."""
+        names = ("end", "maxend", "maxwin", "maxack")
+        sides = [Side(*(int(tcp["side"][d][name]) for name in names), int(tcp["scale"][d]), int(tcp["flags"][d])) for d in Dir]
+        return cls(sides, **{name: int(tcp[name]) for name in REMEMBERED})
 
 
 @dataclass(frozen=True)
@@ -167,42 +178,89 @@ class Window(Enum):
     INVALID = auto()
 
 
+class Numbers(NamedTuple):
+    """The packet's numbers as the check sees them."""
+
+    seq: int
+    end: int
+    ack: int
+    sack: int
+
+
+class Bound(NamedTuple):
+    """One inequality: a number of the packet, what it is compared with, and whether it fails."""
+
+    number: int
+    limit: int
+    fails: bool
+
+
+class Bounds(NamedTuple):
+    """The four inequalities by the names of their failures. over: number <= limit is expected; under: number > limit."""
+
+    seq_over: Bound
+    seq_under: Bound
+    ack_over: Bound
+    ack_under: Bound
+
+
 def check_window(tcp: Tcp, segment: Segment, d: int, config: Config) -> tuple[Window, int]:
     """Does the packet lie where its sender may send? Learns the windows from it if so."""
-    s, r = tcp.side[d], tcp.side[1 - d]
-    sack = highest_sack(segment) if r.flags & F.TF_SACK_PERM else segment.ack
-    if meet_sender(tcp, segment, sack, d):
+    numbers = numbers_of(tcp, segment, d)
+    if numbers is None:
         return Window.ACCEPT, Reason.R_OK
-    seq, end, ack = segment.seq, segment.end, segment.ack
-    if not segment.flags & ACK or (segment.flags & RST and ack == 0):  # nothing acknowledged; some stacks set ACK in a RST without meaning it
-        ack = sack = r.end
-    if segment.flags & RST and seq == 0 and tcp.state == S.SYN_SENT:  # the RST that answers a SYN
-        seq = end = s.end
-
-    window, reason = judge(s, r, seq, end, sack)
+    s, r = tcp.side[d], tcp.side[1 - d]
+    window, reason = judge(s, r, numbers)
     if window is Window.ACCEPT:
-        learn(tcp, segment, (seq, end, ack, sack), d)
+        learn(tcp, segment, numbers, d)
     elif config.tcp_liberal or s.flags & F.TF_BE_LIBERAL:
         return Window.ACCEPT, Reason.R_TCP_LIBERAL
     return window, reason
 
 
-def judge(s: Side, r: Side, seq: int, end: int, sack: int) -> tuple[Window, int]:
+def numbers_of(tcp: Tcp, segment: Segment, d: int) -> Numbers | None:
+    """What is to be compared, once the sender has been met. None: a SYN that there is nothing to compare to."""
+    s, r = tcp.side[d], tcp.side[1 - d]
+    sack = highest_sack(segment) if r.flags & F.TF_SACK_PERM else segment.ack
+    if meet_sender(tcp, segment, sack, d):
+        return None
+    seq, end, ack = segment.seq, segment.end, segment.ack
+    if not segment.flags & ACK or (segment.flags & RST and ack == 0):  # nothing acknowledged; some stacks set ACK in a RST without meaning it
+        ack = sack = r.end
+    if segment.flags & RST and seq == 0 and tcp.state == S.SYN_SENT:  # the RST that answers a SYN
+        seq = end = s.end
+    return Numbers(seq, end, ack, sack)
+
+
+def bounds_of(s: Side, r: Side, numbers: Numbers) -> Bounds:
+    """The four inequalities. II says nothing while the receiver's window is not known."""
+    oldest = (s.end - r.maxwin - 1) & MASK32
+    oldest_ack = (r.end - max(s.maxwin, LEAST_ACK_WINDOW) - 1) & MASK32
+    return Bounds(
+        seq_over=Bound(numbers.seq, s.maxend, not before(numbers.seq, s.maxend + 1)),
+        seq_under=Bound(numbers.end, oldest, r.maxwin != 0 and not after(numbers.end, oldest)),
+        ack_over=Bound(numbers.sack, r.end, not before(numbers.sack, r.end + 1)),
+        ack_under=Bound(numbers.sack, oldest_ack, not after(numbers.sack, oldest_ack)),
+    )
+
+
+def overshoot_of(s: Side, end: int) -> int:
+    """How far the packet reaches beyond what its sender may send."""
+    return (end - s.maxend + 1) & MASK32
+
+
+def judge(s: Side, r: Side, numbers: Numbers) -> tuple[Window, int]:
     """The four inequalities, in the order in which they are applied."""
-    seq_over = not before(seq, s.maxend + 1)
-    ack_over = not before(sack, r.end + 1)
-    seq_under = not after(end, s.end - r.maxwin - 1)
-    ack_under = not after(sack, r.end - max(s.maxwin, LEAST_ACK_WINDOW) - 1)
+    seq_over, seq_under, ack_over, ack_under = (bound.fails for bound in bounds_of(s, r, numbers))
     if seq_over:
-        overshoot = (end - s.maxend + 1) & MASK32
-        if r.maxwin and not seq_under and not ack_under and not ack_over and overshoot <= r.maxwin:
-            s.end = end  # even backwards
+        if r.maxwin and not seq_under and not ack_under and not ack_over and overshoot_of(s, numbers.end) <= r.maxwin:
+            s.end = numbers.end  # even backwards
             s.flags |= F.TF_DATA_UNACKED
             return Window.IGNORE, Reason.R_TCP_OVERSHOOT
         return Window.INVALID, Reason.R_TCP_SEQ_OVER
     if ack_over:
         return Window.INVALID, Reason.R_TCP_ACK_OVER
-    if r.maxwin and seq_under:
+    if seq_under:
         return Window.IGNORE, Reason.R_TCP_SEQ_UNDER
     if ack_under:
         return Window.IGNORE, Reason.R_TCP_ACK_UNDER
@@ -243,8 +301,8 @@ def start_side(tcp: Tcp, segment: Segment, d: int) -> None:
         s.scale = r.scale = 0
 
 
-def learn(tcp: Tcp, segment: Segment, numbers: tuple[int, int, int, int], d: int) -> None:
-    """Update both sides from a packet in the window. numbers: seq, end, ack, sack as the check saw them.
+def learn(tcp: Tcp, segment: Segment, numbers: Numbers, d: int) -> None:
+    """Update both sides from a packet in the window.
 
     s.maxend stays: only the receiver's acknowledgements move it.
     """

@@ -122,7 +122,7 @@ class ModelTracker:
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
-            packet = Packet.of(batch, row, i)
+            packet = Packet.of(row, batch.l4_bytes(i))
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure

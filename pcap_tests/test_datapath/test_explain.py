@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
+from ctcore.model.conn import MASK32
+from ctcore.model.tcp_window import after, before
 from ctcore.reasons import NAMES
 from ctcore.types import Reason
 from datapath import app, dissect, explain, narrate
-from datapath.window import MASK, after, before, near, window_of
+from datapath.window import near, window_of
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import eth, gre, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
+from pcap_tests.traffic import eth, gre, icmp, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
 
 HANDSHAKE = stories.closed_by_client()[:3]
 
@@ -96,6 +98,26 @@ def test_the_bound_that_fails_is_the_reason(tmp_path, seq, ack, reason, bound):
     assert failing[0].startswith(bound)
 
 
+@pytest.mark.parametrize(("story", "settings", "why"), [
+    ([*HANDSHAKE, (9 * MS, tcp(SERVER, CLIENT, 80, 40000, "A", seq=501, ack=90_000_000))], {"tcp_liberal": True}, "--tcp-liberal 1"),
+    ([(0, tcp(CLIENT, SERVER, 40000, 80, "A", seq=7, ack=9)), (MS, tcp(SERVER, CLIENT, 80, 40000, "A", seq=9, ack=7)),
+      (2 * MS, tcp(SERVER, CLIENT, 80, 40000, "A", seq=9, ack=90_000_000))], {}, "picked up in mid-stream"),
+])  # fmt: skip
+def test_what_is_tracked_liberally_is_not_called_invalid(tmp_path, story, settings, why):
+    lines = lines_of(tmp_path, story, len(story) - 1, **settings)
+    assert said(lines, "reason")[0].startswith("tcp_liberal")
+    window = said(lines, "window")
+    assert [line for line in window if "does not hold" in line] == [next(line for line in window if line.endswith("does not hold: ACK over"))]
+    assert window[-1] == f"tracked liberally ({why}): accepted all the same"
+
+
+def test_a_rst_that_is_believed_shows_no_window_check(tmp_path):
+    story = [*HANDSHAKE, (3 * MS, tcp(CLIENT, SERVER, 40000, 80, "FA", seq=101, ack=501)), (4 * MS, tcp(SERVER, CLIENT, 80, 40000, "R", seq=9))]
+    lines = lines_of(tmp_path, story, 4)
+    assert said(lines, "window")[-1] == "this RST is believed without the check, in FIN_WAIT"
+    assert said(lines, "result")[0].startswith("established")
+
+
 def test_a_rst_shows_what_it_is_compared_with(tmp_path):
     lines = lines_of(tmp_path, [*HANDSHAKE, (8 * MS, tcp(SERVER, CLIENT, 80, 40000, "R", seq=400))], 3)
     assert said(lines, "reason")[0].startswith("tcp_rst_below_maxack")
@@ -114,6 +136,16 @@ def test_a_reopened_connection_names_the_old_one(tmp_path):
 def test_an_expired_connection_is_not_met(tmp_path):
     story = [*stories.question(), *[(100 * 10**9 + at, data) for at, data in stories.question()]]
     assert "conn 1" in said(lines_of(tmp_path, story, 2), "result")[0]
+
+
+@pytest.mark.parametrize(("frame", "found"), [
+    (icmp(CLIENT, SERVER, 8, l4_checksum=1), "checksum"),
+    (tcp(CLIENT, SERVER, 1, 2, l4_checksum=1), "checksum"),
+    (eth(b"", 0x0806), "not an IP packet"),
+    (tcp(CLIENT, SERVER, 1, 2), "headers sound"),
+])  # fmt: skip
+def test_checks_tell_what_parsing_found(tmp_path, frame, found):
+    assert found in said(lines_of(tmp_path, [(0, frame)], 0), "checks")[0]
 
 
 def test_sctp_chunks_go_through_the_table(tmp_path):
@@ -225,7 +257,6 @@ def test_tcp_options_that_matter_have_values():
     assert list(dissect.tcp_options(syn)) == ["mss 1460", "window scale 7", "SACK permitted"]
     sack = tcp(CLIENT, SERVER, 1, 2, "A", options=bytes.fromhex("0101050a") + (5).to_bytes(4, "big") + (9).to_bytes(4, "big"))[34:]
     assert list(dissect.tcp_options(sack)) == ["SACK 5-9"]
-    assert dissect.first_sack(sack) == [(5, 9)]
 
 
 @pytest.mark.parametrize("proto", [1, 6, 17, 47, 50, 58, 132, 136])
@@ -251,13 +282,13 @@ def test_any_packet_can_be_explained(tmp_path_factory, data):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(0, MASK), st.integers(0, MASK))
+@given(st.integers(0, MASK32), st.integers(0, MASK32))
 def test_sequence_numbers_compare_by_distance(a, b):
     """Exactly one of before, after and equal holds, but where both are half the space apart; near() keeps the order."""
-    if (a - b) & MASK != 1 << 31:
+    if (a - b) & MASK32 != 1 << 31:
         assert before(a, b) + after(a, b) + (a == b) == 1
         assert (near(a, b) < b) == before(a, b)
-    assert near(a, b) & MASK == a
+    assert near(a, b) & MASK32 == a
 
 
 def test_every_guard_names_a_reason():
@@ -270,9 +301,9 @@ def test_the_window_of_a_first_packet_needs_no_connection():
 
     memory, frames = frames_of([tcp(CLIENT, SERVER, 1, 2, "S", seq=10, win=99)])
     batch = parse_batch(memory, frames)
-    window = window_of(batch.array[0], batch.l4_bytes(0), None, 0)
-    assert (window.sender.end, window.sender.maxwin, window.end) == (11, 99, 11)
-    assert all(bound.holds for bound in window.bounds)
+    window = window_of(batch.array[0], batch.l4_bytes(0), None, 0, Config())
+    assert (window.sender.end, window.sender.maxwin, window.numbers.end) == (11, 99, 11)
+    assert window.note.endswith("accepted at once") or all(one.holds for one in window.inequalities)
     assert np.all(batch.array["doff"] == 20)
 
 
