@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcore.model.conn import ICMP_REQUESTS, L4, MASK32, Answer, Key, Packet, Visit, invalid
+from ctcore.model.conn import ICMP_REQUESTS, L4, Answer, Key, Packet, Visit, invalid
 from ctcore.types import Proto, Reason, Status
 
 STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer
@@ -31,7 +31,7 @@ class Udp(L4):
     stream_at: int  # the tick after which a replied flow counts as a stream
 
     def store(self, record: np.void) -> None:
-        record["stream_ts"] = self.stream_at & MASK32
+        record["stream_ts"] = self.stream_at
 
 
 def track_udp(visit: Visit) -> Answer:

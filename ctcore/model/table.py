@@ -2,7 +2,8 @@
 
 Finding is a dict. Early drop, however, evicts what lies near the new packet's tuple, so the model has to know the engine's places as well:
 buckets of ten slots; a flow goes to the first free slot of the first bucket with room, from its hash's own bucket on; erasing leaves a hole.
-Invariant (check()): a flow is in the dict if and only if it is in exactly one slot.
+A flow may lie no further off than REACH buckets, so that tuples chosen to collide cost their own connections only, and not everybody's time.
+Invariant (check()): a flow is in the dict if and only if it is in exactly one slot, within reach of its own bucket.
 Not here: when to evict, and whom (model).
 """
 
@@ -17,6 +18,7 @@ from ctcore.types import Dir
 SLOTS = 10
 LEAST_BUCKETS = 8
 NEAR = 8  # buckets that early drop looks at
+REACH = 64  # buckets in which a flow may lie, its own one included
 
 Slot = tuple[Conn, int] | None
 
@@ -34,14 +36,19 @@ class Table:
         """The connection and the direction a tuple stands for."""
         return self.flows.get(key)
 
-    def insert(self, conn: Conn) -> None:
-        """Both flows, the original one first. If they are the same tuple, it is found as the reply."""
+    def insert(self, conn: Conn) -> bool:
+        """Both flows, the original one first, or, if one of them finds no place, neither. If they are the same tuple, it is found as the reply."""
         for d in Dir if conn.key[Dir.ORIG] != conn.key[Dir.REPLY] else (Dir.REPLY,):
+            bucket = next((bucket for bucket in self._probe(conn.key[d]) if None in bucket), None)
+            if bucket is None:
+                self.erase(conn)
+                return False
             self.flows[conn.key[d]] = conn, d
-            bucket = next(bucket for bucket in self._probe(conn.key[d]) if None in bucket)
             bucket[bucket.index(None)] = conn, d
+        return True
 
     def erase(self, conn: Conn) -> None:
+        """Take out whichever of its flows are in."""
         for d in Dir:
             if self.flows.pop(conn.key[d], None):
                 bucket, slot = next(self._places(conn.key[d]))
@@ -58,10 +65,11 @@ class Table:
         for conn, d in placed:
             found = self.find(conn.key[d])
             assert found and found[0] is conn, f"connection {conn.id}: its slot of direction {d} is not its own"
+            assert any(True for _ in self._places(conn.key[d])), f"connection {conn.id}: its direction {d} lies too far off"
 
     def _probe(self, key: Key) -> Iterator[list[Slot]]:
         home = key_hash(key.raw(), self.seed) * self.n_buckets >> 32
-        for i in range(self.n_buckets):
+        for i in range(min(REACH, self.n_buckets)):
             yield self.buckets.setdefault((home + i) % self.n_buckets, [None] * SLOTS)
 
     def _places(self, key: Key) -> Iterator[tuple[list[Slot], int]]:

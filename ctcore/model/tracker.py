@@ -88,7 +88,8 @@ class Expectation(NamedTuple):
 class ModelTracker:
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config | None = None):
+        config = Config() if config is None else config
         self.config = config
         self.now = 0
         self._tick_ns = SECOND // config.hz
@@ -115,6 +116,7 @@ class ModelTracker:
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
     def advance(self, batch: Batch) -> np.ndarray:
+        batch.consume()
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
         for i, row in enumerate(rows):
@@ -179,8 +181,10 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
-        if not conn.confirmed and not self._confirm(conn):
-            return Decision(State.NOT_SEEN, Reason.R_CLASH, Verdict.DROP)
+        if not conn.confirmed:
+            refusal = self._confirm(conn)
+            if refusal:
+                return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
         return self._accept(conn, d, state, answer.reason)
 
@@ -236,19 +240,21 @@ class ModelTracker:
                 return True
         return False
 
-    def _confirm(self, conn: Conn) -> bool:
-        """The first packet passed: from now on the connection counts. False if its reply tuple is taken."""
+    def _confirm(self, conn: Conn) -> int:
+        """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
         if self._table.find(conn.key[Dir.REPLY]):
             self._counters["insert_failed"] += 1
-            return False
+            return Reason.R_CLASH
+        if not self._table.insert(conn):
+            self._counters["drop"] += 1
+            return Reason.R_TABLE_FULL
         conn.id = self._next_id
         self._next_id += 1
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
-        self._table.insert(conn)
         self._counters["new"] += 1
         self._emit(EventKind.EVENT_NEW, conn)
-        return True
+        return Reason.R_OK
 
     def _destroy(self, conn: Conn, end: int) -> None:
         """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
