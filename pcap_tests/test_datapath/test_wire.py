@@ -243,6 +243,14 @@ def test_a_first_fragment_that_ends_within_its_header_is_not_held(proto, need):
         assert_l4(first(8), "tcp_short")
 
 
+def test_the_header_of_an_atomic_fragment_is_not_counted():
+    """Linux takes the first one out; of an empty packet, and of a second header, it leaves it."""
+    atomic = (t.FRAGMENT, t.fragment6())
+    assert parse(t.udp(A6, B6, 1, 2, payload=b"x", ext=(atomic,)))["ip_len"] == 49
+    assert parse(t.udp(A6, B6, 1, 2, payload=b"x", ext=(atomic, atomic)))["ip_len"] == 57
+    assert parse(t.frame(A6, B6, 253, b"", ext=(atomic,)))["ip_len"] == 48
+
+
 def test_only_the_first_fragment_header_can_hold_a_packet():
     atomic = (t.FRAGMENT, t.fragment6())
     assert_l4(parse(t.frame(A6, B6, 253, b"abc", ext=(atomic, (t.FRAGMENT, t.fragment6(0, True))))), "ok")
