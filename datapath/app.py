@@ -28,6 +28,7 @@ from datapath.worker import Pipeline
 CHUNK = 16384  # packets between two looks at the events
 EVENTS_A_PACKET = 4
 EVENTS = frozenset(("new", "update", "destroy"))
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "hz", "seed")
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 
@@ -39,6 +40,11 @@ class Tracking:
     zone: int = 0
     clock: Literal["capture", "wall"] = "capture"
     flags: str = ""
+
+    def settings(self) -> dict[str, int]:
+        """What was in force, by the names of the options."""
+        named = {name: int(getattr(self.config, name)) for name in SETTINGS}
+        return {**named, "zone": self.zone, **self.config.timeouts}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from datapath.capture import PcapSource
+from datapath.export import STDOUT
 from datapath.frame import FRAME_DTYPE
 from datapath.limit import limit_pass
 from datapath.worker import Pipeline
@@ -216,16 +217,23 @@ def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS) -> dict[str
     return {"machine": machine(), "engine": [apart(n, seed=seed, rounds=rounds) for n in flows]}
 
 
+def _command(capture: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "datapath", "replay", "--quiet", capture], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CtmirrorError(f"bench: {(done.stderr.strip().splitlines() or ['killed'])[-1].removeprefix('ctmirror: ')}")
+
+
 def replay(capture: str, runs: int) -> dict[str, Any]:
     """The whole command on a capture, start of the interpreter included.
 
     Returns {"machine": ..., "replay": {"capture", "packets", "runs", "seconds" (median), "mpps"}}. Raises CaptureError as `replay` would.
     """
+    if capture == STDOUT:
+        raise CtmirrorError("bench: stdin can be read once only: expected the name of a file")
     packets = 0
     with PcapSource(capture) as source:
         while n := len(source.read(1 << 16)[1]):
             packets += n
-    command = [sys.executable, "-m", "datapath", "replay", "--quiet", capture]
-    seconds = statistics.median(_timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)) for _ in range(runs))
+    seconds = statistics.median(_timed(lambda: _command(capture)) for _ in range(runs))
     row = {"capture": capture, "packets": packets, "runs": runs, "seconds": seconds, "mpps": packets / seconds / 1e6}
     return {"machine": machine(), "replay": row}

@@ -86,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(_usage(error))
     except CtmirrorError as error:
         complain(str(error))
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more at exit, when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has seen enough; click and rich say that by SystemExit.
         return 0
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        # The files that are written are named in their errors (export), so this one can only be about stdout.
+        complain(f"{error.filename or 'stdout: cannot be written'}: {error.strerror or error}")
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:
@@ -99,4 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK):
             raise
         complain(f"internal error: {type(error).__name__}: {error}; {TRACEBACK}=1 shows where; please report it")
+    finally:
+        _leave_stdout()
     return USAGE
+
+
+def _leave_stdout() -> None:
+    """What stdout does not take now is dropped: Python would try again at exit, and complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

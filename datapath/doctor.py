@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 AF_XDP = 44
@@ -81,6 +82,14 @@ def _is_other(place: Path) -> bool:
         return False
     names = {entry.name for entry in place.iterdir()}
     return not any(own in names or any(n.startswith(own.removesuffix("pyx")) and n.endswith(".so") for n in names) for own in OWN_MODULES)
+
+
+def whereabouts() -> Iterator[tuple[str, str]]:
+    """Which files would be used: the interpreter, and each package as it is found first."""
+    yield "interpreter", sys.executable
+    for name in ("ctcore", "datapath", "offload"):
+        spec = find_spec(name)
+        yield name, (spec.origin or "?") if spec else "not found"
 
 
 def arrow() -> Finding:

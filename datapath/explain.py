@@ -7,7 +7,7 @@ Invariant: a packet explained here got exactly the decision that replay gives it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.types import Dir, State
 from datapath import fields
-from datapath.app import CHUNK, Tracking, with_events
+from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
 from datapath.wire import parse_batch
 from datapath.worker import Pipeline
@@ -72,37 +72,40 @@ def direction_in(conn: np.void | None, key: np.void) -> int:
     return Dir.REPLY if conn is not None and conn["flow"][Dir.REPLY]["key"].tobytes() == key.tobytes() else Dir.ORIG
 
 
-def _chunks(source: PcapSource) -> Iterator[tuple[Any, np.ndarray]]:
+def _chunks(source: PcapSource, name: str, progress: Progress | None) -> Iterator[tuple[Any, np.ndarray]]:
     while True:
         memory, frames = source.read(CHUNK)
         if not len(frames):
             return
         yield memory, frames
+        if progress:
+            progress(name, source.position, source.size or 0)
 
 
-def _replay_before(pipeline: Pipeline, captures: Sequence[str]) -> None:
+def _replay_before(pipeline: Pipeline, captures: Sequence[str], progress: Progress | None) -> None:
     """The captures before the one that is asked about; damage in them ends them, as in replay."""
     for name in captures:
         try:
             with PcapSource(name) as source:
-                for memory, frames in _chunks(source):
+                for memory, frames in _chunks(source, name, progress):
                     pipeline.process(memory, frames, decisions=False)
+                    pipeline.tracker.events()
         except CaptureError:
             continue
 
 
-def explain_packet(captures: Sequence[str], number: int, tracking: Tracking) -> Explained:
+def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, progress: Progress | None = None) -> Explained:
     """Packet `number`, counted from 0, of the last of `captures`. Raises CtmirrorError if there is no such packet."""
-    pipeline = Pipeline(tracking.config, zone=tracking.zone, clock=tracking.clock)
-    _replay_before(pipeline, captures[:-1])
-    seen = 0
-    with PcapSource(captures[-1]) as source:
-        for memory, frames in _chunks(source):
+    pipeline = Pipeline(replace(tracking.config, events=frozenset()), zone=tracking.zone, clock=tracking.clock)
+    _replay_before(pipeline, captures[:-1], progress)
+    name, seen = captures[-1], 0
+    with PcapSource(name) as source:
+        for memory, frames in _chunks(source, name, progress):
             if number < seen + len(frames):
-                return _look(pipeline, captures[-1], (memory, frames), number - seen, number, tracking)
+                return _look(pipeline, name, (memory, frames), number - seen, number, tracking)
             pipeline.process(memory, frames, decisions=False)
             seen += len(frames)
-    raise CtmirrorError(f"{captures[-1]}: no packet {number:,}: expected 0 to {seen - 1:,}" if seen else f"{captures[-1]}: has no packets")
+    raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,}" if seen else f"{name}: has no packets")
 
 
 def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int, number: int, tracking: Tracking) -> Explained:
@@ -138,17 +141,16 @@ def _by_key(conns: np.ndarray, key: np.void) -> Any:
     return conns[rows[0]] if len(rows) else None
 
 
-def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking) -> Life:
+def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, progress: Progress | None = None) -> Life:
     """Connection `ordinal`, of those that begin anywhere in `captures`; steps are numbered in the last. Raises CtmirrorError if there is none."""
     pipeline = Pipeline(with_events(tracking.config, everything=False, ends=True), zone=tracking.zone, clock=tracking.clock)
-    _replay_before(pipeline, captures[:-1])
-    pipeline.tracker.events()
+    _replay_before(pipeline, captures[:-1], progress)
     steps: list[Step] = []
     keys_of: list[bytes] = []
     ended: np.void | None = None
     seen = 0
     with PcapSource(captures[-1]) as source:
-        for memory, frames in _chunks(source):
+        for memory, frames in _chunks(source, captures[-1], progress):
             decisions, keys = pipeline.process(memory, frames, keys=True)
             ended = _destroyed(pipeline, ordinal) if ended is None else ended
             conn = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)

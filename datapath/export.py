@@ -2,7 +2,8 @@
 
 A writer takes records (fields) batch by batch and knows nothing of packets. Formats of columns see each record flattened: nested objects as
 original_src and the like, lists joined by spaces in CSV.
-Not here: what is in a record. Invariant: a file that was opened is complete and closed after close(), whatever happened to the replay.
+Not here: what is in a record. Invariants: a file that was opened is complete and closed after close(), whatever happened to the replay; where it
+cannot be written, the error names it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterable
-from io import TextIOWrapper
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import StringIO
 from typing import Any, BinaryIO, Protocol
 
 import orjson
@@ -71,7 +73,34 @@ def open_writer(kind: str, name: str, chosen: str | None) -> Writer:
     if form in ("arrow", "parquet"):
         _pyarrow(name)
     file = sys.stdout.buffer if name == STDOUT else open(name, "wb")  # noqa: SIM115 (the writer closes it)
-    return _WRITERS[form](file, kind)
+    with naming(name):
+        return Named(_WRITERS[form](file, kind), name)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors of writing say which file they are about. That nobody reads stdout any more is for the command to judge."""
+    try:
+        yield
+    except OSError as error:
+        if name == STDOUT and isinstance(error, BrokenPipeError):
+            raise
+        raise CtmirrorError(f"{'stdout' if name == STDOUT else name}: cannot be written: {error.strerror or error}") from error
+
+
+class Named:
+    """A writer whose errors name its file: disks get full."""
+
+    def __init__(self, writer: Writer, name: str) -> None:
+        self.writer, self.name = writer, name
+
+    def write(self, records: Iterable[Record]) -> None:
+        with naming(self.name):
+            self.writer.write(records)
+
+    def close(self) -> None:
+        with naming(self.name):
+            self.writer.close()
 
 
 def flatten(record: Record, prefix: str = "") -> Record:
@@ -119,17 +148,15 @@ class Csv(_Closing):
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
         super().__init__(file, kind)
-        self.text = TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
-        self.rows = csv.DictWriter(self.text, list(COLUMNS[kind]), restval="", extrasaction="ignore", lineterminator="\n")
-        self.rows.writeheader()
+        self._write([dict(zip(COLUMNS[kind], COLUMNS[kind], strict=True))])
 
     def write(self, records: Iterable[Record]) -> None:
-        self.rows.writerows({name: " ".join(v) if isinstance(v, tuple) else v for name, v in flatten(record).items()} for record in records)
+        self._write({name: " ".join(v) if isinstance(v, tuple) else v for name, v in flatten(record).items()} for record in records)
 
-    def close(self) -> None:
-        self.text.flush()
-        self.text.detach()
-        super().close()
+    def _write(self, rows: Iterable[Record]) -> None:
+        text = StringIO(newline="")
+        csv.DictWriter(text, list(COLUMNS[self.kind]), restval="", extrasaction="ignore", lineterminator="\n").writerows(rows)
+        self.file.write(text.getvalue().encode())
 
 
 class Arrow(_Closing):
@@ -156,9 +183,11 @@ class Arrow(_Closing):
             self.waiting = []
 
     def close(self) -> None:
-        self._flush()
-        self.writer.close()
-        super().close()
+        try:
+            self._flush()
+            self.writer.close()
+        finally:
+            super().close()
 
 
 class ConntrackLines(_Closing):

@@ -16,6 +16,7 @@ from ctcore.reasons import REASONS
 from ctcore.spec import DIRS, StateTable
 from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpIndex, TcpState
 from datapath import dissect, fields
+from datapath.app import Tracking
 from datapath.explain import Explained, Life
 from datapath.window import Window, window_of
 
@@ -62,6 +63,13 @@ def packet_lines(it: Explained) -> Iterator[Line]:
         yield from _lookup(it)
         yield from _protocol(it)
     yield from _result(it)
+
+
+def detail_lines(tracking: Tracking, data: bytes = b"") -> Iterator[Line]:
+    """What --verbose adds: the settings in force, and the packet's bytes."""
+    yield "settings", " ".join(f"{name}={value}" for name, value in tracking.settings().items())
+    for at in range(0, len(data), 16):
+        yield "" if at else "bytes", f"{at:04x}  {data[at : at + 16].hex(' ')}"
 
 
 def _checks(it: Explained) -> Iterator[Line]:

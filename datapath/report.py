@@ -215,7 +215,6 @@ def _hints(result: Replayed) -> Iterator[Table | Text]:
 
 def _details(result: Replayed) -> Iterator[Table | Text]:
     """What --verbose adds: the tracker's counters, every reason's code, and the settings that were in force."""
-    config = result.tracking.config
     counters = _plain("counter", "value", right=("value",))
     for name, value in result.counters.items():
         counters.add_row(name, count(int(value)))
@@ -223,10 +222,9 @@ def _details(result: Replayed) -> Iterator[Table | Text]:
     for code, packets in enumerate(result.stats["reason_packets"]):
         if packets:
             codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
-    names = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "hz", "seed")
     settings = _plain("setting", "value", right=("value",))
-    for name, value in [*((name, getattr(config, name)) for name in names), ("zone", result.tracking.zone), *config.timeouts.items()]:
-        settings.add_row(name, str(int(value)))
+    for name, value in result.tracking.settings().items():
+        settings.add_row(name, str(value))
     for table in (counters, codes, settings):
         yield Text()
         yield table

@@ -9,6 +9,7 @@ import click
 import orjson
 
 from datapath.commands.options import Number
+from datapath.commands.verbosity import verbosity
 from datapath.export import STDOUT
 
 
@@ -26,9 +27,9 @@ class Flows(click.ParamType):
         return [int(part) for part in parts]
 
 
-def _write(result: dict[str, Any], name: str | None) -> None:
-    """The figures as lines for people, and as JSON to a file; where that is stdout, the lines go to stderr."""
-    for section, rows in result.items():
+def _write(result: dict[str, Any], name: str | None, quiet: bool) -> None:
+    """The figures as lines for people unless quiet, and as JSON to a file; where that is stdout, the lines go to stderr."""
+    for section, rows in () if quiet else result.items():
         for row in rows if isinstance(rows, list) else [rows]:
             text = "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
             click.echo(f"{section}: {text}", err=name == STDOUT)
@@ -55,7 +56,8 @@ def command() -> None:
 @command.command("engine")
 @click.option("--flows", type=Flows(), default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
 @click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
-def engine_command(flows: list[int], output: str | None) -> None:
+@verbosity("No figures but the JSON.")
+def engine_command(flows: list[int], output: str | None, quiet: bool, verbose: bool) -> None:
     """Packets and set-ups a second and bytes a connection, beside the limit of this machine.
 
     \b
@@ -65,14 +67,15 @@ def engine_command(flows: list[int], output: str | None) -> None:
     """
     from datapath import benchmark
 
-    _write(benchmark.engine(flows), output)
+    _write(benchmark.engine(flows), output, quiet)
 
 
 @command.command("replay")
 @click.argument("capture")
 @click.option("--runs", type=Number(1, 1000), default=3, metavar="N", help="How often to replay it.  [default: 3]")
 @click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
-def replay_command(capture: str, runs: int, output: str | None) -> None:
+@verbosity("No figures but the JSON.")
+def replay_command(capture: str, runs: int, output: str | None, quiet: bool, verbose: bool) -> None:
     """Packets a second of the whole command on a capture.
 
     \b
@@ -82,4 +85,4 @@ def replay_command(capture: str, runs: int, output: str | None) -> None:
     """
     from datapath import benchmark
 
-    _write(benchmark.replay(capture, runs), output)
+    _write(benchmark.replay(capture, runs), output, quiet)

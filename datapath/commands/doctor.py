@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from datapath.doctor import examine, healthy
+from datapath.commands.verbosity import verbosity
+from datapath.doctor import examine, healthy, whereabouts
 
 
 @click.command("doctor", short_help="what this machine can do")
-def command() -> int:
+@verbosity("Only what is missing.", "Where the packages and the interpreter are as well.")
+def command(quiet: bool, verbose: bool) -> int:
     """What this machine can do, and what to do about what is missing. Nothing is changed.
 
     Exit 0 if replay can work, 1 if something it needs is broken.
@@ -21,9 +23,14 @@ def command() -> int:
     findings = []
     for finding in examine():
         findings.append(finding)
+        if quiet and finding.ok:
+            continue
         mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red" if finding.needed else "yellow")
         advice = "" if finding.ok or not finding.advice else f" -> {finding.advice}"
         click.echo(f"{mark}  {finding.name:<14} {finding.found}{advice}")
+    for name, place in whereabouts() if verbose else ():
+        click.echo(f"at       {name:<14} {place}")
     working = healthy(findings)
-    click.echo(f"\nreplay {'can' if working else 'cannot'} work here")
+    if not quiet:
+        click.echo(f"\nreplay {'can' if working else 'cannot'} work here")
     return 0 if working else 1

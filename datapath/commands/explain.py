@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import click
 
 from datapath.app import check_files
 from datapath.commands.options import Number, tracking_options
+from datapath.commands.progress import progress_bar
+from datapath.commands.verbosity import verbosity
 
 LIMIT = (1 << 63) - 1
 
 
-def _print(lines: Iterable[tuple[str, str]]) -> None:
+def _print(rows: list[tuple[str, str]]) -> None:
     """Labels in a column of their own; a long text stays on its line, so that it can be searched and copied."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
-    rows = list(lines)
     width = max(len(label) for label, _ in rows) + 2
     for label, text in rows:
         console.print(Text.assemble((f"{label:<{width}}", "bold cyan"), text), soft_wrap=True, highlight=False)
@@ -28,8 +27,9 @@ def _print(lines: Iterable[tuple[str, str]]) -> None:
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
 @click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, counted from 0.")
 @click.option("--conn", "ordinal", type=Number(0, LIMIT), metavar="N", help="The connection's number, as in the records of replay.")
+@verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
-def command(captures, packet, ordinal, tracking) -> None:
+def command(captures, packet, ordinal, quiet, verbose, tracking) -> None:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
@@ -46,7 +46,10 @@ def command(captures, packet, ordinal, tracking) -> None:
     if (packet is None) == (ordinal is None):
         raise click.UsageError("expected either --packet N or --conn N")
     check_files(captures, Outputs())
-    if packet is not None:
-        _print(narrate.packet_lines(explain.explain_packet(captures, packet, tracking)))
-    else:
-        _print(narrate.life_lines(explain.explain_conn(captures, ordinal, tracking), tracking.config.hz))
+    with progress_bar(quiet=quiet) as progress:
+        if packet is not None:
+            it = explain.explain_packet(captures, packet, tracking, progress)
+            lines, data = narrate.packet_lines(it), it.data
+        else:
+            lines, data = narrate.life_lines(explain.explain_conn(captures, ordinal, tracking, progress), tracking.config.hz), b""
+    _print([*lines, *(narrate.detail_lines(tracking, data) if verbose else ())])

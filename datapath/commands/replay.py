@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
-
 import click
 
 from datapath import app
 from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.options import tracking_options
+from datapath.commands.progress import progress_bar
+from datapath.commands.verbosity import verbosity
 from datapath.export import FORMATS, STDOUT
 
 
 def _file(value: str | None) -> str | None:
     """ "off" and nothing mean no such file."""
     return None if value in (None, "", "off") else value
-
-
-@contextmanager
-def _progress(wanted: bool):
-    """A bar on stderr while it is a terminal, nothing elsewhere."""
-    if not wanted:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total or None)
 
 
 def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
@@ -49,8 +33,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending, else jsonl]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write the packets that pass; in .pcapng each with its decision as a comment.")
-@click.option("--quiet", "-q", is_flag=True, help="No summary and no progress bar.")
-@click.option("--verbose", "-v", is_flag=True, help="Counters, reason codes and settings in the summary.")
+@verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
     """Run captures through connection tracking and say what it says of each packet.
@@ -67,7 +50,7 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)
-    with _progress(sys.stderr.isatty() and not quiet) as progress:
+    with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)
     if not quiet and (result.stats["total_packets"] or not result.errors):
         _report(result, outputs, verbose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from datapath.commands.verbosity import verbosity
 from datapath.states import FORMATS, PROTOCOLS, reasons_page, states_page
 
 
@@ -11,7 +12,8 @@ from datapath.states import FORMATS, PROTOCOLS, reasons_page, states_page
 @click.argument("protocols", nargs=-1, metavar="[tcp|sctp]...", type=click.Choice(PROTOCOLS))
 @click.option("--reasons", is_flag=True, help="The reason codes with their sentences and rules, instead of the tables.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How to print it.  [default: text]")
-def command(protocols: tuple[str, ...], reasons: bool, form: str) -> None:
+@verbosity()
+def command(protocols: tuple[str, ...], reasons: bool, form: str, quiet: bool, verbose: bool) -> None:
     """The protocol tables, timeouts and reason codes.
 
     \b

@@ -187,6 +187,47 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     assert json.loads(done.stdout)["i"] == 0
 
 
+@pytest.mark.parametrize("argv", [["states"], ["explain", "{}", "--packet", "2"], ["explain", "{}", "--conn", "0"], ["replay", "{}"], ["doctor"]])
+def test_text_into_a_closed_pipe_ends_quietly(office, argv):
+    command = " ".join([sys.executable, "-m", "datapath", *(word.format(office) for word in argv)])
+    done = subprocess.run(["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("kind", ["packets", "conns", "events"])
+@pytest.mark.parametrize("form", ["jsonl", "csv", "conntrack", "arrow", "parquet"])
+def test_a_full_disk_is_named(capfd, office, kind, form):
+    if form in ("arrow", "parquet"):
+        pytest.importorskip("pyarrow")
+    if (kind, form) == ("packets", "conntrack"):
+        return
+    code, out, err = run(capfd, "replay", office, f"--{kind}", "/dev/full", "--format", form)
+    assert (code, out, err) == (2, "", "ctmirror: /dev/full: cannot be written: No space left on device\n")
+
+
+@FULL
+@pytest.mark.parametrize("ending", [".pcap", ".pcapng"])
+def test_a_full_disk_is_named_by_forwarded_packets_too(capfd, tmp_path, office, ending):
+    (tmp_path / f"out{ending}").symlink_to("/dev/full")
+    code, _, err = run(capfd, "replay", office, office, "-w", tmp_path / f"out{ending}", "-q")
+    assert (code, err) == (2, f"ctmirror: {tmp_path}/out{ending}: cannot be written: No space left on device\n")
+
+
+@FULL
+@pytest.mark.parametrize(
+    "argv", [["states"], ["explain", "{}", "--packet", "2"], ["replay", "{}"], ["replay", "{}", "-q", "--packets", "-"], ["doctor"]]
+)
+def test_a_full_stdout_is_named(office, argv):
+    command = [sys.executable, "-m", "datapath", *(word.format(office) for word in argv)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "ctmirror: stdout: cannot be written: No space left on device\n")
+
+
 def test_an_interrupt_reports_what_was_done(capfd, monkeypatch, tmp_path, office):
     from datapath import app
 
@@ -242,6 +283,25 @@ def test_verbose_adds_counters_and_settings(capfd, office):
     assert "setting" in out
 
 
+@pytest.mark.parametrize("option", ["--quiet", "-v"])
+@pytest.mark.parametrize("command", ["states", "doctor", "explain {} --packet 2", "explain {} --conn 0", "replay {}"])
+def test_every_command_takes_quiet_and_verbose(capfd, office, command, option):
+    code, _, err = run(capfd, *command.format(office).split(), option)
+    assert (code, err) == (0, "")
+
+
+def test_verbose_explain_shows_settings_and_bytes(capfd, office):
+    _, out, _ = run(capfd, "explain", office, "--packet", "2", "--verbose", "--timeouts", "udp_timeout=7")
+    assert "tcp_liberal=0" in out
+    assert "udp_timeout=7" in out
+    assert "bytes     0000  02 00 00 00 00 02" in out
+
+
+def test_quiet_doctor_tells_only_what_is_missing(capfd):
+    _, out, _ = run(capfd, "doctor", "-q")
+    assert all(line.startswith("missing") for line in out.splitlines())
+
+
 def test_a_capture_from_stdin(office):
     with open(office, "rb") as file:
         done = in_process("replay", "-", "--packets", "-", "--quiet", stdin=file)
@@ -253,15 +313,17 @@ def test_no_progress_bar_in_a_pipe(office):
     assert in_process("replay", office).stderr == ""
 
 
-def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office):
+@pytest.mark.parametrize("argv", [["replay"], ["explain", "--packet", "2"], ["explain", "--conn", "0"]])
+def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office, argv):
     import pty
 
     master, slave = pty.openpty()
-    done = subprocess.run([sys.executable, "-m", "datapath", "replay", office], stdout=subprocess.PIPE, stderr=slave, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "datapath", *argv, office], stdout=subprocess.PIPE, stderr=slave, text=True, timeout=60)
     os.close(slave)
     drawn = os.read(master, 65536)
     os.close(master)
-    assert b"office.pcap" in drawn
+    assert b"\x1b[" in drawn
+    assert argv[0] == "explain" or b"office.pcap" in drawn  # explain stops at its packet
     assert "\x1b" not in done.stdout
 
 
@@ -395,6 +457,15 @@ def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_pat
     code, out, err = run(capfd, "bench", "engine", "--flows", "10", "--json", "-")
     assert json.loads(out)["engine"] == [{"flows": 10, "mpps": 12.345}]
     assert "mpps" in err
+
+
+def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, office):
+    (tmp_path / "notes.txt").write_text("dear diary, " * 10)
+    (tmp_path / "cut.pcap").write_bytes(Path(office).read_bytes()[:-5])
+    for name, expected in (("notes.txt", "not a capture"), ("none.pcap", "No such file"), ("cut.pcap", "truncated"), ("-", "stdin can be read once")):
+        code, out, err = run(capfd, "bench", "replay", name if name == "-" else tmp_path / name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert expected in err
 
 
 @pytest.mark.parametrize("flows", ["", "0", "1,x", "-3"])
