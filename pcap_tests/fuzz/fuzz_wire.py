@@ -3,7 +3,7 @@
 Invariant: whatever bytes a frame of any link type holds and however many of them were captured, parse() touches no other byte (there are guard pages
 on both sides), gives the same row at either end of memory, and that row is pending with a tuple or final with a reason, its l4 within the capture.
 
-Run: python -m pcap_tests.fuzz.fuzz_wire [CORPUS] [-max_total_time=60]. The compiled parser has no coverage counters; in their place every outcome
+Run: python pcap_tests/fuzz/fuzz_wire.py [CORPUS] [-max_total_time=60]. The compiled parser has no coverage counters; in their place every outcome
 (IP version, protocol, reason, L4 reason) has a function of its own that is instrumented and called, so that a new outcome is new coverage.
 Input: link type, flags (1: verify checksums, 2: repair the IPv4 header's checksum, 4: IP at once, as if behind Ethernet), bytes not captured, frame.
 """
@@ -11,12 +11,16 @@ Input: link type, flags (1: verify checksums, 2: repair the IPv4 header's checks
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import atheris
 
 from datapath.wire import parse_batch
 from pcap_tests import traffic as t
 from pcap_tests.test_datapath.guarded import LINKS, Guarded, check_row
+from pcap_tests.test_datapath.hostile import repaired
 
 MARKS = 4096
 guarded = Guarded()
@@ -30,15 +34,6 @@ def make_mark():
 
 
 marks = [make_mark() for _ in range(MARKS)]
-
-
-def repaired(packet: bytes, at: int) -> bytes:
-    """The packet with a good checksum in the IPv4 header at `at`, if there is room for one."""
-    header = packet[at : at + (packet[at] & 15) * 4] if len(packet) > at else b""
-    if len(header) < 20:
-        return packet
-    value = t.checksum(header[:10] + b"\0\0" + header[12:])
-    return packet[: at + 10] + value.to_bytes(2, "big") + packet[at + 12 :]
 
 
 def test_one_input(data: bytes) -> None:

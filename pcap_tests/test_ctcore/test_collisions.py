@@ -1,7 +1,7 @@
 """Strangers who know the hash's key: tuples made to collide cost their own connections, and nothing else.
 
-The search tries ports until a tuple's hash names the wanted bucket, for which it needs the seed. Whatever collides: every connection that was accepted
-is found, each tuple as itself; what would lie too far from its bucket is refused and counted; all others are served as before.
+The search tries ports until a tuple's hash names the wanted bucket, for which it needs the seed. Whatever collides: every connection that was
+accepted is found, each tuple as itself; what would lie too far from its bucket is refused and counted; all others are served as before.
 """
 
 from __future__ import annotations
