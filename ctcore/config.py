@@ -41,6 +41,8 @@ class Config:
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
+        for name in ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct"):
+            _check_range(self, name, 0, 1)
         _check_range(self, "tcp_max_retrans", 0, 255)
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)

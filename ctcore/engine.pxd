@@ -1,6 +1,6 @@
 # The engine's state in one struct, and what every protocol tracker does with it: refresh a timeout, count a packet.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.events cimport Ring
 from ctcore.expectations cimport Expectations

@@ -5,7 +5,7 @@ Invariant: events leave in the order they came.
 Not here: when an event is due, and which kinds are wanted (tracker).
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 import numpy as np

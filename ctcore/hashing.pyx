@@ -6,7 +6,7 @@ fixes it where a replay has to be reproducible. The words of the key are drawn f
 Not here: how the 32 bits are used (table: the upper ones choose the bucket, the lower 16 are the tag).
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from ctcore.types cimport Key

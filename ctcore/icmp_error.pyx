@@ -52,7 +52,8 @@ cdef inline Errand decided(Packet *p, uint8_t state, uint8_t reason) noexcept no
 cdef uint32_t redirect_quote(const Packet *p) noexcept nogil:
     """Where a redirect quotes a packet, or 0 if it is not one to be believed (RFC 4861 8.1): from a router on the link, one hop away."""
     cdef const uint8_t *source = <const uint8_t *>p.key.src
-    if p.hop_limit != 255 or source[0] != 0xFE or source[1] & 0xC0 != 0x80 or p.l4_have < 48:
+    cdef uint8_t code = p.key.dport & 0xFF
+    if p.hop_limit != 255 or code != 0 or source[0] != 0xFE or source[1] & 0xC0 != 0x80 or p.l4_have < 48:
         return 0
     return 48 if p.l4[40] == ND_OPT_REDIRECTED and p.l4[41] != 0 else 0
 

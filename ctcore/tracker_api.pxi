@@ -49,6 +49,8 @@ cdef class Tracker:
 
     def __cinit__(self, config=None):
         config = Config() if config is None else config
+        if not isinstance(config, Config):
+            raise ConfigError(f"config = {config!r}: expected a Config")
         self.config = config
         cdef Engine *ct = &self.ct
         memset(ct, 0, sizeof(Engine))

@@ -25,11 +25,12 @@ cdef enum:
     GRE_PPP = 0x880B
 
 # Where a chain of IPv6 headers ends: offset and protocol of what follows. frag: offset and M bit of the first fragment header, 0 without
-# one or if it is atomic.
+# one or if it is atomic. fragmented: there is one.
 ctypedef struct Chain:
     uint32_t at
     uint16_t frag
     uint8_t proto
+    bint fragmented
 
 cdef inline void fill_addresses(Key *key, uint8_t family, const uint8_t *ip) noexcept nogil:
     """Family and addresses from a whole fixed IP header."""
@@ -127,8 +128,8 @@ cdef inline uint8_t skip_extensions(const uint8_t *ip, uint32_t length, uint32_t
     cdef uint32_t need
     cdef const uint8_t *h
     cdef uint16_t frag
-    cdef bint seen = False
     chain.frag = 0
+    chain.fragmented = False
     while is_extension(chain.proto):
         need = chain.at + (4 if chain.proto == IP6_FRAGMENT else 2)
         if chain.proto == IP6_NO_NEXT or need > length:
@@ -138,9 +139,9 @@ cdef inline uint8_t skip_extensions(const uint8_t *ip, uint32_t length, uint32_t
         h = ip + chain.at
         if chain.proto == IP6_FRAGMENT:                                 # RFC 8200 4.5
             frag = be16(h + 2) & 0xFFF9
-            if not seen:
+            if not chain.fragmented:
                 chain.frag = frag
-            seen = True
+            chain.fragmented = True
             chain.at += 8
             if frag & 0xFFF8:
                 chain.proto = h[0]

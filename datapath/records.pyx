@@ -7,7 +7,7 @@ record that was not handed out, so a scan called again goes on where it stopped.
 Not here: where the bytes come from (stream), file headers and interfaces (capture).
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from datapath.frame cimport Frame

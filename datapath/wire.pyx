@@ -281,6 +281,8 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4_have = have - min(chain.at, have)
     if is_held(&chain, reason, total):
         return R_FRAGMENT
+    if chain.fragmented and p.l4_len:                                   # atomic (RFC 6946): Linux takes the header out before it counts
+        p.ip_len -= 8
     if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it
         return R_IP6_CHAIN
     if reason == R_OK and chain.at > total and fill_ports(&p.key, p.l4, 0, 0) != R_OK:

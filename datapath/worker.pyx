@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
 
 from ctcore.batch cimport Batch
@@ -62,6 +62,8 @@ cdef class Pipeline:
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         config = Config() if config is None else config
+        if not isinstance(config, Config):
+            raise ConfigError(f"config = {config!r}: expected a Config")
         if not 0 <= zone <= 0xFFFF:
             raise ConfigError(f"zone = {zone}: expected 0 to 65535")
         if clock not in CLOCKS:

@@ -97,7 +97,7 @@ def inner_key(packet: Packet) -> tuple[Key | None, int]:
         at = REDIRECT_HEADER + OPT_HEADER
         option = packet.l4[REDIRECT_HEADER:at]
         link_local = packet.key.src[0] == 0xFE and packet.key.src[1] & 0xC0 == 0x80
-        if packet.hop_limit != LINK_LOCAL_HOPS or not link_local:
+        if packet.hop_limit != LINK_LOCAL_HOPS or packet.key.dport & 0xFF or not link_local:
             return None, Reason.R_ICMP6_REDIRECT
         if len(option) < OPT_HEADER or option[0] != OPT_REDIRECTED or option[1] == 0:
             return None, Reason.R_ICMP6_REDIRECT

@@ -28,6 +28,7 @@ from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, E
 
 NO_DIR = 255
 SECOND = 1_000_000_000
+LONGEST_EXPECTATION = (1 << 31) - 1  # ticks
 PROTOCOLS: dict[int, Callable[[Visit], Answer]] = {
     Proto.PROTO_TCP: tcp.track,
     Proto.PROTO_UDP: l4.track_udp,
@@ -166,7 +167,7 @@ class ModelTracker:
         if answer.repeat:
             self._destroy(conn, End.END_REPLACED)
             again = self._visit(packet)
-            return again if again.state == State.INVALID else replace(again, reason=Reason.R_TCP_REOPENED)
+            return again if again.conn < 0 else replace(again, reason=Reason.R_TCP_REOPENED)
         if not answer.valid:
             self._report(conn)
             return Decision(State.INVALID, answer.reason, l4state=conn.l4.state if conn.confirmed else NO_L4STATE)
@@ -374,6 +375,8 @@ class ModelTracker:
                 raise ConfigError(f"expect: {what} = {value}: expected 0 to {most}")
         if a.version != b.version:
             raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
+        if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
+            raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
         self._drop_expectations([e for e in self._expectations if (e.key, e.master) == (key, master)])
         if len(self._expectations) >= self.config.expect_max:

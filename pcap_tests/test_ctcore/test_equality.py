@@ -1,32 +1,34 @@
 """Whatever packets come in whatever order, engine and model agree: on every decision, every event, and every field of every connection.
 
 Each example is a string of bytes that is read as a series of steps (so that shrinking removes steps): mostly packets that nearly fit, from few
-tuples, so that they meet; now and then a jump of time, or what a caller may do. The steps reach both trackers in batches of random size.
+tuples, so that they meet; now and then a jump of time, or what a caller may do. The steps reach both trackers in batches of random size, which the
+engine gets cut up once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ctcore.tracker
+from ctcore import spec
 from ctcore.config import Config
-from ctcore.errors import ConfigError
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
-from datapath.frame import frames_of
-from datapath.wire import parse_batch
 from pcap_tests import traffic
-from pcap_tests.scene import SECOND, START, options, sack
+from pcap_tests.scene import SECOND, options, sack
+from pcap_tests.test_ctcore.twins import Twins
 
-STEP = 8  # bytes
+STEP = 9  # bytes
+DAY = 86400
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 series = st.binary(min_size=STEP * 48, max_size=STEP * 96)  # long enough to get somewhere: a short minimum would make nearly all of them short
 
-WAITS = (*(0,) * 30, 0.001, 0.004, 0.5, 1, 1.999, 2.004, 3, 10, 30, 60, 119.996, 120, 300, -1, 500000)
+WAITS = (*(0,) * 34, 0.001, 0.004, 0.5, 1, 1.999, 2.004, 3, 10, 30, 60, 119.996, 120, 300, -1, 5 * DAY, 30 * DAY, 101 * DAY)
+ZONES = (0, 0, 0, 1, 65535)
+TIMEOUTS = (1, 2, 60, 119, 300, 1000, 8 * DAY, 24 * DAY)
 FLAGS = ("S", "S", "SA", "SA", "A", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "R", "SU", "FAU", "SAU", "F", "", "SR", "SF")
 OFFSETS = (0, 0, 0, 0, 0, 0, 1, -1, 2, 99, -100, 8191, 8192, 8193, -8192, -8193, 65535, -65999, -66000, -66001, -66002, 70000, 1 << 31, (1 << 31) - 1)
 WINDOWS = (8192, 8192, 0, 1, 65535)
@@ -34,8 +36,8 @@ PAYLOADS = (0, 0, 0, 1, 100, 1400)
 
 
 def config(**other: st.SearchStrategy) -> st.SearchStrategy[Config]:
-    """Any settings; short timeouts now and then."""
-    names = st.sampled_from(["tcp_timeout_established", "tcp_timeout_unacknowledged", "tcp_timeout_max_retrans", "tcp_timeout_close", "udp_timeout"])
+    """Any settings; short and long timeouts now and then, and rings that are soon full."""
+    names = st.sampled_from(sorted(spec.timeouts()))
     usual = {
         "tcp_liberal": st.booleans(),
         "tcp_loose": st.booleans(),
@@ -46,75 +48,10 @@ def config(**other: st.SearchStrategy) -> st.SearchStrategy[Config]:
         "hz": st.sampled_from([1, 100, 250, 1000]),
         "seed": st.integers(0, 3),
         "events": st.sampled_from([frozenset({"new", "update", "destroy"}), frozenset({"destroy"}), frozenset({"new", "update"}), frozenset()]),
-        "timeouts": st.dictionaries(names, st.sampled_from([1, 2, 60, 119, 300, 1000]), max_size=2),
+        "event_ring": st.sampled_from([16, 17, 40, 65536]),
+        "timeouts": st.dictionaries(names, st.sampled_from(TIMEOUTS), max_size=3),
     }
     return st.builds(Config, **{**usual, **other})
-
-
-class Twins:
-    """Engine and model, given the same, compared in everything that can be seen of them."""
-
-    def __init__(self, config: Config):
-        self.engine, self.model = Tracker(config), ModelTracker(config)
-        self.now = START
-        self.frames: list[tuple[bytes, int]] = []
-
-    def wait(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
-
-    def packet(self, frame: bytes) -> None:
-        self.frames.append((frame, self.now))
-
-    def flush_batch(self) -> None:
-        """Everything that waits goes into both trackers as one batch."""
-        if not self.frames:
-            return
-        frames, times = zip(*self.frames, strict=True)
-        self.frames = []
-        decisions = [tracker.advance(parse_batch(*frames_of(frames, ts=np.array(times)))) for tracker in (self.engine, self.model)]
-        same(*decisions, "decisions")
-        self.compare()
-
-    def call(self, method: str, *arguments, **named) -> None:
-        """The same call to both; ConfigError from both or from neither."""
-        self.flush_batch()
-        outcomes = []
-        for tracker in (self.engine, self.model):
-            try:
-                outcomes.append(getattr(tracker, method)(*arguments, **named))
-            except ConfigError:
-                outcomes.append(ConfigError)
-        assert outcomes[0] == outcomes[1], (method, arguments)
-        self.compare()
-
-    def compare(self) -> None:
-        same(self.engine.conns(), self.model.conns(), "conns")
-        same(in_order(self.engine.events()), in_order(self.model.events()), "events")
-        ours, theirs = self.engine.counters(), self.model.counters()
-        assert {name: ours[name] for name in theirs} == theirs
-        assert self.engine.expectations() == self.model.expectations()
-        assert (self.engine.now, self.engine.count) == (self.model.now, self.model.count)
-        self.engine.check()
-        self.model.check()
-
-
-def same(engine: np.ndarray, model: np.ndarray, what: str) -> None:
-    assert len(engine) == len(model), what
-    for (field, ours), (_, theirs) in zip(leaves(engine, what), leaves(model, what), strict=True):
-        assert ours.tolist() == theirs.tolist(), field
-
-
-def leaves(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The plain arrays that a structured one consists of, with their names."""
-    if not array.dtype.names:
-        yield name, array
-    for part in array.dtype.names or ():
-        yield from leaves(array[part], f"{name}.{part}")
-
-
-def in_order(events: np.ndarray) -> np.ndarray:
-    """By time; the order within one sweep of expiry is nobody's business."""
-    return events[np.lexsort((events["conn"]["flow"]["id"][:, 0], events["time"]))]
 
 
 def pick(choices, byte: int):
@@ -126,16 +63,28 @@ def steps(data: bytes) -> Iterator[bytes]:
 
 
 def run(config: Config, data: bytes, play: Callable[[Twins, bytes], None]) -> None:
-    """The last byte of a step also says how long to wait, and, by its top bit, whether the batch ends."""
+    """What the plays leave of a step: its last byte says how long to wait, and whether the batch ends; the one before, what else happens then."""
     twins = Twins(config)
     for step in steps(data):
-        twins.wait(pick(WAITS, step[-1] & 0x7F))
-        play(twins, step)
-        if step[-1] & 0x80:
-            twins.flush_batch()
+        twins.wait(pick(WAITS, step[-1] & 0x3F))
+        play(twins, step[:-1])
+        if step[-1] >= 0xC0:
+            end_batch(twins, step[-2])
     twins.flush_batch()
+    twins.take_events()
     twins.call("expire", twins.now + 10**15)
+    twins.take_events()
     twins.call("flush")
+
+
+def end_batch(twins: Twins, byte: int) -> None:
+    """And then: take the events or let them pile up, look at the clock or not, go on in another zone or in the same."""
+    twins.flush_batch(piece=1 + byte % 7)
+    if byte & 1:
+        twins.take_events()
+    if byte & 6 == 6:
+        twins.call("expire", twins.now + pick((-1, 0, 1, 29, 500, 7 * DAY), byte >> 3) * SECOND)
+    twins.zone = pick(ZONES, byte)
 
 
 def test_the_engine_is_the_compiled_one():
@@ -315,6 +264,7 @@ class CrowdPlay:
             twins.call("set_label", ordinal, step[2] << 100 | step[3] & 1)
         elif what < 40:
             flags = {"sport": pick((0, 0, 40000, 40001), step[3]), "permanent": step[4] & 1 == 1, "timeout": pick((300.0, 1.0, 2.0), step[5])}
+            flags["zone"] = pick(ZONES, step[4])
             twins.call("expect", ordinal, "10.0.0.1", "10.0.0.2", pick((6, 17), step[2]), 80 + step[6] % 3, **flags)
         elif what == 40:
             twins.call("flush")

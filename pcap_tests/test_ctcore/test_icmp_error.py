@@ -146,10 +146,10 @@ def test_quoted_chain_without_an_end(tracker):
 # --- ICMPv6 redirects ------------------------------------------------------------------------------------------------------------------
 
 
-def redirect(about: bytes, *, option: bytes = b"\4\1", src: str = LINK_LOCAL, ttl: int = 255, length: int | None = None) -> bytes:
+def redirect(about: bytes, *, option: bytes = b"\4\1", src: str = LINK_LOCAL, ttl: int = 255, code: int = 0, length: int | None = None) -> bytes:
     """RFC 4861 4.5: target, destination, and the option that quotes a packet."""
     body = (bytes(32) + option + bytes(6) + about[14:])[:length]
-    return traffic.frame(src, CLIENT6, traffic.ICMPV6, traffic.icmp_message(src, CLIENT6, 137, payload=body), ttl=ttl)
+    return traffic.frame(src, CLIENT6, traffic.ICMPV6, traffic.icmp_message(src, CLIENT6, 137, code, payload=body), ttl=ttl)
 
 
 def test_redirect(tracker):
@@ -158,7 +158,9 @@ def test_redirect(tracker):
     conn.scene.send(redirect(conn.frame(0))).is_("related", conn=0, dir="reply")
 
 
-@pytest.mark.parametrize("fault", [{"ttl": 254}, {"src": ROUTER6}, {"option": b"\1\1"}, {"option": b"\4\0"}, {"length": 33}, {"length": 10}])
+@pytest.mark.parametrize(
+    "fault", [{"ttl": 254}, {"code": 1}, {"src": ROUTER6}, {"option": b"\1\1"}, {"option": b"\4\0"}, {"length": 33}, {"length": 10}]
+)
 def test_redirect_that_is_not_believed(tracker, fault):
     conn = udp(tracker, address=HOSTS[6])
     conn.orig()

@@ -85,6 +85,7 @@ def test_an_empty_batch_is_nothing():
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda t: Tracker(3), "config = 3: expected a Config"),
         (lambda t: t.set_mark(0, 1), "connection 0: expected the ordinal of a live connection"),
         (lambda t: t.expect(5, "10.0.0.1", "10.0.0.2", 6, 21), "connection 5: expected the ordinal of a live connection"),
     ],
@@ -97,6 +98,7 @@ def test_mistakes_of_the_caller_are_named(call, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"tcp_loose": 5}, "tcp_loose = 5: expected 0 to 1"),
         ({"hz": 3}, "hz = 3: expected a divisor of 1,000,000,000"),
         ({"tcp_max_retrans": 256}, "tcp_max_retrans = 256: expected 0 to 255"),
         ({"events": frozenset({"birth"})}, "events: 'birth': expected new, update, destroy"),

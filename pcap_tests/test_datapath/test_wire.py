@@ -185,7 +185,7 @@ CHAINS = [
 def test_extension_headers_are_skipped(ext):
     row = parse(eth6(ext=ext))
     assert_l4(row, "ok")
-    skipped = sum(1 + len(rest) for _, rest in ext)
+    skipped = sum(1 + len(rest) for kind, rest in ext if kind != t.FRAGMENT)
     assert (row["l4_len"], row["ip_len"], row["key"]["proto"], row["key"]["dport"]) == (20, 60 + skipped, t.TCP, 2)
 
 
@@ -241,6 +241,14 @@ def test_a_first_fragment_that_ends_within_its_header_is_not_held(proto, need):
     if proto == t.TCP:
         assert_invalid(first(3), "tuple_short")
         assert_l4(first(8), "tcp_short")
+
+
+def test_the_header_of_an_atomic_fragment_is_not_counted():
+    """Linux takes the first one out; of an empty packet, and of a second header, it leaves it."""
+    atomic = (t.FRAGMENT, t.fragment6())
+    assert parse(t.udp(A6, B6, 1, 2, payload=b"x", ext=(atomic,)))["ip_len"] == 49
+    assert parse(t.udp(A6, B6, 1, 2, payload=b"x", ext=(atomic, atomic)))["ip_len"] == 57
+    assert parse(t.frame(A6, B6, 253, b"", ext=(atomic,)))["ip_len"] == 48
 
 
 def test_only_the_first_fragment_header_can_hold_a_packet():

@@ -1,0 +1,108 @@
+"""Engine and model side by side: given the same, compared in everything that can be seen of them.
+
+Not here: what they are given (test_equality, test_collisions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from ctcore.model import ModelTracker
+from ctcore.tracker import Tracker
+from ctcore.types import End
+from datapath.frame import frames_of
+from datapath.wire import parse_batch
+from pcap_tests.scene import SECOND, START
+
+SWEEPS = (End.END_TIMEOUT, End.END_FLUSHED)
+
+
+class Twins:
+    """zone: of the packets to come. Packets wait until flush_batch() or call(); events wait in the trackers' rings until take_events()."""
+
+    def __init__(self, config: Config):
+        self.engine, self.model = Tracker(config), ModelTracker(config)
+        self.now = START
+        self.zone = 0
+        self.lost = 0
+        self.waiting: list[tuple[bytes, int]] = []
+
+    def wait(self, seconds: float) -> None:
+        self.now += round(seconds * SECOND)
+
+    def packet(self, frame: bytes) -> None:
+        self.waiting.append((frame, self.now))
+
+    def flush_batch(self, piece: int = 1 << 20) -> np.ndarray:
+        """Everything that waits goes into the model as one batch, into the engine in batches of `piece`. Returns the decisions."""
+        frames, times = [frame for frame, _ in self.waiting], np.array([ts for _, ts in self.waiting], dtype=np.int64)
+        self.waiting = []
+        cuts = range(0, max(1, len(frames)), piece)
+        ours = np.concatenate([self.engine.advance(self.batch(frames[i : i + piece], times[i : i + piece])) for i in cuts])
+        same(ours, self.model.advance(self.batch(frames, times)), "decisions")
+        self.compare()
+        return ours
+
+    def batch(self, frames: Sequence[bytes], times: np.ndarray):
+        return parse_batch(*frames_of(frames, ts=times), zone=self.zone)
+
+    def call(self, method: str, *arguments, **named) -> None:
+        """The same call to both; ConfigError from both or from neither."""
+        self.flush_batch()
+        outcomes = []
+        for tracker in (self.engine, self.model):
+            try:
+                outcomes.append(getattr(tracker, method)(*arguments, **named))
+            except ConfigError:
+                outcomes.append(ConfigError)
+        assert outcomes[0] == outcomes[1], (method, arguments)
+        self.compare()
+
+    def compare(self) -> None:
+        """All but the events, which would be gone."""
+        same(self.engine.conns(), self.model.conns(), "conns")
+        ours, theirs = self.engine.counters(), self.model.counters()
+        assert {name: ours[name] for name in theirs} == theirs
+        assert self.engine.expectations() == self.model.expectations()
+        assert (self.engine.now, self.engine.count, self.engine.events_lost) == (self.model.now, self.model.count, self.model.events_lost)
+        self.engine.check()
+        self.model.check()
+
+    def take_events(self) -> None:
+        """The same events. If the ring ran over while many connections ended at once, which of these were still told of may differ."""
+        self.flush_batch()
+        ours, theirs = self.engine.events(), self.model.events()
+        assert len(ours) == len(theirs), "events"
+        if self.engine.events_lost > self.lost:
+            ours, theirs = without_last_sweep(ours), without_last_sweep(theirs)
+        self.lost = self.engine.events_lost
+        same(in_order(ours), in_order(theirs), "events")
+
+
+def without_last_sweep(events: np.ndarray) -> np.ndarray:
+    """The events but for those at the end that one call or one instant can have brought about in any order."""
+    others = np.flatnonzero(~np.isin(events["end"], SWEEPS))
+    return events[: others[-1] + 1 if len(others) else 0]
+
+
+def in_order(events: np.ndarray) -> np.ndarray:
+    """By time; the order within one sweep of expiry is nobody's business."""
+    return events[np.lexsort((events["conn"]["flow"]["id"][:, 0], events["time"]))]
+
+
+def same(engine: np.ndarray, model: np.ndarray, what: str) -> None:
+    assert len(engine) == len(model), what
+    for (field, ours), (_, theirs) in zip(leaves(engine, what), leaves(model, what), strict=True):
+        assert ours.tolist() == theirs.tolist(), field
+
+
+def leaves(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The plain arrays that a structured one consists of, with their names."""
+    if not array.dtype.names:
+        yield name, array
+    for part in array.dtype.names or ():
+        yield from leaves(array[part], f"{name}.{part}")
