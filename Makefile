@@ -28,12 +28,13 @@ build: $(BUILT)  ## make .venv and build everything into the source tree
 demo: $(BUILT)  ## replay the bundled capture and print what conntrack says of it
 	$(BIN)/ctmirror replay $(DEMO)
 
-test: $(BUILT) $(TEST_TOOLS) lint  ## run ruff and all tests
+test: $(BUILT) $(TEST_TOOLS) lint  ## run ruff, mypy and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(TEST_TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(BUILT) $(BENCH_TOOLS)  ## measure the engine against the limit of this machine
 	$(BIN)/ctmirror bench engine --flows 1000,100000,1000000

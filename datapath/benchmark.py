@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, f
     spent, grown = [], 0.0
     for i in range(rounds):
         pipeline = Pipeline(Config(max=flows), batch=batch)
-        spent.append(_timed(lambda pipeline=pipeline: _run(pipeline, memory, frames)))
+        spent.append(_timed(partial(_run, pipeline, memory, frames)))
         grown = grown if i else _resident() - before
     return pipeline, statistics.median(spent), grown
 
@@ -164,12 +165,13 @@ def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: in
     packets = max(MIN_PACKETS, flows)
     memory, frames = established(flows, packets * rounds, seed)
     pipeline, setup, grown = _set_up(flows, seed, rounds, batch)
-    mine, limits = [], []
+    mine: list[float] = []
+    limits: list[float] = []
     for i in range(rounds):
         part = frames[i * packets : (i + 1) * packets]
-        works = [
-            (limits, lambda part=part: limit_pass(pipeline.tracker, memory, part, batch)),
-            (mine, lambda part=part: _run(pipeline, memory, part)),
+        works: list[tuple[list[float], Callable[[], object]]] = [
+            (limits, partial(limit_pass, pipeline.tracker, memory, part, batch)),
+            (mine, partial(_run, pipeline, memory, part)),
         ]
         # By turns, for whoever comes second finds the frames nearer.
         for times, work in works if i % 2 else works[::-1]:

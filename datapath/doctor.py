@@ -146,9 +146,9 @@ def bpf() -> Finding:
 
 
 def conntrack() -> Finding:
-    """The running kernel's tracker, which `ctmirror diff` compares with; and how it differs from our defaults."""
+    """The running kernel's tracker, if it is there, and how its settings differ from our defaults."""
     if not (SYSCTL / "nf_conntrack_max").exists():
-        return Finding("nf_conntrack", False, "not loaded", "modprobe nf_conntrack, to compare with the kernel")
+        return Finding("nf_conntrack", False, "not loaded", "modprobe nf_conntrack, to see where its settings differ from the defaults here")
     from ctcore import spec
 
     strange = []
@@ -178,7 +178,7 @@ def namespaces() -> Finding:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code:
-        return Finding("namespaces", False, os.strerror(code) if code > 0 else "the probe was killed", "run as root, to record and compare traffic")
+        return Finding("namespaces", False, os.strerror(code) if code > 0 else "the probe was killed", "run as root, to record traffic")
     return Finding("namespaces", True, "a network namespace can be made")
 
 

@@ -51,7 +51,8 @@ WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
 WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
 KEY = Struct("=16s16sHHHBB")
 CONN = slice(0, 8)  # where a decision names its connection; the rest says how the packet was judged
-assert KEY.size == KEY_DTYPE.itemsize and DECISION_DTYPE.fields["conn"][1] == CONN.start and DECISION_DTYPE["conn"].itemsize == CONN.stop
+assert KEY.size == KEY_DTYPE.itemsize
+assert DECISION_DTYPE.fields and DECISION_DTYPE.fields["conn"][1] == CONN.start and DECISION_DTYPE["conn"].itemsize == CONN.stop
 
 
 def _bits(value: int, names: dict[int, str]) -> tuple[str, ...]:

@@ -65,6 +65,8 @@ def table_full(result: Replayed) -> str | None:
     if not (lost := _packets(result, Reason.R_TABLE_FULL)):
         return None
     limit = result.tracking.config.capacity
+    if result.counters["new"] < limit:  # then it never was full, but for the place where these belong
+        return f"{lost:,} packets were dropped because the hashes of their tuples collide; another --seed tells if that is chance or intent"
     more = f"; try --max {min(2 * limit, CAPACITY_LIMIT)}" if limit < CAPACITY_LIMIT else ""
     return f"{lost:,} packets were dropped because {limit:,} connections are the limit{more}"
 

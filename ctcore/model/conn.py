@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _KEY = struct.Struct("=16s16sHHHBB")
 assert _KEY.size == 40
 
 # ICMP types that ask and answer each other. Every other type has no inverse, so it cannot belong to a connection.
-ICMP_REQUESTS = {Proto.PROTO_ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, Proto.PROTO_ICMPV6: {128: 129, 139: 140}}
+ICMP_REQUESTS: dict[int, dict[int, int]] = {Proto.PROTO_ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, Proto.PROTO_ICMPV6: {128: 129, 139: 140}}
 ICMP_INVERSE = {proto: {**pairs, **{reply: request for request, reply in pairs.items()}} for proto, pairs in ICMP_REQUESTS.items()}
 
 
@@ -94,7 +94,7 @@ class Conn:
 
     key: tuple[Key, Key]
     start: int  # ns
-    l4: L4
+    l4: Any  # an L4; each protocol knows its own kind
     id: int = -1  # the ordinal; from confirm on
     status: int = 0
     deadline: int = 0  # tick

@@ -14,7 +14,7 @@ from ctcore.model.conn import ICMP_REQUESTS, L4, Answer, Key, Packet, Visit, inv
 from ctcore.types import Proto, Reason, Status
 
 STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer
-ICMP_FAMILY = {Proto.PROTO_ICMP: 4, Proto.PROTO_ICMPV6: 6}
+ICMP_FAMILY: dict[int, int] = {Proto.PROTO_ICMP: 4, Proto.PROTO_ICMPV6: 6}
 ICMP_ERRORS = {3, 4, 5, 11, 12}  # RFC 792; in ICMPv6 every type below 128 (RFC 4443 2.1)
 NEIGHBOUR_MESSAGES = {*range(130, 137), 143, 151, 152}  # RFC 4861, RFC 3810, RFC 4286
 REDIRECT = 137  # RFC 4861 4.5

@@ -36,7 +36,7 @@ def track(visit: Visit) -> Answer:
     if segment.flags & JUDGED not in SENSIBLE:
         return invalid(Reason.R_TCP_FLAGS)
     tcp: Tcp = conn.l4
-    note = Reason.R_OK
+    note: int = Reason.R_OK
     if not conn.confirmed:
         if refusal := refuse_first(segment, config):
             return invalid(refusal)

@@ -80,8 +80,7 @@ class Tcp(L4):
     @classmethod
     def of(cls, tcp: np.void) -> Tcp:
         """The memory that a record of TCP_DTYPE holds: what store() wrote, or the engine."""
-        names = ("end", "maxend", "maxwin", "maxack")
-        sides = [Side(*(int(tcp["side"][d][name]) for name in names), int(tcp["scale"][d]), int(tcp["flags"][d])) for d in Dir]
+        sides = [Side(*tcp["side"][d].item(), *(int(tcp[name][d]) for name in ("scale", "flags"))) for d in Dir]
         return cls(sides, **{name: int(tcp[name]) for name in REMEMBERED})
 
 

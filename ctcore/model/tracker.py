@@ -14,7 +14,7 @@ import ipaddress
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,11 +156,9 @@ class ModelTracker:
 
     def _visit(self, packet: Packet) -> Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
-        found = self._table.find(packet.key)
-        if found is None:
-            found = self._allocate(packet.key)
-        else:
-            self._counters["found"] += 1
+        known = self._table.find(packet.key)
+        self._counters["found"] += known is not None
+        found = known or self._allocate(packet.key)
         if isinstance(found, Decision):
             return found
         conn, d = found
@@ -228,7 +226,8 @@ class ModelTracker:
     def _memory_of(self, proto: int) -> L4:
         if proto == Proto.PROTO_UDP:
             return l4.Udp(self._tick + l4.STREAM_AFTER * self.config.hz)
-        return {Proto.PROTO_TCP: tcp.Tcp, Proto.PROTO_SCTP: sctp.Sctp}.get(proto, L4)()
+        kinds: dict[int, type[L4]] = {Proto.PROTO_TCP: tcp.Tcp, Proto.PROTO_SCTP: sctp.Sctp}
+        return kinds.get(proto, L4)()
 
     def _early_drop(self, key: Key) -> bool:
         """Evict what is not assured from the first bucket near the new tuple that has any such connection."""
@@ -300,7 +299,7 @@ class ModelTracker:
         if len(self._events) >= self.config.event_ring:
             self._counters["events_lost"] += 1
             return
-        event = np.zeros((), dtype=EVENT_DTYPE)
+        event: Any = np.zeros((), dtype=EVENT_DTYPE)
         event["kind"], event["end"], event["changes"] = kind, end, changes
         event["timeout"], event["time"] = self._left(conn), self.now if time is None else time
         conn.store(event["conn"], self._left(conn))

@@ -153,7 +153,7 @@ def timeouts() -> dict[str, int]:
 @cache
 def reasons() -> tuple[ReasonText, ...]:
     """Every reason code with its effect, its sentence and its rule; the index is the code."""
-    result = []
+    result: list[ReasonText] = []
     for number, line in _lines("reasons.txt"):
         fields = [part.strip() for part in line.split("|")]
         if len(fields) != 4 or not all(fields):

@@ -111,6 +111,28 @@ def test_what_is_tracked_liberally_is_not_called_invalid(tmp_path, story, settin
     assert window[-1] == f"tracked liberally ({why}): accepted all the same"
 
 
+# Which of I, II, III, IV fails, by the reason: the first in the order in which they are applied (I, III, II, IV).
+FAILING = {"tcp_seq_over": "I", "tcp_overshoot": "I", "tcp_ack_over": "III", "tcp_seq_under": "II", "tcp_ack_under": "IV"}
+around = st.sampled_from([-67000, -66000, -8193, -8192, -1, 0, 1, 8191, 8192, 8193, 16384, 70000, 1 << 31])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["A", "PA", "FA", "R", "RA"]), around, around, st.booleans(), st.sampled_from([0, 1, 8192]))
+def test_what_is_shown_to_fail_is_what_the_engine_refused(tmp_path_factory, flags, seq, ack, reply, win):
+    """The inequality that is shown to fail first is the one the engine names; where it accepts, none fails."""
+    path = tmp_path_factory.mktemp("window")
+    ends = (SERVER, CLIENT, 80, 40000) if reply else (CLIENT, SERVER, 40000, 80)
+    mine, other = (501, 101) if reply else (101, 501)
+    packet = tcp(*ends, flags, seq=(mine + seq) & MASK32, ack=(other + ack) & MASK32, win=win)
+    lines = lines_of(path, [*HANDSHAKE, (9 * MS, packet)], 3)
+    reason = said(lines, "reason")[0].partition(":")[0]
+    if not any(label == "window" for label, _ in lines):
+        assert reason == "tcp_rst_below_maxack"
+        return
+    failing = [line.split()[0] for line in said(lines, "window") if "does not hold" in line]
+    assert next((number for number in ("I", "III", "II", "IV") if number in failing), None) == FAILING.get(reason)
+
+
 def test_a_rst_that_is_believed_shows_no_window_check(tmp_path):
     story = [*HANDSHAKE, (3 * MS, tcp(CLIENT, SERVER, 40000, 80, "FA", seq=101, ack=501)), (4 * MS, tcp(SERVER, CLIENT, 80, 40000, "R", seq=9))]
     lines = lines_of(tmp_path, story, 4)

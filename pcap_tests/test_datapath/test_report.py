@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from ctcore.config import Config
+from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
-from datapath import app, report
+from ctcore.types import Reason
+from datapath import app, hints, report
 from datapath.commands import options
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
@@ -169,7 +169,24 @@ def test_timestamps_going_back_are_told(tmp_path):
 def test_a_full_table_is_told(tmp_path):
     conns = [step for i in range(8) for step in stories.closed_by_client(42000 + i, i * 10 * MS)[:3]]
     text = told(tmp_path, [*conns, (10**9, udp(CLIENT, SERVER, 1, 2))], max=8)
-    assert "try --max 16" in text
+    assert "because 8 connections are the limit; try --max 16" in text
+
+
+def table_full(tmp_path, config, **counters):
+    """What the hint says of a full table with these settings and counters."""
+    result = app.replay([stories.write(tmp_path / "story.pcap", stories.office())], app.Tracking(config), app.Outputs())
+    result.stats["reason_packets"][Reason.R_TABLE_FULL] = 5
+    result.counters.update(counters)
+    return hints.table_full(result)
+
+
+def test_a_full_table_without_a_limit_of_its_own_names_the_one_there_is(tmp_path):
+    assert "because 4,194,304 connections are the limit; try --max 8388608" in table_full(tmp_path, Config(max=0), new=UNLIMITED_CAPACITY)
+    assert table_full(tmp_path, Config(max=CAPACITY_LIMIT), new=CAPACITY_LIMIT).endswith("are the limit")
+
+
+def test_a_table_that_is_full_in_one_place_only_has_collisions(tmp_path):
+    assert "collide" in table_full(tmp_path, Config(max=100), new=99)
 
 
 def test_packets_that_are_not_ip_are_told(tmp_path):
@@ -197,5 +214,22 @@ def test_a_quiet_capture_has_no_hints(tmp_path):
 
 def test_the_event_ring_holds_the_end_of_every_connection():
     config = app.with_events(Config(max=1 << 18), everything=False, ends=True)
-    assert config.event_ring >= (1 << 18) + app.CHUNK
-    assert np.iinfo(np.int32).max > config.event_ring
+    assert config.event_ring >= (1 << 18) + 4 * app.CHUNK
+
+
+@pytest.mark.parametrize("limit", [0, 16777216, CAPACITY_LIMIT])
+def test_large_tables_need_no_memory_until_they_fill(office, limit):
+    result = app.replay([office], app.Tracking(Config(max=limit)), app.Outputs())
+    assert result.stats["total_packets"] == 19
+    assert result.tracking.config.event_ring == result.tracking.config.capacity + 4 * app.CHUNK
+
+
+def test_no_event_is_lost_where_every_connection_ends_at_once(tmp_path):
+    """A jump of time ends as many connections as the table holds, while the packets of the same chunk open others."""
+    opened = [(i, udp(CLIENT, SERVER, 1024 + i, 53)) for i in range(3000)]
+    later = [(10**12 + i, udp(CLIENT, SERVER, 1024 + i, 53)) for i in range(3000)]
+    capture = stories.write(tmp_path / "jump.pcap", [*opened, *later])
+    result = app.replay([capture], app.Tracking(Config(max=3000)), app.Outputs(events=str(tmp_path / "events.jsonl")))
+    assert result.events_lost == 0
+    kinds = [line.split('"', 4)[3] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (kinds.count("new"), kinds.count("destroy")) == (6000, 3000)
