@@ -148,17 +148,25 @@ def story(data: bytes) -> Story:
 
 
 def broken(frame: bytes, patch: bytes, position: int, damage: int, cut: int) -> Packet:
-    """damage: 1: cut on the wire, 2: cut by the capture, 4: the IPv4 header's checksum is repaired, 8: another link, 16: Ethernet is patched."""
+    """damage: 1: cut on the wire, 2: cut by the capture, 4: IP says so and has a good checksum, 8: another link, 16: Ethernet is patched."""
     first = 0 if damage & 16 else IP
     position = first + position % (len(frame) - first)
     frame = (frame[:position] + patch + frame[position + len(patch) :])[: max(len(frame), position + len(patch))]
-    if damage & 4:
-        frame = repaired(frame, IP)
     if damage & 1:
         frame = frame[: len(frame) - cut % len(frame)]
+    if damage & 4:
+        frame = repaired(shortened(frame) if damage & 1 else frame, IP)
     missing = cut % (len(frame) + 1) if damage & 2 else 0
     link = LINKS[cut % len(LINKS)] if damage & 8 else LINK_ETHERNET
     return Packet(frame[: len(frame) - missing], 0, missing, link)
+
+
+def shortened(frame: bytes) -> bytes:
+    """The frame with an IP length that ends where the frame ends, if there is an IP header."""
+    if len(frame) < IP + 20:
+        return frame
+    at, length = (IP + 2, len(frame) - IP) if frame[IP] >> 4 == 4 else (IP + 4, max(0, len(frame) - IP - 40))
+    return frame[:at] + length.to_bytes(2, "big") + frame[at + 2 :]
 
 
 def repaired(frame: bytes, at: int) -> bytes:

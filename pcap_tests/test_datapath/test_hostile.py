@@ -16,6 +16,8 @@ from pcap_tests.scene import START
 from pcap_tests.test_datapath.guarded import Guarded
 from pcap_tests.test_datapath.hostile import CONVERSATIONS, IP, SETTINGS, Packet, Story, broken, judge, story
 
+CHANGES = {"0": lambda b: 0, "255": lambda b: 255, "^1": lambda b: b ^ 1, "+8": lambda b: b + 8 & 255, "+16": lambda b: b + 16 & 255}
+
 
 @pytest.fixture(scope="module")
 def guarded() -> Guarded:
@@ -43,13 +45,21 @@ def test_every_errors_quotation_is_understood(guarded):
 
 
 @pytest.mark.parametrize("talk", CONVERSATIONS)
-@pytest.mark.parametrize("damage", [1, 2], ids=["cut", "snapped"])
+@pytest.mark.parametrize("damage", [1, 2, 5], ids=["cut", "snapped", "short"])
 def test_conversations_cut_at_every_length(guarded, talk, damage):
-    """One frame at a time is cut, behind those that make the connection it belongs to."""
+    """One frame over and over, each time cut elsewhere, behind those that make the connection it belongs to."""
     for i, frame in enumerate(talk):
-        for cut in range(1, len(frame) - IP, 3):
-            packet = broken(frame, b"", 0, damage, cut)._replace(ts=START + i)
-            judge(guarded, Story(Config(checksum=False), 0, [*plain(talk[:i]), packet]))
+        cuts = [broken(frame, b"", 0, damage, cut)._replace(ts=START + i) for cut in range(1, len(frame) - IP)]
+        judge(guarded, Story(Config(checksum=False), 0, [*plain(talk[:i]), *cuts]))
+
+
+@pytest.mark.parametrize("talk", CONVERSATIONS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_byte_of_every_frame_wrong(guarded, talk, change):
+    """One frame over and over, each time with the next byte wrong, behind those that make the connection it belongs to."""
+    for i, frame in enumerate(talk):
+        wrong = [broken(frame, bytes([change(frame[IP + at])]), at, 4, 0)._replace(ts=START + i) for at in range(len(frame) - IP)]
+        judge(guarded, Story(Config(checksum=False), 0, [*plain(talk[:i]), *wrong]))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
