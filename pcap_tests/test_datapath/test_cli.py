@@ -116,6 +116,15 @@ def test_bad_usage_gets_one_line(capfd, argv):
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize("argv", [[], ["bench"]])
+def test_a_bare_group_shows_its_help(capfd, argv):
+    code, out, err = run(capfd, *argv)
+    _, help_text, _ = run(capfd, *argv, "--help")
+    assert (code, out) == (2, "")
+    assert err.rstrip() == help_text.rstrip()
+    assert err.count("\n") > 10
+
+
 def test_a_capture_that_is_not_there(capfd, tmp_path, office):
     code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap")
     assert (code, out) == (2, "")
