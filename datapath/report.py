@@ -18,6 +18,7 @@ from ctcore.reasons import REASONS
 from ctcore.types import Dir, Proto, Reason, State
 from datapath import fields
 from datapath.app import Replayed
+from datapath.export import STDOUT
 from datapath.hints import hints_of
 from datapath.tally import Large
 
@@ -100,6 +101,14 @@ def _header(result: Replayed) -> Iterator[Text]:
     speed = rate_text(stats["total_packets"] / result.seconds)
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
+    if result.forwarded:
+        yield Text(_written(*result.forwarded, stats["total_packets"]))
+
+
+def _written(name: str, packets: int, total: int) -> str:
+    """What -w wrote, and what it left out."""
+    left_out = f"; {count(total - packets)} held or dropped were left out" if packets < total else ""
+    return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {count(total)} packets{left_out}"
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
