@@ -21,6 +21,7 @@ from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.types import End, Reason, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
+from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.tally import Tally
 from datapath.worker import Pipeline
@@ -84,6 +85,7 @@ class Replayed:
     tally: Tally | None = None
     events_lost: int = 0
     forwarded: tuple[str, int] | None = None
+    checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -172,6 +174,8 @@ class _Run:
             self._forward(facts, memory, frames, decisions)
         else:
             self.pipeline.process(memory, frames, decisions=False)
+        if self.result.tally:
+            self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
         facts.packets += len(frames)
         self._drain()
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
 from ctcore.types import Reason
-from datapath import app, hints, report
+from datapath import app, evidence, hints, report
 from datapath.commands import options
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import eth, icmp_error, tcp, udp
+from pcap_tests.traffic import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 
 
 def summary(captures, width=80, tracking=None, **how):
@@ -143,14 +143,40 @@ def test_every_effect_has_a_heading():
 # --- hints -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_offloaded_checksums_are_suspected(tmp_path):
-    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=1)) for i in range(5)]
-    assert "try --checksum 0" in told(tmp_path, story)
+def partial(src, dst, make, proto, header, payload=b""):
+    """A frame as a host captures its own, before its NIC has calculated the checksum: the field holds the pseudo-header's sum."""
+    total = ~checksum(pseudo(src, dst, proto, header + len(payload))) & 0xFFFF
+    return make(src, dst, 1000, 80, payload=payload, l4_checksum=total)
 
 
-def test_one_bad_checksum_among_many_packets_is_no_hint(tmp_path):
-    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80)) for i in range(50)] + [(60 * MS, tcp(CLIENT, SERVER, 9, 80, l4_checksum=1))]
-    assert "try --checksum 0" not in told(tmp_path, story)
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("frame", [
+    partial(CLIENT, SERVER, tcp, TCP, 20, b"x"),
+    partial(CLIENT, SERVER, udp, UDP, 8, b"xyz"),
+    partial(stories.CLIENT6, stories.SERVER6, tcp, TCP, 20, b"x"),
+    tcp(CLIENT, SERVER, 1000, 80, payload=b"x", l4_checksum=0),
+    tcp(CLIENT, SERVER, 1000, 80, payload=bytes(3000), l4_checksum=0x1234),  # many segments in one
+])  # fmt: skip
+def test_one_checksum_as_an_offloading_nic_leaves_it_is_enough_for_a_hint(tmp_path, frame):
+    story = [*stories.closed_by_client(), (10**9, frame)]
+    assert "1 of 1 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0" in unwrapped(told(tmp_path, story))
+
+
+def test_checksums_that_are_bad_are_called_bad(tmp_path):
+    text = unwrapped(told(tmp_path, [(i, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=0x1234)) for i in range(3)]))
+    assert "none of 3 bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad" in text
+    assert "--checksum 0" not in text
+
+
+def test_a_bounded_number_of_bad_checksums_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "ENOUGH", 7)
+    monkeypatch.setattr(app, "CHUNK", 5)
+    story = [(i, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=0 if i % 2 else 0x1234)) for i in range(20)]
+    text = unwrapped(told(tmp_path, story))
+    assert "3 of the first 7 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0; the others are really bad" in text
 
 
 def test_a_capture_of_one_direction_is_recognised(tmp_path):
