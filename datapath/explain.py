@@ -110,7 +110,7 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
                 return _look(pipeline, name, (memory, frames), number - seen, number, tracking)
             pipeline.process(memory, frames, decisions=False)
             seen += len(frames)
-    raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,}" if seen else f"{name}: has no packets")
+    raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
 
 def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int, number: int, tracking: Tracking) -> Explained:

@@ -54,7 +54,8 @@ def time_text(ns: int) -> str:
 def packet_lines(it: Explained) -> Iterator[Line]:
     """Everything about one packet."""
     cut = "" if it.frame["caplen"] == it.frame["len"] else f", {it.frame['caplen']} of them captured"
-    yield "packet", f"#{it.number:,} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
+    number = f"#{it.number:,} (frame {it.number + 1:,} in Wireshark)"
+    yield "packet", f"{number} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     if it.key["family"] or it.decision["reason"] not in (Reason.R_NOT_IP, Reason.R_FRAME_SHORT):
         yield "ip", dissect.ip_line(it.data[int(it.packet["l3_off"]) :])

@@ -267,12 +267,24 @@ def test_a_life_that_is_not_there(tmp_path):
         life(tmp_path, stories.office(), 99)
 
 
-@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"]])
+def test_a_packet_by_its_number_in_wireshark(capfd, office):
+    from datapath.cli import main
+
+    assert main(["explain", office, "--frame", "15"]) == 0
+    by_frame = capfd.readouterr().out
+    assert main(["explain", office, "--packet", "14"]) == 0
+    assert capfd.readouterr().out == by_frame
+    assert by_frame.startswith(f"packet  #14 (frame 15 in Wireshark) of {office}, ")
+    assert main(["explain", office, "--frame", "20"]) == 2
+    assert "expected 0 to 18 (frames 1 to 19)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"], ["--packet", "1", "--frame", "2"]])
 def test_explain_wants_one_thing(capfd, office, argv):
     from datapath.cli import main
 
     assert main(["explain", office, *argv]) == 2
-    assert "expected either --packet N or --conn N" in capfd.readouterr().err
+    assert "expected one of --packet N, --frame N and --conn N" in capfd.readouterr().err
 
 
 # --- frames in words -------------------------------------------------------------------------------------------------------------------
