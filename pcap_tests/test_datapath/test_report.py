@@ -46,7 +46,33 @@ def test_what_happened(office):
     assert re.search(r"^not-seen +2 +10\.5% +92 B$", text, re.MULTILINE)
     assert re.search(r"^tcp +1 +fin 1$", text, re.MULTILINE)
     assert re.search(r"^udp +2 +alive 2$", text, re.MULTILINE)
-    assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
+    assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +0 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
+
+
+def test_the_largest_connection_can_be_explained(office, capfd):
+    from datapath.cli import main
+
+    command = next(line for line in summary([office]).splitlines() if "--conn" in line)
+    assert command == f"  ctmirror explain {office} --conn 0"
+    assert main(command.split()[1:]) == 0
+    assert "conn 0: 10.0.0.1 > 10.0.0.2 sport 40000" in capfd.readouterr().out
+
+
+def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
+    a, b = "2001:db8:1::10", "2001:db8:2::10"
+    capture = stories.write(tmp_path / "six.pcap", stories.closed_by_client(a=a, b=b))
+    lines = summary([capture], 80).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("largest"))
+    assert lines[at + 1].startswith(f"tcp [{a}]:40000 >  ")
+    assert lines[at + 2] == f"[{b}]:80"
+    assert f"tcp [{a}]:40000 > [{b}]:80  " in summary([capture], 140)
+
+
+@pytest.mark.parametrize("width", [20, 30, 45])
+def test_on_a_narrow_terminal_connections_stand_above_their_figures(office, width):
+    lines = summary([office], width).splitlines()
+    at = lines.index("largest connections")
+    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, 8 packets, 423 B sent, TIME_WAIT"]
 
 
 def test_why_and_what_to_type_next(office):
