@@ -18,6 +18,7 @@ from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpInd
 from datapath import dissect, fields
 from datapath.app import Tracking
 from datapath.explain import Explained, Life, direction_in
+from datapath.tally import HOW, how_of
 from datapath.window import Window, window_of
 
 Line = tuple[str, str]  # label and text
@@ -257,8 +258,19 @@ def life_lines(life: Life, hz: int) -> Iterator[Line]:
     yield "began", time_text(start)
     for step in life.steps:
         yield f"#{step.number:,}", _step_text(step, start, int(life.conn["flow"][Dir.ORIG]["key"]["proto"]), hz)
-    how = fields.END_NAMES[End(life.end)]
-    yield "end", f"{how}, {(life.stop - start) / 1e9:.3f} s after its first packet" if life.end else "alive at the end of the capture"
+    yield "end", _end_text(life)
+
+
+def _end_text(life: Life) -> str:
+    """How it left the table, in the summary's word; where the records have another for it, or there is a state, that as well."""
+    proto = int(life.conn["flow"][Dir.ORIG]["key"]["proto"])
+    state = fields.l4state_name(proto, int(life.conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
+    within = f" in {state}" if state else ""
+    if not life.end:
+        return f"alive at the end of the capture{within and ',' + within}"
+    end, how = fields.END_NAMES[End(life.end)], HOW[how_of(np.asarray(life.conn).reshape(1), np.array([life.end]))[0]]
+    words = f"{how} ({end}{within})" if how != end else f"{how}{within}"
+    return f"{words}, {(life.stop - int(life.conn['start'])) / 1e9:.3f} s after its first packet"
 
 
 def _step_text(step, start: int, proto: int, hz: int) -> str:

@@ -247,7 +247,7 @@ def test_a_life_has_every_packet_of_the_connection(tmp_path):
     found, lines = life(tmp_path, stories.office(), 0)
     assert [step.number for step in found.steps] == list(range(8))
     assert [label for label, _ in lines] == ["conn", "began", *[f"#{i}" for i in range(8)], "end"]
-    assert lines[-1][1] == "alive at the end of the capture"
+    assert lines[-1][1] == "alive at the end of the capture, in TIME_WAIT"
 
 
 def test_a_life_includes_invalid_packets_and_errors_about_it(tmp_path):

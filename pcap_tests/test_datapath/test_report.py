@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
 from ctcore.types import Reason
-from datapath import app, evidence, hints, report
+from datapath import app, evidence, explain, hints, narrate, report
 from datapath.commands import options
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
@@ -44,7 +45,7 @@ def test_what_happened(office):
     assert re.fullmatch(r"19 packets, 1\.10 KB, 60 ms of traffic; replayed in .*s, .*pps", lines[1])
     assert re.search(r"^established +9 +47\.4% +569 B$", text, re.MULTILINE)
     assert re.search(r"^not-seen +2 +10\.5% +92 B$", text, re.MULTILINE)
-    assert re.search(r"^tcp +1 +fin 1$", text, re.MULTILINE)
+    assert re.search(r"^tcp +1 +alive 1$", text, re.MULTILINE)
     assert re.search(r"^udp +2 +alive 2$", text, re.MULTILINE)
     assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +0 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
 
@@ -56,6 +57,18 @@ def test_the_largest_connection_can_be_explained(office, capfd):
     assert command == f"  ctmirror explain {office} --conn 0"
     assert main(command.split()[1:]) == 0
     assert "conn 0: 10.0.0.1 > 10.0.0.2 sport 40000" in capfd.readouterr().out
+
+
+def test_summary_records_and_explain_agree_on_how_connections_ended(tmp_path):
+    reset = [(50 * MS, tcp(CLIENT, SERVER, 7, 80, "S", seq=1)), (51 * MS, tcp(CLIENT, SERVER, 7, 80, "R", seq=2))]
+    story = [*stories.closed_by_client(), *reset, (500 * 10**9, tcp(CLIENT, SERVER, 8, 80, "S"))]
+    capture = stories.write(tmp_path / "ends.pcap", story)
+    assert re.search(r"^tcp +3 +fin 1  reset 1  alive 1$", summary([capture]), re.MULTILINE)
+    app.replay([capture], app.Tracking(), app.Outputs(conns=str(tmp_path / "c.jsonl")))
+    ends = {record["conn"]: record["end"] for record in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines())}
+    assert ends == {0: "timeout", 1: "reset", 2: "alive"}
+    told = [list(narrate.life_lines(explain.explain_conn([capture], conn, app.Tracking()), 250))[-1][1] for conn in range(3)]
+    assert [text.partition(",")[0] for text in told] == ["fin (timeout in TIME_WAIT)", "reset in CLOSE", "alive at the end of the capture"]
 
 
 def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
