@@ -21,6 +21,7 @@ from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.types import End, Reason, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
+from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.tally import Tally
 from datapath.worker import Pipeline
@@ -74,7 +75,8 @@ class Capture:
 
 @dataclass
 class Replayed:
-    """What a replay found. stats: Pipeline.summary(); errors: what stopped the reading of a capture, a line each."""
+    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; errors: what stopped the
+    reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -82,6 +84,8 @@ class Replayed:
     counters: dict[str, int] = field(default_factory=dict)
     tally: Tally | None = None
     events_lost: int = 0
+    forwarded: tuple[str, int] | None = None
+    checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -167,9 +171,11 @@ class _Run:
         if self.detailed:
             decisions, keys = self.pipeline.process(memory, frames, keys=True)
             self._write_packets(facts, frames, decisions, keys)
-            self._forward(memory, frames, decisions)
+            self._forward(facts, memory, frames, decisions)
         else:
             self.pipeline.process(memory, frames, decisions=False)
+        if self.result.tally:
+            self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
         facts.packets += len(frames)
         self._drain()
 
@@ -178,11 +184,15 @@ class _Run:
             file = facts.name if self.named else None
             self.writers["packets"].write(fields.packet_records(frames, decisions, keys, facts.packets, self.config.hz, file))
 
-    def _forward(self, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
-        if self.sink is not None:
-            passed = decisions["verdict"] == Verdict.ACCEPT
-            said = list(comments(decisions[passed], self.config.hz)) if self.sink.format == "pcapng" else None
-            self.sink.write(memory, frames[passed], comments=said)
+    def _forward(self, facts: Capture, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
+        if self.sink is None:
+            return
+        passed = np.flatnonzero(decisions["verdict"] == Verdict.ACCEPT)
+        said = None
+        if self.sink.format == "pcapng":
+            said = list(comments(decisions[passed], (facts.packets + passed).tolist(), self.config.hz, facts.name if self.named else None))
+        self.sink.write(memory, frames[passed], comments=said)
+        self.result.forwarded = (self.outputs.forwarded or "", self.sink.packets)
 
     def _drain(self) -> None:
         """Take the events of the last packets out of the ring."""
@@ -234,11 +244,16 @@ def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
     return replace(config, events=events, event_ring=max(config.event_ring, ring))
 
 
-def comments(decisions: np.ndarray, hz: int) -> Iterable[str]:
-    """A line for each packet's decision, as Wireshark shows it: what, where to, which connection, and why."""
+def comments(decisions: np.ndarray, numbers: Sequence[int], hz: int, file: str | None = None) -> Iterable[str]:
+    """A line for each packet's decision, as Wireshark shows it: which packet, what, where to, which connection, and why.
+
+    numbers: the packets' numbers in their capture, which are not those in the file that is written; file: the capture's name, if there are several.
+    """
     names = ("state", "dir", "proto", "l4state", "timeout", "conn", "status", "reason")
-    for state, direction, proto, l4state, timeout, conn, status, reason in zip(*(decisions[name].tolist() for name in names), strict=True):
-        parts = ["ct", fields.STATE_NAMES[State(state)], fields.DIR_NAMES.get(direction), fields.l4state_name(proto, l4state)]
+    columns = (decisions[name].tolist() for name in names)
+    of = f" of {file}" if file else ""
+    for number, state, direction, proto, l4state, timeout, conn, status, reason in zip(numbers, *columns, strict=True):
+        parts = [f"#{number}{of} ct", fields.STATE_NAMES[State(state)], fields.DIR_NAMES.get(direction), fields.l4state_name(proto, l4state)]
         parts += [f"{fields.seconds_text(timeout, hz)}s" if timeout >= 0 else None, f"conn {conn}" if conn >= 0 else None]
         parts += [f"[{' '.join(fields.status_names(status))}]" if status else None, f"reason {fields.REASON_NAMES[Reason(reason)]}"]
         yield " ".join(part for part in parts if part)

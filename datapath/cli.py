@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "measure the engine or the replay of a capture",
 }
 USAGE, INTERRUPTED = 2, 130
+BARE = getattr(click.exceptions, "NoArgsIsHelpError", ())  # a group without a command; before click 8.2 it printed the help by itself
 TRACEBACK = "CTMIRROR_TRACEBACK"
 
 
@@ -83,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        complain(_usage(error))
+        if isinstance(error, BARE):
+            error.show()  # the help, to be read: on stderr, for it was not asked for
+        else:
+            complain(_usage(error))
     except CtmirrorError as error:
         complain(str(error))
     except (BrokenPipeError, SystemExit):

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ctcore.errors import CaptureError, CtmirrorError
-from ctcore.types import Dir, State
+from ctcore.model.conn import Packet
+from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
+from ctcore.types import KEY_DTYPE, Dir, State
 from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
@@ -24,7 +26,8 @@ from datapath.worker import Pipeline
 @dataclass(frozen=True)
 class Explained:
     """One packet, what was decided, and its connection around it. had: the connection (CONN_DTYPE) its tuple found
-    before, conn: the one it has after; None where there is none."""
+    before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
+    quoted: the tuple of the packet an ICMP error quotes, about: the connection that has it; None for other packets."""
 
     name: str
     number: int
@@ -37,6 +40,8 @@ class Explained:
     had: Any
     conn: Any
     tracking: Tracking
+    quoted: np.void | None = None
+    about: Any = None
 
     @property
     def proto(self) -> int:
@@ -105,7 +110,7 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
                 return _look(pipeline, name, (memory, frames), number - seen, number, tracking)
             pipeline.process(memory, frames, decisions=False)
             seen += len(frames)
-    raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,}" if seen else f"{name}: has no packets")
+    raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
 
 def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int, number: int, tracking: Tracking) -> Explained:
@@ -113,10 +118,11 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     memory, frames = chunk
     if row:
         pipeline.process(memory, frames[:row], decisions=False)
-    earlier = pipeline.tracker.conns()
+    earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
     one = frames[row : row + 1]
     decisions, keys = pipeline.process(memory, one, keys=True)
     later = pipeline.tracker.conns()
+    _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
     batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum)
     start = int(one["offset"][0])
     data = bytes(memory[start : start + int(one["caplen"][0])])
@@ -124,7 +130,25 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
         had = _by_key(earlier, keys[0])
-    return Explained(name, number, data, one[0], batch.array[0].copy(), batch.l4_bytes(0), decisions[0], keys[0], had, conn, tracking)
+    packet, l4 = batch.array[0].copy(), batch.l4_bytes(0)
+    quoted = _quoted(packet, l4)
+    about = None if quoted is None else _by_key(earlier, quoted)
+    return Explained(name, number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, quoted, about)
+
+
+def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
+    """Let time pass for connections that were taken at `before`, so that they have what is left at `now` (both ns)."""
+    tick = 1_000_000_000 // hz
+    conns["timeout"] -= np.minimum(conns["timeout"].astype(np.int64), now // tick - before // tick).astype(np.uint32)
+
+
+def _quoted(packet: np.void, l4: bytes) -> np.void | None:
+    """The tuple of the packet that is quoted in an ICMP error, as the model reads it; None for what is no such error, or quotes nothing sound."""
+    row = Packet.of(packet, l4)
+    if packet["reason"] or packet["l4_reason"] or not is_icmp_of_family(row.key) or is_untracked(row) or not is_icmp_error(row):
+        return None
+    key, _ = inner_key(row)
+    return None if key is None else np.frombuffer(key.raw(), KEY_DTYPE)[0]
 
 
 def _by_id(conns: np.ndarray, ordinal: int) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from ctcore.config import CAPACITY_LIMIT
 from ctcore.types import Proto, Reason
 from datapath.app import Replayed
+from datapath.evidence import BAD
 
 MANY = 0.05  # share of packets from which something is no accident
-BAD_CHECKSUMS = (Reason.R_TCP_CHECKSUM, Reason.R_UDP_CHECKSUM, Reason.R_ICMP_CHECKSUM, Reason.R_SCTP_CHECKSUM)
 MOST = 0.8
 ENOUGH = 10  # connections from which "most" means something
 
@@ -20,11 +20,15 @@ def _packets(result: Replayed, *reasons: Reason) -> int:
 
 
 def offloaded_checksums(result: Replayed) -> str | None:
-    """Bad checksums in numbers: the capturing host left them to its NIC."""
-    bad = _packets(result, *BAD_CHECKSUMS)
-    if bad < max(3, MANY * result.stats["total_packets"]):
+    """Bad checksums: the capturing host left them to its NIC, or they are bad."""
+    bad, (looked, left) = _packets(result, *BAD), (result.checksums.looked, result.checksums.left)
+    if not looked:
         return None
-    return f"{bad:,} bad checksums: the capturing host probably left them to its NIC (checksum offload); try --checksum 0"
+    some = f"{looked:,}" if looked == bad else f"the first {looked:,}"
+    if not left:
+        return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad"
+    others = "" if left == looked else "; the others are really bad"
+    return f"{left:,} of {some} bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0{others}"
 
 
 def snapped(result: Replayed) -> str | None:
@@ -44,7 +48,7 @@ def time_went_back(result: Replayed) -> str | None:
 def one_sided(result: Replayed) -> str | None:
     """A capture that holds one direction only: nothing is ever answered."""
     tally = result.tally
-    if offloaded_checksums(result):
+    if _packets(result, *BAD) >= MANY * result.stats["total_packets"]:
         return None  # then one direction is there, but invalid
     if tally is None or (tcp := int(tally.counts[Proto.PROTO_TCP].sum())) < ENOUGH or tally.tcp_unreplied < MOST * tcp:
         return None

@@ -17,13 +17,16 @@ from ctcore.spec import DIRS, StateTable
 from ctcore.types import Dir, End, Proto, Reason, State, Status, TcpFlag, TcpIndex, TcpState
 from datapath import dissect, fields
 from datapath.app import Tracking
-from datapath.explain import Explained, Life
+from datapath.explain import Explained, Life, direction_in
+from datapath.tally import HOW, how_of
 from datapath.window import Window, window_of
 
 Line = tuple[str, str]  # label and text
 
 ARROWS: dict[int, str] = {Dir.ORIG: "->", Dir.REPLY: "<-"}
 
+# What is accepted and yet renews no timeout, beside ICMP errors and what is ignored (spec/reasons.txt, effects).
+NOT_RENEWING = (Reason.R_TCP_SYN_AGAIN, Reason.R_TCP_RST_KILLED)
 NO_L4STATE = 255  # of a packet whose protocol has no states, or that has no connection
 # Guards beside the state table (spec/tcp.txt), by the reasons with which they answer.
 GUARDS: dict[int, str] = {
@@ -52,14 +55,17 @@ def time_text(ns: int) -> str:
 def packet_lines(it: Explained) -> Iterator[Line]:
     """Everything about one packet."""
     cut = "" if it.frame["caplen"] == it.frame["len"] else f", {it.frame['caplen']} of them captured"
-    yield "packet", f"#{it.number:,} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
+    number = f"#{it.number:,} (frame {it.number + 1:,} in Wireshark)"
+    yield "packet", f"{number} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     if it.key["family"] or it.decision["reason"] not in (Reason.R_NOT_IP, Reason.R_FRAME_SHORT):
         yield "ip", dissect.ip_line(it.data[int(it.packet["l3_off"]) :])
     if it.key["family"] and it.l4:
         yield fields.proto_name(it.proto), dissect.l4_line(it.proto, it.l4, int(it.packet["l4_len"]))
     yield from _checks(it)
-    if it.decision["state"] not in (State.NOT_SEEN, State.UNTRACKED) or it.had is not None:
+    if it.quoted is not None:
+        yield from _quoted(it)
+    elif it.decision["state"] not in (State.NOT_SEEN, State.UNTRACKED) or it.had is not None:
         yield from _lookup(it)
         yield from _protocol(it)
     yield from _result(it)
@@ -83,15 +89,21 @@ def _checks(it: Explained) -> Iterator[Line]:
         yield "checks", "headers sound" + ("" if it.tracking.config.checksum else "; checksums are not verified (--checksum 0)")
 
 
+def tuple_text(key: np.void) -> str:
+    """A tuple as its fields in a record are called."""
+    ends = fields.endpoints(key.tobytes())
+    ports = "".join(f" {name} {ends[name]}" for name in ("sport", "dport", "type", "code", "id", "key") if ends.get(name) is not None)
+    return f"{ends['src']} > {ends['dst']}{ports}"
+
+
 def conn_text(conn: np.void, hz: int) -> str:
     """A connection at a moment, in a few words."""
-    ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
     proto = int(conn["flow"][Dir.ORIG]["key"]["proto"])
     state = fields.l4state_name(proto, int(conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
-    ports = "".join(f" {name} {ends[name]}" for name in ("sport", "dport", "type", "code", "id", "key") if ends.get(name) is not None)
+    tuple_ = tuple_text(conn["flow"][Dir.ORIG]["key"])
     status = " ".join(fields.status_names(int(conn["status"])))
     left = fields.seconds_text(int(conn["timeout"]), hz)
-    return f"conn {conn['flow'][Dir.ORIG]['id']}: {ends['src']} > {ends['dst']}{ports}, {state + ', ' if state else ''}[{status}], {left} s left"
+    return f"conn {conn['flow'][Dir.ORIG]['id']}: {tuple_}, {state + ', ' if state else ''}[{status}], {left} s left"
 
 
 def _lookup(it: Explained) -> Iterator[Line]:
@@ -106,11 +118,21 @@ def _lookup(it: Explained) -> Iterator[Line]:
         yield "", f"which is {gone} by now: conn {conn} takes its place"
 
 
+def _quoted(it: Explained) -> Iterator[Line]:
+    """What an ICMP error is about: the packet it quotes, and the connection of that."""
+    yield "quoted", f"{fields.proto_name(int(it.quoted['proto']))} {tuple_text(it.quoted)}"
+    if it.about is None:
+        yield "lookup", "no connection has the quoted packet's tuple"
+        return
+    direction = DIRS[direction_in(it.about, it.quoted)]
+    yield "lookup", f"the quoted packet went in the {direction} direction of {conn_text(it.about, it.tracking.config.hz)}"
+    if it.decision["state"] == State.RELATED:
+        yield "", "this error is related to that connection, whose state and timeout stay as they are"
+
+
 def _protocol(it: Explained) -> Iterator[Line]:
     """What the protocol's tracker does, where it has states."""
-    if it.decision["state"] == State.RELATED and it.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
-        yield "inner", "the packet quoted in this error belongs to that connection, whose state and timeout stay as they are"
-    elif it.proto == Proto.PROTO_TCP and REASONS[int(it.packet["l4_reason"])].name == "ok" and it.packet["doff"]:
+    if it.proto == Proto.PROTO_TCP and REASONS[int(it.packet["l4_reason"])].name == "ok" and it.packet["doff"]:
         yield from _tcp(it)
     elif it.proto == Proto.PROTO_SCTP and it.l4:
         yield from _sctp(it)
@@ -189,18 +211,12 @@ def _result(it: Explained) -> Iterator[Line]:
 
 
 def _why_timeout(it: Explained) -> str:
-    """Which setting the time left comes from."""
-    left, config = int(it.decision["timeout"]), it.tracking.config
-    if it.decision["state"] == State.RELATED and it.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
-        return ", not renewed by this packet"
-    if it.conn is not None and it.had is not None and not _is_new(it) and left < int(it.had["timeout"]) and not _is_full(it, left):
+    """Which setting the time left comes from, if it was this packet that gave it."""
+    left, config, reason = int(it.decision["timeout"]), it.tracking.config, REASONS[int(it.decision["reason"])]
+    if it.quoted is not None or reason.effect in ("ignored", "invalid") or reason.code in NOT_RENEWING:
         return ", not renewed by this packet"
     names = _timeout_names(it)
     return next((f", from {name}" for name in names if name in spec.timeouts() and config.ticks(name) == left), "")
-
-
-def _is_full(it: Explained, left: int) -> bool:
-    return any(it.tracking.config.ticks(name) == left for name in _timeout_names(it) if name in spec.timeouts())
 
 
 def _timeout_names(it: Explained) -> list[str]:
@@ -242,8 +258,19 @@ def life_lines(life: Life, hz: int) -> Iterator[Line]:
     yield "began", time_text(start)
     for step in life.steps:
         yield f"#{step.number:,}", _step_text(step, start, int(life.conn["flow"][Dir.ORIG]["key"]["proto"]), hz)
-    how = fields.END_NAMES[End(life.end)]
-    yield "end", f"{how}, {(life.stop - start) / 1e9:.3f} s after its first packet" if life.end else "alive at the end of the capture"
+    yield "end", _end_text(life)
+
+
+def _end_text(life: Life) -> str:
+    """How it left the table, in the summary's word; where the records have another for it, or there is a state, that as well."""
+    proto = int(life.conn["flow"][Dir.ORIG]["key"]["proto"])
+    state = fields.l4state_name(proto, int(life.conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
+    within = f" in {state}" if state else ""
+    if not life.end:
+        return f"alive at the end of the capture{within and ',' + within}"
+    end, how = fields.END_NAMES[End(life.end)], HOW[how_of(np.asarray(life.conn).reshape(1), np.array([life.end]))[0]]
+    words = f"{how} ({end}{within})" if how != end else f"{how}{within}"
+    return f"{words}, {(life.stop - int(life.conn['start'])) / 1e9:.3f} s after its first packet"
 
 
 def _step_text(step, start: int, proto: int, hz: int) -> str:

@@ -18,6 +18,7 @@ from ctcore.reasons import REASONS
 from ctcore.types import Dir, Proto, Reason, State
 from datapath import fields
 from datapath.app import Replayed
+from datapath.export import STDOUT
 from datapath.hints import hints_of
 from datapath.tally import Large
 
@@ -50,7 +51,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield Text()
     yield _overview(result, width)
     yield from _whys(result, width)
-    yield from _largest(result)
+    yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
         yield from _details(result)
@@ -100,6 +101,14 @@ def _header(result: Replayed) -> Iterator[Text]:
     speed = rate_text(stats["total_packets"] / result.seconds)
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
+    if result.forwarded:
+        yield Text(_written(*result.forwarded, stats["total_packets"]))
+
+
+def _written(name: str, packets: int, total: int) -> str:
+    """What -w wrote, and what it left out."""
+    left_out = f"; {count(total - packets)} held or dropped were left out" if packets < total else ""
+    return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {count(total)} packets{left_out}"
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
@@ -149,8 +158,12 @@ def explain_command(result: Replayed, index: int) -> tuple[int, str]:
     upto = [capture for capture in result.captures if capture.first <= index]
     names = " ".join(shlex.quote(capture.name) for capture in upto)
     number = index - upto[-1].first
-    flags = f" {result.tracking.flags}" if result.tracking.flags else ""
-    return number, f"ctmirror explain {names} --packet {number}{flags}"
+    return number, f"ctmirror explain {names} --packet {number}{_flags(result)}"
+
+
+def _flags(result: Replayed) -> str:
+    """The options of the replay, to be repeated."""
+    return f" {result.tracking.flags}" if result.tracking.flags else ""
 
 
 def _whys(result: Replayed, width: int) -> Iterator[Text]:
@@ -188,18 +201,32 @@ def _state_of(large: Large) -> str:
     return state or ("alive" if large.how == "alive" else "ended: " + large.how)
 
 
-def _largest(result: Replayed) -> Iterator[Table | Text]:
+def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
+    """The largest connections, each whole or broken behind its arrow; where not even that fits beside the figures, above them."""
     large = result.tally.largest() if result.tally else []
     if not large:
         return
-    table = _plain("largest connections", "duration", "packets", "bytes", "state", right=("duration", "packets", "bytes"))
-    table.columns[0].overflow = "fold"
-    for one in large:
-        proto = fields.proto_name(int(one.conn["flow"][Dir.ORIG]["key"]["proto"]))
-        cells = (duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
-        table.add_row(f"{proto} {flow_text(one.conn)}", *cells)
+    heads = ("conn", "duration", "packets", "bytes", "state")
+    flows = [f"{fields.proto_name(int(one.conn['flow'][Dir.ORIG]['key']['proto']))} {flow_text(one.conn)}" for one in large]
+    rows = [
+        (str(int(one.conn["flow"][Dir.ORIG]["id"])), duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
+        for one in large
+    ]
+    room = width - sum(2 + max(map(len, column)) for column in zip(heads, *rows, strict=True))
+    broken = [flow if len(flow) <= room else flow.replace(" > ", " >\n") for flow in flows]
     yield Text()
-    yield table
+    if max(len(line) for flow in broken for line in flow.splitlines()) <= room:
+        table = _plain("largest connections", *heads, right=heads[:-1])
+        table.columns[0].no_wrap = True
+        for flow, row in zip(broken, rows, strict=True):
+            table.add_row(flow, *row)
+        yield table
+    else:
+        yield Text("largest connections", "bold")
+        for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
+            yield Text(f"{flow}\n  conn {conn}, {duration} long, {packets} packets, {size} sent, {state}")
+    names = " ".join(shlex.quote(capture.name) for capture in result.captures)
+    yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
 
 
 def _hints(result: Replayed) -> Iterator[Table | Text]:

@@ -13,13 +13,10 @@ import numpy as np
 from ctcore import spec
 from ctcore.config import Config
 from ctcore.types import CONN_DTYPE, Dir, End, Proto, Status, TcpState
+from datapath.fields import END_NAMES
 
-# How a connection ended, as people see it. A TCP connection that expired is told by the state it was left in.
-HOW = ("fin", "rst", "timeout", "evicted", "replaced", "flushed", "alive")
-_BY_END: dict[int, str] = {
-    End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "rst", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
-    End.END_FLUSHED: "flushed",
-}  # fmt: skip
+# How a connection left the table, by the records' words; a TCP connection that left by timeout is told by how it was closed, if it was.
+HOW = ("fin", "rst", "timeout", "reset", "evicted", "replaced", "flushed", "alive")
 _CLOSING: dict[int, str] = {
     TcpState.FIN_WAIT: "fin",
     TcpState.CLOSE_WAIT: "fin",
@@ -27,9 +24,8 @@ _CLOSING: dict[int, str] = {
     TcpState.TIME_WAIT: "fin",
     TcpState.CLOSE: "rst",
 }
-_HOW_OF_END = np.array([HOW.index(_BY_END[end]) for end in range(End.N_ENDS)], dtype=np.int64)
-_HOW_OF_STATE = np.array([HOW.index(_CLOSING.get(state, "alive")) for state in range(256)], dtype=np.int64)
-_ALIVE = HOW.index("alive")
+_HOW_OF_END = np.array([HOW.index(END_NAMES[end]) for end in range(End.N_ENDS)], dtype=np.int64)
+_HOW_OF_STATE = np.array([HOW.index(_CLOSING.get(state, "timeout")) for state in range(256)], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,12 @@ class Large:
     start: int
     stop: int
     how: str
+
+
+def how_of(conns: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """How connections left, as indexes of HOW. conns: CONN_DTYPE[n]; ends: End[n]."""
+    told = (conns["flow"]["key"]["proto"][:, Dir.ORIG] == Proto.PROTO_TCP) & (ends == End.END_TIMEOUT)
+    return np.where(told, _HOW_OF_STATE[conns["tcp"]["state"]], _HOW_OF_END[ends])
 
 
 class Tally:
@@ -58,17 +60,10 @@ class Tally:
     def add(self, conns: np.ndarray, ends: np.ndarray, times: np.ndarray) -> None:
         """Count connections. conns: CONN_DTYPE[n]; ends: End[n]; times: ns[n], when they ended, or now for live ones."""
         proto = conns["flow"]["key"]["proto"][:, Dir.ORIG].astype(np.int64)
-        how = self._how(conns, ends)
+        how = how_of(conns, ends)
         self.counts += np.bincount(proto * len(HOW) + how, minlength=self.counts.size).reshape(self.counts.shape)
         self.tcp_unreplied += int(np.count_nonzero((proto == Proto.PROTO_TCP) & (conns["status"] & Status.SEEN_REPLY == 0)))
         self._keep_largest(conns, ends, times)
-
-    @staticmethod
-    def _how(conns: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        how = _HOW_OF_END[ends]
-        closed = _HOW_OF_STATE[conns["tcp"]["state"]]
-        told = (conns["flow"]["key"]["proto"][:, Dir.ORIG] == Proto.PROTO_TCP) & (closed != _ALIVE) & (ends <= End.END_TIMEOUT)
-        return np.where(told, closed, how)
 
     def _keep_largest(self, conns: np.ndarray, ends: np.ndarray, times: np.ndarray) -> None:
         """The batch's largest join those kept, and the largest of both stay; of equals the earlier connection."""
@@ -90,7 +85,7 @@ class Tally:
 
     def largest(self) -> list[Large]:
         """The largest connections by bytes of both directions, as far as bytes were counted."""
-        rows = zip(self._large, self._how(self._large, self._ends), self._times.tolist(), strict=True)
+        rows = zip(self._large, how_of(self._large, self._ends), self._times.tolist(), strict=True)
         return [self._one(conn, HOW[how], time) for conn, how, time in rows if conn["flow"]["bytes"].sum()]
 
     def _one(self, conn: np.void, how: str, time: int) -> Large:

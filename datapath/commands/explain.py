@@ -25,11 +25,12 @@ def _print(rows: list[tuple[str, str]]) -> None:
 
 @click.command("explain", short_help="one packet, or one connection's life")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
-@click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, counted from 0.")
+@click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, from 0 as in the records of replay.")
+@click.option("--frame", type=Number(1, LIMIT), metavar="N", help="The same, from 1 as in Wireshark: --frame 13 is --packet 12.")
 @click.option("--conn", "ordinal", type=Number(0, LIMIT), metavar="N", help="The connection's number, as in the records of replay.")
 @verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
-def command(captures, packet, ordinal, quiet, verbose, tracking) -> None:
+def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
@@ -37,14 +38,16 @@ def command(captures, packet, ordinal, quiet, verbose, tracking) -> None:
     \b
     Examples:
       ctmirror explain office.pcap --packet 3481
+      ctmirror explain office.pcap --frame 3482        the same packet by its number in Wireshark
       ctmirror explain office.pcap --conn 17
       ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
     """
     from datapath import explain, narrate
     from datapath.app import Outputs
 
-    if (packet is None) == (ordinal is None):
-        raise click.UsageError("expected either --packet N or --conn N")
+    if [packet, frame, ordinal].count(None) != 2:
+        raise click.UsageError("expected one of --packet N, --frame N and --conn N")
+    packet = frame - 1 if frame is not None else packet
     check_files(captures, Outputs())
     with progress_bar(quiet=quiet) as progress:
         if packet is not None:

@@ -32,7 +32,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--conns", metavar="FILE", help="Write a record for each connection.")
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending, else jsonl]")
-@click.option("-w", "forwarded", metavar="OUT", help="Write the packets that pass; in .pcapng each with its decision as a comment.")
+@click.option("-w", "forwarded", metavar="OUT", help="Write the packets but held and dropped ones; in .pcapng each with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
@@ -46,7 +46,7 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay office.pcap --packets packets.jsonl --conns conns.parquet
       ctmirror replay office.pcap --packets - | jq 'select(.state == "invalid")'
       ctmirror replay office.pcap --conns - --format conntrack
-      ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its decision as comment
+      ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its number and decision as comment
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)

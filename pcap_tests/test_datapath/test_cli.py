@@ -116,6 +116,15 @@ def test_bad_usage_gets_one_line(capfd, argv):
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize("argv", [[], ["bench"]])
+def test_a_bare_group_shows_its_help(capfd, argv):
+    code, out, err = run(capfd, *argv)
+    _, help_text, _ = run(capfd, *argv, "--help")
+    assert (code, out) == (2, "")
+    assert err.rstrip() == help_text.rstrip()
+    assert err.count("\n") > 10
+
+
 def test_a_capture_that_is_not_there(capfd, tmp_path, office):
     code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap")
     assert (code, out) == (2, "")
@@ -429,12 +438,26 @@ def test_a_pcapng_file_carries_each_decision_as_a_comment(capfd, office, tmp_pat
     run(capfd, "replay", office, "-w", tmp_path / "out.pcapng", "--quiet")
     written = (tmp_path / "out.pcapng").read_bytes()
     for comment in (
-        b"ct new original SYN_SENT 120s conn 0 [confirmed] reason ok",
-        b"ct established original ESTABLISHED 432000s conn 0 [seen-reply assured confirmed] reason ok",
-        b"ct invalid reason tcp_checksum",
-        b"ct not-seen reason not_ip",
+        b"#0 ct new original SYN_SENT 120s conn 0 [confirmed] reason ok",
+        b"#2 ct established original ESTABLISHED 432000s conn 0 [seen-reply assured confirmed] reason ok",
+        b"#14 ct invalid reason tcp_checksum",
+        b"#16 ct not-seen reason not_ip",
+        b"#18 ct new original",  # the fragment before it is not there
     ):
         assert comment in written
+
+
+def test_what_was_left_out_of_the_forwarded_packets_is_told(capfd, office, tmp_path):
+    _, out, _ = run(capfd, "replay", office, "-w", tmp_path / "out.pcap")
+    assert f"wrote {tmp_path / 'out.pcap'}: 18 of 19 packets; 1 held or dropped were left out\n" in out
+    whole = stories.write(tmp_path / "whole.pcap", stories.closed_by_client())
+    _, _, err = run(capfd, "replay", whole, "-w", "-")
+    assert "wrote stdout: 8 of 8 packets\n" in err
+
+
+def test_comments_on_packets_of_several_captures_name_theirs(capfd, office, tmp_path):
+    run(capfd, "replay", office, office, "-w", tmp_path / "out.pcapng", "--quiet")
+    assert (tmp_path / "out.pcapng").read_bytes().count(f"#14 of {office} ct invalid reason tcp_checksum".encode()) == 2
 
 
 # --- bench: the command line alone -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from datapath import app, dissect, explain, narrate
 from datapath.window import near, window_of
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import eth, gre, icmp, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
+from pcap_tests.traffic import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
 
 HANDSHAKE = stories.closed_by_client()[:3]
 
@@ -80,6 +80,44 @@ def test_a_contested_cell_says_why(tmp_path):
     assert said(lines, "table")[0] == "ESTABLISHED, original syn -> ignore"
     assert "a new life we do not see" in said(lines, "table")[1]
     assert said(lines, "timeout")[0].endswith("not renewed by this packet")
+
+
+def test_the_time_left_is_that_when_the_packet_came(tmp_path):
+    story = [*HANDSHAKE, (2002 * MS, tcp(CLIENT, SERVER, 40000, 80, "S", seq=900))]
+    lines = lines_of(tmp_path, story, 3)
+    assert said(lines, "lookup")[0].endswith(", 431998 s left")
+    assert said(lines, "timeout") == ["431998 s left, not renewed by this packet"]
+
+
+@pytest.mark.parametrize(("story", "reason"), [
+    ([(0, tcp(CLIENT, SERVER, 1, 2, "S", seq=9)), (0, tcp(CLIENT, SERVER, 1, 2, "S", seq=9))], "tcp_syn_again"),
+    ([(0, tcp(CLIENT, SERVER, 1, 2, "S", seq=9)), (0, tcp(SERVER, CLIENT, 2, 1, "A", seq=9, ack=77))], "tcp_ignored"),
+    ([*HANDSHAKE, (2 * MS, tcp(SERVER, CLIENT, 80, 40000, "SA", seq=500, ack=101))], "tcp_ignored"),
+])  # fmt: skip
+def test_what_renews_nothing_is_not_said_to_renew_even_if_no_time_has_passed(tmp_path, story, reason):
+    lines = lines_of(tmp_path, story, len(story) - 1)
+    assert said(lines, "reason")[0].startswith(reason)
+    assert said(lines, "timeout")[0].endswith("s left, not renewed by this packet")
+
+
+@pytest.mark.parametrize("direction", ["original", "reply"])
+def test_an_error_shows_the_packet_it_quotes(tmp_path, direction):
+    question, answer = (data for _, data in stories.question())
+    about, to = (question, CLIENT) if direction == "original" else (answer, SERVER)
+    story = [(0, question), (MS, answer), (1000 * MS, icmp_error(stories.ROUTER, to, 3, 1, about))]
+    lines = lines_of(tmp_path, story, 2)
+    ports = "10.0.0.1 > 10.0.0.2 sport 5353 dport 53" if direction == "original" else "10.0.0.2 > 10.0.0.1 sport 53 dport 5353"
+    assert said(lines, "quoted") == [f"udp {ports}"]
+    assert said(lines, "lookup")[0].startswith(f"the quoted packet went in the {direction} direction of conn 0: ")
+    assert said(lines, "lookup")[0].endswith(", 29 s left")
+    assert said(lines, "timeout")[0].endswith("not renewed by this packet")
+
+
+def test_an_error_about_nothing_known_says_so(tmp_path):
+    lines = lines_of(tmp_path, [(0, icmp_error(stories.ROUTER, CLIENT, 3, 1, stories.question()[0][1]))], 0)
+    assert said(lines, "quoted") == ["udp 10.0.0.1 > 10.0.0.2 sport 5353 dport 53"]
+    assert said(lines, "lookup") == ["no connection has the quoted packet's tuple"]
+    assert said(lines, "reason")[0].startswith("icmp_no_conn")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +247,7 @@ def test_a_life_has_every_packet_of_the_connection(tmp_path):
     found, lines = life(tmp_path, stories.office(), 0)
     assert [step.number for step in found.steps] == list(range(8))
     assert [label for label, _ in lines] == ["conn", "began", *[f"#{i}" for i in range(8)], "end"]
-    assert lines[-1][1] == "alive at the end of the capture"
+    assert lines[-1][1] == "alive at the end of the capture, in TIME_WAIT"
 
 
 def test_a_life_includes_invalid_packets_and_errors_about_it(tmp_path):
@@ -229,12 +267,24 @@ def test_a_life_that_is_not_there(tmp_path):
         life(tmp_path, stories.office(), 99)
 
 
-@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"]])
+def test_a_packet_by_its_number_in_wireshark(capfd, office):
+    from datapath.cli import main
+
+    assert main(["explain", office, "--frame", "15"]) == 0
+    by_frame = capfd.readouterr().out
+    assert main(["explain", office, "--packet", "14"]) == 0
+    assert capfd.readouterr().out == by_frame
+    assert by_frame.startswith(f"packet  #14 (frame 15 in Wireshark) of {office}, ")
+    assert main(["explain", office, "--frame", "20"]) == 2
+    assert "expected 0 to 18 (frames 1 to 19)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"], ["--packet", "1", "--frame", "2"]])
 def test_explain_wants_one_thing(capfd, office, argv):
     from datapath.cli import main
 
     assert main(["explain", office, *argv]) == 2
-    assert "expected either --packet N or --conn N" in capfd.readouterr().err
+    assert "expected one of --packet N, --frame N and --conn N" in capfd.readouterr().err
 
 
 # --- frames in words -------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -11,13 +12,13 @@ from rich.console import Console
 from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
 from ctcore.types import Reason
-from datapath import app, hints, report
+from datapath import app, evidence, explain, hints, narrate, report
 from datapath.commands import options
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import eth, icmp_error, tcp, udp
+from pcap_tests.traffic import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 
 
 def summary(captures, width=80, tracking=None, **how):
@@ -44,9 +45,47 @@ def test_what_happened(office):
     assert re.fullmatch(r"19 packets, 1\.10 KB, 60 ms of traffic; replayed in .*s, .*pps", lines[1])
     assert re.search(r"^established +9 +47\.4% +569 B$", text, re.MULTILINE)
     assert re.search(r"^not-seen +2 +10\.5% +92 B$", text, re.MULTILINE)
-    assert re.search(r"^tcp +1 +fin 1$", text, re.MULTILINE)
+    assert re.search(r"^tcp +1 +alive 1$", text, re.MULTILINE)
     assert re.search(r"^udp +2 +alive 2$", text, re.MULTILINE)
-    assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
+    assert re.search(r"^tcp 10\.0\.0\.1:40000 > 10\.0\.0\.2:80 +0 +4\.0 ms +8 +423 B +TIME_WAIT$", text, re.MULTILINE)
+
+
+def test_the_largest_connection_can_be_explained(office, capfd):
+    from datapath.cli import main
+
+    command = next(line for line in summary([office]).splitlines() if "--conn" in line)
+    assert command == f"  ctmirror explain {office} --conn 0"
+    assert main(command.split()[1:]) == 0
+    assert "conn 0: 10.0.0.1 > 10.0.0.2 sport 40000" in capfd.readouterr().out
+
+
+def test_summary_records_and_explain_agree_on_how_connections_ended(tmp_path):
+    reset = [(50 * MS, tcp(CLIENT, SERVER, 7, 80, "S", seq=1)), (51 * MS, tcp(CLIENT, SERVER, 7, 80, "R", seq=2))]
+    story = [*stories.closed_by_client(), *reset, (500 * 10**9, tcp(CLIENT, SERVER, 8, 80, "S"))]
+    capture = stories.write(tmp_path / "ends.pcap", story)
+    assert re.search(r"^tcp +3 +fin 1  reset 1  alive 1$", summary([capture]), re.MULTILINE)
+    app.replay([capture], app.Tracking(), app.Outputs(conns=str(tmp_path / "c.jsonl")))
+    ends = {record["conn"]: record["end"] for record in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines())}
+    assert ends == {0: "timeout", 1: "reset", 2: "alive"}
+    told = [list(narrate.life_lines(explain.explain_conn([capture], conn, app.Tracking()), 250))[-1][1] for conn in range(3)]
+    assert [text.partition(",")[0] for text in told] == ["fin (timeout in TIME_WAIT)", "reset in CLOSE", "alive at the end of the capture"]
+
+
+def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
+    a, b = "2001:db8:1::10", "2001:db8:2::10"
+    capture = stories.write(tmp_path / "six.pcap", stories.closed_by_client(a=a, b=b))
+    lines = summary([capture], 80).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("largest"))
+    assert lines[at + 1].startswith(f"tcp [{a}]:40000 >  ")
+    assert lines[at + 2] == f"[{b}]:80"
+    assert f"tcp [{a}]:40000 > [{b}]:80  " in summary([capture], 140)
+
+
+@pytest.mark.parametrize("width", [20, 30, 45])
+def test_on_a_narrow_terminal_connections_stand_above_their_figures(office, width):
+    lines = summary([office], width).splitlines()
+    at = lines.index("largest connections")
+    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, 8 packets, 423 B sent, TIME_WAIT"]
 
 
 def test_why_and_what_to_type_next(office):
@@ -143,14 +182,40 @@ def test_every_effect_has_a_heading():
 # --- hints -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_offloaded_checksums_are_suspected(tmp_path):
-    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=1)) for i in range(5)]
-    assert "try --checksum 0" in told(tmp_path, story)
+def partial(src, dst, make, proto, header, payload=b""):
+    """A frame as a host captures its own, before its NIC has calculated the checksum: the field holds the pseudo-header's sum."""
+    total = ~checksum(pseudo(src, dst, proto, header + len(payload))) & 0xFFFF
+    return make(src, dst, 1000, 80, payload=payload, l4_checksum=total)
 
 
-def test_one_bad_checksum_among_many_packets_is_no_hint(tmp_path):
-    story = [(i * MS, tcp(CLIENT, SERVER, 1000 + i, 80)) for i in range(50)] + [(60 * MS, tcp(CLIENT, SERVER, 9, 80, l4_checksum=1))]
-    assert "try --checksum 0" not in told(tmp_path, story)
+def unwrapped(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("frame", [
+    partial(CLIENT, SERVER, tcp, TCP, 20, b"x"),
+    partial(CLIENT, SERVER, udp, UDP, 8, b"xyz"),
+    partial(stories.CLIENT6, stories.SERVER6, tcp, TCP, 20, b"x"),
+    tcp(CLIENT, SERVER, 1000, 80, payload=b"x", l4_checksum=0),
+    tcp(CLIENT, SERVER, 1000, 80, payload=bytes(3000), l4_checksum=0x1234),  # many segments in one
+])  # fmt: skip
+def test_one_checksum_as_an_offloading_nic_leaves_it_is_enough_for_a_hint(tmp_path, frame):
+    story = [*stories.closed_by_client(), (10**9, frame)]
+    assert "1 of 1 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0" in unwrapped(told(tmp_path, story))
+
+
+def test_checksums_that_are_bad_are_called_bad(tmp_path):
+    text = unwrapped(told(tmp_path, [(i, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=0x1234)) for i in range(3)]))
+    assert "none of 3 bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad" in text
+    assert "--checksum 0" not in text
+
+
+def test_a_bounded_number_of_bad_checksums_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "ENOUGH", 7)
+    monkeypatch.setattr(app, "CHUNK", 5)
+    story = [(i, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=0 if i % 2 else 0x1234)) for i in range(20)]
+    text = unwrapped(told(tmp_path, story))
+    assert "3 of the first 7 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0; the others are really bad" in text
 
 
 def test_a_capture_of_one_direction_is_recognised(tmp_path):

@@ -1,0 +1,53 @@
+"""Bad checksums looked at: what an offloading NIC leaves, or bad indeed.
+
+A host that has its NIC calculate checksums captures its own packets before they are: their field holds the sum of the pseudo-header, or nothing,
+or the packet is still (or already) several in one, larger than any that was on a wire.
+Not here: verifying checksums (wire), what is said about them (hints). Invariant: however many are bad, a bounded number of frames is looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ctcore.types import Proto, Reason
+from datapath.fields import KEY
+from datapath.wire import parse_batch
+
+BAD = (Reason.R_TCP_CHECKSUM, Reason.R_UDP_CHECKSUM)
+ENOUGH = 1000  # packets to look at
+CHUNKS = 64  # chunks to look for them in, each of which is parsed once more
+LARGEST = 1518  # bytes of an Ethernet frame with a VLAN tag
+
+
+class Evidence:
+    """What the first packets with bad TCP or UDP checksums look like. looked: how many were looked at; left: of these, those left to a NIC."""
+
+    def __init__(self) -> None:
+        self.looked = self.left = 0
+        self._known = self._chunks = 0
+
+    def look(self, memory: Any, frames: np.ndarray, reason_packets: np.ndarray) -> None:
+        """Look at the frames just replayed, if any of them was bad. reason_packets: how many packets had which reason up to now."""
+        known, self._known = self._known, sum(int(reason_packets[reason]) for reason in BAD)
+        if self._known == known or self.looked >= ENOUGH or self._chunks >= CHUNKS:
+            return
+        self._chunks += 1
+        batch = parse_batch(memory, frames)
+        packets = batch.array
+        for row in np.flatnonzero(np.isin(packets["l4_reason"], BAD))[: ENOUGH - self.looked].tolist():
+            self.looked += 1
+            self.left += int(frames["len"][row]) > LARGEST or is_partial(packets[row], batch.l4_bytes(row))
+
+
+def is_partial(packet: np.void, l4: bytes) -> bool:
+    """Whether the checksum's field holds no more than the sum of the pseudo-header (RFC 9293 3.1), or nothing. packet: PACKET_DTYPE."""
+    source, target, *_, proto, _ = KEY.unpack(packet["key"].tobytes())
+    at = 16 if proto == Proto.PROTO_TCP else 6
+    field = int.from_bytes(l4[at : at + 2], "big")
+    # IPv4 addresses stand in front of zeros, which add nothing.
+    total = int(np.frombuffer(source + target, ">u2").sum(dtype=np.int64)) + proto + int(packet["l4_len"])
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return field in (0, total)
