@@ -113,6 +113,20 @@ def l4_line(proto: int, l4: bytes, length: int) -> str:
     return describe(l4, length) if describe else f"{length} bytes"
 
 
+@_whatever_the_bytes
+def brief(proto: int, l4: bytes, length: int) -> str:
+    """What differs from packet to packet of a connection, without its ports."""
+    if proto == Proto.PROTO_TCP:
+        seq, ack, offset, flags = unpack_from(">IIBB", l4, 4)
+        acknowledged = f" ack {ack}" if flags & 0x10 else ""
+        return f"{flags_text(flags)} seq {seq}{acknowledged} len {max(0, length - (offset >> 4) * 4)}"
+    if proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
+        return _icmp(l4, ICMP_TYPES if proto == Proto.PROTO_ICMP else ICMPV6_TYPES)
+    if proto == Proto.PROTO_SCTP:
+        return _chunk_names(l4)
+    return f"len {max(0, length - 8) if proto in (Proto.PROTO_UDP, Proto.PROTO_UDPLITE) else length}"
+
+
 def _tcp(l4: bytes, length: int) -> str:
     sport, dport, seq, ack, offset, flags, window = unpack_from(">HHIIBBH", l4)
     header = (offset >> 4) * 4
@@ -169,7 +183,10 @@ def sctp_chunks(l4: bytes) -> list[int]:
     return chunks
 
 
+def _chunk_names(l4: bytes) -> str:
+    return " ".join(SCTP_CHUNKS.get(kind, f"chunk-{kind}") for kind in sctp_chunks(l4)) or "no chunk"
+
+
 def _sctp(l4: bytes, length: int) -> str:
     sport, dport, tag = unpack_from(">HHI", l4)
-    names = " ".join(SCTP_CHUNKS.get(kind, f"chunk-{kind}") for kind in sctp_chunks(l4))
-    return f"{sport} > {dport}, tag {tag:#010x}, {names or 'no chunk'}"
+    return f"{sport} > {dport}, tag {tag:#010x}, {_chunk_names(l4)}"
