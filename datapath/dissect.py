@@ -22,6 +22,8 @@ ETHER_TYPES = {
     0x0800: "IPv4", 0x86DD: "IPv6", 0x0806: "ARP", 0x8847: "MPLS", 0x8848: "MPLS multicast", 0x8863: "PPPoE discovery", 0x8864: "PPPoE session",
     0x88CC: "LLDP", 0x888E: "EAPOL", 0x8809: "slow protocols", 0x88E5: "MACsec",
 }  # fmt: skip
+# RFC 8200 4: what may stand between an IPv6 header and what it carries.
+EXTENSION_HEADERS = {0: "hopopt", 43: "route", 44: "frag", 59: "nonxt", 60: "dstopts", 135: "mobility", 139: "hip", 140: "shim6"}
 FLAG_LETTERS = ((0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x20, "URG"), (0x40, "ECE"), (0x80, "CWR"))
 ICMP_TYPES = {
     0: "echo reply", 3: "destination unreachable", 4: "source quench", 5: "redirect", 8: "echo request", 9: "router advertisement",
@@ -92,7 +94,7 @@ def _ip6(packet: bytes) -> str:
     if len(packet) < 40:
         raise Short
     ends = f"IPv6 {fields.address(packet[8:24], 6)} > {fields.address(packet[24:40], 6)}"
-    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {fields.proto_name(following)}"
+    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {EXTENSION_HEADERS.get(following) or fields.proto_name(following)}"
 
 
 def flags_text(flags: int) -> str:
@@ -109,6 +111,20 @@ def l4_line(proto: int, l4: bytes, length: int) -> str:
     }  # fmt: skip
     describe = describers.get(proto)
     return describe(l4, length) if describe else f"{length} bytes"
+
+
+@_whatever_the_bytes
+def brief(proto: int, l4: bytes, length: int) -> str:
+    """What differs from packet to packet of a connection, without its ports."""
+    if proto == Proto.PROTO_TCP:
+        seq, ack, offset, flags = unpack_from(">IIBB", l4, 4)
+        acknowledged = f" ack {ack}" if flags & 0x10 else ""
+        return f"{flags_text(flags)} seq {seq}{acknowledged} len {max(0, length - (offset >> 4) * 4)}"
+    if proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
+        return _icmp(l4, ICMP_TYPES if proto == Proto.PROTO_ICMP else ICMPV6_TYPES)
+    if proto == Proto.PROTO_SCTP:
+        return _chunk_names(l4)
+    return f"len {max(0, length - 8) if proto in (Proto.PROTO_UDP, Proto.PROTO_UDPLITE) else length}"
 
 
 def _tcp(l4: bytes, length: int) -> str:
@@ -167,7 +183,10 @@ def sctp_chunks(l4: bytes) -> list[int]:
     return chunks
 
 
+def _chunk_names(l4: bytes) -> str:
+    return " ".join(SCTP_CHUNKS.get(kind, f"chunk-{kind}") for kind in sctp_chunks(l4)) or "no chunk"
+
+
 def _sctp(l4: bytes, length: int) -> str:
     sport, dport, tag = unpack_from(">HHI", l4)
-    names = " ".join(SCTP_CHUNKS.get(kind, f"chunk-{kind}") for kind in sctp_chunks(l4))
-    return f"{sport} > {dport}, tag {tag:#010x}, {names or 'no chunk'}"
+    return f"{sport} > {dport}, tag {tag:#010x}, {_chunk_names(l4)}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.model.conn import Packet
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
@@ -19,6 +20,7 @@ from ctcore.types import KEY_DTYPE, Dir, State
 from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
+from datapath.dissect import brief
 from datapath.wire import parse_batch
 from datapath.worker import Pipeline
 
@@ -54,12 +56,18 @@ class Explained:
 
 @dataclass(frozen=True)
 class Step:
-    """One packet of a connection's life."""
+    """One packet of a connection's life. what: its transport header in a few words."""
 
     number: int
     ts: int
     decision: np.void
     packet: np.void
+    what: str
+
+    def direction(self, conn: np.void) -> int:
+        """As decided; of an invalid packet as its tuple says."""
+        decided = int(self.decision["dir"])
+        return decided if decided in (Dir.ORIG, Dir.REPLY) else direction_in(conn, self.packet["key"])
 
 
 @dataclass(frozen=True)
@@ -182,13 +190,18 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
                 keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
             rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
             if len(rows):
-                packets = parse_batch(memory, frames[rows], zone=tracking.zone, checksum=tracking.config.checksum).array
-                steps += [Step(seen + int(r), int(frames["ts"][r]), decisions[r], p.copy()) for r, p in zip(rows, packets, strict=True)]
+                steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, frames["ts"][rows], decisions[rows])
             seen += len(frames)
     last = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)
     if last is None:
         raise CtmirrorError(f"{captures[-1]}: no connection {ordinal:,} in it")
     return Life(last, steps, int(ended["end"]) if ended is not None else 0, int(ended["time"]) if ended is not None else 0)
+
+
+def _steps(batch: Batch, numbers: np.ndarray, times: np.ndarray, decisions: np.ndarray) -> Iterator[Step]:
+    for i, (number, ts) in enumerate(zip(numbers.tolist(), times.tolist(), strict=True)):
+        packet = batch.array[i].copy()
+        yield Step(number, ts, decisions[i], packet, brief(int(packet["key"]["proto"]), batch.l4_bytes(i), int(packet["l4_len"])))
 
 
 def _destroyed(pipeline: Pipeline, ordinal: int) -> np.void | None:

@@ -40,10 +40,11 @@ STATUS_NAMES: dict[int, str] = {
 }
 FLAG_NAMES: dict[int, str] = {bit: name.removeprefix("TF_").lower().replace("_", "-") for name, bit in TcpFlag.__members__.items()}
 CHANGE_NAMES: dict[int, str] = {bit: name.removeprefix("CHANGE_").lower() for name, bit in Change.__members__.items()}
-# Protocols that have a usual name; the others go by their number.
+# Protocols that have a usual name, from IANA's list; the others go by their number.
 PROTO_NAMES: dict[int, str] = {
-    Proto.PROTO_ICMP: "icmp", 2: "igmp", Proto.PROTO_TCP: "tcp", Proto.PROTO_UDP: "udp", 33: "dccp", 41: "ipv6", Proto.PROTO_GRE: "gre", 50: "esp",
-    51: "ah", Proto.PROTO_ICMPV6: "icmpv6", 89: "ospf", 103: "pim", 112: "vrrp", Proto.PROTO_SCTP: "sctp", Proto.PROTO_UDPLITE: "udplite",
+    Proto.PROTO_ICMP: "icmp", 2: "igmp", 4: "ipip", Proto.PROTO_TCP: "tcp", 8: "egp", Proto.PROTO_UDP: "udp", 33: "dccp", 41: "ipv6", 46: "rsvp",
+    Proto.PROTO_GRE: "gre", 50: "esp", 51: "ah", Proto.PROTO_ICMPV6: "icmpv6", 88: "eigrp", 89: "ospf", 97: "etherip", 103: "pim", 108: "ipcomp",
+    112: "vrrp", 115: "l2tp", Proto.PROTO_SCTP: "sctp", Proto.PROTO_UDPLITE: "udplite", 137: "mpls",
 }  # fmt: skip
 WITH_PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_SCTP, Proto.PROTO_UDPLITE}
 WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}

@@ -15,6 +15,11 @@ MOST = 0.8
 ENOUGH = 10  # connections from which "most" means something
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 packet, 2 packets."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _packets(result: Replayed, *reasons: Reason) -> int:
     return sum(int(result.stats["reason_packets"][reason]) for reason in reasons)
 
@@ -28,21 +33,35 @@ def offloaded_checksums(result: Replayed) -> str | None:
     if not left:
         return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad"
     others = "" if left == looked else "; the others are really bad"
-    return f"{left:,} of {some} bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0{others}"
+    return f"{left:,} of {some} bad TCP and UDP checksums {'is' if left == 1 else 'are'} what an offloading NIC leaves: try --checksum 0{others}"
+
+
+def rewritten(result: Replayed) -> str | None:
+    """Bad IPv4 header checksums in numbers: no router would have passed these packets on."""
+    bad = _packets(result, Reason.R_IP_CHECKSUM)
+    if bad < max(3, MANY * result.stats["total_packets"]):
+        return None
+    return (
+        f"{bad:,} bad IPv4 header checksums: were addresses rewritten, or headers left to the NIC? "
+        "Linux drops such packets, whatever --checksum says; repair them first (tcprewrite --fixcsum)"
+    )
 
 
 def snapped(result: Replayed) -> str | None:
     short = _packets(result, Reason.R_SNAPPED)
     if not short:
         return None
-    return f"{short:,} packets were captured without their headers: the snap length was too small; capture with at least 128 bytes (tcpdump -s 128)"
+    return f"{counted(short, 'packet')} captured without headers: the snap length was too small; capture with at least 128 bytes (tcpdump -s 128)"
 
 
 def time_went_back(result: Replayed) -> str | None:
     times = int(result.stats["backwards"])
     if not times:
         return None
-    return f"timestamps went back {times:,} times; the clock was held still meanwhile (sort the capture, or try --clock wall)"
+    often = "once" if times == 1 else f"{times:,} times"
+    if len(result.captures) > 1:
+        return f"timestamps went back {often}; the clock was held still meanwhile: merge captures of the same time with mergecap first"
+    return f"timestamps went back {often}; the clock was held still meanwhile: sort the capture (reordercap), and merge several with mergecap first"
 
 
 def one_sided(result: Replayed) -> str | None:
@@ -62,7 +81,7 @@ def one_sided(result: Replayed) -> str | None:
 def mid_stream(result: Replayed) -> str | None:
     if not (refused := _packets(result, Reason.R_TCP_NOT_LOOSE)):
         return None
-    return f"{refused:,} packets belong to connections that began before the capture; --tcp-loose 1 picks them up"
+    return f"{counted(refused, 'packet')} of connections that began before the capture; --tcp-loose 1 picks them up"
 
 
 def table_full(result: Replayed) -> str | None:
@@ -70,9 +89,9 @@ def table_full(result: Replayed) -> str | None:
         return None
     limit = result.tracking.config.capacity
     if result.counters["new"] < limit:  # then it never was full, but for the place where these belong
-        return f"{lost:,} packets were dropped because the hashes of their tuples collide; another --seed tells if that is chance or intent"
+        return f"{counted(lost, 'packet')} dropped because the hashes of their tuples collide; another --seed tells if that is chance or intent"
     more = f"; try --max {min(2 * limit, CAPACITY_LIMIT)}" if limit < CAPACITY_LIMIT else ""
-    return f"{lost:,} packets were dropped because {limit:,} connections are the limit{more}"
+    return f"{counted(lost, 'packet')} dropped because {limit:,} connections are the limit{more}"
 
 
 def tunnels(result: Replayed) -> str | None:
@@ -86,10 +105,10 @@ def tunnels(result: Replayed) -> str | None:
 def lost_events(result: Replayed) -> str | None:
     if not result.events_lost:
         return None
-    return f"{result.events_lost:,} events were lost, so connections are missing from the counts above and from --conns and --events"
+    return f"{counted(result.events_lost, 'event')} lost, so connections are missing from the counts above and from --conns and --events"
 
 
-HINTS = (offloaded_checksums, snapped, time_went_back, one_sided, mid_stream, table_full, tunnels, lost_events)
+HINTS = (offloaded_checksums, rewritten, snapped, time_went_back, one_sided, mid_stream, table_full, tunnels, lost_events)
 
 
 def hints_of(result: Replayed) -> list[str]:

@@ -23,6 +23,7 @@ from datapath.window import Window, window_of
 
 Line = tuple[str, str]  # label and text
 
+WIDEST = 60  # characters of a packet's description up to which the columns behind it stand below one another
 ARROWS: dict[int, str] = {Dir.ORIG: "->", Dir.REPLY: "<-"}
 
 # What is accepted and yet renews no timeout, beside ICMP errors and what is ignored (spec/reasons.txt, effects).
@@ -256,8 +257,10 @@ def life_lines(life: Life, hz: int) -> Iterator[Line]:
     yield "conn", conn_text(life.conn, hz)
     start = int(life.conn["start"])
     yield "began", time_text(start)
+    width = min(max((len(step.what) for step in life.steps), default=0), WIDEST)
     for step in life.steps:
-        yield f"#{step.number:,}", _step_text(step, start, int(life.conn["flow"][Dir.ORIG]["key"]["proto"]), hz)
+        arrow = ARROWS[step.direction(life.conn)]
+        yield f"#{step.number:,}", f"+{(step.ts - start) / 1e9:<11.6f} {arrow} {step.what:<{width}} {_decided(step.decision, step.packet, hz)}"
     yield "end", _end_text(life)
 
 
@@ -273,13 +276,11 @@ def _end_text(life: Life) -> str:
     return f"{words}, {(life.stop - int(life.conn['start'])) / 1e9:.3f} s after its first packet"
 
 
-def _step_text(step, start: int, proto: int, hz: int) -> str:
-    decision, packet = step.decision, step.packet
-    arrow = ARROWS.get(int(decision["dir"]), "  ")
-    flags = dissect.flags_text(int(packet["tcp_flags"])) if proto == Proto.PROTO_TCP and packet["doff"] else ""
+def _decided(decision: np.void, packet: np.void, hz: int) -> str:
+    proto = int(packet["key"]["proto"])
     state = fields.l4state_name(proto, int(decision["l4state"])) or ""
     left = f"{fields.seconds_text(int(decision['timeout']), hz)} s" if decision["timeout"] >= 0 else ""
     gained = "assured" if int(decision["status"]) & Status.ASSURED else ""
     reason = REASONS[int(decision["reason"])]
-    text = f"+{(step.ts - start) / 1e9:<11.6f} {arrow} {flags:<12} {fields.STATE_NAMES[int(decision['state'])]:<12} {state:<12} {left:>9} {gained:<8}"
+    text = f"{fields.STATE_NAMES[int(decision['state'])]:<12} {state:<12} {left:>9} {gained:<8}"
     return text.rstrip() if reason.name == "ok" else f"{text} {reason.sentence}"

@@ -19,7 +19,7 @@ from ctcore.types import Dir, Proto, Reason, State
 from datapath import fields
 from datapath.app import Replayed
 from datapath.export import STDOUT
-from datapath.hints import hints_of
+from datapath.hints import counted, hints_of
 from datapath.tally import Large
 
 SIDE_BY_SIDE = 100  # columns from which states and protocols stand beside each other
@@ -94,10 +94,10 @@ def _header(result: Replayed) -> Iterator[Text]:
     for capture in result.captures:
         facts = [capture.format, *capture.links] if capture.format else []
         if len(result.captures) > 1:
-            facts.append(f"{count(capture.packets)} packets")
+            facts.append(counted(capture.packets, "packet"))
         yield Text.assemble((capture.name, "bold"), "   " if facts else "", ", ".join(facts))
     length = max(0, stats["last_ts"] - stats["first_ts"])
-    traffic = f"{count(stats['total_packets'])} packets, {size_text(stats['total_bytes'])}, {duration_text(length)} of traffic"
+    traffic = f"{counted(stats['total_packets'], 'packet')}, {size_text(stats['total_bytes'])}, {duration_text(length)} of traffic"
     speed = rate_text(stats["total_packets"] / result.seconds)
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
@@ -107,8 +107,9 @@ def _header(result: Replayed) -> Iterator[Text]:
 
 def _written(name: str, packets: int, total: int) -> str:
     """What -w wrote, and what it left out."""
-    left_out = f"; {count(total - packets)} held or dropped were left out" if packets < total else ""
-    return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {count(total)} packets{left_out}"
+    left = total - packets
+    left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
+    return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
@@ -224,7 +225,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     else:
         yield Text("largest connections", "bold")
         for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
-            yield Text(f"{flow}\n  conn {conn}, {duration} long, {packets} packets, {size} sent, {state}")
+            yield Text(f"{flow}\n  conn {conn}, {duration} long, packets: {packets}, {size} sent, {state}")
     names = " ".join(shlex.quote(capture.name) for capture in result.captures)
     yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -27,11 +28,15 @@ def generate():
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_examples_of_the_python_interface_run(number, tmp_path, monkeypatch, capsys):
     (tmp_path / "pcap_tests").symlink_to(ROOT / "pcap_tests")
-    monkeypatch.chdir(tmp_path)  # the example writes a file
-    exec(compile(EXAMPLES[number], f"docs/api.md, example {number}", "exec"), {})
+    (tmp_path / "written").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "written"))
+    names: dict = {}
+    exec(compile(EXAMPLES[number], f"docs/api.md, example {number}", "exec"), names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pcap_tests", "written"]  # nothing is left where it is tried
     if number == 0:
         assert re.search(r"^\d+ alive; the largest has \d+ packets$", capsys.readouterr().out, re.MULTILINE)
-        assert (tmp_path / "accepted.pcapng").stat().st_size > 100_000
+        assert names["accepted"].stat().st_size > 100_000
 
 
 def test_there_are_examples():

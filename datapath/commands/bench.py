@@ -27,6 +27,13 @@ class Flows(click.ParamType):
         return [int(part) for part in parts]
 
 
+def _check(name: str | None) -> None:
+    """Measuring takes long: whether its figures can be written is found out before."""
+    if name and name != STDOUT:
+        with open(name, "ab"):
+            pass
+
+
 def _write(result: dict[str, Any], name: str | None, quiet: bool) -> None:
     """The figures as lines for people unless quiet, and as JSON to a file; where that is stdout, the lines go to stderr."""
     for section, rows in () if quiet else result.items():
@@ -67,6 +74,7 @@ def engine_command(flows: list[int], output: str | None, quiet: bool, verbose: b
     """
     from datapath import benchmark
 
+    _check(output)
     _write(benchmark.engine(flows), output, quiet)
 
 
@@ -85,4 +93,5 @@ def replay_command(capture: str, runs: int, output: str | None, quiet: bool, ver
     """
     from datapath import benchmark
 
+    _check(output)
     _write(benchmark.replay(capture, runs), output, quiet)

@@ -57,7 +57,7 @@ class Timeouts(click.ParamType):
         if isinstance(value, dict):
             return value
         result = {}
-        for part in filter(None, value.split(",")):
+        for part in value.removesuffix(",").split(","):
             name, _, seconds = part.partition("=")
             if not seconds.isascii() or not seconds.isdigit():
                 self.fail(f"'{part}': expected name=seconds, as in tcp_timeout_established=3600", param, ctx)
@@ -108,7 +108,7 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
     for option in (
-        click.option("--timeouts", type=Timeouts(), default="", help="Timeouts by their sysctl names without nf_conntrack_."),
+        click.option("--timeouts", type=Timeouts(), default=dict, help="Timeouts by their sysctl names without nf_conntrack_."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
         click.option(
             "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"

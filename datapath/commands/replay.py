@@ -49,6 +49,8 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its number and decision as comment
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
+    if form and not any(map(_file, (packets, conns, events))):
+        raise click.UsageError("--format: expected records to write: --packets, --conns or --events")
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)

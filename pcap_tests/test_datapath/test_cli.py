@@ -92,6 +92,10 @@ def test_python_m_datapath_is_the_command():
         (["--tcp-loose", "2"], "'2': expected 0 or 1"),
         (["--tcp-max-retrans", "256"], "expected a number from 0 to 255"),
         (["--timeouts", "udp=3"], "timeouts: 'udp': expected one of"),
+        (["--timeouts", ""], "'': expected name=seconds"),
+        (["--timeouts", "udp_timeout=3,,gre_timeout=4"], "'': expected name=seconds"),
+        (["--format", "csv"], "--format: expected records to write: --packets, --conns or --events"),
+        (["--format", "csv", "--packets", "off", "-w", "out.pcap"], "--format: expected records to write"),
         (["--timeouts", "udp_timeout"], "'udp_timeout': expected name=seconds"),
         (["--timeouts", "udp_timeout=-1"], "'udp_timeout=-1': expected name=seconds"),
         (["--timeouts", "udp_timeout=99999999999"], "expected 0 to"),
@@ -449,7 +453,7 @@ def test_a_pcapng_file_carries_each_decision_as_a_comment(capfd, office, tmp_pat
 
 def test_what_was_left_out_of_the_forwarded_packets_is_told(capfd, office, tmp_path):
     _, out, _ = run(capfd, "replay", office, "-w", tmp_path / "out.pcap")
-    assert f"wrote {tmp_path / 'out.pcap'}: 18 of 19 packets; 1 held or dropped were left out\n" in out
+    assert f"wrote {tmp_path / 'out.pcap'}: 18 of 19 packets; 1 held or dropped was left out\n" in out
     whole = stories.write(tmp_path / "whole.pcap", stories.closed_by_client())
     _, _, err = run(capfd, "replay", whole, "-w", "-")
     assert "wrote stdout: 8 of 8 packets\n" in err
@@ -489,6 +493,17 @@ def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, offic
         code, out, err = run(capfd, "bench", "replay", name if name == "-" else tmp_path / name)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert expected in err
+
+
+@pytest.mark.parametrize("argv", [["engine"], ["replay", "{}"]])
+def test_bench_finds_out_before_measuring_that_figures_cannot_be_written(capfd, monkeypatch, tmp_path, office, argv):
+    from datapath import benchmark
+
+    for name in ("engine", "replay"):
+        monkeypatch.setattr(benchmark, name, lambda *_: pytest.fail("was measured"))
+    target = tmp_path / "none" / "out.json"
+    code, out, err = run(capfd, "bench", *(word.format(office) for word in argv), "--json", target)
+    assert (code, out, err) == (2, "", f"ctmirror: {target}: No such file or directory\n")
 
 
 @pytest.mark.parametrize("flows", ["", "0", "1,x", "-3"])

@@ -256,6 +256,26 @@ def test_a_life_includes_invalid_packets_and_errors_about_it(tmp_path):
     assert [step.number for step in life(tmp_path, stories.office(), 3)[0].steps] == [12, 13]
 
 
+def test_a_life_shows_numbers_and_arrows_of_invalid_packets_too(tmp_path):
+    story = [*HANDSHAKE, (9 * MS, tcp(SERVER, CLIENT, 80, 40000, "PA", seq=501, ack=9_000_000, payload=b"xyz"))]
+    lines = dict(life(tmp_path, story, 0)[1])
+    assert "-> SYN seq 100 len 0 " in lines["#0"]
+    assert "<- SYN ACK seq 500 ack 101 len 0 " in lines["#1"]
+    assert "<- ACK PSH seq 501 ack 9000000 len 3 invalid " in lines["#3"]
+
+
+def test_a_life_names_chunks_and_icmp_types(tmp_path):
+    story = [(0, sctp(CLIENT, SERVER, 5, 6, 0, sctp_init(77))), (MS, sctp(SERVER, CLIENT, 6, 5, 77, sctp_init(88, ack=True)))]
+    lines = dict(life(tmp_path, story, 0)[1])
+    assert "-> INIT     new " in lines["#0"]
+    assert "<- INIT_ACK established " in lines["#1"]
+    lines = dict(life(tmp_path, stories.office(), 2)[1])
+    assert "-> echo request (8), code 0, id 77, seq 1 " in lines["#10"]
+    lines = dict(life(tmp_path, stories.office(), 3)[1])
+    assert "-> len 7 " in lines["#12"]
+    assert "<- destination unreachable (3), code 1 related " in lines["#13"]
+
+
 def test_a_life_ends(tmp_path):
     found, lines = life(tmp_path, [*stories.question(), (100 * 10**9, tcp(CLIENT, SERVER, 1, 2))], 0)
     assert len(found.steps) == 2
@@ -315,6 +335,10 @@ def test_other_link_types_have_names():
         (ipv4("1.2.3.4", "5.6.7.8", 50, bytes(4), frag=0x2001, ident=9), "fragment of datagram 0x0009 at byte 8, more follow, carries esp"),
         (ipv4("1.2.3.4", "5.6.7.8", 6, options=bytes(4)), "header of 24 bytes"),
         (ipv6("2001:db8::1", "::2", 17, bytes(8), ttl=3), "IPv6 2001:db8::1 > ::2, 8 bytes of payload, hop limit 3, next header udp"),
+        (ipv4("1.2.3.4", "5.6.7.8", 4), "carries ipip"),
+        (ipv6("::1", "::2", 0), "next header hopopt"),
+        (ipv6("::1", "::2", 44), "next header frag"),
+        (ipv6("::1", "::2", 253), "next header 253"),
         (b"\x90", "version 9, neither 4 nor 6"),
         (b"\x45\x00", "cut short"),
         (b"", "cut short"),
@@ -339,6 +363,7 @@ def test_any_bytes_can_be_described(proto, data):
     assert dissect.link_line(data, 1)
     assert dissect.ip_line(data)
     assert dissect.l4_line(proto, data, len(data))
+    assert dissect.brief(proto, data, len(data))
     assert isinstance(dissect.sctp_chunks(data), list)
 
 

@@ -76,7 +76,7 @@ def test_an_invalid_packet_has_its_connection_s_l4state_but_no_connection():
 
 
 @pytest.mark.parametrize(
-    ("proto", "name"), [(6, "tcp"), (17, "udp"), (1, "icmp"), (58, "icmpv6"), (132, "sctp"), (47, "gre"), (136, "udplite"), (50, "esp"), (253, "253")]
+    ("proto", "name"), [(6, "tcp"), (17, "udp"), (1, "icmp"), (58, "icmpv6"), (132, "sctp"), (47, "gre"), (136, "udplite"), (4, "ipip"), (253, "253")]
 )
 def test_protocols_have_names_or_numbers(proto, name):
     assert fields.proto_name(proto) == name

@@ -85,7 +85,7 @@ def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
 def test_on_a_narrow_terminal_connections_stand_above_their_figures(office, width):
     lines = summary([office], width).splitlines()
     at = lines.index("largest connections")
-    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, 8 packets, 423 B sent, TIME_WAIT"]
+    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, packets: 8, 423 B sent, TIME_WAIT"]
 
 
 def test_why_and_what_to_type_next(office):
@@ -201,7 +201,7 @@ def unwrapped(text):
 ])  # fmt: skip
 def test_one_checksum_as_an_offloading_nic_leaves_it_is_enough_for_a_hint(tmp_path, frame):
     story = [*stories.closed_by_client(), (10**9, frame)]
-    assert "1 of 1 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0" in unwrapped(told(tmp_path, story))
+    assert "1 of 1 bad TCP and UDP checksums is what an offloading NIC leaves: try --checksum 0" in unwrapped(told(tmp_path, story))
 
 
 def test_checksums_that_are_bad_are_called_bad(tmp_path):
@@ -228,7 +228,23 @@ def test_a_scan_is_not_taken_for_a_capture_of_one_direction(tmp_path):
 
 
 def test_timestamps_going_back_are_told(tmp_path):
-    assert "timestamps went back 1 times" in told(tmp_path, [(5 * MS, stories.question()[0][1]), (0, stories.question()[1][1])])
+    assert "timestamps went back once" in told(tmp_path, [(5 * MS, stories.question()[0][1]), (0, stories.question()[1][1])])
+
+
+def test_captures_of_the_same_time_are_to_be_merged(tmp_path):
+    captures = [stories.write(tmp_path / f"{name}.pcap", stories.question()) for name in "ab"]
+    text = unwrapped(summary(captures))
+    assert "timestamps went back once; the clock was held still meanwhile: merge captures of the same time with mergecap first" in text
+
+
+def test_bad_header_checksums_in_numbers_are_told(tmp_path):
+    bad = [data[:24] + b"\x12\x34" + data[26:] for _, data in stories.closed_by_client()]
+    assert "8 bad IPv4 header checksums" in unwrapped(told(tmp_path, list(enumerate(bad))))
+    assert "header checksums:" not in unwrapped(told(tmp_path, list(enumerate(bad[:2]))))
+
+
+def test_one_packet_is_one_packet(tmp_path):
+    assert "\n1 packet, 42 B, " in told(tmp_path, [(0, udp(CLIENT, SERVER, 1, 2))])
 
 
 def test_a_full_table_is_told(tmp_path):
@@ -269,7 +285,7 @@ def test_snapped_packets_are_told(tmp_path):
 def test_lost_events_are_told(office):
     result = app.replay([office], app.Tracking(), app.Outputs())
     result.events_lost = 3
-    assert any("3 events were lost" in hint for hint in report.hints_of(result))
+    assert any("3 events lost" in hint for hint in report.hints_of(result))
 
 
 def test_a_quiet_capture_has_no_hints(tmp_path):
