@@ -24,6 +24,7 @@ ETHER_TYPES = {
 }  # fmt: skip
 # RFC 8200 4: what may stand between an IPv6 header and what it carries.
 EXTENSION_HEADERS = {0: "hopopt", 43: "route", 44: "frag", 59: "nonxt", 60: "dstopts", 135: "mobility", 139: "hip", 140: "shim6"}
+FRAGMENT, AUTHENTICATION, NO_NEXT = 44, 51, 59
 FLAG_LETTERS = ((0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x20, "URG"), (0x40, "ECE"), (0x80, "CWR"))
 ICMP_TYPES = {
     0: "echo reply", 3: "destination unreachable", 4: "source quench", 5: "redirect", 8: "echo request", 9: "router advertisement",
@@ -94,7 +95,20 @@ def _ip6(packet: bytes) -> str:
     if len(packet) < 40:
         raise Short
     ends = f"IPv6 {fields.address(packet[8:24], 6)} > {fields.address(packet[24:40], 6)}"
-    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {EXTENSION_HEADERS.get(following) or fields.proto_name(following)}"
+    names = ", ".join(EXTENSION_HEADERS.get(header) or fields.proto_name(header) for header in _chain(packet, following))
+    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {names}"
+
+
+def _chain(packet: bytes, following: int) -> Iterator[int]:
+    """The headers behind an IPv6 header, by what names each, as far as they are there. Behind a later fragment's comes no header."""
+    at = 40
+    yield following
+    while (following in EXTENSION_HEADERS or following == AUTHENTICATION) and following != NO_NEXT and at + 4 <= len(packet):
+        if following == FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & ~7:
+            return
+        units = {FRAGMENT: 8, AUTHENTICATION: (packet[at + 1] + 2) * 4}
+        at, following = at + units.get(following, (packet[at + 1] + 1) * 8), packet[at]
+        yield following
 
 
 def flags_text(flags: int) -> str:

@@ -338,6 +338,8 @@ def test_other_link_types_have_names():
         (ipv4("1.2.3.4", "5.6.7.8", 4), "carries ipip"),
         (ipv6("::1", "::2", 0), "next header hopopt"),
         (ipv6("::1", "::2", 44), "next header frag"),
+        (ipv6("::1", "::2", 0, bytes((60, 0)) + bytes(6) + bytes((44, 1)) + bytes(14) + bytes((17, 0)) + bytes(14)), "hopopt, dstopts, frag, udp"),
+        (ipv6("::1", "::2", 44, bytes((17, 0, 0, 8)) + bytes(20)), "next header frag"),
         (ipv6("::1", "::2", 253), "next header 253"),
         (b"\x90", "version 9, neither 4 nor 6"),
         (b"\x45\x00", "cut short"),
