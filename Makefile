@@ -17,6 +17,8 @@ DEMO := pcap_tests/captures/demo.pcap
 ASAN := build/asan
 ASAN_TESTS ?= pcap_tests/test_ctcore pcap_tests/test_datapath
 FUZZ_SECONDS ?= 60
+ASAN_FUZZ_SECONDS ?= 20
+ASAN_ENV := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=.
 
 .PHONY: help build demo test lint bench fuzz asan docs wheel clean
 
@@ -43,14 +45,16 @@ fuzz: $(BUILT) $(FUZZ_TOOLS)  ## run each coverage-guided fuzzer for FUZZ_SECOND
 	set -e; for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
 	    echo "$$fuzzer"; $(BIN)/python $$fuzzer -max_total_time=$(FUZZ_SECONDS); done
 
-asan: $(BUILT) $(TEST_TOOLS)  ## run the tests of the compiled code under AddressSanitizer, in a tree of its own
+asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled code and the fuzzers under AddressSanitizer, in a tree of its own
 	mkdir -p $(ASAN)
 	cp -Rp setup.py pyproject.toml README.md ctcore datapath offload pcap_tests docs $(ASAN)/
 	find $(ASAN) -path $(ASAN)/build -prune -o -name '*.so' -exec rm {} +
 	cd $(ASAN) && CTMIRROR_DEBUG=asan $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS)
 	cd $(ASAN) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=. \
-	    $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
+	    $(ASAN_ENV) $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
+	cd $(ASAN) && set -e; preload=$$($(CURDIR)/$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so; \
+	    for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
+	    echo "$$fuzzer"; LD_PRELOAD=$$preload $(ASAN_ENV) $(CURDIR)/$(BIN)/python $$fuzzer -max_total_time=$(ASAN_FUZZ_SECONDS); done
 
 docs: $(BUILT)  ## write what of the documentation is made from the code
 	$(BIN)/python docs/generate.py
