@@ -213,7 +213,7 @@ cdef enum:
     NO_CONN = 0xFFFFFFFF
     NO_L4STATE = 255
     NO_DIR = 255
-    BATCH = 128                 # packets worked on at a time; chosen by bench/sweep.py
+    BATCH = 64                  # packets worked on at a time; chosen by bench/sweep.py
     LARGEST_BATCH = 1024
 
 # --- a packet's tuple, and the packet as parse() left it -------------------------------------------------------------------------------

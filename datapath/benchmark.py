@@ -34,7 +34,7 @@ from datapath.worker import Pipeline
 FRAME = 60  # bytes: Ethernet's least without the FCS
 PAYLOAD = FRAME - 54
 SYN, ACK = 0x02, 0x10
-CHUNK = 16384  # frames per call, as replay does it
+CHUNK = 16384  # frames per call
 OUTSTANDING = 4096  # handshakes under way at a time
 ROUNDS = 5
 MIN_PACKETS = 2_000_000  # per round, so that a round lasts long enough to be timed
@@ -155,7 +155,7 @@ def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, f
     return pipeline, statistics.median(spent), grown
 
 
-def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int = 128) -> dict[str, Any]:
+def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int = 64) -> dict[str, Any]:
     """Set up `flows` connections, then `rounds` rounds of established traffic, each beside the limit kernel on the same frames.
 
     Returns the medians: mpps and limit_mpps (million packets/s), ns_per_packet, ratio_to_limit (median of the rounds' own ratios), setup_per_s

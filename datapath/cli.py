@@ -23,6 +23,9 @@ COMMANDS = {
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine or the replay of a capture",
 }
+# NumPy's linear algebra would start a thread for every core, which nothing here needs and every start would pay for.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 USAGE, INTERRUPTED = 2, 130
 BARE = getattr(click.exceptions, "NoArgsIsHelpError", ())  # a group without a command; before click 8.2 it printed the help by itself
 TRACEBACK = "CTMIRROR_TRACEBACK"

@@ -18,7 +18,7 @@ class Pipeline:
 
     tracker: Tracker
     clock: str
-    def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 128) -> None: ...
+    def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 64) -> None: ...
     def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
         """Run frames through all stages, in order.
 
