@@ -18,7 +18,7 @@ FLAGS = {
     "": ["-O3", "-fno-strict-aliasing", "-fno-semantic-interposition", "-fvisibility=hidden"],
     "asan": ["-O1", "-g", "-fno-strict-aliasing", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
 }
-# Not linked with a sanitizer's runtime: which one it is says LD_PRELOAD, the compiler's for tests, the fuzzer's own (which has libFuzzer in it) there.
+# Not linked with a sanitizer's runtime: LD_PRELOAD names it, the compiler's for tests, the fuzzer's own (with libFuzzer in it) there.
 LINK = {"": [], "asan": []}
 
 if DEBUG not in FLAGS:
