@@ -121,6 +121,8 @@ def _lookup(it: Explained) -> Iterator[Line]:
 
 def _quoted(it: Explained) -> Iterator[Line]:
     """What an ICMP error is about: the packet it quotes, and the connection of that."""
+    if it.quoted is None:
+        return
     yield "quoted", f"{fields.proto_name(int(it.quoted['proto']))} {tuple_text(it.quoted)}"
     if it.about is None:
         yield "lookup", "no connection has the quoted packet's tuple"
