@@ -19,6 +19,7 @@ ICMP_ERRORS = {3, 4, 5, 11, 12}  # RFC 792; in ICMPv6 every type below 128 (RFC 
 NEIGHBOUR_MESSAGES = {*range(130, 137), 143, 151, 152}  # RFC 4861, RFC 3810, RFC 4286
 REDIRECT = 137  # RFC 4861 4.5
 REDIRECT_HEADER, OPT_HEADER, OPT_REDIRECTED = 40, 8, 4
+LONGEST_HEADER = 60  # of IPv4
 LINK_LOCAL_HOPS = 255
 PPP = 0x880B
 PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_UDPLITE, Proto.PROTO_SCTP}
@@ -101,7 +102,8 @@ def inner_key(packet: Packet) -> tuple[Key | None, int]:
             return None, Reason.R_ICMP6_REDIRECT
         if len(option) < OPT_HEADER or option[0] != OPT_REDIRECTED or option[1] == 0:
             return None, Reason.R_ICMP6_REDIRECT
-    inner = packet.l4[at:]
+    # Of a snapped error all that is read was captured (wire sees to that); lengths are those on the wire.
+    inner = packet.l4.ljust(min(packet.l4_len, at + LONGEST_HEADER), b"\0")[at:]
     key = _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
     return key, Reason.R_OK if key else Reason.R_ICMP_INNER
 

@@ -54,7 +54,7 @@ def transport(draw, version: int):
     """(layer, protocol number)."""
     kind = draw(st.sampled_from(["tcp", "udp", "sctp", "echo"]))
     if kind == "tcp":
-        options = draw(st.lists(st.sampled_from(TCP_OPTIONS), max_size=3))
+        options = draw(st.lists(st.sampled_from(TCP_OPTIONS), max_size=3).filter(lambda chosen: len(bytes(TCP(options=chosen))) <= 60))
         return TCP(
             sport=draw(u16), dport=draw(u16), seq=draw(u32), ack=draw(u32), window=draw(u16), flags=draw(u8), urgptr=draw(u16), options=options
         ), t.TCP  # fmt: skip
