@@ -1,9 +1,7 @@
 """A private network of real Linux stacks: client -- router -- server, and wires between them that lose, delay or tag frames.
 
-Theory of operation: a network is a chain of namespaces, each joined to the next by a veth pair. A namespace has no name and no mount: it lives
-as long as a file descriptor of this process does, and its interfaces with it. So there is nothing to clean up outside this process, not even
-after SIGKILL. A socket belongs to the namespace of the thread that made it and works from every thread; that is all that scenes need.
-A wire is a namespace without addresses in which a thread carries frames from one packet socket to another. It stands in for netem.
+Theory of operation: a network is a chain of namespaces (datapath.oracle.namespace), each joined to the next by a veth pair. A wire is a namespace
+without addresses in which a thread carries frames from one packet socket to another. It stands in for netem.
 
 Invariants: nothing is ever made in the namespace the process started in; every offload of every interface is off, so a frame seen on a link has
 the size and the checksums it would have on a cable. Not here: traffic (scenes.py) and its recording (record.py).
@@ -11,8 +9,6 @@ the size and the checksums it would have on a cable. Not here: traffic (scenes.p
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import heapq
 import itertools
 import os
@@ -22,11 +18,12 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+
+from datapath.oracle.namespace import Namespace, cable
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 LEFT, RIGHT = 0, 1
@@ -40,10 +37,6 @@ HOST_LENGTH = {V4: 32, V6: 128}
 # Seconds after which a socket gives up: a scene that goes wrong ends with an error, not with a hang.
 PATIENCE = 10.0
 
-CLONE_NEWNET = 0x40000000
-SIOCETHTOOL = 0x8946
-# ETHTOOL_S{RXCSUM,TXCSUM,SG,TSO,GSO,GRO} of linux/ethtool.h
-OFFLOADS = (0x15, 0x17, 0x19, 0x1F, 0x24, 0x2C)
 SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING = 263, 6, 8, 23
 ETH_P_ALL = 3
 SO_TIMESTAMPNS = 35
@@ -51,68 +44,6 @@ SO_RCVBUFFORCE = 33
 VLAN_VALID, VLAN_TPID_VALID = 1 << 4, 1 << 6
 
 Member = TypeVar("Member", bound="Namespace")
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def checked(result: int, what: str) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def this_namespace() -> int:
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-class Namespace:
-    """One network stack, alive until close() and until its last socket is closed."""
-
-    def __init__(self) -> None:
-        home = this_namespace()
-        try:
-            checked(libc.unshare(CLONE_NEWNET), "new network namespace")
-            self.fd = this_namespace()
-            checked(libc.setns(home, CLONE_NEWNET), "back to the namespace before")
-        finally:
-            os.close(home)
-
-    def prepare(self) -> None:
-        """Sysctls that must be set before the first interface is there."""
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """This thread is inside; sockets made here belong to this stack."""
-        before = this_namespace()
-        try:
-            checked(libc.setns(self.fd, CLONE_NEWNET), "enter a namespace")
-            try:
-                yield
-            finally:
-                checked(libc.setns(before, CLONE_NEWNET), "leave a namespace")
-        finally:
-            os.close(before)
-
-    @contextmanager
-    def netlink(self) -> Iterator[IPRoute]:
-        with self.entered(), IPRoute() as netlink:
-            yield netlink
-
-    def sysctl(self, name: str, value: object) -> None:
-        """name: the path below /proc/sys/net, such as ipv4/ip_forward."""
-        with self.entered(), open(f"/proc/sys/net/{name}", "w") as file:
-            file.write(str(value))
-
-    def route(self, command: str, family: int, destination: str, **route: str) -> None:
-        with self.netlink() as netlink:
-            netlink.route(command, family=family, dst=destination, **route)
-
-    def mtu(self, side: int, size: int) -> None:
-        with self.netlink() as netlink:
-            netlink.link("set", index=netlink.link_lookup(ifname=INTERFACE[side])[0], mtu=size)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class Host(Namespace):
@@ -226,7 +157,7 @@ class Wire(Namespace):
         """Needs both links. What is started here ends with the stack, in the reverse order, and then raises what went wrong on the way."""
         self.taps = []
         for side in (LEFT, RIGHT):
-            self.mtu(side, 9000)
+            self.mtu(INTERFACE[side], 9000)
             self.taps.append(Tap(self, side, outgoing=False))
             stack.callback(self.taps[side].close)
         self.stopping = os.eventfd(0)
@@ -303,22 +234,9 @@ def joining(stack: ExitStack, namespace: Member) -> Member:
 
 
 def join(left: Namespace, right: Namespace, position: int) -> None:
-    """A veth pair from left's right to right's left side, up, without offloads, with addresses that tell where in the chain it is."""
-    peer = {"ifname": INTERFACE[LEFT], "address": f"02:00:00:00:{position + 1:02x}:00", "net_ns_fd": right.fd}
-    with left.netlink() as netlink:
-        netlink.link("add", kind="veth", ifname=INTERFACE[RIGHT], address=f"02:00:00:00:{position:02x}:01", peer=peer)
-    for namespace, side in ((left, RIGHT), (right, LEFT)):
-        with namespace.netlink() as netlink:
-            offloads_off(INTERFACE[side])
-            netlink.link("set", index=netlink.link_lookup(ifname=INTERFACE[side])[0], state="up")
-            netlink.link("set", index=1, state="up")
-
-
-def offloads_off(interface: str) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for command in OFFLOADS:
-            setting = ctypes.create_string_buffer(struct.pack("II", command, 0))
-            fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), ctypes.addressof(setting)))
+    """A cable from left's right to right's left side, with addresses that tell where in the chain it is."""
+    addresses = f"02:00:00:00:{position:02x}:01", f"02:00:00:00:{position + 1:02x}:00"
+    cable(left, right, (INTERFACE[RIGHT], INTERFACE[LEFT]), addresses)
 
 
 def unavailable() -> str | None:

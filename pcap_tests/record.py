@@ -4,7 +4,7 @@
 
 Every scene (scenes.py) plays in a network of its own (netns.py); a packet socket on the router's interface to the client listens. demo.pcap is
 the scenes marked so, one after the other in the order they were recorded in. Files are pcap with nanoseconds, Ethernet, whole frames.
-Needs root. Not here: what ctmirror says of the captures; nothing of ctmirror is imported.
+Needs root. Not here: what ctmirror says of the captures; nothing of ctmirror is imported but its network namespaces.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -78,7 +79,16 @@ def recording(namespace: Namespace, side: int) -> Iterator[list[Frame]]:
     listening.result()
     if lost:
         raise OSError(f"{lost} frames were lost by the recording socket")
-    frames.sort(key=lambda frame: frame[0])
+    frames[:] = in_order(frames)
+
+
+def in_order(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames in the order of the socket's queue, none with a later time than the next one.
+
+    The kernel begins to stamp arrivals a while after it was asked to; what came before has the time at which it was read, which may be too late.
+    """
+    times = list(accumulate((stamp for stamp, _ in reversed(frames)), min))
+    return [(stamp, frame) for stamp, (_, frame) in zip(reversed(times), frames, strict=True)]
 
 
 def record(scene: Scene) -> list[Frame]:

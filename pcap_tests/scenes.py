@@ -197,7 +197,7 @@ def hop_limit(net: Network, family: int) -> None:
 def path_mtu(net: Network, family: int) -> None:
     """A narrower link behind the router: too large TCP segments and a UDP datagram that must not be fragmented are answered by ICMP
     fragmentation needed or packet too big; TCP adapts."""
-    net.router.mtu(RIGHT, 1280)
+    net.router.mtu(INTERFACE[RIGHT], 1280)
     with web(net, family) as connection:
         post(connection, 8000)
     client, server = udp_pair(net, family, 5500)

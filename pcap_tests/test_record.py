@@ -89,6 +89,10 @@ def test_http_is_recorded_from_syn_to_last_ack(kernel: None, tmp_path: Path) -> 
     assert [frame for _, frame in record.read_pcap(tmp_path / "http-ipv4.pcap")] == [bytes(packet) for packet in packets]
 
 
+def test_a_frame_stamped_when_it_was_read_does_not_overtake_the_next() -> None:
+    assert record.in_order([(50, b"SYN"), (10, b"SYN/ACK"), (30, b"ACK")]) == [(10, b"SYN"), (10, b"SYN/ACK"), (30, b"ACK")]
+
+
 def test_closed_ports_answer_by_rst_and_by_icmp(kernel: None) -> None:
     packets = [Ether(frame) for _, frame in record.record(record.SCENES["closed-ports"])]
     assert flags(packets).count("S") == flags(packets).count("RA") == 6

@@ -1,0 +1,242 @@
+"""The least of BPF that observing takes: an assembler of named instructions, and the system calls that load and attach what it makes.
+
+Theory of operation: a program is a list of instructions, some with labels; assemble() turns jumps to labels into distances. It is loaded to run at
+a netfilter hook, at a tracepoint, or when it is called; it changes nothing. What it observes goes through a Ring.
+There is no compiler, no libbpf and no file: maps, programs and links are descriptors of this process, and end with it, even with SIGKILL.
+Not here: what is observed (probes). Instruction format: RFC 9669.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from datapath.oracle.errors import KernelError
+
+SYSCALL = {"x86_64": 321, "aarch64": 280}
+MAP_CREATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 5, 10, 17, 28
+RINGBUF = 27
+TRACING, SYSCALL_PROGRAM, NETFILTER_PROGRAM = 26, 31, 32
+TRACE_RAW_TP, NETFILTER = 23, 45
+SLEEPABLE = 1 << 4
+PSEUDO_MAP_FD = 1
+LOG_SIZE = 1 << 18
+# What Linux asks of a program that reads kernel memory; it is about the few instructions that are loaded, which are offered under both.
+LICENCE = b"Dual BSD/GPL"
+
+# Helper functions by their number in linux/bpf.h.
+PROBE_READ_KERNEL, JIFFIES64, KTIME = 113, 118, 5
+RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
+NO_WAKEUP = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FP = range(11)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; target: the label it jumps to; label: its own."""
+
+    code: int
+    dst: int = 0
+    src: int = 0
+    offset: int = 0
+    value: int = 0
+    target: str = ""
+    label: str = ""
+
+
+SIZES = {8: 0x18, 4: 0x00, 2: 0x08, 1: 0x10}
+
+
+def load(dst: int, src: int, offset: int, size: int = 8) -> Instruction:
+    """dst = *(size *)(src + offset)"""
+    return Instruction(0x61 | SIZES[size], dst, src, offset)
+
+
+def store(dst: int, offset: int, src: int, size: int = 8) -> Instruction:
+    """*(size *)(dst + offset) = src"""
+    return Instruction(0x63 | SIZES[size], dst, src, offset)
+
+
+def store_value(dst: int, offset: int, value: int, size: int = 8) -> Instruction:
+    """*(size *)(dst + offset) = value"""
+    return Instruction(0x62 | SIZES[size], dst, 0, offset, value)
+
+
+def move(dst: int, src: int) -> Instruction:
+    return Instruction(0xBF, dst, src)
+
+
+def move_value(dst: int, value: int) -> Instruction:
+    return Instruction(0xB7, dst, value=value)
+
+
+def add_value(dst: int, value: int) -> Instruction:
+    return Instruction(0x07, dst, value=value)
+
+
+def add(dst: int, src: int) -> Instruction:
+    return Instruction(0x0F, dst, src)
+
+
+def and_value(dst: int, value: int) -> Instruction:
+    return Instruction(0x57, dst, value=value)
+
+
+def jump(target: str) -> Instruction:
+    return Instruction(0x05, target=target)
+
+
+def jump_equal(dst: int, value: int, target: str) -> Instruction:
+    return Instruction(0x15, dst, value=value, target=target)
+
+
+def jump_unequal(dst: int, value: int, target: str) -> Instruction:
+    return Instruction(0x55, dst, value=value, target=target)
+
+
+def jump_unequal32(dst: int, value: int, target: str) -> Instruction:
+    """Compares the lower 32 bits."""
+    return Instruction(0x56, dst, value=value, target=target)
+
+
+def call(helper: int) -> Instruction:
+    return Instruction(0x85, value=helper)
+
+
+def map_address(dst: int, fd: int) -> tuple[Instruction, Instruction]:
+    """dst = the map; takes two places."""
+    return Instruction(0x18, dst, PSEUDO_MAP_FD, value=fd), Instruction(0)
+
+
+def leave() -> Instruction:
+    return Instruction(0x95)
+
+
+def label(name: str, instruction: Instruction) -> Instruction:
+    return Instruction(*(getattr(instruction, field) for field in ("code", "dst", "src", "offset", "value", "target")), label=name)
+
+
+def assemble(program: Sequence[Instruction]) -> bytes:
+    """The program's bytes. KeyError on a label that is not there: a fault in the caller's program."""
+    at = {instruction.label: i for i, instruction in enumerate(program) if instruction.label}
+    code = bytearray()
+    for i, step in enumerate(program):
+        offset = at[step.target] - i - 1 if step.target else step.offset
+        value = step.value - (1 << 32) if step.value >= 1 << 31 else step.value
+        code += struct.pack("<BBhi", step.code, step.src << 4 | step.dst, offset, value)
+    return bytes(code)
+
+
+def _bpf(command: int, attributes: bytes, what: str, log: ctypes.Array[ctypes.c_char] | None = None) -> tuple[int, bytes]:
+    """bpf(2): its result, and the attributes as the kernel left them. KernelError with what the kernel says."""
+    number = SYSCALL.get(platform.machine())
+    if number is None:
+        raise KernelError(f"{platform.machine()}: expected x86_64 or aarch64 for BPF")
+    attribute = ctypes.create_string_buffer(attributes, max(len(attributes), 128))
+    result = libc.syscall(number, command, attribute, len(attribute))
+    if result < 0:
+        code = ctypes.get_errno()
+        detail = log.value.decode(errors="replace").strip().splitlines() if log else []
+        raise KernelError(f"{what}: {os.strerror(code)}" + (f" ({detail[-2 if len(detail) > 1 else -1]})" if detail else ""), code)
+    return int(result), attribute.raw
+
+
+def _load(kind: int, program: Sequence[Instruction], name: str, *, attach: int = 0, function: int = 0, flags: int = 0) -> int:
+    code = assemble(program)
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(LICENCE)
+    log = ctypes.create_string_buffer(LOG_SIZE)
+    attributes = struct.pack(
+        "<IIQQIIQII16sIIIIQIIQII",
+        kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence), 1, LOG_SIZE, ctypes.addressof(log), 0, flags,
+        name.encode()[:15], 0, attach, 0, 0, 0, 0, 0, 0, 0, function,
+    )  # fmt: skip
+    return _bpf(PROG_LOAD, attributes, f"BPF program {name}", log)[0]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Where a netfilter program runs: protocol family, hook and priority, by the numbers of linux/netfilter.h."""
+
+    family: int
+    number: int
+    priority: int
+
+
+def attach_netfilter(program: Sequence[Instruction], name: str, hook: Hook) -> int:
+    """Run the program at a hook of this thread's network namespace; a descriptor of the link, which lasts until it is closed."""
+    fd = _load(NETFILTER_PROGRAM, program, name, attach=NETFILTER)
+    try:
+        attributes = struct.pack("<IIIIIIiI", fd, 0, NETFILTER, 0, hook.family, hook.number, hook.priority, 0)
+        return _bpf(LINK_CREATE, attributes, f"BPF link {name}")[0]
+    finally:
+        os.close(fd)
+
+
+def attach_tracepoint(program: Sequence[Instruction], name: str, number: int) -> int:
+    """Run the program at a tracepoint (by its number in BTF); a descriptor of the link, which lasts until it is closed."""
+    fd = _load(TRACING, program, name, attach=TRACE_RAW_TP, function=number)
+    try:
+        return _bpf(RAW_TRACEPOINT_OPEN, struct.pack("<QI", 0, fd), f"BPF link {name}")[0]
+    finally:
+        os.close(fd)
+
+
+def close(fd: int) -> None:
+    os.close(fd)
+
+
+class Runnable:
+    """A program to be called from here."""
+
+    def __init__(self, program: Sequence[Instruction], name: str) -> None:
+        self.fd = _load(SYSCALL_PROGRAM, program, name, flags=SLEEPABLE)
+        self.name = name
+
+    def __call__(self, argument: int = 0) -> int:
+        """Its result, 32 bits; the program finds the argument, 64 bits, where R1 points."""
+        context = ctypes.create_string_buffer(struct.pack("<Q", argument), 8)
+        attributes = struct.pack("<II32xII2Q", self.fd, 0, 8, 0, ctypes.addressof(context), 0)
+        return int(struct.unpack_from("<I", _bpf(PROG_RUN, attributes, f"BPF program {self.name}")[1], 4)[0])
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Ring:
+    """A ring buffer between programs and this process: records come out in the order in which they were submitted."""
+
+    def __init__(self, size: int) -> None:
+        """size: bytes, a power of two and whole pages."""
+        self.size = size
+        self.fd = _bpf(MAP_CREATE, struct.pack("<IIIII", RINGBUF, 0, 0, size, 0), "BPF ring buffer")[0]
+        page = mmap.PAGESIZE
+        self.consumer = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        # The data are mapped twice, one behind the other, so that a record that wraps round is in one piece.
+        self.rest = mmap.mmap(self.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self.position = 0
+
+    def records(self) -> Iterator[bytes]:
+        """What was submitted since the last call."""
+        page = mmap.PAGESIZE
+        end = int.from_bytes(self.rest[:8], "little")
+        while self.position < end:
+            at = page + self.position % self.size
+            length = int.from_bytes(self.rest[at : at + 4], "little") & 0x3FFFFFFF
+            yield self.rest[at + 8 : at + 8 + length]
+            self.position += (length + 15) & ~7
+        self.consumer[:8] = self.position.to_bytes(8, "little")
+
+    def close(self) -> None:
+        self.consumer.close()
+        self.rest.close()
+        os.close(self.fd)

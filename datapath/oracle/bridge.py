@@ -1,0 +1,130 @@
+"""A bridge in a namespace of its own, whose packets go through the running kernel's conntrack.
+
+    outside              box: bridge with br_netfilter, conntrack             outside
+    ctm-in  ------------ ctm-left == ctm-bridge == ctm-right ----------------- ctm-out
+
+Why a bridge: it routes nothing, so no packet is lost to its TTL, its addresses or a missing route, and whatever reaches IP reaches conntrack and is
+confirmed. Both outer ends are in one namespace without addresses, whose stack looks at nothing: frames are addressed to nobody.
+Invariant: after pass() returned, nothing of its frame is in flight. That is proved, not waited for: a fence, a frame of a private ethertype, follows
+it through the same queues of the same CPU, and has arrived.
+Not here: what conntrack said (probes, witness).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import ExitStack
+
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.nftables.expressions import genex
+from pyroute2.nftables.main import NFTables
+
+from datapath.oracle.errors import KernelError
+from datapath.oracle.namespace import Namespace, cable
+
+IN, LEFT, BRIDGE, RIGHT, OUT = "ctm-in", "ctm-left", "ctm-bridge", "ctm-right", "ctm-out"
+LARGEST_MTU = 65535
+NOBODY, SENDER = bytes.fromhex("0200000000fe"), bytes.fromhex("0200000000fd")
+ETH_P_ALL = 3
+FENCE = 0x88B5  # for local experiments (IEEE 802a)
+PATIENCE = 10.0  # seconds; a fence takes microseconds
+SO_RCVBUFFORCE = 33
+SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
+RAW, BEHIND_CONNTRACK = -300, 0  # priorities
+ACCEPT = 1
+REGISTER_1 = 1
+NFPROTO_INET = 1
+CT_STATE, CT_ZONE = 0, 17
+
+
+class Box(Namespace):
+    """The namespace with the bridge. It speaks no IP of its own."""
+
+    def prepare(self) -> None:
+        self.sysctl("ipv6/conf/all/disable_ipv6", 1)
+        self.sysctl("ipv6/conf/default/disable_ipv6", 1)
+
+
+class Bridge:
+    """The bridge between two ends; a frame goes in at one and comes out at the other, or does not."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        """What is made here ends with the stack."""
+        self.box, self.outside = Box(), Box()
+        for namespace in (self.outside, self.box):
+            stack.callback(namespace.close)
+            namespace.prepare()
+        cable(self.outside, self.box, (IN, LEFT), ("02:00:00:00:00:01", "02:00:00:00:00:02"))
+        cable(self.outside, self.box, (OUT, RIGHT), ("02:00:00:00:00:03", "02:00:00:00:00:04"))
+        self._bridge()
+        self.into, self.out = self._end(stack, IN), self._end(stack, OUT)
+        self.fences = 0
+        self._pin(stack)
+
+    def _bridge(self) -> None:
+        for name in ("iptables", "ip6tables"):
+            try:
+                self.box.sysctl(f"bridge/bridge-nf-call-{name}", 1)
+            except FileNotFoundError:
+                raise KernelError("this kernel has no br_netfilter: expected CONFIG_BRIDGE_NETFILTER, or modprobe br_netfilter") from None
+        with self.box.netlink() as netlink:
+            # Multicast snooping would keep group memberships for itself instead of passing them on.
+            netlink.link("add", kind="bridge", ifname=BRIDGE, br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
+            bridge = netlink.link_lookup(ifname=BRIDGE)[0]
+            for name in (LEFT, RIGHT):
+                index = netlink.link_lookup(ifname=name)[0]
+                netlink.link("set", index=index, mtu=LARGEST_MTU)
+                netlink.link("set", index=index, master=bridge)
+            netlink.link("set", index=bridge, mtu=LARGEST_MTU, state="up")
+        for name in (IN, OUT):
+            self.outside.mtu(name, LARGEST_MTU)
+
+    def _end(self, stack: ExitStack, name: str) -> socket.socket:
+        with self.outside.entered():
+            # No protocol yet: between socket() and bind() it would listen on all interfaces.
+            end = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+            end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+            end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            end.bind((name, ETH_P_ALL if name == OUT else 0))
+        end.settimeout(PATIENCE)
+        return end
+
+    def _pin(self, stack: ExitStack) -> None:
+        """One CPU, for the queue in which a fence follows its frame is a CPU's own."""
+        before = os.sched_getaffinity(0)
+        stack.callback(os.sched_setaffinity, 0, before)
+        os.sched_setaffinity(0, {min(before)})
+
+    def pass_(self, ethertype: int, packet: bytes) -> list[bytes]:
+        """Send an IP packet and wait until nothing of it is in flight; the frames that came out."""
+        self.fences += 1
+        header = NOBODY + SENDER
+        fence = header + struct.pack("!HQ", FENCE, self.fences).ljust(46, b"\0")
+        self.into.send(header + struct.pack("!H", ethertype) + packet)
+        self.into.send(fence)
+        came = []
+        try:
+            while (frame := self.out.recv(1 << 17)) != fence:
+                came.append(frame)
+        except TimeoutError:
+            raise KernelError(f"a fence has not come through the bridge in {PATIENCE:.0f} s") from None
+        return came
+
+    def track(self, zone: int) -> None:
+        """Let conntrack see the packets: by a ruleset that asks for their state, and puts them into a zone before."""
+        with self.box.entered(), NFTables(nfgen_family=NFPROTO_INET) as nft:
+            try:
+                nft.table("add", name="ctm")
+                for name, priority in (("zone", RAW), ("state", BEHIND_CONNTRACK)):
+                    nft.chain("add", table="ctm", name=name, hook="prerouting", priority=priority, type="filter", policy=ACCEPT)
+                set_zone = (
+                    genex("immediate", {"dreg": REGISTER_1, "data": {"attrs": [("NFTA_DATA_VALUE", struct.pack("=H", zone))]}}),
+                    genex("ct", {"key": CT_ZONE, "sreg": REGISTER_1}),
+                )
+                if zone:
+                    nft.rule("add", table="ctm", chain="zone", expressions=(set_zone,))
+                nft.rule("add", table="ctm", chain="state", expressions=((genex("ct", {"key": CT_STATE, "dreg": REGISTER_1}),),))
+            except NetlinkError as error:
+                raise KernelError(f"nftables: {os.strerror(error.code)}: expected CONFIG_NF_TABLES_INET and CONFIG_NFT_CT") from None
