@@ -21,3 +21,4 @@ cdef class Tracker:
     cdef int idle(self) except -1
 
     cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF
+    cdef object snapshot(self, uint32_t conn)

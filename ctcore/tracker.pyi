@@ -1,6 +1,7 @@
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from ctcore.batch import Batch
 from ctcore.config import Config
@@ -46,6 +47,10 @@ class Tracker:
         """Move the clock to `now` (ns) without a packet; what has expired goes."""
     def conns(self) -> NDArray[Any]:
         """All connections as they are, CONN_DTYPE[count], by ordinal (flow[0].id); timeout is ticks left."""
+    def conn(self, ordinal: int) -> NDArray[Any]:
+        """One connection as it is, CONN_DTYPE[1]. Raises ConfigError if it does not live."""
+    def find(self, key: Buffer) -> NDArray[Any] | None:
+        """The connection one of whose tuples is `key` (the 40 bytes of a KEY_DTYPE), CONN_DTYPE[1], or None; it may have expired by now."""
     def events(self) -> NDArray[Any]:
         """The events since the last call, oldest first, EVENT_DTYPE[k]; which kinds says config.events. time is ns."""
     def flush(self) -> None:

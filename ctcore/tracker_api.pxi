@@ -158,6 +158,24 @@ cdef class Tracker:
                 return conn
         raise ConfigError(f"connection {ordinal}: expected the ordinal of a live connection")
 
+    cdef object snapshot(self, uint32_t conn):
+        cdef object rows = np.empty(1, dtype=CONN_DTYPE)
+        copy_out(<Entry *><size_t>rows.ctypes.data, &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
+        return rows
+
+    def conn(self, int64_t ordinal):
+        return self.snapshot(self.slot_of(ordinal))
+
+    def find(self, const uint8_t[::1] key not None):
+        cdef Key wanted
+        cdef uint32_t flow
+        self.idle()
+        if key.shape[0] != sizeof(Key):
+            raise ConfigError(f"key: expected {sizeof(Key)} bytes of a KEY_DTYPE, found {key.shape[0]}")
+        memcpy(&wanted, &key[0], sizeof(Key))
+        flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
+        return None if flow == NO_FLOW else self.snapshot(flow >> 1)
+
     def set_mark(self, int64_t ordinal, uint32_t mark):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
         self.ct.changes = CHANGE_MARK if entry.mark != mark else 0

@@ -330,6 +330,18 @@ class ModelTracker:
             conn.store(record, self._left(conn))
         return snapshot
 
+    def conn(self, ordinal: int) -> np.ndarray:
+        return self._snapshot(self._conn(ordinal))
+
+    def find(self, key: bytes) -> np.ndarray | None:
+        found = self._table.find(Key.of(bytes(key)))
+        return self._snapshot(found[0]) if found else None
+
+    def _snapshot(self, conn: Conn) -> np.ndarray:
+        record = np.zeros(1, dtype=CONN_DTYPE)
+        conn.store(record[0], self._left(conn))
+        return record
+
     def flush(self) -> None:
         for conn in list(self._conns.values()):
             self._destroy(conn, End.END_FLUSHED)

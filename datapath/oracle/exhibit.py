@@ -1,0 +1,62 @@
+"""Which packets of a capture can be shown to the kernel, and as what.
+
+The link layer is no business of conntrack's: what is shown is the IP packet. A snapped packet is completed by zeros to its length on the wire, and its
+checksum made to fit, since the engine believes what it cannot verify. What cannot be shown is named, so that it can be counted:
+
+    not IP              the kernel's conntrack never meets it either
+    snapped             not even the headers were captured
+    fragment            the datagram it belongs to gets the decision
+    too large           larger than any device's MTU
+
+Not here: showing (oracle).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ctcore.types import Proto, Reason
+from datapath.checksum import internet_checksum
+
+LARGEST = 65535
+CHECKSUM_AT = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6, Proto.PROTO_ICMP: 2, Proto.PROTO_ICMPV6: 2}
+WITHOUT_PSEUDO_HEADER = (Proto.PROTO_ICMP,)
+
+
+class Unshown(str):
+    """Why a packet cannot be shown, in words."""
+
+
+NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE = Unshown("not IP"), Unshown("snapped"), Unshown("fragment"), Unshown("too large")
+UNSHOWN = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
+
+
+def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown:
+    """The IP packet to show, or why there is none. row: PACKET_DTYPE; place: INNER_DTYPE; memory: uint8[n], in which row and place lie."""
+    why = UNSHOWN.get(int(row["reason"])) if row["reason"] else None
+    if why or not place["family"]:
+        return why or NOT_IP
+    start, have, length = int(place["offset"]), int(place["have"]), int(place["length"])
+    if length > LARGEST:
+        return TOO_LARGE
+    packet = memory[start : start + have].tobytes()
+    return packet if have == length else _completed(packet.ljust(length, b"\0"), row, int(row["l4"]) - memory.ctypes.data - start)
+
+
+def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
+    """A packet whose end was not captured, with a checksum that fits what stands there now. l4_at: where its transport header begins."""
+    proto, length = int(row["key"]["proto"]), int(row["l4_len"])
+    if row["l4_have"] == length:
+        return packet  # only link padding is missing
+    if proto not in CHECKSUM_AT:
+        return packet if proto not in (Proto.PROTO_SCTP, Proto.PROTO_UDPLITE) else SNAPPED
+    at = l4_at + CHECKSUM_AT[Proto(proto)]
+    if proto == Proto.PROTO_UDP and packet[at : at + 2] == b"\0\0":
+        return packet  # it has none (RFC 768)
+    blank = packet[:at] + b"\0\0" + packet[at + 2 :]
+    summed = blank[l4_at : l4_at + length]
+    if proto not in WITHOUT_PSEUDO_HEADER:
+        size = 4 if row["key"]["family"] == 4 else 16
+        summed = row["key"]["src"].tobytes()[:size] + row["key"]["dst"].tobytes()[:size] + length.to_bytes(4, "big") + bytes([0, 0, 0, proto]) + summed
+    value = internet_checksum(summed) or 0xFFFF
+    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]

@@ -1,0 +1,100 @@
+"""What the kernel says aloud of a packet: its sentence on an invalid one (NFLOG), and ctnetlink's events.
+
+Both come over netlink sockets of the observed namespace, and are there before the packet's fence is (bridge), so they are read without waiting.
+Messages are taken apart by hand: one look at them follows every packet.
+Not here: what is observed in memory (probes).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+from datapath.oracle.namespace import Namespace
+
+NETLINK_NETFILTER = 12
+SO_RCVBUFFORCE = 33
+BUFFER = 1 << 22
+MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
+FAMILY = struct.Struct("!BBH")  # nfgenmsg
+ATTRIBUTE = struct.Struct("=HH")  # nlattr
+ERROR = 2
+REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
+CONNTRACK, ULOG = 1, 4  # subsystems, the upper byte of a message's type
+CT_NEW, CT_DELETE = CONNTRACK << 8, CONNTRACK << 8 | 2
+LOG_PACKET, LOG_CONFIG = ULOG << 8, ULOG << 8 | 1
+PREFIX, COMMAND, BIND = 10, 1, 1
+EVENT_GROUPS = 0b111  # new, update, destroy
+LOG_EVERY_PROTOCOL = 255
+
+
+def _socket(stack: ExitStack, groups: int) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+    sock.bind((0, groups))
+    return sock
+
+
+def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+    """Those that are waiting: (type, flags, what follows the headers)."""
+    with suppress(BlockingIOError):
+        while True:
+            data = sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            at = 0
+            while at + MESSAGE.size <= len(data):
+                length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
+                yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
+                at += max(MESSAGE.size, (length + 3) & ~3)
+
+
+def _text(attributes: bytes, wanted: int) -> str:
+    at = 0
+    while at + ATTRIBUTE.size <= len(attributes):
+        length, kind = ATTRIBUTE.unpack_from(attributes, at)
+        if kind == wanted:
+            return attributes[at + ATTRIBUTE.size : at + length].rstrip(b"\0 ").decode(errors="replace")
+        at += max(ATTRIBUTE.size, (length + 3) & ~3)
+    return ""
+
+
+class Listener:
+    """Listens in a namespace until the stack it was made with ends."""
+
+    def __init__(self, namespace: Namespace, stack: ExitStack) -> None:
+        with namespace.entered():
+            self._requests = _socket(stack, 0)
+            # Entries tell of themselves only if somebody listened when they were made, so this comes before the first packet.
+            self._events = _socket(stack, EVENT_GROUPS)
+            self._log = _socket(stack, 0)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            namespace.sysctl(f"netfilter/nf_log/{int(family)}", "nfnetlink_log")
+        namespace.sysctl("netfilter/nf_conntrack_log_invalid", LOG_EVERY_PROTOCOL)
+        self._request(self._log, LOG_CONFIG, ATTRIBUTE.pack(5, COMMAND) + bytes([BIND, 0, 0, 0]))
+
+    def _request(self, sock: socket.socket, kind: int, attributes: bytes) -> None:
+        """Ask, and wait for the kernel's yes."""
+        body = FAMILY.pack(socket.AF_UNSPEC, 0, 0) + attributes
+        sock.send(MESSAGE.pack(MESSAGE.size + len(body), kind, REQUEST | ACK, 1, 0) + body)
+        answer = sock.recv(1 << 12)
+        (code,) = struct.unpack_from("=i", answer, MESSAGE.size)
+        if MESSAGE.unpack_from(answer)[1] != ERROR or code:
+            raise OSError(-code, f"netlink request {kind:#x}")
+
+    def flush(self) -> None:
+        """Delete all connections of the namespace; nothing of that is heard."""
+        self._request(self._requests, CT_DELETE, b"")
+        self.events()
+
+    def sentences(self) -> list[str]:
+        """What was logged since the last call."""
+        return [_text(attributes, PREFIX) for kind, _, attributes in _messages(self._log) if kind == LOG_PACKET]
+
+    def events(self) -> list[str]:
+        """new, update, destroy: what happened since the last call."""
+        names = []
+        for kind, flags, _ in _messages(self._events):
+            if kind in (CT_NEW, CT_DELETE):
+                names.append("destroy" if kind == CT_DELETE else "new" if flags & CREATE else "update")
+        return names

@@ -1,0 +1,138 @@
+"""The running kernel as judge: IP packets in, one at a time, what its conntrack made of each out.
+
+    with Oracle(config, zone=0) as kernel:
+        sighting = kernel.show(family=4, packet=ip_bytes)
+
+Theory of operation: a bridge in a fresh network namespace (bridge) sends every packet through nf_conntrack; probes copy the connection out of the
+kernel's memory as the packet passes; a fence proves that the packet has passed. Everything lasts as long as the `with` block: namespaces without
+names, programs without files.
+The clock is the kernel's: each sighting says at which tick the packet was judged, and whoever compares lets the engine live by the same ticks.
+Invariants: nothing outside the namespaces made here is changed; a setting the kernel cannot have in a namespace is refused, not ignored.
+Not here: which packets of a capture can be shown (show), what differs (compare).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from ctcore import spec
+from ctcore.config import Config
+from datapath.oracle.bpf import Runnable
+from datapath.oracle.bridge import Bridge
+from datapath.oracle.btf import kernel_types
+from datapath.oracle.errors import KernelError
+from datapath.oracle.listen import Listener
+from datapath.oracle.probes import CLOCK, Moment, Probes, Record
+from datapath.oracle.witness import Layout, Sighting
+
+SYSCTL = Path("/proc/sys/net/netfilter")
+ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+# Fields of Config and the sysctls they are.
+SYSCTLS = {
+    "tcp_liberal": "tcp_be_liberal", "tcp_loose": "tcp_loose", "tcp_max_retrans": "tcp_max_retrans",
+    "tcp_ignore_invalid_rst": "tcp_ignore_invalid_rst", "checksum": "checksum", "acct": "acct",
+}  # fmt: skip
+USUAL_HZ = (100, 250, 1000)
+MEASURE = 0.06  # seconds: enough to tell the usual ones apart by a tick more or less
+
+
+@lru_cache(1)
+def kernel_hz() -> int:
+    """Ticks a second of the running kernel, measured."""
+    clock = Runnable(CLOCK, "clock")
+    try:
+        start, ticks = time.monotonic(), clock()
+        time.sleep(MEASURE)
+        rate = (clock() - ticks) % (1 << 32) / (time.monotonic() - start)
+    finally:
+        clock.close()
+    hz = min(USUAL_HZ, key=lambda usual: abs(usual - rate))
+    if abs(hz - rate) > 2 / MEASURE:
+        raise KernelError(f"this kernel has about {rate:.0f} ticks a second: expected CONFIG_HZ of {', '.join(map(str, USUAL_HZ))}")
+    return hz
+
+
+def kernel_config(config: Config) -> Config:
+    """The settings with what only the kernel can say: its ticks, and the limit of connections, which is one for all namespaces.
+
+    KernelError if config asks for another limit than it has.
+    """
+    try:
+        limit = int((SYSCTL / "nf_conntrack_max").read_text())
+    except OSError as error:
+        raise KernelError(f"{SYSCTL}/nf_conntrack_max: {error.strerror}: expected a kernel with nf_conntrack (modprobe nf_conntrack)") from None
+    if config.max not in (limit, Config.max):
+        raise KernelError(f"max = {config.max}: expected {limit}, this kernel's nf_conntrack_max: it is one for all namespaces")
+    return replace(config, max=limit, hz=kernel_hz())
+
+
+class Oracle:
+    """Conntrack of the running kernel in a network namespace of its own, with the settings of `config`."""
+
+    def __init__(self, config: Config, *, zone: int = 0) -> None:
+        """KernelError if the kernel or the privileges do not suffice, naming what is missing."""
+        self.config = kernel_config(config)
+        self.layout = Layout(kernel_types())
+        self.tick = 0
+        try:
+            with ExitStack() as stack:
+                self.bridge = Bridge(stack)
+                self._settings()
+                self.listener = Listener(self.bridge.box, stack)
+                self.bridge.track(zone)
+                with self.bridge.box.entered():
+                    self.probes = Probes(self.bridge.box.inode)
+                stack.callback(self.probes.close)
+                self.open = stack.pop_all()
+        except PermissionError as error:
+            raise KernelError(f"{error.strerror}: expected root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON)") from None
+        self._addresses: dict[bytes, int] = {}  # key -> where its connection lies
+
+    def _settings(self) -> None:
+        values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}
+        values |= {name: self.config.timeouts.get(name, usual) for name, usual in spec.timeouts().items()}
+        for name, value in values.items():
+            try:
+                self.bridge.box.sysctl(f"netfilter/nf_conntrack_{name}", value)
+            except FileNotFoundError:
+                raise KernelError(f"this kernel has no nf_conntrack_{name}: expected Linux 6.18's settings") from None
+            except OSError as error:
+                raise KernelError(f"nf_conntrack_{name} = {value}: {os.strerror(error.errno or 0)}") from None
+
+    def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
+        """Let the kernel judge an IP packet. family: 4 or 6; key: the packet's tuple (KEY_DTYPE), by which its connection is found if it is invalid."""
+        came = self.bridge.pass_(ETHERTYPES[family], packet)
+        records = {record.moment: record for record in self.probes.records()}
+        judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
+        if judged:
+            self.tick = judged.jiffies
+        said, events = self.listener.sentences(), self.listener.events()
+        asked = self._ask(key) if judged and not judged.nfct else None
+        sighting = Sighting(judged, leaving, asked, came, self.tick, said, events)
+        if leaving and leaving.address:
+            for own in self.layout.keys(leaving.conn):
+                self._addresses[own] = leaving.address
+        return sighting
+
+    def _ask(self, key: bytes) -> Record | None:
+        """The live connection that a tuple belongs to, as it is now. Memory may have been used anew since: the bytes have to say so themselves."""
+        if key not in self._addresses:
+            return None
+        record = self.probes.conn(self._addresses[key])
+        return record if key in self.layout.keys(record.conn) and self.layout.is_live(record) else None
+
+    def flush(self) -> None:
+        """Delete all connections of the namespace."""
+        self.listener.flush()
+        self._addresses.clear()
+
+    def __enter__(self) -> Oracle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.open.close()
