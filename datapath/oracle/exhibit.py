@@ -57,6 +57,8 @@ def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
     summed = blank[l4_at : l4_at + length]
     if proto not in WITHOUT_PSEUDO_HEADER:
         size = 4 if row["key"]["family"] == 4 else 16
-        summed = row["key"]["src"].tobytes()[:size] + row["key"]["dst"].tobytes()[:size] + length.to_bytes(4, "big") + bytes([0, 0, 0, proto]) + summed
+        summed = (
+            row["key"]["src"].tobytes()[:size] + row["key"]["dst"].tobytes()[:size] + length.to_bytes(4, "big") + bytes([0, 0, 0, proto]) + summed
+        )
     value = internet_checksum(summed) or 0xFFFF
     return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]

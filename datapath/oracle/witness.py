@@ -40,7 +40,8 @@ TCP = {
     "last_wscale": U8, "last_flags": U8,
 }  # fmt: skip
 TCP_SIDE = {"td_end": "end", "td_maxend": "maxend", "td_maxwin": "maxwin", "td_maxack": "maxack"}
-SCTP = {"state": (U8, ()), "vtag": (U32, (2,)), "init": (U8, (2,)), "last_dir": (U8, ()), "flags": (U8, ())}
+# Tags are kept as they are on the wire.
+SCTP = {"state": (U8, ()), "vtag": (np.dtype(">u4"), (2,)), "init": (U8, (2,)), "last_dir": (U8, ()), "flags": (U8, ())}
 
 
 class Layout:
@@ -50,7 +51,10 @@ class Layout:
         conn = {name: types.offset("nf_conn", name) for name in PLAIN}
         self.timeout, self.status, self.zone, self.mark = (conn[name] for name in ("timeout", "status", "zone.id", "mark"))
         self.l4 = conn["proto"]
-        self.l4state = {Proto.PROTO_TCP: self.l4 + types.offset("ip_ct_tcp", "state"), Proto.PROTO_SCTP: self.l4 + types.offset("ip_ct_sctp", "state")}
+        self.l4state = {
+            Proto.PROTO_TCP: self.l4 + types.offset("ip_ct_tcp", "state"),
+            Proto.PROTO_SCTP: self.l4 + types.offset("ip_ct_sctp", "state"),
+        }
         hash_size, at = types.size("nf_conntrack_tuple_hash"), types.offset("nf_conntrack_tuple_hash", "tuple")
         self.tuples = tuple(conn["tuplehash"] + d * hash_size + at for d in Dir)
         self.dtype = self._dtype(types)
