@@ -1,7 +1,7 @@
 """Which packets of a capture can be shown to the kernel, and as what.
 
-The link layer is no business of conntrack's: what is shown is the IP packet. A snapped packet is completed by zeros to its length on the wire, and its
-checksum made to fit, since the engine believes what it cannot verify. What cannot be shown is named, so that it can be counted:
+The link layer is no business of conntrack's: what is shown is the IP packet. A snapped packet is completed by zeros to its length on the wire, and
+its checksum made to fit, since the engine believes what it cannot verify. What cannot be shown is named, so that it can be counted:
 
     not IP              the kernel's conntrack never meets it either
     snapped             not even the headers were captured
@@ -19,7 +19,7 @@ from ctcore.types import Proto, Reason
 from datapath.checksum import internet_checksum
 
 LARGEST = 65535
-CHECKSUM_AT = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6, Proto.PROTO_ICMP: 2, Proto.PROTO_ICMPV6: 2}
+CHECKSUM_AT: dict[int, int] = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6, Proto.PROTO_ICMP: 2, Proto.PROTO_ICMPV6: 2}
 WITHOUT_PSEUDO_HEADER = (Proto.PROTO_ICMP,)
 
 
@@ -28,7 +28,7 @@ class Unshown(str):
 
 
 NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE = Unshown("not IP"), Unshown("snapped"), Unshown("fragment"), Unshown("too large")
-UNSHOWN = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
+UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
 
 
 def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown:
@@ -50,7 +50,7 @@ def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
         return packet  # only link padding is missing
     if proto not in CHECKSUM_AT:
         return packet if proto not in (Proto.PROTO_SCTP, Proto.PROTO_UDPLITE) else SNAPPED
-    at = l4_at + CHECKSUM_AT[Proto(proto)]
+    at = l4_at + CHECKSUM_AT[proto]
     if proto == Proto.PROTO_UDP and packet[at : at + 2] == b"\0\0":
         return packet  # it has none (RFC 768)
     blank = packet[:at] + b"\0\0" + packet[at + 2 :]

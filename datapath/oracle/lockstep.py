@@ -16,9 +16,9 @@ import numpy as np
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, KEY_DTYPE, Proto, State, Verdict
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, State, Verdict
 from datapath.link import inner
-from datapath.oracle.exhibit import FRAGMENT, Unshown, exhibit
+from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.probes import Record
 from datapath.oracle.witness import CTINFO, KNOWN_STATUS, UNTRACKED, Sighting
@@ -30,8 +30,10 @@ NONE = 255
 
 @dataclass
 class Side:
-    """What one side says of n packets. conns: the connection each belongs to as it is after the packet, also that of an invalid one; has_conn: where
-    there is one."""
+    """What one side says of n packets.
+
+    conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one.
+    """
 
     decisions: np.ndarray  # DECISION_DTYPE[n]
     conns: np.ndarray  # CONN_DTYPE[n]
@@ -47,7 +49,10 @@ class Side:
 
 @dataclass
 class Compared:
-    """Both sides of n packets. keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others."""
+    """Both sides of n packets.
+
+    keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others.
+    """
 
     ours: Side
     theirs: Side
@@ -147,6 +152,3 @@ class Lockstep:
         layout = self.oracle.layout
         proto = Proto(layout.proto(record)) if layout.proto(record) in layout.l4state else None
         return record.conn[layout.l4state[proto]] if proto else NONE
-
-
-__all__ = ["FRAGMENT", "Compared", "Lockstep", "Side"]

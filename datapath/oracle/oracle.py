@@ -105,7 +105,10 @@ class Oracle:
                 raise KernelError(f"nf_conntrack_{name} = {value}: {os.strerror(error.errno or 0)}") from None
 
     def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
-        """Let the kernel judge an IP packet. family: 4 or 6; key: the packet's tuple (KEY_DTYPE), by which its connection is found if it is invalid."""
+        """Let the kernel judge an IP packet.
+
+        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid.
+        """
         came = self.bridge.pass_(ETHERTYPES[family], packet)
         records = {record.moment: record for record in self.probes.records()}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
