@@ -1,7 +1,7 @@
 """Where engine and kernel differ, packet by packet and field by field.
 
-Everything that both sides know is compared, and exactly, but for timeouts: a tick may pass between the moment at which a connection is refreshed and
-the one at which it is looked at. There is no other tolerance and no list of exceptions.
+Everything that both sides know is compared, and exactly. Timeouts are compared to the tick, too: only where the kernel's clock went on while it
+judged a packet may they be that many ticks apart. There is no other tolerance and no list of exceptions.
 Not here: how both sides were asked (lockstep), how differences are shown (the command diff).
 """
 
@@ -19,7 +19,6 @@ from ctcore.types import Dir, Proto
 from datapath import fields
 from datapath.oracle.lockstep import Compared, Side
 
-SLACK = 1  # ticks
 Column = Callable[[Side], np.ndarray]
 
 
@@ -68,14 +67,14 @@ ALL, CONN, ORPHAN = range(3)
 @dataclass(frozen=True)
 class Field:
     """One thing that is compared. column: its values on one side; text: a value as records show it; scope: ALL, CONN or ORPHAN; proto: only of
-    connections of this protocol, if given; slack: how far two values may be apart."""
+    connections of this protocol, if given; timed: it depends on the tick."""
 
     name: str
     column: Column
     text: Text = _number
     scope: int = ALL
     proto: int | None = None
-    slack: int = 0
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,12 @@ class Difference:
     fields: dict[str, tuple[Any, Any]]
 
 
-def _decision(name: str, text: Text = _number, slack: int = 0) -> Field:
-    return Field(name, lambda side: side.decisions[name], text, slack=slack)
+def _decision(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(name, lambda side: side.decisions[name], text, timed=timed)
 
 
-def _entry(name: str, text: Text = _number, slack: int = 0) -> Field:
-    return Field(f"entry.{name}", lambda side: side.conns[name], text, ORPHAN, slack=slack)
+def _entry(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(f"entry.{name}", lambda side: side.conns[name], text, ORPHAN, timed=timed)
 
 
 def _both_ways(prefix: str, name: str, column: Callable[[Side], np.ndarray], text: Text = _number, proto: int | None = None) -> Iterator[Field]:
@@ -126,13 +125,13 @@ FIELDS = (
     _decision("conn", _ordinal),
     _decision("status", _status),
     _decision("l4state", _l4state),
-    _decision("timeout", _seconds, SLACK),
+    _decision("timeout", _seconds, timed=True),
     _decision("mark"),
     _decision("zone"),
     _decision("verdict", _verdict),
     Field("entry", lambda side: side.has_conn, _of(bool)),
     _entry("status", _status),
-    _entry("timeout", _seconds, SLACK),
+    _entry("timeout", _seconds, timed=True),
     _entry("mark"),
     *_both_ways("", "packets", lambda side: side.conns["flow"]["packets"]),
     *_both_ways("", "bytes", lambda side: side.conns["flow"]["bytes"]),
@@ -147,11 +146,12 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
     both = shown & compared.ours.has_conn & compared.theirs.has_conn
     scopes = {ALL: shown, CONN: both, ORPHAN: both & (compared.ours.decisions["conn"] < 0)}
     protos = compared.ours.conns["flow"]["key"]["proto"][:, 0]
+    slack = np.array([sighting.slack if sighting else 0 for sighting in compared.sightings], np.int64)
     found: dict[int, dict[str, tuple[Any, Any]]] = {}
     for field in FIELDS:
         ours, theirs = (field.column(side).astype(np.int64) for side in (compared.ours, compared.theirs))
         where = scopes[field.scope] if field.proto is None else scopes[field.scope] & (protos == field.proto)
-        for i in np.flatnonzero(where & (np.abs(ours - theirs) > field.slack)).tolist():
+        for i in np.flatnonzero(where & (np.abs(ours - theirs) > slack * field.timed)).tolist():
             context = Context(hz, int(compared.keys["proto"][i]))
             found.setdefault(i, {})[field.name] = field.text(int(ours[i]), context), field.text(int(theirs[i]), context)
     return [Difference(i, found[i]) for i in sorted(found)]

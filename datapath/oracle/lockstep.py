@@ -86,6 +86,7 @@ class Lockstep:
         unshown: list[Unshown | None] = [None] * n
         sightings: list[Sighting | None] = [None] * n
         records: list[Record] = []
+        ticks: list[int] = []
         for i in range(n):
             packet = exhibit(rows[i], places[i], memory)
             if isinstance(packet, Unshown):
@@ -96,11 +97,12 @@ class Lockstep:
                 record = self._judge(sighting, rows[i], theirs, i)
                 if record:
                     records.append(record)
+                    ticks.append(sighting.tick)
                     theirs.has_conn[i] = True
             frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
             self._engine(memory, frames[i : i + 1], ours, i)
         if records:
-            theirs.conns[theirs.has_conn] = self.oracle.layout.conns(records, [-1] * len(records))
+            theirs.conns[theirs.has_conn] = self.oracle.layout.conns(records, ticks)
         return Compared(ours, theirs, rows["key"].copy(), unshown, sightings)
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:

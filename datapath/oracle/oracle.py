@@ -112,11 +112,12 @@ class Oracle:
         came = self.bridge.pass_(ETHERTYPES[family], packet)
         records = {record.moment: record for record in self.probes.records()}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
-        if judged:
-            self.tick = judged.jiffies
+        if Moment.ARRIVED in records:
+            self.tick = records[Moment.ARRIVED].jiffies
+        slack = max((record.jiffies for record in records.values()), default=self.tick) - self.tick
         said, events = self.listener.sentences(), self.listener.events()
         asked = self._ask(key) if judged and not judged.nfct else None
-        sighting = Sighting(judged, leaving, asked, came, self.tick, said, events)
+        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
         if leaving and leaving.address:
             for own in self.layout.keys(leaving.conn):
                 self._addresses[own] = leaving.address
