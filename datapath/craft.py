@@ -1,8 +1,8 @@
-"""Frames for tests, built quickly: plain functions from fields to bytes, no objects, no scapy.
+"""Frames out of fields: plain functions to bytes, no objects, no scapy. Scenarios and tests are built with them.
 
 Every builder makes what a sound stack would send, checksums included; a keyword overrides each field that may lie. Addresses are text and choose the
 IP version. tcp(), udp(), ... give whole Ethernet frames and pass further keywords on to ip(); the *_segment functions give the L4 bytes alone.
-Not here: parsing, and anything of the code under test: the checksums are an independent twin.
+Not here: parsing, and anything of the code that judges packets: the checksums are an independent twin of datapath.checksum.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
+from typing import Any
 
 ETH_IPV4, ETH_IPV6, ETH_VLAN = 0x0800, 0x86DD, 0x8100
 ICMP, TCP, UDP, IPV6, ROUTING, FRAGMENT, GRE, ESP, AH, ICMPV6, NO_NEXT, DESTINATION, SCTP, UDPLITE = (
@@ -129,12 +130,12 @@ def fragment6(offset: int = 0, more: bool = False, ident: int = 1) -> bytes:
     return struct.pack("!BHI", 0, offset | more, ident)
 
 
-def ip(src: str, dst: str, proto: int, payload: bytes = b"", **fields) -> bytes:
+def ip(src: str, dst: str, proto: int, payload: bytes = b"", **fields: Any) -> bytes:
     """IPv6 where the address says so."""
     return (ipv6 if ":" in src else ipv4)(src, dst, proto, payload, **fields)
 
 
-def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields) -> bytes:
+def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields: Any) -> bytes:
     """Ethernet around ip()."""
     return eth(ip(src, dst, proto, payload, **fields), ETH_IPV6 if ":" in src else ETH_IPV4)
 
@@ -165,7 +166,7 @@ def tcp_segment(
 
 def tcp(
     src: str, dst: str, sport: int, dport: int, flags: str | int = "S", *, seq: int = 0, ack: int = 0, win: int = 8192, options: bytes = b"",
-    payload: bytes = b"", urg: int = 0, doff: int | None = None, l4_checksum: int | None = None, **fields,
+    payload: bytes = b"", urg: int = 0, doff: int | None = None, l4_checksum: int | None = None, **fields: Any,
 ) -> bytes:  # fmt: skip
     """tcp("10.0.0.1", "10.0.0.2", 40000, 80, "SA", seq=500, ack=101): a frame. flags: letters of FSRPAUEC, or the byte."""
     segment = tcp_segment(
@@ -182,7 +183,7 @@ def udp_segment(
 
 
 def udp(
-    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, udp_length: int | None = None, l4_checksum: int | None = None, **fields
+    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, udp_length: int | None = None, l4_checksum: int | None = None, **fields: Any
 ) -> bytes:
     """A frame. udp_length: the header's length field; l4_checksum=0: none."""
     return frame(src, dst, UDP, udp_segment(src, dst, sport, dport, payload, length=udp_length, l4_checksum=l4_checksum), **fields)
@@ -190,7 +191,7 @@ def udp(
 
 def udplite(
     src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE,
-    **fields,
+    **fields: Any,
 ) -> bytes:  # fmt: skip
     """A frame. sum_proto: the pseudo-header's protocol; with UDP (17) Linux takes the checksum for a good one."""
     data = struct.pack("!HHHH", sport, dport, coverage, 0) + payload
@@ -206,7 +207,16 @@ def icmp_message(src: str, dst: str, kind: int, code: int = 0, rest: int = 0, pa
 
 
 def icmp(
-    src: str, dst: str, kind: int, code: int = 0, *, ident: int = 0, sequence: int = 0, payload: bytes = b"", l4_checksum: int | None = None, **fields
+    src: str,
+    dst: str,
+    kind: int,
+    code: int = 0,
+    *,
+    ident: int = 0,
+    sequence: int = 0,
+    payload: bytes = b"",
+    l4_checksum: int | None = None,
+    **fields: Any,
 ) -> bytes:
     """A frame with an ICMP (or, by the addresses, ICMPv6) message that has an id: icmp(a, b, 8, ident=7)."""
     message = icmp_message(src, dst, kind, code, ident << 16 | sequence, payload, l4_checksum=l4_checksum)
@@ -217,7 +227,7 @@ icmpv6 = icmp
 
 
 def icmp_error(
-    src: str, dst: str, kind: int, code: int, about: bytes, *, rest: int = 0, quote: int = 1232, l4_checksum: int | None = None, **fields
+    src: str, dst: str, kind: int, code: int, about: bytes, *, rest: int = 0, quote: int = 1232, l4_checksum: int | None = None, **fields: Any
 ) -> bytes:
     """A frame with an ICMP error about `about`, an Ethernet frame as the functions here make it. quote: most bytes of its IP packet to repeat."""
     message = icmp_message(src, dst, kind, code, rest, about[14 : 14 + quote], l4_checksum=l4_checksum)
@@ -235,14 +245,14 @@ def sctp_init(tag: int, *, ack: bool = False, rwnd: int = 65536, streams: int = 
     return sctp_chunk(2 if ack else 1, 0, struct.pack("!IIHHI", tag, rwnd, streams, streams, tsn))
 
 
-def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields) -> bytes:
+def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields: Any) -> bytes:
     """A frame. tag: the verification tag; chunks: joined results of sctp_chunk()."""
     head = struct.pack("!HHI", sport, dport, tag)
     value = crc32c(head + b"\0\0\0\0" + chunks) if l4_checksum is None else l4_checksum
     return frame(src, dst, SCTP, head + struct.pack("<I", value) + chunks, **fields)
 
 
-def gre(src: str, dst: str, *, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0, **fields) -> bytes:
+def gre(src: str, dst: str, *, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0, **fields: Any) -> bytes:
     """A frame with GRE; version 1 (RFC 2637) has key: payload length and call id. flags: the first byte."""
     head = struct.pack("!BBH", flags | (0x20 if version == 1 else 0), version, proto)
     return frame(src, dst, GRE, head + (struct.pack("!HH", len(payload), call) if version == 1 else b"") + payload, **fields)
