@@ -143,7 +143,7 @@ def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields: Any) -
 # --- transport -------------------------------------------------------------------------------------------------------------------------
 
 
-def _summed(data: bytes, at: int, extra: bytes = b"", value: int | None = None, zero_means_none: bool = False) -> bytes:
+def summed(data: bytes, at: int, extra: bytes = b"", value: int | None = None, *, zero_means_none: bool = False) -> bytes:
     """data with the checksum over extra + data at `at`, or with `value` there."""
     if value is None:
         value = checksum(extra + data)
@@ -161,7 +161,7 @@ def tcp_segment(
     bits = tcp_flags(flags) if isinstance(flags, str) else flags
     head = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, words << 4, bits, win, 0, urg)
     data = head + options + payload
-    return _summed(data, 16, pseudo(src, dst, TCP, len(data)), l4_checksum)
+    return summed(data, 16, pseudo(src, dst, TCP, len(data)), l4_checksum)
 
 
 def tcp(
@@ -179,7 +179,7 @@ def udp_segment(
     src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, length: int | None = None, l4_checksum: int | None = None
 ) -> bytes:
     data = struct.pack("!HHHH", sport, dport, 8 + len(payload) if length is None else length, 0) + payload
-    return _summed(data, 6, pseudo(src, dst, UDP, len(data)), l4_checksum, zero_means_none=True)
+    return summed(data, 6, pseudo(src, dst, UDP, len(data)), l4_checksum, zero_means_none=True)
 
 
 def udp(
@@ -189,21 +189,29 @@ def udp(
     return frame(src, dst, UDP, udp_segment(src, dst, sport, dport, payload, length=udp_length, l4_checksum=l4_checksum), **fields)
 
 
+def udplite_datagram(
+    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE
+) -> bytes:
+    """sum_proto: the pseudo-header's protocol; with UDP (17) Linux takes the checksum for a good one."""
+    data = struct.pack("!HHHH", sport, dport, coverage, 0) + payload
+    covered = data[: coverage or len(data)]
+    covered = summed(covered, 6, pseudo(src, dst, sum_proto, len(data)), l4_checksum, zero_means_none=True)
+    return covered + data[len(covered) :]
+
+
 def udplite(
     src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE,
     **fields: Any,
 ) -> bytes:  # fmt: skip
-    """A frame. sum_proto: the pseudo-header's protocol; with UDP (17) Linux takes the checksum for a good one."""
-    data = struct.pack("!HHHH", sport, dport, coverage, 0) + payload
-    covered = data[: coverage or len(data)]
-    covered = _summed(covered, 6, pseudo(src, dst, sum_proto, len(data)), l4_checksum, zero_means_none=True)
-    return frame(src, dst, UDPLITE, covered + data[len(covered) :], **fields)
+    """A frame."""
+    data = udplite_datagram(src, dst, sport, dport, payload, coverage=coverage, l4_checksum=l4_checksum, sum_proto=sum_proto)
+    return frame(src, dst, UDPLITE, data, **fields)
 
 
 def icmp_message(src: str, dst: str, kind: int, code: int = 0, rest: int = 0, payload: bytes = b"", *, l4_checksum: int | None = None) -> bytes:
     """ICMP or, by the addresses, ICMPv6. rest: bytes 4 to 7, e.g. id << 16 | sequence number, or the MTU."""
     data = struct.pack("!BBHI", kind, code, 0, rest) + payload
-    return _summed(data, 2, pseudo(src, dst, ICMPV6, len(data)) if ":" in src else b"", l4_checksum)
+    return summed(data, 2, pseudo(src, dst, ICMPV6, len(data)) if ":" in src else b"", l4_checksum)
 
 
 def icmp(
@@ -245,14 +253,23 @@ def sctp_init(tag: int, *, ack: bool = False, rwnd: int = 65536, streams: int = 
     return sctp_chunk(2 if ack else 1, 0, struct.pack("!IIHHI", tag, rwnd, streams, streams, tsn))
 
 
-def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields: Any) -> bytes:
-    """A frame. tag: the verification tag; chunks: joined results of sctp_chunk()."""
+def sctp_packet(sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None) -> bytes:
     head = struct.pack("!HHI", sport, dport, tag)
     value = crc32c(head + b"\0\0\0\0" + chunks) if l4_checksum is None else l4_checksum
-    return frame(src, dst, SCTP, head + struct.pack("<I", value) + chunks, **fields)
+    return head + struct.pack("<I", value) + chunks
+
+
+def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields: Any) -> bytes:
+    """A frame. tag: the verification tag; chunks: joined results of sctp_chunk()."""
+    return frame(src, dst, SCTP, sctp_packet(sport, dport, tag, chunks, l4_checksum=l4_checksum), **fields)
+
+
+def gre_packet(*, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
+    """GRE; version 1 (RFC 2637) has key: payload length and call id. flags: the first byte."""
+    head = struct.pack("!BBH", flags | (0x20 if version == 1 else 0), version, proto)
+    return head + (struct.pack("!HH", len(payload) & 0xFFFF, call) if version == 1 else b"") + payload
 
 
 def gre(src: str, dst: str, *, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0, **fields: Any) -> bytes:
-    """A frame with GRE; version 1 (RFC 2637) has key: payload length and call id. flags: the first byte."""
-    head = struct.pack("!BBH", flags | (0x20 if version == 1 else 0), version, proto)
-    return frame(src, dst, GRE, head + (struct.pack("!HH", len(payload), call) if version == 1 else b"") + payload, **fields)
+    """A frame."""
+    return frame(src, dst, GRE, gre_packet(version=version, proto=proto, call=call, payload=payload, flags=flags), **fields)
