@@ -93,7 +93,7 @@ class _Report:
         if self.silent:
             return
         for difference in chunk.difference_records():
-            if self.left:
+            if self.left > 0:
                 self._packet(difference)
             elif self.left == 0:
                 self.console.print("...  more differ; --show N shows more, --jsonl FILE has all")

@@ -51,7 +51,8 @@ class Side:
 class Compared:
     """Both sides of n packets.
 
-    keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others.
+    keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others; slack: int64[n], how many
+    ticks passed while the kernel set the timeout that the packet's connection has now: by so much it may be off.
     """
 
     ours: Side
@@ -59,6 +60,7 @@ class Compared:
     keys: np.ndarray
     unshown: Sequence[Unshown | None]
     sightings: Sequence[Sighting | None]
+    slack: np.ndarray
 
 
 class Lockstep:
@@ -74,6 +76,7 @@ class Lockstep:
         self.oracle.flush()
         self.tracker = Tracker(self.config)
         self.ordinals: dict[int, int] = {}  # where a connection lies in the kernel -> its ordinal
+        self.deadlines: dict[int, tuple[int, int]] = {}  # and -> its deadline, and the ticks that passed while that was set
         self.born = 0
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
@@ -85,6 +88,7 @@ class Lockstep:
         ours, theirs = Side.empty(n), Side.empty(n)
         unshown: list[Unshown | None] = [None] * n
         sightings: list[Sighting | None] = [None] * n
+        slack = np.zeros(n, np.int64)
         records: list[Record] = []
         ticks: list[int] = []
         for i in range(n):
@@ -98,12 +102,20 @@ class Lockstep:
                 if record:
                     records.append(record)
                     ticks.append(sighting.tick)
+                    slack[i] = self._slack(record, sighting)
                     theirs.has_conn[i] = True
             frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
             self._engine(memory, frames[i : i + 1], ours, i)
         if records:
             theirs.conns[theirs.has_conn] = self.oracle.layout.conns(records, ticks)
-        return Compared(ours, theirs, rows["key"].copy(), unshown, sightings)
+        return Compared(ours, theirs, rows["key"].copy(), unshown, sightings, slack)
+
+    def _slack(self, record: Record, sighting: Sighting) -> int:
+        """How far the timeout of a connection may be off: as many ticks as passed while the packet was judged that set it."""
+        deadline = self.oracle.layout.number(record, self.oracle.layout.timeout, 4)
+        if self.deadlines.get(record.address, (None,))[0] != deadline:
+            self.deadlines[record.address] = deadline, sighting.slack
+        return self.deadlines[record.address][1]
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
         """Our decision, and the connection as it is then."""

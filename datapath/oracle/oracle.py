@@ -71,6 +71,15 @@ def kernel_config(config: Config) -> Config:
     return replace(config, max=limit, hz=kernel_hz())
 
 
+def obstacle() -> str | None:
+    """Why the running kernel cannot be asked, in a line, or None."""
+    try:
+        with Oracle(Config()):
+            return None
+    except KernelError as error:
+        return str(error)
+
+
 class Oracle:
     """Conntrack of the running kernel in a network namespace of its own, with the settings of `config`."""
 
