@@ -86,7 +86,7 @@ def test_libraries_are_justified():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
     for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"]:
-        assert f"**{re.match(r'[a-z]+', requirement)[0]}**" in decisions
+        assert f"**{re.match(r'[a-z0-9]+', requirement)[0]}**" in decisions
 
 
 def test_the_readme_says_what_is_not_supported_and_which_name_clashes():

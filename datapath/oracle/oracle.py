@@ -20,6 +20,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from ctcore import spec
 from ctcore.config import Config
 from datapath.oracle.bpf import Runnable
@@ -100,6 +102,11 @@ class Oracle:
                 self.open = stack.pop_all()
         except PermissionError as error:
             raise KernelError(f"{error.strerror}: expected root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON)") from None
+        except OSError as error:
+            what = error.filename or "network namespaces, veth or netlink"
+            raise KernelError(f"{what}: {error.strerror}: expected to be able to use it") from None
+        except NetlinkError as error:
+            raise KernelError(f"rtnetlink: {os.strerror(error.code)}: expected CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies
 
     def _settings(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from datapath.oracle.lockstep import Lockstep
 from pcap_tests import stories
 from pcap_tests.record import CAPTURES
 
+ROOT = Path(__file__).parent.parent.parent
 DEMO = CAPTURES / "demo.pcap"
 PR_CAPBSET_DROP, CAP_SYS_ADMIN = 24, 21
 
@@ -121,6 +123,17 @@ def test_a_damaged_capture_is_compared_up_to_the_damage(running_kernel: None, tm
 def test_limits_of_all_namespaces_are_refused(running_kernel: None, capfd: pytest.CaptureFixture) -> None:
     code, out, err = run(capfd, "diff", DEMO, "--max", 10)
     assert (code, out) == (2, "") and "nf_conntrack_max" in err and err.count("\n") == 1
+
+
+def test_the_readme_shows_what_is_printed(running_kernel: None, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the kernel's version and the speed, which are this machine's."""
+    monkeypatch.chdir(ROOT)
+    _, out, _ = run(capfd, "diff", "pcap_tests/captures/demo.pcap")
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.split("<!-- diff: kept true by a test -->\n\n```\n")[1].split("```")[0].splitlines()
+    assert shown[0] == "$ sudo ctmirror diff pcap_tests/captures/demo.pcap"
+    machine = re.compile(r"Linux \S+|[\d,]+ packets/s")
+    assert [machine.sub("", line).rstrip() for line in out.splitlines()] == [machine.sub("", line) for line in shown[1:]]
 
 
 def test_without_root_one_line_says_so() -> None:
