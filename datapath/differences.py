@@ -1,7 +1,7 @@
 """Where two opinions on a packet differ: records in, differing fields out, shown to people or as JSON.
 
-    found = differences(record_a, record_b)
-    print_disagreements([disagreement("office.pcap #12", "A > B S", record_a, record_b)], ("ctmirror", "kernel"), console)
+    found = disagreement("office.pcap", 12, "10.0.0.1 > 10.0.0.2 tcp", record_a, record_b)
+    print_disagreements([found], ("ctmirror", "kernel"), console)
 
 Records are nested dicts as fields makes them, or as they were read back from JSON Lines. A field within an object is named tcp.original.end.
 Invariant: equal opinions give no difference, in whatever order lists hold them; a reason that one side does not know is no difference.
@@ -38,9 +38,11 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A packet with differing fields. where: its place; packet: what it is, in words; reasons: both sides' codes, None where one has none."""
+    """A packet with differing fields. where: its place; number: in its capture or scenario, from 0; packet: what it is, in words; reasons: both
+    sides' codes, None where one has none."""
 
     where: str
+    number: int
     packet: str
     fields: tuple[Difference, ...]
     reasons: tuple[str | None, str | None] = (None, None)
@@ -72,9 +74,12 @@ def _same(name: str, left: Any, right: Any, tolerance: float) -> bool:
     return left == right
 
 
-def disagreement(where: str, packet: str, left: Record, right: Record, found: Sequence[Difference]) -> Disagreement:
-    """With both sides' reasons, which explain the difference even where they are not part of it."""
-    return Disagreement(where, packet, tuple(found), (left.get("reason"), right.get("reason")))
+def disagreement(
+    where: str, number: int, packet: str, left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0
+) -> Disagreement | None:
+    """Two records that differ, with both sides' reasons, which explain the difference even where they are not part of it; None if they do not."""
+    found = differences(left, right, fields, tolerance=tolerance)
+    return Disagreement(where, number, packet, tuple(found), (left.get("reason"), right.get("reason"))) if found else None
 
 
 # --- shown -----------------------------------------------------------------------------------------------------------------------------
@@ -92,9 +97,15 @@ def value_text(field: str, value: Any) -> str:
 
 
 def as_json(item: Disagreement, names: tuple[str, str]) -> Record:
-    """For JSON Lines: where, packet, fields and reason, each with both opinions by the sides' names."""
+    """For JSON Lines: where, number, packet, fields and reason, each with both opinions by the sides' names."""
     fields = {found.field: dict(zip(names, (found.left, found.right), strict=True)) for found in item.fields}
-    return {"where": item.where, "packet": item.packet, "fields": fields, "reason": dict(zip(names, item.reasons, strict=True))}
+    return {
+        "where": item.where,
+        "number": item.number,
+        "packet": item.packet,
+        "fields": fields,
+        "reason": dict(zip(names, item.reasons, strict=True)),
+    }
 
 
 def rows_of(item: Disagreement) -> list[tuple[str, str, str]]:
@@ -116,7 +127,7 @@ def lines_of(items: Sequence[Disagreement], names: tuple[str, str]) -> Iterator[
     rows = [row for item in items for row in rows_of(item)]
     widths = [max([len(row[i]) for row in rows] + [len(head)]) for i, head in enumerate(("", *names))]
     for item in items:
-        yield f"{item.where}  {item.packet}", "bold"
+        yield f"{item.where} #{item.number}  {item.packet}", "bold"
         for row, style in ((("", *names), "dim"), *((row, "") for row in rows_of(item))):
             yield ("  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True))).rstrip(), style
         yield from ((f"  {sentence}", "") for sentence in why(item.reasons))

@@ -16,7 +16,7 @@ from datapath.fields import Record
 from datapath.scenario.build import build
 from datapath.scenario.expectation import SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import Judge, Seen, open_judge
-from datapath.scenario.steps import NO_CONN, Expect, Scenario, Step
+from datapath.scenario.steps import NO_CONN, Expect, Scenario
 from datapath.scenario.text import config_of, packet_text
 
 PLAIN = ("state", "l4state", "timeout", "dir", "verdict", "conn", "reason", "zone", "mark")
@@ -28,10 +28,15 @@ def play(scenario: Scenario, judge: Judge, frames: list[bytes] | None = None) ->
     return [judge.packet(frame, step.wait) for step, frame in zip(scenario.steps, frames, strict=True)]
 
 
+def settings_of(scenario: Scenario, base: Config, zone: int = 0) -> tuple[Config, int]:
+    """Settings and zone of a scenario. base, zone: for what it does not set. Raises ConfigError."""
+    return config_of(scenario.settings, scenario.timeouts, base), scenario.settings.get("zone", zone)
+
+
 def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[list[Seen], list[Disagreement]]:
     """What a judge of that name says, and where it is not what was expected. base, zone: for what the scenario does not set."""
     frames = build(scenario)
-    with open_judge(name, config_of(scenario.settings, scenario.timeouts, base), scenario.settings.get("zone", zone)) as judge:
+    with open_judge(name, *settings_of(scenario, base, zone)) as judge:
         seen = play(scenario, judge, frames)
         return seen, list(disagreements(scenario, seen, judge))
 
@@ -41,12 +46,7 @@ def disagreements(scenario: Scenario, seen: list[Seen], judge: Judge) -> Iterato
     for number, (step, one) in enumerate(zip(scenario.steps, seen, strict=True)):
         if step.expect and (found := misses(step.expect, one, judge.unknown, judge.tolerance)):
             expected = step.expect.reason if "reason" not in judge.unknown else None
-            yield Disagreement(place(scenario, step, number), packet_text(step.packet), tuple(found), (expected, one.record.get("reason")))
-
-
-def place(scenario: Scenario, step: Step, number: int) -> str:
-    """Where a step stands, and its number."""
-    return f"{scenario.name}:{step.line} #{number}" if step.line else f"{scenario.name} #{number}"
+            yield Disagreement(f"{scenario.name}:{step.line}", number, packet_text(step.packet), tuple(found), (expected, one.record.get("reason")))
 
 
 def misses(expect: Expect, seen: Seen, unknown: frozenset[str] = frozenset(), tolerance: float = 0.0) -> list[Difference]:
