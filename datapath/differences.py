@@ -76,7 +76,7 @@ def _same(name: str, left: Any, right: Any, tolerance: float) -> bool:
 
 def disagreement(
     where: str, number: int, packet: str, left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0
-) -> Disagreement | None:
+) -> Disagreement | None:  # fmt: skip
     """Two records that differ, with both sides' reasons, which explain the difference even where they are not part of it; None if they do not."""
     found = differences(left, right, fields, tolerance=tolerance)
     return Disagreement(where, number, packet, tuple(found), (left.get("reason"), right.get("reason"))) if found else None
@@ -99,19 +99,14 @@ def value_text(field: str, value: Any) -> str:
 def as_json(item: Disagreement, names: tuple[str, str]) -> Record:
     """For JSON Lines: where, number, packet, fields and reason, each with both opinions by the sides' names."""
     fields = {found.field: dict(zip(names, (found.left, found.right), strict=True)) for found in item.fields}
-    return {
-        "where": item.where,
-        "number": item.number,
-        "packet": item.packet,
-        "fields": fields,
-        "reason": dict(zip(names, item.reasons, strict=True)),
-    }
+    reason = dict(zip(names, item.reasons, strict=True))
+    return {"where": item.where, "number": item.number, "packet": item.packet, "fields": fields, "reason": reason}
 
 
 def rows_of(item: Disagreement) -> list[tuple[str, str, str]]:
     """Field and both opinions as texts, the reasons last if there are any."""
     rows = [(found.field, value_text(found.field, found.left), value_text(found.field, found.right)) for found in item.fields]
-    if any(item.reasons) and all(found.field != "reason" for found in item.fields):
+    if set(item.reasons) - {None, "ok"} and all(found.field != "reason" for found in item.fields):
         rows.append(("reason", item.reasons[0] or ABSENT, item.reasons[1] or ABSENT))
     return rows
 
