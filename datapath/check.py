@@ -22,7 +22,7 @@ from ctcore.errors import CaptureError, CtmirrorError
 from datapath import fields
 from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
-from datapath.differences import Difference, Disagreement, disagreement
+from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
 from datapath.scenario import run
 from datapath.scenario.cursor import split
@@ -230,19 +230,11 @@ def check_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> C
 def _compare(capture: str, number: int, want: fields.Record | None, have: fields.Record | None) -> Disagreement | None:
     """One packet's records; either may be missing."""
     it = have or want or {}
-    where = str(it.get("file", capture)), int(it.get("i", number)), _packet(it)
+    where = str(it.get("file", capture)), int(it.get("i", number)), packet_words(it)
     if want is None or have is None:
         presence = ["absent" if record is None else "present" for record in (want, have)]
         return Disagreement(*where, (Difference("packet", *presence),))
     return disagreement(*where, want, have, want)
-
-
-def _packet(record: fields.Record) -> str:
-    """A packet by what its record tells of it."""
-    if not record.get("src"):
-        return "no IP packet"
-    ports = [f" port {record[port]}" if record.get(port) is not None else "" for port in ("sport", "dport")]
-    return f"{record['src']}{ports[0]} > {record.get('dst')}{ports[1]} {record.get('proto')}"
 
 
 def update_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:

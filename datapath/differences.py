@@ -85,6 +85,14 @@ def disagreement(
 # --- shown -----------------------------------------------------------------------------------------------------------------------------
 
 
+def packet_words(record: Record) -> str:
+    """A packet by what its record tells of it."""
+    if not record.get("src"):
+        return "no IP packet"
+    ports = [f" port {record[port]}" if record.get(port) is not None else "" for port in ("sport", "dport")]
+    return f"{record['src']}{ports[0]} > {record.get('dst')}{ports[1]} {record.get('proto')}"
+
+
 def value_text(field: str, value: Any) -> str:
     """A value as people read it."""
     if value is None:

@@ -17,7 +17,8 @@ import numpy as np
 from ctcore import spec
 from ctcore.types import Dir, Proto
 from datapath import fields
-from datapath.oracle.lockstep import Compared, Side
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
 
 Column = Callable[[Side], np.ndarray]
 
@@ -79,7 +80,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Difference:
-    """One packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
+    """A packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
 
     i: int
     fields: dict[str, tuple[Any, Any]]

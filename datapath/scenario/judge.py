@@ -19,7 +19,6 @@ from ctcore.tracker import Tracker
 from ctcore.types import Dir
 from datapath.fields import Record, conn_records, packet_records
 from datapath.frame import frames_of
-from datapath.scenario.steps import ScenarioError
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
@@ -37,9 +36,12 @@ class Seen(NamedTuple):
 class Judge(Protocol):
     """name: as in JUDGES. unknown: fields of a packet record it knows nothing of ("reason"). tolerance: seconds by which its timeouts may be off."""
 
-    name: str
-    unknown: frozenset[str]
-    tolerance: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def unknown(self) -> frozenset[str]: ...
+    @property
+    def tolerance(self) -> float: ...
 
     def packet(self, frame: bytes, wait: float) -> Seen:
         """Let `wait` seconds pass, then judge an Ethernet frame. Raises CtmirrorError if that is not possible."""
@@ -84,12 +86,16 @@ def model(config: Config, zone: int) -> Iterator[Judge]:
     yield TrackerJudge("model", ModelTracker(config), zone)
 
 
-KNOWN = ("engine", "model", "kernel")
-JUDGES: dict[str, Callable[[Config, int], AbstractContextManager[Judge]]] = {"engine": engine, "model": model}
+def kernel(config: Config, zone: int) -> AbstractContextManager[Judge]:
+    """The running kernel, in a network namespace of its own."""
+    from datapath.oracle import judge  # needs pyroute2, and the others do not
+
+    return judge.kernel(config, zone)
+
+
+JUDGES: dict[str, Callable[[Config, int], AbstractContextManager[Judge]]] = {"engine": engine, "model": model, "kernel": kernel}
 
 
 def open_judge(name: str, config: Config, zone: int = 0) -> AbstractContextManager[Judge]:
-    """A judge with an empty table. Raises ScenarioError for one that this version does not have."""
-    if name not in JUDGES:
-        raise ScenarioError(f"judge '{name}': not in this version of ctmirror: expected {' or '.join(JUDGES)}")
+    """A judge with an empty table. name: one of JUDGES. Raises CtmirrorError where it cannot be asked."""
     return JUDGES[name](config, zone)

@@ -9,7 +9,8 @@ from ctcore.types import KEY_DTYPE, Proto
 from datapath.oracle import compare
 from datapath.oracle.compare import ALL, CONN, FIELDS, ORPHAN, Field, differences
 from datapath.oracle.exhibit import FRAGMENT
-from datapath.oracle.lockstep import Compared, Side
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
 from datapath.oracle.witness import Sighting
 
 HZ = 250
