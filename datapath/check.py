@@ -77,9 +77,12 @@ def is_scenario(name: str) -> bool:
 
 
 def read_scenario(name: str) -> tuple[str, Scenario]:
-    """Text and scenario of a file. Raises ScenarioError, OSError."""
-    with open(name, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
+    """Text and scenario of a file, or of stdin. Raises ScenarioError, OSError."""
+    if name == STDOUT:
+        data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    else:
+        with open(name, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ScenarioError(f"{name}: expected a scenario of at most {MOST_BYTES:,} bytes")
     try:

@@ -12,6 +12,7 @@ import click
 from datapath.cli import USAGE, complain
 from datapath.commands.options import tracking_options
 from datapath.commands.verbosity import verbosity
+from datapath.export import STDOUT
 from datapath.hints import counted
 from datapath.scenario.judge import JUDGES
 
@@ -47,9 +48,9 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
     from datapath import check
     from datapath.junit import write_junit
 
-    scenarios = [name for name in files if check.is_scenario(name)]
+    scenarios = [name for name in files if check.is_scenario(name) or (name == STDOUT and saved is None)]
     captures = [name for name in files if name not in scenarios]
-    _refuse(scenarios, captures, saved, judges, written)
+    _refuse(scenarios, captures, saved, judges, written, update)
     chosen = list(JUDGES) if "all" in judges else list(dict.fromkeys(judges)) or ["engine"]
     if written:
         check.write_capture(written, check.read_scenario(scenarios[0])[1])
@@ -64,7 +65,7 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
     return USAGE if any(case.error is not None for case in cases) else int(any(case.differing for case in cases))
 
 
-def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges: tuple[str, ...], written: str | None) -> None:
+def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges: tuple[str, ...], written: str | None, update: bool) -> None:
     """What cannot work, before anything is judged."""
     if captures and saved is None:
         raise click.UsageError(f"{captures[0]}: no scenario; expected --expect FILE with what is expected of a capture")
@@ -74,6 +75,8 @@ def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges
         raise click.UsageError("--judge: is for scenarios; expected none with a capture")
     if written and len(scenarios) != 1:
         raise click.UsageError(f"-w {written}: expected one scenario")
+    if STDOUT in scenarios and (update or written):
+        raise click.UsageError("--update, -w: expected a scenario that is a file")
 
 
 def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) -> None:
@@ -105,7 +108,7 @@ def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) 
 
 def _outcome(case: Case) -> str:
     if case.error is not None:
-        return "could not be judged"
+        return "not judged to the end"
     if case.updated:
         return "updated"
     return f"{case.differing:,} of {case.packets:,} packets differ" if case.differing else f"{case.packets:,} packets, {case.expected:,} as expected"
@@ -128,7 +131,7 @@ def _summary(cases: list[Case]) -> Iterator[str]:
     for judge in dict.fromkeys(case.judge for case in cases):
         mine = [case for case in cases if case.judge == judge]
         packets, expected = sum(case.packets for case in mine), sum(case.expected for case in mine)
-        bad = sum(bool(case.differing) for case in mine)
-        yield f"{judge}: {counted(len(mine), 'file')}, {counted(packets, 'packet')}, {counted(expected, 'expectation')}; " + (
-            f"{counted(bad, 'file')} with differences" if bad else "no difference"
-        )
+        differing, failed = sum(bool(case.differing) for case in mine), sum(case.error is not None for case in mine)
+        outcome = [f"{counted(differing, 'file')} with differences" if differing else "no difference"]
+        outcome += [f"{counted(failed, 'file')} not judged to the end"] if failed else []
+        yield f"{judge}: {counted(len(mine), 'file')}, {counted(packets, 'packet')}, {counted(expected, 'expectation')}; {'; '.join(outcome)}"

@@ -15,7 +15,7 @@ from datapath.differences import Difference, Disagreement, differences
 from datapath.fields import Record
 from datapath.scenario.build import build
 from datapath.scenario.expectation import SIDE_VARIABLES, VARIABLES
-from datapath.scenario.judge import Judge, Seen, open_judge
+from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
 from datapath.scenario.steps import NO_CONN, Expect, Scenario
 from datapath.scenario.text import config_of, packet_text
 
@@ -42,9 +42,15 @@ def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[
 
 
 def disagreements(scenario: Scenario, seen: list[Seen], judge: Judge) -> Iterator[Disagreement]:
-    """The steps whose expectations were not met."""
+    """The steps whose expectations were not met.
+
+    A judge that has to wait for real is late; what is left of a timeout may then be less by as much as it was late.
+    """
+    nominal = 0.0
     for number, (step, one) in enumerate(zip(scenario.steps, seen, strict=True)):
-        if step.expect and (found := misses(step.expect, one, judge.unknown, judge.tolerance)):
+        nominal += step.wait if number else 0.0
+        late = abs((one.record["ts"] - seen[0].record["ts"]) / SECOND - nominal) if judge.tolerance else 0.0
+        if step.expect and (found := misses(step.expect, one, judge.unknown, judge.tolerance + late)):
             expected = step.expect.reason if "reason" not in judge.unknown else None
             yield Disagreement(f"{scenario.name}:{step.line}", number, packet_text(step.packet), tuple(found), (expected, one.record.get("reason")))
 
