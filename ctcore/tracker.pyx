@@ -243,10 +243,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
 # --- one packet -------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline uint8_t l4state_of(const Entry *entry) noexcept nogil:
-    if likely(entry.flow[0].key.proto == PROTO_TCP):
+cdef inline uint8_t l4state_of(const Entry *entry, int dir) noexcept nogil:
+    """dir: that of the packet at hand, whose line of the entry is in the cache; the protocol stands in the other one's, too."""
+    cdef uint8_t proto = entry.flow[dir].key.proto
+    if likely(proto == PROTO_TCP):
         return entry.l4.tcp.state
-    return entry.l4.sctp.state if entry.flow[0].key.proto == PROTO_SCTP else NO_L4STATE
+    return entry.l4.sctp.state if proto == PROTO_SCTP else NO_L4STATE
 
 
 cdef inline void without_conn(const Packet *p, uint8_t l4state, Decision *d) noexcept nogil:
@@ -274,7 +276,7 @@ cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p
     d.dir = <uint8_t>dir
     d.verdict = p.verdict
     d.reason = p.reason
-    d.l4state = l4state_of(entry)
+    d.l4state = l4state_of(entry, dir)
     d.proto = p.key.proto
     d.family = p.key.family
     d.pad = 0
@@ -390,7 +392,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         track_first(ct, p, R_TCP_REOPENED, d)
         return
     if unlikely(outcome == REJECTED):
-        reject(ct, p, INVALID, ACCEPT, l4state_of(entry), d)
+        reject(ct, p, INVALID, ACCEPT, l4state_of(entry, dir), d)
         if ct.changes:
             say_changes(ct, entry)
         return
