@@ -277,15 +277,6 @@ def test_usage(capfd, scenario, office, tmp_path):
     assert "cannot be written" in refused(capfd, good, "--junit", tmp_path / "no" / "out.xml")
 
 
-def test_a_judge_of_a_later_version(capfd, scenario, monkeypatch):
-    from datapath.scenario import judge
-
-    monkeypatch.delitem(judge.JUDGES, "kernel", raising=False)
-    assert refused(capfd, scenario(GOOD), "--judge", "kernel") == (
-        "ctmirror: --judge kernel: not in this version of ctmirror: expected engine, model or all\n"
-    )
-
-
 @pytest.mark.parametrize("line", ["", "[]", "7", "{", '{"i": 3}', "\0\xff"])
 def test_saved_records_that_are_none(capfd, office, tmp_path, line):
     saved = tmp_path / "office.jsonl"
