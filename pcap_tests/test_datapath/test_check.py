@@ -239,7 +239,7 @@ def test_several_captures_continue_one_another(capfd, office, tmp_path):
 def test_junit(capfd, scenario, tmp_path):
     good, bad = scenario(GOOD, "good.ct"), scenario(BAD, "bad.ct")
     broken = scenario("+0 A:1 > B:2 X", "broken.ct")
-    code, _, err = run(capfd, good, bad, broken, "--judge", "all", "--junit", tmp_path / "out.xml")
+    code, _, err = run(capfd, good, bad, broken, "--judge", "engine", "--judge", "model", "--junit", tmp_path / "out.xml")
     assert (code, err) == (
         2,
         f"ctmirror: {broken}:1:14: 'X': expected TCP flags as in SA (or none), or udp, udplite, icmp, icmpv6, sctp, gre, proto\n",
