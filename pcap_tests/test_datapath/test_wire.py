@@ -13,9 +13,9 @@ import pytest
 import datapath.wire
 from ctcore import reasons
 from ctcore.types import State, Verdict
+from datapath import craft as t
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 
 A, B = "10.0.0.1", "10.0.0.2"
 A6, B6 = "2001:db8::1", "2001:db8::2"
