@@ -17,6 +17,7 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, State, Verdict
+from datapath.fields import WITHOUT_PORTS
 from datapath.link import inner
 from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.oracle import Oracle
@@ -91,8 +92,7 @@ class Lockstep:
             if isinstance(packet, Unshown):
                 unshown[i] = packet
             else:
-                key = rows[i]["key"].tobytes()
-                sightings[i] = sighting = self.oracle.show(int(places[i]["family"]), packet, key)
+                sightings[i] = sighting = self.oracle.show(int(places[i]["family"]), packet, key_of(rows[i]))
                 record = self._judge(sighting, rows[i], theirs, i)
                 if record:
                     records.append(record)
@@ -112,7 +112,8 @@ class Lockstep:
         if state == State.RELATED:
             conn = self.tracker.conn(ordinal)
         elif state not in (State.NOT_SEEN, State.UNTRACKED):
-            conn = self.tracker.find(batch.array[0]["key"].tobytes())
+            key = key_of(batch.array[0])
+            conn = self.tracker.find(key) if key else None
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True
@@ -152,3 +153,8 @@ class Lockstep:
         layout = self.oracle.layout
         proto = Proto(layout.proto(record)) if layout.proto(record) in layout.l4state else None
         return record.conn[layout.l4state[proto]] if proto else NONE
+
+
+def key_of(row: np.void) -> bytes:
+    """A packet's tuple (the bytes of a KEY_DTYPE), or nothing if it has none, since what the key holds of ports means nothing then."""
+    return b"" if int(row["reason"]) in WITHOUT_PORTS else row["key"].tobytes()
