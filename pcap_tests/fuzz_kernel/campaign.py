@@ -77,11 +77,11 @@ class Campaign:
         watcher = Watcher(settings)
         with Judge(settings) as judge:
             for number in range(traces):
-                steps = trace(self.seed, block, number, watcher, slow=slow and number == BLOCK // 2)
-                judged = judge.judge(steps)
+                draft = trace(self.seed, block, number, watcher, slow=slow and number == BLOCK // 2)
+                judged = judge.go_on(draft.steps, draft.builder.frames)
                 self.tally.add(settings, judged)
                 if judged.differences:
-                    self.differing(judge, steps, judged, f"seed {self.seed} block {block} trace {number}")
+                    self.differing(judge, tuple(draft.steps), judged, f"seed {self.seed} block {block} trace {number}")
 
     def differing(self, judge: Judge, steps: tuple[Step, ...], judged: Judged, where: str) -> None:
         """Shrink, save and print."""

@@ -56,14 +56,21 @@ class Watcher:
         return decision
 
 
-class Draft:
-    """Steps so far. six: IPv6."""
+def hosts_of(number: int) -> dict[str, str]:
+    """The addresses of a trace's hosts, so that no two traces of a block meet. number: below 65536."""
+    return {
+        name: f"2001:db8:{number:x}::{i % 3 + 1}" if name.endswith("6") else f"10.{number >> 8}.{number & 255}.{i % 3 + 1}"
+        for i, name in enumerate(DEFAULT_HOSTS)
+    }
 
-    def __init__(self, dice: Random, watcher: Watcher, *, six: bool) -> None:
+
+class Draft:
+    """Steps so far. six: IPv6; hosts: their addresses."""
+
+    def __init__(self, dice: Random, watcher: Watcher, *, six: bool, hosts: dict[str, str]) -> None:
         watcher.tracker.flush()
-        self.dice, self.watcher, self.six = dice, watcher, six
-        self.config = watcher.settings.config
-        self.builder = Builder()
+        self.dice, self.watcher, self.six, self.hosts = dice, watcher, six, hosts
+        self.builder = Builder(hosts=hosts)
         self.steps: list[Step] = []
         self.wait = 0.0
 
@@ -90,7 +97,7 @@ class Draft:
 
     def conn(self, packet: Packet) -> tuple[np.void, int] | None:
         """The connection (CONN_DTYPE) that packets between these hosts and ports belong to, and the direction of this one."""
-        key = Key(host(packet.src), host(packet.dst), packet.sport or 0, packet.dport or 0, self.watcher.settings.zone, proto_of(packet), self.family)
+        key = Key(self.host(packet.src), self.host(packet.dst), packet.sport or 0, packet.dport or 0, self.watcher.settings.zone, proto_of(packet), self.family)
         found = self.watcher.tracker.find(key.raw())
         if found is None:
             return None
@@ -100,10 +107,9 @@ class Draft:
     def family(self) -> int:
         return 6 if self.six else 4
 
-
-def host(name: str) -> bytes:
-    """A name's address as keys hold it."""
-    return address(DEFAULT_HOSTS.get(name, name)).ljust(16, b"\0")
+    def host(self, name: str) -> bytes:
+        """A name's address as keys hold it."""
+        return address(self.hosts.get(name, name)).ljust(16, b"\0")
 
 
 def proto_of(packet: Packet) -> int:

@@ -1,6 +1,6 @@
 """A trace through engine and kernel in lock step, and what they do not agree on.
 
-Invariant: a trace meets no connection of the one before. A step's `wait` is really waited, since the kernel has no other clock.
+A step's `wait` is really waited, since the kernel has no other clock.
 Not here: what is compared, and how closely (datapath.oracle.compare).
 """
 
@@ -42,14 +42,19 @@ class Judge:
         self.lockstep = Lockstep(self.oracle, zone=settings.zone)
 
     def judge(self, steps: Sequence[Step]) -> Judged:
-        """Raises ScenarioError if a step cannot be built."""
-        memory, frames = frames_of(build(Scenario(tuple(steps))))
+        """Judge steps as if nothing had been before. Raises ScenarioError if one of them cannot be built."""
         self.lockstep.reset()
+        return self.go_on(steps, build(Scenario(tuple(steps))))
+
+    def go_on(self, steps: Sequence[Step], packets: Sequence[bytes]) -> Judged:
+        """Judge steps, built already, beside the connections there are."""
+        memory, frames = frames_of(packets)
         cuts = [0, *(i for i, step in enumerate(steps) if step.wait and i), len(steps)]
         pieces: list[Compared] = []
         found: list[Difference] = []
         for start, end in zip(cuts, cuts[1:], strict=False):
-            time.sleep(steps[start].wait if start < end else 0)
+            if start < end and steps[start].wait:
+                time.sleep(steps[start].wait)
             pieces.append(self.lockstep.run(memory, frames[start:end]))
             found += [replace(difference, i=start + difference.i) for difference in differences(pieces[-1], self.oracle.config.hz)]
         return Judged(

@@ -22,9 +22,16 @@ OPTIONS4 = (
 SEGMENTS = bytes([2, 4, 1, 0, 0, 0, 0]) + bytes(16)  # RFC 8754 2
 MOBILE = bytes([2, 2, 1, 0, 0, 0, 0]) + bytes(16)  # RFC 6275 6.4
 AUTHENTICATION = bytes([4]) + bytes(22)  # RFC 4302 2
+# A malformed hop-by-hop header is the first one, if any: a bridge looks at a first one again after it has taken out a fragment header, no router does.
+MALFORMED = tuple(
+    Ext(craft.HOP_BY_HOP, options) for options in (
+        bytes([0, 194, 4, 0, 1, 0, 0]), bytes([0, 200, 9, 0, 0, 0, 0]), bytes([0, 1, 5, 0, 0, 0, 0]), bytes([0, 0, 0, 0, 0, 0, 5]), bytes([1, *[0] * 14]),
+        bytes([200, 1, 4, 0, 0, 0, 0]),
+    )
+)  # fmt: skip
 EXTENSIONS = (
     Ext(craft.HOP_BY_HOP), Ext(craft.HOP_BY_HOP, craft.options6(1)), Ext(craft.HOP_BY_HOP, bytes([0, 5, 2, 0, 0, 1, 0])),
-    Ext(craft.HOP_BY_HOP, bytes([0, 194, 4, 0, 1, 0, 0])), Ext(craft.HOP_BY_HOP, bytes([0, 200, 9, 0, 0, 0, 0])),
+    Ext(craft.HOP_BY_HOP, bytes([0, 200, 4, 0, 0, 0, 0])), Ext(craft.HOP_BY_HOP, bytes([0, *[0] * 6])),
     Ext(craft.DESTINATION), Ext(craft.DESTINATION, craft.options6(2)), Ext(craft.ROUTING, bytes(7)), Ext(craft.ROUTING, SEGMENTS),
     Ext(craft.ROUTING, MOBILE), Ext(craft.AH, AUTHENTICATION), Ext(craft.FRAGMENT, craft.fragment6()), Ext(craft.NO_NEXT, bytes(7)),
     Ext(craft.DESTINATION, bytes([200]) + bytes(6)), Ext(craft.AH, bytes([255]) + bytes(6)), Ext(craft.ROUTING, bytes([255, 0, 0, 0, 0, 0, 0])),
@@ -63,6 +70,7 @@ STRANGE4 = (
 STRANGE6 = (
     _cut, _hops, _padded,
     lambda draft: {"ext": tuple(draft.pick(EXTENSIONS) for _ in range(draft.pick((1, 1, 1, 2, 3))))},
+    lambda draft: {"ext": (draft.pick(MALFORMED), *(draft.pick(EXTENSIONS) for _ in range(draft.pick((0, 0, 1)))))},
     lambda draft: {"ext": (draft.pick(EXTENSIONS[:12]),)},
     lambda draft: {"ext": tuple(draft.pick(EXTENSIONS[:12]) for _ in range(2))},
     lambda draft: {"version": draft.pick((0, 4, 5, 7, 15))},

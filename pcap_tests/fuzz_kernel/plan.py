@@ -11,18 +11,18 @@ from typing import Protocol
 
 from ctcore import spec
 from ctcore.config import Config
-from datapath.scenario.steps import Step
 from pcap_tests.fuzz_kernel import datagrams
-from pcap_tests.fuzz_kernel.draft import Draft, Settings, Watcher
+from pcap_tests.fuzz_kernel.draft import Draft, Settings, Watcher, hosts_of
 from pcap_tests.fuzz_kernel.icmp import ErrorTalk
 from pcap_tests.fuzz_kernel.sctp import SctpTalk
 from pcap_tests.fuzz_kernel.tcp import TcpTalk
 
-# Around the 120 and 300 seconds that rules mention, soon over, over at once, and the longest there is.
-TIMEOUTS = (0, 1, 1, 2, 10, 119, 120, 121, 299, 300, 301, 86400, 8_000_000)
+# Around the 120 and 300 seconds that rules mention, soon over, and the longest there is.
+TIMEOUTS = (1, 1, 2, 10, 119, 120, 121, 299, 300, 301, 86400, 8_000_000)
+OVER_AT_ONCE = 0  # where these are many, nothing lives on
 HOSTS = {False: ("A", "B", "C"), True: ("A6", "B6", "C6")}
 PORTS = (0, 80, 1000, 40000, 65535)
-PAUSES = (0.3, 1.1, 2.1)  # seconds; 1 and 2 are timeouts above, after 2 UDP is a stream
+PAUSES = (0.3, 1.1, 2.1)  # seconds; 1 and 2 are timeouts, after 2 UDP is a stream
 SLOW_PACKETS = (80, 200)
 PACKETS = (20, 60)
 WEIGHTS = {"tcp": 10, "sctp": 4, "udp": 2, "udplite": 1, "gre": 1, "echo": 2, "other": 1}
@@ -38,7 +38,9 @@ def settings_of(seed: int, block: int) -> Settings:
     """The settings of the block's traces."""
     dice = Random(f"{seed}/{block}")
     names = sorted(spec.timeouts())
-    chosen = dice.sample(names, dice.choice((0, 2, 6, 12)))
+    timeouts = {name: dice.choice(TIMEOUTS) for name in dice.sample(names, dice.choice((0, 2, 6, 12)))}
+    if dice.random() < 0.2:
+        timeouts[dice.choice(names)] = OVER_AT_ONCE
     config = Config(
         tcp_liberal=bool(block & 1),
         tcp_loose=not block & 2,
@@ -46,15 +48,15 @@ def settings_of(seed: int, block: int) -> Settings:
         tcp_ignore_invalid_rst=dice.random() < 0.4,
         tcp_max_retrans=dice.choice((3, 3, 3, 0, 1, 2, 4, 255)),
         acct=dice.random() < 0.85,
-        timeouts={name: dice.choice(TIMEOUTS) for name in chosen},
+        timeouts=timeouts,
     )
     return Settings(config, dice.choice((0, 0, 1, 65535, dice.randrange(65536))))
 
 
-def trace(seed: int, block: int, number: int, watcher: Watcher, *, slow: bool = False) -> tuple[Step, ...]:
-    """The steps of one trace. slow: many connections, and pauses that are really waited for."""
+def trace(seed: int, block: int, number: int, watcher: Watcher, *, slow: bool = False) -> Draft:
+    """One trace. slow: many connections, and pauses that are really waited for."""
     dice = Random(f"{seed}/{block}/{number}")
-    draft = Draft(dice, watcher, six=dice.random() < 0.5)
+    draft = Draft(dice, watcher, six=dice.random() < 0.5, hosts=hosts_of(number))
     talks = _talks(draft, draft.pick((8, 12) if slow else (1, 1, 2, 3, 4)))
     length = dice.randint(*(SLOW_PACKETS if slow else PACKETS))
     pauses = [(dice.randrange(length), dice.choice(PAUSES)) for _ in range(2)] if slow else []
@@ -63,7 +65,7 @@ def trace(seed: int, block: int, number: int, watcher: Watcher, *, slow: bool = 
             draft.pause(seconds)
             pauses.remove((at, seconds))
         draft.pick(talks).step()
-    return tuple(draft.steps)
+    return draft
 
 
 def _talks(draft: Draft, count: int) -> list[Talk]:
