@@ -94,11 +94,21 @@ def _flags(context: click.Context) -> str:
     return shlex.join(words)
 
 
+CLOCK = click.option(
+    "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
+)
+
+
 def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
+    return CLOCK(tracking_options_but_clock(command))
+
+
+def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that has a clock of its own."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, clock: Literal["capture", "wall"], timeouts: dict[str, int], **others: Any) -> Any:
+    def wrapper(*, zone: int, timeouts: dict[str, int], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
         config = Config(**settings, timeouts=timeouts)
@@ -110,9 +120,6 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--timeouts", type=Timeouts(), default=dict, help="Timeouts by their sysctl names without nf_conntrack_."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
-        click.option(
-            "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
-        ),
     ):
         wrapper = option(wrapper)
     return wrapper

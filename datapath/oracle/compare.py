@@ -1,7 +1,7 @@
 """Where engine and kernel differ, packet by packet and field by field.
 
-Everything that both sides know is compared, and exactly, but for timeouts: a tick may pass between the moment at which a connection is refreshed and
-the one at which it is looked at. There is no other tolerance and no list of exceptions.
+Everything that both sides know is compared, and exactly. Timeouts are compared to the tick, too: only where the kernel's clock went on while it set
+one may it be that many ticks off. There is no other tolerance and no list of exceptions.
 Not here: how both sides were asked (lockstep), how differences are shown (the command diff).
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 from ctcore import spec
 from ctcore.types import Dir, Proto
 from datapath import fields
-from datapath.oracle.lockstep import Compared, Side
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
 
-SLACK = 1  # ticks
 Column = Callable[[Side], np.ndarray]
 
 
@@ -68,30 +68,30 @@ ALL, CONN, ORPHAN = range(3)
 @dataclass(frozen=True)
 class Field:
     """One thing that is compared. column: its values on one side; text: a value as records show it; scope: ALL, CONN or ORPHAN; proto: only of
-    connections of this protocol, if given; slack: how far two values may be apart."""
+    connections of this protocol, if given; timed: it depends on the tick."""
 
     name: str
     column: Column
     text: Text = _number
     scope: int = ALL
     proto: int | None = None
-    slack: int = 0
+    timed: bool = False
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
+    """A packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
 
     i: int
     fields: dict[str, tuple[Any, Any]]
 
 
-def _decision(name: str, text: Text = _number, slack: int = 0) -> Field:
-    return Field(name, lambda side: side.decisions[name], text, slack=slack)
+def _decision(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(name, lambda side: side.decisions[name], text, timed=timed)
 
 
-def _entry(name: str, text: Text = _number, slack: int = 0) -> Field:
-    return Field(f"entry.{name}", lambda side: side.conns[name], text, ORPHAN, slack=slack)
+def _entry(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(f"entry.{name}", lambda side: side.conns[name], text, ORPHAN, timed=timed)
 
 
 def _both_ways(prefix: str, name: str, column: Callable[[Side], np.ndarray], text: Text = _number, proto: int | None = None) -> Iterator[Field]:
@@ -126,13 +126,13 @@ FIELDS = (
     _decision("conn", _ordinal),
     _decision("status", _status),
     _decision("l4state", _l4state),
-    _decision("timeout", _seconds, SLACK),
+    _decision("timeout", _seconds, timed=True),
     _decision("mark"),
     _decision("zone"),
     _decision("verdict", _verdict),
     Field("entry", lambda side: side.has_conn, _of(bool)),
     _entry("status", _status),
-    _entry("timeout", _seconds, SLACK),
+    _entry("timeout", _seconds, timed=True),
     _entry("mark"),
     *_both_ways("", "packets", lambda side: side.conns["flow"]["packets"]),
     *_both_ways("", "bytes", lambda side: side.conns["flow"]["bytes"]),
@@ -151,7 +151,7 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
     for field in FIELDS:
         ours, theirs = (field.column(side).astype(np.int64) for side in (compared.ours, compared.theirs))
         where = scopes[field.scope] if field.proto is None else scopes[field.scope] & (protos == field.proto)
-        for i in np.flatnonzero(where & (np.abs(ours - theirs) > field.slack)).tolist():
+        for i in np.flatnonzero(where & (np.abs(ours - theirs) > compared.slack * field.timed)).tolist():
             context = Context(hz, int(compared.keys["proto"][i]))
             found.setdefault(i, {})[field.name] = field.text(int(ours[i]), context), field.text(int(theirs[i]), context)
     return [Difference(i, found[i]) for i in sorted(found)]

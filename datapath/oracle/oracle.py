@@ -20,6 +20,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from ctcore import spec
 from ctcore.config import Config
 from datapath.oracle.bpf import Runnable
@@ -71,6 +73,15 @@ def kernel_config(config: Config) -> Config:
     return replace(config, max=limit, hz=kernel_hz())
 
 
+def obstacle() -> str | None:
+    """Why the running kernel cannot be asked, in a line, or None."""
+    try:
+        with Oracle(Config()):
+            return None
+    except KernelError as error:
+        return str(error)
+
+
 class Oracle:
     """Conntrack of the running kernel in a network namespace of its own, with the settings of `config`."""
 
@@ -91,6 +102,11 @@ class Oracle:
                 self.open = stack.pop_all()
         except PermissionError as error:
             raise KernelError(f"{error.strerror}: expected root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON)") from None
+        except OSError as error:
+            what = error.filename or "network namespaces, veth or netlink"
+            raise KernelError(f"{what}: {error.strerror}: expected to be able to use it") from None
+        except NetlinkError as error:
+            raise KernelError(f"rtnetlink: {os.strerror(error.code)}: expected CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies
 
     def _settings(self) -> None:
@@ -113,11 +129,12 @@ class Oracle:
         came = self.bridge.pass_(ETHERTYPES[family], packet)
         records = {record.moment: record for record in self.probes.records()}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
-        if judged:
-            self.tick = judged.jiffies
+        if Moment.ARRIVED in records:
+            self.tick = records[Moment.ARRIVED].jiffies
+        slack = max((record.jiffies for record in records.values()), default=self.tick) - self.tick
         said, events = self.listener.sentences(), self.listener.events()
         asked = self._ask(key) if judged and not judged.nfct else None
-        sighting = Sighting(judged, leaving, asked, came, self.tick, said, events)
+        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
         if leaving and leaving.address:
             for own in self.layout.keys(leaving.conn):
                 self._addresses[own] = leaving.address
@@ -128,9 +145,7 @@ class Oracle:
         if key not in self._addresses:
             return None
         record = self.probes.conn(self._addresses[key])
-        if key not in self.layout.keys(record.conn) or not self.layout.is_live(record):
-            return None
-        return replace(record, jiffies=self.tick)  # what it has left counts from the packet, not from the question
+        return record if key in self.layout.keys(record.conn) and self.layout.is_live(record) else None
 
     def flush(self) -> None:
         """Delete all connections of the namespace."""

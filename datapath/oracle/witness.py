@@ -2,8 +2,6 @@
 
 Theory of operation: the kernel's layout is a NumPy dtype made from its BTF; a batch of copies of struct nf_conn becomes CONN_DTYPE by columns.
 Numbers of states, status bits and flags are the same on both sides, since the engine uses the kernel's own.
-A connection is named by where it lies in memory as long as it lives; the first packet that leaves with a confirmed connection which was not
-confirmed when it was judged has made a new one, and gives it the next ordinal. So ordinals count as the engine's do.
 Not here: how observations are made (probes), differences (datapath.compare).
 """
 
@@ -83,13 +81,15 @@ class Layout:
         version = 6 if family == AF_INET6 else 4
         return KEY.pack(src, dst, int.from_bytes(sport, "big"), int.from_bytes(dport, "big"), zone, proto, version)
 
-    def conns(self, records: Sequence[Record], ordinals: Sequence[int]) -> np.ndarray:
-        """CONN_DTYPE[n] of observations that have a connection; what the kernel does not keep is 0. timeout: ticks left when it was observed."""
+    def conns(self, records: Sequence[Record], ticks: Sequence[int]) -> np.ndarray:
+        """CONN_DTYPE[n] of observations that have a connection; ordinals and what the kernel does not keep are 0.
+
+        ticks: int[n], when each packet was judged, from which on timeout counts.
+        """
         theirs = np.frombuffer(b"".join(record.conn for record in records), self.dtype)
         ours = np.zeros(len(records), CONN_DTYPE)
         keys = b"".join(key for record in records for key in self.keys(record.conn))
         ours["flow"]["key"] = np.frombuffer(keys, KEY_DTYPE).reshape(-1, 2)
-        ours["flow"]["id"] = np.array(ordinals, np.int64)[:, None]
         counters = np.array([record.counters for record in records], np.uint64).reshape(-1, 2, 2)
         ours["flow"]["packets"], ours["flow"]["bytes"] = counters[:, :, 0], counters[:, :, 1]
         tcp = ours["flow"]["key"]["proto"][:, 0] == Proto.PROTO_TCP
@@ -97,7 +97,7 @@ class Layout:
         self._tcp(ours["tcp"], theirs, tcp)
         for name in SCTP:
             ours["sctp"][name][sctp] = theirs[f"sctp.{name}"][sctp]
-        ours["timeout"] = [max(self.left(record, record.jiffies), 0) for record in records]
+        ours["timeout"] = [max(self.left(record, tick), 0) for record, tick in zip(records, ticks, strict=True)]
         ours["status"], ours["mark"] = theirs["status"] & KNOWN_STATUS, theirs["mark"]
         return ours
 
@@ -136,7 +136,8 @@ class Sighting:
     """What was seen of one packet.
 
     judged, leaving: observations, or None; asked: one of the connection that an invalid packet's tuple belongs to; came: the frames that left the
-    bridge; tick: the kernel's clock when it was judged; said: the kernel's sentences; events: new, update, destroy.
+    bridge; tick: the kernel's clock when it was judged; slack: ticks that passed while it was; said: the kernel's sentences; events: new, update,
+    destroy.
     """
 
     judged: Record | None
@@ -144,6 +145,7 @@ class Sighting:
     asked: Record | None
     came: Sequence[bytes]
     tick: int
+    slack: int = 0
     said: Sequence[str] = ()
     events: Sequence[str] = ()
 
