@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, Reason, State, Verdict
+from datapath.fields import WITHOUT_PORTS
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.probes import Record
 from datapath.oracle.witness import CTINFO, KNOWN_STATUS, UNTRACKED, Sighting
@@ -52,7 +53,7 @@ class Kernel:
 
     def show(self, family: int, packet: bytes, row: np.void, side: Side, i: int) -> Sighting:
         """Row i of `side`, but for the connection. family: 4 or 6; packet: IP; row: the packet as we parsed it, PACKET_DTYPE."""
-        sighting = self.oracle.show(family, packet, row["key"].tobytes())
+        sighting = self.oracle.show(family, packet, key_of(row))
         record = self._judge(sighting, row, side.decisions[i])
         if record:
             self._records.append(record)
@@ -112,3 +113,8 @@ class Kernel:
         layout = self.oracle.layout
         proto = Proto(layout.proto(record)) if layout.proto(record) in layout.l4state else None
         return record.conn[layout.l4state[proto]] if proto else NONE
+
+
+def key_of(row: np.void) -> bytes:
+    """A packet's tuple (the bytes of a KEY_DTYPE), or nothing if it has none, since what the key holds of ports means nothing then."""
+    return b"" if int(row["reason"]) in WITHOUT_PORTS else row["key"].tobytes()

@@ -19,7 +19,7 @@ from ctcore.tracker import Tracker
 from ctcore.types import State
 from datapath.link import inner
 from datapath.oracle.exhibit import Unshown, exhibit
-from datapath.oracle.kernel import Kernel, Side
+from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
 from datapath.wire import parse_batch
@@ -88,7 +88,8 @@ class Lockstep:
         if state == State.RELATED:
             conn = self.tracker.conn(ordinal)
         elif state not in (State.NOT_SEEN, State.UNTRACKED):
-            conn = self.tracker.find(batch.array[0]["key"].tobytes())
+            key = key_of(batch.array[0])
+            conn = self.tracker.find(key) if key else None
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True

@@ -123,7 +123,8 @@ class Oracle:
     def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
         """Let the kernel judge an IP packet.
 
-        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid.
+        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid;
+        nothing if it has none.
         """
         came = self.bridge.pass_(ETHERTYPES[family], packet)
         records = {record.moment: record for record in self.probes.records()}
@@ -140,7 +141,7 @@ class Oracle:
         return sighting
 
     def _ask(self, key: bytes) -> Record | None:
-        """The live connection that a tuple belongs to, as it is now. Memory may have been used anew since: the bytes have to say so themselves."""
+        """The live connection that the packet's tuple belongs to. Memory may have been used anew since: the bytes have to say so themselves."""
         if key not in self._addresses:
             return None
         record = self.probes.conn(self._addresses[key])
