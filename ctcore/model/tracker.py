@@ -94,7 +94,7 @@ class ModelTracker:
         self.config = config
         self.now = 0
         self._tick_ns = SECOND // config.hz
-        self._table = Table(config.capacity, config.seed)
+        self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
         self._next_id = 0
         self._expectations: list[Expectation] = []  # youngest first

@@ -74,6 +74,7 @@ SETTINGS = (
     ("checksum", Switch(), "Verify transport checksums; packets with bad ones are invalid."),
     ("acct", Switch(), "Count packets and bytes of each connection."),
     ("max", Number(0, 1 << 26), "Most connections at a time; 0 is no limit."),
+    ("buckets", Number(1, 1 << 26), "Buckets of the kernel's hash table: when it is full, a victim is looked for in eight of them."),
     ("seed", Number(0, (1 << 64) - 1), "Seed of the hash table's keyed hash; no result depends on it but which connections are evicted when full."),
 )
 
