@@ -160,6 +160,7 @@ cdef class PcapSink:
     cdef object _file
     cdef dict _ifaces           # link << 32 | iface of the frames -> interface of the file
     cdef bint _blocks
+    cdef bint _to_stdout
     cdef object _buffer
     cdef uint8_t *_start
     cdef uint64_t _used
@@ -169,7 +170,8 @@ cdef class PcapSink:
         path = os.fsdecode(path)
         if not 1 <= snaplen <= SNAPLEN_LIMIT:
             raise ValueError(f"snaplen = {snaplen}: expected 1 to {SNAPLEN_LIMIT:,}")
-        self.name = "standard output" if path == "-" else path
+        self._to_stdout = path == "-"
+        self.name = "standard output" if self._to_stdout else path
         self.format = _format_of(path, format)
         self._blocks = self.format == "pcapng"
         self.link, self.snaplen = link, snaplen
@@ -199,7 +201,7 @@ cdef class PcapSink:
             self._file.close()
             self._raw.close()
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None
         finally:
             self._file = None
             with contextlib.suppress(OSError):      # closing it tries to write what could not be written
@@ -297,7 +299,7 @@ cdef class PcapSink:
         try:
             self._file.write(memoryview(self._buffer)[:self._used])
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None
         self._used = 0
 
     cdef _reserve(self, uint64_t capacity):
@@ -307,6 +309,9 @@ cdef class PcapSink:
         self._capacity, self._used = capacity, 0
 
     def _failed(self, error):
+        """What to raise: an error that names the file. That nobody reads stdout any more is for the command to judge."""
+        if self._to_stdout and isinstance(error, BrokenPipeError):
+            return error
         return CaptureError(f"{self.name}: cannot be written: {error.strerror or error}")
 
 
