@@ -59,8 +59,8 @@ class Config:
         for name, seconds in self.timeouts.items():
             if name not in spec.timeouts():
                 raise ConfigError(f"timeouts: '{name}': expected one of {', '.join(spec.timeouts())}")
-            if not 0 <= seconds * self.hz <= TICKS_LIMIT:
-                raise ConfigError(f"timeouts: {name} = {seconds}: expected 0 to {TICKS_LIMIT // self.hz} seconds")
+            if not isinstance(seconds, int) or not 0 <= seconds * self.hz <= TICKS_LIMIT:
+                raise ConfigError(f"timeouts: {name} = {seconds}: expected 0 to {TICKS_LIMIT // self.hz} whole seconds")
 
     @property
     def capacity(self) -> int:
