@@ -83,6 +83,11 @@ def _option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def _merged(timeouts: tuple[dict[str, int], ...]) -> dict[str, int]:
+    """All that were given; of two for one name the later."""
+    return {name: seconds for given in timeouts for name, seconds in given.items()}
+
+
 def _flags(context: click.Context) -> str:
     """The tracking options given on the command line, in the order of their definition."""
     words: list[str] = []
@@ -90,7 +95,7 @@ def _flags(context: click.Context) -> str:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
-        text = ",".join(f"{k}={v}" for k, v in value.items()) if name == "timeouts" else str(int(value))
+        text = ",".join(f"{k}={v}" for k, v in _merged(value).items()) if name == "timeouts" else str(int(value))
         words += [_option_name(name), text]
     return shlex.join(words)
 
@@ -99,17 +104,17 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, clock: Literal["capture", "wall"], timeouts: dict[str, int], **others: Any) -> Any:
+    def wrapper(*, zone: int, clock: Literal["capture", "wall"], timeouts: tuple[dict[str, int], ...], **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
-        config = Config(**settings, timeouts=timeouts)
+        config = Config(**settings, timeouts=_merged(timeouts))
         return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
 
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
     for option in (
-        click.option("--timeouts", type=Timeouts(), default=dict, help="Timeouts by their sysctl names without nf_conntrack_."),
+        click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
         click.option(
             "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
