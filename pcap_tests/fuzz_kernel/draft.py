@@ -97,7 +97,15 @@ class Draft:
 
     def conn(self, packet: Packet) -> tuple[np.void, int] | None:
         """The connection (CONN_DTYPE) that packets between these hosts and ports belong to, and the direction of this one."""
-        key = Key(self.host(packet.src), self.host(packet.dst), packet.sport or 0, packet.dport or 0, self.watcher.settings.zone, proto_of(packet), self.family)
+        key = Key(
+            self.host(packet.src),
+            self.host(packet.dst),
+            packet.sport or 0,
+            packet.dport or 0,
+            self.watcher.settings.zone,
+            proto_of(packet),
+            self.family,
+        )
         found = self.watcher.tracker.find(key.raw())
         if found is None:
             return None

@@ -32,7 +32,12 @@ class ErrorTalk:
         v6 = draft.six if draft.chance(0.97) else not draft.six
         kind, code, ip, src = draft.pick(KINDS[v6]), draft.pick((0, 0, 1, 3, 4, 13)), Ip(), draft.pick((*self.names, quoted.dst))
         if v6 and draft.chance(0.1):
-            kind, code, src, ip = REDIRECT6, draft.pick((0, 0, 0, 0, 1)), draft.pick(("fe80::1", "fe80::1", "fe80::1", src)), Ip(ttl=draft.pick((255, 255, 255, 64)))
+            kind, code, src, ip = (
+                REDIRECT6,
+                draft.pick((0, 0, 0, 0, 1)),
+                draft.pick(("fe80::1", "fe80::1", "fe80::1", src)),
+                Ip(ttl=draft.pick((255, 255, 255, 64))),
+            )
             src = src if draft.six else self.names[0]
         checksum = "bad" if draft.chance(0.04) else "good"
         padding = draft.pick((0, 0, 0, 1, 100))

@@ -6,6 +6,7 @@ Not here: what is compared, and how closely (datapath.oracle.compare).
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +53,7 @@ class Judge:
         cuts = [0, *(i for i, step in enumerate(steps) if step.wait and i), len(steps)]
         pieces: list[Compared] = []
         found: list[Difference] = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in itertools.pairwise(cuts):
             if start < end and steps[start].wait:
                 time.sleep(steps[start].wait)
             pieces.append(self.lockstep.run(memory, frames[start:end]))

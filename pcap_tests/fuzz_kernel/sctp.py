@@ -18,7 +18,25 @@ from pcap_tests.fuzz_kernel.draft import Draft
 DATA, INIT, INIT_ACK, SACK, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOKIE_ECHO, COOKIE_ACK, COMPLETE = (
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14,
 )  # fmt: skip
-KINDS = (DATA, INIT, INIT_ACK, SACK, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOKIE_ECHO, COOKIE_ACK, COMPLETE, 12, 64, 192, 255)
+KINDS = (
+    DATA,
+    INIT,
+    INIT_ACK,
+    SACK,
+    HEARTBEAT,
+    HEARTBEAT_ACK,
+    ABORT,
+    SHUTDOWN,
+    SHUTDOWN_ACK,
+    ERROR,
+    COOKIE_ECHO,
+    COOKIE_ACK,
+    COMPLETE,
+    12,
+    64,
+    192,
+    255,
+)
 WITH_TAG = (INIT, INIT_ACK)
 TAGLESS = 0
 TAGS = (0, 1, 0x01000000, 0xFFFFFFFF)
@@ -99,7 +117,9 @@ class SctpTalk:
         ip = Ip()
         match draft.pick(("length", "length", "sum", "cut", "cut", "tail", "short")):
             case "length":
-                sctp = replace(sctp, chunks=(replace(sctp.chunks[0], length=draft.pick((0, 1, 2, 3, 4, 5, 8, 15, 16, 19, 20, 21, 100, 65535))), *sctp.chunks))
+                sctp = replace(
+                    sctp, chunks=(replace(sctp.chunks[0], length=draft.pick((0, 1, 2, 3, 4, 5, 8, 15, 16, 19, 20, 21, 100, 65535))), *sctp.chunks)
+                )
             case "sum":
                 sctp = replace(sctp, checksum=draft.pick(("bad", 0)))
             case "cut":
