@@ -1,6 +1,6 @@
 """Many traces: blocks of them under one setting each, what differs shrunk and saved, and the summary.
 
-Invariants: a seed, a block and a trace's number name a trace for ever (as long as the generators are the same); every packet that was shown is counted.
+Invariants: as long as the generators are the same, a seed, a block and a number name the same trace; every packet that was shown is counted.
 Not here: what a trace consists of (plan).
 """
 
@@ -118,8 +118,8 @@ def summary(seed: int, tally: Tally) -> list[str]:
     """Lines for people. The first one says it all."""
     rate = tally.packets / tally.seconds if tally.seconds else 0
     head = (
-        f"seed {seed}: {tally.traces:,} traces, {tally.packets:,} packets in {tally.seconds:.0f} s, {rate:,.0f} packets/s, {tally.unshown:,} not shown; "
-        f"{tally.differing} differing traces"
+        f"seed {seed}: {tally.traces:,} traces, {tally.packets:,} packets in {tally.seconds:.0f} s, {rate:,.0f} packets/s, "
+        f"{tally.unshown:,} not shown; {tally.differing} differing traces"
     )
     never = [reason.name for reason in REASONS if reason.name not in tally.reasons]
     parts = {"settings": tally.settings, "protocols": tally.protocols, "states": tally.states, "our reasons": tally.reasons}

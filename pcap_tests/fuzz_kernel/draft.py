@@ -1,8 +1,8 @@
 """A trace in the making.
 
-Theory of operation: an engine of its own tracks each packet as it is added. So the talks know what the connection remembers at that moment (its window
-edges, tags, state) and can aim right at, below and beyond it. What the kernel will say is not asked here: if the engine is wrong, the aim is poorer, and
-the comparison finds out.
+Theory of operation: an engine of its own tracks each packet as it is added. So the talks know what the connection remembers at that moment (window,
+tags, state) and can aim right at its edges, below and beyond them. What the kernel will say is not asked here: if the engine is wrong, the aim is
+poorer, and the comparison finds out.
 Invariant: the same dice and settings give the same steps.
 Not here: what is said (tcp, sctp, datagrams, icmp), who takes part (plan).
 """
@@ -98,7 +98,15 @@ class Draft:
 
     def conn(self, packet: Packet) -> tuple[np.void, int] | None:
         """The connection (CONN_DTYPE) that packets between these hosts and ports belong to, and the direction of this one."""
-        key = Key(self.host(packet.src), self.host(packet.dst), packet.sport or 0, packet.dport or 0, self.watcher.settings.zone, proto_of(packet), self.family)
+        key = Key(
+            self.host(packet.src),
+            self.host(packet.dst),
+            packet.sport or 0,
+            packet.dport or 0,
+            self.watcher.settings.zone,
+            proto_of(packet),
+            self.family,
+        )
         found = self.watcher.tracker.find(key.raw())
         if found is None:
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Judge:
         cuts = [0, *(i for i, step in enumerate(steps) if step.wait and i), len(steps)]
         pieces: list[Compared] = []
         found: list[Difference] = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if start < end and steps[start].wait:
                 time.sleep(steps[start].wait)
             pieces.append(self.lockstep.run(memory, frames[start:end]))

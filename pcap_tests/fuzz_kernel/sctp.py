@@ -18,7 +18,25 @@ from pcap_tests.fuzz_kernel.draft import Draft
 DATA, INIT, INIT_ACK, SACK, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOKIE_ECHO, COOKIE_ACK, COMPLETE = (
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14,
 )  # fmt: skip
-KINDS = (DATA, INIT, INIT_ACK, SACK, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOKIE_ECHO, COOKIE_ACK, COMPLETE, 12, 64, 192, 255)
+KINDS = (
+    DATA,
+    INIT,
+    INIT_ACK,
+    SACK,
+    HEARTBEAT,
+    HEARTBEAT_ACK,
+    ABORT,
+    SHUTDOWN,
+    SHUTDOWN_ACK,
+    ERROR,
+    COOKIE_ECHO,
+    COOKIE_ACK,
+    COMPLETE,
+    12,
+    64,
+    192,
+    255,
+)
 WITH_TAG = (INIT, INIT_ACK)
 TAGLESS = 0
 TAGS = (0, 1, 0x01000000, 0xFFFFFFFF)
@@ -87,7 +105,7 @@ class SctpTalk:
 
     def bundle(self) -> None:
         draft, side = self.draft, self.draft.pick((0, 1))
-        kinds = [draft.pick(KINDS) for _ in range(draft.pick((0, 2, 2, 2, 3, 4)))]
+        kinds = tuple(draft.pick(KINDS) for _ in range(draft.pick((0, 2, 2, 2, 3, 4))))
         if draft.chance(0.5):
             kinds = draft.pick(BUNDLES)
         self.emit(self.packet(side, Sctp(self.some_tag(side), tuple(self.chunk(side, kind) for kind in kinds))))
@@ -99,7 +117,9 @@ class SctpTalk:
         ip = Ip()
         match draft.pick(("length", "length", "sum", "cut", "cut", "tail", "short")):
             case "length":
-                sctp = replace(sctp, chunks=(replace(sctp.chunks[0], length=draft.pick((0, 1, 2, 3, 4, 5, 8, 15, 16, 19, 20, 21, 100, 65535))), *sctp.chunks))
+                sctp = replace(
+                    sctp, chunks=(replace(sctp.chunks[0], length=draft.pick((0, 1, 2, 3, 4, 5, 8, 15, 16, 19, 20, 21, 100, 65535))), *sctp.chunks)
+                )
             case "sum":
                 sctp = replace(sctp, checksum=draft.pick(("bad", 0)))
             case "cut":
@@ -119,8 +139,18 @@ class SctpTalk:
         self.draft.send(packet)
 
 
-OPENING = ((INIT,),) * 8 + ((HEARTBEAT,), (HEARTBEAT,), (SHUTDOWN_ACK,), (COOKIE_ECHO,), (HEARTBEAT_ACK,), (DATA,), (ERROR,), (INIT_ACK,), (ABORT,))
-BUNDLES = (
+OPENING: tuple[tuple[int, ...], ...] = ((INIT,),) * 8 + (
+    (HEARTBEAT,),
+    (HEARTBEAT,),
+    (SHUTDOWN_ACK,),
+    (COOKIE_ECHO,),
+    (HEARTBEAT_ACK,),
+    (DATA,),
+    (ERROR,),
+    (INIT_ACK,),
+    (ABORT,),
+)
+BUNDLES: tuple[tuple[int, ...], ...] = (
     (COOKIE_ECHO, DATA), (COOKIE_ACK, DATA), (SACK, DATA), (DATA, HEARTBEAT), (DATA, HEARTBEAT_ACK), (HEARTBEAT, HEARTBEAT_ACK), (DATA, COOKIE_ECHO),
     (INIT, DATA), (DATA, INIT), (ABORT, DATA), (SHUTDOWN, SACK), (HEARTBEAT, SHUTDOWN), (COMPLETE, DATA), (HEARTBEAT_ACK, ABORT), (ERROR, COOKIE_ACK),
     (SHUTDOWN, SHUTDOWN_ACK), (HEARTBEAT, HEARTBEAT), (COOKIE_ECHO, ERROR), (SHUTDOWN_ACK, ABORT), (ERROR, HEARTBEAT),

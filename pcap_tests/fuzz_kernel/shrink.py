@@ -1,7 +1,7 @@
 """The shortest trace that engine and kernel still differ on, and its scenario.
 
-Theory of operation: what follows the first difference is cut off; then pieces are left out as long as a difference remains (delta debugging); then each
-step, the numbers of each connection and the settings are made plainer, one thing at a time.
+Theory of operation: what follows the first difference is cut off; then pieces are left out as long as a difference remains (delta debugging); then
+each step, the numbers of each connection and the settings are made plainer, one thing at a time.
 Invariant: what comes out differs, each time it was judged.
 Not here: judging (judge).
 """
@@ -126,7 +126,9 @@ def plainer_steps(step: Step) -> Iterator[Step]:
 
 def rebased(steps: Steps) -> Iterator[Steps]:
     """All numbers of one TCP sender moved so that its first one is a small one."""
-    senders = {(p.src, p.sport, p.dst, p.dport): p.l4.seq for p in reversed([s.packet for s in steps]) if isinstance(p, Packet) and isinstance(p.l4, Tcp)}
+    senders = {
+        (p.src, p.sport, p.dst, p.dport): p.l4.seq for p in reversed([s.packet for s in steps]) if isinstance(p, Packet) and isinstance(p.l4, Tcp)
+    }
     for sender, first in senders.items():
         for start in (100, 500):
             yield tuple(_moved(step, sender, start - first) for step in steps) if first not in (100, 500) else steps
@@ -171,7 +173,9 @@ def scenario_of(steps: Steps, settings: Settings, judged: Judged, hz: int, comme
     """The trace with the kernel's words as what is expected."""
     expected = tuple(replace(step, expect=expectation(judged, i, hz)) for i, step in enumerate(steps))
     usual = Config()
-    values = {name: int(getattr(settings.config, name)) for name in SETTINGS if name != "zone" and getattr(settings.config, name) != getattr(usual, name)}
+    values = {
+        name: int(getattr(settings.config, name)) for name in SETTINGS if name != "zone" and getattr(settings.config, name) != getattr(usual, name)
+    }
     values |= {"zone": settings.zone} if settings.zone else {}
     return Scenario(expected, settings=values, timeouts=settings.config.timeouts, comments=comments)
 

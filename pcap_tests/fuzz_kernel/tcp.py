@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ctcore.model.tcp_window import LEAST_ACK_WINDOW, MASK32, Tcp as Memory
+from ctcore.model.tcp_window import LEAST_ACK_WINDOW, MASK32
+from ctcore.model.tcp_window import Tcp as Memory
 from ctcore.types import Dir
 from ctcore.types import TcpState as S
 from datapath.scenario.steps import Ip, Option, Packet, Tcp
@@ -23,7 +24,23 @@ ISNS = (0, 1, 100, 1 << 31, (1 << 31) - 1, MASK32, MASK32 - 1, MASK32 - 1000, MA
 NUDGES = (0, 0, 0, 0, 1, -1, 2, -2, 1000, -1000, 1 << 31, (1 << 31) - 1)
 FLAGS = ("S", "SA", "A", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "R", "SU", "FAU", "AU", "SEC", "AEC")
 STAMP = (Option("nop"), Option("nop"), Option("timestamp", (1, 2)))
-JUNK = (b"", b"\0", b"\1", b"\2", b"\5", b"\3\3", b"\3\3\7", b"\3\2", b"\3\4\7\7", b"\4\3\1", b"\4\1", b"\5\2", b"\5\x09" + bytes(7), b"\x08\x28", b"\xfd\x06abcd")
+JUNK = (
+    b"",
+    b"\0",
+    b"\1",
+    b"\2",
+    b"\5",
+    b"\3\3",
+    b"\3\3\7",
+    b"\3\2",
+    b"\3\4\7\7",
+    b"\4\3\1",
+    b"\4\1",
+    b"\5\2",
+    b"\5\x09" + bytes(7),
+    b"\x08\x28",
+    b"\xfd\x06abcd",
+)
 
 
 class TcpTalk:
@@ -94,7 +111,9 @@ class TcpTalk:
             self.next[side] = (self.next[side] + self.draft.pick(jump)) & MASK32
             self.options[side] = self.syn_options()
         elif self.sent:
-            before = [p.l4 for p in self.sent if p.src == self.names[side] and p.sport == self.ports[side] and isinstance(p.l4, Tcp) and "S" in p.l4.flags]
+            before = [
+                p.l4 for p in self.sent if p.src == self.names[side] and p.sport == self.ports[side] and isinstance(p.l4, Tcp) and "S" in p.l4.flags
+            ]
             if before:
                 self.next[side] = before[-1].seq
         self.say(side, flags, self.draft.pick((0,) * 9 + (10,)), self.options[side])
