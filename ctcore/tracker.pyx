@@ -21,14 +21,14 @@ from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
-from ctcore.table cimport SLOTS, Bucket, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert
+from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
 from ctcore.tcp cimport tcp_packet
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
 
 cdef enum:
-    EVICTION_RANGE = 8          # buckets that early drop looks at
+    EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
@@ -149,25 +149,35 @@ cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
     return flow
 
 
+cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
+    """Evict what is not assured and has a flow in a bucket of the kernel's table: its hash, scaled to that size, is the bucket. Says how many."""
+    cdef uint64_t buckets = ct.set.buckets
+    cdef uint32_t low = <uint32_t>((((<uint64_t>bucket) << 32) + buckets - 1) // buckets)
+    cdef uint32_t high = <uint32_t>((((<uint64_t>bucket + 1) << 32) + buckets - 1) // buckets - 1)
+    cdef uint32_t flow, dropped = 0
+    cdef Walk walk
+    walk_start(&ct.table, &walk, low, high)
+    flow = walk_next(&ct.table, ct.pool.entry, &walk)
+    while flow != NO_FLOW:
+        if not ct.pool.entry[flow >> 1].status & ASSURED:
+            kill(ct, flow >> 1, END_EVICTED, ct.now)
+            dropped += 1
+        flow = walk_next(&ct.table, ct.pool.entry, &walk)
+    return dropped
+
+
 cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
     """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
-    cdef uint32_t at = bucket_of(&ct.table, hash)
-    cdef uint32_t dropped = 0
-    cdef Bucket *bucket
-    cdef uint32_t conn
-    cdef int i, slot
+    cdef uint32_t at = <uint32_t>((<uint64_t>hash * ct.set.buckets) >> 32)
+    cdef uint32_t dropped
+    cdef int i
     for i in range(EVICTION_RANGE):
-        bucket = &ct.table.bucket[at]
-        for slot in range(SLOTS):
-            conn = bucket.flow[slot] >> 1
-            if bucket.tag[slot] and not ct.pool.entry[conn].status & ASSURED:
-                kill(ct, conn, END_EVICTED, ct.now)
-                dropped += 1
+        dropped = evict(ct, at)
         if dropped:
-            break
-        at = at + 1 if at + 1 < ct.table.n_buckets else 0
-    ct.count.early_drop += dropped
-    return dropped != 0
+            ct.count.early_drop += dropped
+            return True
+        at = at + 1 if at + 1 < ct.set.buckets else 0
+    return False
 
 
 cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:

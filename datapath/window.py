@@ -102,7 +102,8 @@ def _liberal(sender: Side, config: Config) -> str:
 def _in_words(bounds: Bounds, sender: Side, receiver: Side, numbers: Numbers) -> tuple[Inequality, ...]:
     found = []
     for (number, names, sign, failure, effect), bound in zip(INEQUALITIES, bounds, strict=True):
-        text = f"{bound.number} {sign} {near(bound.limit, bound.number)}"
+        wraps = " (mod 2^32)" if near(bound.limit, bound.number) != bound.limit else ""
+        text = f"{bound.number} {sign} {bound.limit}{wraps}"
         if bound is bounds.seq_under and not receiver.maxwin:
             text = "receiver's window not known"
         effect = effect.format(overshoot=overshoot_of(sender, numbers.end), maxwin=receiver.maxwin)

@@ -63,6 +63,12 @@ def test_the_scenarios_of_the_page_hold(number, judge):
     assert not found, "\n".join(line for line, _ in lines_of(found, ("expected", judge)))
 
 
+def test_the_scenario_of_the_readme_holds():
+    lines = re.findall(r"^    (\+.* => .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    seen, found = judged(parse("\n".join(lines)), "engine", Config())
+    assert (len(seen), found) == (4, [])
+
+
 def test_there_are_scenarios_and_python_that_makes_them():
     assert len(SCENARIO_EXAMPLES) == 4
     (code,) = re.findall(r"^```python\n(.*?)^```$", SCENARIOS, re.MULTILINE | re.DOTALL)

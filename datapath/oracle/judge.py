@@ -1,7 +1,7 @@
 """The running kernel as judge of scenarios (datapath.scenario.judge).
 
-Its clock cannot be set, so it really waits; and it goes on while packets are judged, so timeouts that a packet does not renew come out smaller than
-the script says, by as much as the clock has run ahead of it: that much is the judge's tolerance.
+Its clock cannot be set, so it really waits; and it goes on while packets are judged. Records bear the kernel's time, by which scenario.run sees how
+late a packet was.
 Not here: exact comparison by one clock (lockstep).
 """
 
@@ -35,14 +35,7 @@ class KernelJudge:
     def __init__(self, oracle: Oracle, zone: int) -> None:
         self.kernel, self.config = Kernel(oracle, zone), oracle.config
         self.packets = 0
-        self.script = 0.0  # seconds since the first packet, by the waits
-        self.ahead = 0.0  # the most by which the kernel's clock was ahead of that
-        self.first_tick: int | None = None
-
-    @property
-    def tolerance(self) -> float:
-        """Seconds: how far the clock ran ahead of the script, and a tick for each end of what is measured."""
-        return self.ahead + 2 / self.config.hz
+        self.tolerance = 2 / self.config.hz  # a tick for each end of what is measured
 
     def packet(self, frame: bytes, wait: float) -> Seen:
         if wait > LONGEST_WAIT:
@@ -60,19 +53,12 @@ class KernelJudge:
         packet = shown if isinstance(shown, bytes) else memory[int(place["offset"]) :].tobytes()
         sighting = self.kernel.show(int(place["family"]), packet, row, side, 0)
         self.kernel.finish(side)
-        self._clock(sighting.tick, wait)
+        frames["ts"] = sighting.tick * SECOND // self.config.hz
         side.conns["flow"]["id"] = side.decisions["conn"]
         record = next(packet_records(frames, side.decisions, row["key"].reshape(1), self.packets, self.config.hz))
         self.packets += 1
         conn = next(conn_records(side.conns, self.config.hz, self.config.acct)) if side.has_conn[0] else None
         return Seen(record | {"reason": None}, conn)
-
-    def _clock(self, tick: int, wait: float) -> None:
-        if self.first_tick is None:
-            self.first_tick = tick
-            return
-        self.script += wait
-        self.ahead = max(self.ahead, (tick - self.first_tick) / self.config.hz - self.script)
 
 
 @contextmanager

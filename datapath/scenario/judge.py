@@ -19,6 +19,7 @@ from ctcore.tracker import Tracker
 from ctcore.types import Dir
 from datapath.fields import Record, conn_records, packet_records
 from datapath.frame import frames_of
+from datapath.scenario.steps import ScenarioError
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
@@ -98,4 +99,6 @@ JUDGES: dict[str, Callable[[Config, int], AbstractContextManager[Judge]]] = {"en
 
 def open_judge(name: str, config: Config, zone: int = 0) -> AbstractContextManager[Judge]:
     """A judge with an empty table. name: one of JUDGES. Raises CtmirrorError where it cannot be asked."""
+    if name not in JUDGES:
+        raise ScenarioError(f"judge '{name}': expected one of {', '.join(JUDGES)}")
     return JUDGES[name](config, zone)

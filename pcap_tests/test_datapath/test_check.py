@@ -239,7 +239,7 @@ def test_several_captures_continue_one_another(capfd, office, tmp_path):
 def test_junit(capfd, scenario, tmp_path):
     good, bad = scenario(GOOD, "good.ct"), scenario(BAD, "bad.ct")
     broken = scenario("+0 A:1 > B:2 X", "broken.ct")
-    code, _, err = run(capfd, good, bad, broken, "--judge", "all", "--junit", tmp_path / "out.xml")
+    code, _, err = run(capfd, good, bad, broken, "--judge", "engine", "--judge", "model", "--junit", tmp_path / "out.xml")
     assert (code, err) == (
         2,
         f"ctmirror: {broken}:1:14: 'X': expected TCP flags as in SA (or none), or udp, udplite, icmp, icmpv6, sctp, gre, proto\n",
@@ -275,15 +275,6 @@ def test_usage(capfd, scenario, office, tmp_path):
     assert "No such file" in refused(capfd, tmp_path / "none.pcap", "--expect", tmp_path / "x.jsonl")
     assert "No such file" in refused(capfd, office, "--expect", tmp_path / "none.jsonl")
     assert "cannot be written" in refused(capfd, good, "--junit", tmp_path / "no" / "out.xml")
-
-
-def test_a_judge_of_a_later_version(capfd, scenario, monkeypatch):
-    from datapath.scenario import judge
-
-    monkeypatch.delitem(judge.JUDGES, "kernel", raising=False)
-    assert refused(capfd, scenario(GOOD), "--judge", "kernel") == (
-        "ctmirror: --judge kernel: not in this version of ctmirror: expected engine, model or all\n"
-    )
 
 
 @pytest.mark.parametrize("line", ["", "[]", "7", "{", '{"i": 3}', "\0\xff"])

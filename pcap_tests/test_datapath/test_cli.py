@@ -192,6 +192,14 @@ def test_an_internal_error_is_one_line_too(capfd, monkeypatch, office):
     assert err.count("\n") == 1
 
 
+def test_a_closed_pipe_ends_the_writing_of_packets_quietly(tmp_path):
+    capture = stories.write(tmp_path / "many.pcap", [(i * MS, tcp(CLIENT, SERVER, 1024 + i % 60000, 80)) for i in range(20000)])
+    for ending in ("head -c 100 > /dev/null; exit ${PIPESTATUS[0]}", "true; exit ${PIPESTATUS[0]}"):
+        command = f"{sys.executable} -m datapath replay {capture} -w - --quiet | {ending}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_ends_quietly(tmp_path):
     capture = stories.write(tmp_path / "many.pcap", [(i * MS, tcp(CLIENT, SERVER, 1024 + i % 60000, 80)) for i in range(20000)])
     command = f"{sys.executable} -m datapath replay {capture} --packets - --quiet | head -n 1"
@@ -380,7 +388,7 @@ def test_picking_up_can_be_switched_off(capfd, tmp_path):
 
 
 def test_zone_timeouts_and_acct_reach_the_engine(capfd, office):
-    found = packets(capfd, office, "--zone", 9, "--timeouts", "nf_conntrack_udp_timeout=7,icmp_timeout=8")
+    found = packets(capfd, office, "--zone", 9, "--timeouts", "nf_conntrack_udp_timeout=7,icmp_timeout=9", "--timeouts", "icmp_timeout=8")
     assert (found[8]["zone"], found[8]["timeout"], found[10]["timeout"]) == (9, 7.0, 8.0)
     _, out, _ = run(capfd, "replay", office, "--acct", 0, "--conns", "-", "--quiet")
     assert records(out)[0]["original"]["packets"] is None

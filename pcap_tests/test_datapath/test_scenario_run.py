@@ -138,7 +138,7 @@ def test_the_scenarios_settings_win():
 
 
 def test_a_judge_that_does_not_exist():
-    with pytest.raises(ScenarioError, match="judge 'oracle': not in this version of ctmirror: expected engine or model"):
+    with pytest.raises(ScenarioError, match="judge 'oracle': expected one of engine, model, kernel"):
         open_judge("oracle", Config())
 
 
