@@ -1,6 +1,6 @@
 """Many traces: blocks of them under one setting each, what differs shrunk and saved, and the summary.
 
-Invariants: a seed, a block and a trace's number name a trace for ever (as long as the generators are the same); every packet that was shown is counted.
+Invariants: as long as the generators are the same, a seed, a block and a number name the same trace; every packet that was shown is counted.
 Not here: what a trace consists of (plan).
 """
 
@@ -21,7 +21,7 @@ from pcap_tests.fuzz_kernel.judge import Judge, Judged
 from pcap_tests.fuzz_kernel.plan import settings_of, trace
 from pcap_tests.fuzz_kernel.shrink import Shrinker, plainer_settings, scenario_of
 
-BLOCK = 120  # traces under one setting
+BLOCK = 200  # traces under one setting: making a namespace with its probes takes as long as many of them
 MOST_SHRUNK = 5  # differing traces; the others are counted
 
 
@@ -55,10 +55,11 @@ class Tally:
 
 @dataclass
 class Campaign:
-    """seed: of all traces; folder: where scenarios of differing ones are written; say: takes lines for people."""
+    """seed: of all traces; folder: where scenarios of differing ones are written; size: traces under one setting; say: takes lines for people."""
 
     seed: int
     folder: Path
+    size: int = BLOCK
     say: Callable[[str], None] = print
     tally: Tally = field(default_factory=Tally)
 
@@ -67,7 +68,7 @@ class Campaign:
         start = time.monotonic()
         block = 0
         while (traces is None or self.tally.traces < traces) and (seconds is None or time.monotonic() - start < seconds):
-            self.block(block, min(BLOCK, traces - self.tally.traces) if traces is not None else BLOCK, slow=slow)
+            self.block(block, self.size if traces is None else min(self.size, traces - self.tally.traces), slow=slow)
             self.tally.seconds = time.monotonic() - start
             block += 1
         return self.tally
@@ -77,7 +78,7 @@ class Campaign:
         watcher = Watcher(settings)
         with Judge(settings) as judge:
             for number in range(traces):
-                draft = trace(self.seed, block, number, watcher, slow=slow and number == BLOCK // 2)
+                draft = trace(self.seed, block, number, watcher, slow=slow and number == self.size // 2)
                 judged = judge.go_on(draft.steps, draft.builder.frames)
                 self.tally.add(settings, judged)
                 if judged.differences:
@@ -117,8 +118,8 @@ def summary(seed: int, tally: Tally) -> list[str]:
     """Lines for people. The first one says it all."""
     rate = tally.packets / tally.seconds if tally.seconds else 0
     head = (
-        f"seed {seed}: {tally.traces:,} traces, {tally.packets:,} packets in {tally.seconds:.0f} s, {rate:,.0f} packets/s, {tally.unshown:,} not shown; "
-        f"{tally.differing} differing traces"
+        f"seed {seed}: {tally.traces:,} traces, {tally.packets:,} packets in {tally.seconds:.0f} s, {rate:,.0f} packets/s, "
+        f"{tally.unshown:,} not shown; {tally.differing} differing traces"
     )
     never = [reason.name for reason in REASONS if reason.name not in tally.reasons]
     parts = {"settings": tally.settings, "protocols": tally.protocols, "states": tally.states, "our reasons": tally.reasons}

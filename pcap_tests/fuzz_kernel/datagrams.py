@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from datapath.scenario.steps import L4, Gre, Icmp, Ip, Other, Packet, Udp, UdpLite
+from datapath.scenario.steps import L4, Checksum, Gre, Icmp, Ip, Other, Packet, Udp, UdpLite
 from pcap_tests.fuzz_kernel.draft import Draft
 
 SIZES = (0, 1, 2, 3, 8, 40, 512)
-BAD = ("bad", 0, 0xFFFF)
+BAD: tuple[Checksum, ...] = ("bad", 0, 0xFFFF)
+LITE_SUMS: tuple[Checksum, ...] = ("udp", "udp", "udp", "good", *BAD)
 IDS = (0, 1, 7, 0xFFFF)
 PROTOCOLS = (2, 4, 33, 41, 46, 50, 89, 94, 103, 112, 115, 135, 253, 255)
 REQUESTS = {False: ((8, 0), (13, 14), (15, 16), (17, 18)), True: ((128, 129), (139, 140))}
@@ -47,7 +48,7 @@ def udp(draft: Draft, side: int) -> Udp:
 
 
 def udplite(draft: Draft, side: int) -> UdpLite:
-    return UdpLite(draft.pick(SIZES), draft.pick((0, 0, 0, 1, 7, 8, 9, 10, 48, 49, 65535)), draft.pick(("udp", "udp", "udp", "good", *BAD)))
+    return UdpLite(draft.pick(SIZES), draft.pick((0, 0, 0, 1, 7, 8, 9, 10, 48, 49, 65535)), draft.pick(LITE_SUMS))
 
 
 def gre(draft: Draft, side: int) -> Gre:
@@ -64,7 +65,7 @@ def echo(v6: bool) -> Callable[[Draft, int], Icmp]:
         kind = draft.pick((request, request, request, reply)) if side == 0 else draft.pick((reply, reply, reply, request))
         if draft.chance(0.15):
             kind = draft.pick(OTHER_TYPES[v6])
-        wrong = draft.pick(BAD) if draft.chance(0.08) else "good"
+        wrong: Checksum = draft.pick(BAD) if draft.chance(0.08) else "good"
         return Icmp(kind, draft.pick((0, 0, 0, 0, 1)), v6, draft.pick(IDS), draft.pick((0, 1)), data=draft.pick(SIZES), checksum=wrong)
 
     return make

@@ -1,15 +1,15 @@
 """A trace in the making.
 
-Theory of operation: an engine of its own tracks each packet as it is added. So the talks know what the connection remembers at that moment (its window
-edges, tags, state) and can aim right at, below and beyond it. What the kernel will say is not asked here: if the engine is wrong, the aim is poorer, and
-the comparison finds out.
+Theory of operation: an engine of its own tracks each packet as it is added. So the talks know what the connection remembers at that moment (window,
+tags, state) and can aim right at its edges, below and beyond them. What the kernel will say is not asked here: if the engine is wrong, the aim is
+poorer, and the comparison finds out.
 Invariant: the same dice and settings give the same steps.
 Not here: what is said (tcp, sctp, datagrams, icmp), who takes part (plan).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
@@ -27,7 +27,7 @@ from datapath.wire import parse_batch
 from pcap_tests.fuzz_kernel.mangle import strange_ip
 
 SECOND = 1_000_000_000
-STRANGE_IP = 0.05  # share of packets whose IP header is not plain
+STRANGE_IP = 0.05
 T = TypeVar("T")
 
 
@@ -65,10 +65,11 @@ def hosts_of(number: int) -> dict[str, str]:
 
 
 class Draft:
-    """Steps so far. six: IPv6; hosts: their addresses."""
+    """Steps so far. six: IPv6; hosts: their addresses; strange: share of packets whose IP header is not plain."""
 
-    def __init__(self, dice: Random, watcher: Watcher, *, six: bool, hosts: dict[str, str]) -> None:
+    def __init__(self, dice: Random, watcher: Watcher, *, six: bool, hosts: Mapping[str, str], strange: float = STRANGE_IP) -> None:
         watcher.tracker.flush()
+        self.strange = strange
         self.dice, self.watcher, self.six, self.hosts = dice, watcher, six, hosts
         self.builder = Builder(hosts=hosts)
         self.steps: list[Step] = []
@@ -87,7 +88,7 @@ class Draft:
 
     def send(self, packet: Packet) -> np.void:
         """Add a packet, now and then in a strange IP packet; what the engine says of it."""
-        if self.chance(STRANGE_IP):
+        if self.chance(self.strange):
             packet = replace(packet, ip=strange_ip(self, packet.ip))
         step = Step(packet, self.wait)
         self.wait = 0.0

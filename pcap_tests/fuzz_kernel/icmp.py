@@ -5,7 +5,7 @@ Not here: questions and answers of ICMP (datagrams).
 
 from __future__ import annotations
 
-from datapath.scenario.steps import Icmp, Ip, Packet
+from datapath.scenario.steps import Checksum, Icmp, Ip, Packet
 from pcap_tests.fuzz_kernel.draft import Draft
 
 KINDS = {False: (3, 3, 3, 11, 11, 4, 5, 12), True: (1, 1, 1, 2, 2, 3, 4, 0, 5, 100, 127)}
@@ -39,6 +39,6 @@ class ErrorTalk:
                 Ip(ttl=draft.pick((255, 255, 255, 64))),
             )
             src = src if draft.six else self.names[0]
-        checksum = "bad" if draft.chance(0.04) else "good"
+        checksum: Checksum = "bad" if draft.chance(0.04) else "good"
         padding = draft.pick((0, 0, 0, 1, 100))
         draft.send(Packet(src, dst, Icmp(kind, code, v6, about=about, quote=draft.pick(QUOTES), data=padding, checksum=checksum), ip=ip))

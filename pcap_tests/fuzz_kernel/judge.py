@@ -6,10 +6,10 @@ Not here: what is compared, and how closely (datapath.oracle.compare).
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from datapath.scenario.build import build
 from datapath.scenario.steps import Scenario, Step
-from pcap_tests.fuzz_kernel.draft import Settings
+from pcap_tests.fuzz_kernel.draft import Settings, hosts_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,24 @@ class Judge:
         self.lockstep.reset()
         return self.go_on(steps, build(Scenario(tuple(steps))))
 
+    def judge_apart(self, scripts: Sequence[Sequence[Step]]) -> list[Sequence[Difference]]:
+        """Many short scripts at once, at most 65536, which do not meet since each has hosts of its own; what differs of each."""
+        self.lockstep.reset()
+        starts = np.cumsum([0, *map(len, scripts)])
+        packets = [packet for n, script in enumerate(scripts) for packet in build(Scenario(tuple(script), hosts=hosts_of(n)))]
+        found: list[list[Difference]] = [[] for _ in scripts]
+        for difference in self.go_on([step for script in scripts for step in script], packets).differences:
+            number = int(np.searchsorted(starts, difference.i, "right")) - 1
+            found[number].append(replace(difference, i=difference.i - int(starts[number])))
+        return list(found)
+
     def go_on(self, steps: Sequence[Step], packets: Sequence[bytes]) -> Judged:
         """Judge steps, built already, beside the connections there are."""
         memory, frames = frames_of(packets)
         cuts = [0, *(i for i, step in enumerate(steps) if step.wait and i), len(steps)]
         pieces: list[Compared] = []
         found: list[Difference] = []
-        for start, end in itertools.pairwise(cuts):
+        for start, end in pairwise(cuts):
             if start < end and steps[start].wait:
                 time.sleep(steps[start].wait)
             pieces.append(self.lockstep.run(memory, frames[start:end]))

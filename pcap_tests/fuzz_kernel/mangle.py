@@ -22,11 +22,11 @@ OPTIONS4 = (
 SEGMENTS = bytes([2, 4, 1, 0, 0, 0, 0]) + bytes(16)  # RFC 8754 2
 MOBILE = bytes([2, 2, 1, 0, 0, 0, 0]) + bytes(16)  # RFC 6275 6.4
 AUTHENTICATION = bytes([4]) + bytes(22)  # RFC 4302 2
-# A malformed hop-by-hop header is the first one, if any: a bridge looks at a first one again after it has taken out a fragment header, no router does.
+# Only ever the first header: behind a fragment header that was taken out, a bridge looks at it once more, but no router does.
 MALFORMED = tuple(
     Ext(craft.HOP_BY_HOP, options) for options in (
-        bytes([0, 194, 4, 0, 1, 0, 0]), bytes([0, 200, 9, 0, 0, 0, 0]), bytes([0, 1, 5, 0, 0, 0, 0]), bytes([0, 0, 0, 0, 0, 0, 5]), bytes([1, *[0] * 14]),
-        bytes([200, 1, 4, 0, 0, 0, 0]),
+        bytes([0, 194, 4, 0, 1, 0, 0]), bytes([0, 200, 9, 0, 0, 0, 0]), bytes([0, 1, 5, 0, 0, 0, 0]), bytes([0, 0, 0, 0, 0, 0, 5]),
+        bytes([1, *[0] * 13, 5]), bytes([200, 1, 4, 0, 0, 0, 0]),
     )
 )  # fmt: skip
 EXTENSIONS = (

@@ -105,7 +105,7 @@ class SctpTalk:
 
     def bundle(self) -> None:
         draft, side = self.draft, self.draft.pick((0, 1))
-        kinds = [draft.pick(KINDS) for _ in range(draft.pick((0, 2, 2, 2, 3, 4)))]
+        kinds = tuple(draft.pick(KINDS) for _ in range(draft.pick((0, 2, 2, 2, 3, 4))))
         if draft.chance(0.5):
             kinds = draft.pick(BUNDLES)
         self.emit(self.packet(side, Sctp(self.some_tag(side), tuple(self.chunk(side, kind) for kind in kinds))))
@@ -139,8 +139,18 @@ class SctpTalk:
         self.draft.send(packet)
 
 
-OPENING = ((INIT,),) * 8 + ((HEARTBEAT,), (HEARTBEAT,), (SHUTDOWN_ACK,), (COOKIE_ECHO,), (HEARTBEAT_ACK,), (DATA,), (ERROR,), (INIT_ACK,), (ABORT,))
-BUNDLES = (
+OPENING: tuple[tuple[int, ...], ...] = ((INIT,),) * 8 + (
+    (HEARTBEAT,),
+    (HEARTBEAT,),
+    (SHUTDOWN_ACK,),
+    (COOKIE_ECHO,),
+    (HEARTBEAT_ACK,),
+    (DATA,),
+    (ERROR,),
+    (INIT_ACK,),
+    (ABORT,),
+)
+BUNDLES: tuple[tuple[int, ...], ...] = (
     (COOKIE_ECHO, DATA), (COOKIE_ACK, DATA), (SACK, DATA), (DATA, HEARTBEAT), (DATA, HEARTBEAT_ACK), (HEARTBEAT, HEARTBEAT_ACK), (DATA, COOKIE_ECHO),
     (INIT, DATA), (DATA, INIT), (ABORT, DATA), (SHUTDOWN, SACK), (HEARTBEAT, SHUTDOWN), (COMPLETE, DATA), (HEARTBEAT_ACK, ABORT), (ERROR, COOKIE_ACK),
     (SHUTDOWN, SHUTDOWN_ACK), (HEARTBEAT, HEARTBEAT), (COOKIE_ECHO, ERROR), (SHUTDOWN_ACK, ABORT), (ERROR, HEARTBEAT),

@@ -1,7 +1,7 @@
 """The shortest trace that engine and kernel still differ on, and its scenario.
 
-Theory of operation: what follows the first difference is cut off; then pieces are left out as long as a difference remains (delta debugging); then each
-step, the numbers of each connection and the settings are made plainer, one thing at a time.
+Theory of operation: what follows the first difference is cut off; then pieces are left out as long as a difference remains (delta debugging); then
+each step, the numbers of each connection and the settings are made plainer, one thing at a time.
 Invariant: what comes out differs, each time it was judged.
 Not here: judging (judge).
 """
