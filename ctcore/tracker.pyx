@@ -42,6 +42,13 @@ cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
 
 
+cdef inline void fetch_answer(const Engine *ct, const Packet *p) noexcept nogil:
+    """A packet that no flow fits will probably open a connection, and be entered under the answer's key, too: ask for that bucket."""
+    cdef Key answer
+    if p.verdict == PENDING and invert(&p.key, &answer):
+        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
+
+
 cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     """Find a likely flow for every row.   Reads: hash.   Writes: flow (or NO_FLOW). Asks for the flow's line and the L4 line."""
     cdef int i
@@ -54,6 +61,8 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             entry = &ct.pool.entry[flow >> 1]
             prefetch_write(&entry.flow[flow & 1])
             prefetch_write(&entry.l4)
+        else:
+            fetch_answer(ct, &row[i])
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil:
@@ -192,7 +201,6 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
-    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
@@ -253,10 +261,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
 # --- one packet -------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline uint8_t l4state_of(const Entry *entry) noexcept nogil:
-    if likely(entry.flow[0].key.proto == PROTO_TCP):
+cdef inline uint8_t l4state_of(const Entry *entry, int dir) noexcept nogil:
+    """dir: that of the packet at hand, whose line of the entry is in the cache; the protocol stands in the other one's, too."""
+    cdef uint8_t proto = entry.flow[dir].key.proto
+    if likely(proto == PROTO_TCP):
         return entry.l4.tcp.state
-    return entry.l4.sctp.state if entry.flow[0].key.proto == PROTO_SCTP else NO_L4STATE
+    return entry.l4.sctp.state if proto == PROTO_SCTP else NO_L4STATE
 
 
 cdef inline void without_conn(const Packet *p, uint8_t l4state, Decision *d) noexcept nogil:
@@ -284,7 +294,7 @@ cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p
     d.dir = <uint8_t>dir
     d.verdict = p.verdict
     d.reason = p.reason
-    d.l4state = l4state_of(entry)
+    d.l4state = l4state_of(entry, dir)
     d.proto = p.key.proto
     d.family = p.key.family
     d.pad = 0
@@ -400,7 +410,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         track_first(ct, p, R_TCP_REOPENED, d)
         return
     if unlikely(outcome == REJECTED):
-        reject(ct, p, INVALID, ACCEPT, l4state_of(entry), d)
+        reject(ct, p, INVALID, ACCEPT, l4state_of(entry, dir), d)
         if ct.changes:
             say_changes(ct, entry)
         return

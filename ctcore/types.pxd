@@ -141,6 +141,7 @@ cpdef enum Reason:
     R_IP_LENGTH
     R_IP_TRUNCATED
     R_IP_CHECKSUM
+    R_IP6_MALFORMED
     R_FRAGMENT
     # before the protocol trackers
     R_L4_BEYOND

@@ -18,7 +18,9 @@ from ctcore.errors import CtmirrorError
 # The one-line helps stand here and not in the modules, which are not imported for `ctmirror --help`.
 COMMANDS = {
     "replay": "run captures through connection tracking and say what it says of each packet",
+    "check": "run scenarios, or compare captures with saved packet records",
     "explain": "one packet stage by stage, or one connection's life, with the reason and its rule",
+    "diff": "captures through ctmirror and through the running kernel, packet by packet; prints the differences",
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine or the replay of a capture",
@@ -65,6 +67,7 @@ def cli() -> None:
       ctmirror replay office.pcap                        a summary for people
       ctmirror replay office.pcap --packets - | head     one JSON record a packet
       ctmirror explain office.pcap --packet 3481         why that packet was judged as it was
+      sudo ctmirror diff office.pcap                     would this machine's kernel say the same?
     """
 
 

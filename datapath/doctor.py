@@ -250,6 +250,16 @@ def _module(name: str, module: str, function: str, advice: str) -> Finding:
     return Finding(name, False, f"{module} is neither in the kernel nor among its modules", advice)
 
 
+def judge() -> Finding:
+    """Whether the running kernel can be asked, as `ctmirror diff` does: everything is tried, in namespaces of its own, and is gone again."""
+    try:
+        from datapath.oracle.oracle import obstacle
+    except ImportError as error:
+        return Finding("kernel as judge", False, str(error), "pip install ctmirror again")
+    why = obstacle()
+    return Finding("kernel as judge", not why, why or "ctmirror diff works", "needed for ctmirror diff only")
+
+
 def veth() -> Finding:
     return _module("veth", "veth", "veth_newlink", "use a kernel with CONFIG_VETH, to record and compare traffic")
 
@@ -311,7 +321,7 @@ def _tc_offload(name: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python_version, numpy_version, engine, name_clash, arrow, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces, veth,
+    python_version, numpy_version, engine, name_clash, arrow, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces, veth, judge,
     tc_flower, tc_ct, huge_pages, nics,
 )  # fmt: skip
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from ctcore import reasons, spec
 from ctcore.types import Dir, End, EventKind, Proto, State, Status, Verdict
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -132,7 +132,7 @@ class Conversation:
             ack = self.next[1 - d] if "A" in flags and self.sent[1 - d] else 0
         self.next[d] = (seq + len(payload) + ("S" in flags) + ("F" in flags)) & 0xFFFFFFFF
         self.sent[d] = True
-        frame = traffic.tcp(self.address[d], self.address[1 - d], self.port[d], self.port[1 - d], flags, seq=seq, ack=ack, payload=payload, **fields)
+        frame = craft.tcp(self.address[d], self.address[1 - d], self.port[d], self.port[1 - d], flags, seq=seq, ack=ack, payload=payload, **fields)
         seen = self.scene.send(frame, zone=self.zone)
         if seen.conn is not None:
             self.ordinal = seen.conn
@@ -272,7 +272,7 @@ STATES = {
 
 @dataclass
 class Exchange:
-    """Two hosts and their ports. make: a function of pcap_tests.traffic that takes both addresses, and both ports if there are any."""
+    """Two hosts and their ports. make: a function of datapath.craft that takes both addresses, and both ports if there are any."""
 
     scene: Scene
     make: Callable[..., bytes]
@@ -320,7 +320,7 @@ class Exchange:
 
 def udp(tracker, **where) -> Exchange:
     """A question-and-answer pair that has not begun. where: address, port, zone, scene."""
-    return Exchange(where.pop("scene", None) or Scene(tracker), traffic.udp, **where)
+    return Exchange(where.pop("scene", None) or Scene(tracker), craft.udp, **where)
 
 
 # --- events ----------------------------------------------------------------------------------------------------------------------------

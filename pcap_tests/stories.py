@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
-from pcap_tests import traffic
 
 T = 1_700_000_000 * 10**9
 MS = 10**6
@@ -31,7 +31,7 @@ def closed_by_client(sport: int = 40000, start: int = 0, size: int = 100, a: str
         (a, b, "A", 105, 502 + size, b""),  # 7 TIME_WAIT
     ]
     return [
-        (start + i * MS, traffic.tcp(src, dst, *((sport, 80) if src == a else (80, sport)), flags, seq=seq, ack=ack, payload=payload))
+        (start + i * MS, craft.tcp(src, dst, *((sport, 80) if src == a else (80, sport)), flags, seq=seq, ack=ack, payload=payload))
         for i, (src, dst, flags, seq, ack, payload) in enumerate(steps)
     ]
 
@@ -39,27 +39,27 @@ def closed_by_client(sport: int = 40000, start: int = 0, size: int = 100, a: str
 def question(sport: int = 5353, start: int = 0) -> Story:
     """A UDP question and its answer."""
     return [
-        (start, traffic.udp(CLIENT, SERVER, sport, 53, b"who?")),  # new
-        (start + MS, traffic.udp(SERVER, CLIENT, 53, sport, b"you!")),  # established reply
+        (start, craft.udp(CLIENT, SERVER, sport, 53, b"who?")),  # new
+        (start + MS, craft.udp(SERVER, CLIENT, 53, sport, b"you!")),  # established reply
     ]
 
 
 def office(start: int = 0) -> Story:
     """A little of everything, 19 packets."""
-    unanswered = traffic.udp(CLIENT, "10.0.9.9", 6000, 7000, b"anyone?")
+    unanswered = craft.udp(CLIENT, "10.0.9.9", 6000, 7000, b"anyone?")
     return sorted(
         [
             *closed_by_client(start=start),  # 0-7, conn 0
             *question(start=start + 10 * MS),  # 8, 9, conn 1
-            (start + 20 * MS, traffic.icmp(CLIENT, SERVER, 8, ident=77, sequence=1)),  # 10 new, conn 2
-            (start + 21 * MS, traffic.icmp(SERVER, CLIENT, 0, ident=77, sequence=1)),  # 11 established reply
+            (start + 20 * MS, craft.icmp(CLIENT, SERVER, 8, ident=77, sequence=1)),  # 10 new, conn 2
+            (start + 21 * MS, craft.icmp(SERVER, CLIENT, 0, ident=77, sequence=1)),  # 11 established reply
             (start + 30 * MS, unanswered),  # 12 new, conn 3
-            (start + 31 * MS, traffic.icmp_error(ROUTER, CLIENT, 3, 1, unanswered)),  # 13 related
-            (start + 40 * MS, traffic.tcp(CLIENT, SERVER, 41000, 80, "S", l4_checksum=1)),  # 14 invalid tcp_checksum
-            (start + 41 * MS, traffic.tcp(SERVER, CLIENT, 80, 41001, "SA", seq=1, ack=2)),  # 15 invalid tcp_not_opening
-            (start + 50 * MS, traffic.eth(bytes(28), 0x0806)),  # 16 not-seen not_ip
-            (start + 51 * MS, traffic.frame(CLIENT, SERVER, traffic.UDP, bytes(16), frag=0x2000)),  # 17 not-seen fragment
-            (start + 60 * MS, traffic.gre(CLIENT6, SERVER6, version=1, proto=0x880B, call=9)),  # 18 new, conn 4
+            (start + 31 * MS, craft.icmp_error(ROUTER, CLIENT, 3, 1, unanswered)),  # 13 related
+            (start + 40 * MS, craft.tcp(CLIENT, SERVER, 41000, 80, "S", l4_checksum=1)),  # 14 invalid tcp_checksum
+            (start + 41 * MS, craft.tcp(SERVER, CLIENT, 80, 41001, "SA", seq=1, ack=2)),  # 15 invalid tcp_not_opening
+            (start + 50 * MS, craft.eth(bytes(28), 0x0806)),  # 16 not-seen not_ip
+            (start + 51 * MS, craft.frame(CLIENT, SERVER, craft.UDP, bytes(16), frag=0x2000)),  # 17 not-seen fragment
+            (start + 60 * MS, craft.gre(CLIENT6, SERVER6, version=1, proto=0x880B, call=9)),  # 18 new, conn 4
         ],
         key=lambda step: step[0],
     )

@@ -100,11 +100,21 @@ def _flags(context: click.Context) -> str:
     return shlex.join(words)
 
 
+CLOCK = click.option(
+    "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
+)
+
+
 def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
+    return CLOCK(tracking_options_but_clock(command))
+
+
+def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that has a clock of its own."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, clock: Literal["capture", "wall"], timeouts: tuple[dict[str, int], ...], **others: Any) -> Any:
+    def wrapper(*, zone: int, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
         config = Config(**settings, timeouts=_merged(timeouts))
@@ -116,9 +126,6 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
-        click.option(
-            "--clock", type=click.Choice(["capture", "wall"]), default="capture", help="Whose time: the packets' or now.  [default: capture]"
-        ),
     ):
         wrapper = option(wrapper)
     return wrapper

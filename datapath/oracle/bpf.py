@@ -14,7 +14,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datapath.oracle.errors import KernelError
 
@@ -122,7 +122,7 @@ def leave() -> Instruction:
 
 
 def label(name: str, instruction: Instruction) -> Instruction:
-    return Instruction(*(getattr(instruction, field) for field in ("code", "dst", "src", "offset", "value", "target")), label=name)
+    return replace(instruction, label=name)
 
 
 def assemble(program: Sequence[Instruction]) -> bytes:

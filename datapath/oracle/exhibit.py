@@ -1,12 +1,13 @@
 """Which packets of a capture can be shown to the kernel, and as what.
 
-The link layer is no business of conntrack's: what is shown is the IP packet. A snapped packet is completed by zeros to its length on the wire, and its
-checksum made to fit, since the engine believes what it cannot verify. What cannot be shown is named, so that it can be counted:
+The link layer is no business of conntrack's: what is shown is the IP packet. A snapped packet is completed by zeros to its length on the wire, and
+its checksum made to fit, since the engine believes what it cannot verify. What cannot be shown is named, so that it can be counted:
 
     not IP              the kernel's conntrack never meets it either
     snapped             not even the headers were captured
     fragment            the datagram it belongs to gets the decision
     too large           larger than any device's MTU
+    jumbogram           of IPv6, without a length: a bridge cuts it off behind its header, if it is no larger than other packets; a router does not
 
 Not here: showing (oracle).
 """
@@ -19,7 +20,7 @@ from ctcore.types import Proto, Reason
 from datapath.checksum import internet_checksum
 
 LARGEST = 65535
-CHECKSUM_AT = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6, Proto.PROTO_ICMP: 2, Proto.PROTO_ICMPV6: 2}
+CHECKSUM_AT: dict[int, int] = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6, Proto.PROTO_ICMP: 2, Proto.PROTO_ICMPV6: 2}
 WITHOUT_PSEUDO_HEADER = (Proto.PROTO_ICMP,)
 
 
@@ -27,8 +28,10 @@ class Unshown(str):
     """Why a packet cannot be shown, in words."""
 
 
-NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE = Unshown("not IP"), Unshown("snapped"), Unshown("fragment"), Unshown("too large")
-UNSHOWN = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
+NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "fragment", "too large", "jumbogram"))
+HEADER6 = 40
+HOP_BY_HOP = b"\0"
+UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
 
 
 def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown:
@@ -40,7 +43,13 @@ def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown
     if length > LARGEST:
         return TOO_LARGE
     packet = memory[start : start + have].tobytes()
-    return packet if have == length else _completed(packet.ljust(length, b"\0"), row, int(row["l4"]) - memory.ctypes.data - start)
+    if place["family"] == 6 and packet[6:7] == HOP_BY_HOP:
+        if packet[4:6] == bytes(2):
+            return JUMBOGRAM
+        # A bridge reads the options before it cuts off what is behind the packet's end, everybody else after.
+        length = min(length, HEADER6 + int.from_bytes(packet[4:6], "big"))
+        packet = packet[:length]
+    return packet if len(packet) == length else _completed(packet.ljust(length, b"\0"), row, int(row["l4"]) - memory.ctypes.data - start)
 
 
 def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
@@ -50,7 +59,7 @@ def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
         return packet  # only link padding is missing
     if proto not in CHECKSUM_AT:
         return packet if proto not in (Proto.PROTO_SCTP, Proto.PROTO_UDPLITE) else SNAPPED
-    at = l4_at + CHECKSUM_AT[Proto(proto)]
+    at = l4_at + CHECKSUM_AT[proto]
     if proto == Proto.PROTO_UDP and packet[at : at + 2] == b"\0\0":
         return packet  # it has none (RFC 768)
     blank = packet[:at] + b"\0\0" + packet[at + 2 :]

@@ -1,11 +1,12 @@
-"""What is observed in the kernel: two moments of a packet's way through conntrack, each with a copy of the connection as it was then.
+"""What is observed in the kernel: moments of a packet's way through conntrack, each with the clock and a copy of the connection as it was then.
 
+    ARRIVED     right before conntrack in PRE_ROUTING: there is no connection yet
     JUDGED      right behind conntrack in PRE_ROUTING: the packet has its state, and a connection or none
     LEAVING     handed to the next device: the connection is confirmed, the protocol tracker has said all it has to say
     ASKED       not a packet's: a connection that this process asks for by its address
 
-Each probe is a few BPF instructions: copy struct nf_conn, its counters, and the clock. The first is a netfilter program, which by its nature sees one
-network namespace only; the second a tracepoint, which compares the device's namespace; the third is run from here.
+Each probe is a few BPF instructions: copy struct nf_conn, its counters, and the clock. The first two are netfilter programs, which by their nature
+see one network namespace only; the third is at a tracepoint and compares the device's namespace; the last is run from here.
 Theory of operation, layout of a record: HEADER, the bytes of struct nf_conn, its counters. Members are found by the kernel's own BTF (btf.Types),
 so a probe knows no offset by heart. Lockdown "integrity" allows all of this; it forbids programs at arbitrary functions, which are not needed.
 Not here: what a record means for a packet (witness).
@@ -29,13 +30,15 @@ COUNTERS = struct.Struct("<4Q")  # packets and bytes of the original direction, 
 CTINFO_MASK = 7
 ACCEPT = 1
 FAMILIES = (2, 10)  # NFPROTO_IPV4, NFPROTO_IPV6
-PRE_ROUTING, BEHIND_CONNTRACK = 0, -199
+PRE_ROUTING = 0
+BEFORE_CONNTRACK, BEHIND_CONNTRACK = -201, -199  # priorities
 
 
 class Moment(IntEnum):
-    JUDGED = 1
-    LEAVING = 2
-    ASKED = 3
+    ARRIVED = 1
+    JUDGED = 2
+    LEAVING = 3
+    ASKED = 4
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,12 @@ def _copy(types: Types, moment: Moment, ring: int) -> list[Instruction]:
     ]
 
 
-def judged(types: Types, ring: int) -> list[Instruction]:
+def at_hook(types: Types, ring: int, moment: Moment) -> list[Instruction]:
     """A netfilter program: struct bpf_nf_ctx is (hook state, skb)."""
     return [
         bpf.load(R7, R1, 8),
         bpf.load(R8, R7, types.offset("sk_buff", "_nfct")),
-        *_copy(types, Moment.JUDGED, ring),
+        *_copy(types, moment, ring),
         bpf.move_value(R0, ACCEPT),
         bpf.leave(),
     ]
@@ -151,9 +154,11 @@ class Probes:
         with ExitStack() as stack:
             self.ring = bpf.Ring(RING_SIZE)
             stack.callback(self.ring.close)
-            program = judged(types, self.ring.fd)
-            for family in FAMILIES:
-                stack.callback(bpf.close, bpf.attach_netfilter(program, "judged", bpf.Hook(family, PRE_ROUTING, BEHIND_CONNTRACK)))
+            for moment, priority in ((Moment.ARRIVED, BEFORE_CONNTRACK), (Moment.JUDGED, BEHIND_CONNTRACK)):
+                program = at_hook(types, self.ring.fd, moment)
+                for family in FAMILIES:
+                    link = bpf.attach_netfilter(program, moment.name.lower(), bpf.Hook(family, PRE_ROUTING, priority))
+                    stack.callback(bpf.close, link)
             tracepoint = types.typedef("btf_trace_net_dev_queue")
             stack.callback(bpf.close, bpf.attach_tracepoint(leaving(types, self.ring.fd, namespace), "leaving", tracepoint))
             self._asked = bpf.Runnable(asked(types, self.ring.fd), "asked")

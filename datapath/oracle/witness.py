@@ -1,9 +1,7 @@
 """What the observations say: struct nf_conn as the engine's own records, so that both sides can be compared field by field.
 
-Theory of operation: the kernel's layout is a NumPy dtype made from its BTF; a batch of copies of struct nf_conn becomes CONN_DTYPE by columns. Numbers
-of states, status bits and flags are the same on both sides, since the engine uses the kernel's own.
-A connection is named by where it lies in memory as long as it lives; the first packet that leaves with a confirmed connection which was not
-confirmed when it was judged has made a new one, and gives it the next ordinal. So ordinals count as the engine's do.
+Theory of operation: the kernel's layout is a NumPy dtype made from its BTF; a batch of copies of struct nf_conn becomes CONN_DTYPE by columns.
+Numbers of states, status bits and flags are the same on both sides, since the engine uses the kernel's own.
 Not here: how observations are made (probes), differences (datapath.compare).
 """
 
@@ -12,10 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ctcore.types import CONN_DTYPE, Dir, Proto, State, Status
+from ctcore.types import CONN_DTYPE, KEY_DTYPE, Dir, Proto, State, Status
 from datapath.oracle.btf import Types
 from datapath.oracle.probes import Record
 
@@ -32,9 +31,7 @@ TUPLE = struct.Struct("=16s2sH16s2sBB")  # nf_conntrack_tuple: address, port, fa
 PROTO_AT = 38  # in it
 
 U8, U16, U32 = np.uint8, np.uint16, np.uint32
-PLAIN = {  # members of nf_conn and their types
-    "timeout": U32, "status": U32, "mark": U32, "zone.id": U16, "tuplehash": None, "proto": None,
-}  # fmt: skip
+MEMBERS = ("timeout", "status", "mark", "zone.id", "tuplehash", "proto")
 TCP = {
     "state": U8, "last_dir": U8, "retrans": U8, "last_index": U8, "last_seq": U32, "last_ack": U32, "last_end": U32, "last_win": U16,
     "last_wscale": U8, "last_flags": U8,
@@ -48,7 +45,7 @@ class Layout:
     """Where the running kernel has what of a connection."""
 
     def __init__(self, types: Types) -> None:
-        conn = {name: types.offset("nf_conn", name) for name in PLAIN}
+        conn = {name: types.offset("nf_conn", name) for name in MEMBERS}
         self.timeout, self.status, self.zone, self.mark = (conn[name] for name in ("timeout", "status", "zone.id", "mark"))
         self.l4 = conn["proto"]
         self.l4state = {
@@ -62,7 +59,7 @@ class Layout:
     def _dtype(self, types: Types) -> np.dtype:
         """The fields of CONN_DTYPE that the kernel has, where it has them."""
         tcp, side_size = types.offset("ip_ct_tcp", "seen"), types.size("ip_ct_tcp_state")
-        fields = [(name, kind, getattr(self, name)) for name, kind in (("timeout", U32), ("status", U32), ("mark", U32))]
+        fields: list[tuple[str, Any, int]] = [("timeout", U32, self.timeout), ("status", U32, self.status), ("mark", U32, self.mark)]
         fields += [(f"tcp.{name}", kind, self.l4 + types.offset("ip_ct_tcp", name)) for name, kind in TCP.items()]
         for d in Dir:
             side = self.l4 + tcp + d * side_size
@@ -84,13 +81,15 @@ class Layout:
         version = 6 if family == AF_INET6 else 4
         return KEY.pack(src, dst, int.from_bytes(sport, "big"), int.from_bytes(dport, "big"), zone, proto, version)
 
-    def conns(self, records: Sequence[Record], ordinals: Sequence[int]) -> np.ndarray:
-        """CONN_DTYPE[n] of observations that have a connection; what the kernel does not keep is 0. timeout: ticks left when it was observed."""
+    def conns(self, records: Sequence[Record], ticks: Sequence[int]) -> np.ndarray:
+        """CONN_DTYPE[n] of observations that have a connection; ordinals and what the kernel does not keep are 0.
+
+        ticks: int[n], when each packet was judged, from which on timeout counts.
+        """
         theirs = np.frombuffer(b"".join(record.conn for record in records), self.dtype)
         ours = np.zeros(len(records), CONN_DTYPE)
         keys = b"".join(key for record in records for key in self.keys(record.conn))
-        ours["flow"]["key"] = np.frombuffer(keys, CONN_DTYPE["flow"].subdtype[0]["key"]).reshape(-1, 2)
-        ours["flow"]["id"] = np.array(ordinals, np.int64)[:, None]
+        ours["flow"]["key"] = np.frombuffer(keys, KEY_DTYPE).reshape(-1, 2)
         counters = np.array([record.counters for record in records], np.uint64).reshape(-1, 2, 2)
         ours["flow"]["packets"], ours["flow"]["bytes"] = counters[:, :, 0], counters[:, :, 1]
         tcp = ours["flow"]["key"]["proto"][:, 0] == Proto.PROTO_TCP
@@ -98,7 +97,7 @@ class Layout:
         self._tcp(ours["tcp"], theirs, tcp)
         for name in SCTP:
             ours["sctp"][name][sctp] = theirs[f"sctp.{name}"][sctp]
-        ours["timeout"] = [max(self.left(record, record.jiffies), 0) for record in records]
+        ours["timeout"] = [max(self.left(record, tick), 0) for record, tick in zip(records, ticks, strict=True)]
         ours["status"], ours["mark"] = theirs["status"] & KNOWN_STATUS, theirs["mark"]
         return ours
 
@@ -134,14 +133,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of one packet. judged, leaving: observations, or None; asked: of the connection that an invalid packet's tuple belongs to; came: the
-    frames that left the bridge; tick: the kernel's clock when it was judged; said: the kernel's sentences; events: new, update, destroy."""
+    """What was seen of one packet.
+
+    judged, leaving: observations, or None; asked: one of the connection that an invalid packet's tuple belongs to; came: the frames that left the
+    bridge; tick: the kernel's clock when it was judged; slack: ticks that passed while it was; said: the kernel's sentences; events: new, update,
+    destroy.
+    """
 
     judged: Record | None
     leaving: Record | None
     asked: Record | None
     came: Sequence[bytes]
     tick: int
+    slack: int = 0
     said: Sequence[str] = ()
     events: Sequence[str] = ()
 

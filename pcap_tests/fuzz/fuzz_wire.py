@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import atheris
 
+from datapath import craft as t
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 from pcap_tests.test_datapath.guarded import LINKS, Guarded, check_row
 from pcap_tests.test_datapath.hostile import repaired
 

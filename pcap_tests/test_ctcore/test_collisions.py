@@ -19,9 +19,9 @@ import pytest
 from ctcore import Config, Tracker, reasons
 from ctcore.hashing import key_hash
 from ctcore.types import Dir, State, Verdict
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic
 from pcap_tests.scene import SECOND, START
 from pcap_tests.test_ctcore.twins import Twins
 
@@ -46,7 +46,7 @@ class Talk(NamedTuple):
 
 def hash_of(talk: Talk, d: int = Dir.ORIG) -> int:
     (src, sport), (dst, dport) = talk.ends(d)
-    return key_hash(KEY.pack(traffic.address(src), traffic.address(dst), sport, dport, 0, traffic.UDP, 4), SEED)
+    return key_hash(KEY.pack(craft.address(src), craft.address(dst), sport, dport, 0, craft.UDP, 4), SEED)
 
 
 def bucket_of(talk: Talk, d: int = Dir.ORIG) -> int:
@@ -76,7 +76,7 @@ def harmless(number: int) -> tuple[Talk, ...]:
 
 def frame(talk: Talk, d: int = Dir.ORIG) -> bytes:
     (src, sport), (dst, dport) = talk.ends(d)
-    return traffic.udp(src, dst, sport, dport)
+    return craft.udp(src, dst, sport, dport)
 
 
 def send(tracker, flows: list[Talk] | tuple[Talk, ...], d: int = Dir.ORIG, seconds: float = 0) -> np.ndarray:
@@ -207,7 +207,7 @@ def test_one_shot_expectations_are_spent_on_a_refused_connection(make_tracker):
     tracker = collide(make_tracker)
     *crowd, last = colliding(SLOTS * REACH + 20)
     master = int(send(tracker, crowd)["conn"][0])
-    tracker.expect(master, A, B, traffic.UDP, last[1], sport=last[0])
+    tracker.expect(master, A, B, craft.UDP, last[1], sport=last[0])
     assert reasons.NAMES[send(tracker, [last])["reason"][0]] == "table_full"
     assert tracker.expectations() == []
 

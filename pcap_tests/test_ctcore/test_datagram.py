@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctcore.types import Dir
-from pcap_tests import traffic
+from datapath import craft
 from pcap_tests.scene import CLIENT, CLIENT6, CPORT, SERVER, SERVER6, Exchange, Scene, udp
 
 HOSTS = {4: (CLIENT, SERVER), 6: (CLIENT6, SERVER6)}
@@ -13,15 +13,15 @@ HOSTS = {4: (CLIENT, SERVER), 6: (CLIENT6, SERVER6)}
 
 def udplite(tracker) -> Exchange:
     """Linux takes only those with UDP's protocol number in their sum for correct."""
-    return Exchange(Scene(tracker), lambda *ends, **fields: traffic.udplite(*ends, sum_proto=traffic.UDP, **fields))
+    return Exchange(Scene(tracker), lambda *ends, **fields: craft.udplite(*ends, sum_proto=craft.UDP, **fields))
 
 
 def icmp(tracker, family: int = 4) -> Exchange:
-    return Exchange(Scene(tracker), traffic.icmp, address=HOSTS[family], port=None)
+    return Exchange(Scene(tracker), craft.icmp, address=HOSTS[family], port=None)
 
 
 def raw(tracker, proto: int, family: int = 4) -> Exchange:
-    return Exchange(Scene(tracker), lambda src, dst, payload=b"": traffic.frame(src, dst, proto, payload), address=HOSTS[family], port=None)
+    return Exchange(Scene(tracker), lambda src, dst, payload=b"": craft.frame(src, dst, proto, payload), address=HOSTS[family], port=None)
 
 
 # --- UDP -------------------------------------------------------------------------------------------------------------------------------
@@ -91,13 +91,13 @@ def test_udp_header(tracker, family, fault, reason):
 
 def test_the_udp_checksum_covers_all_bytes_present(tracker):
     """... and not only those the UDP length speaks of."""
-    short = traffic.udp_segment(CLIENT, SERVER, CPORT, 53, b"1234")
-    conn = raw(tracker, traffic.UDP)
+    short = craft.udp_segment(CLIENT, SERVER, CPORT, 53, b"1234")
+    conn = raw(tracker, craft.UDP)
     conn.orig(short + b"\0\1").is_("invalid", reason="udp_checksum")
 
 
 def test_udp_too_short(tracker):
-    conn = raw(tracker, traffic.UDP)
+    conn = raw(tracker, craft.UDP)
     conn.orig(bytes(7)).is_("invalid", reason="udp_short")
     conn.orig(bytes(3)).is_("invalid", reason="tuple_short")
 
@@ -144,7 +144,7 @@ def test_udplite_coverage(tracker, coverage, reason):
 
 
 def test_correct_udplite_is_invalid_as_in_linux(tracker):
-    conn = Exchange(Scene(tracker), traffic.udplite)
+    conn = Exchange(Scene(tracker), craft.udplite)
     conn.orig().is_("invalid", reason="udp_checksum")
 
 
@@ -195,7 +195,7 @@ def test_neighbour_and_listener_messages_are_untracked(tracker, kind):
     icmp(tracker, 6).orig(kind).is_("untracked", reason="icmp6_untracked", conn=None, verdict="accept", status=set())
 
 
-@pytest.mark.parametrize(("family", "proto", "kind"), [(6, traffic.ICMP, 8), (4, traffic.ICMPV6, 128), (4, traffic.ICMPV6, 1), (6, traffic.ICMP, 3)])
+@pytest.mark.parametrize(("family", "proto", "kind"), [(6, craft.ICMP, 8), (4, craft.ICMPV6, 128), (4, craft.ICMPV6, 1), (6, craft.ICMP, 3)])
 def test_icmp_of_the_wrong_family(tracker, family, proto, kind):
     raw(tracker, proto, family).orig(bytes([kind]) + bytes(7)).is_("invalid", reason="icmp_family")
     assert tracker.count == 0
@@ -203,7 +203,7 @@ def test_icmp_of_the_wrong_family(tracker, family, proto, kind):
 
 def test_icmp_header(tracker):
     icmp(tracker).orig(8, l4_checksum=1).is_("invalid", reason="icmp_checksum")
-    raw(tracker, traffic.ICMP).orig(bytes(7)).is_("invalid", reason="icmp_short")
+    raw(tracker, craft.ICMP).orig(bytes(7)).is_("invalid", reason="icmp_short")
 
 
 # --- anything else ---------------------------------------------------------------------------------------------------------------------
@@ -222,10 +222,10 @@ def test_generic(tracker, proto, family):
 
 def test_authentication_header(tracker):
     """Over IPv4 it is a protocol; over IPv6 an extension header of the UDP packet behind it."""
-    raw(tracker, traffic.AH, 4).orig(bytes(24)).is_("new", timeout=600)
-    segment = traffic.udp_segment(CLIENT6, SERVER6, CPORT, 53)
-    ah = (traffic.AH, bytes([4]) + bytes(22))
-    Scene(tracker).send(traffic.frame(CLIENT6, SERVER6, traffic.UDP, segment, ext=(ah,))).is_("new", timeout=30)
+    raw(tracker, craft.AH, 4).orig(bytes(24)).is_("new", timeout=600)
+    segment = craft.udp_segment(CLIENT6, SERVER6, CPORT, 53)
+    ah = (craft.AH, bytes([4]) + bytes(22))
+    Scene(tracker).send(craft.frame(CLIENT6, SERVER6, craft.UDP, segment, ext=(ah,))).is_("new", timeout=30)
 
 
 def test_generic_timeout_is_a_setting(make_tracker):
@@ -281,8 +281,8 @@ def test_ordinals_are_never_used_again(tracker):
 
 def test_packets_that_are_not_for_conntrack(tracker):
     scene = Scene(tracker)
-    scene.send(traffic.eth(bytes(28), 0x0806)).is_("not-seen", reason="not_ip", conn=None, dir=None, timeout=None)
-    scene.send(traffic.udp(CLIENT, SERVER, 1, 2, ip_checksum=1)).is_("not-seen", reason="ip_checksum", verdict="drop")
+    scene.send(craft.eth(bytes(28), 0x0806)).is_("not-seen", reason="not_ip", conn=None, dir=None, timeout=None)
+    scene.send(craft.udp(CLIENT, SERVER, 1, 2, ip_checksum=1)).is_("not-seen", reason="ip_checksum", verdict="drop")
     assert tracker.count == 0
 
 

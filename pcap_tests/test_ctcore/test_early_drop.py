@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctcore.hashing import key_hash
-from pcap_tests import traffic
+from datapath import craft
 from pcap_tests.scene import CLIENT, SERVER, Scene, conversation, established, events, udp
 
 NEAR = 8
@@ -122,9 +122,9 @@ def test_even_an_invalid_packet_evicts(make_tracker):
 
 
 WITHOUT_TUPLE = {
-    "uninvertible": traffic.icmp(CLIENT, SERVER, 9),
-    "no IP header": traffic.udp(CLIENT, SERVER, 1, 2)[:14],
-    "ICMP checksum": traffic.icmp(CLIENT, SERVER, 8, l4_checksum=1),
+    "uninvertible": craft.icmp(CLIENT, SERVER, 9),
+    "no IP header": craft.udp(CLIENT, SERVER, 1, 2)[:14],
+    "ICMP checksum": craft.icmp(CLIENT, SERVER, 8, l4_checksum=1),
 }
 
 

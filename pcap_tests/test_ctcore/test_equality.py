@@ -17,7 +17,7 @@ from ctcore import spec
 from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
-from pcap_tests import traffic
+from datapath import craft
 from pcap_tests.scene import SECOND, options, sack
 from pcap_tests.test_ctcore.twins import Twins
 
@@ -143,7 +143,7 @@ class TcpPlay:
         payload = bytes(pick(PAYLOADS, step[5]))
         (src, sport), (dst, dport) = ENDS[pair][d], ENDS[pair][1 - d]
         window = pick(WINDOWS, step[6])
-        twins.packet(traffic.tcp(src, dst, sport, dport, flags, seq=seq, ack=ack, win=window, options=area, payload=payload))
+        twins.packet(craft.tcp(src, dst, sport, dport, flags, seq=seq, ack=ack, win=window, options=area, payload=payload))
         if step[2] % len(OFFSETS) < 6:  # an honest sender goes on from here
             self.next[pair][d] = (seq + len(payload) + ("S" in flags) + ("F" in flags)) & 0xFFFFFFFF
 
@@ -175,27 +175,27 @@ class SctpPlay:
             return
         number = 1 if step[2] < 160 else 2 if step[2] < 230 else 3
         chunks = b"".join(self.chunk(kind, step[6]) for kind in step[3 : 3 + number])
-        twins.packet(traffic.sctp(HOSTS[d], HOSTS[1 - d], (1000, 2000)[d], (2000, 1000)[d], tag, chunks))
+        twins.packet(craft.sctp(HOSTS[d], HOSTS[1 - d], (1000, 2000)[d], (2000, 1000)[d], tag, chunks))
 
     def chunk(self, byte: int, detail: int) -> bytes:
         kind = pick(CHUNKS, byte)
         if kind in (1, 2) and detail < 250:
-            return traffic.sctp_init(pick((7, 8, 9), detail), ack=kind == 2)
+            return craft.sctp_init(pick((7, 8, 9), detail), ack=kind == 2)
         length = {251: 0, 252: 3, 253: 2000}.get(detail)
-        return traffic.sctp_chunk(kind, detail & 1, bytes(detail & 7), length=length)
+        return craft.sctp_chunk(kind, detail & 1, bytes(detail & 7), length=length)
 
     def handshake(self, twins: Twins, d: int) -> None:
         """Tags 7 and 8; from either side."""
-        init, init_ack = traffic.sctp_init(7), traffic.sctp_init(8, ack=True)
-        for e, tag, chunks in ((d, 0, init), (1 - d, 7, init_ack), (d, 8, traffic.sctp_chunk(10)), (1 - d, 7, traffic.sctp_chunk(11))):
-            twins.packet(traffic.sctp(HOSTS[e], HOSTS[1 - e], (1000, 2000)[e], (2000, 1000)[e], tag, chunks))
+        init, init_ack = craft.sctp_init(7), craft.sctp_init(8, ack=True)
+        for e, tag, chunks in ((d, 0, init), (1 - d, 7, init_ack), (d, 8, craft.sctp_chunk(10)), (1 - d, 7, craft.sctp_chunk(11))):
+            twins.packet(craft.sctp(HOSTS[e], HOSTS[1 - e], (1000, 2000)[e], (2000, 1000)[e], tag, chunks))
 
 
 class DatagramPlay:
     """UDP, UDP-Lite, ICMP, ICMPv6, GRE and others between two hosts; ICMP errors about what passed before."""
 
     def __init__(self):
-        self.past = [traffic.udp(*HOSTS, 1, 2)]
+        self.past = [craft.udp(*HOSTS, 1, 2)]
 
     def __call__(self, twins: Twins, step: bytes) -> None:
         makers = (self.udp, self.udp, self.udplite, self.icmp, self.icmp6, self.error, self.error, self.gre, self.other, self.misplaced)
@@ -209,20 +209,20 @@ class DatagramPlay:
         hosts, d = pick((HOSTS, HOSTS6, HOSTS), step[1]), step[2] & 1
         ports = (53, 40000 + step[3] % 3)
         faults = pick(({}, {}, {}, {}, {"l4_checksum": 0}, {"l4_checksum": 1}, {"udp_length": 7}, {"udp_length": 999}), step[4])
-        return self.keep(traffic.udp(hosts[d], hosts[1 - d], ports[d], ports[1 - d], bytes(step[5] % 40), **faults))
+        return self.keep(craft.udp(hosts[d], hosts[1 - d], ports[d], ports[1 - d], bytes(step[5] % 40), **faults))
 
     def udplite(self, step: bytes) -> bytes:
         d = step[2] & 1
         coverage = pick((0, 0, 8, 12, 7, 500), step[4])
-        return self.keep(traffic.udplite(HOSTS[d], HOSTS[1 - d], 5 + d, 6 - d, bytes(20), coverage=coverage, sum_proto=pick((17, 17, 136), step[3])))
+        return self.keep(craft.udplite(HOSTS[d], HOSTS[1 - d], 5 + d, 6 - d, bytes(20), coverage=coverage, sum_proto=pick((17, 17, 136), step[3])))
 
     def icmp(self, step: bytes) -> bytes:
         d = step[2] & 1
-        return self.keep(traffic.icmp(HOSTS[d], HOSTS[1 - d], pick(ICMP4, step[3]), step[4] & 1, ident=step[5] & 1))
+        return self.keep(craft.icmp(HOSTS[d], HOSTS[1 - d], pick(ICMP4, step[3]), step[4] & 1, ident=step[5] & 1))
 
     def icmp6(self, step: bytes) -> bytes:
         d = step[2] & 1
-        return self.keep(traffic.icmp(HOSTS6[d], HOSTS6[1 - d], pick(ICMP6, step[3]), step[4] & 1, ident=step[5] & 1))
+        return self.keep(craft.icmp(HOSTS6[d], HOSTS6[1 - d], pick(ICMP6, step[3]), step[4] & 1, ident=step[5] & 1))
 
     def error(self, step: bytes) -> bytes:
         about = pick(self.past, step[1])
@@ -234,20 +234,20 @@ class DatagramPlay:
         kind = pick(ERRORS6 if six else ERRORS4, step[3])
         if kind == 137:
             about = about[:14] + bytes(32) + bytes([pick((4, 4, 1), step[6]), 1]) + bytes(6) + about[14:]
-        return self.keep(traffic.icmp_error(hosts[d], hosts[1 - d], kind, step[5] & 3, about, quote=quote, ttl=pick((255, 255, 64), step[6])))
+        return self.keep(craft.icmp_error(hosts[d], hosts[1 - d], kind, step[5] & 3, about, quote=quote, ttl=pick((255, 255, 64), step[6])))
 
     def gre(self, step: bytes) -> bytes:
         d, version = step[2] & 1, pick((0, 1, 1, 2), step[3])
-        return self.keep(traffic.gre(HOSTS[d], HOSTS[1 - d], version=version, proto=pick((0x880B, 0x880B, 0x800), step[4]), call=step[5] & 1))
+        return self.keep(craft.gre(HOSTS[d], HOSTS[1 - d], version=version, proto=pick((0x880B, 0x880B, 0x800), step[4]), call=step[5] & 1))
 
     def other(self, step: bytes) -> bytes:
         hosts, d = pick((HOSTS, HOSTS6), step[1]), step[2] & 1
-        return self.keep(traffic.frame(hosts[d], hosts[1 - d], pick((4, 33, 50, 89, 51), step[3]), b"\0" * (step[4] & 15)))
+        return self.keep(craft.frame(hosts[d], hosts[1 - d], pick((4, 33, 50, 89, 51), step[3]), b"\0" * (step[4] & 15)))
 
     def misplaced(self, step: bytes) -> bytes:
         """ICMP over IPv6, ICMPv6 over IPv4, and headers that are cut off."""
         hosts, proto = pick(((HOSTS6, 1), (HOSTS, 58), (HOSTS, 17), (HOSTS, 6), (HOSTS, 132), (HOSTS, 47)), step[1])
-        return self.keep(traffic.frame(*hosts, proto, bytes([pick((8, 0, 128, 129, 3), step[3])]) + bytes(step[4] % 24)))
+        return self.keep(craft.frame(*hosts, proto, bytes([pick((8, 0, 128, 129, 3), step[3])]) + bytes(step[4] % 24)))
 
 
 class CrowdPlay:
@@ -276,9 +276,9 @@ class CrowdPlay:
             ends = ("10.0.0.1", 40000 + step[1] % 64), ("10.0.0.2", 80 + step[2] % 3)
             (src, sport), (dst, dport) = ends[d], ends[1 - d]
             if what & 1:
-                twins.packet(traffic.udp(src, dst, sport, dport, l4_checksum=pick((None, None, None, 1), step[4])))
+                twins.packet(craft.udp(src, dst, sport, dport, l4_checksum=pick((None, None, None, 1), step[4])))
             else:
-                twins.packet(traffic.tcp(src, dst, sport, dport, pick(("S", "A", "SA", "R"), step[4]), seq=100, ack=101))
+                twins.packet(craft.tcp(src, dst, sport, dport, pick(("S", "A", "SA", "R"), step[4]), seq=100, ack=101))
 
 
 @given(config(), series)

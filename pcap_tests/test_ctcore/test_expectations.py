@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ctcore.errors import ConfigError
-from pcap_tests import traffic
+from datapath import craft
 from pcap_tests.scene import CLIENT, CLIENT6, SERVER, SERVER6, conversation, established, syn_recv, udp
 
 
-def expect(conn, dport: int = 2000, *, src: str = CLIENT, dst: str = SERVER, proto: int = traffic.TCP, **options):
+def expect(conn, dport: int = 2000, *, src: str = CLIENT, dst: str = SERVER, proto: int = craft.TCP, **options):
     conn.scene.tracker.expire(conn.scene.now)
     conn.scene.tracker.expect(conn.ordinal, src, dst, proto, dport, **options)
 
@@ -97,7 +97,7 @@ def test_ipv6(tracker):
 
 def test_udp(tracker):
     master = established(tracker)
-    expect(master, proto=traffic.UDP)
+    expect(master, proto=craft.UDP)
     udp(tracker, scene=master.scene, port=(9, 2000)).orig().is_("related", status={"expected", "confirmed"})
 
 

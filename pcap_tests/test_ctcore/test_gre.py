@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pcap_tests import traffic
+from datapath import craft
 from pcap_tests.scene import CLIENT, SERVER, Exchange, Scene
 
 PPP = 0x880B
 
 
 def gre(tracker) -> Exchange:
-    return Exchange(Scene(tracker), traffic.gre, port=None)
+    return Exchange(Scene(tracker), craft.gre, port=None)
 
 
 def keys(conn) -> list[list[int]]:
@@ -51,7 +51,7 @@ def test_version_1_carries_ppp(tracker):
 
 @pytest.mark.parametrize("header", [b"", b"\x20\1\x88", b"\x20\1\x88\x0b", b"\x20\1\x08\x00\0\0\0", b"\0\2\x08\x00"])
 def test_what_is_too_short_or_too_new_has_no_keys(tracker, header):
-    conn = Exchange(Scene(tracker), lambda src, dst: traffic.frame(src, dst, traffic.GRE, header), port=None)
+    conn = Exchange(Scene(tracker), lambda src, dst: craft.frame(src, dst, craft.GRE, header), port=None)
     conn.orig().is_("new", reason="ok")
     assert keys(conn) == [[0, 0], [0, 0]]
 
@@ -60,5 +60,5 @@ def test_an_error_about_a_call(tracker):
     conn = gre(tracker)
     conn.orig(version=1, proto=PPP, call=5)
     about = conn.frame(0, version=1, proto=PPP, call=5)
-    conn.scene.send(traffic.icmp_error(SERVER, CLIENT, 3, 2, about)).is_("related", conn=0, dir="reply")
-    conn.scene.send(traffic.icmp_error(SERVER, CLIENT, 3, 2, conn.frame(0, version=1, call=5))).is_("invalid", reason="icmp_inner")
+    conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, about)).is_("related", conn=0, dir="reply")
+    conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, conn.frame(0, version=1, call=5))).is_("invalid", reason="icmp_inner")

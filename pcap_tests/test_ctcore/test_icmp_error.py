@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ctcore.types import TcpState
-from pcap_tests import scene, traffic
+from datapath import craft
+from datapath.craft import icmp_error
+from pcap_tests import scene
 from pcap_tests.scene import CLIENT, CLIENT6, SERVER, SERVER6, Exchange, Scene, established, udp
-from pcap_tests.traffic import icmp_error
 
 ROUTER, ROUTER6, LINK_LOCAL = "192.0.2.1", "2001:db8:ffff::1", "fe80::1"
 HOSTS = {4: (CLIENT, SERVER), 6: (CLIENT6, SERVER6)}
@@ -27,13 +28,13 @@ def test_error_about_the_clients_packet(tracker, kind, code):
 
 def test_error_about_the_servers_packet(tracker):
     conn = established(tracker)
-    about = traffic.tcp(SERVER, CLIENT, scene.SPORT, scene.CPORT, "A", seq=501, ack=101)
+    about = craft.tcp(SERVER, CLIENT, scene.SPORT, scene.CPORT, "A", seq=501, ack=101)
     conn.scene.send(icmp_error(ROUTER, SERVER, 3, 4, about)).is_("related", dir="original", timeout=432000)
 
 
 def test_error_shows_the_state_of_its_connection(tracker):
     conn = established(tracker)
-    about = traffic.tcp(CLIENT, SERVER, scene.CPORT, scene.SPORT, "A")
+    about = craft.tcp(CLIENT, SERVER, scene.CPORT, scene.SPORT, "A")
     seen = conn.scene.send(icmp_error(ROUTER, CLIENT, 3, 4, about)).is_("related", has={"assured"})
     assert seen.record["l4state"] == TcpState.TCP_ESTABLISHED
 
@@ -46,14 +47,14 @@ def test_icmpv6_errors_are_all_types_below_128(tracker, kind):
 
 
 def test_error_about_a_ping(tracker):
-    ping = Exchange(Scene(tracker), traffic.icmp, port=None)
+    ping = Exchange(Scene(tracker), craft.icmp, port=None)
     ping.orig(8, ident=7)
     ping.scene.send(icmp_error(ROUTER, CLIENT, 11, 0, ping.frame(0, 8, ident=7))).is_("related", conn=0, dir="reply")
     ping.scene.send(icmp_error(ROUTER, CLIENT, 11, 0, ping.frame(0, 8, ident=8))).is_("invalid", reason="icmp_no_conn")
 
 
 def test_error_about_the_answer_to_a_ping(tracker):
-    ping = Exchange(Scene(tracker), traffic.icmp, port=None)
+    ping = Exchange(Scene(tracker), craft.icmp, port=None)
     ping.orig(8, ident=7)
     ping.scene.send(icmp_error(ROUTER, SERVER, 3, 1, ping.frame(1, 0, ident=7))).is_("related", conn=0, dir="original")
 
@@ -97,7 +98,7 @@ def test_four_bytes_of_ports_are_enough(tracker, quote, state):
 
 @pytest.mark.parametrize(("quote", "state"), [(28, "related"), (27, "invalid")])
 def test_of_a_ping_eight(tracker, quote, state):
-    ping = Exchange(Scene(tracker), traffic.icmp, port=None)
+    ping = Exchange(Scene(tracker), craft.icmp, port=None)
     ping.orig(8, ident=7)
     ping.scene.send(icmp_error(ROUTER, CLIENT, 3, 1, ping.frame(0, 8, ident=7), quote=quote)).is_(state)
 
@@ -119,17 +120,17 @@ def test_quoted_options_are_skipped(tracker):
 
 @pytest.mark.parametrize("kind", [3, 11, 9])
 def test_an_error_about_an_error(tracker, kind):
-    about = traffic.icmp(CLIENT, SERVER, kind)
+    about = craft.icmp(CLIENT, SERVER, kind)
     Scene(tracker).send(icmp_error(ROUTER, CLIENT, 3, 1, about)).is_("invalid", reason="icmp_inner_error")
 
 
 @pytest.mark.parametrize(
     ("ext", "state"),
     [
-        (((traffic.HOP_BY_HOP, traffic.options6()), (traffic.DESTINATION, traffic.options6(2))), "related"),
-        (((traffic.FRAGMENT, traffic.fragment6(more=True)),), "related"),
-        (((traffic.FRAGMENT, traffic.fragment6(offset=8)),), "invalid"),
-        (((traffic.AH, bytes([4]) + bytes(22)),), "related"),
+        (((craft.HOP_BY_HOP, craft.options6()), (craft.DESTINATION, craft.options6(2))), "related"),
+        (((craft.FRAGMENT, craft.fragment6(more=True)),), "related"),
+        (((craft.FRAGMENT, craft.fragment6(offset=8)),), "invalid"),
+        (((craft.AH, bytes([4]) + bytes(22)),), "related"),
     ],
 )
 def test_quoted_extension_headers(tracker, ext, state):
@@ -139,7 +140,7 @@ def test_quoted_extension_headers(tracker, ext, state):
 
 
 def test_quoted_chain_without_an_end(tracker):
-    about = traffic.frame(CLIENT6, SERVER6, traffic.NO_NEXT)
+    about = craft.frame(CLIENT6, SERVER6, craft.NO_NEXT)
     Scene(tracker).send(icmp_error(ROUTER6, CLIENT6, 1, 0, about)).is_("invalid", reason="icmp_inner")
 
 
@@ -149,7 +150,7 @@ def test_quoted_chain_without_an_end(tracker):
 def redirect(about: bytes, *, option: bytes = b"\4\1", src: str = LINK_LOCAL, ttl: int = 255, code: int = 0, length: int | None = None) -> bytes:
     """RFC 4861 4.5: target, destination, and the option that quotes a packet."""
     body = (bytes(32) + option + bytes(6) + about[14:])[:length]
-    return traffic.frame(src, CLIENT6, traffic.ICMPV6, traffic.icmp_message(src, CLIENT6, 137, code, payload=body), ttl=ttl)
+    return craft.frame(src, CLIENT6, craft.ICMPV6, craft.icmp_message(src, CLIENT6, 137, code, payload=body), ttl=ttl)
 
 
 def test_redirect(tracker):

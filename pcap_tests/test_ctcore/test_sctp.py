@@ -8,9 +8,9 @@ import pytest
 
 from ctcore import spec
 from ctcore.types import Dir
-from pcap_tests import traffic
+from datapath import craft
+from datapath.craft import sctp_chunk, sctp_init
 from pcap_tests.scene import Exchange, Scene, events
-from pcap_tests.traffic import sctp_chunk, sctp_init
 
 TABLE = spec.sctp()
 SECONDS = {state: None if name == "-" else spec.timeouts()["sctp_timeout_" + name] for state, name in zip(TABLE.states, TABLE.timeouts, strict=True)}
@@ -49,7 +49,7 @@ class Association(Exchange):
 
 def association(tracker, **where) -> Association:
     where.setdefault("port", (1000, 2000))
-    return Association(Scene(tracker), traffic.sctp, **where)
+    return Association(Scene(tracker), craft.sctp, **where)
 
 
 def saying(*steps: tuple[int, str]) -> Callable[..., Association]:
@@ -343,5 +343,5 @@ def test_a_bad_checksum_keeps_its_connection_in_the_record(tracker):
 
 def test_a_short_header(tracker):
     conn = association(tracker)
-    conn.scene.send(traffic.frame("10.0.0.1", "10.0.0.2", traffic.SCTP, bytes(11))).is_("invalid", reason="sctp_short")
-    conn.scene.send(traffic.frame("10.0.0.1", "10.0.0.2", traffic.SCTP, bytes(3))).is_("invalid", reason="tuple_short")
+    conn.scene.send(craft.frame("10.0.0.1", "10.0.0.2", craft.SCTP, bytes(11))).is_("invalid", reason="sctp_short")
+    conn.scene.send(craft.frame("10.0.0.1", "10.0.0.2", craft.SCTP, bytes(3))).is_("invalid", reason="tuple_short")

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from ctcore import Config, ConfigError, Tracker
 from ctcore.hashing import key_hash
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic
 
 SECOND = 1_000_000_000
 
 
 def udp(flow: int) -> bytes:
-    return traffic.udp(f"10.1.{flow >> 8 & 255}.{flow & 255}", "10.2.0.1", 1000 + flow, 53)
+    return craft.udp(f"10.1.{flow >> 8 & 255}.{flow & 255}", "10.2.0.1", 1000 + flow, 53)
 
 
 @settings(max_examples=60)

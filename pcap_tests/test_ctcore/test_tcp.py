@@ -11,7 +11,8 @@ import pytest
 
 from ctcore import spec
 from ctcore.types import Dir, TcpFlag
-from pcap_tests import scene, traffic
+from datapath import craft
+from pcap_tests import scene
 from pcap_tests.scene import (
     STATES,
     Scene,
@@ -239,7 +240,7 @@ def test_packets_and_ip_bytes_of_each_direction(tracker):
 
 def test_padding_is_not_counted(tracker):
     conn = conversation(tracker)
-    conn.scene.send(traffic.tcp(scene.CLIENT, scene.SERVER, 1, 2, "S").ljust(60, b"\0"))
+    conn.scene.send(craft.tcp(scene.CLIENT, scene.SERVER, 1, 2, "S").ljust(60, b"\0"))
     conn.ordinal = 0
     assert counters(conn) == ([1, 0], [40, 0])
 

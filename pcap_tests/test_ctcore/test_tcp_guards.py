@@ -9,7 +9,8 @@ import pytest
 
 from ctcore import spec
 from ctcore.types import Dir, TcpFlag
-from pcap_tests import scene, traffic
+from datapath import craft
+from pcap_tests import scene
 from pcap_tests.scene import (
     close,
     close_wait,
@@ -43,7 +44,7 @@ def test_client_reopens_after_a_proper_close(make_tracker):
 def test_server_reopens_after_a_proper_close(tracker):
     conn = time_wait(tracker)
     conn.reply("S").is_("new", reason="tcp_reopened", conn=1, dir="original")
-    assert bytes(conn.entry["flow"][0]["key"]["src"][:4]) == traffic.address(scene.SERVER)
+    assert bytes(conn.entry["flow"][0]["key"]["src"][:4]) == craft.address(scene.SERVER)
 
 
 def test_syn_after_the_same_sides_rst_reopens(tracker):

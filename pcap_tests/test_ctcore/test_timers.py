@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ctcore import Config, Tracker
 from ctcore.types import End
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
@@ -46,11 +46,11 @@ def packet(kind: str, flow: int) -> bytes:
     client, server = f"10.0.0.{flow}", "10.0.1.1"
     if kind in ("udp", "answer"):
         ends = (client, server, 5000, 53) if kind == "udp" else (server, client, 53, 5000)
-        return traffic.udp(*ends, payload=b"x")
+        return craft.udp(*ends, payload=b"x")
     ends = (client, server, 4000, 80) if kind != "synack" else (server, client, 80, 4000)
     seq, ack = (500, 101) if kind == "synack" else (100 + (kind != "syn"), 0 if kind == "syn" else 501)
     flags = {"syn": "S", "synack": "SA", "ack": "A", "data": "A", "fin": "FA", "rst": "R"}[kind]
-    return traffic.tcp(*ends, flags, seq=seq, ack=ack, payload=b"data" if kind == "data" else b"")
+    return craft.tcp(*ends, flags, seq=seq, ack=ack, payload=b"data" if kind == "data" else b"")
 
 
 STEPS = st.lists(
@@ -98,7 +98,7 @@ def test_the_wheel_equals_a_heap(steps, hz, udp_timeout):
 
 def test_a_leap_of_centuries_is_quick_and_complete():
     tracker = Tracker(Config(events=frozenset({"destroy"})))
-    frames = [traffic.udp("10.0.0.1", "10.0.0.2", port, 53) for port in range(1, 500)]
+    frames = [craft.udp("10.0.0.1", "10.0.0.2", port, 53) for port in range(1, 500)]
     tracker.advance(parse_batch(*frames_of(frames, ts=START)))
     tracker.expire((1 << 63) - 1)
     assert tracker.count == 0
@@ -108,7 +108,7 @@ def test_a_leap_of_centuries_is_quick_and_complete():
 
 def test_events_that_find_the_ring_full_are_counted_and_nothing_else_changes():
     tracker = Tracker(Config(events=frozenset({"destroy"}), event_ring=64))
-    frames = [traffic.udp("10.0.0.1", "10.0.0.2", port, 53) for port in range(1, 501)]
+    frames = [craft.udp("10.0.0.1", "10.0.0.2", port, 53) for port in range(1, 501)]
     tracker.advance(parse_batch(*frames_of(frames, ts=START)))
     tracker.expire(START + 40 * SECOND)
     assert tracker.count == 0 and tracker.counters()["expired"] == 500
@@ -118,7 +118,7 @@ def test_events_that_find_the_ring_full_are_counted_and_nothing_else_changes():
 
 def test_a_timeout_of_zero_lasts_for_its_packet_only():
     tracker = Tracker(Config(timeouts={"udp_timeout": 0}))
-    packets = [traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53), traffic.udp("10.0.0.2", "10.0.0.1", 53, 1000)]
+    packets = [craft.udp("10.0.0.1", "10.0.0.2", 1000, 53), craft.udp("10.0.0.2", "10.0.0.1", 53, 1000)]
     decisions = tracker.advance(parse_batch(*frames_of(packets, ts=START)))
     assert list(decisions["state"]) == [1, 1] and list(decisions["conn"]) == [0, 1] and list(decisions["timeout"]) == [0, 0]
     tracker.check()

@@ -11,9 +11,9 @@ import pytest
 import ctcore.tcp
 import ctcore.tracker
 from ctcore import Config, ConfigError, Tracker
+from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic
 
 SECOND = 1_000_000_000
 
@@ -28,13 +28,11 @@ def mixed_traffic(n: int, seed: int) -> tuple:
         ports = rng.choice([1000, 1001]), rng.choice([1000, 1001, 53])
         kind = rng.randrange(6)
         if kind < 3:
-            frames.append(
-                traffic.tcp(src, dst, *ports, rng.choice(["S", "SA", "A", "FA", "R", "RA"]), seq=rng.randrange(300), ack=rng.randrange(300))
-            )
+            frames.append(craft.tcp(src, dst, *ports, rng.choice(["S", "SA", "A", "FA", "R", "RA"]), seq=rng.randrange(300), ack=rng.randrange(300)))
         elif kind == 3:
-            frames.append(traffic.udp(src, dst, *ports, payload=b"x" * rng.randrange(20)))
+            frames.append(craft.udp(src, dst, *ports, payload=b"x" * rng.randrange(20)))
         elif kind == 4:
-            frames.append(traffic.icmp(src, dst, rng.choice([0, 8, 13]), ident=rng.randrange(3)))
+            frames.append(craft.icmp(src, dst, rng.choice([0, 8, 13]), ident=rng.randrange(3)))
         else:
             frames.append(rng.randbytes(rng.randrange(90)))
     return frames_of(frames, ts=np.cumsum([rng.randrange(SECOND // 2) for _ in range(n)]))
@@ -70,7 +68,7 @@ def test_the_seed_changes_no_decision():
 
 def test_time_never_goes_back():
     tracker = Tracker()
-    packets = [traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)] * 2
+    packets = [craft.udp("10.0.0.1", "10.0.0.2", 1000, 53)] * 2
     tracker.advance(parse_batch(*frames_of(packets, ts=[100 * SECOND, 50 * SECOND])))
     assert tracker.now == 100 * SECOND
     assert tracker.conns()["timeout"] == 30 * 250
@@ -115,7 +113,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 
 def test_a_batch_passes_once():
-    tracker, batch = Tracker(), parse_batch(*frames_of([traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
+    tracker, batch = Tracker(), parse_batch(*frames_of([craft.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
     tracker.advance(batch)
     with pytest.raises(ValueError, match="expected a newly parsed one"):
         tracker.advance(batch)
@@ -164,6 +162,6 @@ def test_nobody_else_may_work_meanwhile():
 
 def test_the_rows_of_a_batch_cannot_be_written():
     """What l4 points to is read: nobody but the parser may say where that is."""
-    batch = parse_batch(*frames_of([traffic.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
+    batch = parse_batch(*frames_of([craft.udp("10.0.0.1", "10.0.0.2", 1000, 53)]))
     with pytest.raises(ValueError, match="read-only"):
         batch.array["l4"] = 1

@@ -16,9 +16,9 @@ from ctcore import Config, reasons
 from ctcore.model import ModelTracker
 from ctcore.types import State, Verdict
 from datapath import Pipeline, frames_of
+from datapath import craft as t
 from datapath.frame import LINK_ETHERNET
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 from pcap_tests.scene import SECOND, START, options, sack
 from pcap_tests.test_ctcore.twins import same
 from pcap_tests.test_datapath.guarded import LINKS, Guarded

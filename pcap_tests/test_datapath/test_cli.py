@@ -14,9 +14,9 @@ import pytest
 
 from datapath.capture import PcapSource
 from datapath.cli import COMMANDS, main
+from datapath.craft import tcp
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import tcp
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ctcore.types import Reason
 from datapath import evidence
+from datapath.craft import TCP, UDP, checksum, pseudo, tcp, udp
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
 from pcap_tests.stories import CLIENT, CLIENT6, SERVER, SERVER6
-from pcap_tests.traffic import TCP, UDP, checksum, pseudo, tcp, udp
 
 
 def partial_sum(src, dst, proto, length):

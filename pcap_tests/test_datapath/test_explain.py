@@ -18,11 +18,11 @@ from ctcore.model.tcp_window import after, before
 from ctcore.reasons import NAMES
 from ctcore.types import Reason, State
 from datapath import app, dissect, explain, narrate, stages
+from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp, udp_segment
 from datapath.window import near, window_of
 from pcap_tests import stories
 from pcap_tests.capture_files import pcap
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp, udp_segment
 
 HANDSHAKE = stories.closed_by_client()[:3]
 

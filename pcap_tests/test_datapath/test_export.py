@@ -15,9 +15,9 @@ import pytest
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from datapath import app, export
+from datapath.craft import tcp
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, SERVER
-from pcap_tests.traffic import tcp
 
 KINDS = ("packets", "conns", "events")
 

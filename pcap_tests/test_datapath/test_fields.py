@@ -7,12 +7,12 @@ import pytest
 
 from ctcore.config import Config
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, KEY_DTYPE, Reason, State, Status
-from datapath import fields
+from datapath import craft, fields
+from datapath.craft import icmp
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.worker import Pipeline
-from pcap_tests import stories, traffic
+from pcap_tests import stories
 from pcap_tests.stories import CLIENT, SERVER
-from pcap_tests.traffic import icmp
 
 HZ = 250
 EVERYTHING = Config(events=frozenset(("new", "update", "destroy")))
@@ -72,7 +72,7 @@ def test_a_packet_without_tuple_has_no_ports(office, i, reason, src):
 
 
 def test_an_invalid_packet_has_its_connection_s_l4state_but_no_connection():
-    story = [*stories.closed_by_client()[:3], (9, traffic.tcp(stories.CLIENT, stories.SERVER, 40000, 80, "SFR"))]
+    story = [*stories.closed_by_client()[:3], (9, craft.tcp(stories.CLIENT, stories.SERVER, 40000, 80, "SFR"))]
     record = tracked(story)[1][3]
     assert (record["state"], record["conn"], record["dir"], record["l4state"]) == ("invalid", None, None, "ESTABLISHED")
 
@@ -103,7 +103,7 @@ def test_seconds_are_written_without_needless_digits(ticks, text):
 
 
 def test_ipv6_addresses_are_text():
-    assert fields.address(traffic.address("2001:db8::1"), 6) == "2001:db8::1"
+    assert fields.address(craft.address("2001:db8::1"), 6) == "2001:db8::1"
 
 
 def test_a_connection_as_the_contract_writes_it(office):

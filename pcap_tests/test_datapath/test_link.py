@@ -8,10 +8,10 @@ import pytest
 
 from ctcore import reasons
 from ctcore.types import Verdict
+from datapath import craft as t
 from datapath import frame as f
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 
 PACKET4 = t.tcp("10.0.0.1", "10.0.0.2", 40000, 80, "S", seq=7)[14:]
 PACKET6 = t.tcp("2001:db8::1", "2001:db8::2", 40000, 80, "S", seq=7)[14:]

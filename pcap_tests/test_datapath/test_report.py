@@ -14,11 +14,11 @@ from ctcore.reasons import REASONS
 from ctcore.types import Reason
 from datapath import app, evidence, explain, hints, narrate, report
 from datapath.commands import options
+from datapath.craft import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
-from pcap_tests.traffic import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 
 
 def summary(captures, width=80, tracking=None, **how):

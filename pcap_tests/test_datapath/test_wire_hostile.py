@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ctcore import reasons
 from ctcore.types import State, Verdict
+from datapath import craft as t
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 from pcap_tests.test_datapath.guarded import LINKS, Guarded, check_row
 
 A, B = "10.0.0.1", "10.0.0.2"

@@ -11,9 +11,9 @@ from scapy.layers.sctp import SCTP, SCTPChunkData
 from scapy.packet import Raw
 
 from ctcore import reasons
+from datapath import craft as t
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
-from pcap_tests import traffic as t
 
 u8, u16, u32 = (st.integers(min_value=0, max_value=(1 << bits) - 1) for bits in (8, 16, 32))
 payloads = st.binary(max_size=80)

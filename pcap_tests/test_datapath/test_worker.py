@@ -8,16 +8,15 @@ import pytest
 from ctcore import Config, ConfigError
 from ctcore.reasons import NAMES
 from ctcore.types import State
-from datapath import Pipeline, frames_of
-from pcap_tests import traffic
+from datapath import Pipeline, craft, frames_of
 
 SECOND = 1_000_000_000
 PACKETS = [
-    traffic.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "S", seq=1),
-    traffic.tcp("10.0.0.2", "10.0.0.1", 80, 4000, "SA", seq=9, ack=2),
+    craft.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "S", seq=1),
+    craft.tcp("10.0.0.2", "10.0.0.1", 80, 4000, "SA", seq=9, ack=2),
     b"\xff" * 60,
-    traffic.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "F", seq=2),
-    traffic.udp("2001:db8::1", "2001:db8::2", 1000, 53),
+    craft.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "F", seq=2),
+    craft.udp("2001:db8::1", "2001:db8::2", 1000, 53),
 ]
 
 
@@ -60,7 +59,7 @@ def test_the_wall_clock_replaces_the_captures():
 
 
 def test_checksums_can_be_left_alone():
-    bad = traffic.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "S", l4_checksum=1)
+    bad = craft.tcp("10.0.0.1", "10.0.0.2", 4000, 80, "S", l4_checksum=1)
     states = [Pipeline(Config(checksum=check)).process(*frames_of([bad]))["state"][0] for check in (True, False)]
     assert states == [State.INVALID, State.NEW]
 

@@ -1,8 +1,8 @@
-"""Frames for tests, built quickly: plain functions from fields to bytes, no objects, no scapy.
+"""Frames out of fields: plain functions to bytes, no objects, no scapy. Scenarios and tests are built with them.
 
 Every builder makes what a sound stack would send, checksums included; a keyword overrides each field that may lie. Addresses are text and choose the
 IP version. tcp(), udp(), ... give whole Ethernet frames and pass further keywords on to ip(); the *_segment functions give the L4 bytes alone.
-Not here: parsing, and anything of the code under test: the checksums are an independent twin.
+Not here: parsing, and anything of the code that judges packets: the checksums are an independent twin of datapath.checksum.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
+from typing import Any
 
 ETH_IPV4, ETH_IPV6, ETH_VLAN = 0x0800, 0x86DD, 0x8100
 ICMP, TCP, UDP, IPV6, ROUTING, FRAGMENT, GRE, ESP, AH, ICMPV6, NO_NEXT, DESTINATION, SCTP, UDPLITE = (
@@ -129,12 +130,12 @@ def fragment6(offset: int = 0, more: bool = False, ident: int = 1) -> bytes:
     return struct.pack("!BHI", 0, offset | more, ident)
 
 
-def ip(src: str, dst: str, proto: int, payload: bytes = b"", **fields) -> bytes:
+def ip(src: str, dst: str, proto: int, payload: bytes = b"", **fields: Any) -> bytes:
     """IPv6 where the address says so."""
     return (ipv6 if ":" in src else ipv4)(src, dst, proto, payload, **fields)
 
 
-def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields) -> bytes:
+def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields: Any) -> bytes:
     """Ethernet around ip()."""
     return eth(ip(src, dst, proto, payload, **fields), ETH_IPV6 if ":" in src else ETH_IPV4)
 
@@ -142,7 +143,7 @@ def frame(src: str, dst: str, proto: int, payload: bytes = b"", **fields) -> byt
 # --- transport -------------------------------------------------------------------------------------------------------------------------
 
 
-def _summed(data: bytes, at: int, extra: bytes = b"", value: int | None = None, zero_means_none: bool = False) -> bytes:
+def summed(data: bytes, at: int, extra: bytes = b"", value: int | None = None, *, zero_means_none: bool = False) -> bytes:
     """data with the checksum over extra + data at `at`, or with `value` there."""
     if value is None:
         value = checksum(extra + data)
@@ -160,12 +161,12 @@ def tcp_segment(
     bits = tcp_flags(flags) if isinstance(flags, str) else flags
     head = struct.pack("!HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, words << 4, bits, win, 0, urg)
     data = head + options + payload
-    return _summed(data, 16, pseudo(src, dst, TCP, len(data)), l4_checksum)
+    return summed(data, 16, pseudo(src, dst, TCP, len(data)), l4_checksum)
 
 
 def tcp(
     src: str, dst: str, sport: int, dport: int, flags: str | int = "S", *, seq: int = 0, ack: int = 0, win: int = 8192, options: bytes = b"",
-    payload: bytes = b"", urg: int = 0, doff: int | None = None, l4_checksum: int | None = None, **fields,
+    payload: bytes = b"", urg: int = 0, doff: int | None = None, l4_checksum: int | None = None, **fields: Any,
 ) -> bytes:  # fmt: skip
     """tcp("10.0.0.1", "10.0.0.2", 40000, 80, "SA", seq=500, ack=101): a frame. flags: letters of FSRPAUEC, or the byte."""
     segment = tcp_segment(
@@ -178,35 +179,56 @@ def udp_segment(
     src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, length: int | None = None, l4_checksum: int | None = None
 ) -> bytes:
     data = struct.pack("!HHHH", sport, dport, 8 + len(payload) if length is None else length, 0) + payload
-    return _summed(data, 6, pseudo(src, dst, UDP, len(data)), l4_checksum, zero_means_none=True)
+    return summed(data, 6, pseudo(src, dst, UDP, len(data)), l4_checksum, zero_means_none=True)
 
 
 def udp(
-    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, udp_length: int | None = None, l4_checksum: int | None = None, **fields
+    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, udp_length: int | None = None, l4_checksum: int | None = None, **fields: Any
 ) -> bytes:
     """A frame. udp_length: the header's length field; l4_checksum=0: none."""
     return frame(src, dst, UDP, udp_segment(src, dst, sport, dport, payload, length=udp_length, l4_checksum=l4_checksum), **fields)
 
 
-def udplite(
-    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE,
-    **fields,
-) -> bytes:  # fmt: skip
-    """A frame. sum_proto: the pseudo-header's protocol; with UDP (17) Linux takes the checksum for a good one."""
+def udplite_datagram(
+    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE
+) -> bytes:
+    """A datagram with the sum that Linux takes for a good one, if sum_proto, the pseudo-header's protocol, is UDP.
+
+    Over IPv4 that has only the lowest byte of the length in it.
+    """
     data = struct.pack("!HHHH", sport, dport, coverage, 0) + payload
     covered = data[: coverage or len(data)]
-    covered = _summed(covered, 6, pseudo(src, dst, sum_proto, len(data)), l4_checksum, zero_means_none=True)
-    return frame(src, dst, UDPLITE, covered + data[len(covered) :], **fields)
+    length = len(data) & 0xFF if sum_proto == UDP and ":" not in src else len(data)
+    covered = summed(covered, 6, pseudo(src, dst, sum_proto, length), l4_checksum, zero_means_none=True)
+    return covered + data[len(covered) :]
+
+
+def udplite(
+    src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE,
+    **fields: Any,
+) -> bytes:  # fmt: skip
+    """A frame."""
+    data = udplite_datagram(src, dst, sport, dport, payload, coverage=coverage, l4_checksum=l4_checksum, sum_proto=sum_proto)
+    return frame(src, dst, UDPLITE, data, **fields)
 
 
 def icmp_message(src: str, dst: str, kind: int, code: int = 0, rest: int = 0, payload: bytes = b"", *, l4_checksum: int | None = None) -> bytes:
     """ICMP or, by the addresses, ICMPv6. rest: bytes 4 to 7, e.g. id << 16 | sequence number, or the MTU."""
     data = struct.pack("!BBHI", kind, code, 0, rest) + payload
-    return _summed(data, 2, pseudo(src, dst, ICMPV6, len(data)) if ":" in src else b"", l4_checksum)
+    return summed(data, 2, pseudo(src, dst, ICMPV6, len(data)) if ":" in src else b"", l4_checksum)
 
 
 def icmp(
-    src: str, dst: str, kind: int, code: int = 0, *, ident: int = 0, sequence: int = 0, payload: bytes = b"", l4_checksum: int | None = None, **fields
+    src: str,
+    dst: str,
+    kind: int,
+    code: int = 0,
+    *,
+    ident: int = 0,
+    sequence: int = 0,
+    payload: bytes = b"",
+    l4_checksum: int | None = None,
+    **fields: Any,
 ) -> bytes:
     """A frame with an ICMP (or, by the addresses, ICMPv6) message that has an id: icmp(a, b, 8, ident=7)."""
     message = icmp_message(src, dst, kind, code, ident << 16 | sequence, payload, l4_checksum=l4_checksum)
@@ -217,7 +239,7 @@ icmpv6 = icmp
 
 
 def icmp_error(
-    src: str, dst: str, kind: int, code: int, about: bytes, *, rest: int = 0, quote: int = 1232, l4_checksum: int | None = None, **fields
+    src: str, dst: str, kind: int, code: int, about: bytes, *, rest: int = 0, quote: int = 1232, l4_checksum: int | None = None, **fields: Any
 ) -> bytes:
     """A frame with an ICMP error about `about`, an Ethernet frame as the functions here make it. quote: most bytes of its IP packet to repeat."""
     message = icmp_message(src, dst, kind, code, rest, about[14 : 14 + quote], l4_checksum=l4_checksum)
@@ -235,14 +257,23 @@ def sctp_init(tag: int, *, ack: bool = False, rwnd: int = 65536, streams: int = 
     return sctp_chunk(2 if ack else 1, 0, struct.pack("!IIHHI", tag, rwnd, streams, streams, tsn))
 
 
-def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields) -> bytes:
-    """A frame. tag: the verification tag; chunks: joined results of sctp_chunk()."""
+def sctp_packet(sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None) -> bytes:
     head = struct.pack("!HHI", sport, dport, tag)
     value = crc32c(head + b"\0\0\0\0" + chunks) if l4_checksum is None else l4_checksum
-    return frame(src, dst, SCTP, head + struct.pack("<I", value) + chunks, **fields)
+    return head + struct.pack("<I", value) + chunks
 
 
-def gre(src: str, dst: str, *, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0, **fields) -> bytes:
-    """A frame with GRE; version 1 (RFC 2637) has key: payload length and call id. flags: the first byte."""
+def sctp(src: str, dst: str, sport: int, dport: int, tag: int, chunks: bytes = b"", *, l4_checksum: int | None = None, **fields: Any) -> bytes:
+    """A frame. tag: the verification tag; chunks: joined results of sctp_chunk()."""
+    return frame(src, dst, SCTP, sctp_packet(sport, dport, tag, chunks, l4_checksum=l4_checksum), **fields)
+
+
+def gre_packet(*, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
+    """GRE; version 1 (RFC 2637) has key: payload length and call id. flags: the first byte."""
     head = struct.pack("!BBH", flags | (0x20 if version == 1 else 0), version, proto)
-    return frame(src, dst, GRE, head + (struct.pack("!HH", len(payload), call) if version == 1 else b"") + payload, **fields)
+    return head + (struct.pack("!HH", len(payload) & 0xFFFF, call) if version == 1 else b"") + payload
+
+
+def gre(src: str, dst: str, *, version: int = 0, proto: int = ETH_IPV4, call: int = 0, payload: bytes = b"", flags: int = 0, **fields: Any) -> bytes:
+    """A frame."""
+    return frame(src, dst, GRE, gre_packet(version=version, proto=proto, call=call, payload=payload, flags=flags), **fields)

@@ -1,0 +1,134 @@
+"""The composition root of diff: captures, engine and running kernel in lock step, and the records of what differs.
+
+Each capture is compared on its own, in a namespace of its own: what one leaves behind is not there for the next.
+Invariants: what was compared before a capture turned out damaged, or Ctrl-C, is counted and reported; the namespace is gone whatever happened.
+Not here: what is compared (oracle.compare), text for people (commands.diff).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ctcore.errors import CaptureError
+from ctcore.types import Proto
+from datapath import fields
+from datapath.app import Progress, Tracking
+from datapath.capture import PcapSource
+from datapath.differences import Difference, Disagreement, packet_words
+from datapath.oracle.compare import Difference as Fields
+from datapath.oracle.compare import differences
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared, Lockstep
+from datapath.oracle.oracle import Oracle
+
+CHUNK = 4096
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some packets of a capture, judged by both. first: number of the first one; frames: FRAME_DTYPE[n]."""
+
+    name: str
+    first: int
+    frames: np.ndarray
+    compared: Compared
+    differences: list[Fields]
+    hz: int
+
+    def records(self, side: Side) -> list[Record]:
+        """The packet records of one side, without what only the kernel has."""
+        return list(fields.packet_records(self.frames, side.decisions, self.compared.keys, self.first, self.hz))
+
+    def kernel_records(self) -> list[Record]:
+        """The kernel's packet records, with its clock, its sentences, its events, and the connection as it is after the packet.
+
+        Its reason is not known, so it is null, but where it was not asked: then it says why.
+        """
+        theirs = self.compared.theirs
+        records = self.records(theirs)
+        conns = list(fields.conn_records(theirs.conns, self.hz, acct=True))
+        for i, (record, sighting, unshown) in enumerate(zip(records, self.compared.sightings, self.compared.unshown, strict=True)):
+            record["reason"] = None if unshown is None else f"not shown: {unshown}"
+            if unshown is not None:
+                record["verdict"] = None
+            if sighting:
+                record["kernel"] = {"tick": sighting.tick, "said": list(sighting.said), "events": list(sighting.events)}
+            if theirs.has_conn[i] and record["proto"] == fields.proto_name(Proto.PROTO_TCP):
+                record["tcp"] = conns[i]["tcp"]
+        return records
+
+    def difference_records(self) -> Iterator[Record]:
+        """One record for each packet that differs: which fields, and both sides' packet records."""
+        if not self.differences:
+            return
+        ours, theirs = self.records(self.compared.ours), self.kernel_records()
+        for difference in self.differences:
+            i = difference.i
+            differs = {name: {"ctmirror": pair[0], "kernel": pair[1]} for name, pair in difference.fields.items()}
+            yield {"file": self.name, "i": self.first + i, "differs": differs, "ctmirror": ours[i], "kernel": theirs[i]}
+
+    def disagreements(self) -> Iterator[Disagreement]:
+        """The same for people; the kernel's reasons are its sentences."""
+        ours = self.records(self.compared.ours) if self.differences else []
+        for difference in self.differences:
+            record, sighting = ours[difference.i], self.compared.sightings[difference.i]
+            said = "; ".join(sighting.said) if sighting else ""
+            found = tuple(Difference(name, *pair) for name, pair in difference.fields.items())
+            yield Disagreement(self.name, record["i"], packet_words(record), found, (record["reason"], said or None))
+
+
+@dataclass
+class Outcome:
+    """What comparing one capture found. unshown: why packets were not shown to the kernel; error: what stopped the reading of the capture."""
+
+    name: str
+    packets: int = 0
+    differ: int = 0
+    unshown: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    error: str = ""
+    interrupted: bool = False
+
+    @property
+    def shown(self) -> int:
+        return self.packets - sum(self.unshown.values())
+
+
+def diff(name: str, tracking: Tracking, take: Callable[[Chunk], None], progress: Progress | None = None) -> Outcome:
+    """Compare a capture; `take` gets chunk after chunk. KernelError if the running kernel or the privileges do not suffice."""
+    outcome = Outcome(name)
+    with PcapSource(name) as source, Oracle(tracking.config, zone=tracking.zone) as oracle:
+        lockstep = Lockstep(oracle, zone=tracking.zone)
+        start = perf_counter()
+        try:
+            while chunk := _next(source, lockstep, outcome):
+                take(chunk)
+                if progress:
+                    progress(name, source.position, source.size or 0)
+        except CaptureError as error:
+            outcome.error = str(error)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+        outcome.seconds = perf_counter() - start
+    return outcome
+
+
+def _next(source: PcapSource, lockstep: Lockstep, outcome: Outcome) -> Chunk | None:
+    """The next packets, compared; None at the end of the capture."""
+    memory, frames = source.read(CHUNK)
+    if not len(frames):
+        return None
+    compared = lockstep.run(np.asarray(memory), frames)
+    hz = lockstep.config.hz
+    chunk = Chunk(outcome.name, outcome.packets, frames, compared, differences(compared, hz), hz)
+    outcome.packets += len(frames)
+    outcome.differ += len(chunk.differences)
+    outcome.unshown.update(str(why) for why in compared.unshown if why is not None)
+    return chunk

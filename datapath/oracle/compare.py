@@ -1,0 +1,157 @@
+"""Where engine and kernel differ, packet by packet and field by field.
+
+Everything that both sides know is compared, and exactly. Timeouts are compared to the tick, too: only where the kernel's clock went on while it set
+one may it be that many ticks off. There is no other tolerance and no list of exceptions.
+Not here: how both sides were asked (lockstep), how differences are shown (the command diff).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctcore import spec
+from ctcore.types import Dir, Proto
+from datapath import fields
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
+
+Column = Callable[[Side], np.ndarray]
+
+
+class Context(NamedTuple):
+    """What a value's text depends on."""
+
+    hz: int
+    proto: int
+
+
+Text = Callable[[int, Context], Any]
+
+
+def _number(value: int, _: Context) -> int:
+    return value
+
+
+def _ordinal(value: int, _: Context) -> int | None:
+    return value if value >= 0 else None
+
+
+def _seconds(value: int, context: Context) -> float | None:
+    return value / context.hz if value >= 0 else None
+
+
+def _l4state(value: int, context: Context) -> str | None:
+    return fields.l4state_name(context.proto, value)
+
+
+def _tcp_index(value: int, _: Context) -> str | None:
+    return spec.TCP_EVENTS[value] if value < len(spec.TCP_EVENTS) else None
+
+
+def _of(names: Callable[[int], Any]) -> Text:
+    """A text that depends on the value alone."""
+    return lambda value, _: names(value)
+
+
+_dir, _state, _verdict = _of(fields.DIR_NAMES.get), _of(fields.STATE_NAMES.__getitem__), _of(fields.VERDICT_NAMES.get)
+_status, _flags = _of(fields.status_names), _of(fields.flag_names)
+
+# Which packets a field is compared for: all; those with a connection on both sides; of these, those that do not belong to it, being invalid.
+ALL, CONN, ORPHAN = range(3)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that is compared. column: its values on one side; text: a value as records show it; scope: ALL, CONN or ORPHAN; proto: only of
+    connections of this protocol, if given; timed: it depends on the tick."""
+
+    name: str
+    column: Column
+    text: Text = _number
+    scope: int = ALL
+    proto: int | None = None
+    timed: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
+
+    i: int
+    fields: dict[str, tuple[Any, Any]]
+
+
+def _decision(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(name, lambda side: side.decisions[name], text, timed=timed)
+
+
+def _entry(name: str, text: Text = _number, *, timed: bool = False) -> Field:
+    return Field(f"entry.{name}", lambda side: side.conns[name], text, ORPHAN, timed=timed)
+
+
+def _both_ways(prefix: str, name: str, column: Callable[[Side], np.ndarray], text: Text = _number, proto: int | None = None) -> Iterator[Field]:
+    """A field for each direction; column: of both, [n, 2]."""
+    for d in Dir:
+        yield Field(f"{prefix}{fields.DIR_NAMES[d]}.{name}", partial(lambda side, d: column(side)[:, d], d=d), text, CONN, proto)
+
+
+def _tcp() -> Iterator[Field]:
+    for name in ("end", "maxend", "maxwin", "maxack"):
+        yield from _both_ways("tcp.", name, partial(lambda side, name: side.conns["tcp"]["side"][name], name=name), proto=Proto.PROTO_TCP)
+    yield from _both_ways("tcp.", "scale", lambda side: side.conns["tcp"]["scale"], proto=Proto.PROTO_TCP)
+    yield from _both_ways("tcp.", "flags", lambda side: side.conns["tcp"]["flags"], _flags, Proto.PROTO_TCP)
+    texts: dict[str, Text] = {"state": _l4state, "last_dir": _dir, "last_index": _tcp_index, "last_flags": _flags}
+    for name in ("state", "last_index", "last_dir", "last_seq", "last_ack", "last_end", "last_win", "last_wscale", "last_flags", "retrans"):
+        column = partial(lambda side, name: side.conns["tcp"][name], name=name)
+        yield Field(f"tcp.{name}", column, texts.get(name, _number), CONN, Proto.PROTO_TCP)
+
+
+def _sctp() -> Iterator[Field]:
+    for name in ("vtag", "init"):
+        yield from _both_ways("sctp.", name, partial(lambda side, name: side.conns["sctp"][name], name=name), proto=Proto.PROTO_SCTP)
+    texts: dict[str, Text] = {"state": _l4state, "last_dir": _dir}
+    for name in ("state", "flags", "last_dir"):
+        column = partial(lambda side, name: side.conns["sctp"][name], name=name)
+        yield Field(f"sctp.{name}", column, texts.get(name, _number), CONN, Proto.PROTO_SCTP)
+
+
+FIELDS = (
+    _decision("state", _state),
+    _decision("dir", _dir),
+    _decision("conn", _ordinal),
+    _decision("status", _status),
+    _decision("l4state", _l4state),
+    _decision("timeout", _seconds, timed=True),
+    _decision("mark"),
+    _decision("zone"),
+    _decision("verdict", _verdict),
+    Field("entry", lambda side: side.has_conn, _of(bool)),
+    _entry("status", _status),
+    _entry("timeout", _seconds, timed=True),
+    _entry("mark"),
+    *_both_ways("", "packets", lambda side: side.conns["flow"]["packets"]),
+    *_both_ways("", "bytes", lambda side: side.conns["flow"]["bytes"]),
+    *_tcp(),
+    *_sctp(),
+)
+
+
+def differences(compared: Compared, hz: int) -> list[Difference]:
+    """The packets that were shown to the kernel and on which it does not agree, in order. hz: ticks a second."""
+    shown = np.array([why is None for why in compared.unshown], bool)
+    both = shown & compared.ours.has_conn & compared.theirs.has_conn
+    scopes = {ALL: shown, CONN: both, ORPHAN: both & (compared.ours.decisions["conn"] < 0)}
+    protos = compared.ours.conns["flow"]["key"]["proto"][:, 0]
+    found: dict[int, dict[str, tuple[Any, Any]]] = {}
+    for field in FIELDS:
+        ours, theirs = (field.column(side).astype(np.int64) for side in (compared.ours, compared.theirs))
+        where = scopes[field.scope] if field.proto is None else scopes[field.scope] & (protos == field.proto)
+        for i in np.flatnonzero(where & (np.abs(ours - theirs) > compared.slack * field.timed)).tolist():
+            context = Context(hz, int(compared.keys["proto"][i]))
+            found.setdefault(i, {})[field.name] = field.text(int(ours[i]), context), field.text(int(theirs[i]), context)
+    return [Difference(i, found[i]) for i in sorted(found)]

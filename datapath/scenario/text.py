@@ -1,0 +1,238 @@
+"""Scenarios as text: parse() and format().
+
+    # comment                                        above everything, above a step, or behind one
+    A = 10.0.0.1                                     a host
+    set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS
+    label: +SECONDS SRC > DST PACKET => EXPECTATION  a step; label and expectation may be left out
+
+Invariants: parse(format(scenario), scenario.name) == scenario; every text ends in a scenario or in one ScenarioError.
+Not here: the words of packets (words) and expectations (expectation).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ctcore import spec
+from ctcore.config import Config
+from ctcore.errors import ConfigError
+from datapath.scenario.cursor import Cursor, bytes_text, seconds_text, split
+from datapath.scenario.expectation import expectation_text, read_expectation
+from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step
+from datapath.scenario.words import is_label, read_protocol, write_protocol
+
+LONGEST_WAIT = 1_000_000_000  # seconds of all waits together: time has to fit 64 bits of nanoseconds
+MOST_SECONDS = (1 << 31) - 1
+MOST_SETTING = (1 << 64) - 1
+WIDEST = 72  # columns up to => if the packets need no more
+HOST = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+ENDPOINT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<plain>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?\Z")
+
+
+def parse(text: str, name: str = "scenario") -> Scenario:
+    """Read a scenario. name: of its file, for complaints. Raises ScenarioError: name:line:column, and what was expected."""
+    reader = _Reader(name)
+    for number, line in enumerate(text.split("\n"), 1):
+        reader.line(number, line)
+    return reader.scenario()
+
+
+class _Reader:
+    """A scenario while it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.steps: list[Step] = []
+        self.hosts: dict[str, str] = {}
+        self.settings: dict[str, int] = {}
+        self.timeouts: dict[str, int] = {}
+        self.comments: list[str] = []
+        self.pending: list[str] = []  # comment lines that belong to what follows
+        self.waited = 0.0
+
+    def line(self, number: int, line: str) -> None:
+        words, comment = split(line)
+        cursor = Cursor(self.name, number, words, len(line) + 1)
+        if not words:
+            if line.strip():
+                self.pending.append(comment)
+            elif not self.steps:
+                self._title()
+        elif words[0].text == "set" or (len(words) > 1 and words[1].text == "="):
+            self._header(cursor, comment)
+        else:
+            self._step(cursor, comment)
+
+    def _title(self) -> None:
+        """What came so far is about the whole scenario."""
+        self.comments += self.pending
+        self.pending = []
+
+    def _header(self, cursor: Cursor, comment: str) -> None:
+        if self.steps:
+            cursor.take("")
+            cursor.fail("hosts and settings before the first step")
+        self._title()
+        self.comments += [comment] if comment else []
+        if cursor.peek == "set":
+            self._setting(cursor)
+        else:
+            self._host(cursor)
+        if cursor.peek is not None:
+            cursor.take("")
+            cursor.fail("the line to end here")
+
+    def _host(self, cursor: Cursor) -> None:
+        host = cursor.take("")
+        if not HOST.match(host) or host in self.hosts:
+            cursor.fail("a new host's name, letters and digits, as in A = 10.0.0.1")
+        cursor.take("=")
+        address = cursor.take("an IPv4 or IPv6 address")
+        if not is_address(address):
+            cursor.fail("an IPv4 or IPv6 address")
+        self.hosts[host] = address
+
+    def _setting(self, cursor: Cursor) -> None:
+        cursor.take("set")
+        name = cursor.take(f"a setting: timeout, {', '.join(SETTINGS)}")
+        if name == "timeout":
+            timeout = cursor.one_of(spec.timeouts(), "a timeout")
+            if timeout in self.timeouts:
+                cursor.fail("each timeout once")
+            self.timeouts[timeout] = cursor.number(0, MOST_SECONDS)
+        elif name not in SETTINGS or name in self.settings:
+            cursor.fail(f"a setting, each once: timeout, {', '.join(SETTINGS)}")
+        else:
+            self.settings[name] = cursor.number(0, 65535 if name == "zone" else MOST_SETTING)
+        try:
+            config_of(self.settings, self.timeouts, Config())
+        except ConfigError as error:
+            raise ScenarioError(f"{self.name}:{cursor.line}:{cursor.words[-1].column}: {error}") from None
+
+    def _step(self, cursor: Cursor, remark: str) -> None:
+        word = cursor.take("")
+        label = ""
+        if word.endswith(":"):
+            label = word[:-1]
+            if not is_label(label) or any(step.label == label for step in self.steps):
+                cursor.fail("a new label, letters and digits, as in syn: +0.1 A:1 > B:2 S")
+            word = cursor.take("+SECONDS, as in +0.010")
+        if word[0] != "+":
+            cursor.fail("a step (+SECONDS SRC > DST PACKET => EXPECTATION), a host (A = 10.0.0.1) or a setting (set NAME VALUE)")
+        wait = cursor.seconds(word[1:], LONGEST_WAIT, "+0.010")
+        self.waited += wait
+        if self.waited > LONGEST_WAIT:
+            cursor.fail(f"at most {LONGEST_WAIT:,} seconds in all")
+        packet = self._packet(cursor)
+        expect = None
+        if cursor.peek is not None:
+            if cursor.take("") != "=>":
+                cursor.fail("=> and what is expected, or the line to end here")
+            expect = read_expectation(cursor)
+        self.steps.append(Step(packet, wait, expect, label, tuple(self.pending), remark, cursor.line))
+        self.pending = []
+
+    def _packet(self, cursor: Cursor) -> Packet | Raw:
+        if cursor.peek == "raw":
+            cursor.take("")
+            return Raw(cursor.octets())
+        src, sport = self._endpoint(cursor)
+        if cursor.take("> and the destination") != ">":
+            cursor.fail("> and the destination")
+        dst, dport = self._endpoint(cursor)
+        at = cursor.at
+        l4, ip = read_protocol(cursor)
+        if isinstance(l4, WITH_PORTS) != (sport is not None) or (sport is None) != (dport is None):
+            cursor.at = at
+            cursor.fail("ports on both sides, as in A:40000 > B:80" if isinstance(l4, WITH_PORTS) else "no ports: this protocol has none")
+        return Packet(src, dst, l4, sport, dport, ip)
+
+    def _endpoint(self, cursor: Cursor) -> tuple[str, int | None]:
+        """A host's name or address, and its port."""
+        expected = "a host and its port if it has one, as in A:40000, 10.0.0.1 or [2001:db8::1]:80"
+        match = ENDPOINT.match(cursor.take(expected))
+        host = match and (match["six"] or match["plain"])
+        if not match or not host or not (is_address(host) or host in self.hosts or host in DEFAULT_HOSTS):
+            cursor.fail(f"{expected}; hosts are {', '.join({**DEFAULT_HOSTS, **self.hosts})}")
+        port = int(match["port"]) if match["port"] else None
+        if port is not None and port > 65535:
+            cursor.fail("a port up to 65535")
+        return host, port
+
+    def scenario(self) -> Scenario:
+        ending = tuple(self.pending)
+        if not self.steps:
+            self._title()
+            ending = ()
+        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, tuple(self.comments), ending)
+
+
+def is_address(text: str) -> bool:
+    """Without a zone: what is written there would not get into a packet."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
+
+
+def config_of(settings: Mapping[str, int], timeouts: Mapping[str, int], base: Config) -> Config:
+    """base with a scenario's own settings in place of its own. Raises ConfigError."""
+    named: dict[str, Any] = {name: value for name, value in settings.items() if name != "zone"}
+    return replace(base, **named, timeouts={**base.timeouts, **timeouts})
+
+
+def format(scenario: Scenario) -> str:
+    """A scenario as text, aligned in columns."""
+    head = [f"{name} = {address}" for name, address in scenario.hosts.items()]
+    head += [f"set {name} {value}" for name, value in scenario.settings.items()]
+    head += [f"set timeout {name} {seconds}" for name, seconds in scenario.timeouts.items()]
+    blocks = [_comments(scenario.comments), head, _step_lines(scenario), _comments(scenario.ending)]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _comments(lines: tuple[str, ...]) -> list[str]:
+    return [f"# {line}".rstrip() for line in lines]
+
+
+def _step_lines(scenario: Scenario) -> list[str]:
+    """One line a step and its comments above it, in columns: when, from, to, what, => expectation."""
+    rows = [(_when(step), *_sides(step.packet), _what(step.packet)) for step in scenario.steps]
+    when, source, target = (max((len(row[i]) for row in rows), default=0) for i in range(3))
+    left = [
+        f"{row[0]:<{when}}  {row[3]}" if isinstance(step.packet, Raw) else f"{row[0]:<{when}}  {row[1]:<{source}} > {row[2]:<{target}}  {row[3]}"
+        for step, row in zip(scenario.steps, rows, strict=True)
+    ]
+    column = max((len(text) for text in left if len(text) <= WIDEST), default=0)
+    lines: list[str] = []
+    for step, text in zip(scenario.steps, left, strict=True):
+        text = f"{text:<{column}}  => {expectation_text(step.expect)}" if step.expect else text
+        lines += [*_comments(step.comments), f"{text}  # {step.remark}" if step.remark else text]
+    return lines
+
+
+def _when(step: Step) -> str:
+    return (f"{step.label}: " if step.label else "") + f"+{seconds_text(step.wait, 3)}"
+
+
+def _sides(packet: Packet | Raw) -> tuple[str, str]:
+    """Source and destination as they are written."""
+    if isinstance(packet, Raw):
+        return "", ""
+    ends = [(f"[{host}]" if ":" in host else host, port) for host, port in ((packet.src, packet.sport), (packet.dst, packet.dport))]
+    source, target = (host if port is None else f"{host}:{port}" for host, port in ends)
+    return source, target
+
+
+def _what(packet: Packet | Raw) -> str:
+    return f"raw {bytes_text(packet.data)}" if isinstance(packet, Raw) else write_protocol(packet.l4, packet.ip)
+
+
+def packet_text(packet: Packet | Raw) -> str:
+    """A packet in a scenario's words, for messages."""
+    source, target = _sides(packet)
+    return f"{source} > {target} {_what(packet)}" if source else _what(packet)
