@@ -3,9 +3,9 @@
 Theory of operation: a batch goes through three stages. hash_rows() hashes every tuple and asks for its bucket; find_rows() reads the buckets
 and asks for the two cache lines of the entry; track_rows() takes the packets one after the other, by now out of the cache: compare the key,
 run the protocol's tracker, decide. Order matters only in the last stage, which looks again where an earlier row of the batch has changed
-something: a candidate is believed only if its entry lives and its key is the packet's.
+something: a candidate is believed only if it still lies in the table and its key is the packet's.
 One packet: clock -> (ICMP: error, untracked?) -> lookup -> new entry if none -> protocol tracker -> confirm -> decision.
-Invariants (check): the table holds exactly the flows of live entries; each is in one slot of the wheel; live entries are counted.
+Invariants (check): the table holds exactly the flows that `live` of their entries names; each live entry is in one slot of the wheel, and counted.
 Not here: parsing (datapath.wire), I/O, the clock (packets bring it).
 """
 
@@ -122,7 +122,7 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
     cdef Entry *entry
     if likely(flow != NO_FLOW):
         entry = &ct.pool.entry[flow >> 1]
-        if likely(entry.live and same_key(&entry.flow[flow & 1].key, &p.key)):
+        if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
 
@@ -228,7 +228,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
         return False
     p.reason = said
     entry.status |= CONFIRMED
-    entry.live = 1
+    entry.live = 1 << REPLY if mirrored else 1 << ORIG | 1 << REPLY
     entry.flow[ORIG].id = ct.next_id
     entry.flow[REPLY].id = ct.next_id
     ct.next_id += 1

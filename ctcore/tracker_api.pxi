@@ -245,9 +245,11 @@ cdef class Tracker:
                  or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
-            live += entry.live
+            live += entry.live != 0
             for flow in range(2 * conn, 2 * conn + 2):
-                if entry.live and table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) >> 1 != conn:
+                if not entry.live >> (flow & 1) & 1:
+                    continue
+                if table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) != flow:
                     fault = fault or f"flow {flow} is not found under its own key"
         if live != self.ct.live:
             fault = fault or f"{live} connections live, {self.ct.live} are counted"

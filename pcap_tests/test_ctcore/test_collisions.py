@@ -241,3 +241,28 @@ def test_a_flood_of_collisions_is_bounded_work():
     decisions = tracker.advance(batch)
     assert time.perf_counter() - begin < 1, "20,000 packets"
     assert set(decisions["conn"]) == {-1}
+
+
+# --- within a batch --------------------------------------------------------------------------------------------------------------------
+
+SMALL, SMALL_BUCKETS = 16, 8  # a table so small that a stranger in the same bucket with the same tag is soon found
+SELF = Talk(7, 7, B)  # a host that speaks to itself: its answers look like its questions
+
+
+def place_of(talk: Talk) -> tuple[int, int]:
+    """All that a lookup goes by before it compares keys, in the small table: bucket and tag."""
+    number = hash_of(talk)
+    return number * SMALL_BUCKETS >> 32, number & 0xFFFF
+
+
+@pytest.mark.parametrize("cuts", [(3,), (1, 2), (2, 1), (1, 1, 1)], ids=str)
+def test_how_a_batch_is_cut_changes_nothing(make_tracker, cuts):
+    """The first row's time ends a stranger's connection, and one whose original tuple lies in no bucket gets its slot: what the rows behind it
+    remember of the stranger must not lead them there."""
+    stranger = next(talk for talk in every_port() if place_of(talk) == place_of(SELF))
+    tracker = make_tracker(max=SMALL, seed=SEED)
+    assert send(tracker, [stranger])["conn"].tolist() == [0]
+    decisions = np.concatenate([send(tracker, [SELF] * rows, seconds=31) for rows in cuts])
+    assert decisions["conn"].tolist() == [1, 1, 1]
+    assert decisions["dir"].tolist() == [Dir.ORIG, Dir.REPLY, Dir.REPLY]
+    assert decisions["state"].tolist() == [State.NEW, State.ESTABLISHED, State.ESTABLISHED]
