@@ -37,7 +37,7 @@ class Config:
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
-    event_ring: int = 65536  # events kept until they are taken
+    event_buffer: int = 65536  # events kept until they are taken
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
-        _check_range(self, "event_ring", 16, 1 << 27)
+        _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")

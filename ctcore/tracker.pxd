@@ -13,7 +13,7 @@ cdef class Tracker:
     cdef readonly object config
     cdef size_t pool_size
     cdef size_t table_size
-    cdef size_t ring_size
+    cdef size_t buffer_size
     cdef size_t expect_size
     cdef bint busy              # a thread is at work without the GIL
 

@@ -42,7 +42,7 @@ class Tracker:
         """Connections in the table."""
     @property
     def events_lost(self) -> int:
-        """Events that found the ring full."""
+        """Events that found the buffer full."""
     def expire(self, now: int) -> None:
         """Move the clock to `now` (ns) without a packet; what has expired goes."""
     def conns(self) -> NDArray[Any]:

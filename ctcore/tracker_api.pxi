@@ -59,19 +59,19 @@ cdef class Tracker:
         ct.pool.capacity = config.capacity
         ct.pool.free = NO_CONN
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
-        ct.ring.size = config.event_ring if config.events else 0
+        ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
         self.pool_size = whole_pages(ct.pool.capacity * sizeof(Entry))
         self.table_size = whole_pages(ct.table.n_buckets * sizeof(Bucket))
-        self.ring_size = whole_pages(max(1, ct.ring.size) * sizeof(ct.ring.event[0]))
+        self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation))
         ct.pool.entry = <Entry *>map_memory(self.pool_size)
         ct.table.bucket = <Bucket *>map_memory(self.table_size)
-        ct.ring.event = <Event *>map_memory(self.ring_size)
+        ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
         ct.expect.head = <uint32_t *>PyMem_Calloc(ct.expect.n_heads, sizeof(uint32_t))
-        if ct.pool.entry == NULL or ct.table.bucket == NULL or ct.ring.event == NULL or ct.expect.row == NULL or ct.expect.head == NULL:
+        if ct.pool.entry == NULL or ct.table.bucket == NULL or ct.buffer.event == NULL or ct.expect.row == NULL or ct.expect.head == NULL:
             raise MemoryError(f"no memory for {config.capacity} connections")
         expect_init(&ct.expect)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
@@ -79,7 +79,7 @@ cdef class Tracker:
     def __dealloc__(self):
         unmap_memory(self.ct.pool.entry, self.pool_size)
         unmap_memory(self.ct.table.bucket, self.table_size)
-        unmap_memory(self.ct.ring.event, self.ring_size)
+        unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
         PyMem_Free(self.ct.expect.head)
 
@@ -120,7 +120,7 @@ cdef class Tracker:
 
     @property
     def events_lost(self):
-        return self.ct.ring.lost
+        return self.ct.buffer.lost
 
     def expire(self, int64_t now):
         self.idle()
@@ -140,7 +140,7 @@ cdef class Tracker:
 
     def events(self):
         self.idle()
-        return ring_take(&self.ct.ring)
+        return buffer_take(&self.ct.buffer)
 
     def flush(self):
         cdef uint32_t conn
@@ -233,7 +233,7 @@ cdef class Tracker:
         cdef Counters *c = &self.ct.count
         return {
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
-            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.ring.lost,
+            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
         }
 

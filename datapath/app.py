@@ -195,7 +195,7 @@ class _Run:
         self.result.forwarded = (self.outputs.forwarded or "", self.sink.packets)
 
     def _drain(self) -> None:
-        """Take the events of the last packets out of the ring."""
+        """Take the events of the last packets out of the buffer."""
         if not self.config.events:
             return
         events = self.pipeline.tracker.events()
@@ -234,14 +234,14 @@ def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Wr
 
 
 def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
-    """The settings with the events the outputs need, and a ring that loses none between two looks at it.
+    """The settings with the events the outputs need, and a buffer that loses none between two looks at it.
 
     Time may jump, so that every connection ends in one chunk; beside that, a packet has no more to tell than the end of an old connection, and the
     beginning, change and end of its own.
     """
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
-    ring = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_ring
-    return replace(config, events=events, event_ring=max(config.event_ring, ring))
+    room = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_buffer
+    return replace(config, events=events, event_buffer=max(config.event_buffer, room))
 
 
 def comments(decisions: np.ndarray, numbers: Sequence[int], hz: int, file: str | None = None) -> Iterable[str]:

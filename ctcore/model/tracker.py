@@ -296,7 +296,7 @@ class ModelTracker:
         conn.changes = 0
         if not self.config.event_mask & kind:
             return
-        if len(self._events) >= self.config.event_ring:
+        if len(self._events) >= self.config.event_buffer:
             self._counters["events_lost"] += 1
             return
         event: Any = np.zeros((), dtype=EVENT_DTYPE)
@@ -422,7 +422,7 @@ class ModelTracker:
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
-        assert len(self._events) <= self.config.event_ring, f"{len(self._events)} events are kept"
+        assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
 
 
 def state_of(conn: Conn, d: int) -> int:
