@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 from ctcore import spec
 from ctcore.errors import ConfigError
@@ -57,8 +58,7 @@ class Config:
         for name, seconds in self.timeouts.items():
             if name not in spec.timeouts():
                 raise ConfigError(f"timeouts: '{name}': expected one of {', '.join(spec.timeouts())}")
-            if not 0 <= seconds * self.hz <= TICKS_LIMIT:
-                raise ConfigError(f"timeouts: {name} = {seconds}: expected 0 to {TICKS_LIMIT // self.hz} seconds")
+            whole(f"timeouts: {name} =", seconds, 0, TICKS_LIMIT // self.hz, " seconds")
 
     @property
     def capacity(self) -> int:
@@ -72,6 +72,14 @@ class Config:
     def ticks(self, name: str) -> int:
         """The timeout of a sysctl in ticks."""
         return self.timeouts.get(name, spec.timeouts()[name]) * self.hz
+
+
+def whole(what: str, value: object, low: int, high: int, unit: str = "") -> int:
+    """A whole number from a caller, of Python or NumPy. Raises ConfigError if it is none, or not from low to high."""
+    number = value.__index__() if isinstance(value, SupportsIndex) else None
+    if number is None or not low <= number <= high:
+        raise ConfigError(f"{what} {value!r}: expected {low} to {high}{unit}")
+    return number
 
 
 def _check_range(config: Config, name: str, low: int, high: int) -> None:

@@ -20,5 +20,5 @@ cdef class Tracker:
     cdef int enter(self) except -1
     cdef int idle(self) except -1
 
-    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF
+    cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF
     cdef object snapshot(self, uint32_t conn)

@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 
 from ctcore.batch cimport Batch
-from ctcore.config import Config
+from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
 from ctcore.hashing cimport hash_seed
@@ -122,9 +122,10 @@ cdef class Tracker:
     def events_lost(self):
         return self.ct.buffer.lost
 
-    def expire(self, int64_t now):
+    def expire(self, now):
+        cdef int64_t time = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.idle()
-        advance_clock(&self.ct, now)
+        advance_clock(&self.ct, time)
 
     def conns(self):
         self.idle()
@@ -149,12 +150,13 @@ cdef class Tracker:
             if self.ct.pool.entry[conn].live:
                 kill(&self.ct, conn, END_FLUSHED, self.ct.now)
 
-    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF:
+    cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""
         cdef uint32_t conn
+        cdef int64_t wanted = whole("connection", ordinal, 0, (1 << 63) - 1)
         self.idle()
         for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == ordinal:
+            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == wanted:
                 return conn
         raise ConfigError(f"connection {ordinal}: expected the ordinal of a live connection")
 
@@ -163,7 +165,7 @@ cdef class Tracker:
         copy_out(<Entry *><size_t>rows.ctypes.data, &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
         return rows
 
-    def conn(self, int64_t ordinal):
+    def conn(self, ordinal):
         return self.snapshot(self.slot_of(ordinal))
 
     def find(self, const uint8_t[::1] key not None):
@@ -176,24 +178,24 @@ cdef class Tracker:
         flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
         return None if flow == NO_FLOW else self.snapshot(flow >> 1)
 
-    def set_mark(self, int64_t ordinal, uint32_t mark):
+    def set_mark(self, ordinal, mark):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        self.ct.changes = CHANGE_MARK if entry.mark != mark else 0
-        entry.mark = mark
+        cdef uint32_t value = whole("mark", mark, 0, 0xFFFFFFFF)
+        self.ct.changes = CHANGE_MARK if entry.mark != value else 0
+        entry.mark = value
         entry.cold |= COLD_MARK
         say_changes(&self.ct, entry)
 
-    def set_label(self, int64_t ordinal, label):
+    def set_label(self, ordinal, label):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        if not 0 <= label < 1 << 128:
-            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
+        label = whole("label", label, 0, (1 << 128) - 1)
         cdef uint64_t low = label & 0xFFFFFFFFFFFFFFFF, high = label >> 64
         self.ct.changes = CHANGE_LABEL if entry.label[0] != low or entry.label[1] != high else 0
         entry.label[0] = low
         entry.label[1] = high
         say_changes(&self.ct, entry)
 
-    def expect(self, int64_t master, str src, str dst, int proto, int dport, *, int sport=0, int zone=0, double timeout=300.0, bint permanent=False):
+    def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
         cdef uint32_t conn = self.slot_of(master)
         cdef uint32_t row
         cdef Key key
@@ -201,10 +203,10 @@ cdef class Tracker:
         key.family = <uint8_t>fill_address(key.src, src)
         if fill_address(key.dst, dst) != key.family:
             raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
-        for name, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
-            if not 0 <= value <= most:
-                raise ConfigError(f"expectation: {name} = {value}: expected 0 to {most}")
-        key.proto, key.dport, key.sport, key.zone = <uint8_t>proto, <uint16_t>dport, <uint16_t>sport, <uint16_t>zone
+        key.proto = whole("expectation: proto =", proto, 0, 255)
+        key.dport = whole("expectation: dport =", dport, 0, 65535)
+        key.sport = whole("expectation: sport =", sport, 0, 65535)
+        key.zone = whole("expectation: zone =", zone, 0, 65535)
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         row = expect_add(&self.ct.expect, &key, master, self.ct.tick, self.ct.tick + <uint64_t>(timeout * self.config.hz))
