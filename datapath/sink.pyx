@@ -164,8 +164,11 @@ cdef class PcapSink:
     cdef uint8_t *_start
     cdef uint64_t _used
     cdef uint64_t _capacity
+    cdef bint _busy             # a thread is at work, some of the time without the GIL
 
     def __init__(self, path, *, link=1, format=None, snaplen=262144):
+        if self._start != NULL:
+            raise RuntimeError(f"{self.name}: was opened already: expected a sink of its own for each file")
         path = os.fsdecode(path)
         if not 1 <= snaplen <= SNAPLEN_LIMIT:
             raise ValueError(f"snaplen = {snaplen}: expected 1 to {SNAPLEN_LIMIT:,}")
@@ -175,7 +178,6 @@ cdef class PcapSink:
         self.link, self.snaplen = link, snaplen
         self.packets = self.clamped = 0
         self._ifaces = {}
-        self._reserve(BUFFER)
         try:
             self._raw, self._file = _create(path)
         except (OSError, ValueError) as error:
@@ -189,9 +191,16 @@ cdef class PcapSink:
         self.close()
 
     def close(self):
+    cdef int _enter(self) except -1:
+        """Take the sink for work: records come one behind the other, whoever writes them."""
+        if self._busy:
+            raise RuntimeError(f"{self.name}: another thread is writing: expected one at a time")
+        self._busy = True
+
         if self._file is None:
             return
         try:
+        self._enter()
             # Readers refuse a pcapng capture without any interface, so one without packets gets one.
             if self._blocks and not self._ifaces:
                 self._append(_interface_block(self.link, self.snaplen))
@@ -201,13 +210,20 @@ cdef class PcapSink:
         except OSError as error:
             raise self._failed(error) from error
         finally:
-            self._file = None
+            self._file, self._busy = None, False
             with contextlib.suppress(OSError):      # closing it tries to write what could not be written
                 self._raw.close()
 
     def write(self, memory, frames, comments=None):
         if self._file is None:
-            raise ValueError(f"{self.name}: is closed")
+            raise ValueError(f"{self.name or 'sink'}: is closed, or never was opened")
+        self._enter()
+        try:
+            self._write(memory, frames, comments)
+        finally:
+            self._busy = False
+
+    def _write(self, memory, frames, comments):
         memory = np.ascontiguousarray(memory, dtype=np.uint8)
         frames = np.ascontiguousarray(frames, dtype=FRAME_DTYPE)
         blob, ends = self._comments(comments, len(frames))

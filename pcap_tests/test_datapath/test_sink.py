@@ -208,3 +208,53 @@ def test_empty_writes_change_nothing(tmp_path):
         sink.write(np.empty(0, np.uint8), np.empty(0, FRAME_DTYPE))
         assert sink.packets == 0
     assert packets_of(tmp_path / "e.pcapng") == []
+
+
+# --- one thread at a time --------------------------------------------------------------------------------------------------------------
+
+
+class Meddler(str):
+    """A comment that calls something while it is being written, as another thread would."""
+
+    meddle = staticmethod(lambda: None)
+
+    def encode(self, *_):
+        self.meddle()
+        return b"comment"
+
+
+def test_who_writes_is_left_alone(tmp_path):
+    memory, frames = frames_of([b"abcd"])
+    refused = []
+    with PcapSink(tmp_path / "out.pcapng") as sink:
+
+        def meddle():
+            for call in (lambda: sink.write(memory, frames), sink.close):
+                with pytest.raises(RuntimeError, match="another thread is writing: expected one at a time") as error:
+                    call()
+                refused.append(error)
+
+        comment = Meddler("x")
+        comment.meddle = meddle
+        sink.write(memory, frames, comments=[comment])
+        sink.write(memory, frames)
+        with pytest.raises(RuntimeError, match="was opened already"):
+            sink.__init__(tmp_path / "other.pcapng")
+    assert len(refused) == 2
+    assert [data for data, *_ in packets_of(tmp_path / "out.pcapng")] == [b"abcd"] * 2
+    assert comments_of(tmp_path / "out.pcapng") == ["comment", None]
+
+
+def test_a_write_that_was_refused_leaves_the_sink_free(tmp_path):
+    memory, frames = frames_of([b"abcd"])
+    with PcapSink(tmp_path / "out.pcap") as sink:
+        with pytest.raises(ValueError, match="1 comments for 2 frames"):
+            sink.write(memory, np.tile(frames, 2), comments=["x"])
+        sink.write(memory, frames)
+
+
+def test_a_sink_that_was_never_opened():
+    sink = PcapSink.__new__(PcapSink)
+    with pytest.raises(ValueError, match="never was opened"):
+        sink.write(*frames_of([b"abcd"]))
+    sink.close()

@@ -76,3 +76,24 @@ def test_frames_beyond_the_memory_are_refused(offset, caplen):
     frames["offset"], frames["caplen"] = offset, caplen
     with pytest.raises(ValueError, match=r"expected offset \+ caplen within the 60 bytes of memory"):
         Pipeline().process(memory, frames)
+
+
+# --- one thread, one set-up ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_subclass_that_was_not_set_up_is_told_so():
+    class Bare(Pipeline):
+        def __init__(self):
+            pass
+
+    with pytest.raises(ValueError, match="pipeline: was never set up: a subclass has to call"):
+        Bare().process(*frames_of(PACKETS))
+    assert Bare().summary()["total_packets"] == 0
+
+
+def test_a_pipeline_is_set_up_once():
+    """Its tracker and rows may be in use."""
+    pipeline = Pipeline()
+    with pytest.raises(RuntimeError, match="was set up already"):
+        pipeline.__init__(batch=1024)
+    assert len(pipeline.process(*frames_of(PACKETS))) == len(PACKETS)
