@@ -1,13 +1,16 @@
 """The composition root of replay: captures, the datapath and the files that are asked for, put together.
 
 Not here: what a packet goes through (worker), records (fields), files (export), text for people (report).
-Invariants: captures continue one another in one tracker, in the order given; whatever stops a replay, what was read before is tracked, written
-and in the result, which names what stopped it; packets that nobody wants records of cost no Python object.
+Invariants: captures continue one another in one tracker, in the order given; whatever stops the reading, what was read before is tracked, written
+and in the result, which names what stopped it; a file that cannot be written ends the replay with its own error (OutputError and its kin); packets
+that nobody wants records of cost no Python object.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,6 +26,7 @@ from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
+from datapath.names import printable
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 
@@ -168,29 +172,25 @@ class _Run:
             self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=LINK_ETHERNET if source.link is None else source.link))
 
     def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
-        if self.detailed:
-            decisions, keys = self.pipeline.process(memory, frames, keys=True)
-            self._write_packets(facts, frames, decisions, keys)
-            self._forward(facts, memory, frames, decisions)
-        else:
-            self.pipeline.process(memory, frames, decisions=False)
+        first, file = facts.packets, printable(facts.name) if self.named else None
+        process = self.pipeline.process
+        decisions, keys = process(memory, frames, keys=True) if self.detailed else (process(memory, frames, decisions=False), None)
+        facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
+        if "packets" in self.writers:
+            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, first, self.config.hz, file))
+        if self.sink is not None:
+            self._forward((memory, frames), decisions, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
-        facts.packets += len(frames)
         self._drain()
 
-    def _write_packets(self, facts: Capture, frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray) -> None:
-        if "packets" in self.writers:
-            file = facts.name if self.named else None
-            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, facts.packets, self.config.hz, file))
-
-    def _forward(self, facts: Capture, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
-        if self.sink is None:
-            return
+    def _forward(self, chunk: tuple[Any, np.ndarray], decisions: np.ndarray, first: int, file: str | None) -> None:
+        """Write the packets that pass. first: the number of the chunk's first packet in its capture, whose name is `file` if there are several."""
+        memory, frames = chunk
         passed = np.flatnonzero(decisions["verdict"] == Verdict.ACCEPT)
         said = None
         if self.sink.format == "pcapng":
-            said = list(comments(decisions[passed], (facts.packets + passed).tolist(), self.config.hz, facts.name if self.named else None))
+            said = list(comments(decisions[passed], (first + passed).tolist(), self.config.hz, file))
         self.sink.write(memory, frames[passed], comments=said)
         self.result.forwarded = (self.outputs.forwarded or "", self.sink.packets)
 

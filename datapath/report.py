@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from typing import Any
 from textwrap import wrap
 
 from rich.console import Console
@@ -102,12 +103,12 @@ def _header(result: Replayed) -> Iterator[Text]:
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats["total_packets"]))
+        yield Text(_written(*result.forwarded, stats))
 
 
-def _written(name: str, packets: int, total: int) -> str:
+def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
     """What -w wrote, and what it left out."""
-    left = total - packets
+    left, total = stats["held"] + stats["dropped"], stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
     return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 

@@ -18,7 +18,7 @@ import struct
 
 import numpy as np
 
-from ctcore.errors import CaptureError
+from ctcore.errors import OutputError
 from datapath.frame cimport Frame
 from datapath.frame import FRAME_DTYPE
 from datapath.links import link_name
@@ -181,7 +181,8 @@ cdef class PcapSink:
         try:
             self._raw, self._file = _create(path)
         except (OSError, ValueError) as error:
-            raise CaptureError(f"{self.name!r}: cannot be written: {getattr(error, 'strerror', error)}") from error
+            raise OutputError(f"{self.name!r}: cannot be written: {getattr(error, 'strerror', error)}") from error
+        self._reserve(BUFFER)
         self._append(_section_header() if self._blocks else struct.pack("=I2HiI2I", PCAP_MAGIC, 2, 4, 0, 0, snaplen, link))
 
     def __enter__(self):
@@ -190,17 +191,17 @@ cdef class PcapSink:
     def __exit__(self, *_):
         self.close()
 
-    def close(self):
     cdef int _enter(self) except -1:
         """Take the sink for work: records come one behind the other, whoever writes them."""
         if self._busy:
             raise RuntimeError(f"{self.name}: another thread is writing: expected one at a time")
         self._busy = True
 
+    def close(self):
         if self._file is None:
             return
-        try:
         self._enter()
+        try:
             # Readers refuse a pcapng capture without any interface, so one without packets gets one.
             if self._blocks and not self._ifaces:
                 self._append(_interface_block(self.link, self.snaplen))
@@ -289,7 +290,7 @@ cdef class PcapSink:
         if not self._blocks:
             if (other := np.flatnonzero(frames["link"] != self.link)).size:
                 text = f"packet {self.packets + int(other[0]) + 1:,} has {link_name(int(frames['link'][other[0]]))}, the file {link_name(self.link)}"
-                raise CaptureError(f"{self.name}: {text}: a pcap file has one link type, expected pcapng for several")
+                raise OutputError(f"{self.name}: {text}: a pcap file has one link type, expected pcapng for several")
             return np.zeros(len(frames), np.uint32)
         keys = frames["link"].astype(np.uint64) << np.uint64(32) | frames["iface"]
         if len(keys) and (keys == keys[0]).all():
@@ -323,7 +324,7 @@ cdef class PcapSink:
         self._capacity, self._used = capacity, 0
 
     def _failed(self, error):
-        return CaptureError(f"{self.name}: cannot be written: {error.strerror or error}")
+        return OutputError(f"{self.name}: cannot be written: {error.strerror or error}")
 
 
 def _format_of(path, format):
@@ -338,7 +339,7 @@ def _format_of(path, format):
     if ending in CODECS:
         ending = os.path.splitext(base)[1]
     if ending not in FORMATS:
-        raise CaptureError(f"{path}: expected a name ending in .pcap or .pcapng, and .gz, .xz or .zst behind it for compression")
+        raise OutputError(f"{path}: expected a name ending in .pcap or .pcapng, and .gz, .xz or .zst behind it for compression")
     return FORMATS[ending]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctcore.errors import CaptureError
+from ctcore.errors import OutputError
 from datapath.capture import PcapSource
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.sink import PcapSink
@@ -143,7 +143,7 @@ def test_a_pcap_has_one_link_type(tmp_path):
     memory, frames = frames_of([b"first", b"second"])
     frames["link"][1] = 113
     with PcapSink(path) as sink:
-        with pytest.raises(CaptureError, match=r"packet 2 has link type 113 \(Linux cooked\), the file link type 1 \(Ethernet\)"):
+        with pytest.raises(OutputError, match=r"packet 2 has link type 113 \(Linux cooked\), the file link type 1 \(Ethernet\)"):
             sink.write(memory, frames)
         sink.write(memory, frames[:1])
     assert [data for data, *_ in packets_of(path)] == [b"first"]
@@ -176,7 +176,7 @@ def test_mistakes_of_the_caller(tmp_path):
 
 
 def test_the_ending_names_the_format(tmp_path):
-    with pytest.raises(CaptureError, match=r"out\.txt: expected a name ending in \.pcap or \.pcapng"):
+    with pytest.raises(OutputError, match=r"out\.txt: expected a name ending in \.pcap or \.pcapng"):
         PcapSink(tmp_path / "out.txt")
     with PcapSink(tmp_path / "out.txt", format="pcapng") as sink:
         assert sink.format == "pcapng"
@@ -185,14 +185,14 @@ def test_the_ending_names_the_format(tmp_path):
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(CaptureError, match="cannot be written: No such file or directory"):
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         PcapSink(tmp_path / "no" / "such.pcap")
-    with pytest.raises(CaptureError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         PcapSink("nul\0.pcap")
     if os.path.exists("/dev/full"):
         sink = PcapSink("/dev/full", format="pcap")
         sink.write(*frames_of([b"x"]))
-        with pytest.raises(CaptureError, match="/dev/full: cannot be written: No space left on device"):
+        with pytest.raises(OutputError, match="/dev/full: cannot be written: No space left on device"):
             sink.close()
 
 
