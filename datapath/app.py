@@ -79,8 +79,8 @@ class Capture:
 
 @dataclass
 class Replayed:
-    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; errors: what stopped the
-    reading of a capture, a line each."""
+    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; clamped: of these, those
+    whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -89,6 +89,7 @@ class Replayed:
     tally: Tally | None = None
     events_lost: int = 0
     forwarded: tuple[str, int] | None = None
+    clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
@@ -192,7 +193,7 @@ class _Run:
         if self.sink.format == "pcapng":
             said = list(comments(decisions[passed], (first + passed).tolist(), self.config.hz, file))
         self.sink.write(memory, frames[passed], comments=said)
-        self.result.forwarded = (self.outputs.forwarded or "", self.sink.packets)
+        self.result.forwarded, self.result.clamped = (self.outputs.forwarded or "", self.sink.packets), self.sink.clamped
 
     def _drain(self) -> None:
         """Take the events of the last packets out of the buffer."""

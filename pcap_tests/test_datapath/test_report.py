@@ -13,11 +13,13 @@ from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
 from ctcore.types import Reason
 from datapath import app, evidence, explain, hints, narrate, report
+from datapath.cli import main
 from datapath.commands import options
 from datapath.craft import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
 from pcap_tests import stories
+from pcap_tests.capture_files import enhanced, interface, section
 from pcap_tests.stories import CLIENT, MS, SERVER
 
 
@@ -229,6 +231,31 @@ def test_a_scan_is_not_taken_for_a_capture_of_one_direction(tmp_path):
 
 def test_timestamps_going_back_are_told(tmp_path):
     assert "timestamps went back once" in told(tmp_path, [(5 * MS, stories.question()[0][1]), (0, stories.question()[1][1])])
+
+
+def early(path, *stamps):
+    """A capture whose interface says that all of its timestamps are 10 s less."""
+    path.write_bytes(section() + interface(offset=-10) + b"".join(enhanced(udp(CLIENT, SERVER, 1, 2), stamp) for stamp in stamps))
+    return str(path)
+
+
+def test_timestamps_before_1970_are_told(tmp_path):
+    capture = early(tmp_path / "early.pcapng", 1_000_000, 5_000_000, 20_000_000)
+    assert "timestamps before 1970: these packets are tracked as if all had come at its first moment" in unwrapped(summary([capture]))
+    assert "before 1970:" not in unwrapped(summary([early(tmp_path / "late.pcapng", 20_000_000)]))
+
+
+@pytest.mark.parametrize(("ending", "stamps", "changed"), [
+    ("pcapng", (1_000_000, 5_000_000, 20_000_000), "2 packets"),
+    ("pcap", (20_000_000, (1 << 32) * 1_000_000 + 20_000_000), "1 packet"),
+    ("pcapng", (20_000_000, (1 << 32) * 1_000_000 + 20_000_000), None),
+])  # fmt: skip
+def test_timestamps_that_the_written_file_cannot_hold_are_told(tmp_path, capfd, ending, stamps, changed):
+    main(["replay", early(tmp_path / "in.pcapng", *stamps), "-w", str(tmp_path / f"out.{ending}")])
+    text = unwrapped(capfd.readouterr().out)
+    assert ("written by -w with another timestamp" in text) == bool(changed)
+    if changed:
+        assert f"{changed} written by -w with another timestamp: captures hold none before 1970" in text
 
 
 def test_captures_of_the_same_time_are_to_be_merged(tmp_path):
