@@ -100,8 +100,7 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
     """Refuse, before anything is read, what cannot work: captures that are not there, an output named twice or over a capture."""
     for name in captures:
         if name != export.STDOUT:
-            with open(name, "rb"):
-                pass
+            _check_readable(name)
     seen: list[str] = []
     for name in outputs.names():
         if any(_same(name, other) for other in seen):
@@ -111,11 +110,24 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
         seen.append(name)
 
 
+def _check_readable(name: str) -> None:
+    """Raise OSError for what cannot be opened, without opening what would notice: a FIFO's writer would lose its reader, or none has come yet."""
+    mode = os.stat(name).st_mode
+    if stat.S_ISREG(mode):
+        with open(name, "rb"):
+            return
+    if stat.S_ISDIR(mode) or not os.access(name, os.R_OK):
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES
+        raise OSError(code, os.strerror(code), name)
+
+
 def _same(a: str, b: str) -> bool:
-    """Whether writing both would spoil a file. Devices such as /dev/null take what they are given."""
+    """Whether writing both would spoil a file, which may not be there yet. Devices such as /dev/null take what they are given."""
+    if export.STDOUT in (a, b):
+        return a == b
     if os.path.exists(a) and os.path.exists(b):
         return os.path.isfile(a) and os.path.samefile(a, b)
-    return a == b
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:
