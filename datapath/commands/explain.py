@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from datapath.app import check_files
+from datapath.cli import USAGE, complain
 from datapath.commands.options import Number, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
@@ -30,7 +31,7 @@ def _print(rows: list[tuple[str, str]]) -> None:
 @click.option("--conn", "ordinal", type=Number(0, LIMIT), metavar="N", help="The connection's number, as in the records of replay.")
 @verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
-def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
+def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> int:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
@@ -49,10 +50,15 @@ def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
         raise click.UsageError("expected one of --packet N, --frame N and --conn N")
     packet = frame - 1 if frame is not None else packet
     check_files(captures, Outputs())
+    damage = None
     with progress_bar(quiet=quiet) as progress:
         if packet is not None:
             it = explain.explain_packet(captures, packet, tracking, progress)
             lines, data = narrate.packet_lines(it), it.data
         else:
-            lines, data = narrate.life_lines(explain.explain_conn(captures, ordinal, tracking, progress), tracking.config.hz), b""
+            life = explain.explain_conn(captures, ordinal, tracking, progress)
+            lines, data, damage = narrate.life_lines(life, tracking.config.hz), b"", life.damage
     _print([*lines, *(narrate.detail_lines(tracking, data) if verbose else ())])
+    if damage:
+        complain(damage)
+    return USAGE if damage else 0

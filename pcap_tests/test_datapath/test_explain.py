@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ctcore.types import Reason
 from datapath import app, dissect, explain, narrate
 from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
 from datapath.window import near, window_of
+from datapath.worker import Pipeline
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
 
@@ -410,3 +412,19 @@ def test_gre_and_udp_have_lines():
     assert dissect.l4_line(47, gre(CLIENT, SERVER, version=1, proto=0x880B, call=9)[34:], 8) == "version 1, carries 0x880b, call id 9"
     assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, length 8, no checksum, 8 bytes present"
     assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]
+
+
+def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
+    """A look at every connection for each chunk would make explain slower the more there are."""
+
+    class Watched:
+        def __init__(self, *settings, **more):
+            self.real = Pipeline(*settings, **more)
+            self.process = self.real.process
+            self.tracker = SimpleNamespace(conn=self.real.tracker.conn, events=self.real.tracker.events)
+
+    expected = explain.explain_conn([office], 0, app.Tracking())
+    monkeypatch.setattr(explain, "Pipeline", Watched)
+    monkeypatch.setattr(explain, "CHUNK", 3)
+    life = explain.explain_conn([office], 0, app.Tracking())
+    assert (life.conn, [step.number for step in life.steps]) == (expected.conn, [step.number for step in expected.steps])
