@@ -237,9 +237,9 @@ def test_a_flood_of_collisions_is_bounded_work():
     crowd = colliding(SLOTS * REACH + 20)
     send(tracker, crowd)
     batch = parse_batch(*frames_of([frame(talk) for talk in crowd[-20:]] * 1000, ts=START))
-    begin = time.perf_counter()
+    begin = time.process_time()
     decisions = tracker.advance(batch)
-    assert time.perf_counter() - begin < 1, "20,000 packets"
+    assert time.process_time() - begin < 1, "20,000 packets; what others take of the machine does not count"
     assert set(decisions["conn"]) == {-1}
 
 
