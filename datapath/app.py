@@ -186,8 +186,12 @@ class _Run:
 
     def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
         first, file = facts.packets, printable(facts.name) if self.named else None
-        process = self.pipeline.process
-        decisions, keys = process(memory, frames, keys=True) if self.detailed else (process(memory, frames, decisions=False), None)
+        decisions: Any = None
+        keys: Any = None
+        if self.detailed:
+            decisions, keys = self.pipeline.process(memory, frames, keys=True)
+        else:
+            self.pipeline.process(memory, frames, decisions=False)
         facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
         if "packets" in self.writers:
             self.writers["packets"].write(fields.packet_records(frames, decisions, keys, first, self.config.hz, file))
