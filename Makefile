@@ -17,13 +17,14 @@ DEMO := pcap_tests/captures/demo.pcap
 ASAN := build/asan
 ASAN_TESTS ?= pcap_tests/test_ctcore pcap_tests/test_datapath
 FUZZ_SECONDS ?= 60
+SECONDS ?= 60
 ASAN_FUZZ_SECONDS ?= 20
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=.
 
-.PHONY: help build demo test lint bench fuzz asan docs wheel clean
+.PHONY: help build demo test lint bench fuzz fuzz-kernel asan docs wheel clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 build: $(BUILT)  ## make .venv and build everything into the source tree
 
@@ -44,6 +45,9 @@ bench: $(BUILT) $(BENCH_TOOLS)  ## measure the engine against the limit of this 
 fuzz: $(BUILT) $(FUZZ_TOOLS)  ## run each coverage-guided fuzzer for FUZZ_SECONDS
 	set -e; for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
 	    echo "$$fuzzer"; $(BIN)/python $$fuzzer -max_total_time=$(FUZZ_SECONDS); done
+
+fuzz-kernel: $(BUILT)  ## compare the engine with the running kernel on random traffic for SECONDS, by SEED or a new one; needs root
+	$(BIN)/python -m pcap_tests.fuzz_kernel --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled code and the fuzzers under AddressSanitizer, in a tree of its own
 	mkdir -p $(ASAN)
@@ -70,13 +74,15 @@ clean:  ## remove everything that was built
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"$(PYTHON) is Python {sys.version.split()[0]}: 3.11 or later is needed; name one with make PYTHON=...")'
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_paths()["include"], "Python.h"); sys.exit(0 if os.path.exists(h) else f"{h} is missing: install the headers of Python (python3-dev on Debian and Ubuntu)")'
-	$(PYTHON) -m venv $(VENV)
+	@echo "making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 # The first build is pip's, which also installs the command; later ones compile only what has changed.
 $(BUILT): $(SOURCES) | $(BIN)/python
 	@if [ ! -e $(INSTALLED) ] || [ pyproject.toml -nt $(INSTALLED) ]; then \
-	    echo "installing what ctmirror needs and building it"; set -e; \
+	    set -e; echo "fetching what the build needs: setuptools, Cython, NumPy"; \
 	    $(call install,d["build-system"]["requires"]); \
+	    echo "compiling ctmirror and fetching what it needs (one to five minutes, once)"; \
 	    $(PIP) install --no-build-isolation --editable .; touch $(INSTALLED); \
 	else echo "building what has changed"; $(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS); fi
 	@touch $@

@@ -34,6 +34,7 @@ class Config:
     checksum: bool = True
     acct: bool = True
     max: int = 262144  # connections; 0: no limit but capacity
+    buckets: int = 262144  # of the kernel's hash table (nf_conntrack_buckets): early drop looks at eight of them
     expect_max: int = 4096
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
@@ -46,6 +47,7 @@ class Config:
             _check_range(self, name, 0, 1)
         _check_range(self, "tcp_max_retrans", 0, 255)
         _check_range(self, "max", 0, CAPACITY_LIMIT)
+        _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "event_buffer", 16, 1 << 27)
@@ -58,7 +60,7 @@ class Config:
         for name, seconds in self.timeouts.items():
             if name not in spec.timeouts():
                 raise ConfigError(f"timeouts: '{name}': expected one of {', '.join(spec.timeouts())}")
-            whole(f"timeouts: {name} =", seconds, 0, TICKS_LIMIT // self.hz, " seconds")
+            whole(f"timeouts: {name} =", seconds, 0, TICKS_LIMIT // self.hz, " whole seconds")
 
     @property
     def capacity(self) -> int:

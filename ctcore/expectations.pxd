@@ -13,7 +13,7 @@ ctypedef struct Expectation:
 
 ctypedef struct Expectations:
     Expectation *row
-    uint32_t *head              # chains by hash of destination and protocol
+    uint32_t *head              # chains by hash of destination and protocol; not written while used is 0
     uint32_t size
     uint32_t used               # rows ever handed out
     uint32_t free

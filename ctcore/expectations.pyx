@@ -2,6 +2,7 @@
 
 An expectation names source and destination address, protocol, destination port and zone exactly; the source port may be left open. The
 first packet that fits makes its connection RELATED, with the expecting one as its master. One shot, unless permanent.
+The chains' heads are written when the first row is used: a tracker that expects nothing touches none of this memory.
 Invariants: every row is in one chain or in the free list; no row outlives its master (tracker calls expect_remove_of).
 Not here: helpers, which find out what to expect.
 """
@@ -31,7 +32,7 @@ cdef inline bint fits(const Expectation *row, const Key *key) noexcept nogil:
 
 
 cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noexcept nogil:
-    """The youngest expectation that fits a packet and has not expired, or NO_CONN."""
+    """The youngest expectation that fits a packet and has not expired, or NO_CONN. There must be expectations."""
     cdef uint32_t row = all.head[chain_of(all, key)]
     while row != NO_CONN:
         if fits(&all.row[row], key) and all.row[row].deadline > tick:
@@ -51,17 +52,22 @@ cdef void forget_same(Expectations *all, const Key *key, int64_t master) noexcep
 
 
 cdef void expect_init(Expectations *all) noexcept nogil:
-    """row and head are zeroed memory for size and n_heads."""
+    """row and head are memory for size and n_heads."""
+    all.free = NO_CONN
+    all.next_due = NEVER
+
+
+cdef void empty_chains(Expectations *all) noexcept nogil:
     cdef uint32_t chain
     for chain in range(all.n_heads):
         all.head[chain] = NO_CONN
-    all.free = NO_CONN
-    all.next_due = NEVER
 
 
 cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick, uint64_t deadline) noexcept nogil:
     """A row at the head of its chain, in place of an identical one; NO_CONN if there are too many. The caller fills in the rest."""
     cdef uint32_t row, chain
+    if all.used == 0:
+        empty_chains(all)
     if tick >= all.next_due:
         expect_expire(all, tick)
     forget_same(all, key, master)
@@ -121,7 +127,7 @@ cdef str expect_fault(const Expectations *all):
     """What breaks an invariant of the expectations, or an empty string."""
     cdef uint32_t chain, row
     chained, free = set(), set()
-    for chain in range(all.n_heads):
+    for chain in range(all.n_heads if all.used else 0):
         row = all.head[chain]
         while row != NO_CONN:
             if row in chained or not all.row[row].live or chain_of(all, &all.row[row].key) != chain:

@@ -20,6 +20,17 @@ ctypedef struct Table:
 cdef uint32_t table_find(const Table *table, const Entry *entry, uint32_t hash, const Key *key) noexcept nogil
 cdef bint table_insert(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
 cdef bint table_erase(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
+# A search for all flows whose hashes lie in a range. Flows may be erased meanwhile, but none inserted.
+ctypedef struct Walk:
+    uint32_t low                # the range, both ends included
+    uint32_t high
+    uint32_t at                 # the bucket and the slot to look at next
+    uint32_t left               # buckets of the table not looked at yet
+    int slot
+    int beyond                  # buckets behind the last one that is home to such hashes; -1: not there yet
+
+cdef void walk_start(const Table *table, Walk *walk, uint32_t low, uint32_t high) noexcept nogil
+cdef uint32_t walk_next(const Table *table, const Entry *entry, Walk *walk) noexcept nogil
 cdef str table_fault(const Table *table, const Entry *entry)
 
 

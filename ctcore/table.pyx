@@ -80,6 +80,41 @@ cdef bint table_erase(Table *table, uint32_t hash, uint32_t flow) noexcept nogil
     return False
 
 
+cdef void walk_start(const Table *table, Walk *walk, uint32_t low, uint32_t high) noexcept nogil:
+    """Begin a walk over the flows with hashes from low to high."""
+    walk.low, walk.high = low, high
+    walk.at = bucket_of(table, low)
+    walk.left = table.n_buckets
+    walk.slot = 0
+    walk.beyond = 0 if walk.at == bucket_of(table, high) else -1
+
+
+cdef uint32_t walk_next(const Table *table, const Entry *entry, Walk *walk) noexcept nogil:
+    """The next flow of a walk, or NO_FLOW: the home buckets of the range, then those where its flows may lie that found them full."""
+    cdef const Bucket *bucket
+    cdef uint32_t flow, hash
+    while walk.left:
+        bucket = &table.bucket[walk.at]
+        while walk.slot < SLOTS:
+            flow = bucket.flow[walk.slot]
+            walk.slot += 1
+            if bucket.tag[walk.slot - 1]:
+                hash = entry[flow >> 1].hash[flow & 1]
+                if walk.low <= hash <= walk.high:
+                    return flow
+        if walk.beyond >= 0:
+            walk.beyond += 1
+            if bucket.passed == 0 or walk.beyond == FARTHEST:
+                break
+        walk.slot = 0
+        walk.left -= 1
+        walk.at = next_bucket(table, walk.at)
+        if walk.at == bucket_of(table, walk.high):
+            walk.beyond = 0
+    walk.left = 0
+    return NO_FLOW
+
+
 cdef str table_fault(const Table *table, const Entry *entry):
     """What breaks an invariant of the table, or an empty string."""
     cdef uint32_t at, home, flow, n = 0

@@ -11,8 +11,7 @@ cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nog
 cdef class Tracker:
     cdef Engine ct
     cdef readonly object config
-    cdef size_t pool_size
-    cdef size_t table_size
+    cdef size_t conns_size      # slab and table
     cdef size_t buffer_size
     cdef size_t expect_size
     cdef bint busy              # a thread is at work without the GIL

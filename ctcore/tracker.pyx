@@ -21,14 +21,14 @@ from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
-from ctcore.table cimport SLOTS, Bucket, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert
+from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
 from ctcore.tcp cimport tcp_packet
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
 
 cdef enum:
-    EVICTION_RANGE = 8          # buckets that early drop looks at
+    EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
@@ -40,6 +40,13 @@ cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     for i in range(n):
         row[i].hash = hash_of(&ct.hash_key, &row[i].key)
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
+
+
+cdef inline void fetch_answer(const Engine *ct, const Packet *p) noexcept nogil:
+    """A packet that no flow fits will probably open a connection, and be entered under the answer's key, too: ask for that bucket."""
+    cdef Key answer
+    if p.verdict == PENDING and invert(&p.key, &answer):
+        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
 
 
 cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
@@ -54,6 +61,8 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             entry = &ct.pool.entry[flow >> 1]
             prefetch_write(&entry.flow[flow & 1])
             prefetch_write(&entry.l4)
+        else:
+            fetch_answer(ct, &row[i])
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil:
@@ -140,25 +149,35 @@ cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
     return flow
 
 
+cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
+    """Evict what is not assured and has a flow in a bucket of the kernel's table: its hash, scaled to that size, is the bucket. Says how many."""
+    cdef uint64_t buckets = ct.set.buckets
+    cdef uint32_t low = <uint32_t>((((<uint64_t>bucket) << 32) + buckets - 1) // buckets)
+    cdef uint32_t high = <uint32_t>((((<uint64_t>bucket + 1) << 32) + buckets - 1) // buckets - 1)
+    cdef uint32_t flow, dropped = 0
+    cdef Walk walk
+    walk_start(&ct.table, &walk, low, high)
+    flow = walk_next(&ct.table, ct.pool.entry, &walk)
+    while flow != NO_FLOW:
+        if not ct.pool.entry[flow >> 1].status & ASSURED:
+            kill(ct, flow >> 1, END_EVICTED, ct.now)
+            dropped += 1
+        flow = walk_next(&ct.table, ct.pool.entry, &walk)
+    return dropped
+
+
 cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
     """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
-    cdef uint32_t at = bucket_of(&ct.table, hash)
-    cdef uint32_t dropped = 0
-    cdef Bucket *bucket
-    cdef uint32_t conn
-    cdef int i, slot
+    cdef uint32_t at = <uint32_t>((<uint64_t>hash * ct.set.buckets) >> 32)
+    cdef uint32_t dropped
+    cdef int i
     for i in range(EVICTION_RANGE):
-        bucket = &ct.table.bucket[at]
-        for slot in range(SLOTS):
-            conn = bucket.flow[slot] >> 1
-            if bucket.tag[slot] and not ct.pool.entry[conn].status & ASSURED:
-                kill(ct, conn, END_EVICTED, ct.now)
-                dropped += 1
+        dropped = evict(ct, at)
         if dropped:
-            break
-        at = at + 1 if at + 1 < ct.table.n_buckets else 0
-    ct.count.early_drop += dropped
-    return dropped != 0
+            ct.count.early_drop += dropped
+            return True
+        at = at + 1 if at + 1 < ct.set.buckets else 0
+    return False
 
 
 cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
@@ -182,7 +201,6 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
-    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
@@ -243,10 +261,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
 # --- one packet -------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline uint8_t l4state_of(const Entry *entry) noexcept nogil:
-    if likely(entry.flow[0].key.proto == PROTO_TCP):
+cdef inline uint8_t l4state_of(const Entry *entry, int dir) noexcept nogil:
+    """dir: that of the packet at hand, whose line of the entry is in the cache; the protocol stands in the other one's, too."""
+    cdef uint8_t proto = entry.flow[dir].key.proto
+    if likely(proto == PROTO_TCP):
         return entry.l4.tcp.state
-    return entry.l4.sctp.state if entry.flow[0].key.proto == PROTO_SCTP else NO_L4STATE
+    return entry.l4.sctp.state if proto == PROTO_SCTP else NO_L4STATE
 
 
 cdef inline void without_conn(const Packet *p, uint8_t l4state, Decision *d) noexcept nogil:
@@ -274,7 +294,7 @@ cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p
     d.dir = <uint8_t>dir
     d.verdict = p.verdict
     d.reason = p.reason
-    d.l4state = l4state_of(entry)
+    d.l4state = l4state_of(entry, dir)
     d.proto = p.key.proto
     d.family = p.key.family
     d.pad = 0
@@ -390,7 +410,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         track_first(ct, p, R_TCP_REOPENED, d)
         return
     if unlikely(outcome == REJECTED):
-        reject(ct, p, INVALID, ACCEPT, l4state_of(entry), d)
+        reject(ct, p, INVALID, ACCEPT, l4state_of(entry, dir), d)
         if ct.changes:
             say_changes(ct, entry)
         return

@@ -1,7 +1,6 @@
 # The Python side of the engine: class Tracker. Part of tracker.pyx, for a cdef class lives where its methods do; no packet passes through here.
 
 from libc.string cimport memcpy
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
 
 import ipaddress
 from collections import namedtuple
@@ -62,26 +61,24 @@ cdef class Tracker:
         ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
-        self.pool_size = whole_pages(ct.pool.capacity * sizeof(Entry))
-        self.table_size = whole_pages(ct.table.n_buckets * sizeof(Bucket))
+        self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
         self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
-        self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation))
-        ct.pool.entry = <Entry *>map_memory(self.pool_size)
-        ct.table.bucket = <Bucket *>map_memory(self.table_size)
+        self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
+        ct.pool.entry = <Entry *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
-        ct.expect.head = <uint32_t *>PyMem_Calloc(ct.expect.n_heads, sizeof(uint32_t))
-        if ct.pool.entry == NULL or ct.table.bucket == NULL or ct.buffer.event == NULL or ct.expect.row == NULL or ct.expect.head == NULL:
+        if ct.pool.entry == NULL or ct.buffer.event == NULL or ct.expect.row == NULL:
             raise MemoryError(f"no memory for {config.capacity} connections")
+        # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
+        ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
+        ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     def __dealloc__(self):
-        unmap_memory(self.ct.pool.entry, self.pool_size)
-        unmap_memory(self.ct.table.bucket, self.table_size)
+        unmap_memory(self.ct.pool.entry, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
-        PyMem_Free(self.ct.expect.head)
 
     cdef int enter(self) except -1:
         """Take the tracker for work without the GIL, or RuntimeError: packets of one table come one after the other."""
@@ -221,7 +218,7 @@ cdef class Tracker:
         cdef uint32_t chain, row
         cdef Expectation *e
         rows = []
-        for chain in range(self.ct.expect.n_heads):
+        for chain in range(self.ct.expect.n_heads if self.ct.expect.used else 0):
             row = self.ct.expect.head[chain]
             while row != NO_CONN:
                 e = &self.ct.expect.row[row]

@@ -28,6 +28,7 @@ cdef enum:
 # one or if it is atomic. fragmented: there is one.
 ctypedef struct Chain:
     uint32_t at
+    uint32_t data               # behind the first fragment header
     uint16_t frag
     uint8_t proto
     bint fragmented
@@ -139,10 +140,11 @@ cdef inline uint8_t skip_extensions(const uint8_t *ip, uint32_t length, uint32_t
         h = ip + chain.at
         if chain.proto == IP6_FRAGMENT:                                 # RFC 8200 4.5
             frag = be16(h + 2) & 0xFFF9
+            chain.at += 8
             if not chain.fragmented:
                 chain.frag = frag
+                chain.data = chain.at
             chain.fragmented = True
-            chain.at += 8
             if frag & 0xFFF8:
                 chain.proto = h[0]
                 return R_FRAGMENT

@@ -141,6 +141,7 @@ cpdef enum Reason:
     R_IP_LENGTH
     R_IP_TRUNCATED
     R_IP_CHECKSUM
+    R_IP6_MALFORMED
     R_FRAGMENT
     # before the protocol trackers
     R_L4_BEYOND
@@ -358,6 +359,7 @@ ctypedef struct Settings:
     uint32_t hopeless_after     # 120 seconds: a connection with less left dies soon enough by itself
     int64_t tick_ns
     uint32_t max
+    uint32_t buckets            # of the kernel's table, by which early drop goes
     uint8_t tcp_liberal
     uint8_t tcp_loose
     uint8_t tcp_ignore_invalid_rst

@@ -33,7 +33,7 @@ from datapath.worker import Pipeline
 CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
 EVENTS_A_PACKET = 4
 EVENTS = frozenset(("new", "update", "destroy"))
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "hz", "seed")
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed")
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 
@@ -97,10 +97,19 @@ class Replayed:
 
 
 def check_files(captures: Sequence[str], outputs: Outputs) -> None:
-    """Refuse, before anything is read, what cannot work: captures that are not there, an output named twice or over a capture."""
+    """Refuse, before anything is read, what cannot work: captures none of which is there, an output named twice or over a capture.
+
+    One among others that is not there is left to the replay, which goes on with the next as behind a damaged one.
+    """
+    missing: list[OSError] = []
     for name in captures:
-        if name != export.STDOUT:
-            _check_readable(name)
+        try:
+            if name != export.STDOUT:
+                _check_readable(name)
+        except OSError as error:
+            missing.append(error)
+    if missing and len(missing) == len(captures):
+        raise missing[0]
     seen: list[str] = []
     for name in outputs.names():
         if any(_same(name, other) for other in seen):

@@ -19,6 +19,7 @@ from datapath.names import printable
 # The one-line helps stand here and not in the modules, which are not imported for `ctmirror --help`.
 COMMANDS = {
     "replay": "run captures through connection tracking and say what it says of each packet",
+    "check": "run scenarios, or compare captures with saved packet records",
     "explain": "one packet stage by stage, or one connection's life, with the reason and its rule",
     "diff": "captures through ctmirror and through the running kernel, packet by packet; prints the differences",
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",

@@ -192,10 +192,14 @@ def udp(
 def udplite_datagram(
     src: str, dst: str, sport: int, dport: int, payload: bytes = b"", *, coverage: int = 0, l4_checksum: int | None = None, sum_proto: int = UDPLITE
 ) -> bytes:
-    """sum_proto: the pseudo-header's protocol; with UDP (17) Linux takes the checksum for a good one."""
+    """A datagram with the sum that Linux takes for a good one, if sum_proto, the pseudo-header's protocol, is UDP.
+
+    Over IPv4 that has only the lowest byte of the length in it.
+    """
     data = struct.pack("!HHHH", sport, dport, coverage, 0) + payload
     covered = data[: coverage or len(data)]
-    covered = summed(covered, 6, pseudo(src, dst, sum_proto, len(data)), l4_checksum, zero_means_none=True)
+    length = len(data) & 0xFF if sum_proto == UDP and ":" not in src else len(data)
+    covered = summed(covered, 6, pseudo(src, dst, sum_proto, length), l4_checksum, zero_means_none=True)
     return covered + data[len(covered) :]
 
 

@@ -20,9 +20,12 @@ from ctcore.types import Proto
 from datapath import fields
 from datapath.app import Progress, Tracking
 from datapath.capture import PcapSource
+from datapath.differences import Difference, Disagreement, packet_words
 from datapath.names import printable
-from datapath.oracle.compare import Difference, differences
-from datapath.oracle.lockstep import Compared, Lockstep, Side
+from datapath.oracle.compare import Difference as Fields
+from datapath.oracle.compare import differences
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 
 CHUNK = 4096
@@ -37,7 +40,7 @@ class Chunk:
     first: int
     frames: np.ndarray
     compared: Compared
-    differences: list[Difference]
+    differences: list[Fields]
     hz: int
 
     def records(self, side: Side) -> list[Record]:
@@ -71,6 +74,15 @@ class Chunk:
             i = difference.i
             differs = {name: {"ctmirror": pair[0], "kernel": pair[1]} for name, pair in difference.fields.items()}
             yield {"file": self.name, "i": self.first + i, "differs": differs, "ctmirror": ours[i], "kernel": theirs[i]}
+
+    def disagreements(self) -> Iterator[Disagreement]:
+        """The same for people; the kernel's reasons are its sentences."""
+        ours = self.records(self.compared.ours) if self.differences else []
+        for difference in self.differences:
+            record, sighting = ours[difference.i], self.compared.sightings[difference.i]
+            said = "; ".join(sighting.said) if sighting else ""
+            found = tuple(Difference(name, *pair) for name, pair in difference.fields.items())
+            yield Disagreement(self.name, record["i"], packet_words(record), found, (record["reason"], said or None))
 
 
 @dataclass

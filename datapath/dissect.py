@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import wraps
+from itertools import groupby
 from struct import error as Short
 from struct import unpack_from
 
@@ -25,6 +26,11 @@ ETHER_TYPES = {
 # RFC 8200 4: what may stand between an IPv6 header and what it carries.
 EXTENSION_HEADERS = {0: "hopopt", 43: "route", 44: "frag", 59: "nonxt", 60: "dstopts", 135: "mobility", 139: "hip", 140: "shim6"}
 FRAGMENT, AUTHENTICATION, NO_NEXT = 44, 51, 59
+LONGEST_CHAIN = 8  # headers that are named; a hostile packet can have hundreds
+HEADERS: dict[int, int] = {
+    Proto.PROTO_TCP: 20, Proto.PROTO_UDP: 8, Proto.PROTO_UDPLITE: 8, Proto.PROTO_SCTP: 12, Proto.PROTO_GRE: 4, Proto.PROTO_ICMP: 8,
+    Proto.PROTO_ICMPV6: 8,
+}  # fmt: skip
 FLAG_LETTERS = ((0x02, "SYN"), (0x10, "ACK"), (0x01, "FIN"), (0x04, "RST"), (0x08, "PSH"), (0x20, "URG"), (0x40, "ECE"), (0x80, "CWR"))
 ICMP_TYPES = {
     0: "echo reply", 3: "destination unreachable", 4: "source quench", 5: "redirect", 8: "echo request", 9: "router advertisement",
@@ -95,20 +101,39 @@ def _ip6(packet: bytes) -> str:
     if len(packet) < 40:
         raise Short
     ends = f"IPv6 {fields.address(packet[8:24], 6)} > {fields.address(packet[24:40], 6)}"
-    names = ", ".join(EXTENSION_HEADERS.get(header) or fields.proto_name(header) for header in _chain(packet, following))
-    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {names}"
+    chain = [EXTENSION_HEADERS.get(header) or fields.proto_name(header) for header in _chain(packet, following)]
+    runs = [(name, len(list(run))) for name, run in groupby(chain)]
+    names = [name if times == 1 else f"{name} ({times} times)" for name, times in runs]
+    if len(names) > LONGEST_CHAIN:
+        names = [*names[: LONGEST_CHAIN - 1], f"... ({len(chain)} headers)", names[-1]]
+    return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {', '.join(names)}"
+
+
+def fragment_offset(packet: bytes) -> int:
+    """Where in its datagram's payload a fragment that starts with this IP header begins, in bytes; 0 for the first and for what is no fragment."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        return (int.from_bytes(packet[6:8], "big") & 0x1FFF) * 8
+    if len(packet) < 40 or packet[0] >> 4 != 6:
+        return 0
+    return next((offset for _, offset in _walk(packet, packet[6]) if offset), 0)
 
 
 def _chain(packet: bytes, following: int) -> Iterator[int]:
     """The headers behind an IPv6 header, by what names each, as far as they are there. Behind a later fragment's comes no header."""
+    return (header for header, offset in _walk(packet, following) if not offset)
+
+
+def _walk(packet: bytes, following: int) -> Iterator[tuple[int, int]]:
+    """The same, each with the offset of the fragment that the headers up to there make it."""
     at = 40
-    yield following
+    yield following, 0
     while (following in EXTENSION_HEADERS or following == AUTHENTICATION) and following != NO_NEXT and at + 4 <= len(packet):
         if following == FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & ~7:
+            yield int.from_bytes(packet[at : at + 1], "big"), int.from_bytes(packet[at + 2 : at + 4], "big") & ~7
             return
         units = {FRAGMENT: 8, AUTHENTICATION: (packet[at + 1] + 2) * 4}
         at, following = at + units.get(following, (packet[at + 1] + 1) * 8), packet[at]
-        yield following
+        yield following, 0
 
 
 def flags_text(flags: int) -> str:
@@ -116,11 +141,16 @@ def flags_text(flags: int) -> str:
     return " ".join(name for bit, name in FLAG_LETTERS if flags & bit) or "no flags"
 
 
+def has_header(proto: int, l4: bytes) -> bool:
+    """Whether the transport header is all there, as far as it has a fixed length."""
+    return len(l4) >= HEADERS.get(proto, 0)
+
+
 @_whatever_the_bytes
 def l4_line(proto: int, l4: bytes, length: int) -> str:
     """The transport header. length: bytes of header and payload by the IP length, of which l4 may hold fewer."""
     describers: dict[int, Callable[[bytes, int], str]] = {
-        Proto.PROTO_TCP: _tcp, Proto.PROTO_UDP: _udp, Proto.PROTO_UDPLITE: _udp, Proto.PROTO_SCTP: _sctp, Proto.PROTO_GRE: _gre,
+        Proto.PROTO_TCP: _tcp, Proto.PROTO_UDP: _udp, Proto.PROTO_UDPLITE: _udplite, Proto.PROTO_SCTP: _sctp, Proto.PROTO_GRE: _gre,
         Proto.PROTO_ICMP: lambda l4, _: _icmp(l4, ICMP_TYPES), Proto.PROTO_ICMPV6: lambda l4, _: _icmp(l4, ICMPV6_TYPES),
     }  # fmt: skip
     describe = describers.get(proto)
@@ -169,7 +199,14 @@ def sack_blocks(body: bytes) -> list[tuple[int, int]]:
 
 def _udp(l4: bytes, length: int) -> str:
     sport, dport, said, checksum = unpack_from(">HHHH", l4)
-    return f"{sport} > {dport}, length {said}, {'no checksum' if checksum == 0 else 'checksum'}, {length} bytes present"
+    parts = [f"{sport} > {dport}", f"{max(0, length - 8)} bytes of payload", "" if said == length else f"its length says {said - 8}"]
+    return ", ".join(filter(None, [*parts, "" if checksum else "no checksum"]))
+
+
+def _udplite(l4: bytes, length: int) -> str:
+    sport, dport, coverage, _ = unpack_from(">HHHH", l4)
+    covered = "all of them covered" if coverage in (0, length) else f"checksum over the first {coverage} with the header"
+    return f"{sport} > {dport}, {max(0, length - 8)} bytes of payload, {covered}"
 
 
 def _icmp(l4: bytes, names: dict[int, str]) -> str:

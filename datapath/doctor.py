@@ -7,6 +7,7 @@ Not here: using any of it. A check is a function that returns a Finding; a new o
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import platform
@@ -26,6 +27,12 @@ CAPABILITIES = {12: "net_admin", 13: "net_raw", 21: "sys_admin", 38: "perfmon", 
 NEEDED_CAPABILITIES = (12, 13, 39)
 CLONE_NEWNET = 0x40000000
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+PROG_LOAD, PROG_TYPE_XDP = 5, 6
+BPF_KERNEL = "use a kernel with CONFIG_BPF_SYSCALL"
+BPF_ADVICE = {
+    errno.EPERM: "run as root, or with cap_bpf and cap_net_admin",
+    errno.ENOMEM: "raise the limit of locked memory (ulimit -l), which kernels before 5.11 count",
+}
 SIOCETHTOOL, ETHTOOL_GSTRINGS, ETHTOOL_GFEATURES, ETHTOOL_GSSET_INFO, ETH_SS_FEATURES = 0x8946, 0x1B, 0x3A, 0x37, 4
 OWN_MODULES = ("capture.pyx", "worker.pyx")  # one of them, or its compiled form, tells our datapath from a stranger's
 SYSCTL = Path("/proc/sys/net/netfilter")
@@ -62,19 +69,30 @@ def engine() -> Finding:
 
         Tracker(Config(max=16))
     except Exception as error:
-        return Finding("engine", False, " ".join(str(error).split()), "build it: make build, or pip install ctmirror again", needed=True)
+        advice = "build it: make build, or pip install ctmirror again"
+        if _strangers():
+            advice = "see package name below; building again does not help"
+        return Finding("engine", False, " ".join(str(error).split()), advice, needed=True)
     return Finding("engine", True, f"compiled, {len(reasons.NAMES)} reason codes", needed=True)
 
 
 def name_clash() -> Finding:
     """Another distribution may install a top-level package `datapath` as well; the one that comes first on sys.path wins."""
-    others = [str(place) for entry in dict.fromkeys(sys.path) if _is_other(place := Path(entry or ".") / "datapath")]
+    others = _strangers()
     owners = sorted(set(metadata.packages_distributions().get("datapath", [])) - {"ctmirror"})
     if not others and not owners:
         return Finding("package name", True, "the only package called datapath is ctmirror's", needed=True)
-    found = f"another package called datapath: {', '.join(others) or 'of ' + ', '.join(owners)}"
+    found = f"another package called datapath: {', '.join(map(str, others)) or 'of ' + ', '.join(owners)}"
+    listed = {Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    folders = [str(place.parent) for place in others if place.parent.absolute() in listed]
     names = " ".join(owners) or "the project it belongs to"
-    return Finding("package name", False, found, f"use an environment of its own for ctmirror, or pip uninstall {names}", needed=True)
+    instead = f"take {' and '.join(folders)} out of PYTHONPATH" if folders else f"pip uninstall {names}"
+    return Finding("package name", False, found, f"use an environment of its own for ctmirror, or {instead}", needed=True)
+
+
+def _strangers() -> list[Path]:
+    """Where on sys.path a package called datapath is that is not ours."""
+    return [place for entry in dict.fromkeys(sys.path) if _is_other(place := Path(entry or ".") / "datapath")]
 
 
 def _is_other(place: Path) -> bool:
@@ -132,17 +150,31 @@ def xdp_socket() -> Finding:
 
 
 def bpf() -> Finding:
-    """Asks for a map that cannot be (type 0): EINVAL means that bpf(2) is there and open to us."""
-    import ctypes
-
+    """Loads the least XDP program there is, "pass", attached to nothing and gone with its descriptor."""
     number = BPF_SYSCALL.get(platform.machine())
     if number is None:
         return Finding("BPF", False, f"unknown machine {platform.machine()}", "x86_64 and aarch64 are supported")
+    error = _load_program(number)
+    if error:
+        return Finding("BPF", False, f"no XDP program can be loaded: {os.strerror(error)}", BPF_ADVICE.get(error, BPF_KERNEL))
+    return Finding("BPF", True, "an XDP program can be loaded")
+
+
+def _load_program(number: int) -> int:
+    """Load `r0 = XDP_PASS; exit` by the system call of this number; 0, or the errno. Instructions: RFC 9669 5."""
+    import ctypes
+
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    program, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"Apache-2.0")
+    attributes = struct.pack("=IIQQ", PROG_TYPE_XDP, len(code) // 8, ctypes.addressof(program), ctypes.addressof(licence)).ljust(128, b"\0")
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall(ctypes.c_long(number), ctypes.c_int(0), ctypes.create_string_buffer(128), ctypes.c_uint(128))
-    answer = os.strerror(ctypes.get_errno())
-    ok = answer == os.strerror(22)
-    return Finding("BPF", ok, "bpf(2) may be used" if ok else answer, "run as root, or with cap_bpf; the kernel needs CONFIG_BPF_SYSCALL")
+    libc.syscall.restype = ctypes.c_long
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    fd = libc.syscall(ctypes.c_long(number), ctypes.c_int(PROG_LOAD), buffer, ctypes.c_uint(len(attributes)))
+    if fd < 0:
+        return ctypes.get_errno()
+    os.close(fd)
+    return 0
 
 
 def conntrack() -> Finding:
@@ -167,7 +199,7 @@ def nftables() -> Finding:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12).close()
     except OSError as error:
         return Finding("nftables", False, error.strerror or str(error), "use a kernel with CONFIG_NF_TABLES")
-    return _module("nftables", "nf_tables", "nft_do_chain", "modprobe nf_tables")
+    return _module("nftables", "nf_tables", "nft_do_chain", "use a kernel with CONFIG_NF_TABLES")
 
 
 def namespaces() -> Finding:
@@ -215,19 +247,29 @@ def _module(name: str, module: str, function: str, advice: str) -> Finding:
         listing = Path("/lib/modules") / platform.release() / "modules.dep"
         if any(f"/{module}.ko" in line.split(":")[0] for line in listing.read_text().splitlines()):
             return Finding(name, True, f"{module} can be loaded")
-    return Finding(name, False, f"{module} is neither in the kernel nor to be found", advice)
+    return Finding(name, False, f"{module} is neither in the kernel nor among its modules", advice)
+
+
+def judge() -> Finding:
+    """Whether the running kernel can be asked, as `ctmirror diff` does: everything is tried, in namespaces of its own, and is gone again."""
+    try:
+        from datapath.oracle.oracle import obstacle
+    except ImportError as error:
+        return Finding("kernel as judge", False, str(error), "pip install ctmirror again")
+    why = obstacle()
+    return Finding("kernel as judge", not why, why or "ctmirror diff works", "needed for ctmirror diff only")
 
 
 def veth() -> Finding:
-    return _module("veth", "veth", "veth_newlink", "modprobe veth, to record and compare traffic")
+    return _module("veth", "veth", "veth_newlink", "use a kernel with CONFIG_VETH, to record and compare traffic")
 
 
 def tc_flower() -> Finding:
-    return _module("TC flower", "cls_flower", "fl_classify", "modprobe cls_flower, for offload through TC")
+    return _module("TC flower", "cls_flower", "fl_classify", "use a kernel with CONFIG_NET_CLS_FLOWER, for offload through TC")
 
 
 def tc_ct() -> Finding:
-    return _module("TC act_ct", "act_ct", "tcf_ct_act", "modprobe act_ct, for offload through TC")
+    return _module("TC act_ct", "act_ct", "tcf_ct_act", "use a kernel with CONFIG_NET_ACT_CT, for offload through TC")
 
 
 def huge_pages() -> Finding:
@@ -279,7 +321,7 @@ def _tc_offload(name: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python_version, numpy_version, engine, name_clash, arrow, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces, veth,
+    python_version, numpy_version, engine, name_clash, arrow, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces, veth, judge,
     tc_flower, tc_ct, huge_pages, nics,
 )  # fmt: skip
 

@@ -7,16 +7,17 @@ Invariant: a packet explained here got exactly the decision that replay gives it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ctcore.batch import Batch
 from ctcore.errors import CaptureError, ConfigError, CtmirrorError
-from ctcore.model.conn import Packet
+from ctcore.model.conn import Packet, Visit
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
-from ctcore.types import KEY_DTYPE, Dir, State
+from ctcore.model.protocols import begin, recall
+from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Verdict
 from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
@@ -25,12 +26,16 @@ from datapath.names import printable
 from datapath.wire import parse_batch
 from datapath.worker import Pipeline
 
+# Reasons of packets that pass the parser, and yet never get to their protocol's tracker.
+BEFORE_TRACKERS = (Reason.R_TABLE_FULL, Reason.R_ICMP6_UNTRACKED)
+
 
 @dataclass(frozen=True)
 class Explained:
     """One packet, what was decided, and its connection around it. had: the connection (CONN_DTYPE) its tuple found
     before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
-    quoted: the tuple of the packet an ICMP error quotes, about: the connection that has it; None for other packets."""
+    error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection that has it; None for other packets.
+    gone: the destroy events (EVENT_DTYPE) it caused; count: connections before it; tick: when it came, in ticks of the clock."""
 
     name: str
     number: int
@@ -43,8 +48,32 @@ class Explained:
     had: Any
     conn: Any
     tracking: Tracking
+    gone: np.ndarray
+    count: int
+    tick: int
+    error: bool = False
     quoted: np.void | None = None
     about: Any = None
+
+    @property
+    def row(self) -> Packet:
+        """The packet as the model takes it."""
+        return Packet.of(self.packet, self.l4)
+
+    @property
+    def begins(self) -> bool:
+        """Whether it met no connection, or one that was gone or replaced before it."""
+        return self.had is None or (self.decision["conn"] >= 0 and self.decision["conn"] != self.had["flow"][Dir.ORIG]["id"])
+
+    def visit(self) -> Visit | None:
+        """The packet on its connection as it was, for the model to be asked; None where it did not get as far as its protocol's tracker."""
+        if self.packet["verdict"] != Verdict.PENDING or self.error or self.decision["reason"] in BEFORE_TRACKERS:
+            return None
+        config = self.tracking.config
+        conn = begin(self.row.key, int(self.conn["start"]) if self.conn is not None else 0, self.tick, config.hz) if self.begins else None
+        if not self.begins:
+            conn = recall(self.had, self.tick)
+        return Visit(self.row, conn, Dir.ORIG if self.begins else self.direction, self.tick, config) if conn else None
 
     @property
     def proto(self) -> int:
@@ -57,7 +86,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Step:
-    """One packet of a connection's life. what: its transport header in a few words."""
+    """One packet of a connection's life. ts: ns of the tracker's clock, which never goes back; what: its transport header in a few words."""
 
     number: int
     ts: int
@@ -112,7 +141,7 @@ def _replay_before(pipeline: Pipeline, captures: Sequence[str], progress: Progre
 
 def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, progress: Progress | None = None) -> Explained:
     """Packet `number`, counted from 0, of the last of `captures`. Raises CtmirrorError if there is no such packet."""
-    pipeline = Pipeline(replace(tracking.config, events=frozenset()), zone=tracking.zone, clock=tracking.clock)
+    pipeline = Pipeline(with_events(tracking.config, everything=False, ends=True), zone=tracking.zone, clock=tracking.clock)
     _replay_before(pipeline, captures[:-1], progress)
     name, seen = captures[-1], 0
     with PcapSource(name) as source:
@@ -120,6 +149,7 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
             if number < seen + len(frames):
                 return _look(pipeline, name, (memory, frames), number - seen, number, tracking)
             pipeline.process(memory, frames, decisions=False)
+            pipeline.tracker.events()
             seen += len(frames)
     raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
@@ -129,22 +159,32 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     memory, frames = chunk
     if row:
         pipeline.process(memory, frames[:row], decisions=False)
+    pipeline.tracker.events()
     earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
     one = frames[row : row + 1]
     decisions, keys = pipeline.process(memory, one, keys=True)
-    later = pipeline.tracker.conns()
+    later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
     _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
     batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum)
     start = int(one["offset"][0])
     data = bytes(memory[start : start + int(one["caplen"][0])])
     conn = _by_id(later, int(decisions["conn"][0]))
+    if conn is None:  # the packet that ends its connection shows what became of it
+        conn = _by_id(gone["conn"], int(decisions["conn"][0]))
+        if conn is not None:  # the event was sent before the packet was done
+            conn["status"] |= decisions["status"][0]
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
         had = _by_key(earlier, keys[0])
     packet, l4 = batch.array[0].copy(), batch.l4_bytes(0)
-    quoted = _quoted(packet, l4)
+    tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
+    count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
+    error = _is_error(packet, l4)
+    quoted = _quoted(packet, l4) if error else None
     about = None if quoted is None else _by_key(earlier, quoted)
-    return Explained(printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, quoted, about)
+    return Explained(
+        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, count, tick, error, quoted, about
+    )
 
 
 def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
@@ -153,12 +193,16 @@ def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
     conns["timeout"] -= np.minimum(conns["timeout"].astype(np.int64), now // tick - before // tick).astype(np.uint32)
 
 
-def _quoted(packet: np.void, l4: bytes) -> np.void | None:
-    """The tuple of the packet that is quoted in an ICMP error, as the model reads it; None for what is no such error, or quotes nothing sound."""
+def _is_error(packet: np.void, l4: bytes) -> bool:
+    """Whether the packet is taken as an ICMP error, as the model tells them."""
     row = Packet.of(packet, l4)
-    if packet["reason"] or packet["l4_reason"] or not is_icmp_of_family(row.key) or is_untracked(row) or not is_icmp_error(row):
-        return None
-    key, _ = inner_key(row)
+    sound = packet["verdict"] == Verdict.PENDING and not packet["l4_reason"]
+    return bool(sound) and is_icmp_of_family(row.key) and not is_untracked(row) and is_icmp_error(row)
+
+
+def _quoted(packet: np.void, l4: bytes) -> np.void | None:
+    """The tuple of the packet that is quoted in an ICMP error, as the model reads it; None if it quotes nothing sound."""
+    key, _ = inner_key(Packet.of(packet, l4))
     return None if key is None else np.frombuffer(key.raw(), KEY_DTYPE)[0]
 
 
@@ -188,13 +232,15 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
     try:
         with PcapSource(captures[-1]) as source:
             for memory, frames in _chunks(source, captures[-1], progress):
+                before = pipeline.tracker.now
                 decisions, keys = pipeline.process(memory, frames, keys=True)
+                times = _clock(pipeline, before, frames)
                 ended = _destroyed(pipeline, ordinal) if ended is None else ended
                 if not keys_of and (conn := _alive(pipeline, ordinal) if ended is None else ended["conn"]) is not None:
                     keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
                 rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
                 if len(rows):
-                    steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, frames["ts"][rows], decisions[rows])
+                    steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, times[rows], decisions[rows])
                 seen += len(frames)
     except CaptureError as error:
         damage = str(error)
@@ -210,6 +256,13 @@ def _alive(pipeline: Pipeline, ordinal: int) -> Any:
         return pipeline.tracker.conn(ordinal)[0]
     except ConfigError:
         return None
+
+
+def _clock(pipeline: Pipeline, before: int, frames: np.ndarray) -> np.ndarray:
+    """The tracker's time at each frame of a chunk (ns), by which connections begin and end: it never goes back. before: its time before them."""
+    if pipeline.clock == "wall":
+        return np.full(len(frames), pipeline.tracker.now, dtype=np.int64)
+    return np.maximum.accumulate(np.maximum(frames["ts"], before))
 
 
 def _steps(batch: Batch, numbers: np.ndarray, times: np.ndarray, decisions: np.ndarray) -> Iterator[Step]:

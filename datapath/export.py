@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 import orjson
 
 from ctcore.errors import CtmirrorError, OutputError
+from datapath.create import CODECS, create, ending_of
 from datapath.fields import PROTO_NAMES, Record
 
 FORMATS = ("jsonl", "parquet", "arrow", "csv", "conntrack")
@@ -58,8 +59,19 @@ class Writer(Protocol):
 
 
 def format_of(name: str, chosen: str | None) -> str:
-    """The format chosen, or that of the file's ending; JSON Lines where the ending says nothing."""
-    return chosen or ENDINGS.get(os.path.splitext(name)[1].lower(), "jsonl")
+    """The format chosen, or that of the file's ending, in front of one that compresses; JSON Lines for stdout and a name without an ending.
+
+    Raises CtmirrorError for another ending, and where the format cannot be compressed.
+    """
+    compressed = ending_of(name) in CODECS
+    ending = ending_of(os.path.splitext(name)[0] if compressed else name)
+    form = chosen or (ENDINGS.get(ending) if ending else "jsonl")
+    if form is None:
+        known = ", ".join(ENDINGS)
+        raise CtmirrorError(f"{name}: '{ending}' names no format: expected an ending of {known}, .gz, .xz or .zst behind it, or --format")
+    if compressed and form in ("arrow", "parquet"):
+        raise CtmirrorError(f"{name}: {form} files are not compressed as a whole: expected {form} without {ending_of(name)}")
+    return form
 
 
 def open_writer(kind: str, name: str, chosen: str | None) -> Writer:
@@ -72,9 +84,9 @@ def open_writer(kind: str, name: str, chosen: str | None) -> Writer:
         raise CtmirrorError(f"--packets {name}: conntrack's lines are about connections; expected --format jsonl, csv, parquet or arrow")
     if form in ("arrow", "parquet"):
         _pyarrow(name)
-    file = sys.stdout.buffer if name == STDOUT else open(name, "wb")  # noqa: SIM115 (the writer closes it)
+    raw, file = (sys.stdout.buffer, sys.stdout.buffer) if name == STDOUT else create(name)
     with naming(name):
-        return Named(_WRITERS[form](file, kind), name)
+        return Named(_WRITERS[form](file, kind), name, raw)
 
 
 @contextmanager
@@ -89,10 +101,10 @@ def naming(name: str) -> Iterator[None]:
 
 
 class Named:
-    """A writer whose errors name its file: disks get full."""
+    """A writer whose errors name its file: disks get full. raw: the file itself, where the writer's is one that compresses into it."""
 
-    def __init__(self, writer: Writer, name: str) -> None:
-        self.writer, self.name = writer, name
+    def __init__(self, writer: Writer, name: str, raw: BinaryIO) -> None:
+        self.writer, self.name, self.raw = writer, name, raw
 
     def write(self, records: Iterable[Record]) -> None:
         with naming(self.name):
@@ -101,6 +113,8 @@ class Named:
     def close(self) -> None:
         with naming(self.name):
             self.writer.close()
+            if self.raw is not sys.stdout.buffer:
+                self.raw.close()
 
 
 def flatten(record: Record, prefix: str = "") -> Record:
@@ -191,9 +205,11 @@ class Arrow(_Closing):
 
 
 class ConntrackLines(_Closing):
-    """Lines as `conntrack -L` and `conntrack -E` print them."""
+    """Lines as `conntrack -L` and `conntrack -E` print them: of connections only those that are alive, for -L lists what is in the table."""
 
     def write(self, records: Iterable[Record]) -> None:
+        if self.kind == "conns":
+            records = (record for record in records if record["end"] == "alive")
         self.file.write("".join([conntrack_line(record) + "\n" for record in records]).encode())
 
 
@@ -234,35 +250,41 @@ def _schema(kind: str):
 # --- conntrack(8)'s lines --------------------------------------------------------------------------------------------------------------
 
 NUMBERS = {name: int(number) for number, name in PROTO_NAMES.items()}
-TRACKED = {"icmp", "tcp", "udp", "gre", "icmpv6", "sctp", "udplite"}  # the rest conntrack(8) calls unknown
+NAMED = {"icmp", "tcp", "udp", "gre", "icmpv6", "sctp", "udplite", "dccp"}  # the rest conntrack(8) calls unknown
 LABELS = {"new": "    [NEW]", "update": " [UPDATE]", "destroy": "[DESTROY]"}
 
 
 def conntrack_line(record: Record) -> str:
     """A connection record as in `conntrack -L`, an event record as in `conntrack -E`.
 
-    The kernel's reference count, use=, is 1 here: there is none. A destroyed connection has no time left and none is printed, as there.
+    An event tells what ctnetlink puts into it: counters at the end only, the protocol's state if the event is about it (so in every `new` and
+    `destroy`), the time left, at the end only if there is a whole second of it, and the mark if there is one or it was changed. The kernel's
+    reference count, use=, is 1 here: there is none.
     """
-    proto, event = record["proto"], record.get("event")
+    proto, event, changes = record["proto"], record.get("event"), record.get("changes", ())
+    counted = event in (None, "destroy")
     parts = [LABELS[event]] if event else []
-    parts.append(f"{proto if proto in TRACKED else 'unknown':<8} {NUMBERS.get(proto, proto)}")
-    parts += [] if event == "destroy" else [str(int(record["timeout"]))]
-    parts += [record["l4state"]] if record["l4state"] else []
-    parts += _tuple(record["original"], record["reply"])
+    parts.append(f"{proto if proto in NAMED else 'unknown':<8} {NUMBERS.get(proto, proto)}")
+    left = int(record["timeout"])
+    parts += [str(left)] if left or event != "destroy" else []
+    parts += [record["l4state"]] if record["l4state"] and (event != "update" or "l4state" in changes) else []
+    parts += _tuple(record["original"], record["reply"], proto, counted)
     parts += [] if "seen-reply" in record["status"] else ["[UNREPLIED]"]
-    parts += _tuple(record["reply"], record["original"])
+    parts += _tuple(record["reply"], record["original"], proto, counted)
     parts += ["[ASSURED]"] if "assured" in record["status"] else []
-    if not event or record["mark"]:
+    if not event or record["mark"] or "mark" in changes:
         parts.append(f"mark={record['mark']}")
     parts += [f"zone={record['zone']}"] if record["zone"] else []
     parts += [] if event else ["use=1"]
     return " ".join(parts)
 
 
-def _tuple(flow: Record, other: Record) -> list[str]:
-    """One direction: addresses, what stands for ports, and counters if there are any."""
+def _tuple(flow: Record, other: Record, proto: str, counted: bool) -> list[str]:
+    """One direction: addresses, what stands for ports, and counters if there are any. conntrack(8) prints DCCP's ports, which are not tracked."""
     parts = [f"src={flow['src']}", f"dst={flow['dst']}"]
     if "key" in flow:
         parts += [f"srckey={other['key']:#x}", f"dstkey={flow['key']:#x}"]
-    parts += [f"{name}={flow[name]}" for name in ("sport", "dport", "type", "code", "id", "packets", "bytes") if flow.get(name) is not None]
+    parts += ["sport=0", "dport=0"] if proto == "dccp" else []
+    names = ("sport", "dport", "type", "code", "id") + (("packets", "bytes") if counted else ())
+    parts += [f"{name}={flow[name]}" for name in names if flow.get(name) is not None]
     return parts

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ctcore import spec
+from ctcore.model.conn import ICMP_INVERSE
 from ctcore.reasons import NAMES as REASON_NAMES
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
 
@@ -48,6 +49,8 @@ PROTO_NAMES: dict[int, str] = {
 }  # fmt: skip
 WITH_PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_SCTP, Proto.PROTO_UDPLITE}
 WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
+# ICMP types that ask and answer, and so have an identifier; in the others there is something else at its place.
+WITH_ID = {(int(proto), kind) for proto, kinds in ICMP_INVERSE.items() for kind in kinds}
 # Reasons given before there was a tuple: what the key holds of ports means nothing then.
 WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
 KEY = Struct("=16s16sHHHBB")
@@ -109,7 +112,7 @@ def endpoints(key: bytes) -> Record:
     if proto in WITH_PORTS:
         return {**ends, "sport": sport, "dport": dport}
     if proto in WITH_TYPE:
-        return {**ends, "type": dport >> 8, "code": dport & 255, "id": sport}
+        return {**ends, "type": dport >> 8, "code": dport & 255, "id": sport if (proto, dport >> 8) in WITH_ID else None}
     if proto == Proto.PROTO_GRE:
         return {**ends, "key": dport}
     return {**ends, "sport": None, "dport": None}

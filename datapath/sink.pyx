@@ -11,14 +11,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import contextlib
-import gzip
-import lzma
 import os
 import struct
 
 import numpy as np
 
 from ctcore.errors import OutputError
+from datapath.create import CODECS, create
 from datapath.frame cimport Frame
 from datapath.frame import FRAME_DTYPE
 from datapath.links import link_name
@@ -37,7 +36,6 @@ FORMATS = {".pcap": "pcap", ".cap": "pcap", ".dmp": "pcap", ".pcapng": "pcapng",
 PCAP_MAGIC = 0xA1B23C4D         # nanoseconds
 # The last time stamp of each: 32 bits of seconds, or what a frame's ts can hold. Neither has negative ones.
 MAX_TS = {"pcap": 0xFFFFFFFF * 10**9 + 999_999_999, "pcapng": 2**63 - 1}
-CODECS = (".gz", ".xz", ".zst")
 
 ctypedef struct Row:
     const uint8_t *data
@@ -160,6 +158,7 @@ cdef class PcapSink:
     cdef object _file
     cdef dict _ifaces           # link << 32 | iface of the frames -> interface of the file
     cdef bint _blocks
+    cdef bint _to_stdout
     cdef object _buffer
     cdef uint8_t *_start
     cdef uint64_t _used
@@ -172,14 +171,15 @@ cdef class PcapSink:
         path = os.fsdecode(path)
         if not 1 <= snaplen <= SNAPLEN_LIMIT:
             raise ValueError(f"snaplen = {snaplen}: expected 1 to {SNAPLEN_LIMIT:,}")
-        self.name = "standard output" if path == "-" else path
+        self._to_stdout = path == "-"
+        self.name = "standard output" if self._to_stdout else path
         self.format = _format_of(path, format)
         self._blocks = self.format == "pcapng"
         self.link, self.snaplen = link, snaplen
         self.packets = self.clamped = 0
         self._ifaces = {}
         try:
-            self._raw, self._file = _create(path)
+            self._raw, self._file = create(path)
         except (OSError, ValueError) as error:
             raise OutputError(f"{self.name!r}: cannot be written: {getattr(error, 'strerror', error)}") from error
         self._reserve(BUFFER)
@@ -209,7 +209,7 @@ cdef class PcapSink:
             self._file.close()
             self._raw.close()
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None
         finally:
             self._file, self._busy = None, False
             with contextlib.suppress(OSError):      # closing it tries to write what could not be written
@@ -314,7 +314,7 @@ cdef class PcapSink:
         try:
             self._file.write(memoryview(self._buffer)[:self._used])
         except OSError as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None
         self._used = 0
 
     cdef _reserve(self, uint64_t capacity):
@@ -324,6 +324,9 @@ cdef class PcapSink:
         self._capacity, self._used = capacity, 0
 
     def _failed(self, error):
+        """What to raise: an error that names the file. That nobody reads stdout any more is for the command to judge."""
+        if self._to_stdout and isinstance(error, BrokenPipeError):
+            return error
         return OutputError(f"{self.name}: cannot be written: {error.strerror or error}")
 
 
@@ -341,21 +344,6 @@ def _format_of(path, format):
     if ending not in FORMATS:
         raise OutputError(f"{path}: expected a name ending in .pcap or .pcapng, and .gz, .xz or .zst behind it for compression")
     return FORMATS[ending]
-
-
-def _create(path):
-    """The file, and what to write to: itself, or what compresses into it. gzip's header gets neither name nor time."""
-    raw = os.fdopen(os.dup(1), "wb") if path == "-" else open(path, "wb")
-    ending = os.path.splitext(path)[1]
-    if ending == ".gz":
-        return raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)
-    if ending == ".xz":
-        return raw, lzma.LZMAFile(raw, "wb")
-    if ending == ".zst":
-        import zstandard    # costs 10 ms, which only those pay who write such files
-
-        return raw, zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
-    return raw, raw
 
 
 def _encoded(comment):

@@ -13,7 +13,10 @@ from ctcore.spec import DIRS, StateTable
 PROTOCOLS = ("tcp", "sctp")
 FORMATS = ("text", "markdown", "mermaid")
 TITLES = {"tcp": "TCP", "sctp": "SCTP"}
-LEGEND = "IV: invalid, the packet loses its connection.  IG: ignored, the packet passes and changes nothing."
+LEGEND = (
+    "IV: invalid, the packet loses its connection.\n"
+    "IG: ignored, the packet passes and changes neither state nor timeout; what it said may be remembered, as the notes tell."
+)
 Row = Sequence[str]
 
 

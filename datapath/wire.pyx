@@ -27,7 +27,7 @@ from ctcore.tuples cimport (
 from ctcore.types cimport (
     ACCEPT, ACK, DROP, FIN, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, RST, SYN, URG,
     PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
-    R_FRAGMENT, R_ICMP_CHECKSUM, R_ICMP_SHORT, R_IP6_CHAIN, R_IP_CHECKSUM, R_IP_HEADER, R_IP_LENGTH, R_IP_TRUNCATED, R_IP_VERSION,
+    R_FRAGMENT, R_ICMP_CHECKSUM, R_ICMP_SHORT, R_IP6_CHAIN, R_IP6_MALFORMED, R_IP_CHECKSUM, R_IP_HEADER, R_IP_LENGTH, R_IP_TRUNCATED, R_IP_VERSION,
     R_L4_BEYOND, R_NOT_IP, R_OK, R_SCTP_CHECKSUM, R_SCTP_SHORT, R_SNAPPED, R_TCP_CHECKSUM, R_TCP_DOFF, R_TCP_FLAGS, R_TCP_SHORT,
     R_TUPLE_SHORT, R_UDP_CHECKSUM, R_UDP_LENGTH, R_UDP_SHORT, Key, Packet,
 )
@@ -44,6 +44,8 @@ cdef enum:
     PREFETCH_AHEAD = 16         # frames; their memory is fetched while these are parsed
     PLAIN_HEADERS = 14 + 20     # Ethernet and IPv4 without options
     ND_REDIRECT = 137
+    PAD1 = 0                    # options of IPv6 (RFC 8200 4.2, RFC 2675 2)
+    JUMBO = 194
 
 # Bit f is set if flags f (without PSH, ECE, CWR and reserved bits) are a combination that some stack sends (RFC 9293 3.10).
 cdef uint64_t VALID_FLAGS = (
@@ -69,7 +71,7 @@ cdef inline void close(Packet *p, uint8_t reason) noexcept nogil:
 
 # --- checksums -------------------------------------------------------------------------------------------------------------------------
 
-cdef inline bint bad_sum(const Packet *p, uint8_t proto, uint32_t covered) noexcept nogil:
+cdef inline bint bad_covered_sum(const Packet *p, uint32_t length_and_proto, uint32_t covered) noexcept nogil:
     """Does the pseudo-header (RFC 768, RFC 8200 8.1) with the first `covered` bytes of L4 not sum to zero? IPv4 has zeros behind its addresses.
 
     False if not all of them were captured: what cannot be verified is believed.
@@ -78,13 +80,18 @@ cdef inline bint bad_sum(const Packet *p, uint8_t proto, uint32_t covered) noexc
     if p.l4_have < covered:
         return False
     total = add1(add1(p.key.src[0], p.key.src[1]), add1(p.key.dst[0], p.key.dst[1]))
-    return fold(sum_bytes(p.l4, covered, add1(total, htonl(p.l4_len + proto)))) != 0xFFFF
+    return fold(sum_bytes(p.l4, covered, add1(total, htonl(length_and_proto)))) != 0xFFFF
+
+
+cdef inline bint bad_sum(const Packet *p, uint8_t proto) noexcept nogil:
+    """The same over all of L4."""
+    return bad_covered_sum(p, p.l4_len + proto, p.l4_len)
 
 
 cdef inline bint bad_icmp_sum(const Packet *p) noexcept nogil:
     """ICMP has no pseudo-header (RFC 792), ICMPv6 has one (RFC 4443 2.3)."""
     if p.key.family == 6:
-        return bad_sum(p, PROTO_ICMPV6, p.l4_len)
+        return bad_sum(p, PROTO_ICMPV6)
     return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, 0)) != 0xFFFF
 
 
@@ -114,7 +121,7 @@ cdef void tcp(const ParseSettings *settings, Packet *p) noexcept nogil:
         p.l4_reason = R_TCP_DOFF
     elif p.doff > p.l4_have:
         close(p, R_SNAPPED)
-    elif settings.checksum and bad_sum(p, PROTO_TCP, p.l4_len):
+    elif settings.checksum and bad_sum(p, PROTO_TCP):
         p.l4_reason = R_TCP_CHECKSUM
     elif not valid_flags(p.tcp_flags):
         p.l4_reason = R_TCP_FLAGS
@@ -132,13 +139,16 @@ cdef void udp(const ParseSettings *settings, Packet *p) noexcept nogil:
     length = be16(p.l4 + 4)
     if length < 8 or length > p.l4_len:
         p.l4_reason = R_UDP_LENGTH
-    elif settings.checksum and be16(p.l4 + 6) != 0 and bad_sum(p, PROTO_UDP, p.l4_len):
+    elif settings.checksum and be16(p.l4 + 6) != 0 and bad_sum(p, PROTO_UDP):
         p.l4_reason = R_UDP_CHECKSUM
 
 
 cdef void udplite(const ParseSettings *settings, Packet *p) noexcept nogil:
-    """RFC 3828 3.1: coverage for length, a mandatory checksum. The kernel sums with UDP's protocol number, so that a correct one is bad."""
-    cdef uint32_t coverage
+    """RFC 3828 3.1: coverage for length, a mandatory checksum.
+
+    The kernel sums with UDP's protocol number, so that a correct one is bad; and over IPv4 with the lowest byte of the length only.
+    """
+    cdef uint32_t coverage, length
     if p.l4_len < 8:
         p.l4_reason = R_UDP_SHORT
         return
@@ -150,7 +160,9 @@ cdef void udplite(const ParseSettings *settings, Packet *p) noexcept nogil:
         coverage = p.l4_len
     if coverage < 8 or coverage > p.l4_len:
         p.l4_reason = R_UDP_LENGTH
-    elif be16(p.l4 + 6) == 0 or (settings.checksum and bad_sum(p, PROTO_UDP, coverage)):
+        return
+    length = p.l4_len & 0xFF if p.key.family == 4 else p.l4_len
+    if be16(p.l4 + 6) == 0 or (settings.checksum and bad_covered_sum(p, length + PROTO_UDP, coverage)):
         p.l4_reason = R_UDP_CHECKSUM
 
 
@@ -235,13 +247,44 @@ cdef uint8_t ipv4(const Cursor *c, Packet *p) noexcept nogil:
     return R_FRAGMENT if be16(c.p + 6) & 0x3FFF else R_OK
 
 
-cdef inline uint8_t hop_by_hop(const Cursor *c, uint32_t total) noexcept nogil:
-    """The one extension header that every node reads (RFC 8200 4.3): beyond the packet, it costs the packet before conntrack sees it."""
-    if total < IP6_HEADER + 2:
+cdef uint8_t hop_by_hop(const Cursor *c, uint32_t total) noexcept nogil:
+    """The one extension header that every node reads (RFC 8200 4.3): malformed, it costs the packet before conntrack sees it.
+
+    Only what no host and no bridge lets pass is malformed: options that do not end with the header, and a jumbo payload that is none.
+    """
+    cdef uint32_t at = IP6_HEADER + 2, end, length
+    if total < at:
         return R_IP_HEADER
-    if c.have < IP6_HEADER + 2:
+    if c.have < at:
         return R_SNAPPED
-    return R_IP_HEADER if IP6_HEADER + (<uint32_t>c.p[IP6_HEADER + 1] + 1) * 8 > total else R_OK
+    end = IP6_HEADER + (<uint32_t>c.p[IP6_HEADER + 1] + 1) * 8
+    if end > total:
+        return R_IP_HEADER
+    if end > c.have:
+        return R_SNAPPED
+    while at < end:
+        if c.p[at] == PAD1:
+            at += 1
+            continue
+        if at + 2 > end:
+            return R_IP6_MALFORMED
+        length = 2 + <uint32_t>c.p[at + 1]
+        if at + length > end or (c.p[at] == JUMBO and not valid_jumbo(c, at)):
+            return R_IP6_MALFORMED
+        at += length
+    return R_OK
+
+
+cdef inline bint valid_jumbo(const Cursor *c, uint32_t at) noexcept nogil:
+    """RFC 2675 2 and 3, of the option at c.p[at]: aligned, larger than other packets, in the place of the usual length, and all there.
+
+    Safe: the option lies within its header.
+    """
+    cdef uint32_t length
+    if c.p[at + 1] != 4 or at & 3 != 2 or be16(c.p + 4) != 0:
+        return False
+    length = be32(c.p + at + 2)
+    return length > 0xFFFF and length <= c.length - IP6_HEADER
 
 
 cdef inline bint is_held(const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
@@ -281,6 +324,8 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4_have = have - min(chain.at, have)
     if is_held(&chain, reason, total):
         return R_FRAGMENT
+    if chain.fragmented and reason == R_IP6_CHAIN and chain.data >= total:
+        return R_IP6_MALFORMED                                          # reassembly refuses it
     if chain.fragmented and p.l4_len:                                   # atomic (RFC 6946): Linux takes the header out before it counts
         p.ip_len -= 8
     if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it

@@ -47,6 +47,7 @@ cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noex
         s.snapped += frames[i].caplen < frames[i].len
         if unlikely(frames[i].ts < s.last_ts):
             s.backwards += 1
+            s.first_ts = min(s.first_ts, frames[i].ts)
         else:
             s.last_ts = frames[i].ts
     s.total_packets += n

@@ -40,3 +40,15 @@ def make_tracker(request) -> Iterator[Callable]:
 def tracker(make_tracker):
     """A tracker with Linux's defaults and accounting."""
     return make_tracker()
+
+
+@pytest.fixture(scope="session")
+def running_kernel() -> None:
+    """The running kernel can be asked. Where it cannot, tests that need it are skipped and say why; CTMIRROR_REQUIRE_KERNEL=1 makes them fail."""
+    from datapath.oracle.oracle import obstacle
+
+    if why := obstacle():
+        text = f"the running kernel is not compared with: {why}"
+        if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
+            pytest.fail(f"CTMIRROR_REQUIRE_KERNEL=1, but {text}")
+        pytest.skip(text)

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ctcore.config import Config
 from datapath.cli import COMMANDS
+from datapath.differences import lines_of
+from datapath.scenario import expectation, steps, words
+from datapath.scenario.run import judged
+from datapath.scenario.text import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -41,6 +46,42 @@ def test_the_examples_of_the_python_interface_run(number, tmp_path, monkeypatch,
 
 def test_there_are_examples():
     assert len(EXAMPLES) == 2
+
+
+# --- docs/scenarios.md -----------------------------------------------------------------------------------------------------------------
+
+SCENARIOS = (ROOT / "docs/scenarios.md").read_text()
+SCENARIO_EXAMPLES = re.findall(r"^```ct\n(.*?)^```$", SCENARIOS, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("judge", ["engine", "model"])
+@pytest.mark.parametrize("number", range(len(SCENARIO_EXAMPLES)))
+def test_the_scenarios_of_the_page_hold(number, judge):
+    scenario = parse(SCENARIO_EXAMPLES[number], f"example {number}")
+    assert any(step.expect for step in scenario.steps)
+    found = judged(scenario, judge, Config())[1]
+    assert not found, "\n".join(line for line, _ in lines_of(found, ("expected", judge)))
+
+
+def test_the_scenario_of_the_readme_holds():
+    lines = re.findall(r"^    (\+.* => .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    seen, found = judged(parse("\n".join(lines)), "engine", Config())
+    assert (len(seen), found) == (4, [])
+
+
+def test_there_are_scenarios_and_python_that_makes_them():
+    assert len(SCENARIO_EXAMPLES) == 4
+    (code,) = re.findall(r"^```python\n(.*?)^```$", SCENARIOS, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/scenarios.md", "exec"), {})
+
+
+def test_every_word_of_the_language_is_on_the_page():
+    known = {word for table in (*words.FIELDS.values(), words.IP, words.CHUNK) for field in table for word in field.words}
+    known |= {*words.EXT_TYPES, *expectation.STATES, *expectation.DIRS, *expectation.VERDICTS, *expectation.SIDE_VARIABLES, *expectation.VARIABLES}
+    prose = re.sub(r"^```.*?^```$", "", SCENARIOS, flags=re.MULTILINE | re.DOTALL)
+    shown = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", prose))))
+    assert known - shown == set()
+    assert all(name in SCENARIOS for name in steps.SETTINGS)
 
 
 def test_the_outputs_in_the_readme_are_those_of_today(generate):
@@ -86,7 +127,7 @@ def test_libraries_are_justified():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
     for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"]:
-        assert f"**{re.match(r'[a-z]+', requirement)[0]}**" in decisions
+        assert f"**{re.match(r'[a-z0-9]+', requirement)[0]}**" in decisions
 
 
 def test_the_readme_says_what_is_not_supported_and_which_name_clashes():

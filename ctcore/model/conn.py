@@ -142,13 +142,27 @@ class Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a protocol makes of a packet. A timeout in ticks means: refresh the connection and count the packet; None: neither."""
+    """What a protocol makes of a packet. A timeout in ticks means: refresh the connection and count the packet; None: neither.
+
+    setting: which one the timeout is, by its sysctl's name without nf_conntrack_, or by its seconds where there is no sysctl.
+    """
 
     reason: int = Reason.R_OK
     timeout: int | None = None
+    setting: str = ""
     valid: bool = True
     repeat: bool = False  # the connection is over; the packet is to be looked at again without it
     kill: bool = False  # count the packet, then delete the connection
+
+
+def renewed(config: Config, setting: str, reason: int = Reason.R_OK) -> Answer:
+    """The packet counts, and gives its connection the timeout of a setting."""
+    return Answer(reason, ticks_of(config, setting), setting)
+
+
+def ticks_of(config: Config, setting: str) -> int:
+    """A timeout by its sysctl's name, or by its seconds."""
+    return int(setting) * config.hz if setting.isdigit() else config.ticks(setting)
 
 
 def invalid(reason: int) -> Answer:

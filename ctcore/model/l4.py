@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcore.model.conn import ICMP_REQUESTS, L4, Answer, Key, Packet, Visit, invalid
+from ctcore.model.conn import ICMP_REQUESTS, L4, Answer, Key, Packet, Visit, invalid, renewed
 from ctcore.types import Proto, Reason, Status
 
 STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer
@@ -34,14 +34,19 @@ class Udp(L4):
     def store(self, record: np.void) -> None:
         record["stream_ts"] = self.stream_at
 
+    @classmethod
+    def of(cls, conn: np.void) -> Udp:
+        """The memory in a record of CONN_DTYPE."""
+        return cls(int(conn["stream_ts"]))
+
 
 def track_udp(visit: Visit) -> Answer:
     """A reply makes it two-way; two seconds later it is a stream, which early drop spares."""
     _, conn, _, tick, config = visit
     if not conn.has(Status.SEEN_REPLY) or tick <= conn.l4.stream_at:
-        return Answer(timeout=config.ticks("udp_timeout"))
+        return renewed(config, "udp_timeout")
     conn.assure()
-    return Answer(timeout=config.ticks("udp_timeout_stream"))
+    return renewed(config, "udp_timeout_stream")
 
 
 def track_udplite(visit: Visit) -> Answer:
@@ -53,7 +58,7 @@ def track_gre(visit: Visit) -> Answer:
 
 
 def track_generic(visit: Visit) -> Answer:
-    return Answer(timeout=visit.config.ticks("generic_timeout"))
+    return renewed(visit.config, "generic_timeout")
 
 
 def track_icmp(visit: Visit) -> Answer:
@@ -64,15 +69,15 @@ def track_icmp(visit: Visit) -> Answer:
         return invalid(Reason.R_ICMP_FAMILY)
     if not conn.confirmed and packet.key.dport >> 8 not in ICMP_REQUESTS[proto]:
         return invalid(Reason.R_ICMP_NO_REQUEST)
-    return Answer(timeout=config.ticks("icmp_timeout" if proto == Proto.PROTO_ICMP else "icmpv6_timeout"))
+    return renewed(config, "icmp_timeout" if proto == Proto.PROTO_ICMP else "icmpv6_timeout")
 
 
 def _two_way(visit: Visit, name: str) -> Answer:
     """The packet after the first reply proves that both sides talk."""
     if not visit.conn.has(Status.SEEN_REPLY):
-        return Answer(timeout=visit.config.ticks(name))
+        return renewed(visit.config, name)
     visit.conn.assure()
-    return Answer(timeout=visit.config.ticks(name + "_stream"))
+    return renewed(visit.config, name + "_stream")
 
 
 # --- ICMP before the lookup ------------------------------------------------------------------------------------------------------------
@@ -93,56 +98,75 @@ def is_untracked(packet: Packet) -> bool:
 
 def inner_key(packet: Packet) -> tuple[Key | None, int]:
     """The tuple of the packet that an ICMP error quotes, or None and the reason."""
-    at = 8
     if packet.key.family == 6 and packet.key.dport >> 8 == REDIRECT:
-        at = REDIRECT_HEADER + OPT_HEADER
-        option = packet.l4[REDIRECT_HEADER:at]
+        option = packet.l4[REDIRECT_HEADER : REDIRECT_HEADER + OPT_HEADER]
         link_local = packet.key.src[0] == 0xFE and packet.key.src[1] & 0xC0 == 0x80
         if packet.hop_limit != LINK_LOCAL_HOPS or packet.key.dport & 0xFF or not link_local:
             return None, Reason.R_ICMP6_REDIRECT
         if len(option) < OPT_HEADER or option[0] != OPT_REDIRECTED or option[1] == 0:
             return None, Reason.R_ICMP6_REDIRECT
+    key = _inner(packet)
+    return (key, Reason.R_OK) if isinstance(key, Key) else (None, Reason.R_ICMP_INNER)
+
+
+def quote_at(packet: Packet) -> int:
+    """Where in an ICMP error the packet begins that it quotes."""
+    return REDIRECT_HEADER + OPT_HEADER if packet.key.family == 6 and packet.key.dport >> 8 == REDIRECT else 8
+
+
+def inner_fault(packet: Packet) -> str:
+    """What is wrong with the packet that an ICMP error quotes, for people; nothing if it has a tuple."""
+    key = _inner(packet)
+    return "" if isinstance(key, Key) else key
+
+
+def _inner(packet: Packet) -> Key | str:
+    """The quoted packet's tuple, or why it has none."""
+    at = quote_at(packet)
     # Of a snapped error all that is read was captured (wire sees to that); lengths are those on the wire.
     inner = packet.l4.ljust(min(packet.l4_len, at + LONGEST_HEADER), b"\0")[at:]
-    key = _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
-    return key, Reason.R_OK if key else Reason.R_ICMP_INNER
+    return _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
 
 
-def _inner4(ip: bytes, zone: int) -> Key | None:
-    if len(ip) < 20 or int.from_bytes(ip[6:8], "big") & 0x1FFF:
-        return None
+def _inner4(ip: bytes, zone: int) -> Key | str:
+    if len(ip) < 20:
+        return f"too short: {len(ip)} bytes of an IPv4 header of 20"
+    if fragment := int.from_bytes(ip[6:8], "big") & 0x1FFF:
+        return f"a fragment, from byte {fragment * 8} of its datagram on: its ports are in the first one"
     header = (ip[0] & 15) * 4
     if header > len(ip):
-        return None
+        return f"too short: {len(ip)} bytes of an IPv4 header of {header}"
     return _ports(Key(ip[12:16].ljust(16, b"\0"), ip[16:20].ljust(16, b"\0"), 0, 0, zone, ip[9], 4), ip[header:])
 
 
-def _inner6(ip: bytes, zone: int) -> Key | None:
+def _inner6(ip: bytes, zone: int) -> Key | str:
     if len(ip) < 40:
-        return None
+        return f"too short: {len(ip)} bytes of an IPv6 header of 40"
     proto, at = ip[6], 40
     while proto in EXTENSIONS:
-        if proto == NO_NEXT or len(ip) < at + (4 if proto == FRAGMENT else 2):
-            return None
-        if proto == FRAGMENT and int.from_bytes(ip[at + 2 : at + 4], "big") & ~7:
-            return None
+        if proto == NO_NEXT:
+            return 'unparsable: its extension headers end in "no next header"'
+        if len(ip) < at + (4 if proto == FRAGMENT else 2):
+            return f"too short: it ends within its extension headers, at byte {len(ip)}"
+        if proto == FRAGMENT and (fragment := int.from_bytes(ip[at + 2 : at + 4], "big") & ~7):
+            return f"a fragment, from byte {fragment} of its datagram on: its ports are in the first one"
         units = {FRAGMENT: 8, AUTHENTICATION: (ip[at + 1] + 2) * 4}
         at, proto = at + units.get(proto, (ip[at + 1] + 1) * 8), ip[at]
     return _ports(Key(ip[8:24], ip[24:40], 0, 0, zone, proto, 6), ip[at:])
 
 
-def _ports(key: Key, l4: bytes) -> Key | None:
-    """The key with what its protocol has for ports; None if that is not all there."""
+def _ports(key: Key, l4: bytes) -> Key | str:
+    """The key with what its protocol has for ports; or why that cannot be had."""
     if key.proto in PORTS:
         if len(l4) < 4:
-            return None
+            return f"too short: {len(l4)} of the 4 bytes of its ports"
         return key._replace(sport=int.from_bytes(l4[:2], "big"), dport=int.from_bytes(l4[2:4], "big"))
     if key.proto in ICMP_FAMILY:
         if len(l4) < 8:
-            return None
+            return f"too short: {len(l4)} of the 8 bytes of its ICMP header"
         return key._replace(sport=int.from_bytes(l4[4:6], "big"), dport=l4[0] << 8 | l4[1])
     if key.proto == Proto.PROTO_GRE and len(l4) >= 8 and l4[1] & 7 == 1:
         if int.from_bytes(l4[2:4], "big") != PPP:
-            return None
+            return "unparsable: GRE of version 1 that does not carry PPP"
         return key._replace(dport=int.from_bytes(l4[6:8], "big"))
     return key

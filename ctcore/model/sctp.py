@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctcore import spec
-from ctcore.model.conn import L4, Answer, Conn, Visit, ignored, invalid
+from ctcore.model.conn import L4, Answer, Conn, Visit, ignored, invalid, renewed
 from ctcore.types import Change, Dir, Reason
 from ctcore.types import SctpState as S
 
@@ -51,6 +51,12 @@ class Sctp(L4):
         for name in ("vtag", "init", "flags", "last_dir", "state"):
             sctp[name] = getattr(self, name)
 
+    @classmethod
+    def of(cls, conn: np.void) -> Sctp:
+        """The memory in a record of CONN_DTYPE."""
+        sctp = conn["sctp"]
+        return cls(sctp["vtag"].tolist(), sctp["init"].tolist(), *(int(sctp[name]) for name in ("flags", "last_dir", "state")))
+
 
 class Chunk(NamedTuple):
     type: int
@@ -63,44 +69,67 @@ class Chunk(NamedTuple):
         return int.from_bytes(self.body[:4], "big") if len(self.body) >= INIT_BODY else None
 
 
+class Step(NamedTuple):
+    """What came of one chunk. new: what the table says, None where it was not asked; refusal: why the packet is invalid, or R_OK."""
+
+    chunk: Chunk
+    old: int
+    new: int | None = None
+    refusal: int = Reason.R_OK
+    ignore: bool = False  # the packet passes without effect
+
+
 def track(visit: Visit) -> Answer:
     """One packet whose header and checksum are fine."""
-    packet, conn, d, _, config = visit
-    sctp: Sctp = conn.l4
-    tag = int.from_bytes(packet.l4[4:8], "big")
-    chunks = chunks_of(packet.l4)
-    if not chunks:
-        return invalid(Reason.R_SCTP_CHUNKS)
-    if not conn.confirmed and not opens(sctp, tag, chunks):
-        return invalid(Reason.R_SCTP_NOT_OPENING)
-    types = {chunk.type for chunk in chunks}
-    if not types & TAG_BY_CHUNK and tag != sctp.vtag[d]:
-        return invalid(Reason.R_SCTP_TAG)
-
-    ignore = False
-    for chunk in chunks:
-        if not tag_fits(sctp, chunk, tag, d):
-            return invalid(Reason.R_SCTP_TAG)
-        if chunk.type in (HEARTBEAT, HEARTBEAT_ACK):
-            fits, strange = heartbeat(sctp, chunk, tag, d, suspicious=DATA in types or ignore)
-            if not fits:
-                return invalid(Reason.R_SCTP_TAG)
-            if strange:
-                ignore = True
-                continue
-        if chunk.type == COOKIE_ACK:
-            sctp.init = [0, 0]
-        old, new = sctp.state, next_state(sctp.state, chunk, d)
-        if new == S.SCTP_INVALID:
-            return invalid(Reason.R_SCTP_STATE)
-        if refusal := note_tags(sctp, chunk, d):
-            return invalid(refusal)
-        if chunk.type == INIT and old == new == S.SCTP_CLOSED and conn.confirmed:
-            ignore = True
-        enter(conn, new)
-    if ignore:
+    steps, refusal = judge(visit)
+    if refusal:
+        return invalid(refusal)
+    if any(step.ignore for step in steps):
         return ignored(Reason.R_SCTP_IGNORED)
-    return Answer(timeout=config.ticks("sctp_timeout_" + TABLE.timeouts[sctp.state]))
+    return renewed(visit.config, "sctp_timeout_" + TABLE.timeouts[visit.conn.l4.state])
+
+
+def judge(visit: Visit) -> tuple[list[Step], int]:
+    """Chunk after chunk, up to the first that cannot be: what came of each, and why the packet is invalid, or R_OK."""
+    packet, conn, d, *_ = visit
+    tag, chunks = tag_of(packet.l4), chunks_of(packet.l4)
+    if not chunks:
+        return [], Reason.R_SCTP_CHUNKS
+    if not conn.confirmed and not opens(conn.l4, tag, chunks):
+        return [], Reason.R_SCTP_NOT_OPENING
+    types = {chunk.type for chunk in chunks}
+    if not types & TAG_BY_CHUNK and tag != conn.l4.vtag[d]:
+        return [], Reason.R_SCTP_TAG
+    steps: list[Step] = []
+    for chunk in chunks:
+        steps.append(take(conn, chunk, tag, d, suspicious=DATA in types or any(step.ignore for step in steps)))
+        if steps[-1].refusal:
+            return steps, steps[-1].refusal
+    return steps, Reason.R_OK
+
+
+def take(conn: Conn, chunk: Chunk, tag: int, d: int, *, suspicious: bool) -> Step:
+    """One chunk: its tag, the table, what it says of tags. suspicious: a heartbeat with a strange tag would be one too many."""
+    sctp: Sctp = conn.l4
+    old = sctp.state
+    if expected_tag(sctp, chunk, d) not in (None, tag):
+        return Step(chunk, old, refusal=Reason.R_SCTP_TAG)
+    if chunk.type in (HEARTBEAT, HEARTBEAT_ACK):
+        fits, strange = heartbeat(sctp, chunk, tag, d, suspicious=suspicious)
+        if not fits or strange:
+            return Step(chunk, old, refusal=Reason.R_OK if fits else Reason.R_SCTP_TAG, ignore=strange)
+    if chunk.type == COOKIE_ACK:
+        sctp.init = [0, 0]
+    new = next_state(old, chunk, d)
+    refusal = Reason.R_SCTP_STATE if new == S.SCTP_INVALID else note_tags(sctp, chunk, d)
+    if refusal:
+        return Step(chunk, old, new, refusal)
+    enter(conn, new)
+    return Step(chunk, old, new, ignore=chunk.type == INIT and old == new == S.SCTP_CLOSED and conn.confirmed)
+
+
+def tag_of(l4: bytes) -> int:
+    return int.from_bytes(l4[4:8], "big")
 
 
 def chunks_of(l4: bytes) -> list[Chunk]:
@@ -139,15 +168,13 @@ def opens(sctp: Sctp, tag: int, chunks: list[Chunk]) -> bool:
     return True
 
 
-def tag_fits(sctp: Sctp, chunk: Chunk, tag: int, d: int) -> bool:
-    """The chunks with a rule of their own (RFC 9260 8.5.1); heartbeats aside."""
+def expected_tag(sctp: Sctp, chunk: Chunk, d: int) -> int | None:
+    """The tag of chunks with a rule of their own (RFC 9260 8.5.1), heartbeats aside; None: this chunk has none."""
     if chunk.type == INIT:
-        return tag == 0
+        return 0
     if chunk.type in (ABORT, SHUTDOWN_COMPLETE):
-        return tag == sctp.vtag[1 - d if chunk.flags & T_FLAG else d]
-    if chunk.type == COOKIE_ECHO:
-        return tag == sctp.vtag[d]
-    return True
+        return sctp.vtag[1 - d if chunk.flags & T_FLAG else d]
+    return sctp.vtag[d] if chunk.type == COOKIE_ECHO else None
 
 
 def heartbeat(sctp: Sctp, chunk: Chunk, tag: int, d: int, *, suspicious: bool) -> tuple[bool, bool]:

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from ctcore import spec
 from ctcore.config import Config
-from ctcore.model.conn import MASK32, Answer, Conn, Visit, ignored, invalid
+from ctcore.model.conn import MASK32, Answer, Conn, Visit, ignored, invalid, renewed, ticks_of
 from ctcore.model.tcp_window import ACK, FIN, RST, SYN, URG, Segment, Side, Tcp, Window, before, check_window, read_options
 from ctcore.types import Change, Dir, Reason, Status
 from ctcore.types import TcpFlag as F
@@ -23,6 +23,7 @@ TABLE = spec.tcp()
 JUDGED = FIN | SYN | RST | ACK | URG  # PSH, ECE, CWR and the reserved bits say nothing about the state
 SENSIBLE = {SYN, SYN | URG, SYN | ACK, RST, RST | ACK, FIN | ACK, FIN | ACK | URG, ACK, ACK | URG}
 CLOSING = {S.FIN_WAIT, S.CLOSE_WAIT, S.LAST_ACK, S.TIME_WAIT, S.CLOSE}
+MAX_RETRANS, UNACKNOWLEDGED = "tcp_timeout_max_retrans", "tcp_timeout_unacknowledged"
 LONG_LEFT = 120  # seconds; what hopeless() finds worth shortening
 
 
@@ -113,39 +114,38 @@ def move_on(visit: Visit, segment: Segment, old: int, new: int, note: int) -> An
         if new == S.FIN_WAIT:
             tcp.side[d].flags |= F.TF_CLOSE_INIT
 
-    timeout = timeout_after(tcp, segment, new, visit.config)
+    setting = timeout_after(tcp, segment, new, visit.config)
     if not conn.has(Status.SEEN_REPLY):
         if segment.index == I.TCP_RST:
             return Answer(Reason.R_TCP_RST_KILLED, kill=True)
         if segment.index == I.TCP_SYN and old == S.SYN_SENT:
             return ignored(Reason.R_TCP_SYN_AGAIN)
         if new == S.TCP_ESTABLISHED:
-            timeout = min(timeout, visit.config.ticks("tcp_timeout_unacknowledged"))
+            setting = min(setting, UNACKNOWLEDGED, key=lambda name: ticks_of(visit.config, name))
     elif old in (S.SYN_RECV, S.TCP_ESTABLISHED) and new == S.TCP_ESTABLISHED:
         conn.assure()
-    return Answer(note, timeout)
+    return renewed(visit.config, setting, note)
 
 
-def timeout_after(tcp: Tcp, segment: Segment, new: int, config: Config) -> int:
-    """Ticks; the first case that applies."""
-    usual = state_timeout(new, config)
-    retrans = config.ticks("tcp_timeout_max_retrans")
-    unacknowledged = config.ticks("tcp_timeout_unacknowledged")
-    if tcp.retrans >= config.tcp_max_retrans and usual > retrans:
-        return retrans
+def timeout_after(tcp: Tcp, segment: Segment, new: int, config: Config) -> str:
+    """Which setting the timeout is; the first case that applies."""
+    usual = state_timeout(new)
+    ticks = ticks_of(config, usual)
+    if tcp.retrans >= config.tcp_max_retrans and ticks > config.ticks(MAX_RETRANS):
+        return MAX_RETRANS
     if segment.index == I.TCP_RST:
-        return state_timeout(S.CLOSE, config)
-    if (tcp.side[0].flags | tcp.side[1].flags) & F.TF_DATA_UNACKED and usual > unacknowledged:
-        return unacknowledged
-    if tcp.last_win == 0 and usual > retrans:
-        return retrans
+        return state_timeout(S.CLOSE)
+    if (tcp.side[0].flags | tcp.side[1].flags) & F.TF_DATA_UNACKED and ticks > config.ticks(UNACKNOWLEDGED):
+        return UNACKNOWLEDGED
+    if tcp.last_win == 0 and ticks > config.ticks(MAX_RETRANS):
+        return MAX_RETRANS
     return usual
 
 
-def state_timeout(state: int, config: Config) -> int:
-    """Ticks. The table names a sysctl, or seconds where there is none."""
+def state_timeout(state: int) -> str:
+    """The setting of a state. The table names a sysctl, or seconds where there is none."""
     name = TABLE.timeouts[state]
-    return int(name) * config.hz if name.isdigit() else config.ticks("tcp_timeout_" + name)
+    return name if name.isdigit() else "tcp_timeout_" + name
 
 
 # --- the guards beside the table -------------------------------------------------------------------------------------------------------
@@ -261,6 +261,6 @@ def hopeless(visit: Visit, segment: Segment) -> None:
         tcp.last_index, tcp.last_dir = segment.index, d
         return
     left = conn.deadline - visit.tick
-    unacknowledged = config.ticks("tcp_timeout_unacknowledged")
+    unacknowledged = config.ticks(UNACKNOWLEDGED)
     if left >= LONG_LEFT * config.hz and left > unacknowledged:
         conn.deadline = visit.tick + unacknowledged

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,23 +20,15 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
-from ctcore.model import l4, sctp, tcp
-from ctcore.model.conn import L4, NO_L4STATE, Answer, Conn, Key, Packet, Visit, invalid
+from ctcore.model import l4
+from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
+from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, Verdict
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Reason, State, Status, Verdict
 
 NO_DIR = 255
 SECOND = 1_000_000_000
 LONGEST_EXPECTATION = (1 << 31) - 1  # ticks
-PROTOCOLS: dict[int, Callable[[Visit], Answer]] = {
-    Proto.PROTO_TCP: tcp.track,
-    Proto.PROTO_UDP: l4.track_udp,
-    Proto.PROTO_UDPLITE: l4.track_udplite,
-    Proto.PROTO_SCTP: sctp.track,
-    Proto.PROTO_GRE: l4.track_gre,
-    Proto.PROTO_ICMP: l4.track_icmp,
-    Proto.PROTO_ICMPV6: l4.track_icmp,
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ class ModelTracker:
         self.config = config
         self.now = 0
         self._tick_ns = SECOND // config.hz
-        self._table = Table(config.capacity, config.seed)
+        self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
         self._next_id = 0
         self._expectations: list[Expectation] = []  # youngest first
@@ -163,7 +154,7 @@ class ModelTracker:
             return found
         conn, d = found
         state = state_of(conn, d)
-        answer = self._ask(packet, conn, d)
+        answer = ask(Visit(packet, conn, d, self._tick, self.config))
         if answer.repeat:
             self._destroy(conn, End.END_REPLACED)
             again = self._visit(packet)
@@ -187,13 +178,6 @@ class ModelTracker:
         self._report(conn)
         return self._accept(conn, d, state, answer.reason)
 
-    def _ask(self, packet: Packet, conn: Conn, d: int) -> Answer:
-        """The protocol's answer. What parse() found wrong comes first, but after lookup and allocation."""
-        if packet.l4_reason:
-            return invalid(packet.l4_reason)
-        track = PROTOCOLS.get(packet.key.proto, l4.track_generic)
-        return track(Visit(packet, conn, d, self._tick, self.config))
-
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
         return Decision(state, reason, Verdict.ACCEPT, conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state)
 
@@ -206,13 +190,12 @@ class ModelTracker:
 
     def _allocate(self, key: Key) -> tuple[Conn, int] | Decision:
         """A connection for a packet that has none. It can still come to nothing."""
-        inverted = key.inverted()
-        if inverted is None:
+        conn = begin(key, self.now, self._tick, self.config.hz)
+        if conn is None:
             return Decision(State.INVALID, Reason.R_ICMP_TYPE if l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
         if self.count >= self.config.capacity and not self._early_drop(key):
             self._counters["drop"] += 1
             return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
-        conn = Conn((key, inverted), self.now, self._memory_of(key.proto))
         expectation = next((e for e in self._expectations if e.fits(key)), None)
         if expectation:
             conn.status |= Status.EXPECTED
@@ -222,12 +205,6 @@ class ModelTracker:
             if not expectation.permanent:
                 self._drop_expectations([expectation])
         return conn, Dir.ORIG
-
-    def _memory_of(self, proto: int) -> L4:
-        if proto == Proto.PROTO_UDP:
-            return l4.Udp(self._tick + l4.STREAM_AFTER * self.config.hz)
-        kinds: dict[int, type[L4]] = {Proto.PROTO_TCP: tcp.Tcp, Proto.PROTO_SCTP: sctp.Sctp}
-        return kinds.get(proto, L4)()
 
     def _early_drop(self, key: Key) -> bool:
         """Evict what is not assured from the first bucket near the new tuple that has any such connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def command(captures, jsonl, oracle_only, show, quiet, verbose, tracking) -> int
     with ExitStack() as stack, progress_bar(quiet=quiet) as progress:
         writer = _writer(stack, jsonl, oracle_only)
         for name in captures:
-            report = _Report(console, 0 if quiet or oracle_only else show, silent=quiet or oracle_only)
+            report = _Report(console, show, tracking.flags, silent=quiet or oracle_only)
             outcomes.append(_compare(name, tracking, _taker(report, writer, oracle_only), progress))
             if outcomes[-1].interrupted:
                 break
@@ -87,45 +88,21 @@ def _compare(name: str, tracking: Any, take: Callable[[Chunk], None], progress: 
 class _Report:
     """Prints what differs as it is found."""
 
-    def __init__(self, console: Console, show: int, *, silent: bool) -> None:
-        self.console, self.left, self.silent = console, show, silent
+    def __init__(self, console: Console, show: int, flags: str, *, silent: bool) -> None:
+        self.console, self.left, self.flags, self.silent = console, show, flags and f" {flags}", silent
 
     def take(self, chunk: Chunk) -> None:
+        from datapath.differences import print_disagreements
+
         if self.silent:
             return
-        for difference in chunk.difference_records():
-            if self.left:
-                self._packet(difference)
+        for found in chunk.disagreements():
+            if self.left > 0:
+                print_disagreements([found], ("ctmirror", f"Linux {platform.release()}"), self.console)
+                self.console.print(f"  ctmirror explain {shlex.quote(found.where)} --packet {found.number}{self.flags}", style="cyan", soft_wrap=True)
             elif self.left == 0:
                 self.console.print("...  more differ; --show N shows more, --jsonl FILE has all")
             self.left -= 1
-
-    def _packet(self, record: dict[str, Any]) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
-        ours, theirs = record["ctmirror"], record["kernel"]
-        ends = "  ".join(str(ours[name]) for name in ("proto", "src", "sport", "dst", "dport") if ours.get(name) is not None)
-        self.console.print(Text.assemble((f"#{record['i']:,} of {record['file']}", "bold"), f"   {ends}"), soft_wrap=True)
-        table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 2), header_style="bold")
-        for head in ("", "ctmirror", f"Linux {platform.release()}"):
-            table.add_column(head)
-        for name, pair in record["differs"].items():
-            table.add_row(name, _shown(pair["ctmirror"]), _shown(pair["kernel"]))
-        said = (theirs.get("kernel") or {}).get("said") or ["(silent)"]
-        table.add_row("why", _reason(ours["reason"]), "; ".join(said), style="dim")
-        self.console.print(table)
-        self.console.print(f"  ctmirror explain {record['file']} --packet {record['i']}", soft_wrap=True)
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else " ".join(map(str, value)) or "(none)" if isinstance(value, (list, tuple)) else str(value)
-
-
-def _reason(name: str) -> str:
-    from ctcore import reasons
-
-    return f"{name}: {reasons.REASONS[reasons.NAMES.index(name)].sentence}"
 
 
 def _writer(stack: ExitStack, jsonl: str | None, oracle_only: bool) -> Writer | None:

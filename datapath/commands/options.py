@@ -74,12 +74,18 @@ SETTINGS = (
     ("checksum", Switch(), "Verify transport checksums; packets with bad ones are invalid."),
     ("acct", Switch(), "Count packets and bytes of each connection."),
     ("max", Number(0, 1 << 26), "Most connections at a time; 0 is no limit."),
+    ("buckets", Number(1, 1 << 26), "Buckets of the kernel's hash table: when it is full, a victim is looked for in eight of them."),
     ("seed", Number(0, (1 << 64) - 1), "Seed of the hash table's keyed hash; no result depends on it but which connections are evicted when full."),
 )
 
 
 def _option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def _merged(timeouts: tuple[dict[str, int], ...]) -> dict[str, int]:
+    """All that were given; of two for one name the later."""
+    return {name: seconds for given in timeouts for name, seconds in given.items()}
 
 
 def _flags(context: click.Context) -> str:
@@ -89,7 +95,7 @@ def _flags(context: click.Context) -> str:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
-        text = ",".join(f"{k}={v}" for k, v in value.items()) if name == "timeouts" else str(int(value))
+        text = ",".join(f"{k}={v}" for k, v in _merged(value).items()) if name == "timeouts" else str(int(value))
         words += [_option_name(name), text]
     return shlex.join(words)
 
@@ -108,17 +114,17 @@ def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any
     """The same for a command that has a clock of its own."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, timeouts: dict[str, int], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
+    def wrapper(*, zone: int, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
-        config = Config(**settings, timeouts=timeouts)
+        config = Config(**settings, timeouts=_merged(timeouts))
         return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
 
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
     for option in (
-        click.option("--timeouts", type=Timeouts(), default=dict, help="Timeouts by their sysctl names without nf_conntrack_."),
+        click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
     ):
         wrapper = option(wrapper)

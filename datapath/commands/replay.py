@@ -31,7 +31,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--packets", metavar="FILE", help="Write a record for each packet; off writes none.")
 @click.option("--conns", metavar="FILE", help="Write a record for each connection.")
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending, else jsonl]")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write the packets but held and dropped ones; in .pcapng each with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
@@ -45,7 +45,7 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay office.pcap
       ctmirror replay office.pcap --packets packets.jsonl --conns conns.parquet
       ctmirror replay office.pcap --packets - | jq 'select(.state == "invalid")'
-      ctmirror replay office.pcap --conns - --format conntrack
+      ctmirror replay office.pcap --conns - --format conntrack      what is alive at the end, as conntrack -L lists it
       ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its number and decision as comment
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """

@@ -57,7 +57,7 @@ class Types:
                 return self.by_name[kind, at + 1]
             at = self.names.find(b"\0" + name.encode() + b"\0", at + 1)
         raise KernelError(
-            f"this kernel has no {'type' if kind == TYPEDEF else 'struct'} {name}: expected Linux 6.1 or later with nf_conntrack built in"
+            f"this kernel has no {'type' if kind == TYPEDEF else 'struct'} {name}: expected Linux 6.4 or later with nf_conntrack built in"
         )
 
     def typedef(self, name: str) -> int:
@@ -73,7 +73,7 @@ class Types:
                 for i in range(start + 3, start + 3 + 2 * (info & 0xFFFF), 2):
                     if self.words[i] == at:
                         return self.words[i + 1]
-        raise KernelError(f"this kernel has no {name}: expected Linux 6.1 or later with nf_conntrack built in")
+        raise KernelError(f"this kernel has no {name}: expected Linux 6.4 or later with nf_conntrack built in")
 
     def size(self, name: str) -> int:
         """Bytes of `struct name`."""
@@ -106,7 +106,7 @@ class Types:
         for name in path.split("."):
             found = self._member(number, name)
             if found is None:
-                raise KernelError(f"this kernel's struct {struct_name} has no {path}: expected Linux 6.1 or later")
+                raise KernelError(f"this kernel's struct {struct_name} has no {path}: expected Linux 6.4 or later")
             bits, number = bits + found[0], found[1]
         return bits // 8
 

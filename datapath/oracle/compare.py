@@ -1,7 +1,7 @@
 """Where engine and kernel differ, packet by packet and field by field.
 
-Everything that both sides know is compared, and exactly. Timeouts are compared to the tick, too: only where the kernel's clock went on while it
-judged a packet may they be that many ticks apart. There is no other tolerance and no list of exceptions.
+Everything that both sides know is compared, and exactly. Timeouts are compared to the tick, too: only where the kernel's clock went on while it set
+one may it be that many ticks off. There is no other tolerance and no list of exceptions.
 Not here: how both sides were asked (lockstep), how differences are shown (the command diff).
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from ctcore import spec
 from ctcore.types import Dir, Proto
 from datapath import fields
-from datapath.oracle.lockstep import Compared, Side
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
 
 Column = Callable[[Side], np.ndarray]
 
@@ -79,7 +80,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Difference:
-    """One packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
+    """A packet both sides do not agree on. i: its number in what was compared; fields: name -> (ours, theirs)."""
 
     i: int
     fields: dict[str, tuple[Any, Any]]
@@ -146,12 +147,11 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
     both = shown & compared.ours.has_conn & compared.theirs.has_conn
     scopes = {ALL: shown, CONN: both, ORPHAN: both & (compared.ours.decisions["conn"] < 0)}
     protos = compared.ours.conns["flow"]["key"]["proto"][:, 0]
-    slack = np.array([sighting.slack if sighting else 0 for sighting in compared.sightings], np.int64)
     found: dict[int, dict[str, tuple[Any, Any]]] = {}
     for field in FIELDS:
         ours, theirs = (field.column(side).astype(np.int64) for side in (compared.ours, compared.theirs))
         where = scopes[field.scope] if field.proto is None else scopes[field.scope] & (protos == field.proto)
-        for i in np.flatnonzero(where & (np.abs(ours - theirs) > slack * field.timed)).tolist():
+        for i in np.flatnonzero(where & (np.abs(ours - theirs) > compared.slack * field.timed)).tolist():
             context = Context(hz, int(compared.keys["proto"][i]))
             found.setdefault(i, {})[field.name] = field.text(int(ours[i]), context), field.text(int(theirs[i]), context)
     return [Difference(i, found[i]) for i in sorted(found)]

@@ -7,6 +7,7 @@ its checksum made to fit, since the engine believes what it cannot verify. What 
     snapped             not even the headers were captured
     fragment            the datagram it belongs to gets the decision
     too large           larger than any device's MTU
+    jumbogram           of IPv6, without a length: a bridge cuts it off behind its header, if it is no larger than other packets; a router does not
 
 Not here: showing (oracle).
 """
@@ -27,7 +28,9 @@ class Unshown(str):
     """Why a packet cannot be shown, in words."""
 
 
-NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE = Unshown("not IP"), Unshown("snapped"), Unshown("fragment"), Unshown("too large")
+NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "fragment", "too large", "jumbogram"))
+HEADER6 = 40
+HOP_BY_HOP = b"\0"
 UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
 
 
@@ -40,7 +43,13 @@ def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown
     if length > LARGEST:
         return TOO_LARGE
     packet = memory[start : start + have].tobytes()
-    return packet if have == length else _completed(packet.ljust(length, b"\0"), row, int(row["l4"]) - memory.ctypes.data - start)
+    if place["family"] == 6 and packet[6:7] == HOP_BY_HOP:
+        if packet[4:6] == bytes(2):
+            return JUMBOGRAM
+        # A bridge reads the options before it cuts off what is behind the packet's end, everybody else after.
+        length = min(length, HEADER6 + int.from_bytes(packet[4:6], "big"))
+        packet = packet[:length]
+    return packet if len(packet) == length else _completed(packet.ljust(length, b"\0"), row, int(row["l4"]) - memory.ctypes.data - start)
 
 
 def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:

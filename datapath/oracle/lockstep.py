@@ -16,42 +16,23 @@ import numpy as np
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, State, Verdict
+from ctcore.types import State
 from datapath.link import inner
 from datapath.oracle.exhibit import Unshown, exhibit
+from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
-from datapath.oracle.probes import Record
-from datapath.oracle.witness import CTINFO, KNOWN_STATUS, UNTRACKED, Sighting
+from datapath.oracle.witness import Sighting
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
-NONE = 255
-
-
-@dataclass
-class Side:
-    """What one side says of n packets.
-
-    conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one.
-    """
-
-    decisions: np.ndarray  # DECISION_DTYPE[n]
-    conns: np.ndarray  # CONN_DTYPE[n]
-    has_conn: np.ndarray  # bool[n]
-
-    @classmethod
-    def empty(cls, n: int) -> Side:
-        decisions = np.zeros(n, DECISION_DTYPE)
-        decisions["conn"] = decisions["timeout"] = -1
-        decisions["dir"] = decisions["l4state"] = NONE
-        return cls(decisions, np.zeros(n, CONN_DTYPE), np.zeros(n, bool))
 
 
 @dataclass
 class Compared:
     """Both sides of n packets.
 
-    keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others.
+    keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others; slack: int64[n], how many
+    ticks passed while the kernel set the timeout that the packet's connection has now: by so much it may be off.
     """
 
     ours: Side
@@ -59,6 +40,7 @@ class Compared:
     keys: np.ndarray
     unshown: Sequence[Unshown | None]
     sightings: Sequence[Sighting | None]
+    slack: np.ndarray
 
 
 class Lockstep:
@@ -73,8 +55,7 @@ class Lockstep:
         """Both begin anew, without connections; ordinals count from 0."""
         self.oracle.flush()
         self.tracker = Tracker(self.config)
-        self.ordinals: dict[int, int] = {}  # where a connection lies in the kernel -> its ordinal
-        self.born = 0
+        self.kernel = Kernel(self.oracle, self.zone)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used."""
@@ -85,25 +66,18 @@ class Lockstep:
         ours, theirs = Side.empty(n), Side.empty(n)
         unshown: list[Unshown | None] = [None] * n
         sightings: list[Sighting | None] = [None] * n
-        records: list[Record] = []
-        ticks: list[int] = []
+        slack = np.zeros(n, np.int64)
         for i in range(n):
             packet = exhibit(rows[i], places[i], memory)
             if isinstance(packet, Unshown):
                 unshown[i] = packet
             else:
-                key = rows[i]["key"].tobytes()
-                sightings[i] = sighting = self.oracle.show(int(places[i]["family"]), packet, key)
-                record = self._judge(sighting, rows[i], theirs, i)
-                if record:
-                    records.append(record)
-                    ticks.append(sighting.tick)
-                    theirs.has_conn[i] = True
+                sightings[i] = sighting = self.kernel.show(int(places[i]["family"]), packet, rows[i], theirs, i)
+                slack[i] = self.kernel.slack(sighting)
             frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
             self._engine(memory, frames[i : i + 1], ours, i)
-        if records:
-            theirs.conns[theirs.has_conn] = self.oracle.layout.conns(records, ticks)
-        return Compared(ours, theirs, rows["key"].copy(), unshown, sightings)
+        self.kernel.finish(theirs)
+        return Compared(ours, theirs, rows["key"].copy(), unshown, sightings, slack)
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
         """Our decision, and the connection as it is then."""
@@ -114,43 +88,8 @@ class Lockstep:
         if state == State.RELATED:
             conn = self.tracker.conn(ordinal)
         elif state not in (State.NOT_SEEN, State.UNTRACKED):
-            conn = self.tracker.find(batch.array[0]["key"].tobytes())
+            key = key_of(batch.array[0])
+            conn = self.tracker.find(key) if key else None
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True
-
-    def _judge(self, sighting: Sighting, row: np.void, theirs: Side, i: int) -> Record | None:
-        """The kernel's decision from what was seen; the observation of the connection to compare, if it lives on."""
-        layout, decision = self.oracle.layout, theirs.decisions[i]
-        decision["zone"], decision["proto"], decision["family"] = self.zone, row["key"]["proto"], row["key"]["family"]
-        decision["verdict"] = Verdict.ACCEPT if sighting.came else Verdict.DROP
-        judged, final = sighting.judged, sighting.final
-        if judged is None:
-            decision["state"] = State.NOT_SEEN
-            return None
-        if final is None:
-            decision["state"] = State.UNTRACKED if judged.nfct == UNTRACKED else State.INVALID
-            if sighting.asked:
-                decision["l4state"] = self._l4state(sighting.asked)
-            return sighting.asked
-        if not layout.is_confirmed(final):
-            decision["state"] = State.NOT_SEEN  # dropped at confirm: the connection never was
-            return None
-        decision["state"], decision["dir"] = CTINFO[judged.ctinfo]
-        decision["conn"] = self._ordinal(judged, final)
-        decision["status"] = layout.number(final, layout.status, 4) & KNOWN_STATUS
-        decision["mark"] = layout.number(final, layout.mark, 4)
-        decision["timeout"] = max(layout.left(final, sighting.tick), 0)
-        decision["l4state"] = self._l4state(final)
-        return final if layout.is_live(final) else None
-
-    def _ordinal(self, judged: Record, final: Record) -> int:
-        if not self.oracle.layout.is_confirmed(judged):
-            self.ordinals[final.address] = self.born
-            self.born += 1
-        return self.ordinals.get(final.address, -1)
-
-    def _l4state(self, record: Record) -> int:
-        layout = self.oracle.layout
-        proto = Proto(layout.proto(record)) if layout.proto(record) in layout.l4state else None
-        return record.conn[layout.l4state[proto]] if proto else NONE

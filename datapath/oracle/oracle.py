@@ -20,6 +20,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from ctcore import spec
 from ctcore.config import Config
 from datapath.oracle.bpf import Runnable
@@ -71,6 +73,15 @@ def kernel_config(config: Config) -> Config:
     return replace(config, max=limit, hz=kernel_hz())
 
 
+def obstacle() -> str | None:
+    """Why the running kernel cannot be asked, in a line, or None."""
+    try:
+        with Oracle(Config()):
+            return None
+    except KernelError as error:
+        return str(error)
+
+
 class Oracle:
     """Conntrack of the running kernel in a network namespace of its own, with the settings of `config`."""
 
@@ -91,6 +102,11 @@ class Oracle:
                 self.open = stack.pop_all()
         except PermissionError as error:
             raise KernelError(f"{error.strerror}: expected root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON)") from None
+        except OSError as error:
+            what = error.filename or "network namespaces, veth or netlink"
+            raise KernelError(f"{what}: {error.strerror}: expected to be able to use it") from None
+        except NetlinkError as error:
+            raise KernelError(f"rtnetlink: {os.strerror(error.code)}: expected CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies
 
     def _settings(self) -> None:
@@ -107,7 +123,8 @@ class Oracle:
     def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
         """Let the kernel judge an IP packet.
 
-        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid.
+        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid;
+        nothing if it has none.
         """
         came = self.bridge.pass_(ETHERTYPES[family], packet)
         records = {record.moment: record for record in self.probes.records()}
@@ -124,7 +141,7 @@ class Oracle:
         return sighting
 
     def _ask(self, key: bytes) -> Record | None:
-        """The live connection that a tuple belongs to, as it is now. Memory may have been used anew since: the bytes have to say so themselves."""
+        """The live connection that the packet's tuple belongs to. Memory may have been used anew since: the bytes have to say so themselves."""
         if key not in self._addresses:
             return None
         record = self.probes.conn(self._addresses[key])

@@ -2,8 +2,6 @@
 
 Theory of operation: the kernel's layout is a NumPy dtype made from its BTF; a batch of copies of struct nf_conn becomes CONN_DTYPE by columns.
 Numbers of states, status bits and flags are the same on both sides, since the engine uses the kernel's own.
-A connection is named by where it lies in memory as long as it lives; the first packet that leaves with a confirmed connection which was not
-confirmed when it was judged has made a new one, and gives it the next ordinal. So ordinals count as the engine's do.
 Not here: how observations are made (probes), differences (datapath.compare).
 """
 

@@ -215,12 +215,13 @@ def test_one_shot_expectations_are_spent_on_a_refused_connection(make_tracker):
 # --- both, and fast --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("buckets", [3, BUCKETS, 262144])
 @pytest.mark.parametrize("others", [300, 1500])
-def test_engine_and_model_agree_on_a_crowd(others):
+def test_engine_and_model_agree_on_a_crowd(others, buckets):
     """Also on holes that are filled again; with 1,500 others, the table itself is full, too, and early drop goes through the crowd."""
     rng = np.random.default_rng(1)
     talks = [*colliding(SLOTS * REACH + 20), *colliding(40, Dir.REPLY), *harmless(others)]
-    twins = Twins(Config(max=MAX, seed=SEED, events=frozenset({"new", "destroy"}), event_buffer=1000))
+    twins = Twins(Config(max=MAX, buckets=buckets, seed=SEED, events=frozenset({"new", "destroy"}), event_buffer=1000))
     for wait in (0.0, 3.0, 20.0, 31.0, 0.0):
         for i in rng.permutation(len(talks)):
             twins.packet(frame(talks[i], int(rng.integers(0, 5)) == 0))

@@ -33,6 +33,7 @@ FLAGS = ("S", "S", "SA", "SA", "A", "A", "A", "A", "PA", "FA", "FA", "R", "RA", 
 OFFSETS = (0, 0, 0, 0, 0, 0, 1, -1, 2, 99, -100, 8191, 8192, 8193, -8192, -8193, 65535, -65999, -66000, -66001, -66002, 70000, 1 << 31, (1 << 31) - 1)
 WINDOWS = (8192, 8192, 0, 1, 65535)
 PAYLOADS = (0, 0, 0, 1, 100, 1400)
+BUCKETS = (1, 2, 7, 8, 9, 16, 30, 1000, 262144, 1 << 26)
 
 
 def config(**other: st.SearchStrategy) -> st.SearchStrategy[Config]:
@@ -292,7 +293,7 @@ def test_datagrams(config, data):
     run(config, data, DatagramPlay())
 
 
-@given(config(max=st.sampled_from([4, 16, 64])), series)
+@given(config(max=st.sampled_from([4, 16, 64]), buckets=st.sampled_from(BUCKETS)), series)
 @EXAMPLES
 def test_a_full_table(config, data):
     run(config, data, CrowdPlay())
@@ -304,7 +305,7 @@ def test_expectations_and_marks(config, data):
     run(config, data, CrowdPlay())
 
 
-@given(config(max=st.sampled_from([16, 1000])), series)
+@given(config(max=st.sampled_from([16, 1000]), buckets=st.sampled_from(BUCKETS)), series)
 @EXAMPLES
 def test_everything_at_once(config, data):
     plays = TcpPlay(), SctpPlay(), DatagramPlay(), CrowdPlay()

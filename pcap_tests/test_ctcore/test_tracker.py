@@ -101,9 +101,10 @@ def test_mistakes_of_the_caller_are_named(call, message):
         ({"tcp_max_retrans": 256}, "tcp_max_retrans = 256: expected 0 to 255"),
         ({"events": frozenset({"birth"})}, "events: 'birth': expected new, update, destroy"),
         ({"timeouts": {"tcp_timeout": 1}}, "timeouts: 'tcp_timeout': expected one of"),
-        ({"timeouts": {"udp_timeout": "5"}}, "timeouts: udp_timeout = '5': expected 0 to 8589934 seconds"),
-        ({"timeouts": {"udp_timeout": 1.5}}, "timeouts: udp_timeout = 1.5: expected 0 to 8589934 seconds"),
-        ({"timeouts": {"udp_timeout": 1 << 40}}, "timeouts: udp_timeout = 1099511627776: expected 0 to 8589934 seconds"),
+        ({"timeouts": {"udp_timeout": 1.5}}, "timeouts: udp_timeout = 1.5: expected 0 to 8589934 whole seconds"),
+        ({"timeouts": {"udp_timeout": "30"}}, "timeouts: udp_timeout = '30': expected 0 to 8589934 whole seconds"),
+        ({"buckets": 0}, "buckets = 0: expected 1 to 67108864"),
+        ({"timeouts": {"udp_timeout": 1 << 40}}, "timeouts: udp_timeout = 1099511627776: expected 0 to 8589934 whole seconds"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -18,7 +18,7 @@ from datapath.frame import frames_of
 from datapath.wire import parse_batch
 from pcap_tests.scene import SECOND, START
 
-SWEEPS = (End.END_TIMEOUT, End.END_FLUSHED)
+SWEEPS = (End.END_TIMEOUT, End.END_FLUSHED, End.END_EVICTED)
 
 
 class Twins:

@@ -29,6 +29,16 @@ def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_pat
     assert "mpps" in err
 
 
+@pytest.mark.parametrize("argv", [["bench", "engine", "--json"], ["bench", "-q", "engine", "--json"], ["bench", "engine", "-q", "--json", "-"]])
+def test_bench_writes_json_to_stdout_without_a_name(capfd, monkeypatch, argv):
+    from datapath import benchmark
+
+    monkeypatch.setattr(benchmark, "engine", lambda flows: {"engine": [{"flows": flows[0]}]})
+    code, out, err = run(capfd, *argv)
+    assert (code, json.loads(out)) == (0, {"engine": [{"flows": 1000}]})
+    assert (err == "") == ("-q" in argv)
+
+
 def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, office):
     (tmp_path / "notes.txt").write_text("dear diary, " * 10)
     (tmp_path / "cut.pcap").write_bytes(Path(office).read_bytes()[:-5])

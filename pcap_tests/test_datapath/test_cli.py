@@ -113,10 +113,25 @@ def test_a_bare_group_shows_its_help(capfd, argv):
     assert err.count("\n") > 10
 
 
-def test_a_capture_that_is_not_there(capfd, tmp_path, office):
-    code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap")
+def test_a_capture_that_is_not_there(capfd, tmp_path):
+    code, out, err = run(capfd, "replay", tmp_path / "none.pcap", "--packets", tmp_path / "p.jsonl")
     assert (code, out) == (2, "")
     assert err == f"ctmirror: {tmp_path / 'none.pcap'}: No such file or directory\n"
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_captures_around_one_that_is_not_there_are_replayed(capfd, tmp_path, office):
+    """As around a damaged one; the command that is suggested does without it."""
+    code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap", office)
+    assert code == 2
+    assert "38 packets, " in out
+    assert err == f"ctmirror: {tmp_path / 'none.pcap'}: cannot be opened: No such file or directory\n"
+    assert f"ctmirror explain {office} {office} --conn 0" in out
+
+
+def test_explain_leaves_no_capture_out(capfd, tmp_path, office):
+    code, out, err = run(capfd, "explain", tmp_path / "none.pcap", office, "--packet", 3)
+    assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / 'none.pcap'}: No such file or directory\n")
 
 
 def test_a_directory_is_no_capture(capfd, tmp_path):
@@ -190,6 +205,13 @@ def test_outputs_never_overwrite_the_capture(capfd, office):
         assert code == 2
         assert "over the capture" in err
     assert Path(office).read_bytes() == before
+
+
+def test_explain_does_not_write_over_its_capture(capfd, office):
+    before = Path(office).read_bytes()
+    code, _, err = run(capfd, "explain", office, "--packet", "3", "-o", office)
+    assert (code, Path(office).read_bytes()) == (2, before)
+    assert "over the capture" in err
 
 
 @pytest.mark.parametrize("spelling", ["{}/o.jsonl", "{}/./o.jsonl", "{}/x/../o.jsonl", "{}/link/o.jsonl"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -82,18 +83,72 @@ def test_no_progress_bar_in_a_pipe(office):
     assert in_process("replay", office).stderr == ""
 
 
-@pytest.mark.parametrize("argv", [["replay"], ["explain", "--packet", "2"], ["explain", "--conn", "0"]])
-def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office, argv):
+def on_a_terminal(*argv, columns=80, late=None, stdout=False):
+    """What a command draws on a terminal that is its stderr (or its stdout), and what the other one got."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     master, slave = pty.openpty()
-    done = subprocess.run([sys.executable, "-m", "datapath", *argv, office], stdout=subprocess.PIPE, stderr=slave, text=True, timeout=60)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    early = "" if late is None else f"from datapath.commands import progress; progress.LATE = {late}; "
+    code = f"import sys; {early}from datapath.cli import main; sys.exit(main({[str(word) for word in argv]}))"
+    streams = {"stdout": slave, "stderr": subprocess.PIPE} if stdout else {"stdout": subprocess.PIPE, "stderr": slave}
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
+    done = subprocess.run([sys.executable, "-c", code], **streams, text=True, timeout=60, env=environment)
     os.close(slave)
-    drawn = os.read(master, 65536)
+    drawn = b""
+    try:
+        while part := os.read(master, 65536):
+            drawn += part
+    except OSError:  # the terminal is gone: all was read
+        pass
     os.close(master)
-    assert b"\x1b[" in drawn
-    assert argv[0] == "explain" or b"office.pcap" in drawn  # explain stops at its packet
-    assert "\x1b" not in done.stdout
+    return drawn, done.stderr if stdout else done.stdout
+
+
+@pytest.mark.parametrize("argv", [["replay"], ["explain", "--packet", "2"], ["explain", "--conn", "0"]])
+def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office, argv):
+    drawn, out = on_a_terminal(*argv, office, columns=200, late=0)
+    if argv != ["explain", "--packet", "2"]:  # which stops at its packet
+        assert b"\x1b[" in drawn and b"office.pcap" in drawn
+    assert "\x1b" not in out
+
+
+def test_no_progress_bar_flashes_up_for_what_is_done_at_once(office):
+    assert on_a_terminal("replay", office)[0] == b""
+
+
+def test_a_progress_bar_keeps_to_its_line(tmp_path):
+    long = stories.write(tmp_path / f"{'long' * 20}.pcap", stories.office())
+    drawn, _ = on_a_terminal("replay", long, columns=60, late=0)
+    lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn).decode().replace("\r", "\n").split("\n")
+    assert any("%" in line for line in lines)
+    assert max(map(len, lines)) <= 60
+    assert drawn.count(b"\x1b[1A") <= 2  # up by the one line that is drawn anew, and over what stands there at the end
+
+
+def test_explain_is_wrapped_on_a_terminal_only(office):
+    drawn, _ = on_a_terminal("explain", office, "--packet", "3", columns=60, stdout=True)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode()).splitlines()
+    assert max(map(len, lines)) <= 60
+    whole = in_process("explain", office, "--packet", "3").stdout
+    assert max(map(len, whole.splitlines())) > 60
+    assert " ".join("".join(lines).split()).replace(" ", "") == "".join(whole.split())
+
+
+@pytest.mark.parametrize(
+    "argv", [["explain", "CAPTURE", "--packet", "3"], ["explain", "CAPTURE", "--conn", "0"], ["states", "tcp"], ["states", "--reasons"]]
+)
+def test_an_answer_can_go_to_a_file(capfd, tmp_path, office, argv):
+    argv = [office if word == "CAPTURE" else word for word in argv]
+    code, plain, _ = run(capfd, *argv)
+    assert run(capfd, *argv, "-o", tmp_path / "answer.txt") == (code, "", "") == (0, "", "")
+    assert (tmp_path / "answer.txt").read_text() == plain
+    assert run(capfd, *argv, "-o", "-") == (0, plain, "")
+    code, out, err = run(capfd, *argv, "-o", tmp_path / "no" / "where")
+    assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / 'no' / 'where'}: cannot be written: No such file or directory\n")
 
 
 def test_no_color_is_honoured(office):
@@ -122,6 +177,14 @@ def test_devices_take_several_outputs(capfd, office):
 
 
 # --- where they cannot go --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_pipe_ends_the_writing_of_packets_quietly(tmp_path):
+    capture = stories.write(tmp_path / "many.pcap", [(i * MS, tcp(CLIENT, SERVER, 1024 + i % 60000, 80)) for i in range(20000)])
+    for ending in ("head -c 100 > /dev/null; exit ${PIPESTATUS[0]}", "true; exit ${PIPESTATUS[0]}"):
+        command = f"{sys.executable} -m datapath replay {capture} -w - --quiet | {ending}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path):

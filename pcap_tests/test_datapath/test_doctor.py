@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,56 @@ def test_a_stranger_s_datapath_is_recognised(monkeypatch, tmp_path):
     assert not finding.ok
     assert finding.needed
     assert str(tmp_path / "datapath") in finding.found
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """A folder with somebody else's package called datapath."""
+    (tmp_path / "datapath").mkdir()
+    (tmp_path / "datapath" / "__init__.py").write_text("")
+    return tmp_path
+
+
+def test_a_clash_is_not_said_to_be_mended_by_building(stranger):
+    """In a process of its own, in which the stranger's package is found first and the modules of ours behind it."""
+    code = f"import datapath, sys; datapath.__path__.append({str(ROOT / 'datapath')!r}); from datapath.cli import main; sys.exit(main(['doctor']))"
+    environment = {**os.environ, "PYTHONPATH": f"{stranger}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, env=environment, cwd=stranger)
+    lines = {line[9:23].strip(): line for line in done.stdout.splitlines()}
+    assert done.returncode == 1, done.stderr
+    assert lines["engine"].startswith("missing") and "building again does not help" in lines["engine"]
+    assert "make build" not in done.stdout
+    assert f"take {stranger} out of PYTHONPATH" in lines["package name"]
+
+
+@pytest.mark.parametrize(("error", "found", "advice"), [
+    (0, "an XDP program can be loaded", ""), (errno.EPERM, "no XDP program can be loaded: Operation not permitted", "cap_bpf"),
+    (errno.ENOSYS, "no XDP program can be loaded: Function not implemented", "CONFIG_BPF_SYSCALL"),
+])  # fmt: skip
+def test_bpf_is_there_if_a_program_can_be_loaded(monkeypatch, error, found, advice):
+    monkeypatch.setattr(doctor, "_load_program", lambda _: error)
+    finding = doctor.bpf()
+    assert (finding.ok, finding.found) == (not error, found)
+    assert advice in finding.advice
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_without_rights_no_program_can_be_loaded():
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setuid(65534)
+        os._exit(0 if doctor._load_program(doctor.BPF_SYSCALL[os.uname().machine]) in (errno.EPERM, errno.EACCES) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("check", [doctor.tc_flower, doctor.tc_ct, doctor.veth])
+def test_no_module_is_to_be_loaded_that_is_not_there(monkeypatch, check):
+    monkeypatch.setattr(doctor, "_kernel_names", frozenset)
+    monkeypatch.setattr(doctor, "Path", lambda *_: Path("/nonexistent"))
+    finding = check()
+    assert not finding.ok
+    assert "modprobe" not in finding.advice and "use a kernel with CONFIG_" in finding.advice
 
 
 def test_a_distribution_with_that_package_is_named(monkeypatch):

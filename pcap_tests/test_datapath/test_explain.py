@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import re
 
 import numpy as np
 import pytest
@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from ctcore.model.conn import MASK32
+from ctcore.model.protocols import ask
 from ctcore.model.tcp_window import after, before
 from ctcore.reasons import NAMES
-from ctcore.types import Reason
-from datapath import app, dissect, explain, narrate
-from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp
+from ctcore.types import Reason, State
+from datapath import app, dissect, explain, narrate, stages
+from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp, udp_segment
 from datapath.window import near, window_of
 from datapath.worker import Pipeline
 from pcap_tests import stories
+from pcap_tests.capture_files import pcap
 from pcap_tests.stories import CLIENT, MS, SERVER
 
 HANDSHAKE = stories.closed_by_client()[:3]
@@ -236,6 +238,188 @@ def test_chunks_do_not_matter(office, monkeypatch):
     assert list(narrate.packet_lines(explain.explain_packet([office], 13, app.Tracking()))) == whole
 
 
+# --- which rule, and no stage that was not reached -------------------------------------------------------------------------------------
+
+ONE_SECOND = dict.fromkeys(("tcp_timeout_established", "tcp_timeout_syn_sent", "tcp_timeout_syn_recv", "tcp_timeout_close"), 1)
+RETRANSMITTED = (tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501, payload=b"x"),) * 4
+
+
+@pytest.mark.parametrize(("story", "timeouts", "name"), [
+    (HANDSHAKE[:1], ONE_SECOND, "tcp_timeout_syn_sent"),
+    (HANDSHAKE, ONE_SECOND, "tcp_timeout_established"),
+    ([*HANDSHAKE, (9 * MS, RETRANSMITTED[0])], {}, "tcp_timeout_unacknowledged"),
+    ([*HANDSHAKE, *((9 * MS, again) for again in RETRANSMITTED)], {}, "tcp_timeout_max_retrans"),
+    ([(0, tcp(CLIENT, SERVER, 1, 2, "A", seq=7, ack=9))], {"tcp_timeout_established": 300}, "tcp_timeout_established"),
+    ([(0, tcp(CLIENT, SERVER, 1, 2, "A", seq=7, ack=9, win=0))], {}, "tcp_timeout_max_retrans"),
+    ([*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "R", seq=101))], {"tcp_timeout_close": 300}, "tcp_timeout_close"),
+    (stories.question(), {"udp_timeout_stream": 30}, "udp_timeout"),
+    ([*stories.question(), (5000 * MS, stories.question()[0][1])], {"udp_timeout_stream": 30}, "udp_timeout_stream"),
+    ([(0, icmp(CLIENT, SERVER, 8))], {"generic_timeout": 30}, "icmp_timeout"),
+])  # fmt: skip
+def test_the_timeout_is_named_by_the_rule_that_applied(tmp_path, story, timeouts, name):
+    """Not by its value, which others may share: unacknowledged and max_retrans are 300 s both."""
+    lines = lines_of(tmp_path, story, len(story) - 1, timeouts=timeouts)
+    assert said(lines, "timeout")[0].endswith(f" s left, from {name}")
+
+
+def test_a_timeout_without_a_setting_is_not_given_one(tmp_path):
+    syn, other = tcp(CLIENT, SERVER, 1, 2, "S"), tcp(SERVER, CLIENT, 2, 1, "S")
+    lines = lines_of(tmp_path, [(0, syn), (MS, other), (2 * MS, syn)], 2)
+    assert said(lines, "timeout") == ["120 s left, which is fixed: there is no setting for it"]
+
+
+@pytest.mark.parametrize("number", range(len(stories.office())))
+def test_the_model_gives_the_answer_that_the_engine_gave(office, number):
+    """Which is why its rule may be named."""
+    it = explain.explain_packet([office], number, app.Tracking())
+    if visit := it.visit():
+        answer = ask(visit)
+        assert (answer.reason, answer.valid) == (it.decision["reason"], it.decision["state"] != State.INVALID)
+        assert answer.timeout in (None, it.decision["timeout"])
+
+
+def labels_of(lines):
+    return {label for label, _ in lines if label}
+
+
+LATER_FRAGMENTS = (
+    ipv4(CLIENT, SERVER, 17, bytes(64), frag=0x2008, ident=9), ipv6("::1", "::2", 44, bytes((17, 0, 0, 65)) + bytes(4) + b"\x01" * 64),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("packet", LATER_FRAGMENTS)
+def test_the_middle_of_a_datagram_has_no_transport_header(tmp_path, packet):
+    lines = lines_of(tmp_path, [(0, eth(packet, 0x0800 if packet[0] >> 4 == 4 else 0x86DD))], 0)
+    assert said(lines, "udp") == ["no header in this fragment: its bytes begin at 64 of what the datagram carries"]
+    assert said(lines, "reason")[0].startswith("fragment: ")
+
+
+@pytest.mark.parametrize("keep", [10, 20, 33])
+def test_a_header_that_was_not_captured_is_not_described(tmp_path, keep):
+    frame = tcp(CLIENT, SERVER, 1, 2, "S")
+    (tmp_path / "snapped.pcap").write_bytes(pcap((0, 0, frame[:keep], keep, len(frame))))
+    lines = list(narrate.packet_lines(explain.explain_packet([str(tmp_path / "snapped.pcap")], 0, app.Tracking())))
+    assert not {"ip", "tcp"} & labels_of(lines)
+    assert said(lines, "reason")[0].startswith("snapped")
+
+
+STRAY_QUOTES = {
+    "too short: 19 bytes of an IPv4 header of 20": icmp_error(stories.ROUTER, CLIENT, 3, 1, eth(ipv4(CLIENT, SERVER, 17)), quote=19),
+    "too short: 3 of the 4 bytes of its ports": icmp_error(stories.ROUTER, CLIENT, 3, 1, eth(ipv4(CLIENT, SERVER, 17, bytes(3)))),
+    "a fragment, from byte 64 of its datagram on": icmp_error(stories.ROUTER, CLIENT, 3, 1, eth(ipv4(CLIENT, SERVER, 17, bytes(8), frag=8))),
+}
+
+
+@pytest.mark.parametrize(("fault", "frame"), STRAY_QUOTES.items())
+def test_an_error_with_an_unusable_quote_says_what_is_wrong_with_it_and_looks_nothing_up(tmp_path, fault, frame):
+    lines = lines_of(tmp_path, [(0, frame)], 0)
+    assert said(lines, "reason")[0].startswith("icmp_inner: ")
+    assert said(lines, "quoted")[1].startswith(fault)
+    assert "lookup" not in labels_of(lines)
+
+
+@pytest.mark.parametrize("frame", [
+    eth(ipv4(CLIENT, SERVER, 6, bytes(3)), 0x0800), eth(ipv4(CLIENT, SERVER, 1, bytes(7)), 0x0800), icmp(CLIENT, SERVER, 8, l4_checksum=1),
+])  # fmt: skip
+def test_what_has_no_tuple_looks_nothing_up(tmp_path, frame):
+    assert "lookup" not in labels_of(lines_of(tmp_path, [(0, frame)], 0))
+
+
+INIT = sctp(CLIENT, SERVER, 5, 6, 0, sctp_init(77))
+INIT_ACK = sctp(SERVER, CLIENT, 6, 5, 77, sctp_init(88, ack=True))
+
+
+def test_a_bad_sum_is_shown_no_state_table(tmp_path):
+    bad = INIT_ACK[:-1] + bytes((INIT_ACK[-1] ^ 1,))
+    lines = lines_of(tmp_path, [(0, INIT), (MS, bad)], 1)
+    assert said(lines, "reason")[0].startswith("sctp_checksum")
+    assert not {"table", "guard", "tag"} & labels_of(lines)
+
+
+def test_a_wrong_tag_is_shown_beside_the_right_one_and_stops_there(tmp_path):
+    story = [(0, INIT), (MS, INIT_ACK), (2 * MS, sctp(CLIENT, SERVER, 5, 6, 99, sctp_chunk(10) + sctp_chunk(0)))]
+    lines = lines_of(tmp_path, story, 2)
+    assert said(lines, "reason")[0].startswith("sctp_tag")
+    assert said(lines, "tag") == ["0x00000063, expected 0x00000058"]
+    assert "table" not in labels_of(lines)
+
+
+def test_what_begins_no_association_is_named(tmp_path):
+    assert said(lines_of(tmp_path, [(0, sctp(CLIENT, SERVER, 5, 6, 9, sctp_chunk(6)))], 0), "guard") == ["abort never begins an association"]
+    assert said(lines_of(tmp_path, [(0, sctp(CLIENT, SERVER, 5, 6, 9, sctp_chunk(0)))], 0), "table") == ["NONE, original other -> NONE"]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_checksum_is_shown_beside_the_right_one(tmp_path):
+    good = tcp(CLIENT, SERVER, 1, 2)
+    right = good[50:52].hex()
+    lines = lines_of(tmp_path, [(0, tcp(CLIENT, SERVER, 1, 2, l4_checksum=1))], 0)
+    assert said(lines, "checks")[1] == f"found 0x0001, expected 0x{right}; that is not what offload leaves: it is really bad"
+    lines = lines_of(tmp_path, [(0, tcp(CLIENT, SERVER, 1, 2, l4_checksum=0))], 0)
+    assert said(lines, "checks")[1].startswith(f"found 0x0000, expected 0x{right}; that is what a host leaves")
+
+
+@pytest.mark.parametrize(("good", "at", "size"), [
+    (tcp("2001:db8::1", "2001:db8::2", 1, 2), 70, 2), (udp(CLIENT, SERVER, 1, 2, payload=b"odd"), 40, 2), (icmp(CLIENT, SERVER, 8), 36, 2),
+    (icmp("2001:db8::1", "2001:db8::2", 128), 56, 2), (INIT, 42, 4), (tcp(CLIENT, SERVER, 1, 2), 24, 2),
+])  # fmt: skip
+def test_the_expected_checksum_is_the_one_of_the_sound_packet(tmp_path, good, at, size):
+    """Of every protocol, and the IPv4 header's."""
+    bad = good[:at] + bytes(byte ^ 0x5A for byte in good[at : at + size]) + good[at + size :]
+    order = "little" if size == 4 else "big"
+    found, expected = (int.from_bytes(data[at : at + size], order) for data in (bad, good))
+    text = said(lines_of(tmp_path, [(0, bad)], 0), "checks")[1]
+    assert text.startswith(f"found {found:#0{2 * size + 2}x}, expected {expected:#0{2 * size + 2}x}")
+
+
+def test_a_full_table_shows_its_numbers(tmp_path):
+    story = [(n * MS, udp(CLIENT, SERVER, 1000 + n, 53)) for n in range(5)]
+    text = said(lines_of(tmp_path, story, 4, max=4), "table")[0]
+    assert re.fullmatch(
+        r"full: 4 of 4 connections \(--max\); looked into bucket [\d,]+ and the next 7 of 262,144 \(--buckets\): nobody there .*", text
+    )
+    lines = lines_of(tmp_path, story, 4, max=4, buckets=1)
+    assert said(lines, "table")[0].endswith(": 4 not assured found there and evicted")
+    assert [text.partition(": ")[2][:6] for text in said(lines, "table")[1:]] == ["conn 0", "conn 1", "conn 2", "conn 3"]
+
+
+def test_the_window_is_shown_in_32_bits(tmp_path):
+    """The numbers of a comparison that goes round the end are those of the packets, and it says that it does."""
+    syn, answer = tcp(CLIENT, SERVER, 1, 2, "S", seq=MASK32), tcp(SERVER, CLIENT, 2, 1, "SA", seq=MASK32 - 1, ack=0)
+    lines = lines_of(tmp_path, [(0, syn), (MS, answer), (2 * MS, tcp(CLIENT, SERVER, 1, 2, "A", seq=0, ack=MASK32))], 2)
+    window = said(lines, "window")
+    assert any("(mod 2^32): holds" in line for line in window)
+    assert all(0 <= int(number) <= MASK32 for line in window[3:] for number in re.findall(r"-?\d+(?= \(mod| *:)", line.partition(">")[2]))
+    assert not re.search(r"[<>=] -\d", " ".join(window))
+
+
+# --- what has changed ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rst_before_any_reply_shows_what_it_did(tmp_path):
+    lines = lines_of(tmp_path, [HANDSHAKE[0], (MS, tcp(SERVER, CLIENT, 80, 40000, "RA", seq=0, ack=101))], 1)
+    changed = said(lines, "changed")
+    assert changed[0] == "status: now seen-reply, dying"
+    assert changed[1] == "state: SYN_SENT -> CLOSE"
+    assert "reply side: maxwin 0 -> 8192, maxack 0 -> 101, + maxack-set" in changed
+    assert any(line.startswith("remembered of this packet: index syn -> rst, dir original -> reply") for line in changed)
+
+
+def test_what_an_ignored_packet_leaves_behind_is_shown(tmp_path):
+    lines = lines_of(tmp_path, [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "S", seq=900))], 3)
+    assert said(lines, "reason")[0].startswith("tcp_ignored")
+    assert said(lines, "changed") == ["remembered of this packet: index ack -> syn, seq 101 -> 900, end 101 -> 901"]
+
+
+def test_an_association_shows_its_changes(tmp_path):
+    lines = lines_of(tmp_path, [(0, INIT), (MS, INIT_ACK)], 1)
+    assert said(lines, "changed") == [
+        "status: now seen-reply", "state: CLOSED -> COOKIE_WAIT", "original side: tag 0x00000000 -> 0x00000058",
+    ]  # fmt: skip
+
+
 # --- a connection's life ---------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +466,26 @@ def test_a_life_ends(tmp_path):
     found, lines = life(tmp_path, [*stories.question(), (100 * 10**9, tcp(CLIENT, SERVER, 1, 2))], 0)
     assert len(found.steps) == 2
     assert lines[-1][1].startswith("timeout, 30.")
+
+
+def test_a_life_has_one_clock(tmp_path):
+    """A packet captured late, or with an earlier time stamp, comes when the one before it came, as for the tracker."""
+    story = [(50 * MS, udp(CLIENT, SERVER, 9, 9)), *((20 * MS, data) for _, data in HANDSHAKE[:2]), (60 * MS, HANDSHAKE[2][1])]
+    found, lines = life(tmp_path, story, 1)
+    assert [step.ts - int(found.conn["start"]) for step in found.steps] == [0, 0, 10 * MS]
+    assert [text.split()[0] for label, text in lines if label.startswith("#")] == ["+0.000000", "+0.000000", "+0.010000"]
+
+
+def test_a_life_keeps_its_columns_where_states_have_long_names(tmp_path):
+    tag, other = 77, 88
+    story = [(0, INIT), (MS, INIT_ACK)]
+    story += [((2 + n) * MS, sctp(*ends, vtag, sctp_chunk(kind))) for n, (ends, vtag, kind) in enumerate([
+        ((CLIENT, SERVER, 5, 6), other, 10), ((SERVER, CLIENT, 6, 5), tag, 11), ((CLIENT, SERVER, 5, 6), other, 7),
+        ((SERVER, CLIENT, 6, 5), tag, 8),
+    ])]  # fmt: skip
+    lines = [text for label, text in life(tmp_path, story, 0)[1] if label.startswith("#")]
+    assert "SHUTDOWN_ACK_SENT" in lines[-1]
+    assert len({re.search(r" \d+ s", line).end() for line in lines}) == 1
 
 
 def test_a_life_that_is_not_there(tmp_path):
@@ -352,6 +556,16 @@ def test_ip_headers(packet, text):
     assert text in dissect.ip_line(packet)
 
 
+def test_a_long_chain_of_headers_is_shortened():
+    frags = bytes((44, 0)) + bytes(6)
+    text = dissect.ip_line(ipv6("::1", "::2", 44, frags * 39 + bytes((17, 0)) + bytes(14)))
+    assert text.endswith("next header frag (40 times), udp")
+    mixed = (bytes((60, 0)) + bytes(6) + bytes((44, 0)) + bytes(6)) * 20
+    text = dissect.ip_line(ipv6("::1", "::2", 44, mixed + bytes((17, 0)) + bytes(14)))
+    assert text.endswith("next header frag, dstopts, frag, dstopts, frag, dstopts, frag, ... (42 headers), udp")
+    assert len(text) < 200
+
+
 def test_tcp_options_that_matter_have_values():
     syn = tcp(CLIENT, SERVER, 1, 2, "S", options=bytes.fromhex("020405b4 01030307 0402 0000"))[34:]
     assert list(dissect.tcp_options(syn)) == ["mss 1460", "window scale 7", "SACK permitted"]
@@ -393,7 +607,7 @@ def test_sequence_numbers_compare_by_distance(a, b):
 
 
 def test_every_guard_names_a_reason():
-    assert set(narrate.GUARDS) <= set(Reason)
+    assert set(stages.GUARDS) <= set(Reason)
 
 
 def test_the_window_of_a_first_packet_needs_no_connection():
@@ -410,18 +624,27 @@ def test_the_window_of_a_first_packet_needs_no_connection():
 
 def test_gre_and_udp_have_lines():
     assert dissect.l4_line(47, gre(CLIENT, SERVER, version=1, proto=0x880B, call=9)[34:], 8) == "version 1, carries 0x880b, call id 9"
-    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, length 8, no checksum, 8 bytes present"
+    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, 0 bytes of payload, no checksum"
+    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, payload=b"abc")[34:], 11) == "1 > 2, 3 bytes of payload"
+    assert dissect.l4_line(17, udp_segment(CLIENT, SERVER, 1, 2, length=50), 8) == "1 > 2, 0 bytes of payload, its length says 42"
     assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]
 
 
 def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
     """A look at every connection for each chunk would make explain slower the more there are."""
 
+    class WithoutConns:
+        def __init__(self, tracker):
+            self.real = tracker
+
+        def __getattr__(self, name):
+            assert name != "conns"
+            return getattr(self.real, name)
+
     class Watched:
         def __init__(self, *settings, **more):
-            self.real = Pipeline(*settings, **more)
-            self.process = self.real.process
-            self.tracker = SimpleNamespace(conn=self.real.tracker.conn, events=self.real.tracker.events)
+            real = Pipeline(*settings, **more)
+            self.process, self.tracker = real.process, WithoutConns(real.tracker)
 
     expected = explain.explain_conn([office], 0, app.Tracking())
     monkeypatch.setattr(explain, "Pipeline", Watched)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import builtins
 import csv
+import gzip
 import json
+import lzma
+import re
 from pathlib import Path
 
 import pytest
 
+from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from datapath import app, export
+from datapath.craft import tcp
 from pcap_tests import stories
+from pcap_tests.stories import CLIENT, SERVER
 
 KINDS = ("packets", "conns", "events")
 
@@ -23,7 +29,7 @@ def office(tmp_path):
 
 def replayed(tmp_path, capture, ending, form=None):
     """The three files of a replay."""
-    names = {kind: str(tmp_path / f"{kind}{ending}") for kind in KINDS}
+    names = {kind: str(tmp_path / f"{kind}{ending}") for kind in KINDS if (kind, export.format_of("x" + ending, form)) != ("packets", "conntrack")}
     app.replay([capture], app.Tracking(), app.Outputs(**names, form=form))
     return names
 
@@ -109,16 +115,74 @@ def test_conntrack_lines_of_connections(as_json):
     assert lines[4].startswith("gre      47 30 src=2001:db8::1 dst=2001:db8::2 srckey=0x0 dstkey=0x9 ")
 
 
-def test_conntrack_lines_of_events(tmp_path, office):
-    names = {"conns": str(tmp_path / "c"), "events": str(tmp_path / "e")}
-    app.replay([office], app.Tracking(), app.Outputs(**names, form="conntrack"))
-    lines = Path(names["events"]).read_text().splitlines()
-    assert lines[0] == (
-        "    [NEW] tcp      6 120 SYN_SENT src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=80 packets=1 bytes=40 [UNREPLIED] "
-        "src=10.0.0.2 dst=10.0.0.1 sport=80 dport=40000 packets=0 bytes=0"
+def test_conntrack_lists_what_is_alive(tmp_path, office, as_json):
+    """As conntrack -L does; the other formats have every connection."""
+    names = {"conns": str(tmp_path / "c")}
+    app.replay([office], app.Tracking(Config(timeouts={"icmp_timeout": 0, "udp_timeout": 0})), app.Outputs(**names, form="conntrack"))
+    listed = Path(names["conns"]).read_text().splitlines()
+    assert {line.split()[0] for line in listed} == {"tcp", "gre"}
+    assert len(listed) < len(as_json["conns"])
+
+
+def test_conntrack_lines_of_events(tmp_path):
+    """What ctnetlink puts into events: counters and what is left of the timeout at the end, the state if the event is about it."""
+    story = [*stories.question(), *stories.closed_by_client()[:4], (40 * 10**9, tcp(CLIENT, SERVER, 7, 7, "A", seq=1, ack=1))]
+    story += [(41 * 10**9, tcp(SERVER, CLIENT, 7, 7, "A", seq=1, ack=1)), (42 * 10**9, tcp(CLIENT, SERVER, 9, 9, "S"))]
+    story += [(43 * 10**9, tcp(SERVER, CLIENT, 9, 9, "RA", ack=1))]
+    name = str(tmp_path / "e")
+    app.replay([stories.write(tmp_path / "s.pcap", story)], app.Tracking(), app.Outputs(events=name, form="conntrack"))
+    lines = Path(name).read_text().splitlines()
+    assert not any("packets=" in line for line in lines if "[DESTROY]" not in line)
+    udp = [line for line in lines if " udp " in line]
+    assert udp[1].startswith(" [UPDATE] udp      17 30 src=10.0.0.1 ")
+    assert udp[-1].startswith("[DESTROY] udp      17 src=10.0.0.1 dst=10.0.0.2 sport=5353 dport=53 packets=1 ")
+    tcp_lines = [line for line in lines if " tcp " in line]
+    assert tcp_lines[0] == (
+        "    [NEW] tcp      6 120 SYN_SENT src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=80 [UNREPLIED] src=10.0.0.2 dst=10.0.0.1 sport=80 dport=40000"
     )
-    assert lines[1].startswith(" [UPDATE] tcp      6 60 SYN_RECV src=10.0.0.1 ")
-    assert "[UNREPLIED]" not in lines[1]
+    assert tcp_lines[1].startswith(" [UPDATE] tcp      6 60 SYN_RECV src=10.0.0.1 ")
+    picked_up = [line for line in lines if "sport=7 " in line]
+    assert picked_up[0].startswith("    [NEW] tcp      6 300 ESTABLISHED src=")
+    assert picked_up[1].startswith(" [UPDATE] tcp      6 300 src=")  # a reply was seen; the state has not changed
+    refused = [line for line in lines if "sport=9 " in line]
+    assert refused[-1].startswith("[DESTROY] tcp      6 119 CLOSE src=10.0.0.1 dst=10.0.0.2 sport=9 dport=9 packets=1 ")
+
+
+@pytest.mark.parametrize("changes, ending", [((), "dport=0"), (("mark",), "mark=0")])
+def test_a_mark_that_was_cleared_is_told(changes, ending):
+    flow = {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": None, "dport": None, "packets": 1, "bytes": 20}
+    record = {
+        "event": "update", "changes": changes, "proto": "dccp", "original": flow, "reply": flow, "l4state": None, "status": ["confirmed"],
+        "timeout": 599.5, "mark": 0, "zone": 0,
+    }  # fmt: skip
+    line = export.conntrack_line(record)
+    assert line.startswith(" [UPDATE] dccp     33 599 src=10.0.0.1 dst=10.0.0.2 sport=0 dport=0 [UNREPLIED] ")
+    assert line.endswith(ending)
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".csv.xz", ".json.zst", ".conntrack.GZ"])
+def test_records_are_compressed_where_the_name_says_so(tmp_path, office, ending):
+    plain = Path(replayed(tmp_path, office, ending.rpartition(".")[0])["conns"]).read_bytes()
+    packed = Path(replayed(tmp_path, office, ending)["conns"]).read_bytes()
+    if ending.endswith(".zst"):
+        import zstandard
+
+        unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(packed)
+    else:
+        unpacked = (lzma if ending.endswith(".xz") else gzip).decompress(packed)
+    assert unpacked == plain != packed
+
+
+@pytest.mark.parametrize("name, what", [
+    ("x.ipc", "'.ipc' names no format: expected an ending of .jsonl, .json, "), ("x.csv.bz2", "'.bz2' names no format"),
+    ("x.dat.gz", "'.dat' names no format"), ("x.parquet.gz", "parquet files are not compressed as a whole"),
+])  # fmt: skip
+def test_an_ending_that_is_not_known_is_refused(tmp_path, office, name, what):
+    with pytest.raises(CtmirrorError, match=re.escape(what)):
+        app.replay([office], app.Tracking(), app.Outputs(conns=str(tmp_path / name)))
+    assert not (tmp_path / name).exists()
+    if not name.endswith(".gz"):
+        assert export.format_of(name, "csv") == "csv"
 
 
 def test_an_unknown_protocol_and_a_zone_in_conntrack_s_words():

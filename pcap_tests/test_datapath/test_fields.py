@@ -8,9 +8,11 @@ import pytest
 from ctcore.config import Config
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, KEY_DTYPE, Reason, State, Status
 from datapath import craft, fields
+from datapath.craft import icmp
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.worker import Pipeline
 from pcap_tests import stories
+from pcap_tests.stories import CLIENT, SERVER
 
 HZ = 250
 EVERYTHING = Config(events=frozenset(("new", "update", "destroy")))
@@ -153,3 +155,16 @@ def test_a_connection_s_life_in_events():
 
 def test_the_same_arrays_give_the_same_records(office):
     assert tracked(stories.office())[1] == office[1]
+
+
+@pytest.mark.parametrize(("frame", "ident"), [
+    (icmp(CLIENT, SERVER, 8, ident=77), 77), (icmp(CLIENT, SERVER, 13, ident=77), 77), (icmp(CLIENT, SERVER, 3, ident=77), None),
+    (icmp(CLIENT, SERVER, 9, ident=77), None), (icmp("::1", "::2", 128, ident=77), 77), (icmp("::1", "::2", 2, ident=77), None),
+    (icmp("::1", "::2", 135, ident=77), None),
+])  # fmt: skip
+def test_only_icmp_types_with_an_identifier_have_one(frame, ident):
+    memory, frames = frames_of([frame])
+    decisions, keys = Pipeline().process(memory, frames, keys=True)
+    (record,) = fields.packet_records(frames, decisions, keys, 0, 250)
+    assert record["id"] == ident
+    assert list(record)[-3:] == ["code", "id", "out"]

@@ -27,7 +27,7 @@ def test_picking_up_can_be_switched_off(capfd, tmp_path):
 
 
 def test_zone_timeouts_and_acct_reach_the_engine(capfd, office):
-    found = packets(capfd, office, "--zone", 9, "--timeouts", "nf_conntrack_udp_timeout=7,icmp_timeout=8")
+    found = packets(capfd, office, "--zone", 9, "--timeouts", "nf_conntrack_udp_timeout=7,icmp_timeout=9", "--timeouts", "icmp_timeout=8")
     assert (found[8]["zone"], found[8]["timeout"], found[10]["timeout"]) == (9, 7.0, 8.0)
     _, out, _ = run(capfd, "replay", office, "--acct", 0, "--conns", "-", "--quiet")
     assert records(out)[0]["original"]["packets"] is None

@@ -12,7 +12,7 @@ import pytest
 
 import datapath.wire
 from ctcore import reasons
-from ctcore.types import State, Verdict
+from ctcore.types import Reason, State, Verdict
 from datapath import craft as t
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.wire import parse_batch
@@ -230,6 +230,52 @@ def test_a_hop_by_hop_header_beyond_the_packet_is_dropped_before_conntrack(heade
     assert_not_seen(parse(t.frame(A6, B6, t.HOP_BY_HOP, header)), "ip_header")
 
 
+@pytest.mark.parametrize(
+    ("options", "fine"),
+    [
+        (bytes(6), True),  # Pad1 each
+        (bytes([1, 4, 0, 0, 0, 0]), True),
+        (bytes([200, 4, 1, 2, 3, 4]), True),  # unknown, and to be refused: by hosts, that is
+        (bytes([5, 2, 0, 0, 0, 0]), True),  # router alert
+        (bytes([1, 5, 0, 0, 0, 0]), False),  # reaches beyond the header
+        (bytes([200, 9, 0, 0, 0, 0]), False),
+        (bytes([0, 0, 0, 0, 0, 5]), False),  # no room for its length
+        (bytes([194, 4, 0, 1, 0, 0]), False),  # a jumbo payload, beside a length
+        (bytes([194, 3, 0, 1, 0, 0]), False),
+    ],
+)
+def test_malformed_hop_by_hop_options_cost_the_packet_before_conntrack(options, fine):
+    segment = t.tcp_segment(A6, B6, 1, 2, "S")
+    header = (t.HOP_BY_HOP, bytes([0]) + options)
+    row = parse(t.eth(t.ipv6(A6, B6, t.TCP, segment, ext=(header,)), t.ETH_IPV6))
+    assert_l4(row, "ok") if fine else assert_not_seen(row, "ip6_malformed")
+    # Where it is not the first header, nobody looks into it before conntrack.
+    assert_l4(parse(t.eth(t.ipv6(A6, B6, t.TCP, segment, ext=((t.DESTINATION, t.options6()), header)), t.ETH_IPV6)), "ok")
+
+
+def test_a_jumbo_payload_has_to_be_one():
+    """RFC 2675: larger than 65,535 bytes, all there, aligned, and the usual length is 0."""
+
+    def jumbo(length: int, there: int) -> np.void:
+        options = bytes([6, 0, 194, 4]) + length.to_bytes(4, "big")
+        return parse(t.eth(t.ipv6(A6, B6, t.HOP_BY_HOP, options + bytes(there - 8), length=0), t.ETH_IPV6))
+
+    assert jumbo(70000, 70000)["reason"] != Reason.R_IP6_MALFORMED
+    for length, there in ((65535, 70000), (70001, 70000), (20, 20)):
+        assert_not_seen(jumbo(length, there), "ip6_malformed")
+    unaligned = bytes([6, 1, 0, 194, 4, 0, 1, 0x11, 0x70, 0, 0, 0, 0, 0, 0, 0])
+    assert_not_seen(parse(t.eth(t.ipv6(A6, B6, t.HOP_BY_HOP, unaligned + bytes(70000 - 16), length=0), t.ETH_IPV6)), "ip6_malformed")
+
+
+@pytest.mark.parametrize("proto", [t.HOP_BY_HOP, t.ROUTING, t.DESTINATION, t.AH, t.FRAGMENT, t.NO_NEXT])
+def test_nothing_behind_an_atomic_fragments_header_is_refused_by_reassembly(proto):
+    atomic = (t.FRAGMENT, t.fragment6())
+    assert_not_seen(parse(t.frame(A6, B6, proto, ext=(atomic,))), "ip6_malformed")
+    # Anything behind it, or a transport protocol, is conntrack's business.
+    assert_invalid(parse(t.frame(A6, B6, proto, b"\x3b", ext=(atomic,))), "ip6_chain")
+    assert_invalid(parse(t.frame(A6, B6, t.UDP, ext=(atomic,))), "tuple_short")
+
+
 @pytest.mark.parametrize(("proto", "need"), [(t.TCP, 20), (t.UDP, 8), (t.ICMPV6, 8), (253, 1)])
 def test_a_first_fragment_that_ends_within_its_header_is_not_held(proto, need):
     def first(length: int) -> np.void:
@@ -257,8 +303,8 @@ def test_only_the_first_fragment_header_can_hold_a_packet():
     assert_invalid(parse(t.frame(A6, B6, 253, b"abc", ext=(atomic, (t.FRAGMENT, t.fragment6(8))))), "ip6_chain")
 
 
-def test_a_jumbogram_ends_where_the_frame_ends():
-    packet = t.eth(t.ipv6(A6, B6, t.TCP, SYN6, ext=((t.HOP_BY_HOP, bytes([0, 0xC2, 4, 0, 1, 0, 0])),), length=0), t.ETH_IPV6)
+def test_without_a_length_but_with_hop_by_hop_options_a_packet_ends_where_the_frame_ends():
+    packet = t.eth(t.ipv6(A6, B6, t.TCP, SYN6, ext=((t.HOP_BY_HOP, t.options6()),), length=0), t.ETH_IPV6)
     row = parse(packet)
     assert_l4(row, "ok")
     assert row["ip_len"] == 68
@@ -421,6 +467,16 @@ def test_udplite_sum_is_taken_with_udps_protocol_number():
     assert_l4(parse(t.udplite(A, B, 1, 2, b"ab")[:42] + b"xx"), "udp_checksum")
     uncovered = t.udplite(A, B, 1, 2, b"abc", coverage=8, sum_proto=t.UDP)
     assert_l4(parse(uncovered[:-1] + b"X"), "ok")
+
+
+@pytest.mark.parametrize(("a", "b", "length"), [(A, B, 264 & 0xFF), (A6, B6, 264)])
+def test_udplite_sum_over_ipv4_has_the_lowest_byte_of_the_length(a, b, length):
+    """Another quirk of Linux: from 256 bytes on, what UDP would ask for is bad over IPv4."""
+    for coverage in (0, 8):
+        data = struct.pack("!HHHH", 1, 2, coverage, 0) + bytes(256)
+        for summed, reason in ((length, "ok"), (length ^ 256, "udp_checksum")):
+            value = t.checksum(t.pseudo(a, b, t.UDP, summed) + data[: coverage or len(data)])
+            assert_l4(parse(t.frame(a, b, t.UDPLITE, data[:6] + value.to_bytes(2, "big") + data[8:])), reason)
 
 
 def test_pseudo_header_uses_the_fixed_headers_destination():

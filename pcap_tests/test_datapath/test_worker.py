@@ -78,6 +78,12 @@ def test_frames_beyond_the_memory_are_refused(offset, caplen):
         Pipeline().process(memory, frames)
 
 
+def test_the_first_and_the_last_time_stamp_are_the_earliest_and_the_latest():
+    pipeline = Pipeline()
+    pipeline.process(*frames_of(PACKETS, ts=[5, 4, 6, 1, 7]))
+    assert (pipeline.summary()["first_ts"], pipeline.summary()["last_ts"]) == (1, 7)
+
+
 # --- one thread, one set-up ------------------------------------------------------------------------------------------------------------
 
 

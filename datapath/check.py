@@ -1,0 +1,248 @@
+"""The composition of `ctmirror check`: scenarios before judges, captures against saved packet records.
+
+Each file gives cases, a case a verdict; a report for people or as JUnit XML is made of them (commands/check, junit).
+Invariants: an update writes a file whole or not at all; what differs beyond MOST_SHOWN packets of a case is counted, not kept.
+Not here: what is compared (differences, scenario.run).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from time import perf_counter
+
+import orjson
+
+from ctcore.config import Config
+from ctcore.errors import CaptureError, CtmirrorError
+from datapath import fields
+from datapath.app import CHUNK, Tracking
+from datapath.capture import PcapSource
+from datapath.differences import Difference, Disagreement, disagreement, packet_words
+from datapath.export import STDOUT, naming
+from datapath.scenario import run
+from datapath.scenario.cursor import split
+from datapath.scenario.expectation import expectation_text
+from datapath.scenario.judge import Seen
+from datapath.scenario.steps import SETTINGS, Expect, Scenario, ScenarioError
+from datapath.scenario.text import WIDEST, parse
+from datapath.worker import Pipeline
+
+ENDING = ".ct"
+HEAD = 4096  # bytes that tell a text from a capture
+MOST_SHOWN = 100  # differing packets of a case that are kept
+MOST_BYTES = 1 << 26  # of a scenario
+
+
+@dataclass
+class Case:
+    """One file before one judge. differing: packets; shown: the first of them; expected: packets of which something is expected; flags: the
+    settings that are not ctmirror's own, as options of a command to type; error: why it could not be judged, or not to its end."""
+
+    files: tuple[str, ...]
+    judge: str
+    scenario: bool
+    packets: int = 0
+    expected: int = 0
+    differing: int = 0
+    shown: list[Disagreement] = field(default_factory=list)
+    flags: str = ""
+    updated: bool = False
+    error: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.files)
+
+
+def is_scenario(name: str) -> bool:
+    """By its ending, or else by its content: every capture begins with bytes that are no text."""
+    if name.endswith(ENDING):
+        return True
+    if name == STDOUT:
+        return False
+    with open(name, "rb") as file:
+        head = file.read(HEAD)
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character cut in two at the end is none
+            return False
+    return b"\0" not in head
+
+
+def read_scenario(name: str) -> tuple[str, Scenario]:
+    """Text and scenario of a file, or of stdin. Raises ScenarioError, OSError."""
+    if name == STDOUT:
+        data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    else:
+        with open(name, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ScenarioError(f"{name}: expected a scenario of at most {MOST_BYTES:,} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ScenarioError(f"{name}:{line}: byte {data[error.start]:#04x} at {error.start:,}: expected UTF-8 text") from None
+    return text, parse(text, name)
+
+
+# --- scenarios -------------------------------------------------------------------------------------------------------------------------
+
+
+def check_scenario(name: str, judges: Sequence[str], tracking: Tracking, *, update: bool = False) -> Iterator[Case]:
+    """One case a judge. update: what the first judge says becomes what is expected."""
+    case = Case((name,), judges[0], True)
+    try:
+        text, scenario = read_scenario(name)
+        for judge in judges:
+            case = Case((name,), judge, True, len(scenario.steps), sum(step.expect is not None for step in scenario.steps))
+            case.flags = flags_of(scenario, tracking)
+            start = perf_counter()
+            seen, found = run.judged(scenario, judge, tracking.config, tracking.zone)
+            case.seconds = perf_counter() - start
+            if update and judge == judges[0] and (found or not case.expected):
+                scenario, found = _update(name, text, scenario, seen), []
+                case.updated = True
+            case.differing, case.shown = len(found), found[:MOST_SHOWN]
+            yield case
+    except CtmirrorError as error:
+        case.error = str(error)
+        yield case
+
+
+def flags_of(scenario: Scenario, tracking: Tracking) -> str:
+    """What was in force and is not the default, as options."""
+    config, zone = run.settings_of(scenario, tracking.config, tracking.zone)
+    plain = [(name, int(getattr(config, name))) for name in SETTINGS if name != "zone" and getattr(config, name) != getattr(Config, name)]
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in plain] + ([f"--zone {zone}"] if zone else [])
+    if config.timeouts:
+        words.append("--timeouts " + ",".join(f"{name}={seconds}" for name, seconds in config.timeouts.items()))
+    return " ".join(words)
+
+
+def _update(name: str, text: str, scenario: Scenario, seen: Sequence[Seen]) -> Scenario:
+    """Rewrite the expectations that were not met; all of them if there were none. Everything else of the text stays as it is."""
+    lines = text.split("\n")
+    fill = all(step.expect is None for step in scenario.steps)
+    left = {step.line: _cut(lines[step.line - 1]) for step in scenario.steps}
+    column = max((len(kept) for kept, _ in left.values() if len(kept) <= WIDEST), default=0) if fill else 0
+    for step, one in zip(scenario.steps, seen, strict=True):
+        expect: Expect | None = None
+        if fill:
+            expect = run.expectation_of(one)
+        elif step.expect and run.misses(step.expect, one):
+            expect = run.renewed(step.expect, one)
+        if expect:
+            kept, remark = left[step.line]
+            lines[step.line - 1] = f"{kept:<{column}}  => {expectation_text(expect)}" + (f"  # {remark}" if remark else "")
+    _replace(name, "\n".join(lines).encode())
+    return parse("\n".join(lines), name)
+
+
+def _cut(line: str) -> tuple[str, str]:
+    """A step's line up to its expectation, and its comment."""
+    words, remark = split(line)
+    arrow = next((word.column for word in words if word.text == "=>"), None)
+    end = arrow - 1 if arrow else words[-1].column - 1 + len(words[-1].text)
+    return line[:end].rstrip(), remark
+
+
+def _replace(name: str, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = f"{name}.new"
+    try:
+        with naming(name):
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.replace(temporary, name)
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def write_capture(name: str, scenario: Scenario) -> None:
+    """A scenario's packets as a capture, at the times at which the engine judged them."""
+    from datapath.frame import frames_of
+    from datapath.scenario.build import build
+    from datapath.scenario.judge import SECOND, START
+    from datapath.sink import PcapSink
+
+    times, now = [], START
+    for step in scenario.steps:
+        now += round(step.wait * SECOND)
+        times.append(now)
+    with PcapSink(name) as sink:
+        if times:
+            sink.write(*frames_of(build(scenario), ts=times))
+
+
+# --- captures --------------------------------------------------------------------------------------------------------------------------
+
+
+def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[fields.Record]:
+    """The packet records of captures that continue one another, as replay --packets writes them. Raises CaptureError where one is damaged."""
+    pipeline = Pipeline(tracking.config, zone=tracking.zone, clock=tracking.clock)
+    for name in captures:
+        first = 0
+        with PcapSource(name) as source:
+            while len((chunk := source.read(CHUNK))[1]):
+                decisions, keys = pipeline.process(*chunk, keys=True)
+                yield from fields.packet_records(chunk[1], decisions, keys, first, tracking.config.hz, name if len(captures) > 1 else None)
+                first += len(chunk[1])
+
+
+def saved_records(name: str) -> Iterator[fields.Record]:
+    """Packet records of a file of JSON Lines. Raises CtmirrorError naming file and line."""
+    file = sys.stdin.buffer if name == STDOUT else open(name, "rb")  # noqa: SIM115 (closed below, unless it is stdin)
+    try:
+        for number, line in enumerate(file, 1):
+            record = None
+            with suppress(orjson.JSONDecodeError):
+                record = orjson.loads(line)
+            if not isinstance(record, dict) or "state" not in record:
+                raise CtmirrorError(f"{name}:{number}: expected a packet record as replay --packets FILE.jsonl writes it")
+            yield record
+    finally:
+        if file is not sys.stdin.buffer:
+            file.close()
+
+
+def check_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:
+    """The captures' packet records against saved ones; every field that is saved is compared."""
+    case, start = Case(tuple(captures), "engine", False, flags=tracking.flags), perf_counter()
+    try:
+        for number, (want, have) in enumerate(zip_longest(saved_records(saved), records_of(captures, tracking))):
+            case.packets += have is not None
+            case.expected += want is not None
+            if found := _compare(captures[-1], number, want, have):
+                case.differing += 1
+                case.shown += [found] if len(case.shown) < MOST_SHOWN else []
+    except CaptureError as error:
+        case.error = str(error)
+    case.seconds = perf_counter() - start
+    return case
+
+
+def _compare(capture: str, number: int, want: fields.Record | None, have: fields.Record | None) -> Disagreement | None:
+    """One packet's records; either may be missing."""
+    it = have or want or {}
+    where = str(it.get("file", capture)), int(it.get("i", number)), packet_words(it)
+    if want is None or have is None:
+        presence = ["absent" if record is None else "present" for record in (want, have)]
+        return Disagreement(*where, (Difference("packet", *presence),))
+    return disagreement(*where, want, have, want)
+
+
+def update_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:
+    """Save the captures' packet records."""
+    start = perf_counter()
+    records = [orjson.dumps(record) for record in records_of(captures, tracking)]
+    _replace(saved, b"".join(record + b"\n" for record in records))
+    return Case(tuple(captures), "engine", False, len(records), len(records), updated=True, seconds=perf_counter() - start)

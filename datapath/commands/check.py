@@ -1,0 +1,137 @@
+"""`ctmirror check`: users' own reference behaviour, as scenarios or as saved packet records."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from datapath.cli import USAGE, complain
+from datapath.commands.options import tracking_options
+from datapath.commands.verbosity import verbosity
+from datapath.export import STDOUT
+from datapath.hints import counted
+from datapath.scenario.judge import JUDGES
+
+if TYPE_CHECKING:
+    from datapath.check import Case
+
+SHOWN = 10  # differing packets of a case that are printed without --verbose
+
+
+@click.command("check", short_help="scenarios, or captures against saved records")
+@click.argument("files", nargs=-1, required=True, metavar="SCENARIO.ct|CAPTURE...")
+@click.option("--expect", "saved", metavar="FILE", help="Saved packet records (JSON Lines) of the captures, which continue one another.")
+@click.option("--update", is_flag=True, help="Expect what came: writes FILE, or the scenarios where they differ or expect nothing.")
+@click.option("--judge", "judges", multiple=True, type=click.Choice([*JUDGES, "all"]), help="Who judges scenarios, repeatable.  [default: engine]")
+@click.option("--junit", metavar="FILE", help="Write the results as JUnit XML as well.")
+@click.option("-w", "written", metavar="OUT", help="Write a scenario's packets as a capture, for explain and Wireshark.")
+@verbosity("Only what differs.", "Every file, and every packet that differs.")
+@tracking_options
+def command(files, saved, update, judges, junit, written, quiet, verbose, tracking) -> int:
+    """Run scenarios, or compare captures with saved packet records. Exit code 1 if anything differs.
+
+    A scenario (*.ct) is traffic as a script with what is expected on the right; docs/scenarios.md describes it.
+
+    \b
+    Examples:
+      ctmirror check tests/*.ct
+      ctmirror check tests/*.ct --judge all --junit results.xml
+      ctmirror check open.ct --update                         expect what came, where it differs
+      ctmirror check open.ct -w open.pcapng                   its packets, for: ctmirror explain open.pcapng --packet 3
+      ctmirror check office.pcap --expect office.jsonl --update
+      ctmirror check office.pcap --expect office.jsonl --tcp-loose 0
+    """
+    from datapath import check
+    from datapath.junit import write_junit
+
+    scenarios = [name for name in files if check.is_scenario(name) or (name == STDOUT and saved is None)]
+    captures = [name for name in files if name not in scenarios]
+    _refuse(scenarios, captures, saved, judges, written, update)
+    chosen = list(JUDGES) if "all" in judges else list(dict.fromkeys(judges)) or ["engine"]
+    if written:
+        check.write_capture(written, check.read_scenario(scenarios[0])[1])
+    cases = [case for name in scenarios for case in check.check_scenario(name, chosen, tracking, update=update)]
+    if captures:
+        cases.append((check.update_captures if update else check.check_captures)(captures, saved, tracking))
+    if junit:
+        write_junit(junit, cases)
+    _print(cases, saved, quiet=quiet, verbose=verbose)
+    for line in dict.fromkeys(case.error for case in cases if case.error is not None):
+        complain(line)
+    return USAGE if any(case.error is not None for case in cases) else int(any(case.differing for case in cases))
+
+
+def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges: tuple[str, ...], written: str | None, update: bool) -> None:
+    """What cannot work, before anything is judged."""
+    if captures and saved is None:
+        raise click.UsageError(f"{captures[0]}: no scenario; expected --expect FILE with what is expected of a capture")
+    if saved is not None and not captures:
+        raise click.UsageError(f"--expect {saved}: expected a capture whose packets are to be compared")
+    if captures and set(judges) - {"engine"}:
+        raise click.UsageError("--judge: is for scenarios; expected none with a capture")
+    if written and len(scenarios) != 1:
+        raise click.UsageError(f"-w {written}: expected one scenario")
+    if STDOUT in scenarios and (update or written):
+        raise click.UsageError("--update, -w: expected a scenario that is a file")
+
+
+def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) -> None:
+    """What differs, what to type next, and a line for each judge."""
+    from rich.console import Console
+
+    from datapath.differences import print_disagreements
+
+    console = Console()
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for case in cases:
+        if case.differing or case.updated or verbose:
+            say(f"{case.name}  {case.judge}: {_outcome(case)}", "red" if case.differing or case.error else "green")
+        if case.differing:
+            shown = case.shown if verbose else case.shown[:SHOWN]
+            print_disagreements(shown, ("expected", case.judge), console)
+            if len(shown) < case.differing:
+                say(f"  ... and {case.differing - len(shown):,} more" + ("" if verbose else " (--verbose shows more)"))
+            for line in _next(case, saved):
+                say(f"  {line}", "cyan")
+            say("")
+    if not quiet:
+        for line in _summary(cases):
+            say(line)
+
+
+def _outcome(case: Case) -> str:
+    if case.error is not None:
+        return "not judged to the end"
+    if case.updated:
+        return "updated"
+    return f"{case.differing:,} of {case.packets:,} packets differ" if case.differing else f"{case.packets:,} packets, {case.expected:,} as expected"
+
+
+def _next(case: Case, saved: str | None) -> Iterator[str]:
+    """Commands that tell more, or accept what came."""
+    first, flags = case.shown[0], f" {case.flags}" if case.flags else ""
+    names = " ".join(map(shlex.quote, case.files))
+    if case.scenario:
+        capture = shlex.quote(os.path.splitext(os.path.basename(case.name))[0] + ".pcapng")
+        yield f"ctmirror check {names} -w {capture} && ctmirror explain {capture} --packet {first.number}{flags}"
+        yield f"ctmirror check {names} --update     # if this is how it should be"
+    else:
+        yield f"ctmirror explain {names} --packet {first.number}{flags}"
+        yield f"ctmirror check {names} --expect {shlex.quote(saved or '')} --update{flags}     # if this is how it should be"
+
+
+def _summary(cases: list[Case]) -> Iterator[str]:
+    for judge in dict.fromkeys(case.judge for case in cases):
+        mine = [case for case in cases if case.judge == judge]
+        packets, expected = sum(case.packets for case in mine), sum(case.expected for case in mine)
+        differing, failed = sum(bool(case.differing) for case in mine), sum(case.error is not None for case in mine)
+        outcome = [f"{counted(differing, 'file')} with differences" if differing else "no difference"]
+        outcome += [f"{counted(failed, 'file')} not judged to the end"] if failed else []
+        yield f"{judge}: {counted(len(mine), 'file')}, {counted(packets, 'packet')}, {counted(expected, 'expectation')}; {'; '.join(outcome)}"

@@ -1,0 +1,144 @@
+"""Where two opinions on a packet differ: records in, differing fields out, shown to people or as JSON.
+
+    found = disagreement("office.pcap", 12, "10.0.0.1 > 10.0.0.2 tcp", record_a, record_b)
+    print_disagreements([found], ("ctmirror", "kernel"), console)
+
+Records are nested dicts as fields makes them, or as they were read back from JSON Lines. A field within an object is named tcp.original.end.
+Invariant: equal opinions give no difference, in whatever order lists hold them; a reason that one side does not know is no difference.
+Not here: where records come from (fields, scenario.judge, the captures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ctcore.reasons import REASONS
+from datapath.fields import Record
+from datapath.scenario.cursor import seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# How a packet was judged, without what it is (i, ts, len, addresses).
+JUDGED = ("state", "dir", "conn", "status", "zone", "mark", "l4state", "timeout", "verdict", "out")
+ABSENT = "-"
+_ROUNDING = 1e-9  # of seconds made from ticks
+_SENTENCES = {reason.name: reason for reason in REASONS}
+
+
+class Difference(NamedTuple):
+    """One field of which there are two opinions."""
+
+    field: str
+    left: Any
+    right: Any
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A packet with differing fields. where: its place; number: in its capture or scenario, from 0; packet: what it is, in words; reasons: both
+    sides' codes, None where one has none."""
+
+    where: str
+    number: int
+    packet: str
+    fields: tuple[Difference, ...]
+    reasons: tuple[str | None, str | None] = (None, None)
+
+
+def differences(left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0) -> list[Difference]:
+    """The fields that differ, in their order. tolerance: seconds by which timeouts may differ. A field that is absent counts as None."""
+    found: list[Difference] = []
+    for field in fields:
+        found += _compare(field, left.get(field), right.get(field), tolerance)
+    return found
+
+
+def _compare(field: str, left: Any, right: Any, tolerance: float) -> Iterator[Difference]:
+    if isinstance(left, dict) and isinstance(right, dict):
+        for name in [*left, *(name for name in right if name not in left)]:
+            yield from _compare(f"{field}.{name}", left.get(name), right.get(name), tolerance)
+    elif not _same(field.rpartition(".")[2], left, right, tolerance):
+        yield Difference(field, left, right)
+
+
+def _same(name: str, left: Any, right: Any, tolerance: float) -> bool:
+    if name == "reason" and None in (left, right):
+        return True
+    if name == "timeout" and isinstance(left, int | float) and isinstance(right, int | float):
+        return abs(left - right) <= tolerance + _ROUNDING
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return sorted(map(str, left)) == sorted(map(str, right))
+    return left == right
+
+
+def disagreement(
+    where: str, number: int, packet: str, left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0
+) -> Disagreement | None:  # fmt: skip
+    """Two records that differ, with both sides' reasons, which explain the difference even where they are not part of it; None if they do not."""
+    found = differences(left, right, fields, tolerance=tolerance)
+    return Disagreement(where, number, packet, tuple(found), (left.get("reason"), right.get("reason"))) if found else None
+
+
+# --- shown -----------------------------------------------------------------------------------------------------------------------------
+
+
+def packet_words(record: Record) -> str:
+    """A packet by what its record tells of it."""
+    if not record.get("src"):
+        return "no IP packet"
+    ports = [f" port {record[port]}" if record.get(port) is not None else "" for port in ("sport", "dport")]
+    return f"{record['src']}{ports[0]} > {record.get('dst')}{ports[1]} {record.get('proto')}"
+
+
+def value_text(field: str, value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, list | tuple | set | frozenset):
+        return " ".join(map(str, value)) or "(empty)"
+    if field.rpartition(".")[2] == "timeout" and isinstance(value, float):
+        return seconds_text(value)
+    return str(value)
+
+
+def as_json(item: Disagreement, names: tuple[str, str]) -> Record:
+    """For JSON Lines: where, number, packet, fields and reason, each with both opinions by the sides' names."""
+    fields = {found.field: dict(zip(names, (found.left, found.right), strict=True)) for found in item.fields}
+    reason = dict(zip(names, item.reasons, strict=True))
+    return {"where": item.where, "number": item.number, "packet": item.packet, "fields": fields, "reason": reason}
+
+
+def rows_of(item: Disagreement) -> list[tuple[str, str, str]]:
+    """Field and both opinions as texts, the reasons last if there are any."""
+    rows = [(found.field, value_text(found.field, found.left), value_text(found.field, found.right)) for found in item.fields]
+    if set(item.reasons) - {None, "ok"} and all(found.field != "reason" for found in item.fields):
+        rows.append(("reason", item.reasons[0] or ABSENT, item.reasons[1] or ABSENT))
+    return rows
+
+
+def why(reasons: Iterable[str | None]) -> list[str]:
+    """What the codes mean, each once; nothing of `ok`."""
+    known = [_SENTENCES[name] for name in dict.fromkeys(reasons) if name in _SENTENCES and name != "ok"]
+    return [f"{reason.name}: {reason.sentence}" + ("" if reason.rule == "-" else f" ({reason.rule})") for reason in known]
+
+
+def lines_of(items: Sequence[Disagreement], names: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Lines and their styles: each packet, its fields in columns, and what the reasons mean."""
+    rows = [row for item in items for row in rows_of(item)]
+    widths = [max([len(row[i]) for row in rows] + [len(head)]) for i, head in enumerate(("", *names))]
+    for item in items:
+        yield f"{item.where} #{item.number}  {item.packet}", "bold"
+        for row, style in ((("", *names), "dim"), *((row, "") for row in rows_of(item))):
+            yield ("  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True))).rstrip(), style
+        yield from ((f"  {sentence}", "") for sentence in why(item.reasons))
+
+
+def print_disagreements(items: Sequence[Disagreement], names: tuple[str, str], console: Console) -> None:
+    """lines_of() on a console. A line is never wrapped: it shall be searched and copied."""
+    from rich.text import Text
+
+    for line, style in lines_of(items, names):
+        console.print(Text(line, style), soft_wrap=True, highlight=False)

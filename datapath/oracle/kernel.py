@@ -1,0 +1,120 @@
+"""The kernel's decisions as records of ours: what one side of a comparison says of packets.
+
+A connection is named by where it lies in the kernel's memory as long as it lives; a packet that leaves with a confirmed connection which was not
+confirmed when it was judged has made a new one, and gives it the next ordinal. So ordinals count as the engine's do.
+Not here: the engine (lockstep), how observations are made (oracle).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, Reason, State, Verdict
+from datapath.fields import WITHOUT_PORTS
+from datapath.oracle.oracle import Oracle
+from datapath.oracle.probes import Record
+from datapath.oracle.witness import CTINFO, KNOWN_STATUS, UNTRACKED, Sighting
+
+NONE = 255
+
+
+@dataclass
+class Side:
+    """What one side says of n packets.
+
+    conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one.
+    """
+
+    decisions: np.ndarray  # DECISION_DTYPE[n]
+    conns: np.ndarray  # CONN_DTYPE[n]
+    has_conn: np.ndarray  # bool[n]
+
+    @classmethod
+    def empty(cls, n: int) -> Side:
+        decisions = np.zeros(n, DECISION_DTYPE)
+        decisions["conn"] = decisions["timeout"] = -1
+        decisions["dir"] = decisions["l4state"] = NONE
+        return cls(decisions, np.zeros(n, CONN_DTYPE), np.zeros(n, bool))
+
+
+@dataclass
+class Kernel:
+    """Shows packets to an oracle and fills in a Side."""
+
+    oracle: Oracle
+    zone: int = 0
+    born: int = 0
+    ordinals: dict[int, int] = field(default_factory=dict)  # where a connection lies in the kernel -> its ordinal
+    deadlines: dict[int, tuple[int, int]] = field(default_factory=dict)  # and -> its deadline, and the ticks that passed while that was set
+    _records: list[Record] = field(default_factory=list)
+    _ticks: list[int] = field(default_factory=list)
+
+    def show(self, family: int, packet: bytes, row: np.void, side: Side, i: int) -> Sighting:
+        """Row i of `side`, but for the connection. family: 4 or 6; packet: IP; row: the packet as we parsed it, PACKET_DTYPE."""
+        sighting = self.oracle.show(family, packet, key_of(row))
+        record = self._judge(sighting, row, side.decisions[i])
+        if record:
+            self._records.append(record)
+            self._ticks.append(sighting.tick)
+            side.has_conn[i] = True
+        return sighting
+
+    def finish(self, side: Side) -> None:
+        """Fill in the connections of all packets shown since the last call."""
+        if self._records:
+            side.conns[side.has_conn] = self.oracle.layout.conns(self._records, self._ticks)
+        self._records, self._ticks = [], []
+
+    def slack(self, sighting: Sighting) -> int:
+        """How far the timeout of the last packet's connection may be off: as many ticks as passed while that packet was judged that set it."""
+        record = sighting.final or sighting.asked
+        if record is None:
+            return 0
+        deadline = self.oracle.layout.number(record, self.oracle.layout.timeout, 4)
+        if self.deadlines.get(record.address, (None,))[0] != deadline:
+            self.deadlines[record.address] = deadline, sighting.slack
+        return self.deadlines[record.address][1]
+
+    def _judge(self, sighting: Sighting, row: np.void, decision: np.void) -> Record | None:
+        """The decision from what was seen; the observation of the connection, if it lives on."""
+        layout = self.oracle.layout
+        held = Verdict.HELD if row["reason"] == Reason.R_FRAGMENT else Verdict.DROP
+        decision["zone"], decision["proto"], decision["family"] = self.zone, row["key"]["proto"], row["key"]["family"]
+        decision["verdict"] = Verdict.ACCEPT if sighting.came else held
+        judged, final = sighting.judged, sighting.final
+        if judged is None:
+            decision["state"] = State.NOT_SEEN
+            return None
+        if final is None:
+            decision["state"] = State.UNTRACKED if judged.nfct == UNTRACKED else State.INVALID
+            if sighting.asked:
+                decision["l4state"] = self._l4state(sighting.asked)
+            return sighting.asked
+        if not layout.is_confirmed(final):
+            decision["state"] = State.NOT_SEEN  # dropped at confirm: the connection never was
+            return None
+        decision["state"], decision["dir"] = CTINFO[judged.ctinfo]
+        decision["conn"] = self._ordinal(judged, final)
+        decision["status"] = layout.number(final, layout.status, 4) & KNOWN_STATUS
+        decision["mark"] = layout.number(final, layout.mark, 4)
+        decision["timeout"] = max(layout.left(final, sighting.tick), 0)
+        decision["l4state"] = self._l4state(final)
+        return final if layout.is_live(final) else None
+
+    def _ordinal(self, judged: Record, final: Record) -> int:
+        if not self.oracle.layout.is_confirmed(judged):
+            self.ordinals[final.address] = self.born
+            self.born += 1
+        return self.ordinals.get(final.address, -1)
+
+    def _l4state(self, record: Record) -> int:
+        layout = self.oracle.layout
+        proto = Proto(layout.proto(record)) if layout.proto(record) in layout.l4state else None
+        return record.conn[layout.l4state[proto]] if proto else NONE
+
+
+def key_of(row: np.void) -> bytes:
+    """A packet's tuple (the bytes of a KEY_DTYPE), or nothing if it has none, since what the key holds of ports means nothing then."""
+    return b"" if int(row["reason"]) in WITHOUT_PORTS else row["key"].tobytes()

@@ -1,0 +1,325 @@
+"""`ctmirror check`: exit codes, what is printed, updates, JUnit XML, and files that are no good."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datapath import check
+from datapath.app import Tracking
+from datapath.capture import PcapSource
+from datapath.cli import main
+from datapath.junit import junit_xml
+from pcap_tests import stories
+
+GOOD = """\
+# A client opens.
+
++0.000  A:40000 > B:80     S seq 100           => new SYN_SENT 120
++0.010  B:80    > A:40000  SA seq 500 ack 101  => established SYN_RECV 60 reply  # in time
++0.010  A:40000 > B:80     A seq 101 ack 501   => established ESTABLISHED 432000
+"""
+BAD = GOOD.replace("SYN_RECV 60 reply", "SYN_RECV 61 original")
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    """scenario(text): a file of it."""
+
+    def write(text, name="open.ct"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def office(tmp_path):
+    return stories.write(tmp_path / "office.pcap", stories.office())
+
+
+def run(capfd, *argv):
+    """Exit code, stdout, stderr."""
+    code = main(["check", *(str(word) for word in argv)])
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capfd, *argv):
+    """The line of a command that cannot work."""
+    code, out, err = run(capfd, *argv)
+    assert code == 2, (out, err)
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+# --- scenarios -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_scenario_that_holds(capfd, scenario):
+    assert run(capfd, scenario(GOOD)) == (0, "engine: 1 file, 3 packets, 3 expectations; no difference\n", "")
+    assert run(capfd, scenario(GOOD), "--quiet") == (0, "", "")
+
+
+def test_every_judge_is_asked(capfd, scenario):
+    code, out, _ = run(capfd, scenario(GOOD), "--judge", "all", "--verbose")
+    assert code == 0
+    assert f"{scenario(GOOD)}  model: 3 packets, 3 as expected\n" in out
+    assert "model: 1 file, 3 packets, 3 expectations; no difference\n" in out
+    assert run(capfd, scenario(GOOD), "--judge", "model", "--judge", "model")[1].count("\n") == 1
+
+
+def test_what_differs_is_shown_with_what_to_type_next(capfd, scenario, monkeypatch):
+    path = scenario("set tcp_loose 0\nset zone 4\nset timeout tcp_timeout_close 3\n" + BAD)
+    monkeypatch.chdir(path.parent)
+    code, out, _ = run(capfd, "open.ct")
+    assert code == 1
+    assert out.splitlines() == [
+        "open.ct  engine: 1 of 3 packets differ",
+        "open.ct:7 #1  B:80 > A:40000 SA seq 500 ack 101",
+        "           expected  engine",
+        "  timeout  61        60",
+        "  dir      original  reply",
+        "  ctmirror check open.ct -w open.pcapng && ctmirror explain open.pcapng --packet 1 --tcp-loose 0 --zone 4 --timeouts tcp_timeout_close=3",
+        "  ctmirror check open.ct --update     # if this is how it should be",
+        "",
+        "engine: 1 file, 3 packets, 3 expectations; 1 file with differences",
+    ]
+    assert run(capfd, "open.ct", "--quiet")[1] == "".join(line + "\n" for line in out.splitlines()[:-1])
+
+
+def test_the_commands_that_are_suggested_work(capfd, scenario, monkeypatch):
+    monkeypatch.chdir(scenario(BAD).parent)
+    assert run(capfd, "open.ct", "-w", "open.pcapng")[0] == 1
+    assert main(["explain", "open.pcapng", "--packet", "1"]) == 0
+    assert "SYN_RECV" in capfd.readouterr().out
+    assert run(capfd, "open.ct", "--update")[0] == 0
+    assert run(capfd, "open.ct")[0] == 0
+
+
+def test_a_scenarios_capture_gives_the_same_records(capfd, scenario, tmp_path):
+    run(capfd, scenario(GOOD), "-w", tmp_path / "open.pcap")
+    with PcapSource(str(tmp_path / "open.pcap")) as source:
+        assert [int(ts) for ts in source.read(10)[1]["ts"] - 1_700_000_000 * 10**9] == [0, 10_000_000, 20_000_000]
+
+
+def test_reasons_are_shown(capfd, scenario):
+    code, out, _ = run(capfd, scenario("+0 A:1 > B:2 FA seq 5 => new"))
+    assert code == 1
+    assert "  reason  -         tcp_not_opening\n  tcp_not_opening: no connection, and not an opening packet (state table, row NONE)\n" in out
+
+
+def test_the_options_of_replay_hold_where_the_scenario_says_nothing(capfd, scenario):
+    text = "+0 A:1 > B:2 A => invalid reason tcp_not_loose"
+    assert run(capfd, scenario(text))[0] == 1
+    assert run(capfd, scenario(text), "--tcp-loose", "0")[0] == 0
+    assert run(capfd, scenario("set tcp_loose 1\n" + text), "--tcp-loose", "0")[0] == 1
+    assert run(capfd, scenario("+0 A:1 > B:2 udp => zone 5"), "--zone", "5")[0] == 0
+
+
+def test_many_differences_are_counted(capfd, scenario):
+    path = scenario("+0 A:1 > B:2 udp => invalid\n" * 150)
+    assert "... and 140 more (--verbose shows more)" in run(capfd, path)[1]
+    assert "... and 50 more\n" in run(capfd, path, "--verbose")[1]
+
+
+def test_a_scenario_may_come_from_stdin():
+    command = [sys.executable, "-m", "datapath", "check", "-"]
+    done = subprocess.run(command, input=BAD, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (1, "-  engine: 1 of 3 packets differ")
+    refused = subprocess.run([*command, "--update"], input=BAD, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, "expected a scenario that is a file" in refused.stderr) == (2, True)
+
+
+# --- update ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_update_changes_what_differs_and_nothing_else(capfd, scenario):
+    path = scenario(BAD)
+    code, out, _ = run(capfd, path, "--update")
+    assert (code, out.splitlines()[0]) == (0, f"{path}  engine: updated")
+    assert path.read_text().splitlines() == [
+        line if "in time" not in line else line.replace("  => established SYN_RECV 61 original", "  => established SYN_RECV 60 reply")
+        for line in BAD.splitlines()
+    ]
+
+
+def test_update_fills_a_scenario_that_expects_nothing(capfd, scenario):
+    path = scenario("# traffic\n+0 A:40000 > B:80 S seq 100\n  +0.01 B:80 > A:40000 SA seq 500 ack 101 # comment\n+0 A:1 > B:2 FA\n")
+    assert run(capfd, path, "--update")[0] == 0
+    assert path.read_text().splitlines() == [
+        "# traffic",
+        "+0 A:40000 > B:80 S seq 100                => new SYN_SENT 120",
+        "  +0.01 B:80 > A:40000 SA seq 500 ack 101  => established SYN_RECV 60 reply  # comment",
+        "+0 A:1 > B:2 FA                            => invalid reason tcp_not_opening",
+    ]
+
+
+def test_update_leaves_what_holds_untouched(capfd, scenario):
+    path = scenario(GOOD)
+    before = path.stat().st_mtime_ns
+    assert run(capfd, path, "--update", "--judge", "all")[0] == 0
+    assert (path.read_text(), path.stat().st_mtime_ns) == (GOOD, before)
+
+
+# --- captures --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_captures_records_are_saved_and_compared(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    assert run(capfd, office, "--expect", saved, "--update")[0] == 0
+    main(["replay", str(office), "--packets", str(tmp_path / "replayed.jsonl"), "--quiet"])
+    assert saved.read_bytes() == (tmp_path / "replayed.jsonl").read_bytes()
+    packets = len(saved.read_bytes().splitlines())
+    assert run(capfd, office, "--expect", saved)[:2] == (0, f"engine: 1 file, {packets} packets, {packets} expectations; no difference\n")
+    code, out, _ = run(capfd, office, "--expect", saved, "--zone", "4")
+    assert code == 1
+    assert f"{office} #0  10.0.0.1 port" in out
+    assert f"ctmirror explain {office} --packet 0 --zone 4\n" in out
+    assert f"ctmirror check {office} --expect {saved} --update --zone 4     # if this" in out
+
+
+def test_only_fields_that_were_saved_are_compared(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    run(capfd, office, "--expect", saved, "--update")
+    records = [json.loads(line) for line in saved.read_text().splitlines()]
+    kept = [{"i": one["i"], "state": one["state"], "reason": None} for one in records]
+    saved.write_text("".join(json.dumps(one) + "\n" for one in kept))
+    assert run(capfd, office, "--expect", saved, "--zone", "4")[0] == 0
+    kept[3]["state"] = "untracked"
+    saved.write_text("".join(json.dumps(one) + "\n" for one in kept))
+    code, out, _ = run(capfd, office, "--expect", saved)
+    assert code == 1
+    assert " #3  " in out
+    assert "  state  untracked" in " ".join(out.split("\n"))
+
+
+def test_missing_and_superfluous_packets_differ(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    run(capfd, office, "--expect", saved, "--update")
+    lines = saved.read_text().splitlines(keepends=True)
+    saved.write_text("".join(lines[:-1]))
+    code, out, _ = run(capfd, office, "--expect", saved)
+    assert code == 1
+    assert "  packet  absent    present" in out
+    saved.write_text("".join([*lines, lines[-1]]))
+    assert "  packet  present   absent" in run(capfd, office, "--expect", saved)[1]
+
+
+def test_a_damaged_capture_is_an_error_and_what_was_before_it_is_compared(capfd, office, tmp_path):
+    saved, cut = tmp_path / "office.jsonl", tmp_path / "cut.pcap"
+    run(capfd, office, "--expect", saved, "--update")
+    cut.write_bytes(Path(office).read_bytes()[:-3])
+    code, out, err = run(capfd, cut, "--expect", saved, "--junit", tmp_path / "out.xml", "--verbose")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "truncated" in err
+    assert "not judged to the end" in out
+    assert ET.parse(tmp_path / "out.xml").find("testsuite/testcase/error") is not None
+
+
+def test_several_captures_continue_one_another(capfd, office, tmp_path):
+    saved = tmp_path / "both.jsonl"
+    assert run(capfd, office, office, "--expect", saved, "--update")[0] == 0
+    assert run(capfd, office, office, "--expect", saved)[0] == 0
+    assert run(capfd, office, "--expect", saved)[0] == 1
+
+
+# --- JUnit XML -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_junit(capfd, scenario, tmp_path):
+    good, bad = scenario(GOOD, "good.ct"), scenario(BAD, "bad.ct")
+    broken = scenario("+0 A:1 > B:2 X", "broken.ct")
+    code, _, err = run(capfd, good, bad, broken, "--judge", "engine", "--judge", "model", "--junit", tmp_path / "out.xml")
+    assert (code, err) == (
+        2,
+        f"ctmirror: {broken}:1:14: 'X': expected TCP flags as in SA (or none), or udp, udplite, icmp, icmpv6, sctp, gre, proto\n",
+    )
+    root = ET.parse(tmp_path / "out.xml").getroot()
+    engine, model = root.findall("testsuite")
+    assert (engine.get("tests"), engine.get("failures"), engine.get("errors")) == ("3", "1", "1")
+    assert (model.get("tests"), model.get("failures"), model.get("errors")) == ("2", "1", "0")
+    failed = [case for case in engine if case.find("failure") is not None]
+    assert [case.get("name") for case in failed] == [str(bad)]
+    assert failed[0].find("failure").get("message") == "1 of 3 packets differ"
+    assert "timeout  61        60" in failed[0].find("failure").text
+
+
+@given(st.text(), st.text())
+def test_junit_is_well_formed_whatever_names_and_messages_hold(name, message):
+    case = check.Case((name,), "engine", True, differing=1, error=message)
+    root = ET.fromstring(junit_xml([case]))
+    assert root.find("testsuite/testcase/error") is not None
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------------------------
+
+
+def test_usage(capfd, scenario, office, tmp_path):
+    good = scenario(GOOD)
+    assert "expected --expect FILE" in refused(capfd, office)
+    assert "expected a capture" in refused(capfd, good, "--expect", tmp_path / "x.jsonl")
+    assert "expected none with a capture" in refused(capfd, office, "--expect", tmp_path / "x.jsonl", "--judge", "model")
+    assert "expected one scenario" in refused(capfd, good, good, "-w", tmp_path / "x.pcap")
+    assert "'me' is not one of 'engine', 'model', 'kernel', 'all'" in refused(capfd, good, "--judge", "me")
+    assert "No such file" in refused(capfd, tmp_path / "none.ct")
+    assert "No such file" in refused(capfd, tmp_path / "none.pcap", "--expect", tmp_path / "x.jsonl")
+    assert "No such file" in refused(capfd, office, "--expect", tmp_path / "none.jsonl")
+    assert "cannot be written" in refused(capfd, good, "--junit", tmp_path / "no" / "out.xml")
+
+
+@pytest.mark.parametrize("line", ["", "[]", "7", "{", '{"i": 3}', "\0\xff"])
+def test_saved_records_that_are_none(capfd, office, tmp_path, line):
+    saved = tmp_path / "office.jsonl"
+    saved.write_text('{"state": "new"}\n' + line + "\n")
+    assert f"{saved}:2: expected a packet record" in refused(capfd, office, "--expect", saved)
+
+
+def test_files_are_recognised(scenario, office):
+    assert check.is_scenario(str(scenario(GOOD, "open.txt")))
+    assert check.is_scenario(str(scenario(b"\xff\0", "broken.ct")))
+    assert check.is_scenario(str(scenario("# " + "é" * 5000, "long.txt")))
+    assert not check.is_scenario(str(office))
+    assert not check.is_scenario("-")
+
+
+def test_scenarios_that_are_no_text(capfd, scenario):
+    assert ":2: byte 0xff at 8: expected UTF-8 text" in refused(capfd, scenario(b"# first\n\xff\n"))
+
+
+def test_a_scenario_that_cannot_be_read_does_not_keep_the_others_from_being_judged(capfd, scenario):
+    code, out, err = run(capfd, scenario("nonsense", "a.ct"), scenario(BAD, "b.ct"))
+    assert code == 2
+    assert "1 of 3 packets differ" in out
+    assert err.count("\n") == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_hostile_files_never_give_a_traceback(capfd, scenario, data):
+    """Whatever a scenario file holds: exit 0, 1 or 2, and one line for the error."""
+    code, _, err = run(capfd, scenario(data, "hostile.ct"))
+    assert code in (0, 1, 2)
+    assert (err.count("\n"), "internal error" in err) == (int(code == 2), False)
+
+
+def test_an_update_that_cannot_be_written_leaves_the_file(capfd, office, tmp_path):
+    (tmp_path / "saved").mkdir()
+    assert "cannot be written" in refused(capfd, office, "--expect", tmp_path / "saved", "--update")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["office.pcap", "saved"]
+
+
+def test_check_captures_needs_no_command_line(office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    done = check.update_captures([str(office)], str(saved), Tracking())
+    case = check.check_captures([str(office)], str(saved), Tracking())
+    assert (case.packets, case.expected, case.differing) == (done.packets, done.packets, 0)

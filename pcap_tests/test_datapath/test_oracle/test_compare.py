@@ -1,0 +1,93 @@
+"""The comparison: every field there is makes a difference of its name, and timeouts have no more slack than the clock took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctcore.types import KEY_DTYPE, Proto
+from datapath.oracle import compare
+from datapath.oracle.compare import ALL, CONN, FIELDS, ORPHAN, Field, differences
+from datapath.oracle.exhibit import FRAGMENT
+from datapath.oracle.kernel import Side
+from datapath.oracle.lockstep import Compared
+from datapath.oracle.witness import Sighting
+
+HZ = 250
+
+
+def agreeing(proto: int = Proto.PROTO_TCP, *, orphan: bool = False, slack: int = 0) -> Compared:
+    """One packet on which both sides agree: of a connection, or (orphan) an invalid one whose tuple belongs to it."""
+    sides = []
+    for _ in range(2):
+        side = Side.empty(1)
+        side.decisions["conn"] = -1 if orphan else 0
+        side.decisions["timeout"] = side.conns["timeout"] = 500
+        side.decisions["proto"] = side.conns["flow"]["key"]["proto"] = proto
+        side.has_conn[:] = True
+        sides.append(side)
+    keys = np.zeros(1, KEY_DTYPE)
+    keys["proto"] = proto
+    return Compared(sides[0], sides[1], keys, [None], [Sighting(None, None, None, (), 0)], np.array([slack]))
+
+
+def change(field: Field, side: Side) -> None:
+    """Another value in the very memory the field is read from."""
+    column = field.column(side)
+    assert column.base is not None or column is side.has_conn, "a view, so that writing to it changes the side"
+    column[0] = not column[0]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+@pytest.mark.parametrize("of", ["ours", "theirs"])
+def test_every_field_makes_a_difference(field: Field, of: str) -> None:
+    compared = agreeing(field.proto or Proto.PROTO_TCP, orphan=field.scope == ORPHAN)
+    assert differences(compared, HZ) == []
+    change(field, getattr(compared, of))
+    (difference,) = differences(compared, HZ)
+    assert difference.i == 0 and field.name in difference.fields
+    ours, theirs = difference.fields[field.name]
+    assert ours != theirs
+
+
+def test_fields_have_names_of_their_own_and_every_scope_is_used() -> None:
+    assert len({field.name for field in FIELDS}) == len(FIELDS)
+    assert {field.scope for field in FIELDS} == {ALL, CONN, ORPHAN}
+
+
+@pytest.mark.parametrize("slack, apart, differs", [(0, 0, False), (0, 1, True), (1, 1, False), (1, 2, True)])
+def test_timeouts_may_be_as_far_apart_as_the_clock_went(slack: int, apart: int, differs: bool) -> None:
+    compared = agreeing(slack=slack)
+    compared.theirs.decisions["timeout"] += apart
+    assert bool(differences(compared, HZ)) == differs
+
+
+def test_slack_is_for_timeouts_only() -> None:
+    compared = agreeing(slack=5)
+    compared.theirs.decisions["mark"] += 1
+    assert [d.fields for d in differences(compared, HZ)] == [{"mark": (0, 1)}]
+
+
+def test_what_was_not_shown_is_not_compared() -> None:
+    compared = agreeing()
+    compared.theirs.decisions["state"] += 1
+    compared.unshown = [FRAGMENT]
+    assert differences(compared, HZ) == []
+
+
+def test_another_protocols_memory_is_not_compared() -> None:
+    compared = agreeing(Proto.PROTO_UDP)
+    compared.theirs.conns["tcp"]["last_seq"] += 1
+    assert differences(compared, HZ) == []
+
+
+def test_values_are_shown_as_records_show_them() -> None:
+    compared = agreeing()
+    compared.ours.decisions["state"], compared.theirs.decisions["state"] = 1, 4
+    compared.theirs.decisions["l4state"] = 3
+    compared.theirs.decisions["timeout"] = 250
+    compared.theirs.conns["tcp"]["flags"][0] = (0, 0x21)
+    assert differences(compared, HZ)[0].fields == {
+        "state": ("new", "invalid"), "l4state": (None, "ESTABLISHED"), "timeout": (2.0, 1.0), "tcp.reply.flags": ((), ("window-scale", "maxack-set")),
+    }  # fmt: skip
+    assert compare.Context(HZ, 6).proto == Proto.PROTO_TCP
