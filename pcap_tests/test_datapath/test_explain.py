@@ -644,7 +644,7 @@ def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
     class Watched:
         def __init__(self, *settings, **more):
             real = Pipeline(*settings, **more)
-            self.process, self.tracker = real.process, WithoutConns(real.tracker)
+            self.process, self.clock, self.tracker = real.process, real.clock, WithoutConns(real.tracker)
 
     expected = explain.explain_conn([office], 0, app.Tracking())
     monkeypatch.setattr(explain, "Pipeline", Watched)
