@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctcore.batch import Batch
     from ctcore.config import Config
-    from ctcore.errors import CaptureError, ConfigError, CtmirrorError, SpecError
+    from ctcore.errors import CaptureError, ConfigError, CtmirrorError, OutputError, SpecError
     from ctcore.tracker import Tracker
 
-__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "SpecError", "Tracker"]
+__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "OutputError", "SpecError", "Tracker"]
 
 _HOMES = {
-    "Batch": "batch", "Config": "config", "CaptureError": "errors", "ConfigError": "errors", "CtmirrorError": "errors", "SpecError": "errors",
-    "Tracker": "tracker",
+    "Batch": "batch", "Config": "config", "CaptureError": "errors", "ConfigError": "errors", "CtmirrorError": "errors", "OutputError": "errors",
+    "SpecError": "errors", "Tracker": "tracker",
 }  # fmt: skip
 
 

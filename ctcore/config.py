@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 from ctcore import spec
 from ctcore.errors import ConfigError
@@ -38,7 +39,7 @@ class Config:
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
-    event_ring: int = 65536  # events kept until they are taken
+    event_buffer: int = 65536  # events kept until they are taken
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Config:
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
-        _check_range(self, "event_ring", 16, 1 << 27)
+        _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")
@@ -59,8 +60,7 @@ class Config:
         for name, seconds in self.timeouts.items():
             if name not in spec.timeouts():
                 raise ConfigError(f"timeouts: '{name}': expected one of {', '.join(spec.timeouts())}")
-            if not isinstance(seconds, int) or not 0 <= seconds * self.hz <= TICKS_LIMIT:
-                raise ConfigError(f"timeouts: {name} = {seconds}: expected 0 to {TICKS_LIMIT // self.hz} whole seconds")
+            whole(f"timeouts: {name} =", seconds, 0, TICKS_LIMIT // self.hz, " whole seconds")
 
     @property
     def capacity(self) -> int:
@@ -74,6 +74,14 @@ class Config:
     def ticks(self, name: str) -> int:
         """The timeout of a sysctl in ticks."""
         return self.timeouts.get(name, spec.timeouts()[name]) * self.hz
+
+
+def whole(what: str, value: object, low: int, high: int, unit: str = "") -> int:
+    """A whole number from a caller, of Python or NumPy. Raises ConfigError if it is none, or not from low to high."""
+    number = value.__index__() if isinstance(value, SupportsIndex) else None
+    if number is None or not low <= number <= high:
+        raise ConfigError(f"{what} {value!r}: expected {low} to {high}{unit}")
+    return number
 
 
 def _check_range(config: Config, name: str, low: int, high: int) -> None:

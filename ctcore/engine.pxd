@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
-from ctcore.events cimport Ring
+from ctcore.events cimport EventBuffer
 from ctcore.expectations cimport Expectations
 from ctcore.hashing cimport HashKey
 from ctcore.pool cimport Pool
@@ -30,7 +30,7 @@ ctypedef struct Engine:
     Pool pool
     Table table
     Wheel wheel
-    Ring ring
+    EventBuffer buffer          # of events, for whoever takes them
     Expectations expect
     Counters count
     HashKey hash_key

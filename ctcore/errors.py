@@ -17,3 +17,7 @@ class SpecError(CtmirrorError):
 
 class CaptureError(CtmirrorError):
     """A capture cannot be read, or not to its end: file, offset, and what was expected."""
+
+
+class OutputError(CtmirrorError):
+    """A file cannot be written: its name, and why. Never about what is read, so that nobody takes a full disk for a damaged capture."""

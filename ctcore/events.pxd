@@ -2,15 +2,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.types cimport Entry, Event
 
-ctypedef struct Ring:
-    Event *event
+ctypedef struct EventBuffer:
+    Event *event                # [size]; the first `length` are waiting, oldest first
     uint32_t size
-    uint32_t first              # oldest event not yet taken
     uint32_t length
     uint64_t lost
 
-cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeout, int64_t time) noexcept nogil
-cdef object ring_take(Ring *ring)
+cdef void buffer_put(EventBuffer *buffer, uint8_t kind, const Entry *entry, uint32_t timeout, int64_t time) noexcept nogil
+cdef object buffer_take(EventBuffer *buffer)
 
 
 cdef inline void copy_out(Entry *out, const Entry *entry, uint32_t timeout) noexcept nogil:
@@ -22,6 +21,6 @@ cdef inline void copy_out(Entry *out, const Entry *entry, uint32_t timeout) noex
     out.hash[0] = out.hash[1] = 0
 
 
-cdef inline Event *ring_last(Ring *ring) noexcept nogil:
-    """The event put last; only right after ring_put() stored one."""
-    return &ring.event[(ring.first + ring.length - 1) % ring.size]
+cdef inline Event *buffer_last(EventBuffer *buffer) noexcept nogil:
+    """The event put last; only right after buffer_put() stored one."""
+    return &buffer.event[buffer.length - 1]

@@ -1,6 +1,7 @@
-"""The ring of events: new, update and destroy, each with the connection as it was then.
+"""The buffer of events: new, update and destroy, each with the connection as it was then.
 
-When nobody takes them and the ring is full, later events are lost and counted, as ctnetlink does with a full socket.
+It is filled from its start and taken as a whole. When nobody takes it and it is full, later events are lost and counted, as ctnetlink does with
+a full socket.
 Invariant: events leave in the order they came.
 Not here: when an event is due, and which kinds are wanted (tracker).
 """
@@ -14,14 +15,14 @@ from ctcore.types cimport Entry, Event
 from ctcore.types import EVENT_DTYPE
 
 
-cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeout, int64_t time) noexcept nogil:
+cdef void buffer_put(EventBuffer *buffer, uint8_t kind, const Entry *entry, uint32_t timeout, int64_t time) noexcept nogil:
     """Append an event, or count it as lost. timeout: ticks left; time: ns."""
     cdef Event *event
-    if ring.length == ring.size:
-        ring.lost += 1
+    if buffer.length == buffer.size:
+        buffer.lost += 1
         return
-    ring.length += 1
-    event = ring_last(ring)
+    buffer.length += 1
+    event = buffer_last(buffer)
     event.kind = kind
     event.end = 0
     event.changes = 0
@@ -30,13 +31,9 @@ cdef void ring_put(Ring *ring, uint8_t kind, const Entry *entry, uint32_t timeou
     copy_out(&event.conn, entry, timeout)
 
 
-cdef object ring_take(Ring *ring):
-    """All events, oldest first, as EVENT_DTYPE[k]; the ring is empty afterwards."""
-    cdef uint32_t straight = min(ring.length, ring.size - ring.first)
-    cdef object taken = np.empty(ring.length, dtype=EVENT_DTYPE)
-    cdef char *to = <char *><size_t>taken.ctypes.data
-    memcpy(to, &ring.event[ring.first], straight * sizeof(Event))
-    memcpy(to + straight * sizeof(Event), ring.event, (ring.length - straight) * sizeof(Event))
-    ring.first = 0
-    ring.length = 0
+cdef object buffer_take(EventBuffer *buffer):
+    """All events, oldest first, as EVENT_DTYPE[k]; the buffer is empty afterwards."""
+    cdef object taken = np.empty(buffer.length, dtype=EVENT_DTYPE)
+    memcpy(<void *><size_t>taken.ctypes.data, buffer.event, buffer.length * sizeof(Event))
+    buffer.length = 0
     return taken

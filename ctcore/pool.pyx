@@ -51,5 +51,5 @@ cdef str pool_fault(const Pool *pool):
             return f"slot {conn} is in the free list twice, or lives"
         free.add(conn)
         conn = pool.entry[conn].wheel_next
-    live = sum([pool.entry[conn].live for conn in range(pool.used)])
+    live = sum([pool.entry[conn].live != 0 for conn in range(pool.used)])
     return "" if live + len(free) == pool.used else f"{live} slots live and {len(free)} are free, {pool.used} were handed out"

@@ -130,8 +130,8 @@ cdef str table_fault(const Table *table, const Entry *entry):
             if flow in seen:
                 return f"flow {flow} lies in two slots"
             seen.add(flow)
-            if not entry[flow >> 1].live:
-                return f"flow {flow} in bucket {at} is of a dead connection"
+            if not entry[flow >> 1].live >> (flow & 1) & 1:
+                return f"flow {flow} in bucket {at} is of a dead connection, or should not lie there"
             if tag_of(entry[flow >> 1].hash[flow & 1]) != table.bucket[at].tag[slot]:
                 return f"flow {flow} in bucket {at} has a wrong tag"
             home = bucket_of(table, entry[flow >> 1].hash[flow & 1])

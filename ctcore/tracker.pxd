@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.types cimport Decision, Packet
@@ -12,12 +12,12 @@ cdef class Tracker:
     cdef Engine ct
     cdef readonly object config
     cdef size_t conns_size      # slab and table
-    cdef size_t ring_size
+    cdef size_t buffer_size
     cdef size_t expect_size
     cdef bint busy              # a thread is at work without the GIL
 
     cdef int enter(self) except -1
     cdef int idle(self) except -1
 
-    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF
+    cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF
     cdef object snapshot(self, uint32_t conn)

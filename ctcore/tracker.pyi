@@ -42,9 +42,9 @@ class Tracker:
         """Connections in the table."""
     @property
     def events_lost(self) -> int:
-        """Events that found the ring full."""
+        """Events that found the buffer full."""
     def expire(self, now: int) -> None:
-        """Move the clock to `now` (ns) without a packet; what has expired goes."""
+        """Move the clock to `now` (ns, 64 bits) without a packet; what has expired goes. Raises ConfigError if it does not fit."""
     def conns(self) -> NDArray[Any]:
         """All connections as they are, CONN_DTYPE[count], by ordinal (flow[0].id); timeout is ticks left."""
     def conn(self, ordinal: int) -> NDArray[Any]:
@@ -56,7 +56,7 @@ class Tracker:
     def flush(self) -> None:
         """Delete every connection."""
     def set_mark(self, ordinal: int, mark: int) -> None:
-        """Set a connection's 32-bit mark. Raises ConfigError if it does not live."""
+        """Set a connection's 32-bit mark. Raises ConfigError if it does not live or the mark does not fit."""
     def set_label(self, ordinal: int, label: int) -> None:
         """Set a connection's 128-bit label. Raises ConfigError if it does not live or the label does not fit."""
     def expect(

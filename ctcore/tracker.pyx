@@ -3,9 +3,9 @@
 Theory of operation: a batch goes through three stages. hash_rows() hashes every tuple and asks for its bucket; find_rows() reads the buckets
 and asks for the two cache lines of the entry; track_rows() takes the packets one after the other, by now out of the cache: compare the key,
 run the protocol's tracker, decide. Order matters only in the last stage, which looks again where an earlier row of the batch has changed
-something: a candidate is believed only if its entry lives and its key is the packet's.
+something: a candidate is believed only if it still lies in the table and its key is the packet's.
 One packet: clock -> (ICMP: error, untracked?) -> lookup -> new entry if none -> protocol tracker -> confirm -> decision.
-Invariants (check): the table holds exactly the flows of live entries; each is in one slot of the wheel; live entries are counted.
+Invariants (check): the table holds exactly the flows that `live` of their entries names; each live entry is in one slot of the wheel, and counted.
 Not here: parsing (datapath.wire), I/O, the clock (packets bring it).
 """
 
@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
 from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
-from ctcore.events cimport copy_out, ring_last, ring_put, ring_take
+from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
@@ -79,12 +79,12 @@ cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nog
 cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
     """Delete a confirmed connection and say so. What the slot holds stays readable until it is taken again."""
     cdef Entry *entry = &ct.pool.entry[conn]
-    cdef uint64_t lost = ct.ring.lost
+    cdef uint64_t lost = ct.buffer.lost
     entry.status |= DYING
     if ct.set.events & EVENT_DESTROY:
-        ring_put(&ct.ring, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
-        if ct.ring.lost == lost:
-            ring_last(&ct.ring).end = end
+        buffer_put(&ct.buffer, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
+        if ct.buffer.lost == lost:
+            buffer_last(&ct.buffer).end = end
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
@@ -131,7 +131,7 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
     cdef Entry *entry
     if likely(flow != NO_FLOW):
         entry = &ct.pool.entry[flow >> 1]
-        if likely(entry.live and same_key(&entry.flow[flow & 1].key, &p.key)):
+        if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
 
@@ -246,7 +246,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
         return False
     p.reason = said
     entry.status |= CONFIRMED
-    entry.live = 1
+    entry.live = 1 << REPLY if mirrored else 1 << ORIG | 1 << REPLY
     entry.flow[ORIG].id = ct.next_id
     entry.flow[REPLY].id = ct.next_id
     ct.next_id += 1
@@ -254,7 +254,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
     if ct.set.events & EVENT_NEW:
-        ring_put(&ct.ring, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
+        buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
 
 
@@ -321,11 +321,11 @@ cdef inline Outcome run_l4(Engine *ct, Entry *entry, Packet *p, int dir, bint fr
 
 cdef inline void say_changes(Engine *ct, Entry *entry) noexcept nogil:
     """At most one update a packet, at its end."""
-    cdef uint64_t lost = ct.ring.lost
+    cdef uint64_t lost = ct.buffer.lost
     if ct.changes and ct.set.events & EVENT_UPDATE:
-        ring_put(&ct.ring, EVENT_UPDATE, entry, ticks_left(ct, entry), ct.now)
-        if ct.ring.lost == lost:
-            ring_last(&ct.ring).changes = ct.changes
+        buffer_put(&ct.buffer, EVENT_UPDATE, entry, ticks_left(ct, entry), ct.now)
+        if ct.buffer.lost == lost:
+            buffer_last(&ct.buffer).changes = ct.changes
 
 
 cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t l4state, Decision *d) noexcept nogil:

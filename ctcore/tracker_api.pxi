@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 
 from ctcore.batch cimport Batch
-from ctcore.config import Config
+from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
 from ctcore.hashing cimport hash_seed
@@ -58,16 +58,16 @@ cdef class Tracker:
         ct.pool.capacity = config.capacity
         ct.pool.free = NO_CONN
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
-        ct.ring.size = config.event_ring if config.events else 0
+        ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
         self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
-        self.ring_size = whole_pages(max(1, ct.ring.size) * sizeof(ct.ring.event[0]))
+        self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
         ct.pool.entry = <Entry *>map_memory(self.conns_size)
-        ct.ring.event = <Event *>map_memory(self.ring_size)
+        ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
-        if ct.pool.entry == NULL or ct.ring.event == NULL or ct.expect.row == NULL:
+        if ct.pool.entry == NULL or ct.buffer.event == NULL or ct.expect.row == NULL:
             raise MemoryError(f"no memory for {config.capacity} connections")
         # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
         ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
@@ -77,7 +77,7 @@ cdef class Tracker:
 
     def __dealloc__(self):
         unmap_memory(self.ct.pool.entry, self.conns_size)
-        unmap_memory(self.ct.ring.event, self.ring_size)
+        unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
 
     cdef int enter(self) except -1:
@@ -117,11 +117,12 @@ cdef class Tracker:
 
     @property
     def events_lost(self):
-        return self.ct.ring.lost
+        return self.ct.buffer.lost
 
-    def expire(self, int64_t now):
+    def expire(self, now):
+        cdef int64_t time = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.idle()
-        advance_clock(&self.ct, now)
+        advance_clock(&self.ct, time)
 
     def conns(self):
         self.idle()
@@ -137,7 +138,7 @@ cdef class Tracker:
 
     def events(self):
         self.idle()
-        return ring_take(&self.ct.ring)
+        return buffer_take(&self.ct.buffer)
 
     def flush(self):
         cdef uint32_t conn
@@ -146,12 +147,13 @@ cdef class Tracker:
             if self.ct.pool.entry[conn].live:
                 kill(&self.ct, conn, END_FLUSHED, self.ct.now)
 
-    cdef uint32_t slot_of(self, int64_t ordinal) except? 0xFFFFFFFF:
+    cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""
         cdef uint32_t conn
+        cdef int64_t wanted = whole("connection", ordinal, 0, (1 << 63) - 1)
         self.idle()
         for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == ordinal:
+            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == wanted:
                 return conn
         raise ConfigError(f"connection {ordinal}: expected the ordinal of a live connection")
 
@@ -160,7 +162,7 @@ cdef class Tracker:
         copy_out(<Entry *><size_t>rows.ctypes.data, &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
         return rows
 
-    def conn(self, int64_t ordinal):
+    def conn(self, ordinal):
         return self.snapshot(self.slot_of(ordinal))
 
     def find(self, const uint8_t[::1] key not None):
@@ -173,24 +175,24 @@ cdef class Tracker:
         flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
         return None if flow == NO_FLOW else self.snapshot(flow >> 1)
 
-    def set_mark(self, int64_t ordinal, uint32_t mark):
+    def set_mark(self, ordinal, mark):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        self.ct.changes = CHANGE_MARK if entry.mark != mark else 0
-        entry.mark = mark
+        cdef uint32_t value = whole("mark", mark, 0, 0xFFFFFFFF)
+        self.ct.changes = CHANGE_MARK if entry.mark != value else 0
+        entry.mark = value
         entry.cold |= COLD_MARK
         say_changes(&self.ct, entry)
 
-    def set_label(self, int64_t ordinal, label):
+    def set_label(self, ordinal, label):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        if not 0 <= label < 1 << 128:
-            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
+        label = whole("label", label, 0, (1 << 128) - 1)
         cdef uint64_t low = label & 0xFFFFFFFFFFFFFFFF, high = label >> 64
         self.ct.changes = CHANGE_LABEL if entry.label[0] != low or entry.label[1] != high else 0
         entry.label[0] = low
         entry.label[1] = high
         say_changes(&self.ct, entry)
 
-    def expect(self, int64_t master, str src, str dst, int proto, int dport, *, int sport=0, int zone=0, double timeout=300.0, bint permanent=False):
+    def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
         cdef uint32_t conn = self.slot_of(master)
         cdef uint32_t row
         cdef Key key
@@ -198,10 +200,10 @@ cdef class Tracker:
         key.family = <uint8_t>fill_address(key.src, src)
         if fill_address(key.dst, dst) != key.family:
             raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
-        for name, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
-            if not 0 <= value <= most:
-                raise ConfigError(f"expectation: {name} = {value}: expected 0 to {most}")
-        key.proto, key.dport, key.sport, key.zone = <uint8_t>proto, <uint16_t>dport, <uint16_t>sport, <uint16_t>zone
+        key.proto = whole("expectation: proto =", proto, 0, 255)
+        key.dport = whole("expectation: dport =", dport, 0, 65535)
+        key.sport = whole("expectation: sport =", sport, 0, 65535)
+        key.zone = whole("expectation: zone =", zone, 0, 65535)
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         row = expect_add(&self.ct.expect, &key, master, self.ct.tick, self.ct.tick + <uint64_t>(timeout * self.config.hz))
@@ -230,7 +232,7 @@ cdef class Tracker:
         cdef Counters *c = &self.ct.count
         return {
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
-            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.ring.lost,
+            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
         }
 
@@ -242,9 +244,11 @@ cdef class Tracker:
                  or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
-            live += entry.live
+            live += entry.live != 0
             for flow in range(2 * conn, 2 * conn + 2):
-                if entry.live and table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) >> 1 != conn:
+                if not entry.live >> (flow & 1) & 1:
+                    continue
+                if table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) != flow:
                     fault = fault or f"flow {flow} is not found under its own key"
         if live != self.ct.live:
             fault = fault or f"{live} connections live, {self.ct.live} are counted"

@@ -320,7 +320,7 @@ ctypedef struct Entry:
     uint32_t deadline           # tick
     uint16_t status
     uint8_t cold                # COLD_* bits: what there is to know in the fourth line
-    uint8_t live                # 1 while in the table
+    uint8_t live                # a bit for each flow in the table: 3, but 2 if both tuples are equal; 0: not a connection
     # fourth line: set-up, tear-down and what rules attach
     int64_t start               # ns
     int64_t master              # ordinal of the connection that was expected to open this one, or -1

@@ -1,13 +1,16 @@
 """The composition root of replay: captures, the datapath and the files that are asked for, put together.
 
 Not here: what a packet goes through (worker), records (fields), files (export), text for people (report).
-Invariants: captures continue one another in one tracker, in the order given; whatever stops a replay, what was read before is tracked, written
-and in the result, which names what stopped it; packets that nobody wants records of cost no Python object.
+Invariants: captures continue one another in one tracker, in the order given; whatever stops the reading, what was read before is tracked, written
+and in the result, which names what stopped it; a file that cannot be written ends the replay with its own error (OutputError and its kin); packets
+that nobody wants records of cost no Python object.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,6 +26,7 @@ from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
+from datapath.names import printable
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 
@@ -75,8 +79,8 @@ class Capture:
 
 @dataclass
 class Replayed:
-    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; errors: what stopped the
-    reading of a capture, a line each."""
+    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; clamped: of these, those
+    whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -85,6 +89,7 @@ class Replayed:
     tally: Tally | None = None
     events_lost: int = 0
     forwarded: tuple[str, int] | None = None
+    clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
@@ -100,7 +105,7 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
     for name in captures:
         try:
             if name != export.STDOUT:
-                os.close(os.open(name, os.O_RDONLY))
+                _check_readable(name)
         except OSError as error:
             missing.append(error)
     if missing and len(missing) == len(captures):
@@ -114,11 +119,24 @@ def check_files(captures: Sequence[str], outputs: Outputs) -> None:
         seen.append(name)
 
 
+def _check_readable(name: str) -> None:
+    """Raise OSError for what cannot be opened, without opening what would notice: a FIFO's writer would lose its reader, or none has come yet."""
+    mode = os.stat(name).st_mode
+    if stat.S_ISREG(mode):
+        with open(name, "rb"):
+            return
+    if stat.S_ISDIR(mode) or not os.access(name, os.R_OK):
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES
+        raise OSError(code, os.strerror(code), name)
+
+
 def _same(a: str, b: str) -> bool:
-    """Whether writing both would spoil a file. Devices such as /dev/null take what they are given."""
+    """Whether writing both would spoil a file, which may not be there yet. Devices such as /dev/null take what they are given."""
+    if export.STDOUT in (a, b):
+        return a == b
     if os.path.exists(a) and os.path.exists(b):
         return os.path.isfile(a) and os.path.samefile(a, b)
-    return a == b
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:
@@ -176,34 +194,34 @@ class _Run:
             self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=LINK_ETHERNET if source.link is None else source.link))
 
     def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+        first, file = facts.packets, printable(facts.name) if self.named else None
+        decisions: Any = None
+        keys: Any = None
         if self.detailed:
             decisions, keys = self.pipeline.process(memory, frames, keys=True)
-            self._write_packets(facts, frames, decisions, keys)
-            self._forward(facts, memory, frames, decisions)
         else:
             self.pipeline.process(memory, frames, decisions=False)
+        facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
+        if "packets" in self.writers:
+            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, first, self.config.hz, file))
+        if self.sink is not None:
+            self._forward((memory, frames), decisions, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
-        facts.packets += len(frames)
         self._drain()
 
-    def _write_packets(self, facts: Capture, frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray) -> None:
-        if "packets" in self.writers:
-            file = facts.name if self.named else None
-            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, facts.packets, self.config.hz, file))
-
-    def _forward(self, facts: Capture, memory: Any, frames: np.ndarray, decisions: np.ndarray) -> None:
-        if self.sink is None:
-            return
+    def _forward(self, chunk: tuple[Any, np.ndarray], decisions: np.ndarray, first: int, file: str | None) -> None:
+        """Write the packets that pass. first: the number of the chunk's first packet in its capture, whose name is `file` if there are several."""
+        memory, frames = chunk
         passed = np.flatnonzero(decisions["verdict"] == Verdict.ACCEPT)
         said = None
         if self.sink.format == "pcapng":
-            said = list(comments(decisions[passed], (facts.packets + passed).tolist(), self.config.hz, facts.name if self.named else None))
+            said = list(comments(decisions[passed], (first + passed).tolist(), self.config.hz, file))
         self.sink.write(memory, frames[passed], comments=said)
-        self.result.forwarded = (self.outputs.forwarded or "", self.sink.packets)
+        self.result.forwarded, self.result.clamped = (self.outputs.forwarded or "", self.sink.packets), self.sink.clamped
 
     def _drain(self) -> None:
-        """Take the events of the last packets out of the ring."""
+        """Take the events of the last packets out of the buffer."""
         if not self.config.events:
             return
         events = self.pipeline.tracker.events()
@@ -242,14 +260,14 @@ def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Wr
 
 
 def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
-    """The settings with the events the outputs need, and a ring that loses none between two looks at it.
+    """The settings with the events the outputs need, and a buffer that loses none between two looks at it.
 
     Time may jump, so that every connection ends in one chunk; beside that, a packet has no more to tell than the end of an old connection, and the
     beginning, change and end of its own.
     """
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
-    ring = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_ring
-    return replace(config, events=events, event_ring=max(config.event_ring, ring))
+    room = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_buffer
+    return replace(config, events=events, event_buffer=max(config.event_buffer, room))
 
 
 def comments(decisions: np.ndarray, numbers: Sequence[int], hz: int, file: str | None = None) -> Iterable[str]:

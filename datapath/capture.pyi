@@ -57,4 +57,5 @@ class PcapSource:
         of the packet before it. len is never less than caplen.
 
         Raises CaptureError at damage, after all packets before it were handed out, and again at every later call. ValueError: n < 1.
+        RuntimeError: another thread is reading.
         """

@@ -54,8 +54,11 @@ cdef class PcapSource:
     cdef bint _blocks
     cdef uint32_t _n_ifaces     # of the whole capture
     cdef Scan _scan
+    cdef bint _busy             # a thread is at work, some of the time without the GIL
 
     def __init__(self, path, *, name=None, window=None):
+        if self._stream is not None:
+            raise RuntimeError(f"{self.name}: was opened already: expected a source of its own for each capture")
         path = os.fspath(path)
         if isinstance(path, bytes):
             path = os.fsdecode(path)
@@ -79,7 +82,17 @@ cdef class PcapSource:
     def __exit__(self, *_):
         self.close()
 
+    cdef int _enter(self) except -1:
+        """Take the source for work, or say why not: packets come one after the other, whoever reads them."""
+        if self._stream is None:
+            raise ValueError("source: was never opened: a subclass has to call PcapSource.__init__")
+        if self._busy:
+            raise RuntimeError(f"{self.name}: another thread is reading: expected one at a time")
+        self._busy = True
+
     def close(self):
+        self._enter()
+        self._busy = False
         self._stream.close()
         self._damage = self._damage or f"{self.name}: is closed"
 
@@ -98,6 +111,13 @@ cdef class PcapSource:
     def read(self, n):
         if n < 1:
             raise ValueError(f"n = {n}: expected at least 1")
+        self._enter()
+        try:
+            return self._read(n)
+        finally:
+            self._busy = False
+
+    cdef _read(self, n):
         if self._damage:
             raise CaptureError(self._damage)
         frames = np.empty(min(n, ROWS), dtype=FRAME_DTYPE)

@@ -14,6 +14,7 @@ from importlib import import_module
 import click
 
 from ctcore.errors import CtmirrorError
+from datapath.names import printable
 
 # The one-line helps stand here and not in the modules, which are not imported for `ctmirror --help`.
 COMMANDS = {
@@ -72,8 +73,8 @@ def cli() -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, whatever the text contains."""
-    print("ctmirror: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    """One line on stderr, whatever the text contains. Blanks are kept: they may be in the name of a file."""
+    print("ctmirror: " + printable(" ".join(line.strip() for line in text.splitlines())), file=sys.stderr, flush=True)
 
 
 def _usage(error: click.ClickException) -> str:
@@ -85,6 +86,7 @@ def _usage(error: click.ClickException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    _replace_closed()
     try:
         result = cli.main(args=None if argv is None else list(argv), prog_name="ctmirror", standalone_mode=False)
         sys.stdout.flush()
@@ -112,6 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         _leave_stdout()
     return USAGE
+
+
+def _replace_closed() -> None:
+    """What we were started without (>&-) becomes the null device: Python has None there, and the next file opened would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open as long as the process lives)
 
 
 def _leave_stdout() -> None:

@@ -21,6 +21,7 @@ from datapath import fields
 from datapath.app import Progress, Tracking
 from datapath.capture import PcapSource
 from datapath.differences import Difference, Disagreement, packet_words
+from datapath.names import printable
 from datapath.oracle.compare import Difference as Fields
 from datapath.oracle.compare import differences
 from datapath.oracle.kernel import Side
@@ -114,7 +115,7 @@ class Outcome:
 
 def diff(name: str, tracking: Tracking, take: Callable[[Chunk], None], progress: Progress | None = None) -> Outcome:
     """Compare a capture; `take` gets chunk after chunk. KernelError if the running kernel or the privileges do not suffice."""
-    outcome = Outcome(name)
+    outcome = Outcome(printable(name))
     with PcapSource(name) as source, Oracle(tracking.config, zone=tracking.zone) as oracle:
         lockstep = Lockstep(oracle, zone=tracking.zone)
         start = perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctcore.batch import Batch
-from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.errors import CaptureError, ConfigError, CtmirrorError
 from ctcore.model.conn import Packet, Visit
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
 from ctcore.model.protocols import begin, recall
@@ -22,6 +22,7 @@ from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
 from datapath.dissect import brief
+from datapath.names import printable
 from datapath.wire import parse_batch
 from datapath.worker import Pipeline
 
@@ -101,12 +102,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Life:
-    """A connection from its first packet on. end: how it ended (ctcore.types.End), 0 if it is alive; stop: ns, when."""
+    """A connection from its first packet on. end: how it ended (ctcore.types.End), 0 if it is alive; stop: ns, when; damage: why the capture
+    ends where it does, None if that is its end."""
 
     conn: np.void
     steps: list[Step]
     end: int
     stop: int
+    damage: str | None = None
 
 
 def direction_in(conn: np.void | None, key: np.void) -> int:
@@ -179,7 +182,9 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     error = _is_error(packet, l4)
     quoted = _quoted(packet, l4) if error else None
     about = None if quoted is None else _by_key(earlier, quoted)
-    return Explained(name, number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, count, tick, error, quoted, about)
+    return Explained(
+        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, count, tick, error, quoted, about
+    )
 
 
 def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
@@ -222,24 +227,35 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
     steps: list[Step] = []
     keys_of: list[bytes] = []
     ended: np.void | None = None
+    damage: str | None = None
     seen = 0
-    with PcapSource(captures[-1]) as source:
-        for memory, frames in _chunks(source, captures[-1], progress):
-            before = pipeline.tracker.now
-            decisions, keys = pipeline.process(memory, frames, keys=True)
-            times = _clock(pipeline, before, frames)
-            ended = _destroyed(pipeline, ordinal) if ended is None else ended
-            conn = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)
-            if conn is not None:
-                keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
-            rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
-            if len(rows):
-                steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, times[rows], decisions[rows])
-            seen += len(frames)
-    last = ended["conn"] if ended is not None else _by_id(pipeline.tracker.conns(), ordinal)
+    try:
+        with PcapSource(captures[-1]) as source:
+            for memory, frames in _chunks(source, captures[-1], progress):
+                before = pipeline.tracker.now
+                decisions, keys = pipeline.process(memory, frames, keys=True)
+                times = _clock(pipeline, before, frames)
+                ended = _destroyed(pipeline, ordinal) if ended is None else ended
+                if not keys_of and (conn := _alive(pipeline, ordinal) if ended is None else ended["conn"]) is not None:
+                    keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
+                rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
+                if len(rows):
+                    steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, times[rows], decisions[rows])
+                seen += len(frames)
+    except CaptureError as error:
+        damage = str(error)
+    last = _alive(pipeline, ordinal) if ended is None else ended["conn"]
     if last is None:
-        raise CtmirrorError(f"{captures[-1]}: no connection {ordinal:,} in it")
-    return Life(last, steps, int(ended["end"]) if ended is not None else 0, int(ended["time"]) if ended is not None else 0)
+        raise CtmirrorError(damage or f"{captures[-1]}: no connection {ordinal:,} in it")
+    return Life(last, steps, int(ended["end"]) if ended is not None else 0, int(ended["time"]) if ended is not None else 0, damage)
+
+
+def _alive(pipeline: Pipeline, ordinal: int) -> Any:
+    """A connection that is in the table, or None."""
+    try:
+        return pipeline.tracker.conn(ordinal)[0]
+    except ConfigError:
+        return None
 
 
 def _clock(pipeline: Pipeline, before: int, frames: np.ndarray) -> np.ndarray:

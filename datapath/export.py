@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 import orjson
 
-from ctcore.errors import CtmirrorError
+from ctcore.errors import CtmirrorError, OutputError
 from datapath.create import CODECS, create, ending_of
 from datapath.fields import PROTO_NAMES, Record
 
@@ -97,7 +97,7 @@ def naming(name: str) -> Iterator[None]:
     except OSError as error:
         if name == STDOUT and isinstance(error, BrokenPipeError):
             raise
-        raise CtmirrorError(f"{'stdout' if name == STDOUT else name}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{'stdout' if name == STDOUT else name}: cannot be written: {error.strerror or error}") from error
 
 
 class Named:

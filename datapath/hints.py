@@ -64,6 +64,19 @@ def time_went_back(result: Replayed) -> str | None:
     return f"timestamps went back {often}; the clock was held still meanwhile: sort the capture (reordercap), and merge several with mergecap first"
 
 
+def before_1970(result: Replayed) -> str | None:
+    if result.tracking.clock == "wall" or int(result.stats["first_ts"]) >= 0:
+        return None
+    return "timestamps before 1970: these packets are tracked as if all had come at its first moment, so that no timeout passes between them"
+
+
+def clamped(result: Replayed) -> str | None:
+    """Timestamps that the file of -w cannot hold."""
+    if not (changed := result.clamped):
+        return None
+    return f"{counted(changed, 'packet')} written by -w with another timestamp: captures hold none before 1970, and .pcap none after 2106"
+
+
 def one_sided(result: Replayed) -> str | None:
     """A capture that holds one direction only: nothing is ever answered."""
     tally = result.tally
@@ -108,7 +121,7 @@ def lost_events(result: Replayed) -> str | None:
     return f"{counted(result.events_lost, 'event')} lost, so connections are missing from the counts above and from --conns and --events"
 
 
-HINTS = (offloaded_checksums, rewritten, snapped, time_went_back, one_sided, mid_stream, table_full, tunnels, lost_events)
+HINTS = (offloaded_checksums, rewritten, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full, tunnels, lost_events)
 
 
 def hints_of(result: Replayed) -> list[str]:

@@ -6,9 +6,9 @@ Invariants: every number stands in the result as it is printed; a section withou
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from textwrap import wrap
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +20,7 @@ from datapath import fields
 from datapath.app import Replayed
 from datapath.export import STDOUT
 from datapath.hints import counted, hints_of
+from datapath.names import printable, quoted
 from datapath.tally import Large
 
 SIDE_BY_SIDE = 100  # columns from which states and protocols stand beside each other
@@ -95,21 +96,21 @@ def _header(result: Replayed) -> Iterator[Text]:
         facts = [capture.format, *capture.links] if capture.format else []
         if len(result.captures) > 1:
             facts.append(counted(capture.packets, "packet"))
-        yield Text.assemble((capture.name, "bold"), "   " if facts else "", ", ".join(facts))
+        yield Text.assemble((printable(capture.name), "bold"), "   " if facts else "", ", ".join(facts))
     length = max(0, stats["last_ts"] - stats["first_ts"])
     traffic = f"{counted(stats['total_packets'], 'packet')}, {size_text(stats['total_bytes'])}, {duration_text(length)} of traffic"
     speed = rate_text(stats["total_packets"] / result.seconds)
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats["total_packets"]))
+        yield Text(_written(*result.forwarded, stats))
 
 
-def _written(name: str, packets: int, total: int) -> str:
+def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
     """What -w wrote, and what it left out."""
-    left = total - packets
+    left, total = stats["held"] + stats["dropped"], stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
-    return f"wrote {'stdout' if name == STDOUT else name}: {count(packets)} of {counted(total, 'packet')}{left_out}"
+    return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
@@ -157,7 +158,7 @@ def _protocols(result: Replayed) -> Table | None:
 def explain_command(result: Replayed, index: int) -> tuple[int, str]:
     """A packet's number in its capture, and the command that explains it, without captures that hold nothing. index: over all captures."""
     upto = [capture for capture in result.captures if capture.first <= index and capture.packets]
-    names = " ".join(shlex.quote(capture.name) for capture in upto)
+    names = " ".join(quoted(capture.name) for capture in upto)
     number = index - upto[-1].first
     return number, f"ctmirror explain {names} --packet {number}{_flags(result)}"
 
@@ -226,7 +227,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
         yield Text("largest connections", "bold")
         for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
             yield Text(f"{flow}\n  conn {conn}, {duration} long, packets: {packets}, {size} of IP sent, {state}")
-    names = " ".join(shlex.quote(capture.name) for capture in result.captures if capture.packets)
+    names = " ".join(quoted(capture.name) for capture in result.captures if capture.packets)
     yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
 
 

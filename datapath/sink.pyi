@@ -13,7 +13,7 @@ class PcapSink:
     an empty pcapng one; format: "pcap" or "pcapng", whatever the ending; snaplen: bytes, 1 to 2^24; longer frames are cut.
     The file is whole once it is closed: use `with`. Time stamps are written in nanoseconds, since 1970 and (pcap) until 2106.
 
-    Raises CaptureError, with one line for the user, where the file cannot be created or its ending says nothing.
+    Raises OutputError, with one line for the user, where the file cannot be created or its ending says nothing.
     """
 
     name: str
@@ -35,8 +35,8 @@ class PcapSink:
         memory: uint8[m]; frames: FRAME_DTYPE[k], each within memory; comments: one for each frame, or None (pcapng only; cut at 65,535 bytes).
         pcapng gets one interface for each (link, iface) met. All of the frames are written, or none.
 
-        Raises CaptureError where the file cannot be written, or a frame's link type is not that of the pcap file. ValueError: a frame outside
-        memory, a wrong number of comments, comments in pcap, a closed sink.
+        Raises OutputError where the file cannot be written, or a frame's link type is not that of the pcap file. ValueError: a frame outside
+        memory, a wrong number of comments, comments in pcap, a closed sink. RuntimeError: another thread is writing.
         """
 
     def close(self) -> None:

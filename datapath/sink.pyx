@@ -16,7 +16,7 @@ import struct
 
 import numpy as np
 
-from ctcore.errors import CaptureError
+from ctcore.errors import OutputError
 from datapath.create import CODECS, create
 from datapath.frame cimport Frame
 from datapath.frame import FRAME_DTYPE
@@ -163,8 +163,11 @@ cdef class PcapSink:
     cdef uint8_t *_start
     cdef uint64_t _used
     cdef uint64_t _capacity
+    cdef bint _busy             # a thread is at work, some of the time without the GIL
 
     def __init__(self, path, *, link=1, format=None, snaplen=262144):
+        if self._start != NULL:
+            raise RuntimeError(f"{self.name}: was opened already: expected a sink of its own for each file")
         path = os.fsdecode(path)
         if not 1 <= snaplen <= SNAPLEN_LIMIT:
             raise ValueError(f"snaplen = {snaplen}: expected 1 to {SNAPLEN_LIMIT:,}")
@@ -175,11 +178,11 @@ cdef class PcapSink:
         self.link, self.snaplen = link, snaplen
         self.packets = self.clamped = 0
         self._ifaces = {}
-        self._reserve(BUFFER)
         try:
             self._raw, self._file = create(path)
         except (OSError, ValueError) as error:
-            raise CaptureError(f"{self.name!r}: cannot be written: {getattr(error, 'strerror', error)}") from error
+            raise OutputError(f"{self.name!r}: cannot be written: {getattr(error, 'strerror', error)}") from error
+        self._reserve(BUFFER)
         self._append(_section_header() if self._blocks else struct.pack("=I2HiI2I", PCAP_MAGIC, 2, 4, 0, 0, snaplen, link))
 
     def __enter__(self):
@@ -188,9 +191,16 @@ cdef class PcapSink:
     def __exit__(self, *_):
         self.close()
 
+    cdef int _enter(self) except -1:
+        """Take the sink for work: records come one behind the other, whoever writes them."""
+        if self._busy:
+            raise RuntimeError(f"{self.name}: another thread is writing: expected one at a time")
+        self._busy = True
+
     def close(self):
         if self._file is None:
             return
+        self._enter()
         try:
             # Readers refuse a pcapng capture without any interface, so one without packets gets one.
             if self._blocks and not self._ifaces:
@@ -201,13 +211,20 @@ cdef class PcapSink:
         except OSError as error:
             raise self._failed(error) from None
         finally:
-            self._file = None
+            self._file, self._busy = None, False
             with contextlib.suppress(OSError):      # closing it tries to write what could not be written
                 self._raw.close()
 
     def write(self, memory, frames, comments=None):
         if self._file is None:
-            raise ValueError(f"{self.name}: is closed")
+            raise ValueError(f"{self.name or 'sink'}: is closed, or never was opened")
+        self._enter()
+        try:
+            self._write(memory, frames, comments)
+        finally:
+            self._busy = False
+
+    def _write(self, memory, frames, comments):
         memory = np.ascontiguousarray(memory, dtype=np.uint8)
         frames = np.ascontiguousarray(frames, dtype=FRAME_DTYPE)
         blob, ends = self._comments(comments, len(frames))
@@ -273,7 +290,7 @@ cdef class PcapSink:
         if not self._blocks:
             if (other := np.flatnonzero(frames["link"] != self.link)).size:
                 text = f"packet {self.packets + int(other[0]) + 1:,} has {link_name(int(frames['link'][other[0]]))}, the file {link_name(self.link)}"
-                raise CaptureError(f"{self.name}: {text}: a pcap file has one link type, expected pcapng for several")
+                raise OutputError(f"{self.name}: {text}: a pcap file has one link type, expected pcapng for several")
             return np.zeros(len(frames), np.uint32)
         keys = frames["link"].astype(np.uint64) << np.uint64(32) | frames["iface"]
         if len(keys) and (keys == keys[0]).all():
@@ -310,7 +327,7 @@ cdef class PcapSink:
         """What to raise: an error that names the file. That nobody reads stdout any more is for the command to judge."""
         if self._to_stdout and isinstance(error, BrokenPipeError):
             return error
-        return CaptureError(f"{self.name}: cannot be written: {error.strerror or error}")
+        return OutputError(f"{self.name}: cannot be written: {error.strerror or error}")
 
 
 def _format_of(path, format):
@@ -325,7 +342,7 @@ def _format_of(path, format):
     if ending in CODECS:
         ending = os.path.splitext(base)[1]
     if ending not in FORMATS:
-        raise CaptureError(f"{path}: expected a name ending in .pcap or .pcapng, and .gz, .xz or .zst behind it for compression")
+        raise OutputError(f"{path}: expected a name ending in .pcap or .pcapng, and .gz, .xz or .zst behind it for compression")
     return FORMATS[ending]
 
 

@@ -189,7 +189,7 @@ class Window:
         for chunk in self._raw():
             for i in range(0, len(chunk), PIECE):
                 piece = chunk[i : i + PIECE]
-                while piece:
+                while piece := piece if decoder else piece.lstrip(b"\0"):
                     decoder = decoder or codec.decoder()
                     try:
                         spans.append(decoder.decompress(piece))
@@ -200,7 +200,7 @@ class Window:
                     done += len(spans[-1])
                     piece = b""
                     if decoder.eof:
-                        piece, decoder = decoder.unused_data.lstrip(b"\0"), None
+                        piece, decoder = decoder.unused_data, None
                 if sum(map(len, spans)) >= SPAN:
                     yield b"".join(spans)
                     spans.clear()

@@ -24,7 +24,8 @@ class Pipeline:
 
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
         Returns DECISION_DTYPE[n], row i about frame i, and with keys also KEY_DTYPE[n], the tuples as read (zeros where nothing could be).
-        With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory.
+        With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory,
+        RuntimeError if another thread is at work with it.
         """
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.

@@ -62,6 +62,8 @@ cdef class Pipeline:
     cdef Summary sums
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
+        if self.tracker is not None:
+            raise RuntimeError("pipeline: was set up already: expected one of its own for each run")
         config = Config() if config is None else config
         if not isinstance(config, Config):
             raise ConfigError(f"config = {config!r}: expected a Config")
@@ -71,13 +73,13 @@ cdef class Pipeline:
             raise ConfigError(f"clock = {clock}: expected {' or '.join(CLOCKS)}")
         if not 1 <= batch <= LARGEST_BATCH:
             raise ConfigError(f"batch = {batch}: expected 1 to {<int>LARGEST_BATCH}")
-        self.tracker = Tracker(config)
         self.clock = clock
         self.batch = Batch(batch)
         self.settings.zone = zone
         self.settings.checksum = config.checksum
         memset(&self.sums, 0, sizeof(Summary))
         memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
+        self.tracker = Tracker(config)      # last: who has a tracker has all the rest
 
     def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False):
         """Run frames through all stages; see worker.pyi."""
@@ -86,6 +88,8 @@ cdef class Pipeline:
         cdef Decision *out = NULL
         cdef Key *key_out = NULL
         cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
+        if self.tracker is None:
+            raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
         frame = checked_frames(memory, frames)
         decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
         found_keys = np.empty(n, dtype=KEY_DTYPE) if keys else None
@@ -95,10 +99,10 @@ cdef class Pipeline:
             out = <Decision *><size_t>decided.ctypes.data
         if keys:
             key_out = <Key *><size_t>found_keys.ctypes.data
+        self.tracker.enter()
         if self.sums.total_packets == 0:
             self.sums.first_ts = frame[0].ts
             self.sums.last_ts = frame[0].ts
-        self.tracker.enter()
         with nogil:
             self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, out, key_out)
         self.tracker.busy = False

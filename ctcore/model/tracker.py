@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctcore.batch import Batch
-from ctcore.config import Config
+from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
@@ -254,6 +254,7 @@ class ModelTracker:
 
     def expire(self, now: int) -> None:
         """Advance the clock, never back, and remove whatever has expired. now: ns."""
+        now = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.now = max(self.now, now)
         self._drop_expectations([e for e in self._expectations if e.deadline <= self._tick])
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
@@ -273,7 +274,7 @@ class ModelTracker:
         conn.changes = 0
         if not self.config.event_mask & kind:
             return
-        if len(self._events) >= self.config.event_ring:
+        if len(self._events) >= self.config.event_buffer:
             self._counters["events_lost"] += 1
             return
         event: Any = np.zeros((), dtype=EVENT_DTYPE)
@@ -325,19 +326,20 @@ class ModelTracker:
 
     def set_mark(self, ordinal: int, mark: int) -> None:
         conn = self._conn(ordinal)
+        mark = whole("mark", mark, 0, 0xFFFFFFFF)
         conn.changes |= Change.CHANGE_MARK if conn.mark != mark else 0
         conn.mark = mark
         self._report(conn)
 
     def set_label(self, ordinal: int, label: int) -> None:
         conn = self._conn(ordinal)
-        if not 0 <= label < 1 << 128:
-            raise ConfigError(f"label {label}: expected 0 to 2**128 - 1")
+        label = whole("label", label, 0, (1 << 128) - 1)
         conn.changes |= Change.CHANGE_LABEL if conn.label != label else 0
         conn.label = label
         self._report(conn)
 
     def _conn(self, ordinal: int) -> Conn:
+        ordinal = whole("connection", ordinal, 0, (1 << 63) - 1)
         if ordinal not in self._conns:
             raise ConfigError(f"connection {ordinal}: expected one that is in the table")
         return self._conns[ordinal]
@@ -360,8 +362,7 @@ class ModelTracker:
         self._conn(master)
         a, b = address_of(src), address_of(dst)
         for what, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
-            if not 0 <= value <= most:
-                raise ConfigError(f"expect: {what} = {value}: expected 0 to {most}")
+            whole(f"expect: {what} =", value, 0, most)
         if a.version != b.version:
             raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
@@ -399,7 +400,7 @@ class ModelTracker:
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
-        assert len(self._events) <= self.config.event_ring, f"{len(self._events)} events are kept"
+        assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
 
 
 def state_of(conn: Conn, d: int) -> int:

@@ -15,6 +15,7 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.options import Number, tracking_options_but_clock
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
+from datapath.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def _compare(name: str, tracking: Any, take: Callable[[Chunk], None], progress: 
     try:
         return diff(name, tracking, take, progress)
     except CaptureError as error:
-        return Outcome(name, error=str(error))
+        return Outcome(printable(name), error=str(error))
 
 
 class _Report:

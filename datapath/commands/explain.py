@@ -7,6 +7,7 @@ from typing import TextIO
 import click
 
 from datapath.app import check_files
+from datapath.cli import USAGE, complain
 from datapath.commands.options import Number, tracking_options
 from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
@@ -43,7 +44,7 @@ def _print(rows: list[tuple[str, str]], file: TextIO) -> None:
 @output_option
 @verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
-def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) -> None:
+def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) -> int:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
@@ -63,12 +64,17 @@ def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) 
     packet = frame - 1 if frame is not None else packet
     for name in captures:  # a capture left out would change what is explained
         check_files([name], Outputs(packets=output))
+    damage = None
     with progress_bar(quiet=quiet) as progress:
         if packet is not None:
             it = explain.explain_packet(captures, packet, tracking, progress)
             lines, data = narrate.packet_lines(it), it.data
         else:
-            lines, data = narrate.life_lines(explain.explain_conn(captures, ordinal, tracking, progress), tracking.config.hz), b""
+            life = explain.explain_conn(captures, ordinal, tracking, progress)
+            lines, data, damage = narrate.life_lines(life, tracking.config.hz), b"", life.damage
     rows = [*lines, *(narrate.detail_lines(tracking, data) if verbose else ())]
     with opened(output) as file:
         _print(rows, file)
+    if damage:
+        complain(damage)
+    return USAGE if damage else 0

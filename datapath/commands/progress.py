@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from datapath.app import Progress
+from datapath.names import printable
 
 LATE = 0.5  # seconds of work behind which a bar is shown: one that only flashes up says nothing
 NARROW = 90  # columns below which there is room for a name and a percentage only
@@ -41,7 +42,7 @@ class _LateBar:
             self.bar = _bar()
             self.bar.start()
             self.bar.add_task("", total=None)
-        self.bar.update(self.bar.task_ids[0], description=name, completed=done, total=total or None)
+        self.bar.update(self.bar.task_ids[0], description=printable(name), completed=done, total=total or None)
 
     def stop(self) -> None:
         if self.bar is not None:

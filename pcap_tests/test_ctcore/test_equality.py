@@ -49,7 +49,7 @@ def config(**other: st.SearchStrategy) -> st.SearchStrategy[Config]:
         "hz": st.sampled_from([1, 100, 250, 1000]),
         "seed": st.integers(0, 3),
         "events": st.sampled_from([frozenset({"new", "update", "destroy"}), frozenset({"destroy"}), frozenset({"new", "update"}), frozenset()]),
-        "event_ring": st.sampled_from([16, 17, 40, 65536]),
+        "event_buffer": st.sampled_from([16, 17, 40, 65536]),
         "timeouts": st.dictionaries(names, st.sampled_from(TIMEOUTS), max_size=3),
     }
     return st.builds(Config, **{**usual, **other})

@@ -142,7 +142,7 @@ def test_expiry_comes_before_the_packet_that_shows_the_time(make_tracker):
 
 
 def test_what_does_not_fit_is_lost_and_counted(make_tracker):
-    tracker = make_tracker(events=frozenset({"new"}), event_ring=16)
+    tracker = make_tracker(events=frozenset({"new"}), event_buffer=16)
     scene = Scene(tracker)
     for n in range(20):
         udp(tracker, scene=scene, port=(n, 53)).orig()
@@ -153,8 +153,8 @@ def test_what_does_not_fit_is_lost_and_counted(make_tracker):
     assert tracker.events_lost == 4
 
 
-def test_the_ring_goes_round(make_tracker):
-    tracker = make_tracker(events=frozenset({"new"}), event_ring=16)
+def test_taken_events_make_room_for_as_many(make_tracker):
+    tracker = make_tracker(events=frozenset({"new"}), event_buffer=16)
     scene = Scene(tracker)
     for start in range(0, 100, 10):
         for n in range(start, start + 10):

@@ -62,3 +62,13 @@ def test_an_error_about_a_call(tracker):
     about = conn.frame(0, version=1, proto=PPP, call=5)
     conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, about)).is_("related", conn=0, dir="reply")
     conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, conn.frame(0, version=1, call=5))).is_("invalid", reason="icmp_inner")
+
+
+def test_an_error_that_quotes_version_0_is_not_about_a_call(tracker):
+    """Whatever lies where version 1 has its call id."""
+    conn = gre(tracker)
+    conn.orig(version=1, proto=PPP, call=5).is_("new", conn=0)
+    quoted = conn.frame(0, version=0, proto=PPP, payload=b"\0\0\0\5")
+    conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, quoted)).is_("invalid", reason="icmp_no_conn")
+    conn.orig(version=0).is_("new", conn=1)
+    conn.scene.send(craft.icmp_error(SERVER, CLIENT, 3, 2, quoted)).is_("related", conn=1, dir="reply")

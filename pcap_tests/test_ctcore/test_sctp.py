@@ -11,6 +11,7 @@ from ctcore.types import Dir
 from datapath import craft
 from datapath.craft import sctp_chunk, sctp_init
 from pcap_tests.scene import Exchange, Scene, events
+from pcap_tests.test_ctcore import expected_tables
 
 TABLE = spec.sctp()
 SECONDS = {state: None if name == "-" else spec.timeouts()["sctp_timeout_" + name] for state, name in zip(TABLE.states, TABLE.timeouts, strict=True)}
@@ -86,7 +87,7 @@ def test_cell(tracker, d, event, state):
     conn = STATES[state](tracker)
     if state == "NONE":
         seen = conn.say(d, event, tag=0)
-        cell = TABLE.cell(Dir.ORIG, event, state)
+        cell = expected_tables.SCTP[Dir.ORIG, event, state]
         if event in NEVER_OPENS or cell == "NONE":
             seen.is_("invalid", reason="sctp_not_opening", l4state=None)
         else:
@@ -95,7 +96,7 @@ def test_cell(tracker, d, event, state):
     before = conn.left
     tag = 0 if event == "init" else int(conn.sctp["vtag"][d])
     seen = conn.say(d, event, tag=tag)
-    cell = TABLE.cell(d, event, state)
+    cell = expected_tables.SCTP[d, event, state]
     if cell == "invalid":
         seen.is_("invalid", reason="sctp_state", l4state=state)
     elif (event, state) == ("init", "CLOSED"):

@@ -9,6 +9,7 @@ import pytest
 from ctcore import reasons, spec
 from ctcore.errors import SpecError
 from ctcore.types import Reason, SctpState, TcpState
+from pcap_tests.test_ctcore import expected_tables
 
 EFFECTS = {"ok", "not-seen", "dropped", "held", "invalid", "untracked", "ignored", "note"}
 LOADERS = {"tcp.txt": spec.tcp, "sctp.txt": spec.sctp, "timeouts.txt": spec.timeouts, "reasons.txt": spec.reasons}
@@ -59,25 +60,9 @@ def test_every_state_has_a_timeout_and_a_trait_but_none():
             assert traits
 
 
-@pytest.mark.parametrize(
-    ("d", "event", "state", "after"),
-    [
-        (0, "syn", "NONE", "SYN_SENT"),
-        (1, "synack", "SYN_SENT", "SYN_RECV"),
-        (0, "ack", "SYN_RECV", "ESTABLISHED"),
-        (1, "syn", "TIME_WAIT", "SYN_SENT"),
-        (0, "synack", "SYN_RECV", "SYN_RECV"),
-        (1, "ack", "SYN_SENT", "ignore"),
-        (0, "none", "ESTABLISHED", "invalid"),
-    ],
-)
-def test_cells_are_found_by_name(d, event, state, after):
-    assert spec.tcp().cell(d, event, state) == after
-
-
-def test_other_chunks_leave_every_state():
-    table = spec.sctp()
-    assert [table.cell(d, "other", state) for d in range(2) for state in table.states] == [*table.states] * 2
+@pytest.mark.parametrize(("table", "expected"), [(spec.tcp(), expected_tables.TCP), (spec.sctp(), expected_tables.SCTP)], ids=["tcp", "sctp"])
+def test_every_cell_is_linuxs(table, expected):
+    assert {(d, event, state): table.cell(d, event, state) for d in range(2) for event in table.events for state in table.states} == expected
 
 
 def test_reasons():
@@ -90,9 +75,11 @@ def test_reasons():
     assert tuple(names) == reasons.NAMES
 
 
-def test_timeouts_are_seconds():
-    assert spec.timeouts()["tcp_timeout_established"] == 432000
-    assert all(seconds > 0 for seconds in spec.timeouts().values())
+def test_every_timeout_is_linuxs():
+    assert dict(spec.timeouts()) == expected_tables.TIMEOUTS
+    for table in (spec.tcp(), spec.sctp()):
+        own = {"NONE": "-", "SYN_SENT2": str(expected_tables.SYN_SENT2_SECONDS)}
+        assert list(table.timeouts) == [own.get(state, state.lower()) for state in table.states]
 
 
 # --- what is broken --------------------------------------------------------------------------------------------------------------------

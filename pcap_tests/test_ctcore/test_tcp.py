@@ -23,6 +23,7 @@ from pcap_tests.scene import (
     syn_recv,
     syn_sent,
 )  # fmt: skip
+from pcap_tests.test_ctcore import expected_tables
 
 TABLE = spec.tcp()
 SECONDS = {
@@ -53,7 +54,7 @@ def test_cell(tracker, d, event, state):
     seen = conn.send(d, FLAGS[event])
     # Without a connection there is no reply direction: whoever speaks first is the original one.
     d = Dir.ORIG if state == "NONE" else d
-    cell = TABLE.cell(d, event, state)
+    cell = expected_tables.TCP[d, event, state]
     if event == "none":
         seen.is_("invalid", reason="tcp_flags")
     elif cell == "invalid":
@@ -198,6 +199,14 @@ def test_established_before_a_reply_lives_300_s_at_most(make_tracker):
     tracker = make_tracker(timeouts={"tcp_timeout_established": 200})
     conversation(tracker).orig("A").is_("new", timeout=200)
     conversation(make_tracker(), port=(1, 2)).orig("A").is_("new", timeout=300)
+
+
+def test_the_limit_before_a_reply_is_the_timeout_of_unacknowledged_data(make_tracker):
+    tracker = make_tracker(timeouts={"tcp_timeout_unacknowledged": 77})
+    conn = conversation(tracker)
+    conn.orig("A", ack=500).is_("new", timeout=77)
+    conn.reply("A", ack=100).is_("established", timeout=77)  # what it answers is judged before it
+    conn.orig("A").is_("established", timeout=432000)
 
 
 # --- assured -------------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ctcore import spec
-from ctcore.types import Dir, TcpFlag
+from ctcore.types import Dir, TcpFlag, TcpIndex
 from datapath import craft
 from pcap_tests import scene
 from pcap_tests.scene import (
@@ -20,6 +20,7 @@ from pcap_tests.scene import (
     fin_wait,
     last_ack,
     options,
+    sack,
     syn_recv,
     syn_sent,
     syn_sent2,
@@ -120,6 +121,14 @@ def test_resynchronised_opener_is_tracked_strictly_again(tracker):
     assert [conn.side(d)["scale"] for d in Dir] == [2, 5]
 
 
+def test_resynchronising_expects_no_challenge_ack_any_more(tracker):
+    conn = last_ack(tracker)
+    conn.orig("S", seq=70000)
+    assert conn.tcp["last_flags"] == TcpFlag.TF_EXP_CHALLENGE_ACK
+    conn.reply("SA", seq=90000, ack=70001).is_("established", reason="tcp_resync", l4state="SYN_RECV")
+    assert (conn.tcp["last_flags"], conn.side(0)["flags"]) == (0, 0)
+
+
 # --- what an ignored packet leaves behind --------------------------------------------------------------------------------------------
 
 
@@ -129,6 +138,19 @@ def test_ignored_syn_is_remembered(tracker):
     tcp = conn.tcp
     assert (tcp["last_index"], tcp["last_dir"], tcp["last_seq"], tcp["last_end"], tcp["last_win"]) == (0, 0, 70000, 70003, 123)
     assert (tcp["last_flags"], tcp["last_wscale"]) == (TcpFlag.TF_WINDOW_SCALE | TcpFlag.TF_SACK_PERM, 6)
+
+
+def test_ignored_syn_of_the_reply_side_leaves_the_options_remembered(tracker):
+    """In TIME_WAIT it is ignored only if nobody is known to have closed. That is forgotten by a SYN/ACK which answers an ignored SYN, and then
+    fails the window check by its SACK block."""
+    conn = last_ack(tracker)
+    conn.orig("S", seq=70000, options=options(sack_perm=True)).is_("established", reason="tcp_ignored")
+    conn.reply("SA", seq=90000, ack=70001, options=sack((80000, 80100))).is_("invalid", reason="tcp_ack_over", l4state="LAST_ACK")
+    conn.orig("A", seq=70001, ack=90001).is_("established", reason="ok", l4state="TIME_WAIT")
+    conn.reply("S", seq=95000, options=options(wscale=6)).is_("established", reason="tcp_ignored", l4state="TIME_WAIT")
+    tcp = conn.tcp
+    assert (tcp["last_index"], tcp["last_dir"], tcp["last_seq"]) == (0, 1, 95000)
+    assert (tcp["last_flags"], tcp["last_wscale"]) == (TcpFlag.TF_SACK_PERM, 0)
 
 
 def test_syn_in_last_ack_expects_a_challenge_ack(tracker):
@@ -246,6 +268,13 @@ def test_rst_with_number_0_before_established_is_not_below_anything(tracker):
     established(tracker, port=(3, 4)).orig("R", seq=0).is_("invalid", reason="tcp_rst_below_maxack")
 
 
+def test_rst_below_an_acknowledged_0(tracker):
+    """Whether something was acknowledged is a flag: 0 is a number like any other."""
+    conn = established(tracker, client_isn=0xFFFFFFFF)
+    assert conn.side(1)["maxack"] == 0
+    conn.orig("R", seq=0xFFFFFFFF).is_("invalid", reason="tcp_rst_below_maxack", l4state="ESTABLISHED")
+
+
 def test_rst_that_answers_an_ignored_syn(tracker):
     conn = rebooted(tracker)
     conn.reply("RA", seq=0, ack=70001).is_("established", reason="ok", l4state="CLOSE")
@@ -270,6 +299,13 @@ def test_rst_that_answers_an_ack_before_assured(tracker):
         conn.reply("RA", seq=0x7F000000, ack=ack).is_("established", reason=reason)
 
 
+def test_rst_that_answers_an_ack_once_assured_is_checked(tracker):
+    conn = established(tracker)
+    conn.orig("A").is_("established", has={"assured"})
+    assert (conn.tcp["last_index"], conn.tcp["last_end"]) == (TcpIndex.TCP_ACK, 101)
+    conn.reply("RA", seq=501 + 100000, ack=101).is_("invalid", reason="tcp_seq_over", l4state="ESTABLISHED")
+
+
 # --- RST before any reply ------------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +328,15 @@ def test_rst_kills_what_was_picked_up(tracker):
     conn.orig("A", ack=500)
     conn.reply("R", seq=500).is_("established", reason="tcp_rst_killed")
     conn.orig("S").is_("new", conn=1)
+
+
+def test_rst_that_answers_a_syn_is_checked_before_any_reply_was_seen(make_tracker):
+    """So its sender is met and is in the last record. Its ack is the end remembered, which no SYN that was accepted has set."""
+    tracker = make_tracker(events=frozenset({"destroy"}))
+    conn = syn_sent(tracker)
+    conn.reply("RA", seq=5, ack=0, win=77).is_("established", reason="tcp_rst_killed")
+    (event,) = events(tracker)
+    assert event.record["conn"]["tcp"]["side"][1].tolist() == (5, 82, 77, 101)
 
 
 # --- two hopeless packets ------------------------------------------------------------------------------------------------------------
@@ -326,6 +371,13 @@ def test_what_ends_soon_anyway_is_not_shortened(make_tracker):
     conn.orig("FA", seq=0x70000000)
     conn.reply("FA", seq=0x70000000).is_("invalid")
     assert conn.left == 119
+
+
+def test_what_ends_sooner_than_unacknowledged_data_would_is_not_prolonged(make_tracker):
+    conn = established(make_tracker(timeouts={"tcp_timeout_established": 200}))
+    conn.orig("FA", seq=0x70000000)
+    conn.reply("FA", seq=0x70000000).is_("invalid")
+    assert conn.left == 200
 
 
 def test_what_is_not_assured_is_not_shortened(make_tracker):

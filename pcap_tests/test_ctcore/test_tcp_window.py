@@ -1,4 +1,4 @@
-"""TCP's window check: each inequality at its bound, what a packet teaches, options, liberal tracking.
+"""TCP's window check: each inequality at its bound, what a packet teaches, retransmissions, liberal tracking.
 
 If nothing else is said, both ends offer 8192 bytes without scaling; after the handshake (client_isn=100, server_isn=500) this is known:
     client   end 101   maxend 8293   maxwin 8192        server   end 501   maxend 8693   maxwin 8192
@@ -195,6 +195,14 @@ def test_syn_again_with_a_higher_number_starts_over(tracker, isn, end):
     assert conn.side(0)["scale"] == (4 if isn == 200 else 7)
 
 
+def test_syn_again_with_a_higher_number_is_checked_and_learnt_from_in_the_original_direction(tracker):
+    """Its window is what the server may send, as of any packet; only a reply's bare SYN ends the check before that."""
+    conn = syn_sent(tracker, syn={"win": 100})
+    assert conn.side(1)["maxend"] == 100
+    conn.orig("S", seq=200, win=9000).is_("new", reason="tcp_syn_again")
+    assert conn.side(1)["maxend"] == 9000
+
+
 def test_synack_again_with_a_higher_number_starts_over(tracker):
     conn = syn_sent2(tracker)
     conn.orig("SA", seq=100, ack=501, options=options(wscale=1))
@@ -214,6 +222,14 @@ def test_rst_that_acknowledges_nothing(tracker, flags, ack, reason):
 @pytest.mark.parametrize(("seq", "state", "reason"), [(0, "new", "tcp_rst_killed"), (1, "invalid", "tcp_seq_over")])
 def test_rst_with_number_0_after_a_syn(tracker, seq, state, reason):
     syn_sent(tracker, client_isn=0xC0000000).orig("R", seq=seq).is_(state, reason=reason)
+
+
+def test_rst_with_number_0_after_a_syn_ends_where_its_sender_is(tracker):
+    """Not at its own 0, which lies after the client's numbers: then it would move their end."""
+    conn = syn_sent(tracker, client_isn=0xF0000000)
+    conn.reply("A", seq=40, ack=7777).is_("established", reason="tcp_ignored", has={"seen-reply"})
+    conn.orig("R", seq=0).is_("established", reason="ok", l4state="CLOSE")
+    assert (conn.side(0)["end"], conn.side(0)["flags"]) == (0xF0000001, 0)
 
 
 # --- what a packet teaches -------------------------------------------------------------------------------------------------------------
@@ -283,6 +299,13 @@ def test_the_first_ack_counts_even_if_it_is_before_0(tracker):
     assert (conn.side(1)["maxack"], conn.side(1)["flags"]) == (0xF0000001, MAXACK_SET)
 
 
+def test_an_acknowledged_0_is_the_highest_ack_like_any_other(tracker):
+    """Whether something was acknowledged is a flag."""
+    conn = syn_recv(tracker, client_isn=0xFFFFFFFF)
+    conn.reply("A", ack=0xFFFFFFF0).is_("established", reason="ok")
+    assert (conn.side(1)["maxack"], conn.side(1)["flags"]) == (0, MAXACK_SET)
+
+
 def test_data_beyond_what_was_allowed_widens_the_receivers_window(tracker):
     conn = established(tracker)
     conn.orig("A", seq=8293, payload=bytes(100)).is_("established", reason="ok")
@@ -337,9 +360,22 @@ def test_the_other_sides_ack_starts_the_count_anew(tracker):
 def test_only_acks_are_counted(tracker):
     conn = established(tracker)
     conn.orig("A", seq=101, ack=501)
-    conn.orig("FA", seq=101, ack=501)
-    conn.orig("FA", seq=101, ack=501)
-    assert conn.tcp["retrans"] == 1
+    for _ in range(3):
+        conn.orig("FA", seq=101, ack=501, win=77).is_("established", reason="ok")
+    assert (conn.tcp["retrans"], conn.tcp["last_end"], conn.tcp["last_win"]) == (1, 101, 8192)
+
+
+@pytest.mark.parametrize("rst", [{"seq": 501}, {"seq": 510}], ids=["believed", "challenged"])
+def test_rst_is_not_remembered_as_an_ack(tracker, rst):
+    conn = established(tracker)
+    for _ in range(2):
+        conn.reply("RA", ack=101, win=77, **rst)
+    assert (conn.tcp["retrans"], conn.tcp["last_seq"], conn.tcp["last_win"]) == (0, 101, 8192)
+
+
+def test_syn_and_synack_are_not_remembered_as_acks(tracker):
+    conn = syn_recv(tracker)
+    assert (conn.tcp["last_seq"], conn.tcp["last_ack"], conn.tcp["last_end"], conn.tcp["last_win"]) == (0, 0, 0, 0)
 
 
 def test_the_count_has_8_bits(tracker):
@@ -353,67 +389,3 @@ def test_the_window_remembered_is_as_sent(tracker):
     conn = with_options(tracker, client={"wscale": 7}, server={"wscale": 7})
     conn.orig("A", win=33)
     assert conn.tcp["last_win"] == 33
-
-
-# --- options ---------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("area", "scale", "flags"),
-    [
-        (b"", 0, 0),
-        (bytes([3, 3, 7, 0]), 7, SCALE),
-        (bytes([3, 3, 15, 0]), 14, SCALE),  # RFC 7323 2.3
-        (bytes([3, 3, 7, 3, 3, 5, 1, 1]), 5, SCALE),  # the last one counts
-        (bytes([1, 1, 4, 2]), 0, SACK_PERM),
-        (bytes([4, 2, 3, 3, 7, 0, 0, 0]), 7, SCALE | SACK_PERM),
-        (bytes([0, 3, 3, 7]), 0, 0),  # behind the end
-        (bytes([3, 4, 7, 1]), 0, 0),  # not a scale of that length
-        (bytes([4, 3, 0, 1]), 0, 0),
-        (bytes([99, 0, 4, 2]), 0, 0),  # a length that cannot be ends all
-        (bytes([99, 1, 4, 2]), 0, 0),
-        (bytes([99, 2, 4, 2]), 0, SACK_PERM),
-        (bytes([4, 2, 99, 3]), 0, SACK_PERM),  # beyond the end
-        (bytes([1, 1, 1, 3]), 0, 0),
-        (bytes([1, 1, 3, 3]), 0, 0),
-    ],
-)
-def test_options_of_a_syn(tracker, area, scale, flags):
-    side = syn_sent(tracker, syn={"options": area}).side(0)
-    assert (side["scale"], side["flags"]) == (scale, flags)
-
-
-def test_syn_without_any_options_leaves_what_was_known(tracker):
-    conn = syn_sent(tracker, syn={"options": options(wscale=7, sack_perm=True)})
-    conn.orig("S", seq=200)
-    assert (conn.side(0)["scale"], conn.side(0)["flags"]) == (7, SCALE | SACK_PERM)
-    conn.orig("S", seq=300, options=bytes(4))
-    assert (conn.side(0)["scale"], conn.side(0)["flags"]) == (0, 0)
-
-
-# The server has sent up to 501. Whether an edge is read shows by its being too far.
-@pytest.mark.parametrize(
-    ("area", "reason"),
-    [
-        (sack((400, 501)), "ok"),
-        (sack((400, 502)), "tcp_ack_over"),
-        (sack((400, 501), (510, 520)), "tcp_ack_over"),
-        (sack((510, 520), (400, 501)), "tcp_ack_over"),
-        (sack((400, 0x90000000)), "ok"),  # before the ack
-        (sack((400, 501)) + sack((510, 520)), "ok"),  # only the first option
-        (bytes([5, 9]) + bytes(7) + b"\1" * 3 + sack((510, 520)), "tcp_ack_over"),  # one of an impossible length is none
-        (bytes([5, 2, 1, 1]) + sack((510, 520)), "tcp_ack_over"),
-        (b"\0\0\0\0" + sack((510, 520)), "ok"),  # behind the end
-        (bytes([1, 1, 8, 10]) + b"\5\12\xff\xff\xff\xff\0\0", "ok"),  # a timestamp
-        (bytes([5, 34, 0, 0]), "ok"),  # beyond the end
-    ],
-)
-def test_sack(tracker, area, reason):
-    conn = with_sack(tracker)
-    conn.orig("A", ack=501, options=area)
-    assert conn.orig("A", seq=101, ack=501, options=area).reason == reason
-
-
-def test_sack_counts_only_if_the_receiver_offered_it(tracker):
-    conn = with_options(tracker, client={"sack_perm": True}, server={})
-    conn.orig("A", ack=501, options=sack((510, 520))).is_("established", reason="ok")

@@ -107,7 +107,7 @@ def test_a_leap_of_centuries_is_quick_and_complete():
 
 
 def test_events_that_find_the_ring_full_are_counted_and_nothing_else_changes():
-    tracker = Tracker(Config(events=frozenset({"destroy"}), event_ring=64))
+    tracker = Tracker(Config(events=frozenset({"destroy"}), event_buffer=64))
     frames = [craft.udp("10.0.0.1", "10.0.0.2", port, 53) for port in range(1, 501)]
     tracker.advance(parse_batch(*frames_of(frames, ts=START)))
     tracker.expire(START + 40 * SECOND)

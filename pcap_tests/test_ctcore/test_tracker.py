@@ -102,7 +102,7 @@ def test_mistakes_of_the_caller_are_named(call, message):
         ({"events": frozenset({"birth"})}, "events: 'birth': expected new, update, destroy"),
         ({"timeouts": {"tcp_timeout": 1}}, "timeouts: 'tcp_timeout': expected one of"),
         ({"timeouts": {"udp_timeout": 1.5}}, "timeouts: udp_timeout = 1.5: expected 0 to 8589934 whole seconds"),
-        ({"timeouts": {"udp_timeout": "30"}}, "timeouts: udp_timeout = 30: expected 0 to 8589934 whole seconds"),
+        ({"timeouts": {"udp_timeout": "30"}}, "timeouts: udp_timeout = '30': expected 0 to 8589934 whole seconds"),
         ({"buckets": 0}, "buckets = 0: expected 1 to 67108864"),
         ({"timeouts": {"udp_timeout": 1 << 40}}, "timeouts: udp_timeout = 1099511627776: expected 0 to 8589934 whole seconds"),
     ],
@@ -110,6 +110,41 @@ def test_mistakes_of_the_caller_are_named(call, message):
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Config(**settings)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda t: t.set_mark(0, -1), "mark -1: expected 0 to 4294967295"),
+        (lambda t: t.set_mark(0, 1 << 32), "mark 4294967296: expected 0 to 4294967295"),
+        (lambda t: t.set_mark(0, "1"), "mark '1': expected"),
+        (lambda t: t.set_mark(1 << 63, 1), "connection 9223372036854775808: expected"),
+        (lambda t: t.set_label(0, -1), "label -1: expected"),
+        (lambda t: t.set_label(0, 1.5), "label 1.5: expected"),
+        (lambda t: t.expire(1 << 63), "now: 9223372036854775808: expected -9223372036854775808 to 9223372036854775807 ns"),
+        (lambda t: t.expire(-(1 << 63) - 1), "now: -9223372036854775809: expected"),
+        (lambda t: t.expire(1.5), "now: 1.5: expected"),
+        (lambda t: t.conn(-1), "connection -1: expected"),
+        (lambda t: t.conn("0"), "connection '0': expected"),
+        (lambda t: t.expect(0, "10.0.0.1", "10.0.0.2", 1 << 40, 21), "proto = 1099511627776: expected 0 to 255"),
+        (lambda t: t.expect(0, "10.0.0.1", "10.0.0.2", 6, 2.5), "dport = 2.5: expected 0 to 65535"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_and_change_nothing(make_tracker, call, message):
+    tracker = make_tracker()
+    tracker.advance(parse_batch(*frames_of([craft.udp("10.0.0.1", "10.0.0.2", 1000, 53)], ts=5 * SECOND)))
+    before = tracker.conns().tobytes()
+    with pytest.raises(ConfigError, match=message):
+        call(tracker)
+    assert (tracker.conns().tobytes(), tracker.now, tracker.expectations()) == (before, 5 * SECOND, [])
+
+
+def test_numbers_of_numpy_are_numbers(make_tracker):
+    tracker = make_tracker(timeouts={"udp_timeout": np.int64(7)})
+    tracker.advance(parse_batch(*frames_of([craft.udp("10.0.0.1", "10.0.0.2", 1000, 53)], ts=5 * SECOND)))
+    tracker.set_mark(np.int64(0), np.uint32(5))
+    tracker.expire(np.int64(6 * SECOND))
+    assert (tracker.conn(np.int64(0))["mark"], tracker.conns()["timeout"]) == (5, 6 * 250)
 
 
 def test_a_batch_passes_once():

@@ -73,7 +73,7 @@ class Twins:
         self.model.check()
 
     def take_events(self) -> None:
-        """The same events. If the ring ran over while many connections ended at once, which of these were still told of may differ."""
+        """The same events. If the buffer ran over while many connections ended at once, which of these were still told of may differ."""
         self.flush_batch()
         ours, theirs = self.engine.events(), self.model.events()
         assert len(ours) == len(theirs), "events"

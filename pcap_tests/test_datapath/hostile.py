@@ -130,7 +130,7 @@ def story(data: bytes) -> Story:
         hz=(1, 100, 250, 1000)[data[3] % 4],
         seed=data[4],
         events=frozenset({"new", "update", "destroy"}),
-        event_ring=16,
+        event_buffer=16,
     )
     packets: list[Packet] = []
     said = [0] * len(CONVERSATIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,49 @@ def counted(path, window):
             return len(rows), damage
     except CaptureError as refusal:
         return 0, str(refusal)
+
+
+# --- one thread at a time --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_was_never_opened():
+    source = PcapSource.__new__(PcapSource)
+    for call in (lambda: source.read(1), source.close):
+        with pytest.raises(ValueError, match="source: was never opened: a subclass has to call"):
+            call()
+
+
+def test_a_source_is_opened_once(tmp_path):
+    with opened(tmp_path, pcap((T, 0, b"abc"))) as source:
+        with pytest.raises(RuntimeError, match="was opened already"):
+            source.__init__(tmp_path / "file")
+        assert len(source.read(10)[1]) == 1
+
+
+def test_threads_that_read_are_kept_apart_and_lose_nothing(tmp_path):
+    """Each packet goes to one of them; who comes while the other one scans is refused. The scan of a million records is longer than a look."""
+    total, refused = 1_000_000, []
+    for _ in range(20):
+        with opened(tmp_path, pcap() + bytes(16 * total)) as source:
+            counts = [0, 0]
+
+            def drain(i, n, source=source, counts=counts):
+                while True:
+                    try:
+                        got = len(source.read(n)[1])
+                    except RuntimeError as error:
+                        refused.append(str(error))
+                        continue
+                    counts[i] += got
+                    if not got:
+                        return
+
+            threads = [threading.Thread(target=drain, args=job) for job in ((0, total), (1, 1))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sum(counts) == source.packets == total
+        if refused:
+            break
+    assert set(refused) == {"test.pcap: another thread is reading: expected one at a time"}

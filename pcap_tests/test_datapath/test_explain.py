@@ -20,6 +20,7 @@ from ctcore.types import Reason, State
 from datapath import app, dissect, explain, narrate, stages
 from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp, udp_segment
 from datapath.window import near, window_of
+from datapath.worker import Pipeline
 from pcap_tests import stories
 from pcap_tests.capture_files import pcap
 from pcap_tests.stories import CLIENT, MS, SERVER
@@ -627,3 +628,26 @@ def test_gre_and_udp_have_lines():
     assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, payload=b"abc")[34:], 11) == "1 > 2, 3 bytes of payload"
     assert dissect.l4_line(17, udp_segment(CLIENT, SERVER, 1, 2, length=50), 8) == "1 > 2, 0 bytes of payload, its length says 42"
     assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]
+
+
+def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
+    """A look at every connection for each chunk would make explain slower the more there are."""
+
+    class WithoutConns:
+        def __init__(self, tracker):
+            self.real = tracker
+
+        def __getattr__(self, name):
+            assert name != "conns"
+            return getattr(self.real, name)
+
+    class Watched:
+        def __init__(self, *settings, **more):
+            real = Pipeline(*settings, **more)
+            self.process, self.clock, self.tracker = real.process, real.clock, WithoutConns(real.tracker)
+
+    expected = explain.explain_conn([office], 0, app.Tracking())
+    monkeypatch.setattr(explain, "Pipeline", Watched)
+    monkeypatch.setattr(explain, "CHUNK", 3)
+    life = explain.explain_conn([office], 0, app.Tracking())
+    assert (life.conn, [step.number for step in life.steps]) == (expected.conn, [step.number for step in expected.steps])

@@ -13,11 +13,13 @@ from ctcore.config import CAPACITY_LIMIT, UNLIMITED_CAPACITY, Config
 from ctcore.reasons import REASONS
 from ctcore.types import Reason
 from datapath import app, evidence, explain, hints, narrate, report
+from datapath.cli import main
 from datapath.commands import options
 from datapath.craft import TCP, UDP, checksum, eth, icmp_error, pseudo, tcp, udp
 from datapath.frame import frames_of
 from datapath.sink import PcapSink
 from pcap_tests import stories
+from pcap_tests.capture_files import enhanced, interface, section
 from pcap_tests.stories import CLIENT, MS, SERVER
 
 
@@ -248,6 +250,31 @@ def test_timestamps_going_back_are_told(tmp_path):
     assert "timestamps went back once" in told(tmp_path, [(5 * MS, stories.question()[0][1]), (0, stories.question()[1][1])])
 
 
+def early(path, *stamps):
+    """A capture whose interface says that all of its timestamps are 10 s less."""
+    path.write_bytes(section() + interface(offset=-10) + b"".join(enhanced(udp(CLIENT, SERVER, 1, 2), stamp) for stamp in stamps))
+    return str(path)
+
+
+def test_timestamps_before_1970_are_told(tmp_path):
+    capture = early(tmp_path / "early.pcapng", 1_000_000, 5_000_000, 20_000_000)
+    assert "timestamps before 1970: these packets are tracked as if all had come at its first moment" in unwrapped(summary([capture]))
+    assert "before 1970:" not in unwrapped(summary([early(tmp_path / "late.pcapng", 20_000_000)]))
+
+
+@pytest.mark.parametrize(("ending", "stamps", "changed"), [
+    ("pcapng", (1_000_000, 5_000_000, 20_000_000), "2 packets"),
+    ("pcap", (20_000_000, (1 << 32) * 1_000_000 + 20_000_000), "1 packet"),
+    ("pcapng", (20_000_000, (1 << 32) * 1_000_000 + 20_000_000), None),
+])  # fmt: skip
+def test_timestamps_that_the_written_file_cannot_hold_are_told(tmp_path, capfd, ending, stamps, changed):
+    main(["replay", early(tmp_path / "in.pcapng", *stamps), "-w", str(tmp_path / f"out.{ending}")])
+    text = unwrapped(capfd.readouterr().out)
+    assert ("written by -w with another timestamp" in text) == bool(changed)
+    if changed:
+        assert f"{changed} written by -w with another timestamp: captures hold none before 1970" in text
+
+
 def test_captures_of_the_same_time_are_to_be_merged(tmp_path):
     captures = [stories.write(tmp_path / f"{name}.pcap", stories.question()) for name in "ab"]
     text = unwrapped(summary(captures))
@@ -310,16 +337,16 @@ def test_a_quiet_capture_has_no_hints(tmp_path):
     assert "hint" not in told(tmp_path, [*stories.closed_by_client(), (10**9, quoted), (10**9 + 1, icmp_error(SERVER, CLIENT, 3, 3, quoted))])
 
 
-def test_the_event_ring_holds_the_end_of_every_connection():
+def test_the_event_buffer_holds_the_end_of_every_connection():
     config = app.with_events(Config(max=1 << 18), everything=False, ends=True)
-    assert config.event_ring >= (1 << 18) + 4 * app.CHUNK
+    assert config.event_buffer >= (1 << 18) + 4 * app.CHUNK
 
 
 @pytest.mark.parametrize("limit", [0, 16777216, CAPACITY_LIMIT])
 def test_large_tables_need_no_memory_until_they_fill(office, limit):
     result = app.replay([office], app.Tracking(Config(max=limit)), app.Outputs())
     assert result.stats["total_packets"] == 19
-    assert result.tracking.config.event_ring == result.tracking.config.capacity + 4 * app.CHUNK
+    assert result.tracking.config.event_buffer == result.tracking.config.capacity + 4 * app.CHUNK
 
 
 def test_no_event_is_lost_where_every_connection_ends_at_once(tmp_path):

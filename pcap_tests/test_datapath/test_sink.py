@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctcore.errors import CaptureError
+from ctcore.errors import OutputError
 from datapath.capture import PcapSource
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.sink import PcapSink
@@ -143,7 +143,7 @@ def test_a_pcap_has_one_link_type(tmp_path):
     memory, frames = frames_of([b"first", b"second"])
     frames["link"][1] = 113
     with PcapSink(path) as sink:
-        with pytest.raises(CaptureError, match=r"packet 2 has link type 113 \(Linux cooked\), the file link type 1 \(Ethernet\)"):
+        with pytest.raises(OutputError, match=r"packet 2 has link type 113 \(Linux cooked\), the file link type 1 \(Ethernet\)"):
             sink.write(memory, frames)
         sink.write(memory, frames[:1])
     assert [data for data, *_ in packets_of(path)] == [b"first"]
@@ -176,7 +176,7 @@ def test_mistakes_of_the_caller(tmp_path):
 
 
 def test_the_ending_names_the_format(tmp_path):
-    with pytest.raises(CaptureError, match=r"out\.txt: expected a name ending in \.pcap or \.pcapng"):
+    with pytest.raises(OutputError, match=r"out\.txt: expected a name ending in \.pcap or \.pcapng"):
         PcapSink(tmp_path / "out.txt")
     with PcapSink(tmp_path / "out.txt", format="pcapng") as sink:
         assert sink.format == "pcapng"
@@ -185,14 +185,14 @@ def test_the_ending_names_the_format(tmp_path):
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(CaptureError, match="cannot be written: No such file or directory"):
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         PcapSink(tmp_path / "no" / "such.pcap")
-    with pytest.raises(CaptureError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         PcapSink("nul\0.pcap")
     if os.path.exists("/dev/full"):
         sink = PcapSink("/dev/full", format="pcap")
         sink.write(*frames_of([b"x"]))
-        with pytest.raises(CaptureError, match="/dev/full: cannot be written: No space left on device"):
+        with pytest.raises(OutputError, match="/dev/full: cannot be written: No space left on device"):
             sink.close()
 
 
@@ -208,3 +208,53 @@ def test_empty_writes_change_nothing(tmp_path):
         sink.write(np.empty(0, np.uint8), np.empty(0, FRAME_DTYPE))
         assert sink.packets == 0
     assert packets_of(tmp_path / "e.pcapng") == []
+
+
+# --- one thread at a time --------------------------------------------------------------------------------------------------------------
+
+
+class Meddler(str):
+    """A comment that calls something while it is being written, as another thread would."""
+
+    meddle = staticmethod(lambda: None)
+
+    def encode(self, *_):
+        self.meddle()
+        return b"comment"
+
+
+def test_who_writes_is_left_alone(tmp_path):
+    memory, frames = frames_of([b"abcd"])
+    refused = []
+    with PcapSink(tmp_path / "out.pcapng") as sink:
+
+        def meddle():
+            for call in (lambda: sink.write(memory, frames), sink.close):
+                with pytest.raises(RuntimeError, match="another thread is writing: expected one at a time") as error:
+                    call()
+                refused.append(error)
+
+        comment = Meddler("x")
+        comment.meddle = meddle
+        sink.write(memory, frames, comments=[comment])
+        sink.write(memory, frames)
+        with pytest.raises(RuntimeError, match="was opened already"):
+            sink.__init__(tmp_path / "other.pcapng")
+    assert len(refused) == 2
+    assert [data for data, *_ in packets_of(tmp_path / "out.pcapng")] == [b"abcd"] * 2
+    assert comments_of(tmp_path / "out.pcapng") == ["comment", None]
+
+
+def test_a_write_that_was_refused_leaves_the_sink_free(tmp_path):
+    memory, frames = frames_of([b"abcd"])
+    with PcapSink(tmp_path / "out.pcap") as sink:
+        with pytest.raises(ValueError, match="1 comments for 2 frames"):
+            sink.write(memory, np.tile(frames, 2), comments=["x"])
+        sink.write(memory, frames)
+
+
+def test_a_sink_that_was_never_opened():
+    sink = PcapSink.__new__(PcapSink)
+    with pytest.raises(ValueError, match="never was opened"):
+        sink.write(*frames_of([b"abcd"]))
+    sink.close()

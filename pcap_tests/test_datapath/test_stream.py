@@ -51,6 +51,20 @@ def test_a_large_compressed_capture_comes_through_a_small_window(tmp_path):
         assert read(tmp_path, compress(pcap(*records)), window=2000) == (expected, None)
 
 
+@pytest.mark.parametrize("codec", COMPRESS)
+@pytest.mark.parametrize("pad", [1, 511, 512, 513, 70_000])
+def test_zero_padding_of_any_length_is_none(tmp_path, codec, pad):
+    """Behind the end and between two members, wherever it lies in the pieces the decoder is given."""
+    data, _ = SMALL["pcap"]
+    first, second = COMPRESS[codec](data[:50]), COMPRESS[codec](data[50:])
+    assert read(tmp_path, first + bytes(pad) + second + bytes(pad)) == read(tmp_path, data)
+
+
+def test_garbage_behind_the_padding_is_damage_all_the_same(tmp_path):
+    rows, damage = read(tmp_path, gzip.compress(SMALL["pcap"][0]) + bytes(1000) + b"garbage")
+    assert len(rows) == 5 and "damaged: the gzip stream breaks off after" in damage
+
+
 def test_garbage_behind_a_compressed_stream_is_damage(tmp_path):
     rows, damage = read(tmp_path, gzip.compress(SMALL["pcap"][0]) + b"garbage")
     assert len(rows) == 5 and "damaged: the gzip stream breaks off after" in damage and damage.endswith("the first 5 packets were read")

@@ -82,3 +82,24 @@ def test_the_first_and_the_last_time_stamp_are_the_earliest_and_the_latest():
     pipeline = Pipeline()
     pipeline.process(*frames_of(PACKETS, ts=[5, 4, 6, 1, 7]))
     assert (pipeline.summary()["first_ts"], pipeline.summary()["last_ts"]) == (1, 7)
+
+
+# --- one thread, one set-up ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_subclass_that_was_not_set_up_is_told_so():
+    class Bare(Pipeline):
+        def __init__(self):
+            pass
+
+    with pytest.raises(ValueError, match="pipeline: was never set up: a subclass has to call"):
+        Bare().process(*frames_of(PACKETS))
+    assert Bare().summary()["total_packets"] == 0
+
+
+def test_a_pipeline_is_set_up_once():
+    """Its tracker and rows may be in use."""
+    pipeline = Pipeline()
+    with pytest.raises(RuntimeError, match="was set up already"):
+        pipeline.__init__(batch=1024)
+    assert len(pipeline.process(*frames_of(PACKETS))) == len(PACKETS)

@@ -1,0 +1,66 @@
+"""`ctmirror bench`: its command line; what is measured is in test_benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pcap_tests.test_datapath.command import run
+
+
+def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_path):
+    from datapath import benchmark
+
+    asked = []
+
+    def engine(flows):
+        asked.append(flows)
+        return {"machine": {"cpu": "any"}, "engine": [{"flows": n, "mpps": 12.345} for n in flows]}
+
+    monkeypatch.setattr(benchmark, "engine", engine)
+    code, out, _ = run(capfd, "bench", "engine", "--flows", "10,2000", "--json", tmp_path / "out.json")
+    assert (code, asked) == (0, [[10, 2000]])
+    assert json.loads((tmp_path / "out.json").read_text())["engine"][1]["flows"] == 2000
+    assert "engine: flows 2000  mpps 12.3" in out
+    code, out, err = run(capfd, "bench", "engine", "--flows", "10", "--json", "-")
+    assert json.loads(out)["engine"] == [{"flows": 10, "mpps": 12.345}]
+    assert "mpps" in err
+
+
+@pytest.mark.parametrize("argv", [["bench", "engine", "--json"], ["bench", "-q", "engine", "--json"], ["bench", "engine", "-q", "--json", "-"]])
+def test_bench_writes_json_to_stdout_without_a_name(capfd, monkeypatch, argv):
+    from datapath import benchmark
+
+    monkeypatch.setattr(benchmark, "engine", lambda flows: {"engine": [{"flows": flows[0]}]})
+    code, out, err = run(capfd, *argv)
+    assert (code, json.loads(out)) == (0, {"engine": [{"flows": 1000}]})
+    assert (err == "") == ("-q" in argv)
+
+
+def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, office):
+    (tmp_path / "notes.txt").write_text("dear diary, " * 10)
+    (tmp_path / "cut.pcap").write_bytes(Path(office).read_bytes()[:-5])
+    for name, expected in (("notes.txt", "not a capture"), ("none.pcap", "No such file"), ("cut.pcap", "truncated"), ("-", "stdin can be read once")):
+        code, out, err = run(capfd, "bench", "replay", name if name == "-" else tmp_path / name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert expected in err
+
+
+@pytest.mark.parametrize("argv", [["engine"], ["replay", "{}"]])
+def test_bench_finds_out_before_measuring_that_figures_cannot_be_written(capfd, monkeypatch, tmp_path, office, argv):
+    from datapath import benchmark
+
+    for name in ("engine", "replay"):
+        monkeypatch.setattr(benchmark, name, lambda *_: pytest.fail("was measured"))
+    target = tmp_path / "none" / "out.json"
+    code, out, err = run(capfd, "bench", *(word.format(office) for word in argv), "--json", target)
+    assert (code, out, err) == (2, "", f"ctmirror: {target}: No such file or directory\n")
+
+
+@pytest.mark.parametrize("flows", ["", "0", "1,x", "-3"])
+def test_bench_wants_numbers_of_connections(capfd, flows):
+    code, _, err = run(capfd, "bench", "engine", "--flows", flows)
+    assert code == 2
+    assert "expected numbers of connections" in err
