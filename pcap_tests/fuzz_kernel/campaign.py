@@ -83,6 +83,7 @@ class Campaign:
                 self.tally.add(settings, judged)
                 if judged.differences:
                     self.differing(judge, tuple(draft.steps), judged, f"seed {self.seed} block {block} trace {number}")
+                    judge.lockstep.reset()  # ordinals may have come apart
 
     def differing(self, judge: Judge, steps: tuple[Step, ...], judged: Judged, where: str) -> None:
         """Shrink, save and print."""
