@@ -74,13 +74,15 @@ clean:  ## remove everything that was built
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"$(PYTHON) is Python {sys.version.split()[0]}: 3.11 or later is needed; name one with make PYTHON=...")'
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_paths()["include"], "Python.h"); sys.exit(0 if os.path.exists(h) else f"{h} is missing: install the headers of Python (python3-dev on Debian and Ubuntu)")'
-	$(PYTHON) -m venv $(VENV)
+	@echo "making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 # The first build is pip's, which also installs the command; later ones compile only what has changed.
 $(BUILT): $(SOURCES) | $(BIN)/python
 	@if [ ! -e $(INSTALLED) ] || [ pyproject.toml -nt $(INSTALLED) ]; then \
-	    echo "installing what ctmirror needs and building it"; set -e; \
+	    set -e; echo "fetching what the build needs: setuptools, Cython, NumPy"; \
 	    $(call install,d["build-system"]["requires"]); \
+	    echo "compiling ctmirror and fetching what it needs (one to five minutes, once)"; \
 	    $(PIP) install --no-build-isolation --editable .; touch $(INSTALLED); \
 	else echo "building what has changed"; $(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS); fi
 	@touch $@

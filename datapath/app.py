@@ -92,11 +92,19 @@ class Replayed:
 
 
 def check_files(captures: Sequence[str], outputs: Outputs) -> None:
-    """Refuse, before anything is read, what cannot work: captures that are not there, an output named twice or over a capture."""
+    """Refuse, before anything is read, what cannot work: captures none of which is there, an output named twice or over a capture.
+
+    One among others that is not there is left to the replay, which goes on with the next as behind a damaged one.
+    """
+    missing: list[OSError] = []
     for name in captures:
-        if name != export.STDOUT:
-            with open(name, "rb"):
-                pass
+        try:
+            if name != export.STDOUT:
+                os.close(os.open(name, os.O_RDONLY))
+        except OSError as error:
+            missing.append(error)
+    if missing and len(missing) == len(captures):
+        raise missing[0]
     seen: list[str] = []
     for name in outputs.names():
         if any(_same(name, other) for other in seen):

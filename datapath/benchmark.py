@@ -150,14 +150,15 @@ def _resident() -> int:
 def _held(flows: int, memory: NDArray[np.uint8], frames: NDArray[Any], batch: int) -> float:
     """Bytes of memory a connection costs: growth over full pipelines of `flows` connections each, held at once, WEIGHED connections at least.
 
-    So many, since memory grows by pages. One before them, not counted, has touched code and allocators; then free memory is given back to the
-    system, so that nothing is taken from there unseen. All that a pipeline holds is in the growth: slab, table, wheel, ring, expectations, the
-    rows of its batch and its Python objects.
+    So many, since memory grows by pages. Free memory is given back to the system before, so that nothing is taken from there unseen; then one
+    pipeline more, not counted, touches code and allocators. All that a pipeline holds is in the growth: slab, table, wheel, ring, expectations,
+    the rows of its batch and its Python objects.
     """
-    warm = Pipeline(Config(max=flows), batch=batch)
-    _run(warm, memory, frames[: 3 * OUTSTANDING])
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)
+    warm = Pipeline(Config(max=flows), batch=batch)
+    _run(warm, memory, frames[: 3 * OUTSTANDING])
+    _resident()  # as the code under test: once for its own memory
     pipelines = []
     before = _resident()
     for _ in range(-(-WEIGHED // flows)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 CODECS = (".gz", ".xz", ".zst")
 
@@ -19,9 +19,9 @@ def create(path: str) -> tuple[BinaryIO, BinaryIO]:
     raw = os.fdopen(os.dup(1), "wb") if path == "-" else open(path, "wb")  # noqa: SIM115 (the writer closes it)
     ending = ending_of(path)
     if ending == ".gz":
-        return raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0)  # type: ignore[return-value]
+        return raw, cast(BinaryIO, gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0))
     if ending == ".xz":
-        return raw, lzma.LZMAFile(raw, "wb")
+        return raw, cast(BinaryIO, lzma.LZMAFile(raw, "wb"))
     if ending == ".zst":
         import zstandard  # costs 10 ms, which only those pay who write such files
 

@@ -26,6 +26,8 @@ from datapath.oracle.compare import differences
 from datapath.oracle.kernel import Side
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
+from datapath.oracle.probes import Record as Observation
+from datapath.oracle.witness import Layout
 
 CHUNK = 4096
 Record = dict[str, Any]
@@ -40,6 +42,7 @@ class Chunk:
     frames: np.ndarray
     compared: Compared
     differences: list[Fields]
+    layout: Layout
     hz: int
 
     def records(self, side: Side) -> list[Record]:
@@ -47,9 +50,10 @@ class Chunk:
         return list(fields.packet_records(self.frames, side.decisions, self.compared.keys, self.first, self.hz))
 
     def kernel_records(self) -> list[Record]:
-        """The kernel's packet records, with its clock, its sentences, its events, and the connection as it is after the packet.
+        """The kernel's packet records, with the connection as it is after the packet, and under "kernel" what only the kernel has.
 
-        Its reason is not known, so it is null, but where it was not asked: then it says why.
+        That is its clock (tick), the status behind conntrack (judged) and after confirm (leaving), its sentences, and ctnetlink's events. Its reason
+        is not known, so it is null, but where the packet was not shown: then it says why.
         """
         theirs = self.compared.theirs
         records = self.records(theirs)
@@ -59,10 +63,17 @@ class Chunk:
             if unshown is not None:
                 record["verdict"] = None
             if sighting:
-                record["kernel"] = {"tick": sighting.tick, "said": list(sighting.said), "events": list(sighting.events)}
+                moments = {"judged": sighting.judged, "leaving": sighting.leaving}
+                status = {moment: self._status(seen) for moment, seen in moments.items()}
+                said, events = list(sighting.said), list(sighting.events)
+                record["kernel"] = {"tick": sighting.tick, "status": status, "said": said, "events": events}
             if theirs.has_conn[i] and record["proto"] == fields.proto_name(Proto.PROTO_TCP):
                 record["tcp"] = conns[i]["tcp"]
         return records
+
+    def _status(self, seen: Observation | None) -> list[str] | None:
+        status = self.layout.status_of(seen)
+        return None if status is None else list(fields.status_names(status))
 
     def difference_records(self) -> Iterator[Record]:
         """One record for each packet that differs: which fields, and both sides' packet records."""
@@ -127,7 +138,7 @@ def _next(source: PcapSource, lockstep: Lockstep, outcome: Outcome) -> Chunk | N
         return None
     compared = lockstep.run(np.asarray(memory), frames)
     hz = lockstep.config.hz
-    chunk = Chunk(outcome.name, outcome.packets, frames, compared, differences(compared, hz), hz)
+    chunk = Chunk(outcome.name, outcome.packets, frames, compared, differences(compared, hz), lockstep.oracle.layout, hz)
     outcome.packets += len(frames)
     outcome.differ += len(chunk.differences)
     outcome.unshown.update(str(why) for why in compared.unshown if why is not None)

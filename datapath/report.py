@@ -135,7 +135,7 @@ def _overview(result: Replayed, width: int) -> Table:
 
 
 def _states(result: Replayed) -> Table:
-    table = _plain("state", "packets", "share", "bytes", right=("packets", "share", "bytes"))
+    table = _plain("state", "packets", "share", "wire bytes", right=("packets", "share", "wire bytes"))
     packets, size, total = result.stats["packets"], result.stats["bytes"], result.stats["total_packets"]
     for state in STATES:
         if packets[state]:
@@ -155,8 +155,8 @@ def _protocols(result: Replayed) -> Table | None:
 
 
 def explain_command(result: Replayed, index: int) -> tuple[int, str]:
-    """A packet's number in its capture, and the command that explains it. index: over all captures."""
-    upto = [capture for capture in result.captures if capture.first <= index]
+    """A packet's number in its capture, and the command that explains it, without captures that hold nothing. index: over all captures."""
+    upto = [capture for capture in result.captures if capture.first <= index and capture.packets]
     names = " ".join(shlex.quote(capture.name) for capture in upto)
     number = index - upto[-1].first
     return number, f"ctmirror explain {names} --packet {number}{_flags(result)}"
@@ -193,7 +193,7 @@ def flow_text(conn) -> str:
     ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
     joined = "[{}]:{}" if ends["src"] and ":" in ends["src"] else "{}:{}"
     source, target = ((joined.format(ends[a], ends[p]) if ends.get(p) is not None else ends[a]) for a, p in (("src", "sport"), ("dst", "dport")))
-    return f"{source} > {target}" + (f" type {ends['type']} id {ends['id']}" if "type" in ends else "")
+    return f"{source} > {target}" + (f" type {ends['type']} code {ends['code']} id {ends['id']}" if "type" in ends else "")
 
 
 def _state_of(large: Large) -> str:
@@ -207,7 +207,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     large = result.tally.largest() if result.tally else []
     if not large:
         return
-    heads = ("conn", "duration", "packets", "bytes", "state")
+    heads = ("conn", "duration", "packets", "IP bytes", "state")
     flows = [f"{fields.proto_name(int(one.conn['flow'][Dir.ORIG]['key']['proto']))} {flow_text(one.conn)}" for one in large]
     rows = [
         (str(int(one.conn["flow"][Dir.ORIG]["id"])), duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
@@ -225,8 +225,8 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     else:
         yield Text("largest connections", "bold")
         for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
-            yield Text(f"{flow}\n  conn {conn}, {duration} long, packets: {packets}, {size} sent, {state}")
-    names = " ".join(shlex.quote(capture.name) for capture in result.captures)
+            yield Text(f"{flow}\n  conn {conn}, {duration} long, packets: {packets}, {size} of IP sent, {state}")
+    names = " ".join(shlex.quote(capture.name) for capture in result.captures if capture.packets)
     yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ctcore.config import Config
-from ctcore.model.conn import Conn, Key, Packet
+from ctcore.model.conn import Packet
+from ctcore.model.protocols import recall
 from ctcore.model.tcp import Belief, open_first, validate_rst
 from ctcore.model.tcp_window import SYN, Bounds, Numbers, Segment, Side, Tcp, bounds_of, numbers_of, overshoot_of
-from ctcore.types import Dir, TcpFlag, TcpIndex, TcpState
+from ctcore.types import TcpFlag, TcpIndex, TcpState
 
 # Number, inequality, its sign, and what its failure is called and means, in the order of the model's Bounds.
 INEQUALITIES = (
@@ -70,12 +71,13 @@ def window_of(packet: np.void, l4: bytes, had: np.void | None, direction: int, c
     packet: PACKET_DTYPE; l4: its transport header; had: CONN_DTYPE as it was before the packet, None for a new connection; direction: Dir.
     """
     segment = Segment.of(Packet.of(packet, l4))
-    tcp = Tcp() if had is None else Tcp.of(had["tcp"])
-    if had is None:
+    conn = None if had is None else recall(had, 0)
+    tcp = Tcp() if conn is None else conn.l4
+    if conn is None:
         open_first(tcp, segment)
     sender, receiver = tcp.side[direction], tcp.side[1 - direction]
     plain = Numbers(segment.seq, segment.end, segment.ack, segment.ack)
-    if had is not None and segment.index == TcpIndex.TCP_RST and validate_rst(_conn(had, tcp), segment, direction, config)[0] is Belief.FULL:
+    if conn is not None and segment.index == TcpIndex.TCP_RST and validate_rst(conn, segment, direction, config)[0] is Belief.FULL:
         return Window(plain, sender, receiver, note=f"this RST is believed without the check, in {TcpState(tcp.state).name}")
     before = replace(sender)
     numbers = numbers_of(tcp, segment, direction)
@@ -85,12 +87,6 @@ def window_of(packet: np.void, l4: bytes, had: np.void | None, direction: int, c
     found = _in_words(bounds_of(sender, receiver, numbers), sender, receiver, numbers)
     liberal = _liberal(sender, config) if not all(one.holds for one in found) else ""
     return Window(numbers, sender, receiver, found, met if sender != before else "", liberal)
-
-
-def _conn(had: np.void, tcp: Tcp) -> Conn:
-    """As much of a connection as the model's guards ask for."""
-    first, second = (Key.of(had["flow"][d]["key"].tobytes()) for d in Dir)
-    return Conn((first, second), int(had["start"]), tcp, status=int(had["status"]))
 
 
 def _liberal(sender: Side, config: Config) -> str:

@@ -50,7 +50,9 @@ def _write(result: dict[str, Any], name: str | None, quiet: bool) -> None:
 
 
 @click.group("bench", short_help="measure the engine or a replay")
-def command() -> None:
+@verbosity("No figures but the JSON.")
+@click.pass_context
+def command(context: click.Context, quiet: bool, verbose: bool) -> None:
     """Measure the engine, or the replay of a capture, on this machine.
 
     \b
@@ -58,32 +60,35 @@ def command() -> None:
       ctmirror bench engine --flows 1000,100000,1000000 --json engine.json
       ctmirror bench replay office.pcap --runs 5
     """
+    context.obj = quiet
 
 
 @command.command("engine")
 @click.option("--flows", type=Flows(), default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
-@click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
+@click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write the figures as JSON, without a name to stdout.")
 @verbosity("No figures but the JSON.")
-def engine_command(flows: list[int], output: str | None, quiet: bool, verbose: bool) -> None:
+@click.pass_obj
+def engine_command(silent: bool, flows: list[int], output: str | None, quiet: bool, verbose: bool) -> None:
     """Packets and set-ups a second and bytes a connection, beside the limit of this machine.
 
     \b
     Examples:
       ctmirror bench engine
-      ctmirror bench engine --flows 1000 --json -
+      ctmirror bench engine --flows 1000 --json
     """
     from datapath import benchmark
 
     _check(output)
-    _write(benchmark.engine(flows), output, quiet)
+    _write(benchmark.engine(flows), output, quiet or silent)
 
 
 @command.command("replay")
 @click.argument("capture")
 @click.option("--runs", type=Number(1, 1000), default=3, metavar="N", help="How often to replay it.  [default: 3]")
-@click.option("--json", "output", metavar="OUT", help="Write the figures as JSON.")
+@click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write the figures as JSON, without a name to stdout.")
 @verbosity("No figures but the JSON.")
-def replay_command(capture: str, runs: int, output: str | None, quiet: bool, verbose: bool) -> None:
+@click.pass_obj
+def replay_command(silent: bool, capture: str, runs: int, output: str | None, quiet: bool, verbose: bool) -> None:
     """Packets a second of the whole command on a capture.
 
     \b
@@ -94,4 +99,4 @@ def replay_command(capture: str, runs: int, output: str | None, quiet: bool, ver
     from datapath import benchmark
 
     _check(output)
-    _write(benchmark.replay(capture, runs), output, quiet)
+    _write(benchmark.replay(capture, runs), output, quiet or silent)

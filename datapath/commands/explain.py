@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TextIO
+
 import click
 
 from datapath.app import check_files
 from datapath.commands.options import Number, tracking_options
+from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 
 LIMIT = (1 << 63) - 1
 
 
-def _print(rows: list[tuple[str, str]]) -> None:
-    """Labels in a column of their own; a long text stays on its line, so that it can be searched and copied."""
+def _print(rows: list[tuple[str, str]], file: TextIO) -> None:
+    """Labels in a column of their own. A long text is wrapped on a terminal; elsewhere it stays on its line, to be searched and copied."""
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(file=file)
     width = max(len(label) for label, _ in rows) + 2
     for label, text in rows:
-        console.print(Text.assemble((f"{label:<{width}}", "bold cyan"), text), soft_wrap=True, highlight=False)
+        head = Text(f"{label:<{width}}", "bold cyan")
+        if not console.is_terminal or console.width < 2 * width:
+            console.print(Text.assemble(head, text), soft_wrap=True, highlight=False)
+            continue
+        grid = Table.grid()
+        grid.add_column(width=width, no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(head, Text(text))
+        console.print(grid, highlight=False)
 
 
 @click.command("explain", short_help="one packet, or one connection's life")
@@ -28,9 +40,10 @@ def _print(rows: list[tuple[str, str]]) -> None:
 @click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, from 0 as in the records of replay.")
 @click.option("--frame", type=Number(1, LIMIT), metavar="N", help="The same, from 1 as in Wireshark: --frame 13 is --packet 12.")
 @click.option("--conn", "ordinal", type=Number(0, LIMIT), metavar="N", help="The connection's number, as in the records of replay.")
+@output_option
 @verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
-def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
+def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) -> None:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
@@ -39,7 +52,7 @@ def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
     Examples:
       ctmirror explain office.pcap --packet 3481
       ctmirror explain office.pcap --frame 3482        the same packet by its number in Wireshark
-      ctmirror explain office.pcap --conn 17
+      ctmirror explain office.pcap --conn 17 -o conn17.txt
       ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
     """
     from datapath import explain, narrate
@@ -48,11 +61,14 @@ def command(captures, packet, frame, ordinal, quiet, verbose, tracking) -> None:
     if [packet, frame, ordinal].count(None) != 2:
         raise click.UsageError("expected one of --packet N, --frame N and --conn N")
     packet = frame - 1 if frame is not None else packet
-    check_files(captures, Outputs())
+    for name in captures:  # a capture left out would change what is explained
+        check_files([name], Outputs(packets=output))
     with progress_bar(quiet=quiet) as progress:
         if packet is not None:
             it = explain.explain_packet(captures, packet, tracking, progress)
             lines, data = narrate.packet_lines(it), it.data
         else:
             lines, data = narrate.life_lines(explain.explain_conn(captures, ordinal, tracking, progress), tracking.config.hz), b""
-    _print([*lines, *(narrate.detail_lines(tracking, data) if verbose else ())])
+    rows = [*lines, *(narrate.detail_lines(tracking, data) if verbose else ())]
+    with opened(output) as file:
+        _print(rows, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
 from datapath.states import FORMATS, PROTOCOLS, reasons_page, states_page
 
@@ -12,19 +13,21 @@ from datapath.states import FORMATS, PROTOCOLS, reasons_page, states_page
 @click.argument("protocols", nargs=-1, metavar="[tcp|sctp]...", type=click.Choice(PROTOCOLS))
 @click.option("--reasons", is_flag=True, help="The reason codes with their sentences and rules, instead of the tables.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How to print it.  [default: text]")
+@output_option
 @verbosity()
-def command(protocols: tuple[str, ...], reasons: bool, form: str, quiet: bool, verbose: bool) -> None:
+def command(protocols: tuple[str, ...], reasons: bool, form: str, output: str | None, quiet: bool, verbose: bool) -> None:
     """The protocol tables, timeouts and reason codes.
 
     \b
     Examples:
       ctmirror states tcp                            both directions, with the reason of each contested cell
       ctmirror states --reasons                      what every reason code means
-      ctmirror states --format markdown > states.md
+      ctmirror states --format markdown -o states.md
       ctmirror states sctp --format mermaid          a diagram for a Markdown page
     """
     if reasons and form == "mermaid":
         raise click.UsageError("--reasons: a list has no diagram; expected --format text or markdown")
     if reasons and protocols:
         raise click.UsageError("--reasons: the codes are those of all protocols; expected no protocol")
-    click.echo(reasons_page(form) if reasons else states_page(protocols or PROTOCOLS, form), nl=False)
+    with opened(output) as file:
+        click.echo(reasons_page(form) if reasons else states_page(protocols or PROTOCOLS, form), file=file, nl=False)

@@ -92,10 +92,10 @@ class Bridge:
         return end
 
     def _pin(self, stack: ExitStack) -> None:
-        """One CPU, for the queue in which a fence follows its frame is a CPU's own."""
-        before = os.sched_getaffinity(0)
+        """One CPU, for the queue in which a fence follows its frame is a CPU's own; not the same one for all processes."""
+        before = sorted(os.sched_getaffinity(0))
         stack.callback(os.sched_setaffinity, 0, before)
-        os.sched_setaffinity(0, {min(before)})
+        os.sched_setaffinity(0, {before[os.getpid() % len(before)]})
 
     def pass_(self, ethertype: int, packet: bytes) -> list[bytes]:
         """Send an IP packet and wait until nothing of it is in flight; the frames that came out."""

@@ -15,7 +15,7 @@ from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, Reason, State, Verdi
 from datapath.fields import WITHOUT_PORTS
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.probes import Record
-from datapath.oracle.witness import CTINFO, KNOWN_STATUS, UNTRACKED, Sighting
+from datapath.oracle.witness import CTINFO, UNTRACKED, Sighting
 
 NONE = 255
 
@@ -97,7 +97,7 @@ class Kernel:
             return None
         decision["state"], decision["dir"] = CTINFO[judged.ctinfo]
         decision["conn"] = self._ordinal(judged, final)
-        decision["status"] = layout.number(final, layout.status, 4) & KNOWN_STATUS
+        decision["status"] = layout.status_of(final) or 0
         decision["mark"] = layout.number(final, layout.mark, 4)
         decision["timeout"] = max(layout.left(final, sighting.tick), 0)
         decision["l4state"] = self._l4state(final)

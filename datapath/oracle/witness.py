@@ -122,6 +122,10 @@ class Layout:
         """In the table, and not on its way out."""
         return self.number(record, self.status, 4) & (Status.CONFIRMED | Status.DYING) == Status.CONFIRMED
 
+    def status_of(self, record: Record | None) -> int | None:
+        """Status bits; None without a connection."""
+        return self.number(record, self.status, 4) & KNOWN_STATUS if record and record.address else None
+
     def proto(self, record: Record) -> int:
         return record.conn[self.tuples[Dir.ORIG] + PROTO_AT]
 

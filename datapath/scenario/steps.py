@@ -20,7 +20,7 @@ DEFAULT_HOSTS = {
     "A": "10.0.0.1", "B": "10.0.0.2", "C": "10.0.0.3", "A6": "2001:db8::1", "B6": "2001:db8::2", "C6": "2001:db8::3",
 }  # fmt: skip
 # What a scenario may set, by the names of ctcore.config, and the zone of its packets.
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "seed", "zone")
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "seed", "zone")
 NO_CONN = -1
 
 Data = int | bytes  # so many zeros, or these bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -129,10 +130,25 @@ def test_a_bare_group_shows_its_help(capfd, argv):
     assert err.count("\n") > 10
 
 
-def test_a_capture_that_is_not_there(capfd, tmp_path, office):
-    code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap")
+def test_a_capture_that_is_not_there(capfd, tmp_path):
+    code, out, err = run(capfd, "replay", tmp_path / "none.pcap", "--packets", tmp_path / "p.jsonl")
     assert (code, out) == (2, "")
     assert err == f"ctmirror: {tmp_path / 'none.pcap'}: No such file or directory\n"
+    assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_captures_around_one_that_is_not_there_are_replayed(capfd, tmp_path, office):
+    """As around a damaged one; the command that is suggested does without it."""
+    code, out, err = run(capfd, "replay", office, tmp_path / "none.pcap", office)
+    assert code == 2
+    assert "38 packets, " in out
+    assert err == f"ctmirror: {tmp_path / 'none.pcap'}: cannot be opened: No such file or directory\n"
+    assert f"ctmirror explain {office} {office} --conn 0" in out
+
+
+def test_explain_leaves_no_capture_out(capfd, tmp_path, office):
+    code, out, err = run(capfd, "explain", tmp_path / "none.pcap", office, "--packet", 3)
+    assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / 'none.pcap'}: No such file or directory\n")
 
 
 def test_a_directory_is_no_capture(capfd, tmp_path):
@@ -334,18 +350,79 @@ def test_no_progress_bar_in_a_pipe(office):
     assert in_process("replay", office).stderr == ""
 
 
-@pytest.mark.parametrize("argv", [["replay"], ["explain", "--packet", "2"], ["explain", "--conn", "0"]])
-def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office, argv):
+def on_a_terminal(*argv, columns=80, late=None, stdout=False):
+    """What a command draws on a terminal that is its stderr (or its stdout), and what the other one got."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     master, slave = pty.openpty()
-    done = subprocess.run([sys.executable, "-m", "datapath", *argv, office], stdout=subprocess.PIPE, stderr=slave, text=True, timeout=60)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    early = "" if late is None else f"from datapath.commands import progress; progress.LATE = {late}; "
+    code = f"import sys; {early}from datapath.cli import main; sys.exit(main({[str(word) for word in argv]}))"
+    streams = {"stdout": slave, "stderr": subprocess.PIPE} if stdout else {"stdout": subprocess.PIPE, "stderr": slave}
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
+    done = subprocess.run([sys.executable, "-c", code], **streams, text=True, timeout=60, env=environment)
     os.close(slave)
-    drawn = os.read(master, 65536)
+    drawn = b""
+    try:
+        while part := os.read(master, 65536):
+            drawn += part
+    except OSError:  # the terminal is gone: all was read
+        pass
     os.close(master)
-    assert b"\x1b[" in drawn
-    assert argv[0] == "explain" or b"office.pcap" in drawn  # explain stops at its packet
-    assert "\x1b" not in done.stdout
+    return drawn, done.stderr if stdout else done.stdout
+
+
+@pytest.mark.parametrize("argv", [["replay"], ["explain", "--packet", "2"], ["explain", "--conn", "0"]])
+def test_a_progress_bar_on_a_terminal_only_and_on_stderr(office, argv):
+    drawn, out = on_a_terminal(*argv, office, columns=200, late=0)
+    if argv != ["explain", "--packet", "2"]:  # which stops at its packet
+        assert b"\x1b[" in drawn and b"office.pcap" in drawn
+    assert "\x1b" not in out
+
+
+def test_no_progress_bar_flashes_up_for_what_is_done_at_once(office):
+    assert on_a_terminal("replay", office)[0] == b""
+
+
+def test_a_progress_bar_keeps_to_its_line(tmp_path):
+    long = stories.write(tmp_path / f"{'long' * 20}.pcap", stories.office())
+    drawn, _ = on_a_terminal("replay", long, columns=60, late=0)
+    lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", drawn).decode().replace("\r", "\n").split("\n")
+    assert any("%" in line for line in lines)
+    assert max(map(len, lines)) <= 60
+    assert drawn.count(b"\x1b[1A") <= 2  # up by the one line that is drawn anew, and over what stands there at the end
+
+
+def test_explain_is_wrapped_on_a_terminal_only(office):
+    drawn, _ = on_a_terminal("explain", office, "--packet", "3", columns=60, stdout=True)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode()).splitlines()
+    assert max(map(len, lines)) <= 60
+    whole = in_process("explain", office, "--packet", "3").stdout
+    assert max(map(len, whole.splitlines())) > 60
+    assert " ".join("".join(lines).split()).replace(" ", "") == "".join(whole.split())
+
+
+@pytest.mark.parametrize(
+    "argv", [["explain", "CAPTURE", "--packet", "3"], ["explain", "CAPTURE", "--conn", "0"], ["states", "tcp"], ["states", "--reasons"]]
+)
+def test_an_answer_can_go_to_a_file(capfd, tmp_path, office, argv):
+    argv = [office if word == "CAPTURE" else word for word in argv]
+    code, plain, _ = run(capfd, *argv)
+    assert run(capfd, *argv, "-o", tmp_path / "answer.txt") == (code, "", "") == (0, "", "")
+    assert (tmp_path / "answer.txt").read_text() == plain
+    assert run(capfd, *argv, "-o", "-") == (0, plain, "")
+    code, out, err = run(capfd, *argv, "-o", tmp_path / "no" / "where")
+    assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / 'no' / 'where'}: cannot be written: No such file or directory\n")
+
+
+def test_explain_does_not_write_over_its_capture(capfd, office):
+    before = Path(office).read_bytes()
+    code, _, err = run(capfd, "explain", office, "--packet", "3", "-o", office)
+    assert (code, Path(office).read_bytes()) == (2, before)
+    assert "over the capture" in err
 
 
 def test_no_color_is_honoured(office):
@@ -492,6 +569,16 @@ def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_pat
     code, out, err = run(capfd, "bench", "engine", "--flows", "10", "--json", "-")
     assert json.loads(out)["engine"] == [{"flows": 10, "mpps": 12.345}]
     assert "mpps" in err
+
+
+@pytest.mark.parametrize("argv", [["bench", "engine", "--json"], ["bench", "-q", "engine", "--json"], ["bench", "engine", "-q", "--json", "-"]])
+def test_bench_writes_json_to_stdout_without_a_name(capfd, monkeypatch, argv):
+    from datapath import benchmark
+
+    monkeypatch.setattr(benchmark, "engine", lambda flows: {"engine": [{"flows": flows[0]}]})
+    code, out, err = run(capfd, *argv)
+    assert (code, json.loads(out)) == (0, {"engine": [{"flows": 1000}]})
+    assert (err == "") == ("-q" in argv)
 
 
 def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, office):

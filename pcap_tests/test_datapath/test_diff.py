@@ -87,6 +87,7 @@ def test_differences_as_records(running_kernel: None, stubborn: None, midstream:
     assert first["differs"]["state"] == {"ctmirror": "invalid", "kernel": "new"}
     assert first["ctmirror"]["state"] == "invalid" and first["ctmirror"]["reason"] == "tcp_not_loose"
     assert first["kernel"]["state"] == "new" and first["kernel"]["reason"] is None and first["kernel"]["kernel"]["events"] == ["new"]
+    assert first["kernel"]["kernel"]["status"] == {"judged": [], "leaving": ["confirmed"]}
 
 
 def test_no_more_packets_are_shown_than_asked_for(running_kernel: None, stubborn: None, midstream: Path, capfd: pytest.CaptureFixture) -> None:

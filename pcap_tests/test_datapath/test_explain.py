@@ -555,6 +555,16 @@ def test_ip_headers(packet, text):
     assert text in dissect.ip_line(packet)
 
 
+def test_a_long_chain_of_headers_is_shortened():
+    frags = bytes((44, 0)) + bytes(6)
+    text = dissect.ip_line(ipv6("::1", "::2", 44, frags * 39 + bytes((17, 0)) + bytes(14)))
+    assert text.endswith("next header frag (40 times), udp")
+    mixed = (bytes((60, 0)) + bytes(6) + bytes((44, 0)) + bytes(6)) * 20
+    text = dissect.ip_line(ipv6("::1", "::2", 44, mixed + bytes((17, 0)) + bytes(14)))
+    assert text.endswith("next header frag, dstopts, frag, dstopts, frag, dstopts, frag, ... (42 headers), udp")
+    assert len(text) < 200
+
+
 def test_tcp_options_that_matter_have_values():
     syn = tcp(CLIENT, SERVER, 1, 2, "S", options=bytes.fromhex("020405b4 01030307 0402 0000"))[34:]
     assert list(dissect.tcp_options(syn)) == ["mss 1460", "window scale 7", "SACK permitted"]

@@ -71,6 +71,23 @@ def test_summary_records_and_explain_agree_on_how_connections_ended(tmp_path):
     assert [text.partition(",")[0] for text in told] == ["fin (timeout in TIME_WAIT)", "reset in CLOSE", "alive at the end of the capture"]
 
 
+def test_what_bytes_are_is_said(office):
+    """Those of packets by state are frames on the wire, those of connections IP packets, as the kernel counts them."""
+    text = summary([office])
+    assert re.search(r"^state +packets +share +wire bytes$", text, re.MULTILINE)
+    assert re.search(r"^largest connections .* IP bytes +state$", text, re.MULTILINE)
+
+
+def test_an_icmp_connection_shows_its_code(office):
+    assert re.search(r"^icmp 10\.0\.0\.1 > 10\.0\.0\.2 type 8 code 0 id 77 ", summary([office], 120), re.MULTILINE)
+
+
+def test_traffic_lasts_from_the_earliest_to_the_latest_packet(tmp_path):
+    assert ", 20 ms of traffic; " in told(
+        tmp_path, [(15 * MS, udp(CLIENT, SERVER, 1, 1)), (0, udp(CLIENT, SERVER, 1, 1)), (20 * MS, udp(CLIENT, SERVER, 1, 1))]
+    )
+
+
 def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
     a, b = "2001:db8:1::10", "2001:db8:2::10"
     capture = stories.write(tmp_path / "six.pcap", stories.closed_by_client(a=a, b=b))
@@ -85,7 +102,7 @@ def test_long_addresses_are_broken_behind_the_arrow_only(tmp_path):
 def test_on_a_narrow_terminal_connections_stand_above_their_figures(office, width):
     lines = summary([office], width).splitlines()
     at = lines.index("largest connections")
-    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, packets: 8, 423 B sent, TIME_WAIT"]
+    assert lines[at + 1 : at + 3] == ["tcp 10.0.0.1:40000 > 10.0.0.2:80", "  conn 0, 4.0 ms long, packets: 8, 423 B of IP sent, TIME_WAIT"]
 
 
 def test_why_and_what_to_type_next(office):
