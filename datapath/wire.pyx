@@ -332,12 +332,13 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4 = c.p + min(chain.at, have)
     p.l4_len = total - min(chain.at, total)
     p.l4_have = have - min(chain.at, have)
-    if is_held(&chain, reason, total):
-        return R_FRAGMENT
-    if reason == R_IP6_CHAIN and refused(&chain, total):
-        return R_IP6_MALFORMED
-    if chain.fragmented and p.l4_len:                                   # atomic (RFC 6946): Linux takes the header out before it counts
-        p.ip_len -= 8
+    if be16(c.p + 4) != 0:                                              # what has no length is none of reassembly's business
+        if is_held(&chain, reason, total):
+            return R_FRAGMENT
+        if reason == R_IP6_CHAIN and refused(&chain, total):
+            return R_IP6_MALFORMED
+        if chain.fragmented and p.l4_len:                               # atomic (RFC 6946): Linux takes the header out before it counts
+            p.ip_len -= 8
     if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it
         return R_IP6_CHAIN
     if reason == R_OK and chain.at > total and fill_ports(&p.key, p.l4, 0, 0) != R_OK:
