@@ -22,7 +22,7 @@ import numpy as np
 from ctcore.batch cimport Batch
 from ctcore.lowlevel cimport be16, be32, prefetch
 from ctcore.tuples cimport (
-    IP4_HEADER, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
+    IP4_HEADER, IP6_FRAGMENT, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
 )
 from ctcore.types cimport (
     ACCEPT, ACK, DROP, FIN, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, RST, SYN, URG,
@@ -89,10 +89,13 @@ cdef inline bint bad_sum(const Packet *p, uint8_t proto) noexcept nogil:
 
 
 cdef inline bint bad_icmp_sum(const Packet *p) noexcept nogil:
-    """ICMP has no pseudo-header (RFC 792), ICMPv6 has one (RFC 4443 2.3)."""
+    """ICMP has no pseudo-header (RFC 792), ICMPv6 has one (RFC 4443 2.3).
+
+    The kernel sums the IPv4 header as well, which gives 0xFFFF. That matters where all of the message is zero: its sum is then good.
+    """
     if p.key.family == 6:
         return bad_sum(p, PROTO_ICMPV6)
-    return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, 0)) != 0xFFFF
+    return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, 0xFFFF)) != 0xFFFF
 
 
 cdef inline bint bad_crc(const Packet *p) noexcept nogil:
@@ -293,6 +296,13 @@ cdef inline bint is_held(const Chain *chain, uint8_t reason, uint32_t total) noe
     return chain.frag != 0 and not (reason == R_OK and chain.at + need > total)
 
 
+cdef inline bint refused(const Chain *chain, uint32_t total) noexcept nogil:
+    """Does reassembly drop this packet, whose chain is broken? If its fragment header is cut off, or nothing is behind it."""
+    if chain.fragmented:
+        return chain.data >= total
+    return chain.proto == IP6_FRAGMENT and chain.at <= total
+
+
 cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     """RFC 8200 3 and 4. R_OK with l4, l4_len, l4_have set, also where the chain ends behind the packet and no tuple field is needed from there."""
     cdef uint32_t total, have
@@ -322,12 +332,13 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4 = c.p + min(chain.at, have)
     p.l4_len = total - min(chain.at, total)
     p.l4_have = have - min(chain.at, have)
-    if is_held(&chain, reason, total):
-        return R_FRAGMENT
-    if chain.fragmented and reason == R_IP6_CHAIN and chain.data >= total:
-        return R_IP6_MALFORMED                                          # reassembly refuses it
-    if chain.fragmented and p.l4_len:                                   # atomic (RFC 6946): Linux takes the header out before it counts
-        p.ip_len -= 8
+    if be16(c.p + 4) != 0:                                              # what has no length is none of reassembly's business
+        if is_held(&chain, reason, total):
+            return R_FRAGMENT
+        if reason == R_IP6_CHAIN and refused(&chain, total):
+            return R_IP6_MALFORMED
+        if chain.fragmented and p.l4_len:                               # atomic (RFC 6946): Linux takes the header out before it counts
+            p.ip_len -= 8
     if reason == R_FRAGMENT:                                            # behind an atomic one: nothing reassembles it
         return R_IP6_CHAIN
     if reason == R_OK and chain.at > total and fill_ports(&p.key, p.l4, 0, 0) != R_OK:

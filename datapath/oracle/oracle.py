@@ -141,11 +141,15 @@ class Oracle:
         return sighting
 
     def _ask(self, key: bytes) -> Record | None:
-        """The live connection that the packet's tuple belongs to. Memory may have been used anew since: the bytes have to say so themselves."""
+        """The live connection that the packet's tuple belongs to. Memory may have been used anew since: the bytes have to say so themselves.
+
+        One that is overdue lies there until a lookup or the collector comes by, but no packet belongs to it any more.
+        """
         if key not in self._addresses:
             return None
         record = self.probes.conn(self._addresses[key])
-        return record if key in self.layout.keys(record.conn) and self.layout.is_live(record) else None
+        lives = self.layout.is_live(record) and self.layout.left(record, self.tick) > 0
+        return record if lives and key in self.layout.keys(record.conn) else None
 
     def flush(self) -> None:
         """Delete all connections of the namespace."""

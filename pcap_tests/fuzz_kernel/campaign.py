@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctcore.reasons import NAMES, REASONS
@@ -83,6 +83,7 @@ class Campaign:
                 self.tally.add(settings, judged)
                 if judged.differences:
                     self.differing(judge, tuple(draft.steps), judged, f"seed {self.seed} block {block} trace {number}")
+                    judge.lockstep.reset()  # ordinals may have come apart
 
     def differing(self, judge: Judge, steps: tuple[Step, ...], judged: Judged, where: str) -> None:
         """Shrink, save and print."""
@@ -95,7 +96,7 @@ class Campaign:
             again = last.judge(shorter)
             hz = last.oracle.config.hz
         if not again.differences:  # not to be had twice: what was seen the first time is what there is to show
-            shorter, settings, again = steps[: judged.differences[0].i + 1], judge.settings, judged
+            shorter, settings, again = steps[: judged.differences[0].i + 1], judge.settings, from_zero(judged)
             where += ", only once"
         opinions = opinions_of(again)
         scenario = scenario_of(shorter, settings, again, hz, (where, *opinions))
@@ -103,6 +104,14 @@ class Campaign:
         path = self.folder / (where.replace(",", "").replace(" ", "-") + ".ct")
         path.write_text(text.format(scenario))
         self.say(f"{where}: {path}\n{text.format(scenario)}")
+
+
+def from_zero(judged: Judged) -> Judged:
+    """With the ordinals of a trace that had the table to itself."""
+    theirs = judged.theirs.copy()
+    conns = theirs["conn"]
+    conns[conns >= 0] -= min(conns[conns >= 0], default=0)
+    return replace(judged, theirs=theirs)
 
 
 def opinions_of(judged: Judged) -> tuple[str, ...]:

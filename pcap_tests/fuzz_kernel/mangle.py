@@ -42,7 +42,8 @@ def strange_ip(draft: Draft, ip: Ip) -> Ip:
     """One or two things about the header that are not usual."""
     for _ in range(draft.pick((1, 1, 1, 2))):
         ip = replace(ip, **draft.pick(STRANGE6 if draft.six else STRANGE4)(draft))
-    return ip
+    # A packet without a length, but with hop-by-hop options, cannot be shown to a bridge.
+    return replace(ip, length=None) if ip.length == 0 and ip.ext[:1] and ip.ext[0].type == craft.HOP_BY_HOP else ip
 
 
 def _cut(draft: Draft) -> dict:

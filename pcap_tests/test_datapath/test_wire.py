@@ -201,7 +201,6 @@ BAD_CHAINS = [
     t.frame(A6, B6, t.NO_NEXT, bytes(40)),
     t.frame(A6, B6, t.DESTINATION),
     t.frame(A6, B6, t.DESTINATION, b"\6"),
-    t.frame(A6, B6, t.FRAGMENT, b"\6\0\0"),
     t.frame(A6, B6, t.DESTINATION, b"", ext=((t.DESTINATION, t.options6()),)),
 ]
 
@@ -271,6 +270,11 @@ def test_a_jumbo_payload_has_to_be_one():
 def test_nothing_behind_an_atomic_fragments_header_is_refused_by_reassembly(proto):
     atomic = (t.FRAGMENT, t.fragment6())
     assert_not_seen(parse(t.frame(A6, B6, proto, ext=(atomic,))), "ip6_malformed")
+    for length in (1, 2, 3):
+        assert_not_seen(parse(t.frame(A6, B6, t.FRAGMENT, bytes(length))), "ip6_malformed")
+        assert_invalid(parse(t.frame(A6, B6, t.FRAGMENT, bytes(length), ext=(atomic,))), "ip6_chain")
+    # Without a length there is nothing to reassemble.
+    assert_invalid(parse(t.eth(t.ipv6(A6, B6, proto, bytes(8), ext=(atomic,), length=0), t.ETH_IPV6)), "ip6_chain")
     # Anything behind it, or a transport protocol, is conntrack's business.
     assert_invalid(parse(t.frame(A6, B6, proto, b"\x3b", ext=(atomic,))), "ip6_chain")
     assert_invalid(parse(t.frame(A6, B6, t.UDP, ext=(atomic,))), "tuple_short")
@@ -457,6 +461,13 @@ def test_udp_length_and_the_sum_over_all_bytes_present(length, reason):
 @pytest.mark.parametrize(("a", "b"), [(A, B), (A6, B6)])
 def test_udplite_coverage(a, b, coverage, reason):
     assert_l4(parse(t.udplite(a, b, 1, 2, b"abc", coverage=coverage, sum_proto=t.UDP)), reason)
+
+
+def test_an_icmp_message_of_zeros_has_a_good_sum():
+    """A quirk of Linux, over IPv4: it sums the IP header as well, so that nothing makes 0xFFFF."""
+    assert_l4(parse(t.frame(A, B, t.ICMP, bytes(40))), "ok")
+    assert_invalid(parse(t.frame(A, B, t.ICMP, bytes(39) + b"\1")), "icmp_checksum")
+    assert_invalid(parse(t.frame(A6, B6, t.ICMPV6, bytes([129]) + bytes(39))), "icmp_checksum")
 
 
 def test_udplite_sum_is_taken_with_udps_protocol_number():

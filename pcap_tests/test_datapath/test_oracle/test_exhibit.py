@@ -38,12 +38,24 @@ def test_padding_stays_for_the_kernel_has_to_cut_it_off_itself() -> None:
     assert shown(craft.eth(packet, pad=60)) == packet + bytes(60 - 14 - len(packet))
 
 
+def test_behind_a_packet_with_hop_by_hop_options_nothing_is_shown() -> None:
+    """A bridge reads these options before it cuts the packet off, a router after."""
+    ext = ((craft.HOP_BY_HOP, craft.options6()),)
+    packet = craft.ipv6(A6, B6, craft.UDP, craft.udp_segment(A6, B6, 1, 2), ext=ext)
+    assert shown(craft.eth(packet + b"behind", 0x86DD)) == packet
+    lying = craft.ipv6(A6, B6, craft.UDP, craft.udp_segment(A6, B6, 1, 2), ext=ext, length=3)
+    assert shown(craft.eth(lying, 0x86DD)) == lying[:43]
+    beyond = craft.ipv6(A6, B6, craft.UDP, craft.udp_segment(A6, B6, 1, 2), ext=ext, length=200)
+    assert shown(craft.eth(beyond, 0x86DD)) == beyond
+
+
 @pytest.mark.parametrize(
     "frame, why",
     [
         (craft.eth(b"who has", 0x0806), exhibit.NOT_IP),
         (craft.udp(A, B, 1, 2, bytes(32), frag=0x2000), exhibit.FRAGMENT),
         (craft.eth(b"\x60" + bytes(65600), 0x86DD), exhibit.TOO_LARGE),
+        (craft.udp(A6, B6, 1, 2, ext=((craft.HOP_BY_HOP, craft.options6()),), length=0), exhibit.JUMBOGRAM),
     ],
 )
 def test_what_cannot_be_shown_says_why(frame: bytes, why: str) -> None:
