@@ -42,13 +42,6 @@ cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
 
 
-cdef inline void fetch_answer(const Engine *ct, const Packet *p) noexcept nogil:
-    """A packet that no flow fits will probably open a connection, and be entered under the answer's key, too: ask for that bucket."""
-    cdef Key answer
-    if p.verdict == PENDING and invert(&p.key, &answer):
-        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
-
-
 cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     """Find a likely flow for every row.   Reads: hash.   Writes: flow (or NO_FLOW). Asks for the flow's line and the L4 line."""
     cdef int i
@@ -61,8 +54,6 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             entry = &ct.pool.entry[flow >> 1]
             prefetch_write(&entry.flow[flow & 1])
             prefetch_write(&entry.l4)
-        else:
-            fetch_answer(ct, &row[i])
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil:
@@ -201,6 +192,7 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
+    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
