@@ -60,17 +60,22 @@ def kernel_hz() -> int:
 
 
 def kernel_config(config: Config) -> Config:
-    """The settings with what only the kernel can say: its ticks, and the limit of connections, which is one for all namespaces.
+    """The settings with what only the kernel can say: its ticks, and the size of its table, which is one for all namespaces.
 
-    KernelError if config asks for another limit than it has.
+    KernelError if config asks for another size than it has.
     """
+    return replace(config, max=_of_all_namespaces(config, "max"), buckets=_of_all_namespaces(config, "buckets"), hz=kernel_hz())
+
+
+def _of_all_namespaces(config: Config, name: str) -> int:
+    path = SYSCTL / f"nf_conntrack_{name}"
     try:
-        limit = int((SYSCTL / "nf_conntrack_max").read_text())
+        value = int(path.read_text())
     except OSError as error:
-        raise KernelError(f"{SYSCTL}/nf_conntrack_max: {error.strerror}: expected a kernel with nf_conntrack (modprobe nf_conntrack)") from None
-    if config.max not in (limit, Config.max):
-        raise KernelError(f"max = {config.max}: expected {limit}, this kernel's nf_conntrack_max: it is one for all namespaces")
-    return replace(config, max=limit, hz=kernel_hz())
+        raise KernelError(f"{path}: {error.strerror}: expected a kernel with nf_conntrack (modprobe nf_conntrack)") from None
+    if getattr(config, name) not in (value, getattr(Config, name)):
+        raise KernelError(f"{name} = {getattr(config, name)}: expected {value}, this kernel's nf_conntrack_{name}: it is one for all namespaces")
+    return value
 
 
 def obstacle() -> str | None:
