@@ -1,4 +1,4 @@
-"""Where two opinions on a packet differ: records in, differing fields out, shown to people or as JSON.
+"""Where two opinions on a packet differ: records in, differing fields out, shown to people.
 
     found = disagreement("office.pcap", 12, "10.0.0.1 > 10.0.0.2 tcp", record_a, record_b)
     print_disagreements([found], ("ctmirror", "kernel"), console)
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctcore.reasons import REASONS
 from datapath.fields import Record
+from datapath.names import printable
 from datapath.scenario.cursor import seconds_text
 
 if TYPE_CHECKING:
@@ -104,13 +105,6 @@ def value_text(field: str, value: Any) -> str:
     return str(value)
 
 
-def as_json(item: Disagreement, names: tuple[str, str]) -> Record:
-    """For JSON Lines: where, number, packet, fields and reason, each with both opinions by the sides' names."""
-    fields = {found.field: dict(zip(names, (found.left, found.right), strict=True)) for found in item.fields}
-    reason = dict(zip(names, item.reasons, strict=True))
-    return {"where": item.where, "number": item.number, "packet": item.packet, "fields": fields, "reason": reason}
-
-
 def rows_of(item: Disagreement) -> list[tuple[str, str, str]]:
     """Field and both opinions as texts, the reasons last if there are any."""
     rows = [(found.field, value_text(found.field, found.left), value_text(found.field, found.right)) for found in item.fields]
@@ -130,7 +124,7 @@ def lines_of(items: Sequence[Disagreement], names: tuple[str, str]) -> Iterator[
     rows = [row for item in items for row in rows_of(item)]
     widths = [max([len(row[i]) for row in rows] + [len(head)]) for i, head in enumerate(("", *names))]
     for item in items:
-        yield f"{item.where} #{item.number}  {item.packet}", "bold"
+        yield f"{printable(item.where)} #{item.number}  {item.packet}", "bold"
         for row, style in ((("", *names), "dim"), *((row, "") for row in rows_of(item))):
             yield ("  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True))).rstrip(), style
         yield from ((f"  {sentence}", "") for sentence in why(item.reasons))

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 from datapath.check import Case
 from datapath.differences import lines_of
 from datapath.export import naming
+from datapath.names import printable
 
 # What XML 1.0 cannot hold, not even escaped (its section 2.2).
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -37,7 +38,9 @@ def junit_xml(cases: Sequence[Case]) -> bytes:
 
 
 def _case(suite: ET.Element, case: Case) -> None:
-    element = ET.SubElement(suite, "testcase", {"classname": f"ctmirror.{case.judge}", "name": _clean(case.name), "time": f"{case.seconds:.3f}"})
+    element = ET.SubElement(
+        suite, "testcase", {"classname": f"ctmirror.{case.judge}", "name": _clean(printable(case.name)), "time": f"{case.seconds:.3f}"}
+    )
     if case.differing:
         failure = ET.SubElement(element, "failure", {"message": f"{case.differing} of {case.packets} packets differ"})
         failure.text = _clean("\n".join(line for line, _ in lines_of(case.shown, ("expected", case.judge))))

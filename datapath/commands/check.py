@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from datapath.commands.options import tracking_options
 from datapath.commands.verbosity import verbosity
 from datapath.export import STDOUT
 from datapath.hints import counted
+from datapath.names import printable, quoted
 from datapath.scenario.judge import JUDGES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) 
 
     for case in cases:
         if case.differing or case.updated or verbose:
-            say(f"{case.name}  {case.judge}: {_outcome(case)}", "red" if case.differing or case.error else "green")
+            say(f"{printable(case.name)}  {case.judge}: {_outcome(case)}", "red" if case.differing or case.error else "green")
         if case.differing:
             shown = case.shown if verbose else case.shown[:SHOWN]
             print_disagreements(shown, ("expected", case.judge), console)
@@ -117,14 +117,14 @@ def _outcome(case: Case) -> str:
 def _next(case: Case, saved: str | None) -> Iterator[str]:
     """Commands that tell more, or accept what came."""
     first, flags = case.shown[0], f" {case.flags}" if case.flags else ""
-    names = " ".join(map(shlex.quote, case.files))
+    names = " ".join(map(quoted, case.files))
     if case.scenario:
-        capture = shlex.quote(os.path.splitext(os.path.basename(case.name))[0] + ".pcapng")
+        capture = quoted(os.path.splitext(os.path.basename(case.name))[0] + ".pcapng")
         yield f"ctmirror check {names} -w {capture} && ctmirror explain {capture} --packet {first.number}{flags}"
         yield f"ctmirror check {names} --update     # if this is how it should be"
     else:
         yield f"ctmirror explain {names} --packet {first.number}{flags}"
-        yield f"ctmirror check {names} --expect {shlex.quote(saved or '')} --update{flags}     # if this is how it should be"
+        yield f"ctmirror check {names} --expect {quoted(saved or '')} --update{flags}     # if this is how it should be"
 
 
 def _summary(cases: list[Case]) -> Iterator[str]:

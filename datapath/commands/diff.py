@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.options import Number, tracking_options_but_clock
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
-from datapath.names import printable
+from datapath.names import printable, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +58,8 @@ def command(captures, jsonl, oracle_only, show, quiet, verbose, tracking) -> int
     with ExitStack() as stack, progress_bar(quiet=quiet) as progress:
         writer = _writer(stack, jsonl, oracle_only)
         for name in captures:
-            report = _Report(console, show, tracking.flags, silent=quiet or oracle_only)
+            explain = f"ctmirror explain {quoted(name)}{tracking.flags and ' '}{tracking.flags} --packet"
+            report = _Report(console, show, explain, silent=quiet or oracle_only)
             outcomes.append(_compare(name, tracking, _taker(report, writer, oracle_only), progress))
             if outcomes[-1].interrupted:
                 break
@@ -86,10 +86,10 @@ def _compare(name: str, tracking: Any, take: Callable[[Chunk], None], progress: 
 
 
 class _Report:
-    """Prints what differs as it is found."""
+    """Prints what differs as it is found. explain: the command to type next, but for the packet's number."""
 
-    def __init__(self, console: Console, show: int, flags: str, *, silent: bool) -> None:
-        self.console, self.left, self.flags, self.silent = console, show, flags and f" {flags}", silent
+    def __init__(self, console: Console, show: int, explain: str, *, silent: bool) -> None:
+        self.console, self.left, self.explain, self.silent = console, show, explain, silent
 
     def take(self, chunk: Chunk) -> None:
         from datapath.differences import print_disagreements
@@ -99,7 +99,7 @@ class _Report:
         for found in chunk.disagreements():
             if self.left > 0:
                 print_disagreements([found], ("ctmirror", f"Linux {platform.release()}"), self.console)
-                self.console.print(f"  ctmirror explain {shlex.quote(found.where)} --packet {found.number}{self.flags}", style="cyan", soft_wrap=True)
+                self.console.print(f"  {self.explain} {found.number}", style="cyan", soft_wrap=True)
             elif self.left == 0:
                 self.console.print("...  more differ; --show N shows more, --jsonl FILE has all")
             self.left -= 1

@@ -44,7 +44,7 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def midstream(tmp_path: Path) -> Path:
     """The office's captures without their first packet each, so that one connection begins in mid-stream."""
-    return stories.write(tmp_path / "midstream.pcap", stories.office()[1:])
+    return Path(stories.write(tmp_path / "midstream.pcap", stories.office()[1:]))
 
 
 @pytest.mark.parametrize("capture", sorted(CAPTURES.glob("*.pcap")), ids=lambda path: path.name)
@@ -88,6 +88,15 @@ def test_differences_as_records(running_kernel: None, stubborn: None, midstream:
     assert first["ctmirror"]["state"] == "invalid" and first["ctmirror"]["reason"] == "tcp_not_loose"
     assert first["kernel"]["state"] == "new" and first["kernel"]["reason"] is None and first["kernel"]["kernel"]["events"] == ["new"]
     assert first["kernel"]["kernel"]["status"] == {"judged": [], "leaving": ["confirmed"]}
+
+
+def test_a_name_that_is_no_text_is_shown_and_can_be_copied(
+    running_kernel: None, stubborn: None, midstream: Path, capfd: pytest.CaptureFixture
+) -> None:
+    strange = midstream.rename(midstream.with_name(os.fsdecode(b"mid \xff.pcap")))
+    code, out, _ = run(capfd, "diff", strange, "--show", 1)
+    assert code == 1 and "mid \\xff.pcap #1  " in out
+    assert f"ctmirror explain $'{midstream.parent}/mid \\xff.pcap' --packet 1\n" in out
 
 
 def test_no_more_packets_are_shown_than_asked_for(running_kernel: None, stubborn: None, midstream: Path, capfd: pytest.CaptureFixture) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from datapath.differences import JUDGED, Difference, as_json, differences, disagreement, lines_of, print_disagreements
+from datapath.differences import JUDGED, Difference, differences, disagreement, lines_of, print_disagreements
 
 LEFT = {
     "state": "established", "dir": "reply", "status": ("seen-reply", "confirmed"), "conn": 3, "l4state": "CLOSE", "timeout": 10.0, "reason": "ok",
@@ -91,14 +91,3 @@ def test_reasons_stay_away_where_there_is_nothing_to_be_said():
 
 def test_equal_records_do_not_disagree():
     assert disagreement("x", 0, "p", LEFT, dict(LEFT)) is None
-
-
-def test_as_json_both_opinions_stand_beside_each_other():
-    item = disagreement("office.pcap", 12, "A > B tcp", LEFT, {**LEFT, "conn": 4, "reason": None})
-    assert orjson.loads(orjson.dumps(as_json(item, NAMES))) == {
-        "where": "office.pcap",
-        "number": 12,
-        "packet": "A > B tcp",
-        "fields": {"conn": {"ctmirror": 3, "kernel": 4}},
-        "reason": {"ctmirror": "ok", "kernel": None},
-    }
