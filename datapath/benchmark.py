@@ -41,6 +41,7 @@ OUTSTANDING = 4096  # handshakes under way at a time
 ROUNDS = 5
 MIN_PACKETS = 2_000_000  # per round, so that a round lasts long enough to be timed
 WEIGHED = 100_000  # connections held at once, at least, to see what one costs
+WEIGHINGS = 3
 
 
 @dataclass(frozen=True)
@@ -150,21 +151,25 @@ def _resident() -> int:
 def _held(flows: int, memory: NDArray[np.uint8], frames: NDArray[Any], batch: int) -> float:
     """Bytes of memory a connection costs: growth over full pipelines of `flows` connections each, held at once, WEIGHED connections at least.
 
-    So many, since memory grows by pages. Free memory is given back to the system before, so that nothing is taken from there unseen; then one
-    pipeline more, not counted, touches code and allocators. All that a pipeline holds is in the growth: slab, table, wheel, ring, expectations,
-    the rows of its batch and its Python objects.
+    The median of WEIGHINGS, since the system may give a huge page for a small one at any time. So many connections, since memory grows by pages. Free
+    memory is given back to the system before, so that nothing is taken from there unseen; then one pipeline more, not counted, touches code and
+    allocators. All that a pipeline holds is in the growth: slab, table, wheel, buffer of events, expectations, the rows of its batch and its
+    Python objects.
     """
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)
     warm = Pipeline(Config(max=flows), batch=batch)
     _run(warm, memory, frames[: 3 * OUTSTANDING])
     _resident()  # as the code under test: once for its own memory
-    pipelines = []
-    before = _resident()
-    for _ in range(-(-WEIGHED // flows)):
-        pipelines.append(Pipeline(Config(max=flows), batch=batch))
-        _run(pipelines[-1], memory, frames)
-    return (_resident() - before) / (len(pipelines) * flows)
+    grown = []
+    for _ in range(WEIGHINGS):
+        pipelines: list[Pipeline] = []
+        before = _resident()
+        while len(pipelines) * flows < WEIGHED:
+            pipelines.append(Pipeline(Config(max=flows), batch=batch))
+            _run(pipelines[-1], memory, frames)
+        grown.append((_resident() - before) / (len(pipelines) * flows))
+    return statistics.median(grown)
 
 
 def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, float, float]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from ctcore import spec
-from ctcore.model.conn import ICMP_INVERSE
 from ctcore.reasons import NAMES as REASON_NAMES
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
 
@@ -50,7 +49,7 @@ PROTO_NAMES: dict[int, str] = {
 WITH_PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_SCTP, Proto.PROTO_UDPLITE}
 WITH_TYPE = {Proto.PROTO_ICMP, Proto.PROTO_ICMPV6}
 # ICMP types that ask and answer, and so have an identifier; in the others there is something else at its place.
-WITH_ID = {(int(proto), kind) for proto, kinds in ICMP_INVERSE.items() for kind in kinds}
+WITH_ID = {(int(proto), kind) for proto, kinds in spec.ICMP_INVERSE.items() for kind in kinds}
 # Reasons given before there was a tuple: what the key holds of ports means nothing then.
 WITHOUT_PORTS = frozenset(range(Reason.R_NOT_IP, Reason.R_TUPLE_SHORT + 1))
 KEY = Struct("=16s16sHHHBB")

@@ -14,16 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctcore.config import Config
-from ctcore.types import Change, Dir, Proto, Reason, Status
+from ctcore.spec import ICMP_INVERSE
+from ctcore.types import Change, Dir, Reason, Status
 
 MASK32 = 0xFFFFFFFF
 NO_L4STATE = 255
 _KEY = struct.Struct("=16s16sHHHBB")
 assert _KEY.size == 40
-
-# ICMP types that ask and answer each other. Every other type has no inverse, so it cannot belong to a connection.
-ICMP_REQUESTS: dict[int, dict[int, int]] = {Proto.PROTO_ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, Proto.PROTO_ICMPV6: {128: 129, 139: 140}}
-ICMP_INVERSE = {proto: {**pairs, **{reply: request for request, reply in pairs.items()}} for proto, pairs in ICMP_REQUESTS.items()}
 
 
 class Key(NamedTuple):

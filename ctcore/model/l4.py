@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcore.model.conn import ICMP_REQUESTS, L4, Answer, Key, Packet, Visit, invalid, renewed
+from ctcore.model.conn import L4, Answer, Key, Packet, Visit, invalid, renewed
+from ctcore.spec import ICMP_REQUESTS
 from ctcore.types import Proto, Reason, Status
 
 STREAM_AFTER = 2  # seconds: what still talks then is no single question and answer

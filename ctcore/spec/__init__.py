@@ -18,6 +18,9 @@ SCTP_EVENTS = (
     "heartbeat", "heartbeat_ack", "other",
 )  # fmt: skip
 DIRS = ("original", "reply")
+# ICMP types that ask and answer each other, by protocol number. Every other type has no inverse, so it cannot belong to a connection.
+ICMP_REQUESTS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
+ICMP_INVERSE = {proto: {**pairs, **{reply: request for request, reply in pairs.items()}} for proto, pairs in ICMP_REQUESTS.items()}
 
 
 @dataclass(frozen=True)
