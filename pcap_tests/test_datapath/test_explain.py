@@ -5,44 +5,22 @@ from __future__ import annotations
 import json
 import re
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from ctcore.model.conn import MASK32
 from ctcore.model.protocols import ask
-from ctcore.model.tcp_window import after, before
-from ctcore.reasons import NAMES
-from ctcore.types import Reason, State
-from datapath import app, dissect, explain, narrate, stages
-from datapath.craft import eth, gre, icmp, icmp_error, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, sctp_init, tcp, udp, udp_segment
-from datapath.window import near, window_of
-from datapath.worker import Pipeline
+from ctcore.types import State
+from datapath import app, explain, narrate
+from datapath.craft import eth, icmp, icmp_error, ipv4, ipv6, sctp, sctp_chunk, sctp_init, tcp, udp
 from pcap_tests import stories
 from pcap_tests.capture_files import pcap
 from pcap_tests.stories import CLIENT, MS, SERVER
+from pcap_tests.test_datapath.explained import INIT, INIT_ACK, lines_of, said
 
 HANDSHAKE = stories.closed_by_client()[:3]
-
-
-def lines_of(tmp_path, story, number, **settings):
-    """An explained packet as a list of (label, text)."""
-    capture = stories.write(tmp_path / "story.pcap", story)
-    return list(narrate.packet_lines(explain.explain_packet([capture], number, app.Tracking(Config(**settings)))))
-
-
-def said(lines, label):
-    """The text of the first line with a label, and of those under it."""
-    at = next(i for i, (name, _) in enumerate(lines) if name == label)
-    texts = [lines[at][1]]
-    for name, text in lines[at + 1 :]:
-        if name:
-            break
-        texts.append(text)
-    return texts
 
 
 @pytest.fixture(scope="module")
@@ -325,10 +303,6 @@ def test_what_has_no_tuple_looks_nothing_up(tmp_path, frame):
     assert "lookup" not in labels_of(lines_of(tmp_path, [(0, frame)], 0))
 
 
-INIT = sctp(CLIENT, SERVER, 5, 6, 0, sctp_init(77))
-INIT_ACK = sctp(SERVER, CLIENT, 6, 5, 77, sctp_init(88, ack=True))
-
-
 def test_a_bad_sum_is_shown_no_state_table(tmp_path):
     bad = INIT_ACK[:-1] + bytes((INIT_ACK[-1] ^ 1,))
     lines = lines_of(tmp_path, [(0, INIT), (MS, bad)], 1)
@@ -418,236 +392,3 @@ def test_an_association_shows_its_changes(tmp_path):
     assert said(lines, "changed") == [
         "status: now seen-reply", "state: CLOSED -> COOKIE_WAIT", "original side: tag 0x00000000 -> 0x00000058",
     ]  # fmt: skip
-
-
-# --- a connection's life ---------------------------------------------------------------------------------------------------------------
-
-
-def life(tmp_path, story, ordinal, **settings):
-    capture = stories.write(tmp_path / "life.pcap", story)
-    found = explain.explain_conn([capture], ordinal, app.Tracking(Config(**settings)))
-    return found, list(narrate.life_lines(found, 250))
-
-
-def test_a_life_has_every_packet_of_the_connection(tmp_path):
-    found, lines = life(tmp_path, stories.office(), 0)
-    assert [step.number for step in found.steps] == list(range(8))
-    assert [label for label, _ in lines] == ["conn", "began", *[f"#{i}" for i in range(8)], "end"]
-    assert lines[-1][1] == "alive at the end of the capture, in TIME_WAIT"
-
-
-def test_a_life_includes_invalid_packets_and_errors_about_it(tmp_path):
-    story = [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "SF")), (10 * MS, tcp(SERVER, CLIENT, 80, 40000, "FR"))]
-    assert [step.number for step in life(tmp_path, story, 0)[0].steps] == [0, 1, 2, 3, 4]
-    assert [step.number for step in life(tmp_path, stories.office(), 3)[0].steps] == [12, 13]
-
-
-def test_a_life_shows_numbers_and_arrows_of_invalid_packets_too(tmp_path):
-    story = [*HANDSHAKE, (9 * MS, tcp(SERVER, CLIENT, 80, 40000, "PA", seq=501, ack=9_000_000, payload=b"xyz"))]
-    lines = dict(life(tmp_path, story, 0)[1])
-    assert "-> SYN seq 100 len 0 " in lines["#0"]
-    assert "<- SYN ACK seq 500 ack 101 len 0 " in lines["#1"]
-    assert "<- ACK PSH seq 501 ack 9000000 len 3 invalid " in lines["#3"]
-
-
-def test_a_life_names_chunks_and_icmp_types(tmp_path):
-    story = [(0, sctp(CLIENT, SERVER, 5, 6, 0, sctp_init(77))), (MS, sctp(SERVER, CLIENT, 6, 5, 77, sctp_init(88, ack=True)))]
-    lines = dict(life(tmp_path, story, 0)[1])
-    assert "-> INIT     new " in lines["#0"]
-    assert "<- INIT_ACK established " in lines["#1"]
-    lines = dict(life(tmp_path, stories.office(), 2)[1])
-    assert "-> echo request (8), code 0, id 77, seq 1 " in lines["#10"]
-    lines = dict(life(tmp_path, stories.office(), 3)[1])
-    assert "-> len 7 " in lines["#12"]
-    assert "<- destination unreachable (3), code 1 related " in lines["#13"]
-
-
-def test_a_life_ends(tmp_path):
-    found, lines = life(tmp_path, [*stories.question(), (100 * 10**9, tcp(CLIENT, SERVER, 1, 2))], 0)
-    assert len(found.steps) == 2
-    assert lines[-1][1].startswith("timeout, 30.")
-
-
-def test_a_life_has_one_clock(tmp_path):
-    """A packet captured late, or with an earlier time stamp, comes when the one before it came, as for the tracker."""
-    story = [(50 * MS, udp(CLIENT, SERVER, 9, 9)), *((20 * MS, data) for _, data in HANDSHAKE[:2]), (60 * MS, HANDSHAKE[2][1])]
-    found, lines = life(tmp_path, story, 1)
-    assert [step.ts - int(found.conn["start"]) for step in found.steps] == [0, 0, 10 * MS]
-    assert [text.split()[0] for label, text in lines if label.startswith("#")] == ["+0.000000", "+0.000000", "+0.010000"]
-
-
-def test_a_life_keeps_its_columns_where_states_have_long_names(tmp_path):
-    tag, other = 77, 88
-    story = [(0, INIT), (MS, INIT_ACK)]
-    story += [((2 + n) * MS, sctp(*ends, vtag, sctp_chunk(kind))) for n, (ends, vtag, kind) in enumerate([
-        ((CLIENT, SERVER, 5, 6), other, 10), ((SERVER, CLIENT, 6, 5), tag, 11), ((CLIENT, SERVER, 5, 6), other, 7),
-        ((SERVER, CLIENT, 6, 5), tag, 8),
-    ])]  # fmt: skip
-    lines = [text for label, text in life(tmp_path, story, 0)[1] if label.startswith("#")]
-    assert "SHUTDOWN_ACK_SENT" in lines[-1]
-    assert len({re.search(r" \d+ s", line).end() for line in lines}) == 1
-
-
-def test_a_life_that_is_not_there(tmp_path):
-    with pytest.raises(CtmirrorError, match="no connection 99"):
-        life(tmp_path, stories.office(), 99)
-
-
-def test_a_packet_by_its_number_in_wireshark(capfd, office):
-    from datapath.cli import main
-
-    assert main(["explain", office, "--frame", "15"]) == 0
-    by_frame = capfd.readouterr().out
-    assert main(["explain", office, "--packet", "14"]) == 0
-    assert capfd.readouterr().out == by_frame
-    assert by_frame.startswith(f"packet  #14 (frame 15 in Wireshark) of {office}, ")
-    assert main(["explain", office, "--frame", "20"]) == 2
-    assert "expected 0 to 18 (frames 1 to 19)" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("argv", [[], ["--packet", "1", "--conn", "1"], ["--packet", "1", "--frame", "2"]])
-def test_explain_wants_one_thing(capfd, office, argv):
-    from datapath.cli import main
-
-    assert main(["explain", office, *argv]) == 2
-    assert "expected one of --packet N, --frame N and --conn N" in capfd.readouterr().err
-
-
-# --- frames in words -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("frame", "text"),
-    [
-        (eth(b"", 0x0806), "Ethernet 02:00:00:00:00:01 > 02:00:00:00:00:02, ARP"),
-        (eth(b"", 0x0800, vlan=(5, 7)), "VLAN 5, VLAN 7, IPv4"),
-        (eth(mpls(b"", 3), 0x8847), "MPLS"),
-        (eth(pppoe(b""), 0x8864), "PPPoE session"),
-        (eth(b"", 60), "802.3 frame of 60 bytes"),
-        (bytes(5), "cut short"),
-    ],
-)
-def test_link_layers(frame, text):
-    assert text in dissect.link_line(frame, 1)
-
-
-def test_other_link_types_have_names():
-    assert dissect.link_line(b"", 113).startswith("Linux cooked")
-
-
-@pytest.mark.parametrize(
-    ("packet", "text"),
-    [
-        (ipv4("1.2.3.4", "5.6.7.8", 50, bytes(4), frag=0x2001, ident=9), "fragment of datagram 0x0009 at byte 8, more follow, carries esp"),
-        (ipv4("1.2.3.4", "5.6.7.8", 6, options=bytes(4)), "header of 24 bytes"),
-        (ipv6("2001:db8::1", "::2", 17, bytes(8), ttl=3), "IPv6 2001:db8::1 > ::2, 8 bytes of payload, hop limit 3, next header udp"),
-        (ipv4("1.2.3.4", "5.6.7.8", 4), "carries ipip"),
-        (ipv6("::1", "::2", 0), "next header hopopt"),
-        (ipv6("::1", "::2", 44), "next header frag"),
-        (ipv6("::1", "::2", 0, bytes((60, 0)) + bytes(6) + bytes((44, 1)) + bytes(14) + bytes((17, 0)) + bytes(14)), "hopopt, dstopts, frag, udp"),
-        (ipv6("::1", "::2", 44, bytes((17, 0, 0, 8)) + bytes(20)), "next header frag"),
-        (ipv6("::1", "::2", 253), "next header 253"),
-        (b"\x90", "version 9, neither 4 nor 6"),
-        (b"\x45\x00", "cut short"),
-        (b"", "cut short"),
-    ],
-)
-def test_ip_headers(packet, text):
-    assert text in dissect.ip_line(packet)
-
-
-def test_a_long_chain_of_headers_is_shortened():
-    frags = bytes((44, 0)) + bytes(6)
-    text = dissect.ip_line(ipv6("::1", "::2", 44, frags * 39 + bytes((17, 0)) + bytes(14)))
-    assert text.endswith("next header frag (40 times), udp")
-    mixed = (bytes((60, 0)) + bytes(6) + bytes((44, 0)) + bytes(6)) * 20
-    text = dissect.ip_line(ipv6("::1", "::2", 44, mixed + bytes((17, 0)) + bytes(14)))
-    assert text.endswith("next header frag, dstopts, frag, dstopts, frag, dstopts, frag, ... (42 headers), udp")
-    assert len(text) < 200
-
-
-def test_tcp_options_that_matter_have_values():
-    syn = tcp(CLIENT, SERVER, 1, 2, "S", options=bytes.fromhex("020405b4 01030307 0402 0000"))[34:]
-    assert list(dissect.tcp_options(syn)) == ["mss 1460", "window scale 7", "SACK permitted"]
-    sack = tcp(CLIENT, SERVER, 1, 2, "A", options=bytes.fromhex("0101050a") + (5).to_bytes(4, "big") + (9).to_bytes(4, "big"))[34:]
-    assert list(dissect.tcp_options(sack)) == ["SACK 5-9"]
-
-
-@pytest.mark.parametrize("proto", [1, 6, 17, 47, 50, 58, 132, 136])
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=80))
-def test_any_bytes_can_be_described(proto, data):
-    """No frame, however short or wrong, makes a description fail."""
-    assert dissect.link_line(data, 1)
-    assert dissect.ip_line(data)
-    assert dissect.l4_line(proto, data, len(data))
-    assert dissect.brief(proto, data, len(data))
-    assert isinstance(dissect.sctp_chunks(data), list)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=120))
-def test_any_packet_can_be_explained(tmp_path_factory, data):
-    """Whatever bytes a frame has, explain answers with its reason."""
-    path = tmp_path_factory.mktemp("any")
-    story = [*HANDSHAKE, (9 * MS, (tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501)[:34] + data)), (10 * MS, data)]
-    for number in (3, 4):
-        lines = lines_of(path, story, number)
-        assert said(lines, "reason")[0].split(":")[0] in NAMES
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, MASK32), st.integers(0, MASK32))
-def test_sequence_numbers_compare_by_distance(a, b):
-    """Exactly one of before, after and equal holds, but where both are half the space apart; near() keeps the order."""
-    if (a - b) & MASK32 != 1 << 31:
-        assert before(a, b) + after(a, b) + (a == b) == 1
-        assert (near(a, b) < b) == before(a, b)
-    assert near(a, b) & MASK32 == a
-
-
-def test_every_guard_names_a_reason():
-    assert set(stages.GUARDS) <= set(Reason)
-
-
-def test_the_window_of_a_first_packet_needs_no_connection():
-    from datapath.frame import frames_of
-    from datapath.wire import parse_batch
-
-    memory, frames = frames_of([tcp(CLIENT, SERVER, 1, 2, "S", seq=10, win=99)])
-    batch = parse_batch(memory, frames)
-    window = window_of(batch.array[0], batch.l4_bytes(0), None, 0, Config())
-    assert (window.sender.end, window.sender.maxwin, window.numbers.end) == (11, 99, 11)
-    assert window.note.endswith("accepted at once") or all(one.holds for one in window.inequalities)
-    assert np.all(batch.array["doff"] == 20)
-
-
-def test_gre_and_udp_have_lines():
-    assert dissect.l4_line(47, gre(CLIENT, SERVER, version=1, proto=0x880B, call=9)[34:], 8) == "version 1, carries 0x880b, call id 9"
-    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, 0 bytes of payload, no checksum"
-    assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, payload=b"abc")[34:], 11) == "1 > 2, 3 bytes of payload"
-    assert dissect.l4_line(17, udp_segment(CLIENT, SERVER, 1, 2, length=50), 8) == "1 > 2, 0 bytes of payload, its length says 42"
-    assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]
-
-
-def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
-    """A look at every connection for each chunk would make explain slower the more there are."""
-
-    class WithoutConns:
-        def __init__(self, tracker):
-            self.real = tracker
-
-        def __getattr__(self, name):
-            assert name != "conns"
-            return getattr(self.real, name)
-
-    class Watched:
-        def __init__(self, *settings, **more):
-            real = Pipeline(*settings, **more)
-            self.process, self.clock, self.tracker = real.process, real.clock, WithoutConns(real.tracker)
-
-    expected = explain.explain_conn([office], 0, app.Tracking())
-    monkeypatch.setattr(explain, "Pipeline", Watched)
-    monkeypatch.setattr(explain, "CHUNK", 3)
-    life = explain.explain_conn([office], 0, app.Tracking())
-    assert (life.conn, [step.number for step in life.steps]) == (expected.conn, [step.number for step in expected.steps])
