@@ -83,6 +83,18 @@ def test_no_progress_bar_in_a_pipe(office):
     assert in_process("replay", office).stderr == ""
 
 
+def drained(master):
+    """All that was drawn on a terminal whose other end is closed."""
+    drawn = b""
+    try:
+        while part := os.read(master, 65536):
+            drawn += part
+    except OSError:  # the terminal is gone: all was read
+        pass
+    os.close(master)
+    return drawn
+
+
 def on_a_terminal(*argv, columns=80, late=None, stdout=False):
     """What a command draws on a terminal that is its stderr (or its stdout), and what the other one got."""
     import fcntl
@@ -98,13 +110,7 @@ def on_a_terminal(*argv, columns=80, late=None, stdout=False):
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
     done = subprocess.run([sys.executable, "-c", code], **streams, text=True, timeout=60, env=environment)
     os.close(slave)
-    drawn = b""
-    try:
-        while part := os.read(master, 65536):
-            drawn += part
-    except OSError:  # the terminal is gone: all was read
-        pass
-    os.close(master)
+    drawn = drained(master)
     return drawn, done.stderr if stdout else done.stdout
 
 
@@ -159,13 +165,7 @@ def test_no_color_is_honoured(office):
         environment = {**os.environ, "TERM": "xterm-256color", **more}
         subprocess.run([sys.executable, "-m", "datapath", "replay", office], stdout=slave, stderr=subprocess.DEVNULL, env=environment, timeout=60)
         os.close(slave)
-        drawn = b""
-        try:
-            while part := os.read(master, 65536):
-                drawn += part
-        except OSError:  # the terminal is gone: all was read
-            pass
-        os.close(master)
+        drawn = drained(master)
         return b"\x1b[3" in drawn
 
     assert colored()
