@@ -46,23 +46,23 @@ class Chunk:
     layout: Layout
     hz: int
 
-    def records(self, side: Side) -> list[Record]:
+    def records(self, side: Side, file: str | None = None) -> list[Record]:
         """The packet records of one side, without what only the kernel has."""
-        return list(fields.packet_records(self.frames, side.decisions, self.compared.keys, self.first, self.hz))
+        return list(fields.packet_records(self.frames, side.decisions, self.compared.keys, self.first, self.hz, file))
 
-    def kernel_records(self) -> list[Record]:
-        """The kernel's packet records, with the connection as it is after the packet, and under "kernel" what only the kernel has.
+    def kernel_records(self, file: str | None = None) -> list[Record]:
+        """The kernel's packet records, naming their capture if `file` does, with the connection as it is after the packet.
 
-        That is its clock (tick), the status behind conntrack (judged) and after confirm (leaving), its sentences, and ctnetlink's events. Its reason
-        is not known, so it is null, but where the packet was not shown: then it says why.
+        Under "kernel" is what only the kernel has: its clock (tick), the status behind conntrack (judged) and after confirm (leaving), its sentences
+        and ctnetlink's events. Its reason is not known, so it is null. What was not shown is as the link layer left it, with the reason why.
         """
         theirs = self.compared.theirs
-        records = self.records(theirs)
+        records, ours = self.records(theirs, file), self.records(self.compared.ours, file)
         conns = list(fields.conn_records(theirs.conns, self.hz, acct=True))
         for i, (record, sighting, unshown) in enumerate(zip(records, self.compared.sightings, self.compared.unshown, strict=True)):
-            record["reason"] = None if unshown is None else f"not shown: {unshown}"
+            record["reason"] = None
             if unshown is not None:
-                record["verdict"] = None
+                records[i] = ours[i] | {"kernel": {"unshown": str(unshown)}}
             if sighting:
                 moments = {"judged": sighting.judged, "leaving": sighting.leaving}
                 status = {moment: self._status(seen) for moment, seen in moments.items()}
@@ -120,7 +120,7 @@ def diff(name: str, tracking: Tracking, take: Callable[[Chunk], None], progress:
         lockstep = Lockstep(oracle, zone=tracking.zone)
         start = perf_counter()
         try:
-            while chunk := _next(source, lockstep, outcome):
+            while not lockstep.interrupted and (chunk := _next(source, lockstep, outcome)):
                 take(chunk)
                 if progress:
                     progress(name, source.position, source.size or 0)
@@ -128,6 +128,7 @@ def diff(name: str, tracking: Tracking, take: Callable[[Chunk], None], progress:
             outcome.error = str(error)
         except KeyboardInterrupt:
             outcome.interrupted = True
+        outcome.interrupted |= lockstep.interrupted
         outcome.seconds = perf_counter() - start
     return outcome
 
@@ -138,6 +139,7 @@ def _next(source: PcapSource, lockstep: Lockstep, outcome: Outcome) -> Chunk | N
     if not len(frames):
         return None
     compared = lockstep.run(np.asarray(memory), frames)
+    frames = frames[: len(compared.keys)]
     hz = lockstep.config.hz
     chunk = Chunk(outcome.name, outcome.packets, frames, compared, differences(compared, hz), lockstep.oracle.layout, hz)
     outcome.packets += len(frames)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ctcore.errors import CtmirrorError
 from datapath.app import check_files
 from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.options import Number, tracking_options_but_clock
@@ -51,27 +52,33 @@ def command(captures, jsonl, oracle_only, show, quiet, verbose, tracking) -> int
     from rich.console import Console
 
     from datapath.app import Outputs
+    from datapath.diff import Outcome
 
     check_files(captures, Outputs(packets=jsonl))
     console = Console(stderr=jsonl == "-" or oracle_only, soft_wrap=False, highlight=False)
     outcomes: list[Outcome] = []
+    failure = None
     with ExitStack() as stack, progress_bar(quiet=quiet) as progress:
         writer = _writer(stack, jsonl, oracle_only)
         for name in captures:
             explain = f"ctmirror explain {quoted(name)}{tracking.flags and ' '}{tracking.flags} --packet"
             report = _Report(console, show, explain, silent=quiet or oracle_only)
-            outcomes.append(_compare(name, tracking, _taker(report, writer, oracle_only), progress))
-            if outcomes[-1].interrupted:
+            try:
+                outcomes.append(_compare(name, tracking, _taker(report, writer, oracle_only, named=len(captures) > 1), progress))
+            except CtmirrorError as error:
+                failure = str(error)
+            except KeyboardInterrupt:  # while a namespace was made or taken down
+                outcomes.append(Outcome(printable(name), interrupted=True))
+            if failure or outcomes[-1].interrupted:
                 break
-    for outcome in outcomes:
-        if outcome.error:
-            complain(outcome.error)
-    if not quiet and not oracle_only:
+    for line in [outcome.error for outcome in outcomes if outcome.error] + ([failure] if failure else []):
+        complain(line)
+    if outcomes and not quiet and not oracle_only:
         _summary(console, outcomes, verbose=verbose)
-    if outcomes[-1].interrupted:
+    if outcomes and outcomes[-1].interrupted:
         return INTERRUPTED
     differ = not oracle_only and any(outcome.differ for outcome in outcomes)
-    return DIFFERENT if differ else USAGE if any(outcome.error for outcome in outcomes) else 0
+    return DIFFERENT if differ else USAGE if failure or any(outcome.error for outcome in outcomes) else 0
 
 
 def _compare(name: str, tracking: Any, take: Callable[[Chunk], None], progress: Any) -> Outcome:
@@ -99,7 +106,7 @@ class _Report:
         for found in chunk.disagreements():
             if self.left > 0:
                 print_disagreements([found], ("ctmirror", f"Linux {platform.release()}"), self.console)
-                self.console.print(f"  {self.explain} {found.number}", style="cyan", soft_wrap=True)
+                self.console.print(f"  {self.explain} {found.number}", style="cyan", markup=False, soft_wrap=True)
             elif self.left == 0:
                 self.console.print("...  more differ; --show N shows more, --jsonl FILE has all")
             self.left -= 1
@@ -117,12 +124,12 @@ def _writer(stack: ExitStack, jsonl: str | None, oracle_only: bool) -> Writer | 
     return writer
 
 
-def _taker(report: _Report, writer: Writer | None, oracle_only: bool) -> Callable[[Chunk], None]:
-    """What is to be done with each chunk."""
+def _taker(report: _Report, writer: Writer | None, oracle_only: bool, *, named: bool) -> Callable[[Chunk], None]:
+    """What is to be done with each chunk. named: whether records tell their capture."""
 
     def take(chunk: Chunk) -> None:
         if writer:
-            writer.write({"file": chunk.name, **record} for record in (chunk.kernel_records() if oracle_only else chunk.difference_records()))
+            writer.write(chunk.kernel_records(chunk.name if named else None) if oracle_only else chunk.difference_records())
         report.take(chunk)
 
     return take
@@ -130,21 +137,20 @@ def _taker(report: _Report, writer: Writer | None, oracle_only: bool) -> Callabl
 
 def _summary(console: Console, outcomes: Sequence[Outcome], *, verbose: bool) -> None:
     """A line a capture that differs (or all), and one for all of them."""
-    from rich.table import Table
-
     shown, differ = sum(outcome.shown for outcome in outcomes), sum(outcome.differ for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     listed = [outcome for outcome in outcomes if verbose or outcome.differ or outcome.error or len(outcomes) == 1]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("capture")
-    for head in ("packets", "compared", "differ"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("not compared")
+    rows = [("capture", "packets", "compared", "differ", "not compared")] if listed else []
     for outcome in listed:
         why = ", ".join(f"{count:,} {name}" for name, count in outcome.unshown.most_common())
-        table.add_row(outcome.name, f"{outcome.packets:,}", f"{outcome.shown:,}", f"{outcome.differ:,}", why or "-")
-    if listed:
-        console.print(table)
+        rows.append((outcome.name, f"{outcome.packets:,}", f"{outcome.shown:,}", f"{outcome.differ:,}", why or "-"))
+    width = max((len(row[0]) for row in rows), default=0)
+    for number, (name, packets, compared, differing, why) in enumerate(rows):
+        # Names are never cut: they are to be searched and copied.
+        line = f"{name:<{width}}  {packets:>9}  {compared:>9}  {differing:>9}  {why}"
+        console.print(line, style="" if number else "bold", markup=False, soft_wrap=True)
     rate = f", {shown / seconds:,.0f} packets/s" if seconds else ""
     captures = f"{len(outcomes)} captures" if len(outcomes) > 1 else "1 capture"
-    console.print(f"{differ:,} of {shown:,} packets differ from Linux {platform.release()} ({captures}{rate})", soft_wrap=True)
+    stopped = "; interrupted" if outcomes[-1].interrupted else ""
+    line = f"{differ:,} of {shown:,} packets differ from Linux {platform.release()} ({captures}{rate}){stopped}"
+    console.print(line, markup=False, soft_wrap=True)

@@ -9,11 +9,13 @@ Not here: what is observed (probes). Instruction format: RFC 9669.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from datapath.oracle.errors import KernelError
@@ -30,7 +32,7 @@ LOG_SIZE = 1 << 18
 LICENCE = b"Dual BSD/GPL"
 
 # Helper functions by their number in linux/bpf.h.
-PROBE_READ_KERNEL, JIFFIES64, KTIME = 113, 118, 5
+PROBE_READ_KERNEL, JIFFIES64 = 113, 118
 RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
 NO_WAKEUP = 1
 
@@ -145,8 +147,10 @@ def _bpf(command: int, attributes: bytes, what: str, log: ctypes.Array[ctypes.c_
     result = libc.syscall(number, command, attribute, len(attribute))
     if result < 0:
         code = ctypes.get_errno()
-        detail = log.value.decode(errors="replace").strip().splitlines() if log else []
-        raise KernelError(f"{what}: {os.strerror(code)}" + (f" ({detail[-2 if len(detail) > 1 else -1]})" if detail else ""), code)
+        words = log.value.decode(errors="replace").strip().splitlines() if log else []
+        needed = ": expected root, or CAP_BPF and CAP_PERFMON" if code == errno.EPERM else ""
+        detail = f" ({words[-2 if len(words) > 1 else -1]})" if words else needed
+        raise KernelError(f"{what}: {os.strerror(code)}{detail}", code)
     return int(result), attribute.raw
 
 
@@ -220,9 +224,12 @@ class Ring:
         self.size = size
         self.fd = _bpf(MAP_CREATE, struct.pack("<IIIII", RINGBUF, 0, 0, size, 0), "BPF ring buffer")[0]
         page = mmap.PAGESIZE
-        self.consumer = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        # The data are mapped twice, one behind the other, so that a record that wraps round is in one piece.
-        self.rest = mmap.mmap(self.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        with ExitStack() as stack:
+            stack.callback(os.close, self.fd)
+            self.consumer = stack.enter_context(mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
+            # The data are mapped twice, one behind the other, so that a record that wraps round is in one piece.
+            self.rest = stack.enter_context(mmap.mmap(self.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page))
+            self.open = stack.pop_all()
         self.position = 0
 
     def records(self) -> Iterator[bytes]:
@@ -237,6 +244,4 @@ class Ring:
         self.consumer[:8] = self.position.to_bytes(8, "little")
 
     def close(self) -> None:
-        self.consumer.close()
-        self.rest.close()
-        os.close(self.fd)
+        self.open.close()

@@ -52,16 +52,20 @@ class Bridge:
 
     def __init__(self, stack: ExitStack) -> None:
         """What is made here ends with the stack."""
-        self.box, self.outside = Box(), Box()
-        for namespace in (self.outside, self.box):
-            stack.callback(namespace.close)
-            namespace.prepare()
+        self.box, self.outside = self._namespace(stack), self._namespace(stack)
         cable(self.outside, self.box, (IN, LEFT), ("02:00:00:00:00:01", "02:00:00:00:00:02"))
         cable(self.outside, self.box, (OUT, RIGHT), ("02:00:00:00:00:03", "02:00:00:00:00:04"))
         self._bridge()
         self.into, self.out = self._end(stack, IN), self._end(stack, OUT)
         self.fences = 0
         self._pin(stack)
+
+    @staticmethod
+    def _namespace(stack: ExitStack) -> Box:
+        box = Box()
+        stack.callback(box.close)
+        box.prepare()
+        return box
 
     def _bridge(self) -> None:
         for name in ("iptables", "ip6tables"):

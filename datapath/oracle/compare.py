@@ -120,6 +120,12 @@ def _sctp() -> Iterator[Field]:
         yield Field(f"sctp.{name}", column, texts.get(name, _number), CONN, Proto.PROTO_SCTP)
 
 
+def tuples(side: Side, d: int) -> np.ndarray:
+    """The tuple of one direction of each packet's connection, KEY_DTYPE[n] as bytes[n, 40]."""
+    keys = np.ascontiguousarray(side.conns["flow"]["key"][:, d])
+    return keys.view(np.uint8).reshape(len(keys), -1)
+
+
 FIELDS = (
     _decision("state", _state),
     _decision("dir", _dir),
@@ -154,4 +160,8 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
         for i in np.flatnonzero(where & (np.abs(ours - theirs) > compared.slack * field.timed)).tolist():
             context = Context(hz, int(compared.keys["proto"][i]))
             found.setdefault(i, {})[field.name] = field.text(int(ours[i]), context), field.text(int(theirs[i]), context)
+    for d in Dir:
+        ours, theirs = tuples(compared.ours, d), tuples(compared.theirs, d)
+        for i in np.flatnonzero(both & (ours != theirs).any(axis=1)).tolist():
+            found.setdefault(i, {})[f"{fields.DIR_NAMES[d]}.tuple"] = fields.endpoints(ours[i].tobytes()), fields.endpoints(theirs[i].tobytes())
     return [Difference(i, found[i]) for i in sorted(found)]

@@ -40,8 +40,10 @@ def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown
     if why or not place["family"]:
         return why or NOT_IP
     start, have, length = int(place["offset"]), int(place["have"]), int(place["length"])
-    if length > LARGEST:
+    if row["ip_len"] > LARGEST:
         return TOO_LARGE
+    # What a link adds behind the packet may be as long as it likes.
+    have, length = min(have, LARGEST), min(length, LARGEST)
     packet = memory[start : start + have].tobytes()
     if place["family"] == 6 and packet[6:7] == HOP_BY_HOP:
         if packet[4:6] == bytes(2):

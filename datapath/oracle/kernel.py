@@ -38,6 +38,10 @@ class Side:
         decisions["dir"] = decisions["l4state"] = NONE
         return cls(decisions, np.zeros(n, CONN_DTYPE), np.zeros(n, bool))
 
+    def first(self, n: int) -> Side:
+        """Of the first n packets."""
+        return Side(self.decisions[:n], self.conns[:n], self.has_conn[:n])
+
 
 @dataclass
 class Kernel:

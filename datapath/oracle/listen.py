@@ -7,10 +7,11 @@ Not here: what is observed in memory (probes).
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from datapath.oracle.namespace import Namespace
 
@@ -21,6 +22,7 @@ MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
 FAMILY = struct.Struct("!BBH")  # nfgenmsg
 ATTRIBUTE = struct.Struct("=HH")  # nlattr
 ERROR = 2
+LOST = -1  # no type of message: messages are missing
 REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
 CONNTRACK, ULOG = 1, 4  # subsystems, the upper byte of a message's type
 CT_NEW, CT_DELETE = CONNTRACK << 8, CONNTRACK << 8 | 2
@@ -37,16 +39,29 @@ def _socket(stack: ExitStack, groups: int) -> socket.socket:
     return sock
 
 
+def _received(sock: socket.socket) -> Iterator[bytes]:
+    """What is waiting. Nothing in the place of what did not fit into the socket's buffer."""
+    while True:
+        try:
+            yield sock.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield b""
+
+
 def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
-    """Those that are waiting: (type, flags, what follows the headers)."""
-    with suppress(BlockingIOError):
-        while True:
-            data = sock.recv(1 << 16, socket.MSG_DONTWAIT)
-            at = 0
-            while at + MESSAGE.size <= len(data):
-                length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
-                yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
-                at += max(MESSAGE.size, (length + 3) & ~3)
+    """Those that are waiting: (type, flags, what follows the headers); LOST where some are missing."""
+    for data in _received(sock):
+        if not data:
+            yield LOST, 0, b""
+        at = 0
+        while at + MESSAGE.size <= len(data):
+            length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
+            yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
+            at += max(MESSAGE.size, (length + 3) & ~3)
 
 
 def _text(attributes: bytes, wanted: int) -> str:
@@ -88,13 +103,12 @@ class Listener:
         self.events()
 
     def sentences(self) -> list[str]:
-        """What was logged since the last call."""
-        return [_text(attributes, PREFIX) for kind, _, attributes in _messages(self._log) if kind == LOG_PACKET]
+        """What was logged since the last call; "(lost)" where the socket's buffer was full."""
+        found = ((kind, attributes) for kind, _, attributes in _messages(self._log))
+        return ["(lost)" if kind == LOST else _text(attributes, PREFIX) for kind, attributes in found if kind in (LOST, LOG_PACKET)]
 
     def events(self) -> list[str]:
-        """new, update, destroy: what happened since the last call."""
-        names = []
-        for kind, flags, _ in _messages(self._events):
-            if kind in (CT_NEW, CT_DELETE):
-                names.append("destroy" if kind == CT_DELETE else "new" if flags & CREATE else "update")
-        return names
+        """new, update, destroy: what happened since the last call; "(lost)" where the socket's buffer was full."""
+        names = {(CT_NEW, CREATE): "new", (CT_NEW, 0): "update", (CT_DELETE, 0): "destroy", (LOST, 0): "(lost)"}
+        found = (names.get((kind, flags & CREATE)) for kind, flags, _ in _messages(self._events))
+        return [name for name in found if name]

@@ -2,21 +2,20 @@
 
 Theory of operation: each packet is shown to the kernel first, which judges it at some tick; then the engine judges the same packet at that tick. So
 whatever depends on time (timeouts, what has expired, the two seconds of UDP) is the same question to both.
-Invariants: rows of both sides are in the order of the packets; a packet that cannot be shown (exhibit) is given to the engine all the same, at
-the tick of the one before it, and is marked.
+Invariants: rows of both sides are in the order of the packets; a packet that cannot be shown (exhibit) is marked, and reaches no tracker: the engine
+gets it only if it is not to track it either, for then it says why. So what comes after is the same question to both.
 Not here: which fields are compared, and how closely (compare).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from ctcore.types import State
+from ctcore.types import State, Verdict
 from datapath.link import inner
 from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side, key_of
@@ -38,9 +37,13 @@ class Compared:
     ours: Side
     theirs: Side
     keys: np.ndarray
-    unshown: Sequence[Unshown | None]
-    sightings: Sequence[Sighting | None]
+    unshown: list[Unshown | None]
+    sightings: list[Sighting | None]
     slack: np.ndarray
+
+    def first(self, n: int) -> Compared:
+        """The first n packets."""
+        return Compared(self.ours.first(n), self.theirs.first(n), self.keys[:n], self.unshown[:n], self.sightings[:n], self.slack[:n])
 
 
 class Lockstep:
@@ -49,6 +52,7 @@ class Lockstep:
     def __init__(self, oracle: Oracle, *, zone: int = 0) -> None:
         self.oracle, self.zone = oracle, zone
         self.config: Config = oracle.config
+        self.interrupted = False
         self.reset()
 
     def reset(self) -> None:
@@ -58,26 +62,36 @@ class Lockstep:
         self.kernel = Kernel(self.oracle, self.zone)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
-        """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used."""
+        """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
+
+        Interrupted by Ctrl-C, it says so in `interrupted` and returns the packets judged until then.
+        """
         n = len(frames)
         rows = parse_batch(memory, frames, zone=self.zone, checksum=self.config.checksum).array
         places = inner(memory, frames)
         frames = frames.copy()
-        ours, theirs = Side.empty(n), Side.empty(n)
-        unshown: list[Unshown | None] = [None] * n
-        sightings: list[Sighting | None] = [None] * n
-        slack = np.zeros(n, np.int64)
-        for i in range(n):
-            packet = exhibit(rows[i], places[i], memory)
-            if isinstance(packet, Unshown):
-                unshown[i] = packet
-            else:
-                sightings[i] = sighting = self.kernel.show(int(places[i]["family"]), packet, rows[i], theirs, i)
-                slack[i] = self.kernel.slack(sighting)
-            frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
-            self._engine(memory, frames[i : i + 1], ours, i)
-        self.kernel.finish(theirs)
-        return Compared(ours, theirs, rows["key"].copy(), unshown, sightings, slack)
+        both = Compared(Side.empty(n), Side.empty(n), rows["key"].copy(), [None] * n, [None] * n, np.zeros(n, np.int64))
+        try:
+            for i in range(n):
+                self._packet(memory, frames, (rows[i], places[i]), both, i)
+        except KeyboardInterrupt:
+            self.interrupted, n = True, i
+        self.kernel.finish(both.theirs)
+        return both.first(n)
+
+    def _packet(self, memory: np.ndarray, frames: np.ndarray, parsed: tuple[np.void, np.void], both: Compared, i: int) -> None:
+        """Row i of both sides."""
+        row, place = parsed
+        packet = exhibit(row, place, memory)
+        if isinstance(packet, Unshown):
+            both.unshown[i] = packet
+            if row["verdict"] == Verdict.PENDING:
+                return
+        else:
+            both.sightings[i] = sighting = self.kernel.show(int(place["family"]), packet, row, both.theirs, i)
+            both.slack[i] = self.kernel.slack(sighting)
+        frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
+        self._engine(memory, frames[i : i + 1], both.ours, i)
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
         """Our decision, and the connection as it is then."""

@@ -13,6 +13,7 @@ Not here: which packets of a capture can be shown (show), what differs (compare)
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ SYSCTLS = {
     "tcp_ignore_invalid_rst": "tcp_ignore_invalid_rst", "checksum": "checksum", "acct": "acct",
 }  # fmt: skip
 USUAL_HZ = (100, 250, 1000)
+ROOT = "root, or CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON"
+REMEMBERED = 1 << 20  # tuples whose connections can be looked at
 MEASURE = 0.06  # seconds: enough to tell the usual ones apart by a tick more or less
 
 
@@ -78,6 +81,11 @@ def _of_all_namespaces(config: Config, name: str) -> int:
     return value
 
 
+def _refused(what: str, number: int, expected: str) -> KernelError:
+    """What the kernel refused, by errno, and what would have been needed: privileges, or something else."""
+    return KernelError(f"{what}: {os.strerror(number)}: expected {ROOT if number in (errno.EPERM, errno.EACCES) else expected}", number)
+
+
 def obstacle() -> str | None:
     """Why the running kernel cannot be asked, in a line, or None."""
     try:
@@ -105,14 +113,12 @@ class Oracle:
                     self.probes = Probes(self.bridge.box.inode)
                 stack.callback(self.probes.close)
                 self.open = stack.pop_all()
-        except PermissionError as error:
-            raise KernelError(f"{error.strerror}: expected root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON)") from None
         except OSError as error:
-            what = error.filename or "network namespaces, veth or netlink"
-            raise KernelError(f"{what}: {error.strerror}: expected to be able to use it") from None
+            raise _refused(error.filename or "network namespaces, veth or netlink", error.errno or 0, "to be able to use it") from None
         except NetlinkError as error:
-            raise KernelError(f"rtnetlink: {os.strerror(error.code)}: expected CONFIG_VETH and CONFIG_BRIDGE") from None
-        self._addresses: dict[bytes, int] = {}  # key -> where its connection lies
+            raise _refused("rtnetlink", error.code, "CONFIG_VETH and CONFIG_BRIDGE") from None
+        self._addresses: dict[bytes, int] = {}  # key -> where its connection lies, the oldest first
+        self._namespace = 0  # where ours lies in the kernel's memory
 
     def _settings(self) -> None:
         values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}
@@ -141,20 +147,29 @@ class Oracle:
         asked = self._ask(key) if judged and not judged.nfct else None
         sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
         if leaving and leaving.address:
-            for own in self.layout.keys(leaving.conn):
-                self._addresses[own] = leaving.address
+            self._remember(leaving)
         return sighting
 
-    def _ask(self, key: bytes) -> Record | None:
-        """The live connection that the packet's tuple belongs to. Memory may have been used anew since: the bytes have to say so themselves.
+    def _remember(self, leaving: Record) -> None:
+        """Where a connection lies, by both of its tuples."""
+        self._namespace = self.layout.namespace(leaving)
+        for key in self.layout.keys(leaving.conn):
+            self._addresses[key] = leaving.address
+        while len(self._addresses) > REMEMBERED:
+            del self._addresses[next(iter(self._addresses))]
 
+    def _ask(self, key: bytes) -> Record | None:
+        """The live connection that the packet's tuple belongs to.
+
+        Memory may have been used anew since, by other namespaces as well: the bytes have to say themselves whose they are.
         One that is overdue lies there until a lookup or the collector comes by, but no packet belongs to it any more.
         """
         if key not in self._addresses:
             return None
         record = self.probes.conn(self._addresses[key])
         lives = self.layout.is_live(record) and self.layout.left(record, self.tick) > 0
-        return record if lives and key in self.layout.keys(record.conn) else None
+        ours = self.layout.namespace(record) == self._namespace
+        return record if lives and ours and key in self.layout.keys(record.conn) else None
 
     def flush(self) -> None:
         """Delete all connections of the namespace."""

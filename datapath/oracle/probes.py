@@ -163,8 +163,6 @@ class Probes:
             stack.callback(bpf.close, bpf.attach_tracepoint(leaving(types, self.ring.fd, namespace), "leaving", tracepoint))
             self._asked = bpf.Runnable(asked(types, self.ring.fd), "asked")
             stack.callback(self._asked.close)
-            self.clock = bpf.Runnable(CLOCK, "clock")
-            stack.callback(self.clock.close)
             self.open = stack.pop_all()
 
     def records(self) -> list[Record]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from datapath.cli import main
+from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Lockstep
 from pcap_tests import stories
 from pcap_tests.record import CAPTURES
@@ -110,7 +111,9 @@ def test_the_kernels_records_alone(running_kernel: None, capfd: pytest.CaptureFi
     kernel = [json.loads(line) for line in out.splitlines()]
     assert run(capfd, "replay", DEMO, "--packets", "-", "--quiet")[0] == 0
     assert len(kernel) == 1482 and [record["i"] for record in kernel] == list(range(1482))
-    assert {record["reason"] for record in kernel} == {None, "not shown: not IP", "not shown: fragment"}
+    assert {record["reason"] for record in kernel} == {None, "not_ip", "fragment"}
+    assert {record["kernel"].get("unshown") for record in kernel} == {None, "not IP", "fragment"}
+    assert {record["verdict"] for record in kernel} <= {"accept", "drop", "held"}
     handshake = next(record for record in kernel if record["l4state"] == "ESTABLISHED")
     assert handshake["status"] == ["seen-reply", "assured", "confirmed"] and handshake["tcp"]["original"]["maxwin"] > 0
 
@@ -118,7 +121,7 @@ def test_the_kernels_records_alone(running_kernel: None, capfd: pytest.CaptureFi
 def test_the_kernels_records_have_the_fields_of_ours(running_kernel: None, capfd: pytest.CaptureFixture) -> None:
     theirs = json.loads(run(capfd, "diff", DEMO, "--oracle-only")[1].splitlines()[0])
     ours = json.loads(run(capfd, "replay", DEMO, "--packets", "-", "--quiet")[1].splitlines()[0])
-    assert set(ours) <= set(theirs)
+    assert set(theirs) - set(ours) == {"kernel"}
 
 
 def test_a_damaged_capture_is_compared_up_to_the_damage(running_kernel: None, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -127,6 +130,37 @@ def test_a_damaged_capture_is_compared_up_to_the_damage(running_kernel: None, tm
     code, out, err = run(capfd, "diff", cut, DEMO)
     assert code == 2 and "truncated" in err and err.count("\n") == 1
     assert "0 of 2,796 packets differ" in out or "0 of 2,795 packets differ" in out
+
+
+def test_an_interrupted_comparison_counts_what_it_has(running_kernel: None, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Lockstep, *arguments, original=Lockstep._packet) -> None:
+        if arguments[-1] == 100:
+            raise KeyboardInterrupt
+        original(self, *arguments)
+
+    monkeypatch.setattr(Lockstep, "_packet", interrupted)
+    code, out, _ = run(capfd, "diff", DEMO, DEMO)
+    assert code == 130 and "  100 " in out and out.rstrip().endswith("; interrupted")
+
+
+def test_a_later_failure_keeps_what_came_before(running_kernel: None, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Lockstep, *arguments, original=Lockstep.reset) -> None:
+        if failing.calls:
+            raise KernelError("the kernel has gone")
+        failing.calls += 1
+        original(self, *arguments)
+
+    failing.calls = 0
+    monkeypatch.setattr(Lockstep, "reset", failing)
+    code, out, err = run(capfd, "diff", DEMO, DEMO)
+    assert (code, err) == (2, "ctmirror: the kernel has gone\n") and "0 of 1,398 packets differ" in out
+
+
+def test_names_are_no_markup(running_kernel: None, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    capture = tmp_path / f"[red]{'long' * 30}.pcap"
+    capture.write_bytes((CAPTURES / "ping.pcap").read_bytes())
+    code, out, err = run(capfd, "diff", capture)
+    assert (code, err) == (0, "") and str(capture) in out
 
 
 def test_limits_of_all_namespaces_are_refused(running_kernel: None, capfd: pytest.CaptureFixture) -> None:

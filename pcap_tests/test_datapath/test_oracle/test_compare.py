@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctcore.types import KEY_DTYPE, Proto
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, FLOW_DTYPE, KEY_DTYPE, SCTP_DTYPE, TCP_DTYPE, Proto
 from datapath.oracle import compare
 from datapath.oracle.compare import ALL, CONN, FIELDS, ORPHAN, Field, differences
 from datapath.oracle.exhibit import FRAGMENT
@@ -48,6 +48,23 @@ def test_every_field_makes_a_difference(field: Field, of: str) -> None:
     assert difference.i == 0 and field.name in difference.fields
     ours, theirs = difference.fields[field.name]
     assert ours != theirs
+
+
+@pytest.mark.parametrize("d", [0, 1])
+@pytest.mark.parametrize("field", ["src", "dst", "sport", "dport", "zone", "proto", "family"])
+def test_tuples_are_compared(field: str, d: int) -> None:
+    compared = agreeing()
+    compared.theirs.conns["flow"]["key"]["family"] = compared.ours.conns["flow"]["key"]["family"] = 4
+    compared.theirs.conns["flow"]["key"][field][0, d] += 2
+    assert [list(difference.fields) for difference in differences(compared, HZ)] == [[["original.tuple", "reply.tuple"][d]]]
+
+
+def test_every_column_is_compared_or_said_not_to_be() -> None:
+    """Reasons are ours alone; times of beginning, labels and masters are not observed; ordinals and states are compared as decisions."""
+    compared_columns = {field.name.split(".")[-1] for field in FIELDS} | {"key"}
+    alone = {"reason", "proto", "family", "start", "label", "master", "id", "stream_ts", "flow", "tcp", "sctp", "side", "state"}
+    names = {*DECISION_DTYPE.names, *CONN_DTYPE.names, *TCP_DTYPE.names, *SCTP_DTYPE.names, *FLOW_DTYPE.names}
+    assert names - compared_columns <= alone
 
 
 def test_fields_have_names_of_their_own_and_every_scope_is_used() -> None:

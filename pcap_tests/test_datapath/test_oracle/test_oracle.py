@@ -15,11 +15,13 @@ from ctcore.config import Config
 from ctcore.types import Dir, State, Status, Verdict
 from datapath import craft
 from datapath.frame import frames_of
+from datapath.link import inner
 from datapath.oracle.bridge import Bridge
 from datapath.oracle.compare import differences
 from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle, kernel_config, kernel_hz
+from datapath.wire import parse_batch
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"
 HANDSHAKE = [
@@ -125,6 +127,45 @@ def test_reset_begins_anew(running_kernel: None) -> None:
             compared = lockstep.run(*frames_of(HANDSHAKE))
             assert differences(compared, lockstep.config.hz) == [] and kernel_says(compared, "conn") == [0, 0, 0]
             lockstep.reset()
+
+
+def test_what_cannot_be_shown_leaves_no_trace_on_either_side(running_kernel: None) -> None:
+    """Packets that our side could track, but a bridge would not judge as a router does, or that no device would carry."""
+    jumbo = craft.eth(
+        craft.ipv6(A6, B6, craft.UDP, craft.udp_segment(A6, B6, 5, 6), ext=((craft.HOP_BY_HOP, craft.options6()),), length=0), craft.ETH_IPV6
+    )
+    padded = craft.udp(A, B, 7, 8, b"x") + bytes(66_000)
+    compared = judge(jumbo, craft.udp(A6, B6, 5, 6), padded, craft.udp(B, A, 8, 7), *HANDSHAKE)
+    assert compared.unshown == ["jumbogram", *[None] * 6]
+    assert kernel_says(compared, "conn")[1:] == [0, 1, 1, 2, 2, 2]
+
+
+def test_a_connection_of_another_namespace_is_not_taken_for_ours(running_kernel: None) -> None:
+    """The kernel uses the memory of a dead connection again, for whomever: an oracle that looks there has to see whose it is."""
+    query = craft.udp(A, B, 1, 53)
+    bad = craft.udp(A, B, 1, 53, l4_checksum=0xDEAD)
+    row = parse_batch(*frames_of([query])).array[0]
+    with Oracle(Config()) as one, Oracle(Config()) as other:
+        first = one.show(4, query[14:], row["key"].tobytes())
+        second = other.show(4, query[14:], row["key"].tobytes())
+        assert first.leaving and second.leaving
+        one._addresses[row["key"].tobytes()] = second.leaving.address
+        assert one.show(4, bad[14:], row["key"].tobytes()).asked is None
+        assert other.show(4, bad[14:], row["key"].tobytes()).asked is not None
+
+
+def test_lost_messages_are_told(running_kernel: None) -> None:
+    with Oracle(Config()) as oracle:
+        lockstep = Lockstep(oracle)
+        for sock in (oracle.listener._events, oracle.listener._log):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        memory, frames = frames_of([craft.udp(A, B, port, 53) for port in range(1, 40)])
+        for place, frame in zip(inner(memory, frames), frames, strict=True):
+            oracle.bridge.pass_(0x0800, memory[int(place["offset"]) : int(frame["offset"] + frame["caplen"])].tobytes())
+        assert "(lost)" in oracle.listener.events()
+        lockstep.reset()
+        compared = lockstep.run(*frames_of(HANDSHAKE))
+        assert differences(compared, lockstep.config.hz) == []
 
 
 def left_behind() -> tuple[int, set[int], list[str]]:
