@@ -8,7 +8,9 @@ Not here: what is compared (differences, scenario.run).
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from time import perf_counter
 import orjson
 
 from ctcore.config import Config
-from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.errors import CaptureError, CtmirrorError, OutputError
 from datapath import fields
 from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
@@ -155,16 +157,35 @@ def _cut(line: str) -> tuple[str, str]:
 
 
 def _replace(name: str, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = f"{name}.new"
+    """Write a file whole or not at all: beside the file that is meant, behind symbolic links, under a name that nobody has. Mode and, where that
+    may be, owner stay. Raises OutputError."""
+    target = os.path.realpath(name)
+    temporary = None
     try:
         with naming(name):
-            with open(temporary, "wb") as file:
+            old = os.stat(target) if os.path.lexists(target) else None
+            if old and not stat.S_ISREG(old.st_mode):
+                raise OutputError(f"{name}: cannot be written: expected a plain file")
+            descriptor, temporary = tempfile.mkstemp(prefix=".ctmirror-", dir=os.path.dirname(target))
+            with open(descriptor, "wb") as file:
                 file.write(data)
-            os.replace(temporary, name)
+                if old:
+                    with suppress(PermissionError):
+                        os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode) if old else 0o666 & ~_umask())
+            os.replace(temporary, target)
+            temporary = None
     finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    """Which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_capture(name: str, scenario: Scenario) -> None:

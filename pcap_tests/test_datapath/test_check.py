@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,45 @@ def test_update_leaves_what_holds_untouched(capfd, scenario):
     before = path.stat().st_mtime_ns
     assert run(capfd, path, "--update", "--judge", "all")[0] == 0
     assert (path.read_text(), path.stat().st_mtime_ns) == (GOOD, before)
+
+
+def test_update_follows_no_link_of_a_similar_name(capfd, scenario, tmp_path):
+    path = scenario(BAD)
+    scenario("precious", "elsewhere")
+    (tmp_path / "open.ct.new").symlink_to(tmp_path / "elsewhere")
+    assert run(capfd, path, "--update")[0] == 0
+    assert (tmp_path / "open.ct.new").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["elsewhere", "open.ct", "open.ct.new"]
+
+
+def test_update_keeps_what_was_in_a_file_of_a_similar_name(capfd, scenario):
+    path, other = scenario(BAD), scenario("precious", "open.ct.new")
+    assert run(capfd, path, "--update")[0] == 0
+    assert other.read_text() == "precious"
+
+
+def test_update_writes_behind_a_symbolic_link_and_keeps_the_mode(capfd, scenario, tmp_path):
+    (tmp_path / "kept").mkdir()
+    path, link = scenario(BAD, "kept/open.ct"), tmp_path / "link.ct"
+    path.chmod(0o640)
+    link.symlink_to(path)
+    assert run(capfd, link, "--update")[0] == 0
+    assert link.is_symlink()
+    assert (path.read_text() != BAD, path.stat().st_mode & 0o777) == (True, 0o640)
+    assert [one.name for one in path.parent.iterdir()] == ["open.ct"]
+
+
+def test_update_gives_a_new_file_the_mode_of_any_new_file(capfd, office, tmp_path):
+    (tmp_path / "plain").touch()
+    assert run(capfd, office, "--expect", tmp_path / "office.jsonl", "--update")[0] == 0
+    assert (tmp_path / "office.jsonl").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_update_replaces_nothing_but_plain_files(capfd, office, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "expected a plain file" in refused(capfd, office, "--expect", tmp_path / "pipe", "--update")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # --- captures --------------------------------------------------------------------------------------------------------------------------
