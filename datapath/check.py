@@ -61,6 +61,11 @@ class Case:
     def name(self) -> str:
         return " ".join(self.files)
 
+    @property
+    def compared(self) -> int:
+        """Packets that came or were expected: saved records may be more than there are packets."""
+        return max(self.packets, self.expected)
+
 
 def is_scenario(name: str) -> bool:
     """By its ending, or else by its content: every capture begins with bytes that are no text."""
@@ -225,10 +230,14 @@ def saved_records(name: str) -> Iterator[fields.Record]:
     try:
         for number, line in enumerate(file, 1):
             record = None
-            with suppress(orjson.JSONDecodeError):
-                record = orjson.loads(line)
+            with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):
+                read = orjson.loads(line)
+                orjson.dumps(read)  # refuses what is nested too deeply to be compared and shown
+                record = read
             if not isinstance(record, dict) or "state" not in record:
                 raise CtmirrorError(f"{name}:{number}: expected a packet record as replay --packets FILE.jsonl writes it")
+            if "i" in record and (type(record["i"]) is not int or record["i"] < 0):  # true and false are int to isinstance()
+                raise CtmirrorError(f"{name}:{number}: i: expected the packet's number, from 0")
             yield record
     finally:
         if file is not sys.stdin.buffer:

@@ -47,6 +47,11 @@ def office(tmp_path):
     return stories.write(tmp_path / "office.pcap", stories.office())
 
 
+@pytest.fixture
+def empty(tmp_path):
+    return stories.write(tmp_path / "empty.pcap", [])
+
+
 def run(capfd, *argv):
     """Exit code, stdout, stderr."""
     code = main(["check", *(str(word) for word in argv)])
@@ -322,6 +327,47 @@ def test_saved_records_that_are_none(capfd, office, tmp_path, line):
     saved = tmp_path / "office.jsonl"
     saved.write_text('{"state": "new"}\n' + line + "\n")
     assert f"{saved}:2: expected a packet record" in refused(capfd, office, "--expect", saved)
+
+
+@pytest.mark.parametrize("number", ["x", None, True, -1, 1.5, [3], {}, 1 << 70])
+def test_saved_records_whose_number_is_none(capfd, office, tmp_path, number):
+    saved = tmp_path / "office.jsonl"
+    saved.write_text('{"state": "new"}\n' + json.dumps({"i": number, "state": "new"}) + "\n")
+    assert f"{saved}:2: i: expected the packet's number" in refused(capfd, office, "--expect", saved)
+
+
+def test_saved_records_that_are_nested_too_deeply(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    saved.write_text('{"state": ' + "[" * 900 + "]" * 900 + "}\n")
+    assert f"{saved}:1: expected a packet record" in refused(capfd, office, "--expect", saved)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9), st.lists)
+FIELDS = st.sampled_from(["reason", "status", "timeout", "src", "dst", "sport", "proto", "file", "tcp", "\x1b[2J\n"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(records=st.lists(st.dictionaries(FIELDS, JSON | st.dictionaries(st.text(max_size=5), JSON, max_size=2)), min_size=1, max_size=3))
+def test_whatever_saved_records_hold_they_are_shown_line_by_line(capfd, empty, tmp_path, records):
+    """Before a capture of one packet: a record for it and some too many."""
+    saved = tmp_path / "hostile.jsonl"
+    saved.write_text("".join(json.dumps({"state": "\x1b]0;owned\x07\r\nnew", **record}) + "\n" for record in records))
+    for capture in (empty, stories.write(tmp_path / "one.pcap", stories.office()[:1])):
+        code, out, err = run(capfd, capture, "--expect", saved)
+        assert (code, err) == (1, "")
+        assert not set("\x1b\x07\r\x9b\u2028") & set(out)
+        assert "\nnew" not in out
+
+
+def test_saved_records_of_an_empty_capture(capfd, empty, tmp_path):
+    saved = tmp_path / "one.jsonl"
+    saved.write_text('{"state": "new", "i": 0, "src": "\\u001b[31m10.0.0.1", "dst": "a\\nb", "proto": "tcp"}\n')
+    code, out, _ = run(capfd, empty, "--expect", saved, "--junit", tmp_path / "out.xml")
+    assert (code, out.splitlines()[:2]) == (
+        1,
+        [f"{empty}  engine: 1 of 1 packets differ", rf"{empty} #0  \x1b[31m10.0.0.1 > a\x0ab tcp"],
+    )
+    assert ET.parse(tmp_path / "out.xml").find("testsuite/testcase/failure").get("message") == "1 of 1 packets differ"
 
 
 def test_files_are_recognised(scenario, office):
