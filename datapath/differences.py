@@ -50,27 +50,34 @@ class Disagreement:
     reasons: tuple[str | None, str | None] = (None, None)
 
 
-def differences(left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0) -> list[Difference]:
-    """The fields that differ, in their order. tolerance: seconds by which timeouts may differ. A field that is absent counts as None."""
+def differences(
+    left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0, late: float = 0.0
+) -> list[Difference]:  # fmt: skip
+    """The fields that differ, in their order. A field that is absent counts as None.
+
+    tolerance: seconds by which timeouts may differ. late: seconds by which those on the right may be less, beyond that.
+    """
     found: list[Difference] = []
     for field in fields:
-        found += _compare(field, left.get(field), right.get(field), tolerance)
+        found += _compare(field, left.get(field), right.get(field), (tolerance + late, tolerance))
     return found
 
 
-def _compare(field: str, left: Any, right: Any, tolerance: float) -> Iterator[Difference]:
+def _compare(field: str, left: Any, right: Any, slack: tuple[float, float]) -> Iterator[Difference]:
+    """slack: seconds by which a timeout on the right may be less, and more."""
     if isinstance(left, dict) and isinstance(right, dict):
         for name in [*left, *(name for name in right if name not in left)]:
-            yield from _compare(f"{field}.{name}", left.get(name), right.get(name), tolerance)
-    elif not _same(field.rpartition(".")[2], left, right, tolerance):
+            yield from _compare(f"{field}.{name}", left.get(name), right.get(name), slack)
+    elif not _same(field.rpartition(".")[2], left, right, slack):
         yield Difference(field, left, right)
 
 
-def _same(name: str, left: Any, right: Any, tolerance: float) -> bool:
+def _same(name: str, left: Any, right: Any, slack: tuple[float, float]) -> bool:
     if name == "reason" and None in (left, right):
         return True
     if name == "timeout" and isinstance(left, int | float) and isinstance(right, int | float):
-        return abs(left - right) <= tolerance + _ROUNDING
+        less, more = slack
+        return -less - _ROUNDING <= right - left <= more + _ROUNDING
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return sorted(map(str, left)) == sorted(map(str, right))
     return left == right
