@@ -8,7 +8,9 @@ Not here: what is compared (differences, scenario.run).
 from __future__ import annotations
 
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from time import perf_counter
 import orjson
 
 from ctcore.config import Config
-from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.errors import CaptureError, CtmirrorError, OutputError
 from datapath import fields
 from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
@@ -58,6 +60,11 @@ class Case:
     @property
     def name(self) -> str:
         return " ".join(self.files)
+
+    @property
+    def compared(self) -> int:
+        """Packets that came or were expected: saved records may be more than there are packets."""
+        return max(self.packets, self.expected)
 
 
 def is_scenario(name: str) -> bool:
@@ -155,16 +162,35 @@ def _cut(line: str) -> tuple[str, str]:
 
 
 def _replace(name: str, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = f"{name}.new"
+    """Write a file whole or not at all: beside the file that is meant, behind symbolic links, under a name that nobody has. Mode and, where that
+    may be, owner stay. Raises OutputError."""
+    target = os.path.realpath(name)
+    temporary = None
     try:
         with naming(name):
-            with open(temporary, "wb") as file:
+            old = os.stat(target) if os.path.lexists(target) else None
+            if old and not stat.S_ISREG(old.st_mode):
+                raise OutputError(f"{name}: cannot be written: expected a plain file")
+            descriptor, temporary = tempfile.mkstemp(prefix=".ctmirror-", dir=os.path.dirname(target))
+            with open(descriptor, "wb") as file:
                 file.write(data)
-            os.replace(temporary, name)
+                if old:
+                    with suppress(PermissionError):
+                        os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode) if old else 0o666 & ~_umask())
+            os.replace(temporary, target)
+            temporary = None
     finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    """Which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_capture(name: str, scenario: Scenario) -> None:
@@ -204,10 +230,14 @@ def saved_records(name: str) -> Iterator[fields.Record]:
     try:
         for number, line in enumerate(file, 1):
             record = None
-            with suppress(orjson.JSONDecodeError):
-                record = orjson.loads(line)
+            with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):
+                read = orjson.loads(line)
+                orjson.dumps(read)  # refuses what is nested too deeply to be compared and shown
+                record = read
             if not isinstance(record, dict) or "state" not in record:
                 raise CtmirrorError(f"{name}:{number}: expected a packet record as replay --packets FILE.jsonl writes it")
+            if "i" in record and (type(record["i"]) is not int or record["i"] < 0):  # true and false are int to isinstance()
+                raise CtmirrorError(f"{name}:{number}: i: expected the packet's number, from 0")
             yield record
     finally:
         if file is not sys.stdin.buffer:

@@ -4,7 +4,8 @@
     print_disagreements([found], ("ctmirror", "kernel"), console)
 
 Records are nested dicts as fields makes them, or as they were read back from JSON Lines. A field within an object is named tcp.original.end.
-Invariant: equal opinions give no difference, in whatever order lists hold them; a reason that one side does not know is no difference.
+Invariants: equal opinions give no difference, in whatever order lists hold them; a reason that one side does not know is no difference; whatever
+records hold, what is shown of them is printable and stays on its line.
 Not here: where records come from (fields, scenario.judge, the captures).
 """
 
@@ -49,27 +50,34 @@ class Disagreement:
     reasons: tuple[str | None, str | None] = (None, None)
 
 
-def differences(left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0) -> list[Difference]:
-    """The fields that differ, in their order. tolerance: seconds by which timeouts may differ. A field that is absent counts as None."""
+def differences(
+    left: Record, right: Record, fields: Iterable[str] = JUDGED, *, tolerance: float = 0.0, late: float = 0.0
+) -> list[Difference]:  # fmt: skip
+    """The fields that differ, in their order. A field that is absent counts as None.
+
+    tolerance: seconds by which timeouts may differ. late: seconds by which those on the right may be less, beyond that.
+    """
     found: list[Difference] = []
     for field in fields:
-        found += _compare(field, left.get(field), right.get(field), tolerance)
+        found += _compare(field, left.get(field), right.get(field), (tolerance + late, tolerance))
     return found
 
 
-def _compare(field: str, left: Any, right: Any, tolerance: float) -> Iterator[Difference]:
+def _compare(field: str, left: Any, right: Any, slack: tuple[float, float]) -> Iterator[Difference]:
+    """slack: seconds by which a timeout on the right may be less, and more."""
     if isinstance(left, dict) and isinstance(right, dict):
         for name in [*left, *(name for name in right if name not in left)]:
-            yield from _compare(f"{field}.{name}", left.get(name), right.get(name), tolerance)
-    elif not _same(field.rpartition(".")[2], left, right, tolerance):
+            yield from _compare(f"{field}.{name}", left.get(name), right.get(name), slack)
+    elif not _same(field.rpartition(".")[2], left, right, slack):
         yield Difference(field, left, right)
 
 
-def _same(name: str, left: Any, right: Any, tolerance: float) -> bool:
+def _same(name: str, left: Any, right: Any, slack: tuple[float, float]) -> bool:
     if name == "reason" and None in (left, right):
         return True
     if name == "timeout" and isinstance(left, int | float) and isinstance(right, int | float):
-        return abs(left - right) <= tolerance + _ROUNDING
+        less, more = slack
+        return -less - _ROUNDING <= right - left <= more + _ROUNDING
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return sorted(map(str, left)) == sorted(map(str, right))
     return left == right
@@ -80,7 +88,13 @@ def disagreement(
 ) -> Disagreement | None:  # fmt: skip
     """Two records that differ, with both sides' reasons, which explain the difference even where they are not part of it; None if they do not."""
     found = differences(left, right, fields, tolerance=tolerance)
-    return Disagreement(where, number, packet, tuple(found), (left.get("reason"), right.get("reason"))) if found else None
+    return Disagreement(where, number, packet, tuple(found), (_code(left), _code(right))) if found else None
+
+
+def _code(record: Record) -> str | None:
+    """A record's reason; None as well if it is none."""
+    reason = record.get("reason")
+    return reason if isinstance(reason, str) else None
 
 
 # --- shown -----------------------------------------------------------------------------------------------------------------------------
@@ -95,21 +109,21 @@ def packet_words(record: Record) -> str:
 
 
 def value_text(field: str, value: Any) -> str:
-    """A value as people read it."""
+    """A value as people read it, on one line."""
     if value is None:
         return ABSENT
     if isinstance(value, list | tuple | set | frozenset):
-        return " ".join(map(str, value)) or "(empty)"
+        return printable(" ".join(map(str, value))) or "(empty)"
     if field.rpartition(".")[2] == "timeout" and isinstance(value, float):
         return seconds_text(value)
-    return str(value)
+    return printable(str(value))
 
 
 def rows_of(item: Disagreement) -> list[tuple[str, str, str]]:
     """Field and both opinions as texts, the reasons last if there are any."""
-    rows = [(found.field, value_text(found.field, found.left), value_text(found.field, found.right)) for found in item.fields]
+    rows = [(printable(found.field), value_text(found.field, found.left), value_text(found.field, found.right)) for found in item.fields]
     if set(item.reasons) - {None, "ok"} and all(found.field != "reason" for found in item.fields):
-        rows.append(("reason", item.reasons[0] or ABSENT, item.reasons[1] or ABSENT))
+        rows.append(("reason", printable(item.reasons[0] or ABSENT), printable(item.reasons[1] or ABSENT)))
     return rows
 
 
@@ -124,7 +138,7 @@ def lines_of(items: Sequence[Disagreement], names: tuple[str, str]) -> Iterator[
     rows = [row for item in items for row in rows_of(item)]
     widths = [max([len(row[i]) for row in rows] + [len(head)]) for i, head in enumerate(("", *names))]
     for item in items:
-        yield f"{printable(item.where)} #{item.number}  {item.packet}", "bold"
+        yield f"{printable(item.where)} #{item.number}  {printable(item.packet)}", "bold"
         for row, style in ((("", *names), "dim"), *((row, "") for row in rows_of(item))):
             yield ("  " + "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True))).rstrip(), style
         yield from ((f"  {sentence}", "") for sentence in why(item.reasons))

@@ -42,7 +42,7 @@ def _case(suite: ET.Element, case: Case) -> None:
         suite, "testcase", {"classname": f"ctmirror.{case.judge}", "name": _clean(printable(case.name)), "time": f"{case.seconds:.3f}"}
     )
     if case.differing:
-        failure = ET.SubElement(element, "failure", {"message": f"{case.differing} of {case.packets} packets differ"})
+        failure = ET.SubElement(element, "failure", {"message": f"{case.differing} of {case.compared} packets differ"})
         failure.text = _clean("\n".join(line for line, _ in lines_of(case.shown, ("expected", case.judge))))
     if case.error is not None:
         ET.SubElement(element, "error", {"message": _clean(case.error)})

@@ -111,7 +111,7 @@ def _outcome(case: Case) -> str:
         return "not judged to the end"
     if case.updated:
         return "updated"
-    return f"{case.differing:,} of {case.packets:,} packets differ" if case.differing else f"{case.packets:,} packets, {case.expected:,} as expected"
+    return f"{case.differing:,} of {case.compared:,} packets differ" if case.differing else f"{case.packets:,} packets, {case.expected:,} as expected"
 
 
 def _next(case: Case, saved: str | None) -> Iterator[str]:

@@ -44,24 +44,44 @@ def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[
 def disagreements(scenario: Scenario, seen: list[Seen], judge: Judge) -> Iterator[Disagreement]:
     """The steps whose expectations were not met.
 
-    A judge that has to wait for real is late; what is left of a timeout may then be less by as much as it was late.
+    A judge that has to wait for real is late; what is left of a timeout may then be less by as much as it was late since that was set, never more.
     """
-    nominal = 0.0
-    for number, (step, one) in enumerate(zip(scenario.steps, seen, strict=True)):
-        nominal += step.wait if number else 0.0
-        late = abs((one.record["ts"] - seen[0].record["ts"]) / SECOND - nominal) if judge.tolerance else 0.0
-        if step.expect and (found := misses(step.expect, one, judge.unknown, judge.tolerance + late)):
+    for number, (step, one, late) in enumerate(zip(scenario.steps, seen, lateness(scenario, seen, judge), strict=True)):
+        if step.expect and (found := misses(step.expect, one, judge.unknown, judge.tolerance, late)):
             expected = step.expect.reason if "reason" not in judge.unknown else None
             yield Disagreement(f"{scenario.name}:{step.line}", number, packet_text(step.packet), tuple(found), (expected, one.record.get("reason")))
 
 
-def misses(expect: Expect, seen: Seen, unknown: frozenset[str] = frozenset(), tolerance: float = 0.0) -> list[Difference]:
-    """What is named in the expectation and is not so: expected on the left, what came on the right."""
+def lateness(scenario: Scenario, seen: list[Seen], judge: Judge) -> Iterator[float]:
+    """For each step, how many seconds a judge is late since the timeout of the step's connection was last set; 0 of a judge that has no tolerance.
+
+    A step has set it if it moved the moment at which the connection expires, by more than two measurements of that moment may differ. When within
+    the step is not known: what it was itself late counts as well.
+    """
+    set_at: dict[int, tuple[float, float]] = {}  # by connection: when it expires, and how late the judge was before the step that said so
+    nominal = before = 0.0
+    for number, (step, one) in enumerate(zip(scenario.steps, seen, strict=True)):
+        nominal += step.wait if number else 0.0
+        now = (one.record["ts"] - seen[0].record["ts"]) / SECOND
+        conn, left = one.record["conn"], one.record["timeout"]
+        late = 0.0
+        if judge.tolerance and conn is not None and left is not None:
+            if conn not in set_at or abs(now + left - set_at[conn][0]) > 2 * judge.tolerance:
+                set_at[conn] = now + left, before
+            late = max(now - nominal - set_at[conn][1], 0.0)
+        before = now - nominal
+        yield late
+
+
+def misses(
+    expect: Expect, seen: Seen, unknown: frozenset[str] = frozenset(), tolerance: float = 0.0, late: float = 0.0
+) -> list[Difference]:  # fmt: skip
+    """What is named in the expectation and is not so: expected on the left, what came on the right. tolerance, late: as differences() takes them."""
     record = seen.record
     wanted: Record = {name: getattr(expect, name) for name in PLAIN if getattr(expect, name) is not None and name not in unknown}
     if wanted.get("conn") == NO_CONN:
         wanted["conn"] = None
-    found = differences(wanted, record, wanted, tolerance=tolerance)
+    found = differences(wanted, record, wanted, tolerance=tolerance, late=late)
     if "status" not in unknown:
         found += _status(expect, frozenset(record["status"]), record["status"])
     for name, value in expect.tcp:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,11 @@ def scenario(tmp_path):
 @pytest.fixture
 def office(tmp_path):
     return stories.write(tmp_path / "office.pcap", stories.office())
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return stories.write(tmp_path / "empty.pcap", [])
 
 
 def run(capfd, *argv):
@@ -171,6 +177,45 @@ def test_update_leaves_what_holds_untouched(capfd, scenario):
     assert (path.read_text(), path.stat().st_mtime_ns) == (GOOD, before)
 
 
+def test_update_follows_no_link_of_a_similar_name(capfd, scenario, tmp_path):
+    path = scenario(BAD)
+    scenario("precious", "elsewhere")
+    (tmp_path / "open.ct.new").symlink_to(tmp_path / "elsewhere")
+    assert run(capfd, path, "--update")[0] == 0
+    assert (tmp_path / "open.ct.new").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["elsewhere", "open.ct", "open.ct.new"]
+
+
+def test_update_keeps_what_was_in_a_file_of_a_similar_name(capfd, scenario):
+    path, other = scenario(BAD), scenario("precious", "open.ct.new")
+    assert run(capfd, path, "--update")[0] == 0
+    assert other.read_text() == "precious"
+
+
+def test_update_writes_behind_a_symbolic_link_and_keeps_the_mode(capfd, scenario, tmp_path):
+    (tmp_path / "kept").mkdir()
+    path, link = scenario(BAD, "kept/open.ct"), tmp_path / "link.ct"
+    path.chmod(0o640)
+    link.symlink_to(path)
+    assert run(capfd, link, "--update")[0] == 0
+    assert link.is_symlink()
+    assert (path.read_text() != BAD, path.stat().st_mode & 0o777) == (True, 0o640)
+    assert [one.name for one in path.parent.iterdir()] == ["open.ct"]
+
+
+def test_update_gives_a_new_file_the_mode_of_any_new_file(capfd, office, tmp_path):
+    (tmp_path / "plain").touch()
+    assert run(capfd, office, "--expect", tmp_path / "office.jsonl", "--update")[0] == 0
+    assert (tmp_path / "office.jsonl").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_update_replaces_nothing_but_plain_files(capfd, office, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "expected a plain file" in refused(capfd, office, "--expect", tmp_path / "pipe", "--update")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 # --- captures --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +327,47 @@ def test_saved_records_that_are_none(capfd, office, tmp_path, line):
     saved = tmp_path / "office.jsonl"
     saved.write_text('{"state": "new"}\n' + line + "\n")
     assert f"{saved}:2: expected a packet record" in refused(capfd, office, "--expect", saved)
+
+
+@pytest.mark.parametrize("number", ["x", None, True, -1, 1.5, [3], {}, 1 << 70])
+def test_saved_records_whose_number_is_none(capfd, office, tmp_path, number):
+    saved = tmp_path / "office.jsonl"
+    saved.write_text('{"state": "new"}\n' + json.dumps({"i": number, "state": "new"}) + "\n")
+    assert f"{saved}:2: i: expected the packet's number" in refused(capfd, office, "--expect", saved)
+
+
+def test_saved_records_that_are_nested_too_deeply(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    saved.write_text('{"state": ' + "[" * 900 + "]" * 900 + "}\n")
+    assert f"{saved}:1: expected a packet record" in refused(capfd, office, "--expect", saved)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9), st.lists)
+FIELDS = st.sampled_from(["reason", "status", "timeout", "src", "dst", "sport", "proto", "file", "tcp", "\x1b[2J\n"])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(records=st.lists(st.dictionaries(FIELDS, JSON | st.dictionaries(st.text(max_size=5), JSON, max_size=2)), min_size=1, max_size=3))
+def test_whatever_saved_records_hold_they_are_shown_line_by_line(capfd, empty, tmp_path, records):
+    """Before a capture of one packet: a record for it and some too many."""
+    saved = tmp_path / "hostile.jsonl"
+    saved.write_text("".join(json.dumps({"state": "\x1b]0;owned\x07\r\nnew", **record}) + "\n" for record in records))
+    for capture in (empty, stories.write(tmp_path / "one.pcap", stories.office()[:1])):
+        code, out, err = run(capfd, capture, "--expect", saved)
+        assert (code, err) == (1, "")
+        assert not set("\x1b\x07\r\x9b\u2028") & set(out)
+        assert "\nnew" not in out
+
+
+def test_saved_records_of_an_empty_capture(capfd, empty, tmp_path):
+    saved = tmp_path / "one.jsonl"
+    saved.write_text('{"state": "new", "i": 0, "src": "\\u001b[31m10.0.0.1", "dst": "a\\nb", "proto": "tcp"}\n')
+    code, out, _ = run(capfd, empty, "--expect", saved, "--junit", tmp_path / "out.xml")
+    assert (code, out.splitlines()[:2]) == (
+        1,
+        [f"{empty}  engine: 1 of 1 packets differ", rf"{empty} #0  \x1b[31m10.0.0.1 > a\x0ab tcp"],
+    )
+    assert ET.parse(tmp_path / "out.xml").find("testsuite/testcase/failure").get("message") == "1 of 1 packets differ"
 
 
 def test_files_are_recognised(scenario, office):

@@ -116,7 +116,11 @@ def test_timeouts_have_the_judges_tolerance():
 class Late:
     """A judge whose packets come half a second later than asked for."""
 
-    name, unknown, tolerance = "late", frozenset(), 0.004
+    name, tolerance = "late", 0.004
+    unknown: frozenset[str] = frozenset()
+
+    def packet(self, frame: bytes, wait: float) -> Seen:
+        raise AssertionError("what it saw is made beforehand")
 
 
 def test_a_late_judge_is_forgiven_what_it_was_late():
@@ -127,6 +131,42 @@ def test_a_late_judge_is_forgiven_what_it_was_late():
     assert [item.number for item in disagreements(scenario, came, exact())] == [1]
     much = parse(text.replace("=> 119", "=> 117"))
     assert list(disagreements(much, came, Late()))
+
+
+def late(text: str, actual: str) -> list[int]:
+    """The steps that differ before a late judge, which lets other times pass than the scenario says."""
+    return [item.number for item in disagreements(parse(text), seen(actual), Late())]
+
+
+def test_a_late_judge_may_have_less_left_and_never_more():
+    text = "+0 A:1 > B:2 S => 120\n+1 A:1 > B:2 S => 119\n"
+    came = seen(text.replace("+1 ", "+1.5 "))
+    for expected, found in (("118.496", []), ("118.5", []), ("119.004", []), ("119.005", [1]), ("118.495", [1]), ("118", [1])):
+        assert [item.number for item in disagreements(parse(text.replace("=> 119", f"=> {expected}")), came, Late())] == found, expected
+
+
+def test_what_was_late_before_a_timeout_was_set_is_not_forgiven():
+    """The SYN is repeated half a second late; the reply that sets 60 s, and the repeated SYN that finds 59 s left of them, are on time."""
+    text = "+0 A:1 > B:2 S => 120\n+1 A:1 > B:2 S => 119\n+1 B:2 > A:1 SA ack 1 => 60\n+1 A:1 > B:2 S => 59\n"
+    actual = text.replace("+1 ", "+1.5 ", 1)
+    assert late(text, actual) == []
+    assert late(text.replace("=> 60", "=> 60.3"), actual) == [2]
+    assert late(text.replace("=> 59", "=> 59.3"), actual) == [3]
+
+
+def test_a_step_that_sets_a_timeout_is_forgiven_its_own_lateness():
+    """When within the step the timeout was set is not known."""
+    text = "+0 A:1 > B:2 S => 120\n+1 B:2 > A:1 SA ack 1 => 60.5\n"
+    assert late(text, text.replace("+1 ", "+1.5 ")) == []
+    assert late(text.replace("60.5", "60.6"), text.replace("+1 ", "+1.5 ")) == [1]
+
+
+def test_each_connection_is_late_for_itself():
+    """Another connection begins after the judge was late; what is left of the first one's timeout is less, of the second's not."""
+    text = "+0 A:1 > B:2 S => 120\n+1 A:1 > B:2 S => 119\n+0 A:3 > B:4 S => 120\n+0 A:1 > B:2 S => 119\n+0 A:3 > B:4 S => 120\n"
+    actual = text.replace("+1 ", "+1.5 ")
+    assert late(text, actual) == []
+    assert late(text.replace("A:3 > B:4 S => 120", "A:3 > B:4 S => 120.3"), actual) == [2, 4]
 
 
 def test_the_scenarios_settings_win():
