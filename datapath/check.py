@@ -120,6 +120,7 @@ def check_scenario(name: str, judges: Sequence[str], tracking: Tracking, *, upda
             case.differing, case.shown = len(found), found[:MOST_SHOWN]
             yield case
     except CtmirrorError as error:
+        case.packets = case.expected = 0  # what was judged before it stopped is not known
         case.error = str(error)
         yield case
 

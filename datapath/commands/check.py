@@ -46,8 +46,11 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
       ctmirror check office.pcap --expect office.jsonl --tcp-loose 0
     """
     from datapath import check
+    from datapath.app import Outputs, check_files
     from datapath.junit import write_junit
 
+    inputs = [*files, *([saved] if saved and not update else [])]
+    check_files(inputs, Outputs(packets=junit, conns=written, events=saved if update else None))
     scenarios = [name for name in files if check.is_scenario(name) or (name == STDOUT and saved is None)]
     captures = [name for name in files if name not in scenarios]
     _refuse(scenarios, captures, saved, judges, written, update)
@@ -59,7 +62,7 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
         cases.append((check.update_captures if update else check.check_captures)(captures, saved, tracking))
     if junit:
         write_junit(junit, cases)
-    _print(cases, saved, quiet=quiet, verbose=verbose)
+    _print(cases, saved, tracking.flags, quiet=quiet, verbose=verbose)
     for line in dict.fromkeys(case.error for case in cases if case.error is not None):
         complain(line)
     return USAGE if any(case.error is not None for case in cases) else int(any(case.differing for case in cases))
@@ -79,8 +82,8 @@ def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges
         raise click.UsageError("--update, -w: expected a scenario that is a file")
 
 
-def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) -> None:
-    """What differs, what to type next, and a line for each judge."""
+def _print(cases: list[Case], saved: str | None, given: str, *, quiet: bool, verbose: bool) -> None:
+    """What differs, what to type next, and a line for each judge. given: the tracking options of the command line."""
     from rich.console import Console
 
     from datapath.differences import print_disagreements
@@ -98,7 +101,7 @@ def _print(cases: list[Case], saved: str | None, *, quiet: bool, verbose: bool) 
             print_disagreements(shown, ("expected", case.judge), console)
             if len(shown) < case.differing:
                 say(f"  ... and {case.differing - len(shown):,} more" + ("" if verbose else " (--verbose shows more)"))
-            for line in _next(case, saved):
+            for line in _next(case, saved, given and f" {given}"):
                 say(f"  {line}", "cyan")
             say("")
     if not quiet:
@@ -114,14 +117,16 @@ def _outcome(case: Case) -> str:
     return f"{case.differing:,} of {case.compared:,} packets differ" if case.differing else f"{case.packets:,} packets, {case.expected:,} as expected"
 
 
-def _next(case: Case, saved: str | None) -> Iterator[str]:
+def _next(case: Case, saved: str | None, given: str) -> Iterator[str]:
     """Commands that tell more, or accept what came."""
     first, flags = case.shown[0], f" {case.flags}" if case.flags else ""
     names = " ".join(map(quoted, case.files))
     if case.scenario:
+        judge = f" --judge {case.judge}" if case.judge != "engine" else ""
         capture = quoted(os.path.splitext(os.path.basename(case.name))[0] + ".pcapng")
-        yield f"ctmirror check {names} -w {capture} && ctmirror explain {capture} --packet {first.number}{flags}"
-        yield f"ctmirror check {names} --update     # if this is how it should be"
+        if case.name != STDOUT:
+            yield f"ctmirror check {names} -w {capture}; ctmirror explain {capture} --packet {first.number}{flags}"
+            yield f"ctmirror check {names} --update{judge}{given}     # if this is how it should be"
     else:
         yield f"ctmirror explain {names} --packet {first.number}{flags}"
         yield f"ctmirror check {names} --expect {quoted(saved or '')} --update{flags}     # if this is how it should be"
@@ -132,6 +137,6 @@ def _summary(cases: list[Case]) -> Iterator[str]:
         mine = [case for case in cases if case.judge == judge]
         packets, expected = sum(case.packets for case in mine), sum(case.expected for case in mine)
         differing, failed = sum(bool(case.differing) for case in mine), sum(case.error is not None for case in mine)
-        outcome = [f"{counted(differing, 'file')} with differences" if differing else "no difference"]
+        outcome = [f"{counted(differing, 'file')} with differences"] if differing else [] if failed else ["no difference"]
         outcome += [f"{counted(failed, 'file')} not judged to the end"] if failed else []
         yield f"{judge}: {counted(len(mine), 'file')}, {counted(packets, 'packet')}, {counted(expected, 'expectation')}; {'; '.join(outcome)}"

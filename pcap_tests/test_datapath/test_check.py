@@ -95,7 +95,7 @@ def test_what_differs_is_shown_with_what_to_type_next(capfd, scenario, monkeypat
         "           expected  engine",
         "  timeout  61        60",
         "  dir      original  reply",
-        "  ctmirror check open.ct -w open.pcapng && ctmirror explain open.pcapng --packet 1 --tcp-loose 0 --zone 4 --timeouts tcp_timeout_close=3",
+        "  ctmirror check open.ct -w open.pcapng; ctmirror explain open.pcapng --packet 1 --tcp-loose 0 --zone 4 --timeouts tcp_timeout_close=3",
         "  ctmirror check open.ct --update     # if this is how it should be",
         "",
         "engine: 1 file, 3 packets, 3 expectations; 1 file with differences",
@@ -320,6 +320,26 @@ def test_usage(capfd, scenario, office, tmp_path):
     assert "No such file" in refused(capfd, tmp_path / "none.pcap", "--expect", tmp_path / "x.jsonl")
     assert "No such file" in refused(capfd, office, "--expect", tmp_path / "none.jsonl")
     assert "cannot be written" in refused(capfd, good, "--junit", tmp_path / "no" / "out.xml")
+
+
+def test_no_output_is_written_over_an_input(capfd, scenario, office, tmp_path):
+    good, saved = scenario(GOOD), tmp_path / "office.jsonl"
+    assert run(capfd, office, "--expect", saved, "--update")[0] == 0
+    for argv in (
+        [good, "--junit", good],
+        [good, "-w", good],
+        [office, "--expect", office, "--update"],
+        [office, "--expect", saved, "--junit", saved],
+    ):
+        before = [path.read_bytes() for path in map(Path, (good, saved, office))]
+        assert "would be written over" in refused(capfd, *argv)
+        assert [path.read_bytes() for path in map(Path, (good, saved, office))] == before
+
+
+def test_what_was_not_judged_is_not_called_as_expected(capfd, scenario):
+    path = scenario("+0 A:1 > B:2 S => established\n+40 A:1 > B:2 S\n")
+    _, out, err = run(capfd, path, "--judge", "kernel")
+    assert "no difference" not in out and "kernel: 1 file, 0 packets, 0 expectations; 1 file not judged to the end" in out and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("line", ["", "[]", "7", "{", '{"i": 3}', "\0\xff"])
