@@ -26,6 +26,7 @@ from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
 from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
+from datapath.names import printable
 from datapath.scenario import run
 from datapath.scenario.cursor import split
 from datapath.scenario.expectation import expectation_text
@@ -65,6 +66,24 @@ class Case:
     def compared(self) -> int:
         """Packets that came or were expected: saved records may be more than there are packets."""
         return max(self.packets, self.expected)
+
+
+def sorted_out(names: Sequence[str], saved: str | None) -> tuple[list[str], list[str], list[Case]]:
+    """Scenarios, captures, and a case for each file that cannot be read, which keeps no other from being judged.
+
+    saved: what captures are compared with, if they are.
+    """
+    scenarios: list[str] = []
+    captures: list[str] = []
+    failed: list[Case] = []
+    for name in names:
+        try:
+            scenario = (name == STDOUT and saved is None) or is_scenario(name)
+        except OSError as error:
+            failed.append(Case((name,), "engine", True, error=f"{printable(name)}: {error.strerror}"))
+        else:
+            (scenarios if scenario else captures).append(name)
+    return scenarios, captures, failed
 
 
 def is_scenario(name: str) -> bool:
@@ -275,5 +294,10 @@ def update_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> 
     """Save the captures' packet records."""
     start = perf_counter()
     records = [orjson.dumps(record) for record in records_of(captures, tracking)]
-    _replace(saved, b"".join(record + b"\n" for record in records))
+    data = b"".join(record + b"\n" for record in records)
+    if saved == STDOUT:
+        with naming(saved):
+            sys.stdout.buffer.write(data)
+    else:
+        _replace(saved, data)
     return Case(tuple(captures), "engine", False, len(records), len(records), updated=True, seconds=perf_counter() - start)

@@ -257,7 +257,7 @@ def judge() -> Finding:
     except ImportError as error:
         return Finding("kernel as judge", False, str(error), "pip install ctmirror again")
     why = obstacle()
-    return Finding("kernel as judge", not why, why or "ctmirror diff works", "needed for ctmirror diff only")
+    return Finding("kernel as judge", not why, why or "ctmirror diff works", "needed for ctmirror diff and check --judge kernel")
 
 
 def veth() -> Finding:

@@ -7,12 +7,13 @@ Invariant: whatever names and messages hold, the file is well-formed XML.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from datapath.check import Case
 from datapath.differences import lines_of
-from datapath.export import naming
+from datapath.export import STDOUT, naming
 from datapath.names import printable
 
 # What XML 1.0 cannot hold, not even escaped (its section 2.2).
@@ -49,6 +50,10 @@ def _case(suite: ET.Element, case: Case) -> None:
 
 
 def write_junit(name: str, cases: Sequence[Case]) -> None:
-    """Raises CtmirrorError naming the file."""
-    with naming(name), open(name, "wb") as file:
-        file.write(junit_xml(cases))
+    """To a file, or stdout for "-". Raises CtmirrorError naming it."""
+    with naming(name):
+        if name == STDOUT:
+            sys.stdout.buffer.write(junit_xml(cases))
+            return
+        with open(name, "wb") as file:
+            file.write(junit_xml(cases))

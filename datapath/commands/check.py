@@ -51,18 +51,19 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
 
     inputs = [*files, *([saved] if saved and not update else [])]
     check_files(inputs, Outputs(packets=junit, conns=written, events=saved if update else None))
-    scenarios = [name for name in files if check.is_scenario(name) or (name == STDOUT and saved is None)]
-    captures = [name for name in files if name not in scenarios]
+    scenarios, captures, cases = check.sorted_out(files, saved)
     _refuse(scenarios, captures, saved, judges, written, update)
     chosen = list(JUDGES) if "all" in judges else list(dict.fromkeys(judges)) or ["engine"]
     if written:
         check.write_capture(written, check.read_scenario(scenarios[0])[1])
-    cases = [case for name in scenarios for case in check.check_scenario(name, chosen, tracking, update=update)]
+    for name in scenarios:
+        cases += check.check_scenario(name, chosen, tracking, update=update)
     if captures:
         cases.append((check.update_captures if update else check.check_captures)(captures, saved, tracking))
     if junit:
         write_junit(junit, cases)
-    _print(cases, saved, tracking.flags, quiet=quiet, verbose=verbose)
+    data_on_stdout = STDOUT in (junit, written, saved if update else None)
+    _print(cases, saved, tracking.flags, stderr=data_on_stdout, quiet=quiet, verbose=verbose)
     for line in dict.fromkeys(case.error for case in cases if case.error is not None):
         complain(line)
     return USAGE if any(case.error is not None for case in cases) else int(any(case.differing for case in cases))
@@ -82,13 +83,13 @@ def _refuse(scenarios: list[str], captures: list[str], saved: str | None, judges
         raise click.UsageError("--update, -w: expected a scenario that is a file")
 
 
-def _print(cases: list[Case], saved: str | None, given: str, *, quiet: bool, verbose: bool) -> None:
+def _print(cases: list[Case], saved: str | None, given: str, *, stderr: bool, quiet: bool, verbose: bool) -> None:
     """What differs, what to type next, and a line for each judge. given: the tracking options of the command line."""
     from rich.console import Console
 
     from datapath.differences import print_disagreements
 
-    console = Console()
+    console = Console(stderr=stderr)
 
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.options import Number, tracking_options_but_clock
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
+from datapath.export import STDOUT
 from datapath.names import printable, quoted
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class _Report:
         for found in chunk.disagreements():
             if self.left > 0:
                 print_disagreements([found], ("ctmirror", f"Linux {platform.release()}"), self.console)
-                self.console.print(f"  {self.explain} {found.number}", style="cyan", markup=False, soft_wrap=True)
+                if found.where != STDOUT:
+                    self.console.print(f"  {self.explain} {found.number}", style="cyan", markup=False, soft_wrap=True)
             elif self.left == 0:
                 self.console.print("...  more differ; --show N shows more, --jsonl FILE has all")
             self.left -= 1
@@ -114,7 +116,7 @@ class _Report:
 
 def _writer(stack: ExitStack, jsonl: str | None, oracle_only: bool) -> Writer | None:
     """Where records go: the file asked for, stdout for the kernel's alone, or nowhere."""
-    from datapath.export import STDOUT, open_writer
+    from datapath.export import open_writer
 
     name = jsonl or (STDOUT if oracle_only else None)
     if name is None:

@@ -11,21 +11,31 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ctcore.config import Config
+from ctcore.errors import CtmirrorError
 from datapath.differences import Difference, Disagreement, differences
 from datapath.fields import Record
 from datapath.scenario.build import build
 from datapath.scenario.expectation import SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
-from datapath.scenario.steps import NO_CONN, Expect, Scenario
+from datapath.scenario.steps import NO_CONN, Expect, Scenario, ScenarioError
 from datapath.scenario.text import config_of, packet_text
 
 PLAIN = ("state", "l4state", "timeout", "dir", "verdict", "conn", "reason", "zone", "mark")
 
 
 def play(scenario: Scenario, judge: Judge, frames: list[bytes] | None = None) -> list[Seen]:
-    """Give a scenario's packets to a judge, in order. frames: those of build(scenario), if it has been built."""
+    """Give a scenario's packets to a judge, in order. frames: those of build(scenario), if it has been built.
+
+    Raises ScenarioError with file and line where the judge cannot go on.
+    """
     frames = build(scenario) if frames is None else frames
-    return [judge.packet(frame, step.wait) for step, frame in zip(scenario.steps, frames, strict=True)]
+    seen = []
+    for step, frame in zip(scenario.steps, frames, strict=True):
+        try:
+            seen.append(judge.packet(frame, step.wait))
+        except CtmirrorError as error:
+            raise ScenarioError(f"{scenario.name}:{step.line}: {error}") from None
+    return seen
 
 
 def settings_of(scenario: Scenario, base: Config, zone: int = 0) -> tuple[Config, int]:

@@ -322,6 +322,28 @@ def test_usage(capfd, scenario, office, tmp_path):
     assert "cannot be written" in refused(capfd, good, "--junit", tmp_path / "no" / "out.xml")
 
 
+def test_dash_is_stdout(capfd, scenario, office, tmp_path):
+    code, out, err = run(capfd, scenario(GOOD), "--junit", "-")
+    assert code == 0 and ET.fromstring(out).tag == "testsuites" and "engine: 1 file" in err
+    code, out, err = run(capfd, office, "--expect", "-", "--update")
+    assert code == 0 and len(out.splitlines()) == 19 and "engine: 1 file" in err
+    assert not Path("-").exists()
+
+
+def test_one_file_that_cannot_be_read_keeps_no_other_from_being_judged(capfd, scenario, tmp_path):
+    code, out, err = run(capfd, tmp_path / "none", scenario(GOOD), tmp_path, "--junit", tmp_path / "out.xml")
+    assert code == 2 and err.splitlines() == [f"ctmirror: {tmp_path}/none: No such file or directory", f"ctmirror: {tmp_path}: Is a directory"]
+    assert "3 expectations; 2 files not judged to the end" in out
+    suite = ET.parse(tmp_path / "out.xml").getroot().find("testsuite")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "0", "2")
+
+
+def test_where_a_judge_cannot_go_on_is_said(running_kernel, capfd, scenario):
+    path = scenario("# far too long\n+0 A:1 > B:2 S => new\n+3600 A:1 > B:2 S\n")
+    code, _, err = run(capfd, path, "--judge", "kernel")
+    assert code == 2 and err.startswith(f"ctmirror: {path}:3: a wait of 3600 s: expected at most 30 s") and err.count("\n") == 1
+
+
 def test_no_output_is_written_over_an_input(capfd, scenario, office, tmp_path):
     good, saved = scenario(GOOD), tmp_path / "office.jsonl"
     assert run(capfd, office, "--expect", saved, "--update")[0] == 0
