@@ -104,6 +104,8 @@ class Lockstep:
         elif state not in (State.NOT_SEEN, State.UNTRACKED):
             key = key_of(batch.array[0])
             conn = self.tracker.find(key) if key else None
+            if conn is not None and ordinal < 0 and conn["timeout"][0] == 0:
+                conn = None  # overdue: no packet belongs to it any more, as the oracle has it
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True

@@ -120,6 +120,10 @@ def test_connections_expire_by_the_kernels_clock(running_kernel: None) -> None:
         assert [kernel_says(compared, "conn") for compared in both] == [[0], [1]]
 
 
+def test_a_connection_that_lives_for_no_time_is_none_to_an_invalid_packet(running_kernel: None) -> None:
+    judge(craft.gre(A, B), craft.gre(A, B, version=1, proto=0x6558), timeouts={"gre_timeout": 0})
+
+
 def test_reset_begins_anew(running_kernel: None) -> None:
     with Oracle(Config()) as oracle:
         lockstep = Lockstep(oracle)
