@@ -11,6 +11,7 @@ from typing import SupportsIndex
 
 from ctcore import spec
 from ctcore.errors import ConfigError
+from ctcore.nat_rules import HelperRule, NatRule
 
 EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 # With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
@@ -40,6 +41,8 @@ class Config:
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
     event_buffer: int = 65536  # events kept until they are taken
+    nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
+    helpers: tuple[HelperRule, ...] = ()
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:

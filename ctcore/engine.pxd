@@ -8,7 +8,7 @@ from ctcore.hashing cimport HashKey
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
-from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Settings
+from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Rewrite, Settings
 
 # What a protocol tracker makes of a packet.
 cdef enum Outcome:
@@ -39,6 +39,7 @@ ctypedef struct Engine:
     int64_t next_tick_at        # ns at which the next tick begins
     int64_t next_id             # ordinal of the next connection
     uint32_t live               # confirmed connections
+    Rewrite *rewrite            # where to say what is to be changed in the packet at hand; NULL: nobody asks
     uint16_t changes            # what the packet at hand changed in its connection
 
 

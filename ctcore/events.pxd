@@ -17,7 +17,7 @@ cdef inline void copy_out(Entry *out, const Entry *entry, uint32_t timeout) noex
     out[0] = entry[0]
     out.deadline = timeout
     out.cold = out.live = 0
-    out.wheel_next = out.wheel_prev = out.wheel_tick = out.generation = out.pad = 0
+    out.wheel_next = out.wheel_prev = out.wheel_tick = out.generation = out.extension = 0
     out.hash[0] = out.hash[1] = 0
 
 

@@ -28,8 +28,10 @@ class Tracker:
 
     config: Config
     def __init__(self, config: Config | None = None) -> None: ...
-    def advance(self, batch: Batch) -> NDArray[Any]:
+    def advance(self, batch: Batch, rewrites: NDArray[Any] | None = None) -> NDArray[Any]:
         """Judge the packets of a batch in order.
+
+        rewrites: a REWRITE_DTYPE[len(batch)] to be filled in with what is to be changed in each packet before it leaves: where `flags` is not 0.
 
         Returns DECISION_DTYPE[len(batch)]: conn is the connection's ordinal or -1, timeout ticks (1/config.hz s) left after the packet or -1, dir
         255 and l4state 255 where there is none. Each packet's time (ns) moves the clock on; a time before the last one counts as the last one.

@@ -56,12 +56,16 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             prefetch_write(&entry.l4)
 
 
-cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out) noexcept nogil:
-    """Decide every packet, in order.   Reads: all of the row.   Writes: state, verdict, reason; out (if not NULL); the engine."""
+cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
+    """Decide every packet, in order.   Reads: all of the row.   Writes: state, verdict, reason; out and rewrites (if not NULL); the engine."""
     cdef int i
     cdef Decision scratch
     for i in range(n):
+        if rewrites != NULL:
+            ct.rewrite = &rewrites[i]
+            ct.rewrite.flags = 0
         track(ct, &row[i], &scratch if out == NULL else &out[i])
+    ct.rewrite = NULL
 
 
 # --- deletion ---------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, REWRITE_DTYPE
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
@@ -41,6 +41,13 @@ cdef int fill_address(uint64_t *words, str text) except -1:
 
 cdef str address_text(const uint64_t *words, int family):
     return str(ipaddress.ip_address((<const char *>words)[:4 if family == 4 else 16]))
+
+
+def whole_rewrites(rewrites, int n):
+    """The array a caller gives for a batch of n. Raises ValueError if it is not one that can be written to."""
+    if rewrites.dtype != REWRITE_DTYPE or rewrites.shape != (n,) or not rewrites.flags.carray:
+        raise ValueError(f"rewrites: expected a writable REWRITE_DTYPE[{n}], found {rewrites.dtype.name}{list(rewrites.shape)}")
+    return rewrites
 
 
 cdef class Tracker:
@@ -91,7 +98,10 @@ cdef class Tracker:
         if self.busy:
             raise RuntimeError("tracker: another thread is at work with it: expected one at a time")
 
-    def advance(self, Batch batch not None):
+    def advance(self, Batch batch not None, rewrites=None):
+        cdef Rewrite *changed = NULL
+        if rewrites is not None:
+            changed = <Rewrite *><size_t>whole_rewrites(rewrites, batch.size).ctypes.data
         cdef object decisions = np.empty(batch.size, dtype=DECISION_DTYPE)
         cdef Decision *out = <Decision *><size_t>decisions.ctypes.data
         cdef int start = 0, n
@@ -102,7 +112,7 @@ cdef class Tracker:
                 n = min(batch.size - start, <int>BATCH)
                 hash_rows(&self.ct, batch.row + start, n)
                 find_rows(&self.ct, batch.row + start, n)
-                track_rows(&self.ct, batch.row + start, n, out + start)
+                track_rows(&self.ct, batch.row + start, n, out + start, NULL if changed == NULL else changed + start)
                 start += n
         self.busy = False
         return decisions

@@ -107,6 +107,28 @@ cpdef enum Proto:
     PROTO_SCTP = 132
     PROTO_UDPLITE = 136
 
+# Which half of a tuple address translation changes. Python: Manip.
+cpdef enum:
+    MANIP_SRC = 0
+    MANIP_DST = 1
+
+# What a NAT rule leaves to choose from, and how.
+cpdef enum RangeFlag:
+    RANGE_ADDRESSES = 0x01
+    RANGE_PORTS = 0x02
+    RANGE_RANDOM = 0x04         # ports from a random start on, but the packet's own one first
+    RANGE_FULLY_RANDOM = 0x08   # never the packet's own port
+    RANGE_PERSISTENT = 0x10     # the same address for a source whatever its destination
+
+# What is to be changed in a packet before it leaves (Rewrite).
+cpdef enum RewriteFlag:
+    REWRITE_SRC = 0x01          # source address, and port or id, of the packet itself
+    REWRITE_DST = 0x02
+    REWRITE_INNER_SRC = 0x04    # of the packet an ICMP error quotes
+    REWRITE_INNER_DST = 0x08
+    REWRITE_SEQ = 0x10          # TCP sequence numbers: seq_delta, ack_delta
+    REWRITE_EDIT = 0x20         # a helper's edits of the payload
+
 cpdef enum EventKind:
     EVENT_NEW = 1
     EVENT_UPDATE = 2
@@ -142,13 +164,20 @@ cpdef enum Reason:
     R_IP_TRUNCATED
     R_IP_CHECKSUM
     R_IP6_MALFORMED
+    R_FRAGMENT_DUPLICATE
+    R_FRAGMENT_OVERLAP
+    R_FRAGMENT_MALFORMED
+    R_FRAGMENT_MEMORY
     R_FRAGMENT
     # before the protocol trackers
     R_L4_BEYOND
     R_IP6_CHAIN
     R_TUPLE_SHORT
     R_TABLE_FULL
+    R_ZONE_LIMIT
     R_CLASH
+    R_NAT_EXHAUSTED
+    R_NAT_ICMP
     # TCP, invalid
     R_TCP_SHORT
     R_TCP_DOFF
@@ -199,6 +228,9 @@ cpdef enum Reason:
     R_SCTP_TAG
     R_SCTP_STATE
     R_SCTP_IGNORED
+    # helpers
+    R_HELPER_PARTIAL
+    R_HELPER_REFUSED
     N_REASONS
 
 # TCP header flags, RFC 9293 3.1.
@@ -250,7 +282,7 @@ ctypedef struct Packet:
     uint8_t reason
     uint8_t state
     uint8_t hop_limit
-    uint8_t pad
+    uint8_t flaw                # FLAW_* bits: seen by parse(), for who cares
     uint16_t l3_off             # of the IP header in the frame
     uint32_t index              # row of the frame in the caller's arrays
 
@@ -268,6 +300,16 @@ ctypedef struct Decision:
     uint8_t l4state             # NO_L4STATE where the protocol has none
     uint8_t proto
     uint8_t family
+    uint8_t pad
+
+# What is to be changed in a packet before it leaves. The tuple of a packet quoted in an ICMP error becomes the inverse of `to`.
+ctypedef struct Rewrite:
+    Key to                      # the tuple to leave with; its zone means nothing
+    int32_t seq_delta
+    int32_t ack_delta
+    uint32_t first_edit         # in the engine's edits of this batch
+    uint16_t n_edits
+    uint8_t flags               # RewriteFlag
     uint8_t pad
 
 # --- a connection ----------------------------------------------------------------------------------------------------------------------
@@ -331,11 +373,13 @@ ctypedef struct Entry:
     uint32_t generation         # counts the lives of this slot
     uint32_t hash[2]            # of the two keys, for erase
     uint32_t wheel_tick         # where the wheel will look at it next, at or before its deadline
-    uint32_t pad
+    uint32_t extension          # its row of the extensions, counted from 1; 0: none
 
 cdef enum:
+    FLAW_SUM = 1                # a bad ICMP checksum nobody asked to verify; address translation does
     COLD_MARK = 1               # a mark is set
     COLD_MASTER = 2             # expectations may name it as their master
+    COLD_EXTENSION = 4          # a helper, or sequence numbers that are adjusted
 
 ctypedef struct Event:
     uint8_t kind

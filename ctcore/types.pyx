@@ -15,6 +15,9 @@ assert sizeof(Key) == 40 and sizeof(Flow) == 64 and sizeof(Entry) == 256 and siz
 Dir = IntEnum("Dir", {
     "ORIG": ORIG, "REPLY": REPLY,
 }, module=__name__)
+Manip = IntEnum("Manip", {
+    "MANIP_SRC": MANIP_SRC, "MANIP_DST": MANIP_DST,
+}, module=__name__)
 TcpState = IntEnum("TcpState", {
     "TCP_NONE": TCP_NONE, "SYN_SENT": SYN_SENT, "SYN_RECV": SYN_RECV, "TCP_ESTABLISHED": TCP_ESTABLISHED, "FIN_WAIT": FIN_WAIT,
     "CLOSE_WAIT": CLOSE_WAIT, "LAST_ACK": LAST_ACK, "TIME_WAIT": TIME_WAIT, "CLOSE": CLOSE, "SYN_SENT2": SYN_SENT2,
@@ -43,6 +46,7 @@ cdef object _dtype(list fields, size_t size):
 cdef Key _k
 cdef Packet _p
 cdef Decision _d
+cdef Rewrite _r
 cdef Tcp _t
 cdef Sctp _s
 cdef Flow _f
@@ -66,7 +70,7 @@ PACKET_DTYPE = _dtype([
     ("l4_have", "u4", at(&_p, &_p.l4_have)), ("ip_len", "u4", at(&_p, &_p.ip_len)), ("wire_len", "u4", at(&_p, &_p.wire_len)),
     ("win", "u2", at(&_p, &_p.win)), ("doff", "u1", at(&_p, &_p.doff)), ("tcp_flags", "u1", at(&_p, &_p.tcp_flags)),
     ("l4_reason", "u1", at(&_p, &_p.l4_reason)), ("verdict", "u1", at(&_p, &_p.verdict)), ("reason", "u1", at(&_p, &_p.reason)),
-    ("state", "u1", at(&_p, &_p.state)), ("hop_limit", "u1", at(&_p, &_p.hop_limit)), ("l3_off", "u2", at(&_p, &_p.l3_off)),
+    ("state", "u1", at(&_p, &_p.state)), ("hop_limit", "u1", at(&_p, &_p.hop_limit)), ("flaw", "u1", at(&_p, &_p.flaw)), ("l3_off", "u2", at(&_p, &_p.l3_off)),
     ("index", "u4", at(&_p, &_p.index)),
 ], sizeof(Packet))
 
@@ -76,6 +80,11 @@ DECISION_DTYPE = _dtype([
     ("dir", "u1", at(&_d, &_d.dir)), ("verdict", "u1", at(&_d, &_d.verdict)), ("reason", "u1", at(&_d, &_d.reason)),
     ("l4state", "u1", at(&_d, &_d.l4state)), ("proto", "u1", at(&_d, &_d.proto)), ("family", "u1", at(&_d, &_d.family)),
 ], sizeof(Decision))
+
+REWRITE_DTYPE = _dtype([
+    ("to", KEY_DTYPE, at(&_r, &_r.to)), ("seq_delta", "i4", at(&_r, &_r.seq_delta)), ("ack_delta", "i4", at(&_r, &_r.ack_delta)),
+    ("first_edit", "u4", at(&_r, &_r.first_edit)), ("n_edits", "u2", at(&_r, &_r.n_edits)), ("flags", "u1", at(&_r, &_r.flags)),
+], sizeof(Rewrite))
 
 TCP_SIDE_DTYPE = np.dtype([("end", "u4"), ("maxend", "u4"), ("maxwin", "u4"), ("maxack", "u4")])
 

@@ -433,7 +433,7 @@ cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Fram
         p.now = frame.ts
         p.hash = 0
         p.flow = NO_FLOW
-        p.pad = 0
+        p.flaw = 0
         p.index = i
 
 

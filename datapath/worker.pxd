@@ -5,8 +5,8 @@ ctypedef struct Summary:
     uint64_t bytes[6]           # on the wire
     uint64_t dropped
     uint64_t held
-    uint64_t reason_packets[64] # by Reason
-    int64_t reason_first[64]    # index of the first packet with it, -1 if none
+    uint64_t reason_packets[96] # by Reason
+    int64_t reason_first[96]    # index of the first packet with it, -1 if none
     uint64_t total_packets
     uint64_t total_bytes
     uint64_t backwards          # packets whose timestamp is before an earlier one's

@@ -24,7 +24,7 @@ from datapath.wire cimport ParseSettings, parse
 from ctcore.config import Config
 from ctcore.errors import ConfigError
 
-assert N_REASONS <= 64 and N_STATES == 6
+assert N_REASONS <= 96 and N_STATES == 6
 
 CLOCKS = ("capture", "wall")
 
@@ -121,7 +121,7 @@ cdef class Pipeline:
                     row[i].now = wall
             hash_rows(&self.tracker.ct, row, k)
             find_rows(&self.tracker.ct, row, k)
-            track_rows(&self.tracker.ct, row, k, NULL if out == NULL else out + start)
+            track_rows(&self.tracker.ct, row, k, NULL if out == NULL else out + start, NULL)
             sum_up(&self.sums, row, frame + start, k)
             if key_out != NULL:
                 for i in range(k):

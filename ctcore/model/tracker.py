@@ -107,10 +107,12 @@ class ModelTracker:
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
-    def advance(self, batch: Batch) -> np.ndarray:
+    def advance(self, batch: Batch, rewrites: np.ndarray | None = None) -> np.ndarray:
         batch.consume()
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
+        if rewrites is not None:
+            rewrites["flags"] = 0
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
