@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -80,8 +80,8 @@ class Capture:
 
 @dataclass
 class Replayed:
-    """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it; clamped: of these, those
-    whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
+    """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
+    clamped: of these, those whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -214,7 +214,8 @@ class _Run:
         self._drain()
 
     def _forward(self, chunk: tuple[Any, np.ndarray], told: tuple[np.ndarray, ...], first: int, file: str | None) -> None:
-        """Write what leaves. told: decisions, keys and rewrites; first: number of the chunk's first packet in its capture, `file` if there are several."""
+        """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: that one's name, if
+        there are several."""
         decisions, keys, rewrites = told
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
         said = None
@@ -297,7 +298,9 @@ def end_text(ends: fields.Record, end: str, port: str) -> str:
     address = ends[end]
     if ends.get(port) is not None:
         return f"[{address}]:{ends[port]}" if ":" in address else f"{address}:{ends[port]}"
-    return f"{address} id {ends['id']}" if ends.get("id") is not None else f"{address} key {ends['key']}" if "key" in ends and end == "dst" else address
+    return (
+        f"{address} id {ends['id']}" if ends.get("id") is not None else f"{address} key {ends['key']}" if "key" in ends and end == "dst" else address
+    )
 
 
 def comments(decisions: np.ndarray, numbers: Sequence[int], hz: int, file: str | None = None) -> Iterable[str]:

@@ -146,14 +146,14 @@ def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, 
         yield {**head, "i": i, "ts": time, "len": length, **state, "conn": conn if conn >= 0 else None, **protocol, **ends, "out": None}
 
 
-def translated(records: Iterable[Record], keys: np.ndarray, rewrites: np.ndarray | None) -> Iterable[Record]:
+def translated(records: Iterable[Record], keys: np.ndarray, rewrites: np.ndarray | None) -> Iterator[Record]:
     """Packet records with `out` filled in where the packet's own header is translated: what it leaves with.
 
     records: of the packets of keys, KEY_DTYPE[n]; rewrites: REWRITE_DTYPE[n], None where nothing is translated. `out` has what there is of src, dst,
     sport, dport, id and key.
     """
     out = {} if rewrites is None else dict(outs(keys, rewrites))
-    return ({**record, "out": out[i]} if i in out else record for i, record in enumerate(records)) if out else records
+    return ({**record, "out": out[i]} if i in out else record for i, record in enumerate(records)) if out else iter(records)
 
 
 OUTER = RewriteFlag.REWRITE_SRC | RewriteFlag.REWRITE_DST

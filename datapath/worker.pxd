@@ -19,6 +19,7 @@ ctypedef struct Summary:
     uint64_t total_packets
     uint64_t total_bytes
     uint64_t backwards          # packets whose timestamp is before an earlier one's
+    uint64_t translated         # packets whose own header address translation changes
     uint64_t snapped            # packets of which not all bytes were captured
     int64_t first_ts
     int64_t last_ts

@@ -28,9 +28,7 @@ class Pipeline:
     translates: bool
     """Whether there are NAT rules."""
     def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 64) -> None: ...
-    def process(
-        self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False, rewrites: bool = False
-    ) -> Any:
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False, rewrites: bool = False) -> Any:
         """Run frames through all stages, in order.
 
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
@@ -54,6 +52,6 @@ class Pipeline:
         """Counts since the start, over all calls.
 
         packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
-        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
-        total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
+        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, translated,
+        total_packets, total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
         """

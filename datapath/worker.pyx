@@ -17,7 +17,10 @@ from libc.string cimport memset
 from ctcore.batch cimport Batch
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
-from ctcore.types cimport ACCEPT, BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, Decision, Key, Packet, Rewrite
+from ctcore.types cimport (
+    ACCEPT, BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet,
+    Rewrite,
+)
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, REWRITE_DTYPE
 from datapath.frame cimport Frame, checked_frames
 from datapath.rewrite cimport rewrite_rows
@@ -64,6 +67,12 @@ cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noex
     s.total_packets += n
 
 
+cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        s.translated += (rewrites[i].flags & (REWRITE_SRC | REWRITE_DST)) != 0
+
+
 cdef class Pipeline:
     """Parser and tracker, put together. See worker.pyi."""
     cdef readonly Tracker tracker
@@ -72,7 +81,7 @@ cdef class Pipeline:
     cdef ParseSettings settings
     cdef Summary sums
     cdef readonly bint translates
-    cdef object room            # for the rewrites of one batch, where nobody wants to have them
+    cdef object room            # for the rewrites of one batch, which nobody else may want to have
     cdef Rewrite *rewrites
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
@@ -166,7 +175,7 @@ cdef class Pipeline:
         cdef int k, i
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
-            rewrites = asked.rewrites + start if asked.rewrites != NULL else self.rewrites if asked.memory != NULL and self.translates else NULL
+            rewrites = asked.rewrites + start if asked.rewrites != NULL else self.rewrites if self.translates else NULL
             parse(&self.settings, memory, frame + start, k, row)
             if unlikely(wall != 0):
                 for i in range(k):
@@ -174,8 +183,10 @@ cdef class Pipeline:
             hash_rows(&self.tracker.ct, row, k)
             find_rows(&self.tracker.ct, row, k)
             track_rows(&self.tracker.ct, row, k, NULL if asked.decisions == NULL else asked.decisions + start, rewrites)
-            if asked.memory != NULL and rewrites != NULL:
-                rewrite_rows(asked.memory, frame + start, row, rewrites, k)
+            if rewrites != NULL:
+                count_translated(&self.sums, rewrites, k)
+                if asked.memory != NULL:
+                    rewrite_rows(asked.memory, frame + start, row, rewrites, k)
             sum_up(&self.sums, row, frame + start, k)
             if asked.keys != NULL:
                 for i in range(k):
@@ -191,5 +202,6 @@ cdef class Pipeline:
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
             "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
+            "translated": s.translated,
             "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }

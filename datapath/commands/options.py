@@ -189,11 +189,11 @@ def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
-    wrapper = click.option("--helper", type=Helper(), multiple=True, help="Let a helper read the connections to a port, as in ftp:tcp:21. Repeatable.")(
-        wrapper
-    )
-    for kind, text in reversed(NAT_OPTIONS):
-        wrapper = click.option(f"--{kind}", kind, type=Nat(kind), cls=PlacedOption, multiple=True, help=text)(wrapper)
+    wrapper = click.option(
+        "--helper", type=Helper(), multiple=True, help="Let a helper read the connections to a port, as in ftp:tcp:21. Repeatable."
+    )(wrapper)
+    for rule, text in reversed(NAT_OPTIONS):
+        wrapper = click.option(f"--{rule}", rule, type=Nat(rule), cls=PlacedOption, multiple=True, help=text)(wrapper)
     for option in (
         click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
