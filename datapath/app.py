@@ -214,8 +214,9 @@ class _Run:
         self._drain()
 
     def _forward(self, chunk: tuple[Any, np.ndarray], told: tuple[np.ndarray, ...], first: int, file: str | None) -> None:
-        """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: that one's name, if
-        there are several."""
+        """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: its name, where
+        there are several.
+        """
         decisions, keys, rewrites = told
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
         said = None
