@@ -116,8 +116,8 @@ cpdef enum:
 cpdef enum RangeFlag:
     RANGE_ADDRESSES = 0x01
     RANGE_PORTS = 0x02
-    RANGE_RANDOM = 0x04         # ports from a random start on, but the packet's own one first
-    RANGE_FULLY_RANDOM = 0x08   # never the packet's own port
+    RANGE_RANDOM = 0x04         # neither the packet's own port first nor another mapping of its source: a random start in any case
+    RANGE_FULLY_RANDOM = 0x08   # the same: Linux no longer distinguishes them (NF_NAT_RANGE_PROTO_RANDOM_ALL is either)
     RANGE_PERSISTENT = 0x10     # the same address for a source whatever its destination
 
 # What is to be changed in a packet before it leaves (Rewrite).
@@ -178,6 +178,7 @@ cpdef enum Reason:
     R_CLASH
     R_NAT_EXHAUSTED
     R_NAT_ICMP
+    R_NAT_GRE
     # TCP, invalid
     R_TCP_SHORT
     R_TCP_DOFF
