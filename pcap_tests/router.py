@@ -65,7 +65,8 @@ def tuple_text(key: Key) -> str:
     if key.proto in PORTS:
         shown = [f"[{address}]" if key.family == 6 else address for address in addresses]
         return f"{shown[0]}:{key.sport} > {shown[1]}:{key.dport}"
-    return " > ".join(addresses) + (f" id {key.sport}" if key.proto in ICMP_FAMILY else "")
+    asked = key.proto in ICMP_FAMILY and key.inverted() is not None
+    return " > ".join(addresses) + (f" id {key.sport}" if asked else "")
 
 
 # --- packets that pass -----------------------------------------------------------------------------------------------------------------
