@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from ctcore.errors import ConfigError
 
+EPHEMERAL = 65536 - 1024
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Ports = tuple[int, int]  # lowest and highest, both included; of ICMP the id
 
 KINDS = ("snat", "masquerade", "dnat", "redirect")
 SOURCE_KINDS = ("snat", "masquerade")
-CLIENT_PORTS = 65536 - 1024  # those that a client's port is exchanged for
 HELPERS = ("ftp", "tftp", "sip", "irc", "pptp")
 
 
@@ -39,12 +40,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Range:
-    """What to choose from. low, high: addresses, both included, or None to keep the packet's; ports: or None for any of the packet's class.
+    """What to choose from. low, high: addresses, both included, or None (or all zeros) to keep the packet's; ports: or None for any of the packet's class.
 
-    All zeros for low and high of a source: the packet's own address, so that only a port changes, and only if it must.
-    random, fully_random: the port comes from a random place in any case, also if the packet's own one is free, and no other mapping of the same
-    source is looked for; Linux no longer distinguishes the two. persistent: a source keeps its address whatever its destination.
-    Source: nft(8), NAT STATEMENTS; nf_nat_core.c of Linux 6.18.
+    random, fully_random: search a port instead of keeping the packet's own or that of another connection of the same source (Linux makes no difference
+    between the two any more); persistent: a source keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
     """
 
     low: Address | None = None
@@ -64,11 +63,6 @@ class Range:
     def family(self) -> int | None:
         """4, 6, or None for either: a range without addresses."""
         return None if self.low is None else self.low.version
-
-    @property
-    def addresses(self) -> int:
-        """How many there are; 1 where the packet keeps its own."""
-        return 1 if self.low is None or self.high is None else int(self.high) - int(self.low) + 1
 
 
 def _ordered(low: Address, high: Address) -> bool:
@@ -103,34 +97,25 @@ class NatRule:
         return self.kind in SOURCE_KINDS
 
     @property
-    def name(self) -> str:
-        """What the user wrote, or else the kind and what there is to choose from."""
-        low, high, ports = self.range.low, self.range.high, self.range.ports
-        addresses = "" if low is None else f" {low}" if low == high else f" {low}-{high}"
-        span = "" if ports is None else f" port {ports[0]}" if ports[0] == ports[1] else f" ports {ports[0]}-{ports[1]}"
-        return self.text or f"{self.kind}{addresses}{span}"
-
-    @property
     def size(self) -> int:
-        """Addresses times ports. Without ports a source has the 64,512 of the highest class, and a destination the one that the packet names."""
-        ports = self.range.ports
-        any_port = CLIENT_PORTS if self.source else 1
-        return self.range.addresses * (any_port if ports is None else ports[1] - ports[0] + 1)
+        """Tuples there are to choose from, for one destination: addresses times ports; those of 1024 to 65535 for a source without a range of them."""
+        allowed = self.range
+        addresses = 1 if allowed.low is None or allowed.high is None else int(allowed.high) - int(allowed.low) + 1
+        if allowed.ports:
+            return addresses * (allowed.ports[1] - allowed.ports[0] + 1)
+        return addresses * (EPHEMERAL if self.source else 1)
 
 
 class NatPool(NamedTuple):
-    """How much one rule is in use.
+    """A rule's range as a pool. size: tuples for one destination; in_use: live connections it translated, which may be more, since a port serves
+    several destinations; high_water: most at a time; exhausted: connections dropped because nothing in it was free."""
 
-    rule, kind, size: its NatRule's name, kind and size. in_use: live connections that it decided on, whether or not that changed their tuple; high:
-    the most there were at once. Connections to different destinations share ports, so that in_use may exceed size. exhausted: connections that were
-    dropped since no tuple was free; where two rules decided, it is held against the source's.
-    """
-
-    rule: str
+    rule: int
     kind: str
+    text: str
     size: int
     in_use: int
-    high: int
+    high_water: int
     exhausted: int
 
 

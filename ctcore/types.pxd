@@ -116,8 +116,8 @@ cpdef enum:
 cpdef enum RangeFlag:
     RANGE_ADDRESSES = 0x01
     RANGE_PORTS = 0x02
-    RANGE_RANDOM = 0x04         # neither the packet's own port first nor another mapping of its source: a random start in any case
-    RANGE_FULLY_RANDOM = 0x08   # the same: Linux no longer distinguishes them (NF_NAT_RANGE_PROTO_RANDOM_ALL is either)
+    RANGE_RANDOM = 0x04         # a port by search, not the packet's own one; Linux makes no difference between these two any more
+    RANGE_FULLY_RANDOM = 0x08
     RANGE_PERSISTENT = 0x10     # the same address for a source whatever its destination
 
 # What is to be changed in a packet before it leaves (Rewrite).

@@ -163,7 +163,7 @@ class Router(Scene):
     def pool(self, number: int = 0) -> tuple[int, int, int]:
         """In use, most ever, and exhausted, of the rule of this number."""
         row = self.tracker.nat_pools()[number]
-        return row.in_use, row.high, row.exhausted
+        return row.in_use, row.high_water, row.exhausted
 
 
 @dataclass

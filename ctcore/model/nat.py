@@ -124,17 +124,15 @@ def packed(address: IPv4Address | IPv6Address) -> bytes:
 
 
 def choice_of(rule: NatRule | None, leaving: Key, manip: int) -> Choice:
-    """No rule, or a source of all zeros: the packet's own address, and a port that changes only if it must."""
+    """Without a rule the packet's own address, and a port that changes only if it must."""
     own: bytes = getattr(leaving, ADDRESS[manip])
     if rule is None:
         return Choice(own, own)
     range_ = rule.range
     # Linux distinguishes random and fully-random no more: either skips the tuple as it is, the mapping of the same source, and the port as it is.
     how = {"ports": range_.ports, "random": range_.random or range_.fully_random, "persistent": range_.persistent}
-    if range_.low is None or range_.high is None:
+    if range_.low is None or range_.high is None or range_.low.is_unspecified:
         return Choice(None, None, **how)
-    if manip == SRC and not int(range_.low) and not int(range_.high):
-        return Choice(own, own, **how)
     return Choice(packed(range_.low), packed(range_.high), **how)
 
 
@@ -221,7 +219,7 @@ class Pool:
     """How much one rule is in use."""
 
     in_use: int = 0
-    high: int = 0
+    high_water: int = 0
     exhausted: int = 0
 
 
@@ -259,7 +257,7 @@ class Translator:
         conn.status |= DONE[manip]
 
     def prefer(self, port: int) -> None:
-        """The next search that would begin at a random port begins at this one."""
+        """The next search that would begin at a random port begins at this one, unless it is below all that may be tried."""
         self._preferred = port
 
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
@@ -316,7 +314,7 @@ class Translator:
 
     def _first_offset(self, low: int) -> int:
         preferred, self._preferred = self._preferred, None
-        return self._draws.port() if preferred is None else preferred - low & MASK16
+        return self._draws.port() if preferred is None or preferred < low else preferred - low
 
     def is_free(self, leaving: Key) -> bool:
         """Nobody's tuple is the one that the answers would have."""
@@ -347,7 +345,7 @@ class Translator:
         self._by_source.setdefault(source_of(conn.key[Dir.ORIG]), []).append(conn)
         for pool in self._pools_of(conn):
             pool.in_use += 1
-            pool.high = max(pool.high, pool.in_use)
+            pool.high_water = max(pool.high_water, pool.in_use)
 
     def leave(self, conn: Conn) -> None:
         source = source_of(conn.key[Dir.ORIG])
@@ -367,13 +365,13 @@ class Translator:
         return [self.pools[rule] for rule in conn.rules if rule >= 0]
 
     def rows(self) -> list[NatPool]:
-        pairs = zip(self.rules, self.pools, strict=True)
-        return [NatPool(rule.name, rule.kind, rule.size, pool.in_use, pool.high, pool.exhausted) for rule, pool in pairs]
+        pairs = enumerate(zip(self.rules, self.pools, strict=True))
+        return [NatPool(i, rule.kind, rule.text, rule.size, pool.in_use, pool.high_water, pool.exhausted) for i, (rule, pool) in pairs]
 
     def check(self, conns: list[Conn]) -> None:
         for i, pool in enumerate(self.pools):
             users = sum(i in conn.rules for conn in conns)
-            assert pool.in_use == users <= pool.high, f"rule {i}: {pool} while {users} connections are its own"
+            assert pool.in_use == users <= pool.high_water, f"rule {i}: {pool} while {users} connections are its own"
         sources = [id(conn) for known in self._by_source.values() for conn in known]
         assert sorted(sources) == sorted(map(id, conns)), "the sources known are not those of the connections"
         assert all(conn.has(done) for conn in conns for done in DONE), "a connection's tuple is not decided"

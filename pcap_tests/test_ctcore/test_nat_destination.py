@@ -133,7 +133,7 @@ def test_both_on_one_connection(make_tracker):
     conn = net.tcp("198.51.100.7:40000 > 203.0.113.9:80")
     conn.orig("S").leaves("10.0.0.254:40000 > 10.0.0.7:8080").is_("new", has={*NAT, *DONE})
     conn.reply("SA").leaves("203.0.113.9:80 > 198.51.100.7:40000")
-    assert [row[3:] for row in net.tracker.nat_pools()] == [(1, 1, 0), (1, 1, 0)]
+    assert [row[4:] for row in net.tracker.nat_pools()] == [(1, 1, 0), (1, 1, 0)]
 
 
 def test_both_on_one_ping(make_tracker):
