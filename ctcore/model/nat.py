@@ -24,7 +24,6 @@ from ctcore.config import Config
 from ctcore.model import l4
 from ctcore.model.conn import MASK32, Conn, Key, Packet
 from ctcore.model.table import Table
-from ctcore.model.tcp_window import after
 from ctcore.nat_rules import Match, NatPool, NatRule, Ports
 from ctcore.types import Dir, Manip, Proto, Reason, RewriteFlag, Status
 from ctcore.types import TcpState as S
@@ -333,7 +332,8 @@ class Translator:
         other = found[0]
         if other.l4.state < S.TIME_WAIT or other.has(KEPT) or not other.has(Status.SRC_NAT):
             return False
-        if not after(conn.l4.side[Dir.ORIG].end, other.l4.side[Dir.ORIG].end):
+        ahead = conn.l4.side[Dir.ORIG].end - other.l4.side[Dir.ORIG].end & MASK32
+        if not 0 < ahead < 1 << 31:
             return False
         self._kill(other)
         return not other.has(OFFLOADED)
