@@ -28,6 +28,7 @@ from datapath.capture import PcapSource
 from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.names import printable
+from datapath.nat_text import helper_text
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 
@@ -47,10 +48,12 @@ class Tracking:
     clock: Literal["capture", "wall"] = "capture"
     flags: str = ""
 
-    def settings(self) -> dict[str, int]:
-        """What was in force, by the names of the options."""
+    def settings(self) -> dict[str, int | str]:
+        """What was in force, by the names of the options. NAT rules and helpers, if any, are numbered in their order."""
         named = {name: int(getattr(self.config, name)) for name in SETTINGS}
-        return {**named, "zone": self.zone, **self.config.timeouts}
+        rules = {f"{rule.kind} {i}": rule.text for i, rule in enumerate(self.config.nat)}
+        helpers = {f"helper {i}": helper_text(helper) for i, helper in enumerate(self.config.helpers)}
+        return {**named, "zone": self.zone, **self.config.timeouts, **rules, **helpers}
 
 
 @dataclass(frozen=True)

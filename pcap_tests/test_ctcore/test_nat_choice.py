@@ -127,9 +127,10 @@ def test_dnat_by_source_and_destination(make_tracker, persistent):
 def test_the_whole_of_ipv4_is_a_range_of_none(make_tracker):
     """2^32 addresses do not fit into Linux's 32 bits: their number is 0, and the first of them is chosen."""
     net = router(make_tracker, dnat("0.0.0.1-255.255.255.255"))
-    assert net.udp("198.51.100.7:1 > 203.0.113.9:80").orig().left.dst[:4] == ip_address(
-        expected4("198.51.100.7", "203.0.113.9", "0.0.0.1", (1 << 32) - 1)
-    ).packed
+    assert (
+        net.udp("198.51.100.7:1 > 203.0.113.9:80").orig().left.dst[:4]
+        == ip_address(expected4("198.51.100.7", "203.0.113.9", "0.0.0.1", (1 << 32) - 1)).packed
+    )
 
 
 def expected6(src: str, dst: str, low: str, high: str, *, kind: str, zone: int = 0, persistent: bool = False) -> str:
@@ -273,7 +274,11 @@ def test_a_newer_syn_takes_a_closed_connections_tuple(make_tracker):
     second.orig("S").leaves(f"192.0.2.1:5000 > {SERVER}:80").is_("new", conn=1)
     second.reply("SA").leaves(f"{SERVER}:80 > 10.0.0.2:40000").is_("established", conn=1)
     assert net.ordinals() == [1]
-    assert [(told.kind, told.conn, told.end) for told in events(net.tracker)] == [("new", 0, "alive"), ("destroy", 0, "replaced"), ("new", 1, "alive")]
+    assert [(told.kind, told.conn, told.end) for told in events(net.tracker)] == [
+        ("new", 0, "alive"),
+        ("destroy", 0, "replaced"),
+        ("new", 1, "alive"),
+    ]
     assert net.pool() == (1, 1, 0)
 
 

@@ -92,7 +92,9 @@ class NatPlay:
 
     def tcp(self, step: bytes) -> bytes:
         seq = pick((100, 1000, 1 << 20, 1 << 31), step[7])
-        return craft.tcp(*self.ends(step), pick(PORTS, step[5]), pick(SERVICES, step[6]), pick(FLAGS, step[7] >> 2), seq=seq, options=options(wscale=2))
+        return craft.tcp(
+            *self.ends(step), pick(PORTS, step[5]), pick(SERVICES, step[6]), pick(FLAGS, step[7] >> 2), seq=seq, options=options(wscale=2)
+        )
 
     def ping(self, step: bytes) -> bytes:
         src, dst = self.ends(step)
@@ -122,7 +124,9 @@ class NatPlay:
         about = self.of(key.inverted(), conn, 1 - d, step) or frame  # as it has left
         src, dst = (str(ip_address(address[: 4 if key.family == 4 else 16])) for address in (key.src, key.dst))
         kind = pick(ERRORS4 if key.family == 4 else ERRORS6, step[4])
-        return craft.icmp_error(pick((src, "10.0.0.250" if key.family == 4 else "2001:db8::250"), step[5]), dst, kind, 0, about, quote=pick((1000, 28, 24, 48), step[6]))
+        return craft.icmp_error(
+            pick((src, "10.0.0.250" if key.family == 4 else "2001:db8::250"), step[5]), dst, kind, 0, about, quote=pick((1000, 28, 24, 48), step[6])
+        )
 
     def of(self, key: Key | None, conn: np.void, d: int, step: bytes) -> bytes | None:
         assert key is not None

@@ -150,7 +150,9 @@ def test_gre_that_linux_does_not_touch(make_tracker, fields, there, back):
 # --- which port ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("port", "low", "high"), [(1, 1, 511), (511, 1, 511), (512, 600, 1023), (1023, 600, 1023), (1024, 1024, 65535), (65535, 1024, 65535)])
+@pytest.mark.parametrize(
+    ("port", "low", "high"), [(1, 1, 511), (511, 1, 511), (512, 600, 1023), (1023, 600, 1023), (1024, 1024, 65535), (65535, 1024, 65535)]
+)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_a_port_is_exchanged_for_one_of_its_class(make_tracker, port, low, high, seed):
     net = router(make_tracker, snat(PUBLIC), seed=seed)
