@@ -141,10 +141,11 @@ def _quoted(it: Explained) -> Iterator[Line]:
     if it.quoted is None or it.decision["reason"] == Reason.R_ICMP_INNER_ERROR:
         return
     yield "quoted", f"{fields.proto_name(int(it.quoted['proto']))} {tuple_text(it.quoted)}"
-    if it.about is None:
+    answer = inverse_of(it.quoted)
+    if it.about is None or answer is None:
         yield "lookup", "no connection has the quoted packet's tuple"
         return
-    direction = DIRS[1 - direction_in(it.about, inverse_of(it.quoted))]  # it left as the answers' tuple says, which may not be how it came
+    direction = DIRS[1 - direction_in(it.about, answer)]  # it left as the answers' tuple says, which may not be how it came
     yield "lookup", f"the quoted packet went in the {direction} direction of {conn_text(it.about, it.tracking.config.hz)}"
     if it.decision["state"] == State.RELATED:
         yield "", "this error is related to that connection, whose state and timeout stay as they are"

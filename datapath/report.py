@@ -267,8 +267,8 @@ def _details(result: Replayed) -> Iterator[Table | Text]:
         if packets:
             codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
     settings = _plain("setting", "value", right=("value",))
-    for name, value in result.tracking.settings().items():
-        settings.add_row(name, str(value))
+    for name, setting in result.tracking.settings().items():
+        settings.add_row(name, str(setting))
     for table in (counters, codes, settings):
         yield Text()
         yield table

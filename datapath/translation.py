@@ -24,8 +24,9 @@ from datapath.nat_text import rule_text
 
 Line = tuple[str, str]
 SRC, DST = Manip.MANIP_SRC, Manip.MANIP_DST
-NOUN = {SRC: "source", DST: "destination"}
-ENDS = {SRC: ("src", "sport"), DST: ("dst", "dport")}
+NOUN: dict[int, str] = {SRC: "source", DST: "destination"}
+ENDS: dict[int, tuple[str, str]] = {SRC: ("src", "sport"), DST: ("dst", "dport")}
+PORTS = ("sport", "dport", "id", "key")
 
 
 def nat_lines(it: Explained) -> Iterator[Line]:
@@ -44,9 +45,6 @@ def nat_lines(it: Explained) -> Iterator[Line]:
         yield "nat", "as its first packet was: " + ", ".join(_changes(it))
     if (out := out_of(it)) is not None:
         yield "leaves", f"as {out['src']} > {out['dst']}" + "".join(f" {name} {out[name]}" for name in PORTS if out.get(name) is not None)
-
-
-PORTS = ("sport", "dport", "id", "key")
 
 
 def out_of(it: Explained) -> fields.Record | None:
