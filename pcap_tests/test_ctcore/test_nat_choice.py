@@ -12,8 +12,8 @@ from ipaddress import ip_address
 import pytest
 
 from ctcore.errors import ConfigError
-from ctcore.model.nat import SEED_MIX, Draws, jhash2
-from pcap_tests.router import Router, dnat, snat
+from ctcore.model.nat_choice import SEED_MIX, Draws, jhash2
+from pcap_tests.router import Router, dnat, rule, snat
 from pcap_tests.scene import events
 
 MASK = 0xFFFFFFFF
@@ -145,6 +145,27 @@ def expected6(src: str, dst: str, low: str, high: str, *, kind: str, zone: int =
         if not persistent:
             number ^= words(dst)[i] if kind == "snat" else struct.unpack("<I", struct.pack("!I", chosen[i]))[0]
     return str(ip_address(struct.pack("!4I", *chosen)))
+
+
+# What Linux 6.18 chose for 2001:db8:1::1:1000 > 2001:db8:2::7:53.
+OBSERVED = [
+    ("snat", "2001:db8:9::1", "2001:db8:9::ff", False, "2001:db8:9::58"),
+    ("snat", "2001:db8:9::1", "2001:db8:9::ff", True, "2001:db8:9::9d"),
+    ("snat", "2001:db8:9::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", False, "2001:db8:5813:56c:580d:1fe2:580d:1fe2"),
+    ("snat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", False, "2001:db8:9:0:580d:1fe2:580d:1fe2"),
+    ("snat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", True, "2001:db8:9:1:9d30:b922:9d30:b91d"),
+    ("dnat", "2001:db8:9::1", "2001:db8:9::ff", False, "2001:db8:9::58"),
+    ("dnat", "2001:db8:9::", "2001:db8:9:0:ffff:ffff:ffff:ffff", False, "2001:db8:9::580d:14e2"),
+    ("dnat", "2001:db8:9::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", False, "2001:db8:5813:56c:3408:eba:8e06:68e"),
+    ("dnat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", False, "2001:db8:9:0:580d:14e2:ba19:19ba"),
+]
+
+
+@pytest.mark.parametrize(("kind", "low", "high", "persistent", "chosen"), OBSERVED)
+def test_what_the_kernel_has_chosen(make_tracker, kind, low, high, persistent, chosen):
+    net = router(make_tracker, rule(kind, f"{low}-{high}", persistent=persistent))
+    src, dst = (chosen, "2001:db8:2::7") if kind == "snat" else ("2001:db8:1::1", chosen)
+    net.udp("[2001:db8:1::1]:1000 > [2001:db8:2::7]:53").orig().leaves(f"[{src}]:1000 > [{dst}]:53")
 
 
 @pytest.mark.parametrize("persistent", [False, True])
