@@ -41,12 +41,20 @@ class Pipeline:
     def forward(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True) -> Any:
         """process(), and frames that pass are changed where they lie, as address translation wants them.
 
-        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False.
+        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False. Raises ConfigError if there are helpers,
+        whose edits make frames longer.
         """
-    def leaving(self, memory: NDArray[np.uint8], frames: NDArray[Any], decisions: NDArray[Any], rewrites: NDArray[Any] | None = None) -> Leaving:
+    def leaving(
+        self,
+        memory: NDArray[np.uint8],
+        frames: NDArray[Any],
+        decisions: NDArray[Any],
+        rewrites: NDArray[Any] | None = None,
+        edits: NDArray[Any] | None = None,
+    ) -> Leaving:
         """The frames that leave: those that pass, changed in a copy where anything is to be changed at all.
 
-        memory, frames: as given to process(); decisions, rewrites: as it returned them.
+        memory, frames: as given to process(); decisions, rewrites: as it returned them; edits: as the tracker has them then (Tracker.edits()).
         """
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.

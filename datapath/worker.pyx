@@ -28,7 +28,7 @@ from datapath.wire cimport ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from datapath.rewrite import copied, rewrite_in_place
+from datapath.rewrite import copied, edit_frames, rewrite_in_place
 
 assert N_REASONS <= 96 and N_STATES == 6
 
@@ -129,6 +129,8 @@ cdef class Pipeline:
     def forward(self, uint8_t[::1] memory not None, frames not None, *, bint decisions=True):
         """Run frames through all stages and change those that pass where they lie; see worker.pyi."""
         cdef Asked asked
+        if self.tracker is not None and self.tracker.config.helpers:
+            raise ConfigError("forward: expected no helpers: frames that they make longer have no room")
         memset(&asked, 0, sizeof(Asked))
         decided = np.empty(len(frames), dtype=DECISION_DTYPE) if decisions else None
         if decisions:
@@ -138,14 +140,17 @@ cdef class Pipeline:
         self.go(memory, frames, &asked)
         return decided
 
-    def leaving(self, memory, frames, decisions, rewrites=None):
+    def leaving(self, memory, frames, decisions, rewrites=None, edits=None):
         """What leaves because of frames that were processed; see worker.pyi."""
         rows = np.flatnonzero(decisions["verdict"] == ACCEPT)
         passed = frames[rows]
         if rewrites is None or not rewrites["flags"][rows].any():
             return Leaving(memory, passed, rows)
+        rewrites = rewrites[rows]
         memory, passed = copied(memory, passed)
-        sent = rewrite_in_place(memory, passed, rewrites[rows])
+        sent = rewrite_in_place(memory, passed, rewrites)
+        if edits is not None and len(edits):
+            memory = edit_frames(memory, passed, sent, rewrites, edits)
         return Leaving(memory, passed[sent], rows[sent])
 
     cdef int go(self, const uint8_t[::1] memory, object frames, const Asked *asked) except -1:
