@@ -31,15 +31,17 @@ ctypedef struct Fragment:
     uint8_t ecn                 # two bits
     uint64_t number             # of its packet
 
-# A datagram put together. Offsets count in the memory of fragments_memory(), which holds it until fragments_release().
+# A datagram put together. Offsets count in the finished memory, which holds it until fragments_release(); there, this stands in front of its parts.
 ctypedef struct Whole:
     uint64_t frame              # of the link header of the completing fragment; the datagram follows it
     uint64_t parts              # of Part[n_parts], by offset
+    uint64_t number             # of the completing packet
     uint32_t n_parts
     uint32_t link_length
     uint32_t length             # of the IP datagram
     uint32_t have               # of these, captured bytes: its beginning up to the first that is missing
     uint32_t largest            # bytes of the largest fragment from its IP header on
+    uint32_t ident              # their identification
     uint8_t dont                # IPv4: the largest fragment had its DF bit set
     uint8_t reason
 
@@ -120,6 +122,7 @@ ctypedef struct Fragments:
     uint8_t *finished           # datagrams put together
     size_t finished_size
     size_t finished_used
+    bint reserved               # since the last release
 
 cdef enum:
     FRAGMENT_ROOM = 768         # finished memory that a fragment may take beside its bytes: link header, Part, alignment
@@ -127,6 +130,10 @@ cdef enum:
 cdef inline size_t fragments_room(uint32_t size) noexcept nogil:
     """What has to be reserved for a fragment of `size` captured bytes with its link header."""
     return size + FRAGMENT_ROOM
+
+cdef inline size_t finished_next(size_t at) noexcept nogil:
+    """Where in the finished memory a Whole begins, from `at` on: behind the end of the one before."""
+    return (at + 15) & ~<size_t>15
 
 cdef uint8_t fragment_add(Fragments *all, const Fragment *f, uint64_t tick, Whole *whole) noexcept nogil
 cdef void fragments_expire(Fragments *all, uint64_t tick) noexcept nogil

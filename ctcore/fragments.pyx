@@ -24,7 +24,7 @@ from ctcore.fragment_store cimport (
 from ctcore.hashing cimport hash_of, hash_seed
 from ctcore.lowlevel cimport mul_fold, unlikely
 from ctcore.table cimport same_key
-from ctcore.types cimport Key, R_FRAGMENT_DUPLICATE, R_FRAGMENT_MALFORMED, R_FRAGMENT_MEMORY, R_FRAGMENT_OVERLAP
+from ctcore.types cimport Key, R_FRAGMENT_DUPLICATE, R_FRAGMENT_MALFORMED, R_FRAGMENT_MEMORY, R_FRAGMENT_OVERLAP, R_OK
 
 from ctcore.config import Config, whole as whole_number
 from ctcore.errors import ConfigError
@@ -253,7 +253,7 @@ cdef uint8_t fragment_add(Fragments *all, const Fragment *f, uint64_t tick, Whol
     cdef const Rules *rules = &RULES[six]
     cdef uint32_t end = f.offset + f.length
     cdef Queue *q
-    expire(all, s, tick)
+    fragments_expire(all, tick)
     if s.limit == 0 or s.charge > s.limit:
         return drop(all, R_FRAGMENT_MEMORY, whole)
     q = queue_of(all, s, &f.key, tick)
@@ -335,6 +335,9 @@ cdef uint8_t finish(Fragments *all, Side *s, Queue *q, const Fragment *f, Whole 
     whole.largest = q.largest
     whole.dont = q.key.family == 4 and q.largest_dont == q.largest
     whole.n_parts = q.pieces
+    whole.number = f.number
+    whole.ident = <uint32_t>f.key.sport << 16 | f.key.dport
+    whole.reason = R_OK
     if not lay_out(all, whole):
         queue_die(all, s, q, &all.count.died_malformed)
         return drop(all, R_FRAGMENT_MEMORY, whole)
@@ -345,6 +348,7 @@ cdef uint8_t finish(Fragments *all, Side *s, Queue *q, const Fragment *f, Whole 
         mend6(q, ip, total, ecn)
     else:
         mend4(ip, head, total, ecn, whole.dont)
+    (<Whole *>(all.finished + whole.parts - sizeof(Whole)))[0] = whole[0]
     queue_end(all, s, q)
     all.count.datagrams += 1
     return FRAGMENT_WHOLE
@@ -366,7 +370,7 @@ cdef uint32_t captured(const Store *s, uint32_t run) noexcept nogil:
 
 cdef bint lay_out(Fragments *all, Whole *whole) noexcept nogil:
     """Room for a datagram in the finished memory. False only if the system had none when that was reserved."""
-    cdef size_t parts = (all.finished_used + 15) & ~<size_t>15
+    cdef size_t parts = finished_next(all.finished_used) + sizeof(Whole)
     cdef size_t frame = parts + whole.n_parts * sizeof(Part)
     cdef size_t end = frame + whole.link_length + whole.have
     if end > all.finished_size:
@@ -433,10 +437,11 @@ cdef void *map_lazily(size_t size) noexcept nogil:
 cdef void fragments_reserve(Fragments *all, size_t coming) noexcept nogil:
     """Make room for all datagrams that can be finished before the next release. coming: what fragments_room() says of all fragments until then.
 
-    What is stored now can be finished as well: it was charged for more than it takes. If some are finished already, this was called before.
+    What is stored now can be finished as well: it was charged for more than it takes. Call it once between two releases.
     """
     cdef size_t need = <size_t>(all.side[0].charge + all.side[1].charge) + coming
-    if all.finished_used or need <= all.finished_size:
+    all.reserved = True
+    if need <= all.finished_size:
         return
     need = (need + KEPT) & ~<size_t>4095
     if all.finished != NULL:
@@ -450,6 +455,7 @@ cdef void fragments_release(Fragments *all) noexcept nogil:
     if unlikely(all.finished_used > KEPT):
         madvise(all.finished + KEPT, all.finished_size - KEPT, MADV_DONTNEED)
     all.finished_used = 0
+    all.reserved = False
 
 
 cdef size_t aligned(size_t size):
@@ -549,6 +555,7 @@ cdef class Reassembler:
         cdef uint32_t i
         cdef uint8_t outcome
         self.now = max(self.now, <int64_t>whole_number("now:", now, 0, (1 << 63) - 1, " ns"))
+        fragments_release(&self.all)
         fragments_reserve(&self.all, fragments_room(f.size))
         outcome = fragment_add(&self.all, &f, <uint64_t>(self.now // self.all.tick_ns), &w)
         if outcome == FRAGMENT_DROPPED:
@@ -558,7 +565,6 @@ cdef class Reassembler:
         part = <const Part *>(self.all.finished + w.parts)
         parts = tuple([(part[i].number, part[i].offset, part[i].length) for i in range(w.n_parts)])
         data = PyBytes_FromStringAndSize(<const char *>(self.all.finished + w.frame + w.link_length), w.have)
-        fragments_release(&self.all)
         return Answer("whole", 0, data, w.length, w.largest, bool(w.dont), parts)
 
     def expire(self, now):

@@ -290,10 +290,12 @@ cdef inline bint valid_jumbo(const Cursor *c, uint32_t at) noexcept nogil:
     return length > 0xFFFF and length <= c.length - IP6_HEADER
 
 
-cdef inline bint is_held(const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
+cdef inline bint is_held(const ParseSettings *settings, const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
     """Does reassembly take this packet? Not a first fragment that ends within its transport header (RFC 8200 4.5 forbids it): Linux lets it pass."""
     cdef uint32_t need = 20 if chain.proto == PROTO_TCP else 8 if chain.proto == PROTO_UDP or chain.proto == PROTO_ICMPV6 else 1
-    return chain.frag != 0 and not (reason == R_OK and chain.at + need > total)
+    if chain.frag == 0 and not (settings.fragments == FRAGMENTS_GATHERED and chain.fragmented and chain.data < total):
+        return False
+    return not (reason == R_OK and chain.at + need > total)
 
 
 cdef inline bint refused(const Chain *chain, uint32_t total) noexcept nogil:
@@ -303,7 +305,7 @@ cdef inline bint refused(const Chain *chain, uint32_t total) noexcept nogil:
     return chain.proto == IP6_FRAGMENT and chain.at <= total
 
 
-cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
+cdef uint8_t ipv6(const ParseSettings *settings, const Cursor *c, Packet *p) noexcept nogil:
     """RFC 8200 3 and 4. R_OK with l4, l4_len, l4_have set, also where the chain ends behind the packet and no tuple field is needed from there."""
     cdef uint32_t total, have
     cdef uint8_t reason
@@ -332,8 +334,9 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4 = c.p + min(chain.at, have)
     p.l4_len = total - min(chain.at, total)
     p.l4_have = have - min(chain.at, have)
-    if be16(c.p + 4) != 0:                                              # what has no length is none of reassembly's business
-        if is_held(&chain, reason, total):
+    # What has no length is none of reassembly's business, nor is what has been through it.
+    if be16(c.p + 4) != 0 and settings.fragments != FRAGMENTS_PASSED:
+        if is_held(settings, &chain, reason, total):
             return R_FRAGMENT
         if reason == R_IP6_CHAIN and refused(&chain, total):
             return R_IP6_MALFORMED
@@ -357,7 +360,7 @@ cdef void general(const ParseSettings *settings, const uint8_t *start, const Fra
     reason = to_ip(&c, frame.link, &family)
     if reason == R_OK:
         p.l3_off = <uint16_t>(c.p - start)
-        reason = ipv4(&c, p) if family == 4 else ipv6(&c, p)
+        reason = ipv4(&c, p) if family == 4 else ipv6(settings, &c, p)
     if reason == R_OK:
         transport(settings, p)
     else:
@@ -414,9 +417,13 @@ cdef inline void fetch(const uint8_t *f) noexcept nogil:
     prefetch(f + PLAIN_HEADERS + 20)
 
 
-cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
-    """Frame rows to Packet rows.   Reads: frames, memory.   Writes: every field of out[0..n-1]; index is the row, hash and flow are empty."""
+cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
+    """Frame rows to Packet rows.   Reads: frames, memory.   Writes: every field of out[0..n-1]; index is the row, hash and flow are empty.
+
+    Says whether there are fragments among them (R_FRAGMENT).
+    """
     cdef int i
+    cdef bint fragments = False
     cdef Packet *p
     cdef const Frame *frame
     for i in range(min(n, PREFETCH_AHEAD)):
@@ -428,6 +435,7 @@ cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Fram
             fetch(memory + frame[PREFETCH_AHEAD].offset)
         if not plain_tcp(settings, memory + frame.offset, frame, p):
             general(settings, memory + frame.offset, frame, p)
+            fragments |= p.reason == R_FRAGMENT
         p.wire_len = max(frame.len, frame.caplen)
         p.key.zone = settings.zone
         p.now = frame.ts
@@ -435,9 +443,10 @@ cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Fram
         p.flow = NO_FLOW
         p.flaw = 0
         p.index = i
+    return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint reassembled=False):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -460,6 +469,7 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True):
     batch._owner = data
     settings.zone = zone
     settings.checksum = checksum
+    settings.fragments = FRAGMENTS_PASSED if reassembled else FRAGMENTS_HELD
     base = data.ctypes.data
     with nogil:
         parse(&settings, <const uint8_t *>base, rows, n, batch.row)

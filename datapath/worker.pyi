@@ -4,7 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.config import Config
+from ctcore.fragments import Reassembler
 from ctcore.tracker import Tracker
+from datapath.refragment import Datagram
 
 CLOCKS: tuple[str, ...]
 
@@ -17,6 +19,7 @@ class Pipeline:
     """
 
     tracker: Tracker
+    reassembler: Reassembler
     clock: str
     def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 64) -> None: ...
     def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
@@ -24,13 +27,21 @@ class Pipeline:
 
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
         Returns DECISION_DTYPE[n], row i about frame i, and with keys also KEY_DTYPE[n], the tuples as read (zeros where nothing could be).
+        Row i of a fragment that completes its datagram is about the datagram, whose bytes datagrams() gives until the next call.
         With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory,
         RuntimeError if another thread is at work with it.
         """
+    def datagrams(self) -> list[Datagram]:
+        """The datagrams that fragments of the last process() completed, in their order; `row` is the completing frame's in that call.
+
+        Their frames are what the tracker saw in place of these rows: whoever writes packets takes them, through refragment.refragment().
+        """
+    def fragments(self) -> dict[str, int]:
+        """Reassembly since the start, as ctcore.fragments.Reassembler.counters(), and `waiting`: datagrams that are not whole yet."""
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.
 
         packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
-        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
+        of the first packet with that reason or -1; fragments: as fragments(); dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
         total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
         """

@@ -1,6 +1,6 @@
 """The worker: a packet's straight line through the datapath, one batch at a time.
 
-    parse -> hash -> find -> track -> sum up
+    parse -> (defragment) -> hash -> find -> track -> sum up
 
 Each stage works on the whole batch before the next one starts, so that what one asked the memory for has arrived when the next needs it.
 Not here: where frames come from and go to (capture, sink), what is shown to people (report).
@@ -14,12 +14,14 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
 
 from ctcore.batch cimport Batch
+from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
 from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, Decision, Key, Packet
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
+from datapath.defragment cimport Gathering, datagrams_of, defragment
 from datapath.frame cimport Frame, checked_frames
-from datapath.wire cimport ParseSettings, parse
+from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
@@ -56,10 +58,12 @@ cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noex
 cdef class Pipeline:
     """Parser and tracker, put together. See worker.pyi."""
     cdef readonly Tracker tracker
+    cdef readonly Reassembler reassembler
     cdef readonly object clock
     cdef Batch batch
     cdef ParseSettings settings
     cdef Summary sums
+    cdef uint64_t first         # number of the last call's first packet
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         if self.tracker is not None:
@@ -77,9 +81,16 @@ cdef class Pipeline:
         self.batch = Batch(batch)
         self.settings.zone = zone
         self.settings.checksum = config.checksum
+        self.settings.fragments = FRAGMENTS_GATHERED
+        self.reassembler = Reassembler(config)
         memset(&self.sums, 0, sizeof(Summary))
         memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
         self.tracker = Tracker(config)      # last: who has a tracker has all the rest
+
+    cdef int ready(self) except -1:
+        if self.tracker is None:
+            raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
+        return self.tracker.idle()
 
     def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False):
         """Run frames through all stages; see worker.pyi."""
@@ -88,8 +99,7 @@ cdef class Pipeline:
         cdef Decision *out = NULL
         cdef Key *key_out = NULL
         cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
-        if self.tracker is None:
-            raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
+        self.ready()
         frame = checked_frames(memory, frames)
         decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
         found_keys = np.empty(n, dtype=KEY_DTYPE) if keys else None
@@ -100,6 +110,8 @@ cdef class Pipeline:
         if keys:
             key_out = <Key *><size_t>found_keys.ctypes.data
         self.tracker.enter()
+        fragments_release(&self.reassembler.all)
+        self.first = self.sums.total_packets
         if self.sums.total_packets == 0:
             self.sums.first_ts = frame[0].ts
             self.sums.last_ts = frame[0].ts
@@ -112,13 +124,16 @@ cdef class Pipeline:
         """The straight line. wall: ns to use instead of the frames' own time, or 0."""
         cdef Packet *row = self.batch.row
         cdef Py_ssize_t start = 0
+        cdef bint fragments
         cdef int k, i
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
-            parse(&self.settings, memory, frame + start, k, row)
+            fragments = parse(&self.settings, memory, frame + start, k, row)
             if unlikely(wall != 0):
                 for i in range(k):
                     row[i].now = wall
+            if unlikely(fragments):
+                self.gather(memory, frame + start, n - start, row, k)
             hash_rows(&self.tracker.ct, row, k)
             find_rows(&self.tracker.ct, row, k)
             track_rows(&self.tracker.ct, row, k, NULL if out == NULL else out + start, NULL)
@@ -127,6 +142,30 @@ cdef class Pipeline:
                 for i in range(k):
                     key_out[start + i] = row[i].key
             start += k
+
+    cdef void gather(self, const uint8_t *memory, const Frame *frames, Py_ssize_t left, Packet *row, int n) noexcept nogil:
+        """Reassembly, of a batch that has fragments. frames: of the batch and what comes behind it in this call, `left` of them."""
+        cdef Gathering g
+        g.all = &self.reassembler.all
+        g.settings = self.settings
+        g.settings.fragments = FRAGMENTS_PASSED
+        g.now = self.tracker.ct.now
+        g.memory = memory
+        g.frames = frames
+        g.left = left
+        g.number = self.sums.total_packets
+        defragment(&g, row, n)
+
+    def datagrams(self):
+        """What the last process() put together; see worker.pyi."""
+        self.ready()
+        return datagrams_of(&self.reassembler.all, self.first)
+
+    def fragments(self):
+        """Counters of reassembly; see worker.pyi."""
+        self.ready()
+        fragments_expire(&self.reassembler.all, <uint64_t>(max(self.tracker.ct.now, 0) // self.reassembler.all.tick_ns))
+        return {**self.reassembler.counters(), "waiting": sum(self.reassembler.waiting())}
 
     def summary(self):
         """What was counted so far; see worker.pyi."""
@@ -137,5 +176,5 @@ cdef class Pipeline:
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
             "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
-            "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
+            "fragments": self.fragments(), "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }
