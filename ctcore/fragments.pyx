@@ -418,8 +418,11 @@ cdef void mend4(uint8_t *ip, uint32_t head, uint32_t total, uint8_t ecn, bint do
 
 
 cdef void mend6(const Queue *q, uint8_t *ip, uint32_t total, uint8_t ecn) noexcept nogil:
-    """The same of IPv6 (RFC 8200 4.5): the header before the fragment header names what came behind that."""
-    ip[q.next_at] = q.next_type
+    """The same of IPv6 (RFC 8200 4.5): the header before the fragment header names what came behind that.
+
+    Where that header stands is kept in a byte by Linux: beyond 255, it spoils another one.
+    """
+    ip[q.next_at & 0xFF] = q.next_type
     ip[1] |= ecn << 4
     ip[4] = <uint8_t>((total - FIXED) >> 8)
     ip[5] = <uint8_t>(total - FIXED)

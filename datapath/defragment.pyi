@@ -20,3 +20,6 @@ class Gatherer:
 
         The batch keeps alive what its rows point to. Raises ValueError for a frame that is not within memory.
         """
+
+def refused(batch: Batch, i: int, reason: int) -> None:
+    """Let row i be a fragment that was dropped, for a Reason: what reassembly in Python has to say. Raises IndexError."""

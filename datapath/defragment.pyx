@@ -163,6 +163,13 @@ cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
 
 
+def refused(Batch batch not None, int i, reason):
+    """Let row i be a fragment that was dropped, for a Reason: what reassembly in Python has to say. Raises IndexError."""
+    if not 0 <= i < batch.size:
+        raise IndexError(f"row {i}: the batch has {batch.size}")
+    refuse(&batch.row[i], reason)
+
+
 cdef list datagrams_of(const Fragments *all, uint64_t first):
     """What lies in the finished memory, as refragment.Datagram. first: number of the packet of row 0."""
     cdef size_t at = 0

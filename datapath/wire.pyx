@@ -47,6 +47,8 @@ cdef enum:
     PAD1 = 0                    # options of IPv6 (RFC 8200 4.2, RFC 2675 2)
     JUMBO = 194
 
+MODES = {"held": FRAGMENTS_HELD, "gathered": FRAGMENTS_GATHERED, "passed": FRAGMENTS_PASSED}
+
 # Bit f is set if flags f (without PSH, ECE, CWR and reserved bits) are a combination that some stack sends (RFC 9293 3.10).
 cdef uint64_t VALID_FLAGS = (
     1ULL << SYN | 1ULL << (SYN | URG) | 1ULL << (SYN | ACK) | 1ULL << RST | 1ULL << (RST | ACK)
@@ -446,7 +448,7 @@ cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Fram
     return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint reassembled=False):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, str fragments="held"):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -469,7 +471,9 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint reassemb
     batch._owner = data
     settings.zone = zone
     settings.checksum = checksum
-    settings.fragments = FRAGMENTS_PASSED if reassembled else FRAGMENTS_HELD
+    if fragments not in MODES:
+        raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
+    settings.fragments = MODES[fragments]
     base = data.ctypes.data
     with nogil:
         parse(&settings, <const uint8_t *>base, rows, n, batch.row)

@@ -258,9 +258,12 @@ def mended4(first: Fragment, total: int, ecn: int, dont: bool) -> bytes:
 
 
 def mended6(first: Fragment, total: int, ecn: int) -> bytes:
-    """The same of IPv6 (RFC 8200 4.5): the header before the fragment header names what came behind that."""
+    """The same of IPv6 (RFC 8200 4.5): the header before the fragment header names what came behind that.
+
+    Where that header stands is kept in a byte by Linux: beyond 255, it spoils another one.
+    """
     head = bytearray(first.head)
-    head[first.next_at] = first.next
+    head[first.next_at & 0xFF] = first.next
     head[1] |= ecn << 4
     head[4:6] = (total - FIXED6).to_bytes(2, "big")
     return bytes(head)

@@ -123,6 +123,7 @@ class Oracle:
     def _settings(self) -> None:
         values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}
         values |= {name: self.config.timeouts.get(name, usual) for name, usual in spec.timeouts().items()}
+        values |= {"frag6_low_thresh": 0, "ipfrag_low_thresh": 0}  # no limit may be below it; nothing else is made of it
         values |= {"frag6_high_thresh": self.config.frag6_high_thresh, "ipfrag_high_thresh": self.config.ipfrag_high_thresh}
         values["ipfrag_max_dist"] = self.config.ipfrag_max_dist
         for name, value in values.items():
