@@ -9,7 +9,7 @@ Invariants (store_fault): a block is free or part of one piece; runs do not over
 Not here: when a datagram is whole or dies, and how much may be stored (fragments, which never asks for more blocks than there are).
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from ctcore.lowlevel cimport likely, mul_fold

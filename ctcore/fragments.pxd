@@ -1,6 +1,6 @@
 # Reassembly: the structs, and what the datapath calls; see fragments.pyx.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.fragment_store cimport Runs, Store
 from ctcore.hashing cimport HashKey

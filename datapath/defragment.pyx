@@ -19,8 +19,8 @@ from ctcore.fragments cimport (
     FRAGMENT_DROPPED, FRAGMENT_PASSED, FRAGMENT_WHOLE, Fragment, Fragments, Part, Reassembler, Whole, finished_next, fragment_add, fragments_release,
     fragments_reserve, fragments_room,
 )
-from ctcore.lowlevel cimport be16, be32
-from ctcore.tuples cimport IP4_HEADER, IP6_AUTH, IP6_FRAGMENT, IP6_HEADER
+from ctcore.lowlevel cimport be16
+from ctcore.tuples cimport IP6_AUTH, IP6_FRAGMENT, IP6_HEADER
 from ctcore.types cimport ACCEPT, DROP, R_FRAGMENT, R_FRAGMENT_MALFORMED, R_OK, R_SNAPPED, Packet
 from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport LINKTYPE_RAW

@@ -25,10 +25,10 @@ PPPOE, PPPOE_HEADER = b"\x88\x64", 6
 class Datagram(NamedTuple):
     """A datagram that was put together from fragments.
 
-    row: of the frame that completed it, among those that were parsed with it. frame: that one's link header, and the datagram, as far as its beginning
-    was captured; l3: where its IP header begins. length: bytes of the datagram; largest: of its largest fragment from the IP header on; dont: IPv4:
-    that one had its DF bit set; ident: their identification. parts: of each fragment (number of its packet since the start, offset in the payload,
-    length), by offset.
+    row: of the frame that completed it, among those that were parsed with it. frame: that one's link header, and the datagram, as far as its
+    beginning was captured; l3: where its IP header begins. length: bytes of the datagram; largest: of its largest fragment from the IP header on;
+    dont: IPv4: that one had its DF bit set; ident: their identification. parts: of each fragment (number of its packet since the start, offset in
+    the payload, length), by offset.
     """
 
     row: int

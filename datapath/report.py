@@ -52,6 +52,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield Text()
     yield _overview(result, width)
     yield from _whys(result, width)
+    yield from _fragments(result)
     yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
@@ -187,6 +188,28 @@ def _whys(result: Replayed, width: int) -> Iterator[Text]:
             yield from (Text(more) for more in rest)
             if width < COMMAND_COLUMN + room and effect != "note":
                 yield Text(f"  {command}", "cyan")
+
+
+# What datagrams that were never whole died of, by the counters of reassembly.
+DEATHS = {
+    "died_timeout": "timed out", "died_overlap": "had fragments that overlap", "died_malformed": "had impossible ones",
+    "died_too_far": "had others of their source in between (ipfrag_max_dist)",
+}  # fmt: skip
+
+
+def _fragments(result: Replayed) -> Iterator[Text]:
+    """What became of fragments, if there were any."""
+    seen = result.stats["fragments"]
+    died = {words: seen[name] for name, words in DEATHS.items() if seen[name]}
+    if not seen["datagrams"] and not seen["waiting"] and not died:
+        return
+    yield Text(f"\n{counted(seen['datagrams'], 'datagram')} put together from fragments", "bold")
+    for words, number in died.items():
+        yield Text(f"{counted(number, 'datagram')} given up: {words}")
+    if died:
+        yield Text(f"{counted(seen['lost'], 'held fragment')} lost with them")
+    if seen["waiting"]:
+        yield Text(f"{counted(seen['waiting'], 'datagram')} not whole at the end")
 
 
 def flow_text(conn) -> str:

@@ -42,6 +42,6 @@ class Pipeline:
         """Counts since the start, over all calls.
 
         packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
-        of the first packet with that reason or -1; fragments: as fragments(); dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
-        total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
+        of the first packet with that reason or -1; fragments: as fragments(); dropped, held, backwards (timestamps before an earlier one),
+        snapped, total_packets, total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
         """

@@ -176,5 +176,5 @@ cdef class Pipeline:
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
             "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
-            "fragments": self.fragments(), "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
+            "fragments": {} if self.reassembler is None else self.fragments(), "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }

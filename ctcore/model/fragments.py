@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from ctcore.config import Config
@@ -232,7 +233,7 @@ class ModelReassembler:
                 ends = 0
                 for run in queue.runs:
                     assert run[0].offset >= ends, "runs overlap"
-                    assert all(a.offset + a.length == b.offset for a, b in zip(run, run[1:], strict=False)), "a run has a gap"
+                    assert all(a.offset + a.length == b.offset for a, b in pairwise(run)), "a run has a gap"
                     ends = end_of(run)
 
 

@@ -22,21 +22,23 @@ class ModelGatherer:
 
     def __init__(self, config: Config | None = None, *, zone: int = 0) -> None:
         self.reassembler = ModelReassembler(config)
-        self.zone, self.packets = zone, 0
+        self.zone, self.packets, self.now = zone, 0, 0
 
     def parse(self, memory: np.ndarray, frames: np.ndarray) -> Batch:
         """One frame (FRAME_DTYPE[1] of uint8[n]) as a batch of one row: of a datagram, if the frame completes one."""
         self.packets += 1
         batch = self._parse(memory, frames, "gathered")
         row, start = batch.array[0], int(frames["offset"][0])
+        self.now = max(self.now, int(row["now"]))
         if row["reason"] != Reason.R_FRAGMENT:
             return batch
         packet = memory[start + int(row["l3_off"]) : start + int(frames["caplen"][0])].tobytes()
-        fragment = read(packet[: int(row["ip_len"])], int(row["ip_len"]), self.zone, self.packets - 1)
-        if fragment is None:
-            refused(batch, 0, Reason.R_FRAGMENT_MALFORMED)
+        length = int(row["ip_len"])
+        fragment = read(packet[:length], length, self.zone, self.packets - 1)
+        if fragment is None:  # its header is not all there: in the capture, or at all
+            refused(batch, 0, Reason.R_FRAGMENT_MALFORMED if read(packet[:length].ljust(length, b"\0"), length) is None else Reason.R_SNAPPED)
             return batch
-        answer = self.reassembler.add(fragment, int(row["now"]))
+        answer = self.reassembler.add(fragment, self.now)
         if answer.outcome == "dropped":
             refused(batch, 0, answer.reason)
         if answer.outcome == "passed":
