@@ -35,7 +35,8 @@ from datapath.worker import Pipeline
 CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
 EVENTS_A_PACKET = 4
 EVENTS = frozenset(("new", "update", "destroy"))
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed")
+FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed", *FRAGMENTS)
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 

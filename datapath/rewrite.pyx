@@ -16,7 +16,7 @@ Not here: what is to be changed (ctcore.nat), helpers' edits of the payload (edi
 import numpy as np
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport be32, unlikely
 from ctcore.tuples cimport IP4_HEADER, IP6_HEADER, Chain, invert, skip_extensions
@@ -322,12 +322,14 @@ cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrit
 cdef void rewrite_rows(uint8_t *memory, const Frame *frames, Packet *row, const Rewrite *rewrites, int n) noexcept nogil:
     """A stage: change accepted packets in place.   Reads: all of the row; frames, rewrites.   Writes: memory.
 
-    row[i].l4 points into memory.
+    A datagram of fragments lies elsewhere, and is left alone.
     """
     cdef int i
+    cdef uint8_t *start
     for i in range(n):
-        if rewrites[i].flags and row[i].verdict == ACCEPT:
-            rewrite_packet(memory + frames[i].offset + row[i].l3_off, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
+        start = memory + frames[i].offset
+        if rewrites[i].flags and row[i].verdict == ACCEPT and start <= row[i].l4 <= start + frames[i].caplen:
+            rewrite_packet(start + row[i].l3_off, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
 
 
 def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not None):
@@ -341,7 +343,7 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
         raise ValueError(f"rewrites: expected a contiguous array of {n} REWRITE_DTYPE, one for each frame")
     sent = np.ones(n, dtype=bool)
     told = <const Rewrite *><size_t>rewrites.ctypes.data
-    settings.zone = settings.checksum = settings.nat = 0
+    memset(&settings, 0, sizeof(ParseSettings))
     for i in range(n):
         if told[i].flags == 0:
             continue
