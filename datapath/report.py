@@ -105,13 +105,12 @@ def _header(result: Replayed) -> Iterator[Text]:
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats))
+        yield Text(_written(*result.forwarded, stats, result.gathered))
 
 
-def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
-    """What -w wrote, and what it left out."""
-    total = stats["total_packets"]
-    left = max(0, total - packets)  # fragments that were held leave with the one that completed their datagram
+def _written(name: str, packets: int, stats: dict[str, Any], gathered: int) -> str:
+    """What -w wrote, and what it left out. gathered: fragments that were held, and left with the one that completed their datagram."""
+    left, total = stats["held"] + stats["dropped"] - gathered, stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
     return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 

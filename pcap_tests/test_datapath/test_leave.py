@@ -80,6 +80,7 @@ def test_a_capture_with_fragments_is_written_translated(tmp_path):
     result = app.replay([stories.write(tmp_path / "in.pcap", story)], rules, app.Outputs(forwarded=out))
     assert read(out) == datagram(OUTSIDE, SERVER)
     assert result.forwarded == (out, 5) and result.stats["translated"] == 1
+    assert result.stats["held"] == result.gathered == 4, "none of them was left out"
 
 
 def test_in_place_a_datagram_of_fragments_is_left_alone():
