@@ -14,8 +14,8 @@ import numpy as np
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, Reason, State, Verdict
 from datapath.fields import WITHOUT_PORTS
 from datapath.oracle.oracle import Oracle
-from datapath.oracle.probes import Record
-from datapath.oracle.witness import CTINFO, UNTRACKED, Sighting
+from datapath.oracle.probes import UNTRACKED, Record
+from datapath.oracle.witness import CTINFO, Sighting
 
 NONE = 255
 
