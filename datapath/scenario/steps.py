@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ctcore.errors import CtmirrorError
+from ctcore.nat_rules import HelperRule, NatRule
 
 # Names that need no definition: documentation addresses would be longer, and these are private as well.
 DEFAULT_HOSTS = {
@@ -189,8 +190,8 @@ class Raw:
 class Expect:
     """What is expected of a packet's record; None and empty: not compared.
 
-    has, lacks: status words that must and must not be there; status: the whole set. conn NO_CONN: none. tcp: variables of the connection record
-    after the packet, as ("tcp.original.end", "101").
+    has, lacks: status words that must and must not be there; status: the whole set. conn NO_CONN: none. variables: of the connection record after
+    the packet, and what the packet leaves with, as ("tcp.original.end", "101") and ("out.src", "192.0.2.1").
     """
 
     state: str | None = None
@@ -205,7 +206,7 @@ class Expect:
     reason: str | None = None
     zone: int | None = None
     mark: int | None = None
-    tcp: tuple[tuple[str, str], ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class Step:
 class Scenario:
     """hosts: addresses by name, beside DEFAULT_HOSTS; settings: by the names of SETTINGS; timeouts: seconds by sysctl name.
 
-    comments: lines at its beginning; ending: behind its last step.
+    nat, helpers: as ctcore.config has them, each without a text of its own. comments: lines at its beginning; ending: behind its last step.
     """
 
     steps: tuple[Step, ...]
@@ -236,5 +237,7 @@ class Scenario:
     hosts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, int] = field(default_factory=dict)
     timeouts: Mapping[str, int] = field(default_factory=dict)
+    nat: tuple[NatRule, ...] = ()
+    helpers: tuple[HelperRule, ...] = ()
     comments: tuple[str, ...] = ()
     ending: tuple[str, ...] = ()
