@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from ctcore.events cimport EventBuffer
 from ctcore.expectations cimport Expectations
 from ctcore.hashing cimport HashKey
+from ctcore.nat_table cimport Nat
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
@@ -32,6 +33,7 @@ ctypedef struct Engine:
     Wheel wheel
     EventBuffer buffer          # of events, for whoever takes them
     Expectations expect
+    Nat nat
     Counters count
     HashKey hash_key
     int64_t now                 # ns; never goes back
