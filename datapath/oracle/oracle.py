@@ -111,7 +111,7 @@ class Oracle:
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
                 ruleset.load(self.bridge.box, self.config, zone=zone)
-                if self.config.nat:
+                if self.config.nat:  # a helper alone never changes an address
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 with self.bridge.box.entered():
                     self.probes = Probes(self.bridge.box.inode)
@@ -123,6 +123,11 @@ class Oracle:
             raise _refused("rtnetlink", error.code, "CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies, the oldest first
         self._namespace = 0  # where ours lies in the kernel's memory
+
+    @property
+    def translates(self) -> bool:
+        """Whether packets may leave otherwise than they came."""
+        return bool(self.config.nat or self.config.helpers)
 
     def _settings(self) -> None:
         values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}

@@ -21,7 +21,7 @@ from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import KINDS, HelperRule, NatRule
 from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
-from datapath.scenario.cursor import Cursor, bytes_text, seconds_text, split
+from datapath.scenario.cursor import Cursor, bytes_text, endpoint_text, seconds_text, split
 from datapath.scenario.expectation import expectation_text, read_expectation
 from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step
 from datapath.scenario.words import is_label, read_protocol, write_protocol
@@ -34,7 +34,6 @@ RULES = (*KINDS, HELPER)
 NAMES = ("timeout", *RULES, *SETTINGS)
 WIDEST = 72  # columns up to => if the packets need no more
 HOST = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-ENDPOINT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<plain>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?\Z")
 
 
 def parse(text: str, name: str = "scenario") -> Scenario:
@@ -176,13 +175,9 @@ class _Reader:
     def _endpoint(self, cursor: Cursor) -> tuple[str, int | None]:
         """A host's name or address, and its port."""
         expected = "a host and its port if it has one, as in A:40000, 10.0.0.1 or [2001:db8::1]:80"
-        match = ENDPOINT.match(cursor.take(expected))
-        host = match and (match["six"] or match["plain"])
-        if not match or not host or not (is_address(host) or host in self.hosts or host in DEFAULT_HOSTS):
+        host, port = cursor.endpoint(cursor.take(expected), f"{expected}; hosts are {', '.join({**DEFAULT_HOSTS, **self.hosts})}")
+        if not (is_address(host) or host in self.hosts or host in DEFAULT_HOSTS):
             cursor.fail(f"{expected}; hosts are {', '.join({**DEFAULT_HOSTS, **self.hosts})}")
-        port = int(match["port"]) if match["port"] else None
-        if port is not None and port > 65535:
-            cursor.fail("a port up to 65535")
         return host, port
 
     def scenario(self) -> Scenario:
@@ -247,9 +242,7 @@ def _sides(packet: Packet | Raw) -> tuple[str, str]:
     """Source and destination as they are written."""
     if isinstance(packet, Raw):
         return "", ""
-    ends = [(f"[{host}]" if ":" in host else host, port) for host, port in ((packet.src, packet.sport), (packet.dst, packet.dport))]
-    source, target = (host if port is None else f"{host}:{port}" for host, port in ends)
-    return source, target
+    return endpoint_text(packet.src, packet.sport), endpoint_text(packet.dst, packet.dport)
 
 
 def _what(packet: Packet | Raw) -> str:

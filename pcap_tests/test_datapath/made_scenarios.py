@@ -44,8 +44,9 @@ WITH_PORTS = st.one_of(
     st.builds(s.UdpLite, DATA, SHORT, SUM | st.just("udp")),
     st.builds(s.Sctp, LONG, st.lists(CHUNKS, max_size=3).map(tuple), BYTES, st.just("good") | st.just("bad") | LONG),
 )
+ENDS = st.builds(s.Ends, st.sampled_from(("A", "192.0.2.1", "2001:db8::9")), st.sampled_from(("B", "B6")), maybe(SHORT), maybe(SHORT))
 WITHOUT = st.one_of(
-    st.builds(s.Icmp, BYTE, BYTE, st.booleans(), SHORT, SHORT, st.just(None), maybe(SHORT), DATA, SUM),
+    st.builds(s.Icmp, BYTE, BYTE, st.booleans(), SHORT, SHORT, st.just(None), maybe(ENDS), maybe(SHORT), DATA, SUM),
     st.builds(s.Gre, st.integers(0, 7), maybe(SHORT), SHORT, BYTE, DATA),
     st.builds(s.Other, BYTE, DATA),
 )
