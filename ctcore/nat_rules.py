@@ -95,7 +95,7 @@ class NatRule:
 
     @property
     def size(self) -> int:
-        """Tuples there are to choose from, for one destination: addresses times ports; those of 1024 to 65535 for a source without a range of them."""
+        """Tuples to choose from, for one destination: addresses times ports, which are 1024 to 65535 for a source without a range of them."""
         allowed = self.range
         addresses = 1 if allowed.low is None or allowed.high is None else int(allowed.high) - int(allowed.low) + 1
         if allowed.ports:

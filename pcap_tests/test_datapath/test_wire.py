@@ -45,7 +45,7 @@ def test_every_field_of_a_tcp_packet(tags):
         "src": t.address(A) + bytes(12), "dst": t.address(B) + bytes(12), "sport": 40000, "dport": 80, "zone": 0xBEEF, "proto": 6, "family": 4,
         "now": 1_700_000_000_123_456_789, "hash": 0, "flow": NO_FLOW, "seq": 0xFEDCBA98, "ack": 0x12345678, "win": 0xABCD, "doff": 24,
         "tcp_flags": 0x18, "l4_len": 29, "l4_have": 29, "ip_len": 49, "wire_len": 72, "l4_reason": 0, "verdict": Verdict.PENDING, "reason": 0,
-        "state": State.NOT_SEEN, "hop_limit": 7, "l3_off": off, "index": 1,
+        "state": State.NOT_SEEN, "hop_limit": 7, "flaw": 0, "l3_off": off, "index": 1,
     }  # fmt: skip
     assert row["l4"] - memory.ctypes.data == 3 + off + 20
     assert batch.l4_bytes(1) == segment
@@ -58,7 +58,7 @@ def test_every_field_of_an_ipv6_packet():
         "src": t.address(A6), "dst": t.address(B6), "sport": 53, "dport": 5353, "zone": 0, "proto": 17, "family": 6, "now": 5, "hash": 0,
         "flow": NO_FLOW, "seq": 0, "ack": 0, "win": 0, "doff": 0, "tcp_flags": 0, "l4_len": 11, "l4_have": 11, "ip_len": 40 + 8 + 16 + 11,
         "wire_len": 14 + 40 + 8 + 16 + 11, "l4_reason": 0, "verdict": Verdict.PENDING, "reason": 0, "state": State.NOT_SEEN, "hop_limit": 255,
-        "l3_off": 14, "index": 0,
+        "l3_off": 14, "index": 0, "flaw": 0,
     }  # fmt: skip
 
 
