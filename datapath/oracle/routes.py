@@ -12,9 +12,13 @@ Not here: rules (ruleset).
 
 from __future__ import annotations
 
+import errno
+import time
 from socket import AF_INET, AF_INET6
+from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from ctcore.nat_rules import Address
 from datapath.oracle.namespace import Namespace
@@ -24,6 +28,7 @@ GATEWAYS = {AF_INET: "169.254.0.1", AF_INET6: "fe80::1"}
 FAMILIES = {4: AF_INET, 6: AF_INET6}
 LOCAL_TABLE = 255
 RTN_LOCAL = "local"
+PATIENCE, PAUSE = 5.0, 0.001  # seconds
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 # Sources and destinations are whatever rules and captures say.
 SYSCTLS4 = {"rp_filter": 0, "accept_local": 1, "route_localnet": 1, "send_redirects": 0, "forwarding": 1}
@@ -51,4 +56,17 @@ def _own(netlink: IPRoute, index: int, address: Address) -> None:
     family, length = FAMILIES[address.version], address.max_prefixlen
     # At once, for a tentative address is not redirected to; and without a route to it beside the local one.
     netlink.addr("add", family=family, index=index, address=str(address), prefixlen=length, flags=IFA_F_NODAD | IFA_F_NOPREFIXROUTE)
-    netlink.route("del", family=family, table=LOCAL_TABLE, type=RTN_LOCAL, scope="host", dst=f"{address}/{length}", oif=index)
+    _unreachable(netlink, family=family, table=LOCAL_TABLE, type=RTN_LOCAL, scope="host", dst=f"{address}/{length}", oif=index)
+
+
+def _unreachable(netlink: IPRoute, **route: Any) -> None:
+    """Take a local route out. That of an IPv6 address comes some time after the address (addrconf's work queue)."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            netlink.route("del", **route)
+            return
+        except NetlinkError as error:
+            if error.code != errno.ESRCH or time.monotonic() > until:
+                raise
+        time.sleep(PAUSE)
