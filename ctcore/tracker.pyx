@@ -19,7 +19,7 @@ from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect
 from ctcore.hashing cimport hash_of
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
+from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, packet_fits, plan_error_rewrite, plan_rewrite, quote_fits
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
 from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
@@ -372,6 +372,11 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         return
     if ct.nat.rule != NULL:
         translate(ct, conn)
+        if unlikely(entry.status & (SRC_NAT | DST_NAT)) and not packet_fits(p, entry, ORIG):
+            p.reason = R_NAT_GRE
+            pool_give(&ct.pool, conn)
+            reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
+            return
     if not confirm(ct, conn, p):
         pool_give(&ct.pool, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
@@ -396,7 +401,11 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
             p.verdict = DROP
             p.reason = R_NAT_ICMP
         elif entry.status & (SRC_NAT | DST_NAT):
-            plan_error_rewrite(ct, entry, flow & 1)
+            if quote_fits(p, changed_by(entry, flow & 1)):
+                plan_error_rewrite(ct, entry, flow & 1)
+            else:
+                p.verdict = DROP
+                p.reason = R_NAT_ICMP
     with_conn(ct, entry, p, flow & 1, d)
 
 
@@ -454,7 +463,11 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
     if unlikely(entry.status & (SRC_NAT | DST_NAT)):
-        plan_rewrite(ct, entry, dir)
+        if packet_fits(p, entry, dir):
+            plan_rewrite(ct, entry, dir)
+        else:
+            p.verdict = DROP
+            p.reason = R_NAT_GRE
     with_conn(ct, entry, p, dir, d)
 
 

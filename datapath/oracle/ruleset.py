@@ -207,6 +207,8 @@ def _port_registers(ports: Ports | None) -> tuple[list[Expression], dict[str, in
 
 def _flags(allowed: Range) -> dict[str, frozenset[str]]:
     chosen = {
+        # Only nat says so by itself; masq never, and redir no more once it is given other flags.
+        "NF_NAT_RANGE_PROTO_SPECIFIED": allowed.ports is not None,
         "NF_NAT_RANGE_PROTO_RANDOM": allowed.random,
         "NF_NAT_RANGE_PROTO_RANDOM_FULLY": allowed.fully_random,
         "NF_NAT_RANGE_PERSISTENT": allowed.persistent,

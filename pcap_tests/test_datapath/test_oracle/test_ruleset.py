@@ -5,6 +5,7 @@ Not here: whether our engine translates in the same way (pcap_tests/test_kernel/
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -41,6 +42,9 @@ def leaves(oracle: Oracle, frame: bytes) -> list[bytes]:
         (lambda v: [rule("snat", NEW[v], ports=(7000, 7000))], lambda v: (NEW[v], B[v], 7000, 53)),
         (lambda v: [rule("dnat", NEW[v])], lambda v: (A[v], NEW[v], 1000, 53)),
         (lambda v: [rule("dnat", NEW[v], ports=(5353, 5353))], lambda v: (A[v], NEW[v], 1000, 5353)),
+        (lambda v: [rule("masquerade", NEW[v], ports=(7000, 7000))], lambda v: (NEW[v], B[v], 7000, 53)),
+        (lambda v: [replace(rule("redirect", NEW[v]), range=Range(ip_address(NEW[v]), ip_address(NEW[v]), (5353, 5353), random=True))],
+         lambda v: (A[v], NEW[v], 1000, 5353)),
         (lambda v: [rule("masquerade", NEW[v])], lambda v: (NEW[v], B[v], 1000, 53)),
         (lambda v: [rule("redirect", NEW[v], ports=(5353, 5353))], lambda v: (A[v], NEW[v], 1000, 5353)),
         (lambda v: [rule("masquerade", NEW[v]), rule("redirect", OTHER[v])], lambda v: (NEW[v], OTHER[v], 1000, 53)),
