@@ -276,10 +276,10 @@ cdef bint port_space(const Choice *c, uint32_t *low, uint32_t *size) noexcept no
 
 
 cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noexcept nogil:
-    cdef int32_t preferred = ct.nat.prefer
+    cdef int32_t preferred = ct.nat.prefer[c.manip]
     if c.manip == MANIP_DST and not c.range.flags & RANDOM_PORTS:
         return 0
-    ct.nat.prefer = -1
+    ct.nat.prefer[c.manip] = -1
     return <uint16_t>(preferred - <int32_t>low) if preferred >= <int32_t>low else draw(&ct.nat)
 
 

@@ -108,7 +108,7 @@ class Lockstep:
         if reply:
             key = np.frombuffer(reply, KEY_DTYPE)[0]
             icmp = key["proto"] in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6)
-            self.tracker.prefer(int(key["sport" if icmp else "dport"]))
+            self.tracker.prefer(int(key["sport" if icmp else "dport"]), int(key["sport"]))
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
         """Our decision, the connection as it is then, and what leaves."""

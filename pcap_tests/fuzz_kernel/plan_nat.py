@@ -33,7 +33,7 @@ SPANS = (1, 1, 1, 2, 3, 7, 200)
 WEIGHTS = {"tcp": 10, "sctp": 2, "udp": 5, "udplite": 1, "gre": 1, "echo": 3, "other": 1}
 KIND_OF_TALK = tuple(kind for kind, weight in WEIGHTS.items() for _ in range(weight))
 PACKETS = (20, 60)
-STRANGE_IP = 0.01  # few: what is not tracked is not translated
+STRANGE_IP = 0.0  # what is not tracked is not translated
 
 
 def settings_of(seed: int, block: int) -> Settings:
