@@ -166,9 +166,9 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
         ours, theirs = tuples(compared.ours, d), tuples(compared.theirs, d)
         for i in np.flatnonzero(both & (ours != theirs).any(axis=1)).tolist():
             found.setdefault(i, {})[f"{fields.DIR_NAMES[d]}.tuple"] = fields.endpoints(ours[i].tobytes()), fields.endpoints(theirs[i].tobytes())
-    for i, (ours, theirs) in enumerate(zip(compared.ours.out, compared.theirs.out, strict=True)):
-        if ours != theirs:
-            found.setdefault(i, {}).update(out_differences(ours, theirs))
+    for i, left in enumerate(zip(compared.ours.out, compared.theirs.out, strict=True)):
+        if left[0] != left[1]:
+            found.setdefault(i, {}).update(out_differences(*left))
     return [Difference(i, found[i]) for i in sorted(found)]
 
 

@@ -137,7 +137,6 @@ def _with_ends(packet: Packet | Raw, ends: Ends) -> Packet:
     return replace(packet, src=ends.src, dst=ends.dst, l4=l4)
 
 
-
 class _Cannot(Exception):
     """What was asked for and cannot be; the place is added where it is known."""
 

@@ -199,7 +199,7 @@ def is_address(text: str) -> bool:
 def config_of(scenario: Scenario, base: Config) -> Config:
     """base with a scenario's own settings in place of its own, and its rules behind those of base. Raises ConfigError."""
     named: dict[str, Any] = {name: value for name, value in scenario.settings.items() if name != "zone"}
-    rules = {"nat": (*base.nat, *scenario.nat), "helpers": (*base.helpers, *scenario.helpers)}
+    rules: dict[str, Any] = {"nat": (*base.nat, *scenario.nat), "helpers": (*base.helpers, *scenario.helpers)}
     return replace(base, **named, **rules, timeouts={**base.timeouts, **scenario.timeouts})
 
 

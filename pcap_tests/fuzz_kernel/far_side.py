@@ -37,7 +37,9 @@ class FarSide:
         if not isinstance(packet, Packet):
             return step
         if isinstance(packet.l4, Icmp) and isinstance(packet.l4.about, int):
-            return replace(step, packet=self._error(packet, packet.l4, before[packet.l4.about], sent[packet.l4.about], inside=step.remark == AS_WRITTEN))
+            return replace(
+                step, packet=self._error(packet, packet.l4, before[packet.l4.about], sent[packet.l4.about], inside=step.remark == AS_WRITTEN)
+            )
         return step if step.remark == AS_WRITTEN else replace(step, packet=self._answer(packet))
 
     def _error(self, packet: Packet, icmp: Icmp, written: Step, sent: Step, *, inside: bool) -> Packet:
@@ -75,7 +77,9 @@ class FarSide:
         l4 = packet.l4
         if isinstance(l4, Icmp):
             l4 = replace(l4, id=reply.sport)
-        return replace(packet, l4=l4, src=ends.src, dst=ends.dst, **({"sport": ends.sport, "dport": ends.dport} if isinstance(l4, WITH_PORTS) else {}))
+        return replace(
+            packet, l4=l4, src=ends.src, dst=ends.dst, **({"sport": ends.sport, "dport": ends.dport} if isinstance(l4, WITH_PORTS) else {})
+        )
 
     def _conn(self, key: Key | None) -> tuple[np.void, int] | None:
         """The connection that has this tuple, and which of its two it is."""

@@ -83,7 +83,9 @@ EXPECTATIONS = st.builds(
     reason=maybe(st.sampled_from(e.REASONS)),
     zone=maybe(SHORT),
     mark=maybe(LONG),
-    variables=st.dictionaries(st.sampled_from(e.NAMES), st.from_regex(r"[a-z0-9,.:-]{1,8}", fullmatch=True), max_size=2).map(lambda d: tuple(d.items())),
+    variables=st.dictionaries(st.sampled_from(e.NAMES), st.from_regex(r"[a-z0-9,.:-]{1,8}", fullmatch=True), max_size=2).map(
+        lambda d: tuple(d.items())
+    ),
 ).filter(lambda expect: expect != s.Expect())
 STEPS = st.builds(s.Step, PACKETS, SECONDS, maybe(EXPECTATIONS), comments=st.lists(COMMENTS, max_size=2).map(tuple), remark=COMMENTS)
 # test_nat_text has all there is to be written in a rule.

@@ -80,7 +80,13 @@ def test_with_any_rule_all_connections_are_bound(running_kernel: None) -> None:
 
 
 def test_a_helper_is_assigned_to_its_port_only(running_kernel: None) -> None:
-    helpers = (HelperRule("ftp", 6, 21), HelperRule("tftp", UDP, 69), HelperRule("sip", UDP, 5060), HelperRule("irc", 6, 6667), HelperRule("pptp", 6, 1723))
+    helpers = (
+        HelperRule("ftp", 6, 21),
+        HelperRule("tftp", UDP, 69),
+        HelperRule("sip", UDP, 5060),
+        HelperRule("irc", 6, 6667),
+        HelperRule("pptp", 6, 1723),
+    )
     with Oracle(Config(helpers=helpers)) as oracle:
         for v in (0, 1):
             for proto, port in ((6, 21), (6, 22), (UDP, 69), (UDP, 21)):
