@@ -4,14 +4,8 @@ from ctcore.engine cimport Engine
 from ctcore.nat_table cimport NatRange
 from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    DST_NAT, ORIG, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, REPLY, REWRITE_DST, REWRITE_INNER_DST,
-    REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key, Packet,
+    DST_NAT, ORIG, REPLY, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
-
-cdef enum:
-    LEAST_HEADER = 8            # bytes that Linux wants to have of a transport header it changes
-    GRE_VERSION = 7             # a mask
-    PPTP_VERSION = 1            # of GRE, the last one that is known
 
 # A tuple being chosen.
 ctypedef struct Choice:
@@ -26,7 +20,6 @@ cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *all
 cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil
-cdef bint quote_fits(const Packet *p, uint8_t changes) noexcept nogil
 cdef str nat_fault(const Engine *ct)
 
 
@@ -35,24 +28,6 @@ cdef inline uint8_t changed_by(const Entry *entry, int dir) noexcept nogil:
     cdef bint src = (entry.status & (SRC_NAT if dir == ORIG else DST_NAT)) != 0
     cdef bint dst = (entry.status & (DST_NAT if dir == ORIG else SRC_NAT)) != 0
     return <uint8_t>(REWRITE_SRC * src | REWRITE_DST * dst)
-
-
-cdef inline bint has_ports(uint8_t proto) noexcept nogil:
-    return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_UDPLITE or proto == PROTO_SCTP
-
-
-cdef inline bint header_fits(uint8_t proto, const uint8_t *l4, uint32_t length, uint32_t have, uint8_t changes) noexcept nogil:
-    """Whether a transport header can be changed so (REWRITE_SRC, REWRITE_DST): GRE has something to change in its destination only, if any."""
-    if not (has_ports(proto) or proto == PROTO_ICMP or proto == PROTO_ICMPV6 or proto == PROTO_GRE):
-        return True
-    if length < LEAST_HEADER:
-        return False
-    return proto != PROTO_GRE or not changes & REWRITE_DST or have < 2 or l4[1] & GRE_VERSION <= PPTP_VERSION
-
-
-cdef inline bint packet_fits(const Packet *p, const Entry *entry, int dir) noexcept nogil:
-    """Whether a packet of a translated connection can be translated: of other protocols the tracker has seen to their headers."""
-    return p.key.proto != PROTO_GRE or header_fits(p.key.proto, p.l4, p.l4_len, p.l4_have, changed_by(entry, dir))
 
 
 cdef inline void plan_rewrite(Engine *ct, const Entry *entry, int dir) noexcept nogil:

@@ -16,12 +16,11 @@ from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.icmp_error cimport is_redirect
 from ctcore.lowlevel cimport mul_fold
 from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
 from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
-from ctcore.tuples cimport IP6_HEADER, Chain, invert, skip_extensions
+from ctcore.tuples cimport invert
 from ctcore.types cimport *
 
 cdef extern from "arpa/inet.h" nogil:
@@ -88,6 +87,10 @@ cdef inline uint16_t *port_of(Key *tuple, int manip) noexcept nogil:
     if manip == MANIP_SRC or tuple.proto == PROTO_ICMP or tuple.proto == PROTO_ICMPV6:
         return &tuple.sport
     return &tuple.dport
+
+
+cdef inline bint has_ports(uint8_t proto) noexcept nogil:
+    return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_UDPLITE or proto == PROTO_SCTP
 
 
 cdef inline bint port_fits(const NatRange *range, Key *tuple, int manip) noexcept nogil:
@@ -385,23 +388,6 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
             return nat_setup(ct, entry, manip, &ct.nat.rule[i].range)
     anything.flags = 0
     return nat_setup(ct, entry, manip, &anything)
-
-
-cdef bint quote_fits(const Packet *p, uint8_t changes) noexcept nogil:
-    """Whether the packet that an ICMP error quotes can be translated.   changes: of the error; what is quoted went the other way."""
-    cdef Chain chain
-    cdef uint32_t quote = 48 if is_redirect(p) and p.key.family == 6 else 8
-    cdef const uint8_t *ip = p.l4 + quote
-    cdef uint32_t length = p.l4_len - quote, have = p.l4_have - quote
-    if p.key.family == 4:
-        chain.at = (ip[0] & 15) * 4
-        chain.proto = ip[9]
-    else:
-        chain.at = IP6_HEADER
-        chain.proto = ip[6]
-        skip_extensions(ip, length, have, &chain)
-    changes = (REWRITE_DST if changes & REWRITE_SRC else 0) | (REWRITE_SRC if changes & REWRITE_DST else 0)
-    return header_fits(chain.proto, ip + min(chain.at, have), length - min(chain.at, length), have - min(chain.at, have), changes)
 
 
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil:

@@ -11,6 +11,9 @@ def rewrite_in_place(memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: 
     Raises ValueError for arrays that are none of these.
     """
 
+def copied(memory: NDArray[np.uint8], frames: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Frames back to back in memory of their own, which may be written. Raises ValueError if a frame is not within memory."""
+
 def rewritten(memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """A copy of frames with the changes made that address translation asks for: (memory, frames) of what leaves.
 

@@ -378,8 +378,8 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
     return sent
 
 
-def rewritten(const uint8_t[::1] memory not None, frames not None, rewrites not None):
-    """A copy of frames with the changes made; see rewrite.pyi."""
+def copied(const uint8_t[::1] memory not None, frames not None):
+    """Frames in memory of their own; see rewrite.pyi."""
     cdef const Frame *frame = checked_frames(memory, frames)
     cdef Py_ssize_t i
     cdef uint8_t[::1] copy
@@ -393,4 +393,10 @@ def rewritten(const uint8_t[::1] memory not None, frames not None, rewrites not 
         if frame[i].caplen:
             memcpy(&copy[at], &memory[frame[i].offset], frame[i].caplen)
             at += frame[i].caplen
+    return moved, laid
+
+
+def rewritten(memory, frames, rewrites):
+    """A copy of frames with the changes made; see rewrite.pyi."""
+    moved, laid = copied(memory, frames)
     return moved, laid[rewrite_in_place(moved, laid, rewrites)]

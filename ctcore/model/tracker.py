@@ -337,7 +337,7 @@ class ModelTracker:
         return self._nat.rows() if self._nat else []
 
     def prefer(self, port: int, destination: int | None = None) -> None:
-        ports = {nat.SRC: whole("port", port, 0, 65535)}
+        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
         if destination is not None:
             ports[nat.DST] = whole("destination", destination, 0, 65535)
         if self._nat:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.tracker import Tracker
 from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, State, Verdict
@@ -72,7 +73,7 @@ class Lockstep:
         Interrupted by Ctrl-C, it says so in `interrupted` and returns the packets judged until then.
         """
         n = len(frames)
-        rows = parse_batch(memory, frames, zone=self.zone, checksum=self.config.checksum).array
+        rows = self._parse(memory, frames).array
         places = inner(memory, frames)
         frames = frames.copy()
         both = Compared(Side.empty(n), Side.empty(n), rows["key"].copy(), [None] * n, [None] * n, np.zeros(n, np.int64))
@@ -83,6 +84,9 @@ class Lockstep:
             self.interrupted, n = True, i
         self.kernel.finish(both.theirs)
         return both.first(n)
+
+    def _parse(self, memory: np.ndarray, frames: np.ndarray) -> Batch:
+        return parse_batch(memory, frames, zone=self.zone, checksum=self.config.checksum, nat=bool(self.config.nat))
 
     def _packet(self, memory: np.ndarray, frames: np.ndarray, parsed: tuple[np.void, np.void], both: Compared, i: int) -> None:
         """Row i of both sides."""
@@ -112,7 +116,7 @@ class Lockstep:
 
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
         """Our decision, the connection as it is then, and what leaves."""
-        batch = parse_batch(memory, frame, zone=self.zone, checksum=self.config.checksum)
+        batch = self._parse(memory, frame)
         rewrites = np.zeros(1, REWRITE_DTYPE) if self.oracle.translates else None
         ours.decisions[i] = self.tracker.advance(batch, rewrites)[0]
         if rewrites is not None and ours.decisions[i]["verdict"] == Verdict.ACCEPT:
