@@ -1,8 +1,8 @@
 """What a bridge needs to send on packets whose destination has been translated, and what a device's address is good for.
 
 Theory of operation: a bridge sends a packet on by its MAC address. Once the destination address has changed (dnat, or the answer to a translated
-source), br_netfilter asks the routing table instead: the packet stays on the bridge, as it is but for its MAC address, if its route leads back through
-the bridge device. So there is one route for everything, by way of a gateway that nobody is, whose MAC address is known for good.
+source), br_netfilter asks the routing table instead: the packet stays on the bridge, as it is but for its MAC address, if its route leads back
+through the bridge device. So there is one route for everything, by way of a gateway that nobody is, whose MAC address is known for good.
 masquerade and redirect take the address of the device, which for bridged packets is the bridge's own. It has one, but is not reachable by it: the
 local route is taken out, so that packets to this address are sent on like all others.
 Invariant: nothing is ever delivered here, and TTLs stay as they are. What the bridge device says of its own accord (multicast listener reports) is

@@ -60,10 +60,11 @@ class HelperObject(nfgen_msg):
 
     prefix = "NFTA_OBJ_"
     nla_map = (
-        ("NFTA_OBJ_UNSPEC", "none"), ("NFTA_OBJ_TABLE", "asciiz"), ("NFTA_OBJ_NAME", "asciiz"), ("NFTA_OBJ_TYPE", "be32"), ("NFTA_OBJ_DATA", "helper"),
+        ("NFTA_OBJ_UNSPEC", "none"), ("NFTA_OBJ_TABLE", "asciiz"), ("NFTA_OBJ_NAME", "asciiz"), ("NFTA_OBJ_TYPE", "be32"),
+        ("NFTA_OBJ_DATA", "helper"),
     )  # fmt: skip
 
-    class helper(nla):  # noqa: N801 - pyroute2 finds it by this name
+    class helper(nla):  # pyroute2 finds it by this name
         nla_map = (
             ("NFTA_CT_HELPER_UNSPEC", "none"), ("NFTA_CT_HELPER_NAME", "asciiz"),
             ("NFTA_CT_HELPER_L3PROTO", "be16"), ("NFTA_CT_HELPER_L4PROTO", "uint8"),

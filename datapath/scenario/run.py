@@ -15,7 +15,7 @@ from ctcore.errors import CtmirrorError
 from datapath.differences import Difference, Disagreement, differences
 from datapath.fields import Record
 from datapath.scenario.build import build
-from datapath.scenario.expectation import OUT_NAMES, SIDE_VARIABLES, VARIABLES
+from datapath.scenario.expectation import ENDS, OUT_NAMES, SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
 from datapath.scenario.steps import NO_CONN, Expect, Scenario, ScenarioError
 from datapath.scenario.text import config_of, packet_text
@@ -133,12 +133,19 @@ def expectation_of(seen: Seen, *, everything: bool = False) -> Expect:
             has=frozenset(record["status"]) & {"assured", "expected", "dying", "snat", "dnat"},
             reason=None if reason == "ok" else reason,
             verdict=None if verdict == "accept" else verdict,
+            variables=_changed(seen),
         )
     names = [f"tcp.{side}.{name}" for side in ("original", "reply") for name in SIDE_VARIABLES] + [f"tcp.{name}" for name in VARIABLES]
     variables = tuple((name, variable(seen, name)) for name in names) if seen.conn and seen.conn["tcp"] else ()
-    variables += tuple((f"out.{name}", variable(seen, f"out.{name}")) for name in record["out"] or ())
+    variables += _changed(seen)
     common |= {name: record.get(name) for name in ("reason", "verdict", "zone", "mark")}
     return Expect(**common, conn=conn, status=frozenset(record["status"]), variables=variables)
+
+
+def _changed(seen: Seen) -> tuple[tuple[str, str], ...]:
+    """What of its ends the packet leaves with changed."""
+    out = seen.record["out"] or {}
+    return tuple((f"out.{name}", variable(seen, f"out.{name}")) for name in ENDS if name in out and out[name] != seen.record[name])
 
 
 def renewed(expect: Expect, seen: Seen) -> Expect:

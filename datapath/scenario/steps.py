@@ -75,7 +75,7 @@ class UdpLite:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where a packet comes from and goes to: names of hosts or addresses, and ports (of an ICMP message the id, in both), None where there are none."""
+    """Where a packet comes from and goes to: names of hosts or addresses, and ports (of ICMP the id, in both), None where there are none."""
 
     src: str
     dst: str
@@ -87,8 +87,8 @@ class Ends:
 class Icmp:
     """v6: ICMPv6. id and seq are bytes 4 to 7, whatever they mean for the type (id << 16 | seq is an MTU).
 
-    about: the step that an error quotes, by its number (from 0) or label; ends: those the quoted packet had when it was met, if it had been translated
-    on its way; quote: how many bytes of its IP packet, None: as many as are usual.
+    about: the step that an error quotes, by its number (from 0) or label; ends: those the quoted packet had when it was met, if it had been
+    translated on its way; quote: how many bytes of its IP packet, None: as many as are usual.
     """
 
     type: int

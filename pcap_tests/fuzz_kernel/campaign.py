@@ -66,8 +66,8 @@ class Tally:
 
 @dataclass
 class Campaign:
-    """seed: of all traces; folder: where scenarios of differing ones are written; size: traces under one setting, None: as many as the plan says; say:
-    takes lines for people; plan: what the traces are about."""
+    """seed: of all traces; folder: where scenarios of differing ones are written; size: traces under one setting, None: as many as the plan says;
+    say: takes lines for people; plan: what the traces are about."""
 
     seed: int
     folder: Path

@@ -1,8 +1,8 @@
 """What address translation makes of packets that are yet to come: answers go to where the far side was asked from, errors quote what it saw.
 
-Theory of operation: talks speak as if nothing were translated. Before a packet is sent, the connection it answers is looked up by the tuple in which it
-was asked for; if that is translated, the packet takes the ends of its reply tuple. An error about a packet quotes it with the ends with which it left,
-and goes to whom it seemed to come from. All of this waits until the packet before has been judged, since Linux chooses ports at random.
+Theory of operation: talks speak as if nothing were translated. Before a packet is sent, the connection it answers is looked up by the tuple in which
+it was asked for; if that is translated, the packet takes the ends of its reply tuple. An error about a packet quotes it with the ends with which it
+left, and goes to whom it seemed to come from. All of this waits until the packet before has been judged, since Linux chooses ports at random.
 Invariant: a step whose remark is AS_WRITTEN stays as it is, which is what a packet from this side of the translation is, or one that goes astray.
 Not here: what is said (tcp, sctp, datagrams, icmp), rules (plan_nat).
 """

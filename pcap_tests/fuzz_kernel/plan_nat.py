@@ -1,8 +1,8 @@
 """Traces under address translation: random rules of every kind, and talks between few hosts and ports, so that tuples clash.
 
-Three hosts of each trace's own, two servers and two public addresses of everybody's. Rules are those of a block: they match by host networks, protocol
-and ports, and translate into the public addresses (source) or to the servers (destination), with few ports, many, or none said. So a rule for the
-public address and one for the hosts make hairpins; few ports are exhausted; a port of each class is kept, or has to be searched.
+Three hosts of each trace's own, two servers and two public addresses of everybody's. Rules are those of a block: they match by host networks,
+protocol and ports, and translate into the public addresses (source) or to the servers (destination), with few ports, many, or none said. So a rule
+for the public address and one for the hosts make hairpins; few ports are exhausted; a port of each class is kept, or has to be searched.
 Invariants: half of the traces are IPv6; each kind of rule is there in every block of eight.
 Not here: what is said, and what of it goes to translated ends (far_side).
 """
@@ -27,7 +27,8 @@ INSIDE = {False: "10.0.0.0/8", True: "2001:db8::/32"}
 PORTS = (1, 80, 511, 512, 599, 600, 1000, 1023, 1024, 40000, 65535)
 PROTOCOLS = (6, 6, 6, 17, 17, 132, 136, 1, 58, 47, 253)
 CHOICES: tuple[Ports | None, ...] = (
-    None, None, None, (7000, 7000), (7000, 7001), (7000, 7002), (500, 515), (1000, 1031), (1000, 1032), (1024, 65535), (1, 65535), (40000, 40999), (0, 3),
+    None, None, None, (7000, 7000), (7000, 7001), (7000, 7002), (500, 515), (1000, 1031), (1000, 1032), (1024, 65535), (1, 65535),
+    (40000, 40999), (0, 3),
 )  # fmt: skip
 SPANS = (1, 1, 1, 2, 3, 7, 200)
 WEIGHTS = {"tcp": 10, "sctp": 2, "udp": 5, "udplite": 1, "gre": 1, "echo": 3, "other": 1}

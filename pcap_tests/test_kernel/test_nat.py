@@ -1,6 +1,7 @@
 """Address translation beside the running kernel: tuples, status and the bytes that leave, for every kind of rule, protocol and family.
 
-Invariant of every test: engine and kernel agree. Ports that the kernel draws at random are where our search begins; it ends there only if they are legal.
+Invariant of every test: engine and kernel agree. Ports that the kernel draws at random are where our search begins; it ends there only if they are
+legal.
 """
 
 from __future__ import annotations
@@ -105,11 +106,7 @@ def test_errors_about_a_translated_flow_both_ways(running_kernel: None, v: int, 
 def test_a_newer_syn_takes_the_tuple_of_a_closed_connection(running_kernel: None) -> None:
     """The only port is held by a connection in CLOSE; a SYN with a later sequence number gets it, one with an earlier one does not."""
     ours = rule("snat", NEW[0], ports=(7000, 7001))
-    open_and_reset = [
-        craft.tcp(A[0], B[0], sport, 80, flags, seq=seq, ack=ack)
-        for sport in (1000, 1001)
-        for flags, seq, ack in (("S", 100, 0),)
-    ]
+    open_and_reset = [craft.tcp(A[0], B[0], sport, 80, flags, seq=seq, ack=ack) for sport in (1000, 1001) for flags, seq, ack in (("S", 100, 0),)]
     compared = judge([ours], *open_and_reset, craft.tcp(C[0], B[0], 1000, 80, "S", seq=5000))
     assert compared.theirs.decisions["verdict"][2] == Verdict.DROP  # both are in SYN_SENT
 
