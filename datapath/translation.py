@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ctcore.model import nat
+from ctcore.model import nat, nat_choice
 from ctcore.model.conn import Key
-from ctcore.model.protocols import recall
 from ctcore.nat_rules import NatRule
 from ctcore.types import Dir, Manip, Reason, State, Status
 from datapath import fields
@@ -95,7 +94,7 @@ def _half_text(it: Explained, leaving: Key, after: Key | None, rule: NatRule | N
         return f"{by}: nothing free was found in it" if rule else f"{by}, and without one nothing free was found" if manip == SRC else by
     if after == leaving:
         return f"{by}: {_end(leaving, manip)} kept" + (", which lies in the range and is free" if rule else "")
-    return f"{by}: {_end(leaving, manip)} -> {_end(after, manip)}, {_why(it, leaving, after, nat.choice_of(rule, leaving, manip), manip)}"
+    return f"{by}: {_end(leaving, manip)} -> {_end(after, manip)}, {_why(it, leaving, after, nat_choice.choice_of(rule, leaving, manip), manip)}"
 
 
 def _end(key: Key, manip: int) -> str:
@@ -104,38 +103,36 @@ def _end(key: Key, manip: int) -> str:
     return text if manip == SRC else text.removesuffix(f" id {ends.get('id')}")
 
 
-def _why(it: Explained, leaving: Key, after: Key, choice: nat.Choice, manip: int) -> str:
+def _why(it: Explained, leaving: Key, after: Key, choice: nat_choice.Choice, manip: int) -> str:
     """Why this address and port."""
     if manip == SRC and not choice.random and not choice.holds(leaving):
         other = _mapping(it, leaving, after)
         if other is not None:
             return f"as conn {other['flow'][Dir.ORIG]['id']} of the same source has it"
-    field = nat.port_field(leaving.proto, manip)
     several = choice.low is not None and choice.low != choice.high
     parts = ["the address by a hash of the source" + ("" if choice.persistent else " and the destination")] if several else []
-    if field is None:
+    if not nat_choice.has_port(leaving.proto):
         return ", ".join(parts) or "by its address alone"
-    old, new = getattr(leaving, field), getattr(after, field)
-    name = "id" if leaving.proto in fields.WITH_TYPE else "key" if field == "dport" and leaving.proto not in fields.WITH_PORTS else "port"
-    if new == old:
+    old = nat_choice.port_of(leaving, manip)
+    name = "id" if leaving.proto in fields.WITH_TYPE else "port" if leaving.proto in fields.WITH_PORTS else "key"
+    if nat_choice.port_of(after, manip) == old:
         return ", ".join([*parts, f"{name} kept"])
     return ", ".join([*parts, _search_text(it, leaving, after, choice, manip, f"{name} {old}")])
 
 
-def _search_text(it: Explained, leaving: Key, after: Key, choice: nat.Choice, manip: int, what: str) -> str:
+def _search_text(it: Explained, leaving: Key, after: Key, choice: nat_choice.Choice, manip: int, what: str) -> str:
     """Why a port was searched, and where. what: the one the packet came with."""
     if choice.ports and choice.ports[0] == choice.ports[1]:
         return "the only one of the range"
-    space = nat.ports_to_search(recall(it.conn, it.tick), after, choice, manip) or (0, 0xFFFF)
+    space = nat_choice.ports_to_search(leaving, choice, manip, announced=int(it.conn["master"]) >= 0) or (0, 0xFFFF)
     name, where = what.split()[0], f"{space[0]}-{space[1]}"
     start = "the lowest" if manip == DST and not choice.random else "a random one"
     searched = f"the first free one of {where} from {start} on"
     if choice.random:
         return f"{searched}: the rule asks for another {name}"
-    if choice.ports and not nat.port_within(leaving, choice.ports, manip):
+    if choice.ports and not nat_choice.port_within(leaving, choice.ports, manip):
         return f"{searched}: {what} is not among them"
-    field = nat.port_field(leaving.proto, manip)
-    holder = _holder(it, after._replace(**{field: getattr(leaving, field)})) if field else None
+    holder = _holder(it, nat_choice.with_port(after, manip, nat_choice.port_of(leaving, manip)))
     return f"{searched}: {what} is taken" + (f" by conn {holder['flow'][Dir.ORIG]['id']}" if holder is not None else "")
 
 

@@ -69,6 +69,28 @@ def test_a_row_holds_nothing_of_the_packet_before():
     assert [as_dict(row) for row in parse_batch(*frames_of(packets)).array] == alone
 
 
+ABOUT, ABOUT6 = t.udp(A, B, 1, 2), t.udp(A6, B6, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("packet", "settings", "flaw"),
+    [
+        (t.icmp_error(B, A, 3, 3, ABOUT, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B, A, 5, 1, ABOUT, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B6, A6, 1, 4, ABOUT6, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B6, A6, 137, 0, ABOUT6, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B, A, 3, 3, ABOUT), {"checksum": False, "nat": True}, 0),
+        (t.icmp_error(B, A, 3, 3, ABOUT, l4_checksum=1), {"checksum": False}, 0),
+        (t.icmp(A, B, 8, l4_checksum=1), {"checksum": False, "nat": True}, 0),
+        (t.tcp(A, B, 1, 2, "S", l4_checksum=1), {"checksum": False, "nat": True}, 0),
+    ],
+)
+def test_translation_looks_at_the_sums_of_errors_that_nobody_verifies(packet, settings, flaw):
+    """With --checksum 0 they pass; translated they would leave with good ones, so they must not."""
+    row = parse_batch(*frames_of([packet]), **settings).array[0]
+    assert (row["flaw"], row["verdict"]) == (flaw, Verdict.PENDING)
+
+
 def test_more_packets_than_are_fetched_ahead():
     packets = [t.tcp(A, B, i, 80, "S", seq=i) for i in range(100)]
     array = parse_batch(*frames_of(packets)).array
