@@ -53,12 +53,15 @@ def kernel_hz() -> int:
     """Ticks a second of the running kernel, measured."""
     clock = Runnable(CLOCK, "clock")
     try:
-        start, ticks = time.monotonic(), clock()
-        time.sleep(MEASURE)
-        rate = (clock() - ticks) % (1 << 32) / (time.monotonic() - start)
+        for span in (MEASURE, 4 * MEASURE, 16 * MEASURE):  # longer where the machine has no time for us
+            start, ticks = time.monotonic(), clock()
+            time.sleep(span)
+            rate = (clock() - ticks) % (1 << 32) / (time.monotonic() - start)
+            hz = min(USUAL_HZ, key=lambda usual: abs(usual - rate))
+            if abs(hz - rate) <= 2 / span:
+                break
     finally:
         clock.close()
-    hz = min(USUAL_HZ, key=lambda usual: abs(usual - rate))
     if abs(hz - rate) > 2 / MEASURE:
         raise KernelError(f"this kernel has about {rate:.0f} ticks a second: expected CONFIG_HZ of {', '.join(map(str, USUAL_HZ))}")
     return hz
