@@ -43,6 +43,7 @@ class Config:
     event_buffer: int = 65536  # events kept until they are taken
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
     helpers: tuple[HelperRule, ...] = ()
+    helper_max: int = 65536  # connections with a helper at a time; later ones go without
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -52,6 +53,7 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
+        _check_range(self, "helper_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "seed", 0, (1 << 64) - 1)

@@ -13,10 +13,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
+from ctcore.edits cimport edits_reset
 from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
+from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.pool cimport pool_give, pool_take
@@ -82,6 +84,8 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
             buffer_last(&ct.buffer).end = end
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
+    if entry.cold & COLD_EXTENSION:
+        drop_helper(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
@@ -200,12 +204,20 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
-        meet_expectation(ct, entry)
+        meet_expectation(ct, conn)
     return conn
 
 
-cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark."""
+cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
+    """An entry that is not confirmed never was."""
+    if ct.pool.entry[conn].cold & COLD_EXTENSION:
+        drop_helper(ct, conn)
+    pool_give(&ct.pool, conn)
+
+
+cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
+    cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
     cdef Expectation *expected
     if row == NO_CONN:
@@ -216,6 +228,8 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
     entry.mark = ct.pool.entry[expected.master_conn].mark
     if entry.mark:
         entry.cold |= COLD_MARK
+    if expected.helper:
+        give_helper(ct, conn, expected.helper)
     ct.expect.matched += 1
     if not expected.permanent:
         expect_remove(&ct.expect, row)
@@ -332,6 +346,19 @@ cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t 
     without_conn(p, l4state, d)
 
 
+cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
+    """A new connection gets its helper, which looks at its first packet. False if that is to be dropped."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint8_t refusal = R_OK
+    if unlikely(ct.helper_of[0] != NULL):
+        assign_helper(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        refusal = run_helper(ct, conn, p, ORIG, state_of(entry, ORIG))
+    if unlikely(refusal != R_OK):
+        p.reason = refusal
+    return refusal == R_OK
+
+
 cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
     """A packet without a connection.   note: reason to give if it opens one."""
     cdef uint32_t conn = create(ct, p)
@@ -344,11 +371,11 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         return
     entry = &ct.pool.entry[conn]
     if run_l4(ct, entry, p, ORIG, True) == REJECTED:
-        pool_give(&ct.pool, conn)
+        discard(ct, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
-    if not confirm(ct, conn, p):
-        pool_give(&ct.pool, conn)
+    if not help_first(ct, conn, p) or not confirm(ct, conn, p):
+        discard(ct, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)
@@ -377,6 +404,14 @@ cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     elif errand == ICMP_RELATED:
         track_related(ct, p, flow, d)
     return errand == ICMP_DECIDED or errand == ICMP_RELATED
+
+
+cdef void help_packet(Engine *ct, uint32_t conn, Packet *p, int dir) noexcept nogil:
+    """A packet of a connection with a helper: it may be dropped, and yet has been tracked."""
+    cdef uint8_t refusal = run_helper(ct, conn, p, dir, p.state)
+    if refusal != R_OK:
+        p.reason = refusal
+        p.verdict = DROP
 
 
 cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
@@ -416,6 +451,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(dir == REPLY and not entry.status & SEEN_REPLY):
         entry.status |= SEEN_REPLY
         ct.changes |= CHANGE_REPLY
+    if unlikely(entry.cold & COLD_EXTENSION):
+        help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
     with_conn(ct, entry, p, dir, d)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
+from ctcore.model.expectations import LIMITS, Announced, Expectation, ExpectationRow, Expectations
+from ctcore.model.helpers import HELPERS, Aid, Extension, payload_of, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Reason, State, Status, Verdict
+from ctcore.model.tcp_window import ACK
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Proto, Reason, RewriteFlag, State, Status, Verdict
 
 NO_DIR = 255
 SECOND = 1_000_000_000
@@ -51,32 +54,6 @@ class Decision:
         record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
 
 
-class ExpectationRow(NamedTuple):
-    """An expectation as callers see it; timeout: seconds left."""
-
-    master: int
-    src: str
-    dst: str
-    proto: int
-    sport: int
-    dport: int
-    zone: int
-    timeout: float
-    permanent: bool
-
-
-class Expectation(NamedTuple):
-    """A connection that is announced. Its key has the source port 0 if any will do."""
-
-    key: Key
-    master: int
-    deadline: int  # tick
-    permanent: bool
-
-    def fits(self, key: Key) -> bool:
-        return self.key == (key if self.key.sport else key._replace(sport=0))
-
-
 class ModelTracker:
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
@@ -88,7 +65,10 @@ class ModelTracker:
         self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
         self._next_id = 0
-        self._expectations: list[Expectation] = []  # youngest first
+        self._expectations = Expectations(config.expect_max)
+        self._helped = 0  # connections that have a helper
+        self._rewrite: Any = None  # of the packet at hand; None: nobody asks
+        self._edits: list[tuple[int, int, bytes]] = []  # of the last batch: where, how many bytes, what instead
         self._events: deque[np.ndarray] = deque()
         names = (
             "found",
@@ -102,6 +82,7 @@ class ModelTracker:
             "expect_new",
             "expect_create",
             "expect_delete",
+            "helper_refused",
         )
         self._counters = dict.fromkeys(names, 0)
 
@@ -111,11 +92,13 @@ class ModelTracker:
         batch.consume()
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
+        self._edits.clear()
         if rewrites is not None:
             rewrites["flags"] = 0
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
+            self._rewrite = None if rewrites is None else rewrites[i]
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -162,6 +145,8 @@ class ModelTracker:
             again = self._visit(packet)
             return again if again.conn < 0 else replace(again, reason=Reason.R_TCP_REOPENED)
         if not answer.valid:
+            if not conn.confirmed:
+                self._discard(conn)
             self._report(conn)
             return Decision(State.INVALID, answer.reason, l4state=conn.l4.state if conn.confirmed else NO_L4STATE)
         if answer.timeout is not None or answer.kill:
@@ -173,12 +158,17 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
+        if not conn.confirmed and (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+            conn.status |= Status.HELPER
+        refused = self._help(packet, conn, d, state) if conn.ext else Reason.R_OK
         if not conn.confirmed:
-            refusal = self._confirm(conn)
+            refusal = refused or self._confirm(conn)
             if refusal:
+                self._discard(conn)
                 return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
-        return self._accept(conn, d, state, answer.reason)
+        decision = self._accept(conn, d, state, refused or answer.reason)
+        return replace(decision, verdict=Verdict.DROP) if refused else decision
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
         return Decision(state, reason, Verdict.ACCEPT, conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state)
@@ -198,14 +188,16 @@ class ModelTracker:
         if self.count >= self.config.capacity and not self._early_drop(key):
             self._counters["drop"] += 1
             return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
-        expectation = next((e for e in self._expectations if e.fits(key)), None)
+        expectation = self._expectations.find(key)
         if expectation:
             conn.status |= Status.EXPECTED
             conn.master = expectation.master
             conn.mark = self._conns[expectation.master].mark
+            if expectation.helper:
+                self._give_helper(conn, expectation.helper)
             self._counters["expect_new"] += 1
             if not expectation.permanent:
-                self._drop_expectations([expectation])
+                self._expectations.drop(lambda e: e is expectation)
         return conn, Dir.ORIG
 
     def _early_drop(self, key: Key) -> bool:
@@ -240,9 +232,61 @@ class ModelTracker:
         self._table.erase(conn)
         del self._conns[conn.id]
         conn.status |= Status.DYING
-        self._drop_expectations([e for e in self._expectations if e.master == conn.id])
+        self._expectations.drop(lambda e: e.master == conn.id)
         time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
         self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
+        self._take_helper(conn)
+
+    def _discard(self, conn: Conn) -> None:
+        """A connection that is not confirmed never was; nor is there anything it announced."""
+        self._expectations.drop(lambda e: e.master == self._next_id)
+        self._take_helper(conn)
+
+    # --- helpers ----------------------------------------------------------------------------------------------------------------------
+
+    def _give_helper(self, conn: Conn, name: str) -> bool:
+        """False if too many connections have one: this one goes without."""
+        if self._helped >= self.config.helper_max:
+            self._counters["helper_refused"] += 1
+            return False
+        self._helped += 1
+        conn.ext = Extension(name)
+        return True
+
+    def _take_helper(self, conn: Conn) -> None:
+        self._helped -= conn.ext is not None
+        conn.ext = None
+
+    def _help(self, packet: Packet, conn: Conn, d: int, state: int) -> int:
+        """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's."""
+        ext, reason = conn.ext, Reason.R_OK
+        adjusted = conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP  # by earlier packets
+        payload = payload_of(packet)
+        if payload is not None:
+            reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self._announce))
+        if reason:
+            ext.changes, conn.changes = ext.changes | conn.changes, 0
+            return reason
+        conn.changes, ext.changes = conn.changes | ext.changes, 0
+        if adjusted and self._rewrite is not None:
+            self._rewrite["seq_delta"] = ext.adjust[d].at(packet.seq)
+            self._rewrite["ack_delta"] = -ext.adjust[1 - d].of_ack(packet.ack) if packet.tcp_flags & ACK else 0
+            if self._rewrite["seq_delta"] or self._rewrite["ack_delta"]:
+                self._rewrite["flags"] |= RewriteFlag.REWRITE_SEQ
+        return Reason.R_OK
+
+    def _announce(self, aid: Aid, expectation: Expectation) -> Announced:
+        # A connection that is not confirmed yet will have the next ordinal, or take its expectations along.
+        master = aid.conn.id if aid.conn.confirmed else self._next_id
+        deadline = self._tick + LIMITS[aid.ext.helper][1] * self.config.hz
+        return self._expectations.announce(replace(expectation, master=master, deadline=deadline, owned=True), aid.ext.helper)
+
+    def edits(self) -> np.ndarray:
+        taken = np.zeros(len(self._edits), dtype=EDIT_DTYPE)
+        for record, (at, old_len, text) in zip(taken, self._edits, strict=True):
+            record["at"], record["old_len"], record["new_len"] = at, old_len, len(text)
+            record["text"][: len(text)] = list(text)
+        return taken
 
     # --- time -------------------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +302,7 @@ class ModelTracker:
         """Advance the clock, never back, and remove whatever has expired. now: ns."""
         now = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.now = max(self.now, now)
-        self._drop_expectations([e for e in self._expectations if e.deadline <= self._tick])
+        self._expectations.drop(lambda e: e.deadline <= self._tick)
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
         for conn in sorted(due, key=lambda conn: conn.deadline):
             self._destroy(conn, End.END_TIMEOUT)
@@ -302,7 +346,7 @@ class ModelTracker:
         return len(self._conns)
 
     def counters(self) -> dict[str, int]:
-        return dict(self._counters)
+        return self._counters | {"expect_create": self._expectations.created, "expect_delete": self._expectations.deleted}
 
     def conns(self) -> np.ndarray:
         snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
@@ -370,24 +414,13 @@ class ModelTracker:
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
-        self._drop_expectations([e for e in self._expectations if (e.key, e.master) == (key, master)])
-        if len(self._expectations) >= self.config.expect_max:
-            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
         deadline = self._tick + int(timeout * self.config.hz)
-        self._expectations.insert(0, Expectation(key, master, deadline, permanent))
-        self._counters["expect_create"] += 1
+        expectation = Expectation(key, any_sport=sport == 0, master=master, deadline=deadline, permanent=permanent)
+        if not self._expectations.add(expectation):
+            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
 
     def expectations(self) -> list[ExpectationRow]:
-        return sorted(self._row_of(e) for e in self._expectations)
-
-    def _row_of(self, e: Expectation) -> ExpectationRow:
-        src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
-        left = (e.deadline - self._tick) / self.config.hz
-        return ExpectationRow(e.master, src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
-
-    def _drop_expectations(self, gone: list[Expectation]) -> None:
-        self._expectations = [e for e in self._expectations if e not in gone]
-        self._counters["expect_delete"] += len(gone)
+        return self._expectations.rows(self._tick, self.config.hz)
 
     # --- proof ------------------------------------------------------------------------------------------------------------------------
 
@@ -402,6 +435,7 @@ class ModelTracker:
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
+        assert self._helped == sum(conn.ext is not None for conn in self._conns.values()), f"{self._helped} connections are said to have helpers"
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
 
 
