@@ -7,6 +7,7 @@ from ctcore.events cimport EventBuffer
 from ctcore.expectations cimport Expectations
 from ctcore.extensions cimport Extensions
 from ctcore.hashing cimport HashKey
+from ctcore.nat_table cimport Nat
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
@@ -37,6 +38,7 @@ ctypedef struct Engine:
     Extensions ext              # of connections that have a helper
     Edits edits                 # of the batch at hand
     uint8_t *helper_of[2]       # by port, of TCP and of UDP: HELPER_*, 0 none; NULL if there are no helpers
+    Nat nat
     Counters count
     HashKey hash_key
     int64_t now                 # ns; never goes back

@@ -5,6 +5,7 @@ from typing_extensions import Buffer
 
 from ctcore.batch import Batch
 from ctcore.config import Config
+from ctcore.nat_rules import NatPool
 
 class ExpectationRow(NamedTuple):
     """timeout: seconds left; src: an address, or "any"."""
@@ -82,6 +83,10 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
+    def prefer(self, port: int) -> None:
+        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step."""
+    def nat_pools(self) -> list[NatPool]:
+        """Each NAT rule's range as a pool, in the order of config.nat."""
     def counters(self) -> dict[str, int]:
         """Counts since the start, by the names of `conntrack -S` where it has them."""
     def check(self) -> None:

@@ -18,9 +18,11 @@ from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_le
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
+from ctcore.helpers.nat_text cimport follow
 from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, run_helper
-from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
+from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
+from ctcore.nat cimport nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
 from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
@@ -56,6 +58,8 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             entry = &ct.pool.entry[flow >> 1]
             prefetch_write(&entry.flow[flow & 1])
             prefetch_write(&entry.l4)
+            if ct.nat.rule != NULL:
+                prefetch(&entry.flow[1 - (flow & 1)])       # what the packet leaves as
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
@@ -86,6 +90,8 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
         expect_remove_of(&ct.expect, entry.flow[0].id)
     if entry.cold & COLD_EXTENSION:
         drop_helper(ct, conn)
+    if ct.nat.rule != NULL:
+        nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
@@ -135,9 +141,8 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
 
 
-cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    """find_live(), minus what has expired since this tick began: a timeout of 0."""
-    cdef uint32_t flow = find_live(ct, p)
+cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
+    """The flow, unless it has expired since this tick began: a timeout of 0. Then it goes."""
     cdef Entry *entry
     if likely(flow != NO_FLOW):
         entry = &ct.pool.entry[flow >> 1]
@@ -146,6 +151,10 @@ cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
             ct.count.expired += 1
             return NO_FLOW
     return flow
+
+
+cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
+    return find_current(ct, find_live(ct, p))
 
 
 cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
@@ -230,6 +239,8 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
         entry.cold |= COLD_MARK
     if expected.helper:
         give_helper(ct, conn, expected.helper)
+    if expected.follow and ct.nat.rule != NULL:
+        follow(ct, entry, expected)
     ct.expect.matched += 1
     if not expected.permanent:
         expect_remove(&ct.expect, row)
@@ -242,9 +253,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW:
+    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW:
         ct.count.insert_failed += 1
         p.reason = R_CLASH
+        if ct.nat.rule != NULL:
+            nat_exhausted(ct, conn)
+            p.reason = R_NAT_EXHAUSTED
         return False
     p.reason = R_TABLE_FULL
     if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
@@ -263,6 +277,8 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     ct.live += 1
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
+    if ct.nat.rule != NULL:
+        nat_link(ct, conn)
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -359,6 +375,16 @@ cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     return refusal == R_OK
 
 
+cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
+    """Decide what a new connection is on the other side. A closed one may have to give way."""
+    cdef uint32_t victim
+    cdef int manip
+    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
+        victim = nat_decide(ct, conn, manip)
+        if victim != NO_CONN:
+            kill(ct, victim, END_REPLACED, ct.now)
+
+
 cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
     """A packet without a connection.   note: reason to give if it opens one."""
     cdef uint32_t conn = create(ct, p)
@@ -374,22 +400,34 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         discard(ct, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
+    if ct.nat.rule != NULL:
+        translate(ct, conn)
     if not help_first(ct, conn, p) or not confirm(ct, conn, p):
         discard(ct, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)
     p.verdict = ACCEPT
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+        plan_rewrite(ct, entry, ORIG)
     if note != R_OK:
         p.reason = note
     with_conn(ct, entry, p, ORIG, d)
 
 
 cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
-    """An ICMP error about a known flow: it changes nothing."""
+    """An ICMP error about a known flow: it changes nothing there, but is translated as the flow is."""
+    cdef const Entry *entry = &ct.pool.entry[flow >> 1]
     p.state = RELATED
     p.verdict = ACCEPT
-    with_conn(ct, &ct.pool.entry[flow >> 1], p, flow & 1, d)
+    if ct.nat.rule != NULL:
+        # A redirect names a router that is none where the packet goes; a sum that is bad would be made good.
+        if p.flaw & FLAW_SUM or (entry.status & (SRC_NAT | DST_NAT) and is_redirect(p)):
+            p.verdict = DROP
+            p.reason = R_NAT_ICMP
+        elif entry.status & (SRC_NAT | DST_NAT):
+            plan_error_rewrite(ct, entry, flow & 1)
+    with_conn(ct, entry, p, flow & 1, d)
 
 
 cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
@@ -455,6 +493,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+        plan_rewrite(ct, entry, dir)
     with_conn(ct, entry, p, dir, d)
 
 

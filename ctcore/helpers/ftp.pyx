@@ -4,17 +4,18 @@ Theory of operation: commands are looked for at the start of a line only, and th
 such places are remembered of each direction, so that a retransmission between them is still understood. The very first command is never looked at.
 A command that is not whole, or makes no sense, drops its segment: the sender will bring it again, with the rest of it.
 Invariant: a place is remembered only if its segment was let through.
-Not here: the rewriting of addresses (nat_text).
+Not here: how text is replaced, and at which port the connection is expected then (nat_text).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
-from ctcore.expectations cimport Expectation
+from ctcore.expectations cimport FOLLOW_MASTER, Expectation, expect_remove, expect_same
 from ctcore.extensions cimport FtpMemory
-from ctcore.helpers.helper cimport KIND_DEFAULT, announce_or_drop, draft_new
+from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce_or_drop, draft_new, translated
+from ctcore.helpers.nat_text cimport Line, add_byte, add_ip4, add_ip6, add_number, add_text, announce_at_port, edit, move_sequence
 from ctcore.helpers.text cimport NO_CHARACTER, Text, byte_at, is_digit, read_ip6, word_at
-from ctcore.types cimport ESTABLISHED, Key, PROTO_TCP, R_HELPER_PARTIAL, R_OK
+from ctcore.types cimport ESTABLISHED, Key, PROTO_TCP, R_HELPER_PARTIAL, R_HELPER_REFUSED, R_OK
 
 cdef enum:
     ABSENT
@@ -202,7 +203,42 @@ cdef uint8_t expect_data(Aid *aid, const Announcement *a) noexcept nogil:
     memcpy(draft.key.src, back.src, 16)
     memcpy(draft.key.dst, back.dst, 16)
     draft.key.dport = a.port
-    return announce_or_drop(aid, &draft)
+    return rewrite_place(aid, a, &draft) if translated(aid) else announce_or_drop(aid, &draft)
+
+
+cdef uint8_t rewrite_place(Aid *aid, const Announcement *a, Expectation *draft) noexcept nogil:
+    """Expect the connection where the sender is seen from the other side, and say so in its form."""
+    cdef Line line
+    cdef uint16_t port
+    cdef const uint8_t *address = <const uint8_t *>aid.entry.flow[1 - aid.dir].key.dst
+    draft.saved_port = a.port
+    draft.dir = 1 - aid.dir
+    draft.follow = FOLLOW_MASTER
+    port = announce_at_port(aid, draft, a.port)
+    if port == 0:
+        return R_HELPER_REFUSED
+    line.size = 0
+    if a.form == NUMBERS or a.form == NUMBERS_ANYWHERE:
+        add_ip4(&line, address, c',')
+        add_byte(&line, c',')
+        add_number(&line, port >> 8)
+        add_byte(&line, c',')
+        add_number(&line, port & 0xFF)
+    else:
+        add_text(&line, b"|||" if a.form == PORT_ALONE else b"|1|" if aid.p.key.family == 4 else b"|2|")
+        if a.form == EXTENDED:
+            if aid.p.key.family == 4:
+                add_ip4(&line, address, c'.')
+            else:
+                add_ip6(&line, address)
+            add_byte(&line, c'|')
+        add_number(&line, port)
+        add_byte(&line, c'|')
+    if not edit(aid, a.at, a.size, &line):
+        expect_remove(&aid.ct.expect, expect_same(&aid.ct.expect, draft))
+        return R_HELPER_REFUSED
+    move_sequence(aid, <int32_t>line.size - <int32_t>a.size)
+    return R_OK
 
 
 cdef uint8_t ftp(Aid *aid) noexcept nogil:

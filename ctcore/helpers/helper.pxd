@@ -39,6 +39,7 @@ ctypedef struct Aid:
     Packet *p
     Text payload
     uint32_t conn               # slot
+    int32_t grown               # bytes that edits have added so far
     uint8_t dir
     uint8_t state               # of the packet
 

@@ -109,6 +109,7 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     aid.conn = conn
     aid.dir = <uint8_t>dir
     aid.state = state
+    aid.grown = 0
     if find_payload(p, &aid):
         reason = HELP[ext.helper](&aid)
     if reason != R_OK:

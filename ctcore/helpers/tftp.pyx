@@ -1,15 +1,15 @@
 """TFTP (RFC 1350): whoever is asked for a file answers from a port of its own, to the port that asked.
 
-Not here: anything beyond the two bytes of the opcode.
+Nothing is to be rewritten under address translation: the request names no port. Not here: anything beyond the two bytes of the opcode.
 """
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-from ctcore.expectations cimport Expectation
-from ctcore.helpers.helper cimport KIND_DEFAULT, announce_or_drop, draft_new
+from ctcore.expectations cimport FOLLOW_MASTER, Expectation
+from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce_or_drop, draft_new, translated, translated
 from ctcore.helpers.text cimport byte_at
-from ctcore.types cimport Key, PROTO_UDP, R_OK, REPLY
+from ctcore.types cimport Key, ORIG, PROTO_UDP, R_OK, REPLY
 
 cdef enum:
     READ_REQUEST = 1
@@ -27,4 +27,8 @@ cdef uint8_t tftp(Aid *aid) noexcept nogil:
     memcpy(draft.key.src, answer.src, 16)
     memcpy(draft.key.dst, answer.dst, 16)
     draft.key.dport = answer.dport
+    if translated(aid):
+        draft.saved_port = aid.entry.flow[ORIG].key.sport
+        draft.dir = REPLY
+        draft.follow = FOLLOW_MASTER
     return announce_or_drop(aid, &draft)
