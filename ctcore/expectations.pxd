@@ -7,6 +7,7 @@ from ctcore.types cimport Key
 cdef enum Follow:
     FOLLOW_NONE
     FOLLOW_MASTER               # as the master is translated
+    FOLLOW_PPTP                 # the same, and the other direction of the tunnel is expected no more
     FOLLOW_SIP                  # the destination as it was before; the source as the master's, if it is the master's
 
 # How an expectation fares that a helper announces.
@@ -50,6 +51,7 @@ ctypedef struct Expectations:
     uint64_t matched
 
 cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noexcept nogil
+cdef uint32_t expect_match(Expectations *all, const Key *key) noexcept nogil
 cdef void expect_init(Expectations *all) noexcept nogil
 cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t tick) noexcept nogil
 cdef Announced expect_announce(Expectations *all, const Expectation *draft, uint32_t most, uint64_t tick) noexcept nogil

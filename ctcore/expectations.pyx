@@ -45,7 +45,7 @@ cdef inline bint same(const Expectation *a, const Expectation *b) noexcept nogil
 cdef inline bint fits(const Expectation *row, const Key *key) noexcept nogil:
     cdef const Key *k = &row.key
     return (
-        not row.inactive and same_target(k, key) and (row.any_src or (k.src[0] == key.src[0] and k.src[1] == key.src[1]))
+        same_target(k, key) and (row.any_src or (k.src[0] == key.src[0] and k.src[1] == key.src[1]))
         and (row.any_sport or k.sport == key.sport)
     )
 
@@ -54,10 +54,21 @@ cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noex
     """The youngest expectation that fits a packet and has not expired, or NO_CONN. There must be expectations."""
     cdef uint32_t row = all.head[chain_of(all, key)]
     while row != NO_CONN:
-        if fits(&all.row[row], key) and all.row[row].deadline > tick:
+        if fits(&all.row[row], key) and not all.row[row].inactive and all.row[row].deadline > tick:
             return row
         row = all.row[row].next
     return NO_CONN
+
+
+cdef uint32_t expect_match(Expectations *all, const Key *key) noexcept nogil:
+    """The youngest expectation that a packet would fit, active or not, or NO_CONN."""
+    cdef uint32_t row
+    if all.count == 0:
+        return NO_CONN
+    row = all.head[chain_of(all, key)]
+    while row != NO_CONN and not fits(&all.row[row], key):
+        row = all.row[row].next
+    return row
 
 
 cdef uint32_t expect_same(Expectations *all, const Expectation *draft) noexcept nogil:

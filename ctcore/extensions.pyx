@@ -24,6 +24,7 @@ cdef uint32_t extension_take(Extensions *all) noexcept nogil:
         return 0
     memset(&all.row[row], 0, sizeof(Extension))
     all.row[row].youngest = NO_CONN
+    all.row[row].master = -1
     all.row[row].live = 1
     all.count += 1
     return row

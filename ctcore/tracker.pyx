@@ -16,10 +16,13 @@ from ctcore.datagram cimport datagram_packet
 from ctcore.edits cimport edits_reset
 from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
-from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
 from ctcore.helpers.nat_text cimport follow
-from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, run_helper
+from ctcore.helpers.helper cimport HELPER_PPTP
+from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
+from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.nat cimport nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
@@ -89,7 +92,10 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
     if entry.cold & COLD_EXTENSION:
+        hang_up(ct, entry)
         drop_helper(ct, conn)
+    if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
+        tunnel_ended(ct, entry)
     if ct.nat.rule != NULL:
         nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
@@ -97,6 +103,21 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     wheel_unlink(&ct.wheel, conn)
     pool_give(&ct.pool, conn)
     ct.live -= 1
+
+
+cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
+    """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef uint32_t flow
+    cdef int dir
+    if ext.helper != HELPER_PPTP:
+        return
+    ext.memory.pptp.hang_up = 0
+    forget_tunnels(ct, ext)
+    for dir in range(2):
+        flow = take_tunnel(ct, entry, ext, dir)
+        if flow != NO_FLOW:
+            kill(ct, flow >> 1, END_FLUSHED, ct.now)
 
 
 cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t base) noexcept nogil:
@@ -221,6 +242,8 @@ cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
     """An entry that is not confirmed never was."""
     if ct.pool.entry[conn].cold & COLD_EXTENSION:
         drop_helper(ct, conn)
+    if ct.rewrite != NULL:
+        ct.rewrite.flags = 0
     pool_give(&ct.pool, conn)
 
 
@@ -239,7 +262,9 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
         entry.cold |= COLD_MARK
     if expected.helper:
         give_helper(ct, conn, expected.helper)
-    if expected.follow and ct.nat.rule != NULL:
+    if expected.follow == FOLLOW_PPTP:
+        follow_pptp(ct, entry, expected)
+    elif expected.follow and ct.nat.rule != NULL:
         follow(ct, entry, expected)
     ct.expect.matched += 1
     if not expected.permanent:
@@ -279,6 +304,8 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
         nat_link(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        helper_confirmed(ct, entry)
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -447,9 +474,15 @@ cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
 cdef void help_packet(Engine *ct, uint32_t conn, Packet *p, int dir) noexcept nogil:
     """A packet of a connection with a helper: it may be dropped, and yet has been tracked."""
     cdef uint8_t refusal = run_helper(ct, conn, p, dir, p.state)
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    if ext.helper == HELPER_PPTP and ext.memory.pptp.hang_up:
+        hang_up(ct, entry)
     if refusal != R_OK:
         p.reason = refusal
         p.verdict = DROP
+        if ct.rewrite != NULL:
+            ct.rewrite.flags = 0
 
 
 cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
@@ -464,6 +497,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         return
     if unlikely(p.key.proto != PROTO_TCP and p.key.proto != PROTO_UDP) and track_icmp(ct, p, d):
         return
+    if unlikely(ct.ext.tunnels) and p.key.proto == PROTO_GRE:
+        name_tunnel(ct, p)
     flow = lookup(ct, p)
     if unlikely(flow == NO_FLOW):
         track_first(ct, p, R_OK, d)
@@ -493,7 +528,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
         plan_rewrite(ct, entry, dir)
     with_conn(ct, entry, p, dir, d)
 

@@ -12,7 +12,7 @@ from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.edits cimport edits_free
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
-from ctcore.extensions cimport Extension, extensions_fault
+from ctcore.extensions cimport extensions_fault
 from ctcore.hashing cimport hash_seed
 from ctcore.helpers.registry cimport fill_helpers
 from ctcore.nat cimport nat_fault
@@ -124,11 +124,13 @@ cdef class Tracker:
         if not config.helpers:
             return 0
         ct.ext.size = config.helper_max
-        rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension))
+        ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
+        rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
         self.help_size = rows + 2 * 65536
         ct.ext.row = <Extension *>map_memory(self.help_size)
         if ct.ext.row == NULL:
             raise MemoryError(f"no memory for {config.helper_max} connections with helpers")
+        ct.ext.tunnel = <uint32_t *>(ct.ext.row + ct.ext.size + 1)
         ct.expect.extension = ct.ext.row
         ct.helper_of[0] = <uint8_t *>ct.ext.row + rows
         ct.helper_of[1] = ct.helper_of[0] + 65536

@@ -7,8 +7,8 @@ Invariant: edits say what is to be done to the packet as it arrived; nothing her
 Not here: which text names what (the helpers), bytes (datapath.rewrite).
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcmp, memcpy
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
 
 from ctcore.edits cimport edit_next
 from ctcore.engine cimport Engine
@@ -107,27 +107,43 @@ cdef void add_ip6(Line *line, const uint8_t *address) noexcept nogil:
 # --- edits --------------------------------------------------------------------------------------------------------------------------------
 
 
+cdef bint add_edit(Engine *ct, uint32_t at, uint32_t old_len, const uint8_t *text, uint32_t size) noexcept nogil:
+    """An edit of the packet at hand, for who asks; at: from the transport header on. False if there is no memory."""
+    cdef Edit *row
+    if ct.rewrite == NULL:
+        return True
+    row = edit_next(&ct.edits)
+    if row == NULL:
+        return False
+    memset(row, 0, sizeof(Edit))
+    row.at = at
+    row.old_len = <uint16_t>old_len
+    row.new_len = <uint16_t>size
+    memcpy(row.text, text, size)
+    if not ct.rewrite.flags & REWRITE_EDIT:
+        ct.rewrite.flags |= REWRITE_EDIT
+        ct.rewrite.first_edit = ct.edits.used - 1
+        ct.rewrite.n_edits = 0
+    ct.rewrite.n_edits += 1
+    return True
+
+
 cdef bint edit(Aid *aid, uint32_t at, uint32_t old_len, const Line *line) noexcept nogil:
     """Replace old_len bytes of the payload by a line. False if the packet would become too large, or there is no memory to say so."""
-    cdef Edit *row
     cdef int32_t by = <int32_t>line.size - <int32_t>old_len
-    if by > 0 and aid.p.ip_len + aid.grown + by > LARGEST_PACKET:
+    if by > 0 and <int64_t>aid.p.ip_len + aid.grown + by > LARGEST_PACKET:
         return False
     aid.grown += by
-    if aid.ct.rewrite != NULL:
-        row = edit_next(&aid.ct.edits)
-        if row == NULL:
-            return False
-        row.at = <uint32_t>(aid.payload.at - aid.p.l4) + at
-        row.old_len = <uint16_t>old_len
-        row.new_len = <uint16_t>line.size
-        memcpy(row.text, line.text, line.size)
-        if not aid.ct.rewrite.flags & REWRITE_EDIT:
-            aid.ct.rewrite.flags |= REWRITE_EDIT
-            aid.ct.rewrite.first_edit = aid.ct.edits.used - 1
-            aid.ct.rewrite.n_edits = 0
-        aid.ct.rewrite.n_edits += 1
-    return True
+    return add_edit(aid.ct, <uint32_t>(aid.payload.at - aid.p.l4) + at, old_len, line.text, line.size)
+
+
+cdef bint edit_number(Engine *ct, uint32_t at, uint32_t value) noexcept nogil:
+    """Replace four bytes of the transport header."""
+    cdef uint8_t text[4]
+    cdef int k
+    for k in range(4):
+        text[k] = <uint8_t>(value >> (24 - 8 * k))
+    return add_edit(ct, at, 4, text, 4)
 
 
 cdef void move_sequence(Aid *aid, int32_t by) noexcept nogil:

@@ -9,10 +9,14 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.expectations cimport expect_remove_owned
-from ctcore.extensions cimport Extension, extension_give, extension_take
+from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_take
 from ctcore.helpers.ftp cimport ftp
 from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_SIP, HELPER_TFTP, N_HELPERS, NO_HELPER, Aid, Helper
+from ctcore.helpers.irc cimport irc
+from ctcore.helpers.nat_text cimport edit_number
+from ctcore.helpers.pptp cimport forget_tunnels, pptp
 from ctcore.helpers.tftp cimport tftp
+from ctcore.lowlevel cimport be32
 from ctcore.seqadj cimport offset_at, offset_of_ack
 from ctcore.types cimport *
 
@@ -21,10 +25,16 @@ HELPER_IDS = {"ftp": HELPER_FTP, "tftp": HELPER_TFTP, "sip": HELPER_SIP, "irc": 
 cdef Helper[N_HELPERS] HELP
 HELP[HELPER_FTP] = ftp
 HELP[HELPER_TFTP] = tftp
+HELP[HELPER_IRC] = irc
+HELP[HELPER_PPTP] = pptp
 
 cdef enum:
     PORTS = 65536
     UDP_HEADER = 8
+    TCP_HEADER = 20
+    OPT_END = 0
+    OPT_NOP = 1
+    OPT_SACK = 5
 
 
 cdef void fill_helpers(Engine *ct, object rules) except *:
@@ -67,9 +77,16 @@ cdef void drop_helper(Engine *ct, uint32_t conn) noexcept nogil:
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t row = entry.extension & EXTENSION_ROW
     expect_remove_owned(&ct.expect, row)
+    if ct.ext.row[row].helper == HELPER_PPTP:
+        forget_tunnels(ct, &ct.ext.row[row])
     extension_give(&ct.ext, row)
     entry.extension = 0
     entry.cold &= <uint8_t>~COLD_EXTENSION
+
+
+cdef void helper_confirmed(Engine *ct, const Entry *entry) noexcept nogil:
+    """The connection has its ordinal now."""
+    ct.ext.row[entry.extension & EXTENSION_ROW].master = entry.flow[ORIG].id
 
 
 cdef inline bint find_payload(const Packet *p, Aid *aid) noexcept nogil:
@@ -82,13 +99,38 @@ cdef inline bint find_payload(const Packet *p, Aid *aid) noexcept nogil:
     return True
 
 
-cdef void adjust_sequence(Engine *ct, const Extension *ext, const Packet *p, int dir) noexcept nogil:
-    """Sequence and acknowledgement numbers by what was added to either direction so far."""
+cdef bint adjust_sack(Engine *ct, const SeqAdjust *adjust, const Packet *p) noexcept nogil:
+    """The edges of all SACK options (RFC 2018), moved back. False if an option is cut off, or there is no memory."""
+    cdef uint32_t at = TCP_HEADER, edge, size, number
+    cdef int32_t by
+    while at < p.doff and p.l4[at] != OPT_END:
+        if p.l4[at] == OPT_NOP:
+            at += 1
+            continue
+        if at + 1 == p.doff:
+            return False
+        size = p.l4[at + 1]
+        if size < 2 or at + size > p.doff:
+            return False
+        if p.l4[at] == OPT_SACK and size >= 10 and size % 8 == 2:
+            for edge in range(at + 2, at + size, 4):
+                number = be32(p.l4 + edge)
+                by = offset_of_ack(adjust, number)
+                if by != 0 and not edit_number(ct, edge, number - <uint32_t>by):
+                    return False
+        at += size
+    return True
+
+
+cdef bint adjust_sequence(Engine *ct, const Extension *ext, const Packet *p, int dir) noexcept nogil:
+    """Sequence and acknowledgement numbers by what was added to either direction so far. False if the packet cannot leave."""
     cdef Rewrite *rewrite = ct.rewrite
-    rewrite.seq_delta = offset_at(&ext.adjust[dir], p.seq)
-    rewrite.ack_delta = -offset_of_ack(&ext.adjust[1 - dir], p.ack) if p.tcp_flags & ACK else 0
-    if rewrite.seq_delta or rewrite.ack_delta:
-        rewrite.flags |= REWRITE_SEQ
+    if rewrite != NULL:
+        rewrite.seq_delta = offset_at(&ext.adjust[dir], p.seq)
+        rewrite.ack_delta = -offset_of_ack(&ext.adjust[1 - dir], p.ack) if p.tcp_flags & ACK else 0
+        if rewrite.seq_delta or rewrite.ack_delta:
+            rewrite.flags |= REWRITE_SEQ
+    return not p.tcp_flags & ACK or adjust_sack(ct, &ext.adjust[1 - dir], p)
 
 
 cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:
@@ -98,9 +140,8 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
-    # What the helper adds by this packet's payload moves later ones only.
-    cdef bint adjusted = (entry.status & SEQ_ADJUST) != 0 and p.key.proto == PROTO_TCP
     cdef uint8_t reason = R_OK
+    cdef bint readable = True
     cdef Aid aid
     aid.ct = ct
     aid.entry = entry
@@ -110,14 +151,17 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     aid.dir = <uint8_t>dir
     aid.state = state
     aid.grown = 0
+    # What the helper adds by this packet's payload moves later ones only.
+    if entry.status & SEQ_ADJUST and p.key.proto == PROTO_TCP:
+        readable = adjust_sequence(ct, ext, p, dir)
     if find_payload(p, &aid):
         reason = HELP[ext.helper](&aid)
+    if reason == R_OK and not readable:
+        reason = R_HELPER_REFUSED
     if reason != R_OK:
         ext.changes |= ct.changes
         ct.changes = 0
         return reason
     ct.changes |= ext.changes
     ext.changes = 0
-    if adjusted and ct.rewrite != NULL:
-        adjust_sequence(ct, ext, p, dir)
     return R_OK

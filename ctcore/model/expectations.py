@@ -45,6 +45,7 @@ class Follow(Enum):
 
     NONE = auto()
     MASTER = auto()  # as the master is translated
+    PPTP = auto()  # the same, and the other direction of the tunnel is expected no more
     SIP = auto()  # the destination as it was before, the source as the master's if it is the master's
 
 
@@ -75,7 +76,8 @@ class Expectation:
     saved: tuple[bytes, int] = (bytes(16), 0)  # destination before translation
 
     def fits(self, key: Key) -> bool:
-        return not self.inactive and self._masked(self.key) == self._masked(key)
+        """Whether a packet fits, be it active or not."""
+        return self._masked(self.key) == self._masked(key)
 
     def overlaps(self, other: Expectation) -> bool:
         """Could a packet fit both?"""
@@ -111,7 +113,12 @@ class Expectations:
         return iter(self.all)
 
     def find(self, key: Key) -> Expectation | None:
-        return next((e for e in self.all if e.fits(key)), None)
+        return next((e for e in self.all if e.fits(key) and not e.inactive), None)
+
+    def forget(self, key: Key) -> None:
+        """The youngest one that a packet would fit, active or not, goes."""
+        found = next((e for e in self.all if e.fits(key)), None)
+        self.drop(lambda e: e is found)
 
     def add(self, new: Expectation) -> bool:
         """In place of an identical one. False if there are too many."""

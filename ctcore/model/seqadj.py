@@ -12,7 +12,7 @@ from ctcore.model.conn import MASK32
 
 def later(a: int, b: int) -> bool:
     """Is a behind b on the circle of sequence numbers (RFC 9293 3.4)?"""
-    return 0 < (a - b) & MASK32 and (b - a) & MASK32 >= 1 << 31
+    return (a - b) & MASK32 > 0 and (b - a) & MASK32 >= 1 << 31
 
 
 @dataclass

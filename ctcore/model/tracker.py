@@ -20,14 +20,31 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
-from ctcore.model import l4
+from ctcore.model import l4, nat
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
-from ctcore.model.expectations import LIMITS, Announced, Expectation, ExpectationRow, Expectations
-from ctcore.model.helpers import HELPERS, Aid, Extension, payload_of, rule_for
+from ctcore.model.expectations import LIMITS, Announced, Expectation, ExpectationRow, Expectations, Follow
+from ctcore.model.helpers import HELPERS, Aid, Edit, Extension, payload_of, pptp, rule_for, sack_edits
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
 from ctcore.model.tcp_window import ACK
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Proto, Reason, RewriteFlag, State, Status, Verdict
+from ctcore.nat_rules import NatPool, Ports
+from ctcore.types import (
+    CONN_DTYPE,
+    DECISION_DTYPE,
+    EDIT_DTYPE,
+    EVENT_DTYPE,
+    Change,
+    Dir,
+    End,
+    EventKind,
+    Manip,
+    Proto,
+    Reason,
+    RewriteFlag,
+    State,
+    Status,
+    Verdict,
+)
 
 NO_DIR = 255
 SECOND = 1_000_000_000
@@ -47,6 +64,7 @@ class Decision:
     status: int = 0
     mark: int = 0
     l4state: int = NO_L4STATE
+    rewrite: nat.Rewrite | None = None
 
     def store(self, record: np.void, key: Key) -> None:
         for name in ("state", "reason", "verdict", "conn", "dir", "timeout", "status", "mark", "l4state"):
@@ -67,8 +85,9 @@ class ModelTracker:
         self._next_id = 0
         self._expectations = Expectations(config.expect_max)
         self._helped = 0  # connections that have a helper
-        self._rewrite: Any = None  # of the packet at hand; None: nobody asks
-        self._edits: list[tuple[int, int, bytes]] = []  # of the last batch: where, how many bytes, what instead
+        self._edits: list[Edit] = []  # of the last batch
+        self._asked = False  # whether anybody wants them
+        self._moved = 0, 0  # what is to be added to the sequence and acknowledgement number of the packet at hand
         self._events: deque[np.ndarray] = deque()
         names = (
             "found",
@@ -83,8 +102,10 @@ class ModelTracker:
             "expect_create",
             "expect_delete",
             "helper_refused",
+            "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
+        self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
@@ -93,18 +114,22 @@ class ModelTracker:
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
         self._edits.clear()
+        self._asked = rewrites is not None
         if rewrites is not None:
             rewrites["flags"] = 0
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
-            self._rewrite = None if rewrites is None else rewrites[i]
+            first_edit, self._moved = len(self._edits), (0, 0)
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
                 decision = Decision(int(row["state"]), int(row["reason"]), int(row["verdict"]))
             self._counters["invalid"] += decision.state == State.INVALID
             decision.store(decisions[i], packet.key)
+            if rewrites is not None and decision.rewrite:
+                decision.rewrite.store(rewrites[i])
+                self._store_moves(rewrites[i], first_edit)
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
@@ -113,6 +138,8 @@ class ModelTracker:
                 return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
             if l4.is_icmp_error(packet):
                 return self._relate(packet)
+        if packet.key.proto == Proto.PROTO_GRE:
+            packet = self._named(packet)
         return self._visit(packet)
 
     def _relate(self, packet: Packet) -> Decision:
@@ -128,7 +155,10 @@ class ModelTracker:
             return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
         if packet.key.dst != answer.dst:
             return Decision(State.INVALID, Reason.R_ICMP_OUTER)
-        return self._accept(*found, State.RELATED, Reason.R_OK)
+        conn, d = found
+        related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
+        refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        return untranslated(related, refusal) if refusal else related
 
     def _visit(self, packet: Packet) -> Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
@@ -158,20 +188,24 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
-        if not conn.confirmed and (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
-            conn.status |= Status.HELPER
-        refused = self._help(packet, conn, d, state) if conn.ext else Reason.R_OK
         if not conn.confirmed:
-            refusal = refused or self._confirm(conn)
+            if self._nat:
+                self._nat.decide(conn)
+            if (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+                conn.status |= Status.HELPER
+        stuck = nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
+        if not conn.confirmed:
+            refusal = stuck or self._confirm(conn)
             if refusal:
                 self._discard(conn)
                 return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
-        decision = self._accept(conn, d, state, refused or answer.reason)
-        return replace(decision, verdict=Verdict.DROP) if refused else decision
+        accepted = self._accept(conn, d, state, answer.reason)
+        return untranslated(accepted, stuck) if stuck else accepted
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
-        return Decision(state, reason, Verdict.ACCEPT, conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state)
+        told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
+        return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=nat.rewrite_of(conn, d))
 
     def _count(self, packet: Packet, conn: Conn, d: int) -> None:
         if self.config.acct:
@@ -193,6 +227,7 @@ class ModelTracker:
             conn.status |= Status.EXPECTED
             conn.master = expectation.master
             conn.mark = self._conns[expectation.master].mark
+            self._follow(conn, expectation)
             if expectation.helper:
                 self._give_helper(conn, expectation.helper)
             self._counters["expect_new"] += 1
@@ -215,7 +250,7 @@ class ModelTracker:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
         if self._table.find(conn.key[Dir.REPLY]):
             self._counters["insert_failed"] += 1
-            return Reason.R_CLASH
+            return self._exhausted(conn) if self._nat else Reason.R_CLASH
         if not self._table.insert(conn):
             self._counters["drop"] += 1
             return Reason.R_TABLE_FULL
@@ -223,15 +258,34 @@ class ModelTracker:
         self._next_id += 1
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
+        if self._nat:
+            self._nat.enter(conn)
         self._counters["new"] += 1
         self._emit(EventKind.EVENT_NEW, conn)
         return Reason.R_OK
+
+    def _exhausted(self, conn: Conn) -> int:
+        """Address translation has found no tuple of its own for the connection."""
+        assert self._nat is not None
+        self._counters["nat_exhausted"] += 1
+        self._nat.exhausted(conn)
+        return Reason.R_NAT_EXHAUSTED
+
+    def _give_up(self, conn: Conn) -> None:
+        """A closed connection whose tuple another one takes over."""
+        self._destroy(conn, End.END_REPLACED)
 
     def _destroy(self, conn: Conn, end: int) -> None:
         """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
         self._table.erase(conn)
         del self._conns[conn.id]
+        if self._nat:
+            self._nat.leave(conn)
         conn.status |= Status.DYING
+        if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory:
+            self._hang_up(conn)
+        if conn.master >= 0 and conn.key[Dir.ORIG].proto == Proto.PROTO_GRE:
+            self._tunnel_ended(conn)
         self._expectations.drop(lambda e: e.master == conn.id)
         time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
         self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
@@ -259,34 +313,112 @@ class ModelTracker:
 
     def _help(self, packet: Packet, conn: Conn, d: int, state: int) -> int:
         """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's."""
-        ext, reason = conn.ext, Reason.R_OK
-        adjusted = conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP  # by earlier packets
+        ext, reason, readable = conn.ext, Reason.R_OK, True
+        if conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP:  # by earlier packets
+            readable = self._move(packet, ext, d)
         payload = payload_of(packet)
         if payload is not None:
-            reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self._announce))
-        if reason:
+            reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self))
+        if ext.helper == "pptp" and ext.memory and ext.memory.hang_up:
+            self._hang_up(conn)
+        if reason or not readable:
             ext.changes, conn.changes = ext.changes | conn.changes, 0
-            return reason
+            return reason or Reason.R_HELPER_REFUSED
         conn.changes, ext.changes = conn.changes | ext.changes, 0
-        if adjusted and self._rewrite is not None:
-            self._rewrite["seq_delta"] = ext.adjust[d].at(packet.seq)
-            self._rewrite["ack_delta"] = -ext.adjust[1 - d].of_ack(packet.ack) if packet.tcp_flags & ACK else 0
-            if self._rewrite["seq_delta"] or self._rewrite["ack_delta"]:
-                self._rewrite["flags"] |= RewriteFlag.REWRITE_SEQ
         return Reason.R_OK
 
-    def _announce(self, aid: Aid, expectation: Expectation) -> Announced:
+    def _move(self, packet: Packet, ext: Extension, d: int) -> bool:
+        """Sequence and acknowledgement numbers, selective ones too, by what was added so far. False if the options cannot be read."""
+        acknowledges = bool(packet.tcp_flags & ACK)
+        self._moved = ext.adjust[d].at(packet.seq), -ext.adjust[1 - d].of_ack(packet.ack) if acknowledges else 0
+        edits = sack_edits(packet, ext.adjust[1 - d]) if acknowledges else []
+        if self._asked and edits:
+            self._edits += edits
+        return edits is not None
+
+    def _store_moves(self, record: Any, first_edit: int) -> None:
+        """The numbers and edits of the packet at hand, into its record of REWRITE_DTYPE."""
+        if any(self._moved):
+            record["flags"] |= RewriteFlag.REWRITE_SEQ
+            record["seq_delta"], record["ack_delta"] = self._moved
+        if len(self._edits) > first_edit:
+            record["flags"] |= RewriteFlag.REWRITE_EDIT
+            record["first_edit"], record["n_edits"] = first_edit, len(self._edits) - first_edit
+
+    # PPTP's tunnels: GRE that was announced by both ends' call ids.
+
+    def _tunnels(self, key: Key) -> list[tuple[int, Conn, int]]:
+        """The control connections that know this direction of a tunnel, as it arrives, oldest first; and which of theirs it is."""
+        calls = [conn for conn in self._conns.values() if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory]
+        known = [(conn.ext.memory.order[d], conn, d) for conn in calls for d in Dir if conn.ext.memory.tunnels[d]]
+        return sorted((t for t in known if pptp.same_tunnel(t[1].ext.memory.tunnels[t[2]], key)), key=lambda t: t[0])
+
+    def _named(self, packet: Packet) -> Packet:
+        """A GRE packet that carries a call id gets the other end's as its source key, if that is known."""
+        if packet.key.family != 4 or len(packet.l4) < 8 or packet.l4[1] & 7 != 1:
+            return packet
+        for _, conn, d in self._tunnels(packet.key)[:1]:
+            return replace(packet, key=packet.key._replace(sport=conn.ext.memory.tunnels[d].sport))
+        return packet
+
+    def _hang_up(self, conn: Conn) -> None:
+        """A call ends, and its tunnel with it; if there was none yet, it is expected no more."""
+        m = conn.ext.memory
+        m.hang_up, m.tunnels = False, [None, None]
+        for d, keys in ((Dir.ORIG, (m.pns, m.pac)), (Dir.REPLY, (m.pac, m.pns))):
+            key = conn.key[d]._replace(proto=Proto.PROTO_GRE, sport=keys[0], dport=keys[1])
+            found = self._table.find(key)
+            if found:
+                self._destroy(found[0], End.END_FLUSHED)
+            else:
+                self._expectations.forget(key)
+
+    def _tunnel_ended(self, conn: Conn) -> None:
+        """A GRE connection that was expected dies: its master's call has no tunnel any more."""
+        for _, control, _ in self._tunnels(conn.key[Dir.ORIG])[:1]:
+            if control.id == conn.master:
+                control.ext.memory.tunnels = [None, None]
+
+    # What a helper may ask of the tracker (aid.Office).
+
+    def announce(self, conn: Conn, expectation: Expectation) -> Announced:
         # A connection that is not confirmed yet will have the next ordinal, or take its expectations along.
-        master = aid.conn.id if aid.conn.confirmed else self._next_id
-        deadline = self._tick + LIMITS[aid.ext.helper][1] * self.config.hz
-        return self._expectations.announce(replace(expectation, master=master, deadline=deadline, owned=True), aid.ext.helper)
+        master = conn.id if conn.confirmed else self._next_id
+        deadline = self._tick + LIMITS[conn.ext.helper][1] * self.config.hz
+        return self._expectations.announce(replace(expectation, master=master, deadline=deadline, owned=True), conn.ext.helper)
+
+    def withdraw(self, conn: Conn, expectation: Expectation) -> None:
+        announced = replace(expectation, master=conn.id if conn.confirmed else self._next_id)
+        self._expectations.drop(lambda e: e.same(announced))
+
+    def draw_below(self, n: int) -> int:
+        assert self._nat
+        return self._nat.draw() * n >> 16 if n else 0
+
+    def edit(self, edit: Edit) -> None:
+        if self._asked:
+            self._edits.append(edit)
 
     def edits(self) -> np.ndarray:
         taken = np.zeros(len(self._edits), dtype=EDIT_DTYPE)
-        for record, (at, old_len, text) in zip(taken, self._edits, strict=True):
-            record["at"], record["old_len"], record["new_len"] = at, old_len, len(text)
-            record["text"][: len(text)] = list(text)
+        for record, edit in zip(taken, self._edits, strict=True):
+            record["at"], record["old_len"], record["new_len"] = edit.at, edit.old_len, len(edit.text)
+            record["text"][: len(edit.text)] = list(edit.text)
         return taken
+
+    def _follow(self, conn: Conn, expectation: Expectation) -> None:
+        """Translate an expected connection as its master is: to where that sends, at the place its packet named."""
+        master = self._conns[expectation.master]
+        back = master.key[1 - expectation.dir]
+        ports: list[Ports | None] = [None, None]
+        if expectation.follow is Follow.PPTP:
+            self._expectations.forget(pptp.other_end(expectation, master))
+            ports[Manip.MANIP_SRC if expectation.dir == Dir.ORIG else Manip.MANIP_DST] = (expectation.saved[1],) * 2
+        elif expectation.follow is Follow.MASTER:
+            ports[Manip.MANIP_DST] = (expectation.saved[1],) * 2
+        if self._nat and expectation.follow is not Follow.NONE and master.has(Status.SRC_NAT | Status.DST_NAT):
+            self._nat.bind(conn, nat.Choice(back.dst, back.dst, ports[Manip.MANIP_SRC]), Manip.MANIP_SRC)
+            self._nat.bind(conn, nat.Choice(back.src, back.src, ports[Manip.MANIP_DST]), Manip.MANIP_DST)
 
     # --- time -------------------------------------------------------------------------------------------------------------------------
 
@@ -347,6 +479,14 @@ class ModelTracker:
 
     def counters(self) -> dict[str, int]:
         return self._counters | {"expect_create": self._expectations.created, "expect_delete": self._expectations.deleted}
+
+    def nat_pools(self) -> list[NatPool]:
+        return self._nat.rows() if self._nat else []
+
+    def prefer(self, port: int) -> None:
+        port = whole("port", port, 0, 65535)
+        if self._nat:
+            self._nat.prefer(port)
 
     def conns(self) -> np.ndarray:
         snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
@@ -437,6 +577,8 @@ class ModelTracker:
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
         assert self._helped == sum(conn.ext is not None for conn in self._conns.values()), f"{self._helped} connections are said to have helpers"
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
+        if self._nat:
+            self._nat.check(list(self._conns.values()))
 
 
 def state_of(conn: Conn, d: int) -> int:
@@ -444,6 +586,11 @@ def state_of(conn: Conn, d: int) -> int:
     if d == Dir.REPLY or conn.has(Status.SEEN_REPLY):
         return State.ESTABLISHED
     return State.RELATED if conn.has(Status.EXPECTED) else State.NEW
+
+
+def untranslated(decision: Decision, reason: int) -> Decision:
+    """The packet is what it is to its connection, and is dropped: it cannot leave as it should."""
+    return replace(decision, reason=reason, verdict=Verdict.DROP, rewrite=None)
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

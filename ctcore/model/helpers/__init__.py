@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ctcore.config import Config
-from ctcore.model.conn import Conn, Packet
-from ctcore.model.helpers import ftp, tftp
-from ctcore.model.helpers.aid import Aid, Extension
+from ctcore.model.conn import MASK32, Conn, Packet
+from ctcore.model.helpers import ftp, irc, pptp, tftp
+from ctcore.model.helpers.aid import Aid, Edit, Extension
+from ctcore.model.seqadj import SeqAdjust
+from ctcore.model.tcp_window import OPT_END, OPT_NOP, OPT_SACK
 from ctcore.types import Dir, Proto, Status
 
-HELPERS: dict[str, Callable[[Aid], int]] = {"ftp": ftp.help, "tftp": tftp.help}
+HELPERS: dict[str, Callable[[Aid], int]] = {"ftp": ftp.help, "tftp": tftp.help, "irc": irc.help, "pptp": pptp.help}
 ONLY_IPV4 = {"irc", "pptp"}  # DCC and PPTP name no IPv6 addresses
-UDP_HEADER = 8
+UDP_HEADER, TCP_HEADER = 8, 20
 
 
 def rule_for(conn: Conn, config: Config) -> str | None:
@@ -34,4 +36,27 @@ def payload_of(packet: Packet) -> bytes | None:
     return packet.l4[header:] if len(packet.l4) >= packet.l4_len >= header else None
 
 
-__all__ = ["HELPERS", "Aid", "Extension", "payload_of", "rule_for"]
+def sack_edits(packet: Packet, adjust: SeqAdjust) -> list[Edit] | None:
+    """The edges of all SACK options (RFC 2018), moved back; None if an option is cut off, as Linux then drops the packet."""
+    edits, at = [], TCP_HEADER
+    while at < packet.doff:
+        kind = packet.l4[at]
+        if kind == OPT_END:
+            break
+        if kind == OPT_NOP:
+            at += 1
+            continue
+        if at + 1 == packet.doff or packet.l4[at + 1] < 2 or at + packet.l4[at + 1] > packet.doff:
+            return None
+        size = packet.l4[at + 1]
+        if kind == OPT_SACK and size >= 10 and size % 8 == 2:
+            for edge in range(at + 2, at + size, 4):
+                number = int.from_bytes(packet.l4[edge : edge + 4], "big")
+                by = adjust.of_ack(number)
+                if by:
+                    edits.append(Edit(edge, 4, ((number - by) & MASK32).to_bytes(4, "big")))
+        at += size
+    return edits
+
+
+__all__ = ["HELPERS", "Aid", "Edit", "Extension", "payload_of", "rule_for", "sack_edits"]

@@ -6,12 +6,14 @@ seen. What is cut off, or cannot be understood, drops its segment; the sender br
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ctcore.model.conn import MASK32
+from ctcore.model.expectations import Expectation
 from ctcore.model.helpers.aid import Aid
 from ctcore.model.helpers.text import read_ip6
 from ctcore.model.seqadj import later
@@ -31,12 +33,13 @@ class Memory:
 
 
 class Found(NamedTuple):
-    """What a command says: the span that names the place, the address if it names one, the port."""
+    """What a command says: the span that names the place, the address if it names one, the port. form: how it is said, with {} for each part."""
 
     start: int
     end: int
     address: bytes | None
     port: int
+    form: str
 
 
 class Partial(Exception):
@@ -68,7 +71,24 @@ def expect_data(aid: Aid, found: Found) -> int:
     named = sender.src if found.address is None else found.address + sender.src[len(found.address) :]
     if named != sender.src:
         return Reason.R_OK
-    return aid.announce_or_drop(aid.draft(back.src, back.dst, Proto.PROTO_TCP, found.port))
+    draft = aid.draft(back.src, back.dst, Proto.PROTO_TCP, found.port)
+    return rewrite_place(aid, found, draft) if aid.translated else aid.announce_or_drop(draft)
+
+
+def rewrite_place(aid: Aid, found: Found, draft: Expectation) -> int:
+    """Expect the connection where the sender is seen from the other side, and say so."""
+    announced = aid.announce_at_port(aid.followed(draft, 1 - aid.dir, found.port))
+    if not announced:
+        return Reason.R_HELPER_REFUSED
+    address, port, family = aid.conn.key[1 - aid.dir].dst, announced.key.dport, aid.packet.key.family
+    place = ".".join(map(str, address[:4])) if family == 4 else ipaddress.IPv6Address(address).exploded
+    text = found.form.format(family=1 if family == 4 else 2, place=place, commas=place.replace(".", ","), port=port, high=port >> 8, low=port & 255)
+    size = found.end - found.start
+    if not aid.edit(found.start, size, text.encode()):
+        aid.office.withdraw(aid.conn, announced)
+        return Reason.R_HELPER_REFUSED
+    aid.move_sequence(len(text) - size)
+    return Reason.R_OK
 
 
 def remember(lines: list[int], seq: int) -> None:
@@ -125,7 +145,7 @@ def read_extended_port(text: bytes, at: int, family: int) -> Found:
             raise Partial
         address, stop = found
     port, end = port_at(text, stop + 1, delimiter)
-    return Found(start, end, address, port)
+    return Found(start, end, address, port, "|{family}|{place}|{port}|")
 
 
 def read_extended_passive(text: bytes, at: int, family: int) -> Found:
@@ -135,7 +155,7 @@ def read_extended_passive(text: bytes, at: int, family: int) -> Found:
     if text[start : start + 3] != delimiter * 3:
         raise Partial
     port, end = port_at(text, start + 3, delimiter)
-    return Found(start, end, None, port)
+    return Found(start, end, None, port, "|||{port}|")
 
 
 Reader = Callable[[bytes, int, int], Found]
@@ -158,7 +178,7 @@ def numbers(text: bytes, at: int, end: bytes | None) -> Found:
     if not match or (end is not None and text[match.end() : match.end() + 1] != end):
         raise Partial
     high, low = (int(each or b"0") & MASK32 for each in match.groups()[4:])
-    return Found(at, match.end(), address_of(match.groups()[:4]), (high << 8 | low) & 0xFFFF)
+    return Found(at, match.end(), address_of(match.groups()[:4]), (high << 8 | low) & 0xFFFF, "{commas},{high},{low}")
 
 
 def address_of(parts: tuple[bytes, ...]) -> bytes:

@@ -13,4 +13,7 @@ def help(aid: Aid) -> int:
     if not aid.payload.startswith(REQUESTS):
         return Reason.R_OK
     answer = aid.conn.key[Dir.REPLY]
-    return aid.announce_or_drop(aid.draft(answer.src, answer.dst, Proto.PROTO_UDP, answer.dport))
+    draft = aid.draft(answer.src, answer.dst, Proto.PROTO_UDP, answer.dport)
+    if aid.translated:
+        draft = aid.followed(draft, Dir.REPLY, aid.conn.key[Dir.ORIG].sport)
+    return aid.announce_or_drop(draft)

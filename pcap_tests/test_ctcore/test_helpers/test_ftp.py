@@ -260,5 +260,3 @@ def test_a_snapped_payload_is_not_looked_at(server):
     frames["caplen"] -= 4
     decision = server.advance(parse_batch(memory, frames))[0]
     assert decision["verdict"] == 1 and decision["reason"] == 0 and expected(server) == []
-
-
