@@ -116,7 +116,11 @@ cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
     forget_tunnels(ct, ext)
     for dir in range(2):
         flow = take_tunnel(ct, entry, ext, dir)
-        if flow != NO_FLOW:
+        if flow != NO_FLOW and tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
+            # It was over already, whoever of the two is noticed first.
+            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[flow >> 1], ct.tick))
+            ct.count.expired += 1
+        elif flow != NO_FLOW:
             kill(ct, flow >> 1, END_FLUSHED, ct.now)
 
 

@@ -8,6 +8,7 @@ Not here: what helpers do (the modules beside this one).
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 from ctcore.engine cimport Engine
+from ctcore.errors import ConfigError
 from ctcore.expectations cimport expect_remove_owned
 from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_take
 from ctcore.helpers.ftp cimport ftp
@@ -40,6 +41,8 @@ cdef enum:
 cdef void fill_helpers(Engine *ct, object rules) except *:
     """From rules to two arrays by port, which the tracker has mapped; the first rule for a port counts."""
     for rule in rules:
+        if HELP[<int>HELPER_IDS[rule.name]] == NULL:
+            raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
         at = <size_t>(rule.proto == PROTO_UDP) * PORTS + <size_t>rule.port
         if ct.helper_of[0][<size_t>at] == NO_HELPER:
             ct.helper_of[0][<size_t>at] = <uint8_t>HELPER_IDS[rule.name]

@@ -313,7 +313,7 @@ class ModelTracker:
 
     def _help(self, packet: Packet, conn: Conn, d: int, state: int) -> int:
         """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's."""
-        ext, reason, readable = conn.ext, Reason.R_OK, True
+        ext, readable, reason = conn.ext, True, int(Reason.R_OK)
         if conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP:  # by earlier packets
             readable = self._move(packet, ext, d)
         payload = payload_of(packet)
@@ -368,7 +368,9 @@ class ModelTracker:
         for d, keys in ((Dir.ORIG, (m.pns, m.pac)), (Dir.REPLY, (m.pac, m.pns))):
             key = conn.key[d]._replace(proto=Proto.PROTO_GRE, sport=keys[0], dport=keys[1])
             found = self._table.find(key)
-            if found:
+            if found and found[0].deadline <= self._tick:  # it was over already, whoever of the two is noticed first
+                self._expire(found[0])
+            elif found:
                 self._destroy(found[0], End.END_FLUSHED)
             else:
                 self._expectations.forget(key)
@@ -437,8 +439,12 @@ class ModelTracker:
         self._expectations.drop(lambda e: e.deadline <= self._tick)
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
         for conn in sorted(due, key=lambda conn: conn.deadline):
-            self._destroy(conn, End.END_TIMEOUT)
-            self._counters["expired"] += 1
+            if conn.id in self._conns:
+                self._expire(conn)
+
+    def _expire(self, conn: Conn) -> None:
+        self._destroy(conn, End.END_TIMEOUT)
+        self._counters["expired"] += 1
 
     # --- events -----------------------------------------------------------------------------------------------------------------------
 
