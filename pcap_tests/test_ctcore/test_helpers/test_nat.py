@@ -35,8 +35,8 @@ class Wire:
     def __init__(self, tracker, *, family: int = 4, port: tuple[int, int] = (40000, 21), client: str = "", to: str = ""):
         self.scene, self.family, self.port = Scene(tracker), family, port
         self.client, self.to = client or CLIENT[family], to or SERVER[family]
-        self.reply = ""
         self.next = [100, 500]
+        self.added = 0, 0  # to the numbers of either end, as the other one sees them
         self.rewrite = np.zeros((), dtype=REWRITE_DTYPE)
         self.edits = np.zeros(0, dtype=EDIT_DTYPE)
         self.seen: Seen | None = None
@@ -67,12 +67,6 @@ class Wire:
             at, end = int(edit["at"]) - header, int(edit["at"]) - header + int(edit["old_len"])
             payload = payload[:at] + edit["text"][: edit["new_len"]].tobytes() + payload[end:]
         return payload
-
-    @property
-    def added(self) -> tuple[int, int]:
-        return self._added
-
-    _added = (0, 0)
 
     @property
     def answers(self) -> tuple[str, str]:
@@ -116,8 +110,8 @@ def test_active(router, family, command, said):
     assert (row.src, row.dst, row.dport) == (SERVER[family], OUTSIDE[family], 2000)
     grown = len(said) - len(command)
     # What follows is moved by what was added; the server's acknowledgements are moved back, and are in the window.
-    wire._added = (grown, 0)
-    wire.tcp(1, "A").__class__
+    wire.added = (grown, 0)
+    wire.tcp(1, "A")
     assert wire.seen.state == "established" and (int(wire.rewrite["seq_delta"]), int(wire.rewrite["ack_delta"])) == (0, -grown)
     wire.tcp(0, "PA", b"LIST\r\n")
     assert (int(wire.rewrite["seq_delta"]), int(wire.rewrite["ack_delta"])) == (grown, 0)
@@ -144,7 +138,7 @@ def test_retransmitted_is_rewritten_again_and_adds_nothing(router):
 def test_selective_acknowledgements_move_as_well(router):
     wire = Wire(router(snat(4))).open(*GREETING)
     wire.tcp(0, "PA", b"PORT 10,0,0,1,7,208\r\n")
-    wire._added = (2, 0)
+    wire.added = (2, 0)
     edges = (wire.next[0] + 2 + 10).to_bytes(4, "big") + (wire.next[0] + 2 + 20).to_bytes(4, "big")
     wire.tcp(1, "A", options=b"\1\1\5\x0a" + edges)
     assert [edit["text"][:4].tobytes() for edit in wire.edits] == [(wire.next[0] + n).to_bytes(4, "big") for n in (10, 20)]

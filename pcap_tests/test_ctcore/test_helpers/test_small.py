@@ -66,13 +66,15 @@ def test_irc(make_tracker, message):
     tracker, conn = irc(make_tracker)
     conn.orig("PA", payload=message).is_("established", verdict="accept")
     where = [("any", CLIENT, 6, 0, 2000)]
-    assert expected(tracker) == (where if b"TSEND  " not in message else where)
+    assert expected(tracker) == where
+
+
+ELSEWHERE, TO_PORT_0 = b"PRIVMSG x :\1DCC SEND t 167772162 2000\1\n\n\n", b"PRIVMSG x :\1DCC SEND t 167772161 0\1\n\n\n\n\n\n"
 
 
 @pytest.mark.parametrize("message", [
-    b"PRIVMSG x :\1DCC SEND t 167772162 2000\1\n\n\n", b"PRIVMSG x :\1DCC SEND t 167772161 0\1\n\n\n\n\n\n", b"NOTICE x :\1DCC SEND t 167772161 2000\1\n",
-    b"PRIVMSG x :hello\1DCC SEND t 167772161 2000\1\n", b"PRIVMSG x :\1DCC SEND t 167772161 2000\1 no newline", b"PRIVMSG x :\1DCC GET t 167772161 2000\1\n",
-    b"", b" ", b"PRIVMSG ",
+    ELSEWHERE, TO_PORT_0, b"NOTICE x :\1DCC SEND t 167772161 2000\1\n", b"PRIVMSG x :hello\1DCC SEND t 167772161 2000\1\n",
+    b"PRIVMSG x :\1DCC SEND t 167772161 2000\1 no newline", b"PRIVMSG x :\1DCC GET t 167772161 2000\1\n", b"", b" ", b"PRIVMSG ",
 ])  # fmt: skip
 def test_irc_nothing_offered(make_tracker, message):
     tracker, conn = irc(make_tracker)
@@ -143,9 +145,12 @@ def test_pptp_begun_by_the_server(make_tracker):
     assert expected(tracker) == []
 
 
+OTHER_CALL, NOT_GOOD = control(8, b"\0\x63\0\x08\1", 20), control(8, b"\0\x63\0\7\2", 20)
+
+
 @pytest.mark.parametrize("said", [
-    ((1, OUT_REPLY),), ((0, OUT_REQUEST), (1, control(8, b"\0\x63\0\x08\1", 20))), ((0, OUT_REQUEST), (1, control(8, b"\0\x63\0\7\2", 20))),
-    ((0, OUT_REQUEST), (1, OUT_REPLY[:31])), ((1, IN_REQUEST), (1, IN_CONNECTED)), ((0, OUT_REQUEST), (1, OUT_REPLY.replace(b"\x1a\x2b", b"\x1a\x2c"))),
+    ((1, OUT_REPLY),), ((0, OUT_REQUEST), (1, OTHER_CALL)), ((0, OUT_REQUEST), (1, NOT_GOOD)), ((0, OUT_REQUEST), (1, OUT_REPLY[:31])),
+    ((1, IN_REQUEST), (1, IN_CONNECTED)), ((0, OUT_REQUEST), (1, OUT_REPLY.replace(b"\x1a\x2b", b"\x1a\x2c"))),
 ])  # fmt: skip
 def test_pptp_no_call(make_tracker, said):
     tracker, conn = call(make_tracker, *said)
