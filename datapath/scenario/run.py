@@ -40,7 +40,7 @@ def play(scenario: Scenario, judge: Judge, frames: list[bytes] | None = None) ->
 
 def settings_of(scenario: Scenario, base: Config, zone: int = 0) -> tuple[Config, int]:
     """Settings and zone of a scenario. base, zone: for what it does not set. Raises ConfigError."""
-    return config_of(scenario.settings, scenario.timeouts, base, scenario.helpers), scenario.settings.get("zone", zone)
+    return config_of(scenario.settings, scenario.timeouts, base), scenario.settings.get("zone", zone)
 
 
 def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[list[Seen], list[Disagreement]]:

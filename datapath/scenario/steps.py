@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ctcore.errors import CtmirrorError
-from ctcore.nat_rules import HelperRule
 
 # Names that need no definition: documentation addresses would be longer, and these are private as well.
 DEFAULT_HOSTS = {
@@ -227,7 +226,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Scenario:
-    """hosts: addresses by name, beside DEFAULT_HOSTS; settings: by the names of SETTINGS; timeouts: seconds by sysctl name; helpers: by rule.
+    """hosts: addresses by name, beside DEFAULT_HOSTS; settings: by the names of SETTINGS; timeouts: seconds by sysctl name.
 
     comments: lines at its beginning; ending: behind its last step.
     """
@@ -239,4 +238,3 @@ class Scenario:
     timeouts: Mapping[str, int] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
     ending: tuple[str, ...] = ()
-    helpers: tuple[HelperRule, ...] = ()

@@ -3,7 +3,6 @@
     # comment                                        above everything, above a step, or behind one
     A = 10.0.0.1                                     a host
     set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS
-    helper ftp tcp 21                                a helper for connections to that port
     label: +SECONDS SRC > DST PACKET => EXPECTATION  a step; label and expectation may be left out
 
 Invariants: parse(format(scenario), scenario.name) == scenario; every text ends in a scenario or in one ScenarioError.
@@ -21,7 +20,6 @@ from typing import Any
 from ctcore import spec
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from ctcore.nat_rules import HELPERS, HelperRule
 from datapath.scenario.cursor import Cursor, bytes_text, seconds_text, split
 from datapath.scenario.expectation import expectation_text, read_expectation
 from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step
@@ -29,7 +27,6 @@ from datapath.scenario.words import is_label, read_protocol, write_protocol
 
 LONGEST_WAIT = 1_000_000_000  # seconds of all waits together: time has to fit 64 bits of nanoseconds
 MOST_SECONDS = (1 << 31) - 1
-HELPER_PROTOS = {"tcp": 6, "udp": 17}
 MOST_SETTING = (1 << 64) - 1
 WIDEST = 72  # columns up to => if the packets need no more
 HOST = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -53,7 +50,6 @@ class _Reader:
         self.hosts: dict[str, str] = {}
         self.settings: dict[str, int] = {}
         self.timeouts: dict[str, int] = {}
-        self.helpers: list[HelperRule] = []
         self.comments: list[str] = []
         self.pending: list[str] = []  # comment lines that belong to what follows
         self.waited = 0.0
@@ -66,7 +62,7 @@ class _Reader:
                 self.pending.append(comment)
             elif not self.steps:
                 self._title()
-        elif words[0].text in ("set", "helper") or (len(words) > 1 and words[1].text == "="):
+        elif words[0].text == "set" or (len(words) > 1 and words[1].text == "="):
             self._header(cursor, comment)
         else:
             self._step(cursor, comment)
@@ -84,8 +80,6 @@ class _Reader:
         self.comments += [comment] if comment else []
         if cursor.peek == "set":
             self._setting(cursor)
-        elif cursor.peek == "helper":
-            self._helper(cursor)
         else:
             self._host(cursor)
         if cursor.peek is not None:
@@ -118,12 +112,6 @@ class _Reader:
             config_of(self.settings, self.timeouts, Config())
         except ConfigError as error:
             raise ScenarioError(f"{self.name}:{cursor.line}:{cursor.words[-1].column}: {error}") from None
-
-    def _helper(self, cursor: Cursor) -> None:
-        cursor.take("helper")
-        name = cursor.one_of(HELPERS, "a helper")
-        proto = HELPER_PROTOS[cursor.one_of(HELPER_PROTOS, "a protocol")]
-        self.helpers.append(HelperRule(name, proto, cursor.number(1, 65535)))
 
     def _step(self, cursor: Cursor, remark: str) -> None:
         word = cursor.take("")
@@ -180,7 +168,7 @@ class _Reader:
         if not self.steps:
             self._title()
             ending = ()
-        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, tuple(self.comments), ending, tuple(self.helpers))
+        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, tuple(self.comments), ending)
 
 
 def is_address(text: str) -> bool:
@@ -192,10 +180,10 @@ def is_address(text: str) -> bool:
     return "%" not in text
 
 
-def config_of(settings: Mapping[str, int], timeouts: Mapping[str, int], base: Config, helpers: tuple[HelperRule, ...] = ()) -> Config:
-    """base with a scenario's own settings in place of its own; helpers: in front of its own. Raises ConfigError."""
+def config_of(settings: Mapping[str, int], timeouts: Mapping[str, int], base: Config) -> Config:
+    """base with a scenario's own settings in place of its own. Raises ConfigError."""
     named: dict[str, Any] = {name: value for name, value in settings.items() if name != "zone"}
-    return replace(base, **named, timeouts={**base.timeouts, **timeouts}, helpers=(*helpers, *base.helpers))
+    return replace(base, **named, timeouts={**base.timeouts, **timeouts})
 
 
 def format(scenario: Scenario) -> str:
@@ -203,7 +191,6 @@ def format(scenario: Scenario) -> str:
     head = [f"{name} = {address}" for name, address in scenario.hosts.items()]
     head += [f"set {name} {value}" for name, value in scenario.settings.items()]
     head += [f"set timeout {name} {seconds}" for name, seconds in scenario.timeouts.items()]
-    head += [f"helper {rule.name} {'tcp' if rule.proto == HELPER_PROTOS['tcp'] else 'udp'} {rule.port}" for rule in scenario.helpers]
     blocks = [_comments(scenario.comments), head, _step_lines(scenario), _comments(scenario.ending)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 

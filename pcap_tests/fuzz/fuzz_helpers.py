@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import atheris
 
 with atheris.instrument_imports(include=["ctcore.model"]):
-    from pcap_tests.test_ctcore.test_helpers.test_hostile import judge
+    from pcap_tests.test_ctcore.test_helpers.test_helpers_hostile import judge
 
-from pcap_tests.test_ctcore.test_helpers.test_equality import COMMANDS, PORTS
+from pcap_tests.test_ctcore.test_helpers.test_helpers_agree import COMMANDS, PORTS
 
 NAMES = sorted(PORTS)
 

@@ -16,7 +16,7 @@ from ctcore.model.helpers.text import read_ip4, read_ip6
 from ctcore.nat_rules import HelperRule, NatRule, Range
 from ctcore.types import RewriteFlag
 from datapath import craft
-from pcap_tests.test_ctcore.test_helpers.test_small import (
+from pcap_tests.test_ctcore.test_helpers.test_tftp_irc_pptp import (
     DISCONNECT,
     IN_CONNECTED,
     IN_REPLY,

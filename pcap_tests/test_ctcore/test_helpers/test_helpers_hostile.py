@@ -13,7 +13,7 @@ from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
 from pcap_tests.scene import START
-from pcap_tests.test_ctcore.test_helpers.test_equality import CLIENT, COMMANDS, OUTSIDE, PORTS, RULES, SERVER, SNAT, bites, damaged
+from pcap_tests.test_ctcore.test_helpers.test_helpers_agree import CLIENT, COMMANDS, OUTSIDE, PORTS, RULES, SERVER, SNAT, bites, damaged
 from pcap_tests.test_datapath.guarded import Guarded
 
 guarded = Guarded()
