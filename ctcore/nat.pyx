@@ -170,13 +170,16 @@ cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
 
 
 cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
-    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1)."""
-    cdef uint32_t conn = chain_of(&ct.nat, &c.entry.flow[ORIG].key)[0]
+    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1).
+
+    The source is that of the tuple at hand: an ICMP id may have been translated with the destination.
+    """
+    cdef uint32_t conn = chain_of(&ct.nat, &c.tuple)[0]
     cdef const Entry *other
     cdef Key found
     while conn != NO_CONN:
         other = &ct.pool.entry[conn]
-        if same_source(&other.flow[ORIG].key, &c.entry.flow[ORIG].key):
+        if same_source(&other.flow[ORIG].key, &c.tuple):
             found = c.tuple
             found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
             found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport
@@ -279,10 +282,10 @@ cdef bint port_space(const Choice *c, uint32_t *low, uint32_t *size) noexcept no
 
 
 cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noexcept nogil:
-    cdef int32_t preferred = ct.nat.prefer
+    cdef int32_t preferred = ct.nat.prefer[c.manip]
     if c.manip == MANIP_DST and not c.range.flags & RANDOM_PORTS:
         return 0
-    ct.nat.prefer = -1
+    ct.nat.prefer[c.manip] = -1
     return <uint16_t>(preferred - <int32_t>low) if preferred >= <int32_t>low else draw(&ct.nat)
 
 

@@ -40,10 +40,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Range:
-    """What to choose from. low, high: addresses, both included, or None (or all zeros) to keep the packet's; ports: or None for any of the packet's class.
+    """What to choose from. low, high: addresses, both included; None, or all zeros, to keep the packet's. ports: None for any of the packet's class.
 
-    random, fully_random: search a port instead of keeping the packet's own or that of another connection of the same source (Linux makes no difference
-    between the two any more); persistent: a source keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
+    random, fully_random: search a port instead of keeping the packet's own, or that of another connection of the same source (Linux makes no
+    difference between the two any more); persistent: a source keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
     """
 
     low: Address | None = None

@@ -212,7 +212,6 @@ class Reason(IntEnum):
     R_HELPER_REFUSED = 69
     N_REASONS = 70
 
-
 KEY_DTYPE: np.dtype[Any]
 PACKET_DTYPE: np.dtype[Any]
 DECISION_DTYPE: np.dtype[Any]

@@ -27,6 +27,7 @@ from ctcore.types import REWRITE_DTYPE, Dir, RewriteFlag, Verdict
 from datapath import craft
 from pcap_tests.scene import Conversation, Scene, Seen
 
+ECHO = {4: (8, 0), 6: (128, 129)}  # types of request and reply, by family
 ANY = "any"  # in place of addresses: the packet's own
 
 
@@ -147,6 +148,10 @@ class Router(Scene):
         """As Linux takes it for a sound one: with the pseudo-header of UDP."""
         return Talk(self, partial(craft.udplite, sum_proto=craft.UDP), text, **where)
 
+    def sctp(self, text: str, *, tag: int = 7) -> Talk:
+        """The question is an INIT; tag: its initiate tag."""
+        return Talk(self, partial(sctp_frame, craft.sctp_init(tag)), text)
+
     def gre(self, text: str, **fields: Any) -> Talk:
         return Talk(self, partial(craft.gre, payload=bytes(8), **fields), text)
 
@@ -164,6 +169,10 @@ class Router(Scene):
         """In use, most ever, and exhausted, of the rule of this number."""
         row = self.tracker.nat_pools()[number]
         return row.in_use, row.high_water, row.exhausted
+
+
+def sctp_frame(init: bytes, *ends: Any, tag: int = 0, chunks: bytes = b"", **fields: Any) -> bytes:
+    return craft.sctp(*ends, tag, chunks or init, **fields)
 
 
 @dataclass
@@ -217,17 +226,16 @@ class Ping(Talk):
     """Echo requests and their replies."""
 
     ident: int = 7
-    KINDS = {4: (8, 0), 6: (128, 129)}
 
     def frame(self, d: int, *rest: Any, **fields: Any) -> bytes:
         src, dst = self.ends(d)
         ident = self.ident if d == Dir.ORIG or self.left is None else self.left.sport
-        return craft.icmp(src, dst, self.KINDS[6 if ":" in src else 4][d], ident=ident, **fields)
+        return craft.icmp(src, dst, ECHO[6 if ":" in src else 4][d], ident=ident, **fields)
 
     def arrived(self) -> bytes:
         assert self.left is not None
         src, dst = ends_of(self.left)
-        return craft.icmp(src, dst, self.KINDS[self.left.family][Dir.ORIG], ident=self.left.sport)
+        return craft.icmp(src, dst, ECHO[self.left.family][Dir.ORIG], ident=self.left.sport)
 
 
 @dataclass

@@ -5,7 +5,7 @@
 # Text, which answers every question beyond its end.
 # Not here: which connection gets a helper (registry), texts (text).
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.expectations cimport Announced, Expectation

@@ -15,9 +15,9 @@ from ctcore.engine cimport Engine
 from ctcore.expectations cimport ANNOUNCED, Expectation, FOLLOW_PPTP, expect_match, expect_remove, expect_same
 from ctcore.extensions cimport Extension, Extensions, PptpMemory
 from ctcore.hashing cimport hash_of
-from ctcore.helpers.helper cimport HELPER_PPTP, KIND_DEFAULT, Aid, announce, draft_new, translated
+from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce, draft_new, translated
 from ctcore.helpers.nat_text cimport Line, add_byte, edit, set_half
-from ctcore.helpers.text cimport Text, byte_at
+from ctcore.helpers.text cimport Text
 from ctcore.lowlevel cimport be16, be32, mul_fold
 from ctcore.table cimport table_find
 from ctcore.tuples cimport invert

@@ -5,7 +5,7 @@ Invariant: a connection has an extension if and only if it has a helper.
 Not here: what helpers do (the modules beside this one).
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.errors import ConfigError

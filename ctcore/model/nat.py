@@ -7,12 +7,12 @@ The order of choice is that of unique(): the tuple as it is; the source another 
 port as it is; a search for another port.
 Invariants (check()): a pool counts exactly the live connections its rule decided on; random numbers are drawn where Linux draws them, and only
 there, so that the engine, which draws the same ones, chooses the same ports.
-Not here: rules as values (ctcore.nat_rules), entering the tuples into the table and what happens if one is taken (tracker), bytes (datapath).
+Not here: what a rule leaves to choose from, hash and random numbers (nat_choice), rules as values (ctcore.nat_rules), entering the tuples into the
+table and what happens if one is taken (tracker), bytes (datapath).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -23,169 +23,33 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.model import l4
 from ctcore.model.conn import MASK32, Conn, Key, Packet
+from ctcore.model.nat_choice import (
+    DST,
+    MASK16,
+    SRC,
+    Choice,
+    Draws,
+    choice_of,
+    choose_address,
+    port_within,
+    ports_to_search,
+    with_port,
+)
 from ctcore.model.table import Table
-from ctcore.nat_rules import Match, NatPool, NatRule, Ports
-from ctcore.types import Dir, Manip, Proto, Reason, RewriteFlag, Status
+from ctcore.nat_rules import Match, NatPool, NatRule
+from ctcore.types import Dir, Proto, Reason, RewriteFlag, Status
 from ctcore.types import TcpState as S
 
-SRC, DST = Manip.MANIP_SRC, Manip.MANIP_DST
 CHANGED = (Status.SRC_NAT, Status.DST_NAT)  # by Manip, as all pairs here
 DONE = (Status.SRC_NAT_DONE, Status.DST_NAT_DONE)
 OUTER = (RewriteFlag.REWRITE_SRC, RewriteFlag.REWRITE_DST)
 INNER = (RewriteFlag.REWRITE_INNER_SRC, RewriteFlag.REWRITE_INNER_DST)
-ADDRESS = ("src", "dst")
-PORT = ("sport", "dport")
 
 ATTEMPTS = 128  # ports a search tries at once
 LEAST_ATTEMPTS = 16  # with fewer than that tried, it ends
 LAST_ATTEMPTS = 32  # with no more than that left, a closed connection's tuple may be taken over
-ANY_ID, ANY_GRE_KEY = (0, 0xFFFF), (1, 0xFFFF)
-# Ports that a port may be exchanged for if nobody says otherwise: those below 512 prove who is asking to some (rlogin), those below 1024 to others.
-PORT_CLASSES = ((511, (1, 511)), (1023, (600, 1023)), (0xFFFF, (1024, 0xFFFF)))
 KEPT = Status.FIXED_TIMEOUT | Status.DYING  # such a connection is not taken over
 OFFLOADED = Status.OFFLOAD | Status.HW_OFFLOAD
-
-MASK16, MASK64 = 0xFFFF, (1 << 64) - 1
-SEED_MIX = 0x4E41542D73656564
-GOLDEN = 0x9E3779B97F4A7C15
-
-
-class Draws:
-    """The random numbers of port searches, from a seed: splitmix64, of which the upper 16 bits are taken."""
-
-    def __init__(self, seed: int):
-        self.state = seed ^ SEED_MIX
-
-    def port(self) -> int:
-        self.state = self.state + GOLDEN & MASK64
-        z = self.state
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK64
-        z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK64
-        return (z ^ z >> 31) >> 48
-
-
-# --- the hash that chooses an address --------------------------------------------------------------------------------------------------
-
-
-def rotated(word: int, bits: int) -> int:
-    return (word << bits | word >> 32 - bits) & MASK32
-
-
-def jhash2(words: tuple[int, ...], initial: int) -> int:
-    """Bob Jenkins' lookup3 over 32-bit words, as Linux has it."""
-    a = b = c = 0xDEADBEEF + 4 * len(words) + initial & MASK32
-    while len(words) > 3:
-        a, b, c = a + words[0] & MASK32, b + words[1] & MASK32, c + words[2] & MASK32
-        words = words[3:]
-        for bits in (4, 6, 8, 16, 19, 4):  # each round treats what the next one calls a, b, c
-            a, c = (a - c ^ rotated(c, bits)) & MASK32, c + b & MASK32
-            a, b, c = b, c, a
-    if not words:
-        return c
-    last = (*words, 0, 0)
-    a, b, c = a + last[0] & MASK32, b + last[1] & MASK32, c + last[2] & MASK32
-    for bits in (14, 11, 25, 16, 4, 14, 24):
-        c = (c ^ b) - rotated(b, bits) & MASK32
-        a, b, c = b, c, a
-    return b
-
-
-def scaled(number: int, size: int) -> int:
-    """A number of 32 bits as its share of size."""
-    return number * size >> 32
-
-
-def words_of(address: bytes, order: str = "=") -> tuple[int, ...]:
-    """Four words, of which IPv4 uses the first. "=" is the machine's order, in which Linux hashes; "!" that of the network."""
-    return struct.unpack(order + "4I", address)
-
-
-# --- what there is to choose from ------------------------------------------------------------------------------------------------------
-
-
-class Choice(NamedTuple):
-    """A rule's range for the packet at hand, or a null binding. low, high: addresses as a Key has them, both included; None: any."""
-
-    low: bytes | None
-    high: bytes | None
-    ports: Ports | None = None
-    random: bool = False  # never begin with what the packet brings along
-    persistent: bool = False
-
-    def holds(self, leaving: Key) -> bool:
-        """Whether the source of a tuple lies in here."""
-        inside = self.low is None or self.high is None or self.low <= leaving.src <= self.high
-        return inside and (self.ports is None or port_within(leaving, self.ports, SRC))
-
-
-def packed(address: IPv4Address | IPv6Address) -> bytes:
-    return address.packed.ljust(16, b"\0")
-
-
-def choice_of(rule: NatRule | None, leaving: Key, manip: int) -> Choice:
-    """Without a rule the packet's own address, and a port that changes only if it must."""
-    own: bytes = getattr(leaving, ADDRESS[manip])
-    if rule is None:
-        return Choice(own, own)
-    range_ = rule.range
-    # Linux distinguishes random and fully-random no more: either skips the tuple as it is, the mapping of the same source, and the port as it is.
-    how = {"ports": range_.ports, "random": range_.random or range_.fully_random, "persistent": range_.persistent}
-    if range_.low is None or range_.high is None or range_.low.is_unspecified:
-        return Choice(None, None, **how)
-    return Choice(packed(range_.low), packed(range_.high), **how)
-
-
-def port_field(proto: int, manip: int) -> str | None:
-    """Which number of a tuple is the port that a manip may change. An ICMP id is the same for question and answer."""
-    if proto in l4.ICMP_FAMILY:
-        return "sport"
-    return PORT[manip] if proto in l4.PORTS or proto == Proto.PROTO_GRE else None
-
-
-def port_within(leaving: Key, ports: Ports, manip: int) -> bool:
-    field = port_field(leaving.proto, manip)
-    return field is None or ports[0] <= getattr(leaving, field) <= ports[1]
-
-
-def ports_to_search(conn: Conn, leaving: Key, choice: Choice, manip: int) -> Ports | None:
-    """Lowest and highest port a search may come to; None: there is nothing to search for, the tuple stays as it is."""
-    if port_field(leaving.proto, manip) is None:
-        return None
-    if leaving.proto == Proto.PROTO_GRE and conn.master < 0:  # keys are only known to whoever announced the connection (PPTP)
-        return None
-    if choice.ports:
-        return choice.ports
-    if leaving.proto in l4.ICMP_FAMILY:
-        return ANY_ID
-    if leaving.proto == Proto.PROTO_GRE:
-        return ANY_GRE_KEY
-    if manip == DST:  # a service is not moved to another port unless somebody says so
-        return None
-    return next(ports for last, ports in PORT_CLASSES if leaving.sport <= last)
-
-
-def choose_address(leaving: Key, choice: Choice, manip: int) -> Key:
-    """One of the addresses, by a hash of the source, and of the destination unless it is to be persistent: always the same for the same two."""
-    if choice.low is None or choice.high is None:
-        return leaving
-    if choice.low == choice.high:
-        return leaving._replace(**{ADDRESS[manip]: choice.low})
-    length = 1 if leaving.family == 4 else 4
-    dst = list(words_of(leaving.dst))
-    number = jhash2(words_of(leaving.src), 0 if choice.persistent else dst[length - 1] ^ leaving.zone)
-    low, high = words_of(choice.low, "!"), words_of(choice.high, "!")
-    chosen = b""
-    below = False  # the highest address: then the words that follow may be any
-    for i in range(length):
-        first, size = (0, MASK32) if below else (low[i], high[i] - low[i] + 1 & MASK32)
-        word = struct.pack("!I", first + scaled(number, size) & MASK32)
-        below = below or word != struct.pack("!I", high[i])
-        chosen += word
-        if manip == DST:  # Linux writes the new address over the old one, and goes on hashing what it has written
-            dst[i] = struct.unpack("=I", word)[0]
-        number ^= 0 if choice.persistent else dst[i]
-    return leaving._replace(**{ADDRESS[manip]: chosen.ljust(16, b"\0")})
-
 
 # --- rules -----------------------------------------------------------------------------------------------------------------------------
 
@@ -234,7 +98,7 @@ class Translator:
         self._table = table
         self._kill = kill
         self._draws = Draws(config.seed)
-        self._preferred: int | None = None
+        self._preferred: dict[int, int] = {}  # by manip
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
     def decide(self, conn: Conn) -> None:
@@ -255,9 +119,9 @@ class Translator:
             conn.status |= CHANGED[manip]
         conn.status |= DONE[manip]
 
-    def prefer(self, port: int) -> None:
-        """The next search that would begin at a random port begins at this one, unless it is below all that may be tried."""
-        self._preferred = port
+    def prefer(self, ports: dict[int, int]) -> None:
+        """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
+        self._preferred = ports
 
     def draw(self) -> int:
         """16 random bits, for helpers: from where searches take theirs."""
@@ -299,15 +163,15 @@ class Translator:
 
         A search for a destination begins with the lowest port, unless the choice is random.
         """
-        ports, field = ports_to_search(conn, tried, choice, manip), port_field(tried.proto, manip)
-        if ports is None or field is None:
+        ports = ports_to_search(tried, choice, manip, announced=conn.master >= 0)
+        if ports is None:
             return tried
         low, size = ports[0], ports[1] - ports[0] + 1
-        offset = self._first_offset(low) if manip == SRC or choice.random else 0
+        offset = self._first_offset(low, manip) if manip == SRC or choice.random else 0
         attempts = min(ATTEMPTS, size)
         while True:
             for i in range(attempts):
-                tried = tried._replace(**{field: low + (offset + i & MASK16) % size})
+                tried = with_port(tried, manip, low + (offset + i & MASK16) % size)
                 if self.is_free(tried) or self.take_over(conn, tried, attempts - i):
                     return tried
             if attempts >= size or attempts < LEAST_ATTEMPTS:
@@ -315,8 +179,8 @@ class Translator:
             attempts //= 2
             offset = self._draws.port()
 
-    def _first_offset(self, low: int) -> int:
-        preferred, self._preferred = self._preferred, None
+    def _first_offset(self, low: int, manip: int) -> int:
+        preferred = self._preferred.pop(manip, None)
         return self._draws.port() if preferred is None or preferred < low else preferred - low
 
     def is_free(self, leaving: Key) -> bool:

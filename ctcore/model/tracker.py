@@ -24,7 +24,7 @@ from ctcore.model import l4, nat
 from ctcore.model.assisted import Assisted
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
 from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
-from ctcore.model.helpers import Edit, rule_for
+from ctcore.model.helpers import HELPERS, Edit, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
 from ctcore.nat_rules import NatPool
@@ -75,6 +75,9 @@ class ModelTracker(Assisted):
     def __init__(self, config: Config | None = None):
         config = Config() if config is None else config
         self.config = config
+        for rule in config.helpers:
+            if rule.name not in HELPERS:
+                raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
         self.now = 0
         self._tick_ns = SECOND // config.hz
         self._table = Table(config.capacity, config.buckets, config.seed)
@@ -358,10 +361,12 @@ class ModelTracker(Assisted):
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
 
-    def prefer(self, port: int) -> None:
-        port = whole("port", port, 0, 65535)
+    def prefer(self, port: int, destination: int | None = None) -> None:
+        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
+        if destination is not None:
+            ports[nat.DST] = whole("destination", destination, 0, 65535)
         if self._nat:
-            self._nat.prefer(port)
+            self._nat.prefer(ports)
 
     def conns(self) -> np.ndarray:
         snapshot = np.zeros(self.count, dtype=CONN_DTYPE)

@@ -25,12 +25,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ctcore import spec
 from ctcore.config import Config
+from datapath.oracle import ruleset
 from datapath.oracle.bpf import Runnable
-from datapath.oracle.bridge import Bridge
+from datapath.oracle.bridge import BRIDGE, NOBODY, Bridge
 from datapath.oracle.btf import kernel_types
 from datapath.oracle.errors import KernelError
 from datapath.oracle.listen import Listener
 from datapath.oracle.probes import CLOCK, Moment, Probes, Record
+from datapath.oracle.routes import lead_back
 from datapath.oracle.witness import Layout, Sighting
 
 SYSCTL = Path("/proc/sys/net/netfilter")
@@ -108,7 +110,9 @@ class Oracle:
                 self.bridge = Bridge(stack)
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
-                self.bridge.track(zone)
+                ruleset.load(self.bridge.box, self.config, zone=zone)
+                if self.config.nat:  # a helper alone never changes an address
+                    lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 with self.bridge.box.entered():
                     self.probes = Probes(self.bridge.box.inode)
                 stack.callback(self.probes.close)
@@ -119,6 +123,11 @@ class Oracle:
             raise _refused("rtnetlink", error.code, "CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies, the oldest first
         self._namespace = 0  # where ours lies in the kernel's memory
+
+    @property
+    def translates(self) -> bool:
+        """Whether packets may leave otherwise than they came."""
+        return bool(self.config.nat or self.config.helpers)
 
     def _settings(self) -> None:
         values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}

@@ -12,8 +12,8 @@ from ipaddress import ip_address
 import pytest
 
 from ctcore.errors import ConfigError
-from ctcore.model.nat import SEED_MIX, Draws, jhash2
-from pcap_tests.router import Router, dnat, snat
+from ctcore.model.nat_choice import SEED_MIX, Draws, jhash2
+from pcap_tests.router import Router, dnat, rule, snat
 from pcap_tests.scene import events
 
 MASK = 0xFFFFFFFF
@@ -127,9 +127,10 @@ def test_dnat_by_source_and_destination(make_tracker, persistent):
 def test_the_whole_of_ipv4_is_a_range_of_none(make_tracker):
     """2^32 addresses do not fit into Linux's 32 bits: their number is 0, and the first of them is chosen."""
     net = router(make_tracker, dnat("0.0.0.1-255.255.255.255"))
-    assert net.udp("198.51.100.7:1 > 203.0.113.9:80").orig().left.dst[:4] == ip_address(
-        expected4("198.51.100.7", "203.0.113.9", "0.0.0.1", (1 << 32) - 1)
-    ).packed
+    assert (
+        net.udp("198.51.100.7:1 > 203.0.113.9:80").orig().left.dst[:4]
+        == ip_address(expected4("198.51.100.7", "203.0.113.9", "0.0.0.1", (1 << 32) - 1)).packed
+    )
 
 
 def expected6(src: str, dst: str, low: str, high: str, *, kind: str, zone: int = 0, persistent: bool = False) -> str:
@@ -144,6 +145,27 @@ def expected6(src: str, dst: str, low: str, high: str, *, kind: str, zone: int =
         if not persistent:
             number ^= words(dst)[i] if kind == "snat" else struct.unpack("<I", struct.pack("!I", chosen[i]))[0]
     return str(ip_address(struct.pack("!4I", *chosen)))
+
+
+# What Linux 6.18 chose for 2001:db8:1::1:1000 > 2001:db8:2::7:53.
+OBSERVED = [
+    ("snat", "2001:db8:9::1", "2001:db8:9::ff", False, "2001:db8:9::58"),
+    ("snat", "2001:db8:9::1", "2001:db8:9::ff", True, "2001:db8:9::9d"),
+    ("snat", "2001:db8:9::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", False, "2001:db8:5813:56c:580d:1fe2:580d:1fe2"),
+    ("snat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", False, "2001:db8:9:0:580d:1fe2:580d:1fe2"),
+    ("snat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", True, "2001:db8:9:1:9d30:b922:9d30:b91d"),
+    ("dnat", "2001:db8:9::1", "2001:db8:9::ff", False, "2001:db8:9::58"),
+    ("dnat", "2001:db8:9::", "2001:db8:9:0:ffff:ffff:ffff:ffff", False, "2001:db8:9::580d:14e2"),
+    ("dnat", "2001:db8:9::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", False, "2001:db8:5813:56c:3408:eba:8e06:68e"),
+    ("dnat", "2001:db8:9::9:0:1", "2001:db8:9:1::2", False, "2001:db8:9:0:580d:14e2:ba19:19ba"),
+]
+
+
+@pytest.mark.parametrize(("kind", "low", "high", "persistent", "chosen"), OBSERVED)
+def test_what_the_kernel_has_chosen(make_tracker, kind, low, high, persistent, chosen):
+    net = router(make_tracker, rule(kind, f"{low}-{high}", persistent=persistent))
+    src, dst = (chosen, "2001:db8:2::7") if kind == "snat" else ("2001:db8:1::1", chosen)
+    net.udp("[2001:db8:1::1]:1000 > [2001:db8:2::7]:53").orig().leaves(f"[{src}]:1000 > [{dst}]:53")
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -273,7 +295,11 @@ def test_a_newer_syn_takes_a_closed_connections_tuple(make_tracker):
     second.orig("S").leaves(f"192.0.2.1:5000 > {SERVER}:80").is_("new", conn=1)
     second.reply("SA").leaves(f"{SERVER}:80 > 10.0.0.2:40000").is_("established", conn=1)
     assert net.ordinals() == [1]
-    assert [(told.kind, told.conn, told.end) for told in events(net.tracker)] == [("new", 0, "alive"), ("destroy", 0, "replaced"), ("new", 1, "alive")]
+    assert [(told.kind, told.conn, told.end) for told in events(net.tracker)] == [
+        ("new", 0, "alive"),
+        ("destroy", 0, "replaced"),
+        ("new", 1, "alive"),
+    ]
     assert net.pool() == (1, 1, 0)
 
 

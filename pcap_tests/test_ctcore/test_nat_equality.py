@@ -72,11 +72,12 @@ class NatPlay:
 
     def __call__(self, twins: Twins, step: bytes) -> None:
         asks = (self.udp, self.udp, self.tcp, self.tcp, self.tcp, self.ping, self.gre, self.other, self.sctp)
-        if step[0] < 150:
+        if step[0] < 120:
             twins.packet(pick(asks, step[1])(step))
         elif step[0] < 250:
-            frame = self.known(step)
-            twins.packet(frame if frame else self.udp(step))
+            twins.flush_batch()  # to know what lives
+            for frame in self.end(step) if step[0] < 150 else self.known(step):
+                twins.packet(frame)
         elif step[0] < 252:
             twins.call("prefer", pick((0, 1, 5000, 40000, 65535), step[1]))
         else:
@@ -92,7 +93,9 @@ class NatPlay:
 
     def tcp(self, step: bytes) -> bytes:
         seq = pick((100, 1000, 1 << 20, 1 << 31), step[7])
-        return craft.tcp(*self.ends(step), pick(PORTS, step[5]), pick(SERVICES, step[6]), pick(FLAGS, step[7] >> 2), seq=seq, options=options(wscale=2))
+        return craft.tcp(
+            *self.ends(step), pick(PORTS, step[5]), pick(SERVICES, step[6]), pick(FLAGS, step[7] >> 2), seq=seq, options=options(wscale=2)
+        )
 
     def ping(self, step: bytes) -> bytes:
         src, dst = self.ends(step)
@@ -108,36 +111,62 @@ class NatPlay:
     def sctp(self, step: bytes) -> bytes:
         return craft.sctp(*self.ends(step), pick(PORTS, step[5]), pick(SERVICES, step[6]), 0, craft.sctp_init(7))
 
-    def known(self, step: bytes) -> bytes | None:
+    def known(self, step: bytes) -> list[bytes]:
         """A packet of a live connection, in either direction, or an ICMP error about one that has left."""
         conns = self.model.conns()
         if not len(conns):
-            return None
+            return [self.udp(step)]
         conn = conns[step[1] % len(conns)]
         d = Dir.REPLY if step[2] & 3 else Dir.ORIG
         key = Key.of(conn["flow"][d]["key"].tobytes())
         frame = self.of(key, conn, d, step)
-        if frame is None or step[3] < 170:
-            return frame
-        about = self.of(key.inverted(), conn, 1 - d, step) or frame  # as it has left
-        src, dst = (str(ip_address(address[: 4 if key.family == 4 else 16])) for address in (key.src, key.dst))
-        kind = pick(ERRORS4 if key.family == 4 else ERRORS6, step[4])
-        return craft.icmp_error(pick((src, "10.0.0.250" if key.family == 4 else "2001:db8::250"), step[5]), dst, kind, 0, about, quote=pick((1000, 28, 24, 48), step[6]))
+        if step[3] < 170:
+            return [frame]
+        about = self.of(key.inverted(), conn, 1 - d, step)  # as it has left
+        src, dst = hosts(key)
+        six = key.family == 6
+        kind, sender = pick(ERRORS6 if six else ERRORS4, step[4]), pick((src, "2001:db8::250" if six else "10.0.0.250"), step[5])
+        return [craft.icmp_error(sender, dst, kind, 0, about, quote=pick((1000, 28, 24, 48), step[6]))]
 
-    def of(self, key: Key | None, conn: np.void, d: int, step: bytes) -> bytes | None:
+    def end(self, step: bytes) -> list[bytes]:
+        """All that is left of a TCP connection's life: properly closed, or reset by the server."""
+        conns = self.model.conns()
+        conns = conns[conns["flow"]["key"]["proto"][:, 0] == Proto.PROTO_TCP]
+        if not len(conns):
+            return [self.tcp(step)]
+        conn = conns[step[1] % len(conns)]
+        key = [Key.of(conn["flow"][d]["key"].tobytes()) for d in Dir]
+        client, server = int(conn["tcp"]["side"][0]["end"]), 500
+        said = [(1, "SA", server, client), (0, "A", client, server + 1)]
+        if step[2] & 3 == 0:
+            said += [(1, "R", server + 1, 0)]
+        else:
+            said += [(0, "FA", client, server + 1), (1, "FA", server + 1, client + 1), (0, "A", client + 1, server + 2)]
+        return [craft.tcp(*hosts(key[d]), key[d].sport, key[d].dport, flags, seq=seq, ack=ack) for d, flags, seq, ack in said]
+
+    def of(self, key: Key | None, conn: np.void, d: int, step: bytes) -> bytes:
         assert key is not None
-        hosts = [str(ip_address(address[: 4 if key.family == 4 else 16])) for address in (key.src, key.dst)]
         if key.proto == Proto.PROTO_UDP:
-            return craft.udp(*hosts, key.sport, key.dport)
+            return craft.udp(*hosts(key), key.sport, key.dport)
         if key.proto == Proto.PROTO_TCP:
             own, peer = (int(conn["tcp"]["side"][e]["end"]) for e in (d, 1 - d))
             flags = pick(("SA", "A", "FA", "R", "A", "S"), step[7])
-            return craft.tcp(*hosts, key.sport, key.dport, flags, seq=own or 500, ack=peer)
+            return craft.tcp(*hosts(key), key.sport, key.dport, flags, seq=own or 500, ack=peer)
         if key.proto in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6):
-            return craft.icmp(*hosts, key.dport >> 8, key.dport & 0xFF, ident=key.sport)
+            return craft.icmp(*hosts(key), key.dport >> 8, key.dport & 0xFF, ident=key.sport)
         if key.proto == Proto.PROTO_GRE:
-            return craft.gre(*hosts, version=pick((0, 0, 1, 2), step[7]), proto=0x880B, call=key.dport, payload=bytes(step[6] & 7))
-        return craft.frame(*hosts, key.proto, b"whatever") if key.proto == 89 else None
+            return craft.gre(*hosts(key), version=pick((0, 0, 1, 2), step[7]), proto=0x880B, call=key.dport, payload=bytes(step[6] & 7))
+        if key.proto == Proto.PROTO_UDPLITE:
+            return craft.udplite(*hosts(key), key.sport, key.dport, b"1234", sum_proto=craft.UDP)
+        if key.proto == Proto.PROTO_SCTP:
+            tag = int(conn["sctp"]["vtag"][d]) if d == Dir.REPLY else 0
+            return craft.sctp(*hosts(key), key.sport, key.dport, tag, craft.sctp_init(7 + d, ack=d == Dir.REPLY))
+        return craft.frame(*hosts(key), key.proto, b"whatever")
+
+
+def hosts(key: Key) -> tuple[str, str]:
+    size = 4 if key.family == 4 else 16
+    return str(ip_address(key.src[:size])), str(ip_address(key.dst[:size]))
 
 
 @given(translating, series)
@@ -147,12 +176,26 @@ def test_engine_and_model_translate_alike(config, data):
     run(config, data, lambda twins, step: plays.setdefault(0, NatPlay(twins.model))(twins, step))
 
 
-@given(config(nat=st.just((snat("192.0.2.1", ports=(5000, 5003)),)), max=st.just(1000)), series)
+crowded = config(nat=st.sampled_from([(snat("192.0.2.1", ports=(5000, last)),) for last in (5000, 5001, 5003, 5039)]), max=st.just(1000))
+
+
+class CrowdedPlay(NatPlay):
+    """Many clients who ask one server by TCP, end, and ask again."""
+
+    def __call__(self, twins: Twins, step: bytes) -> None:
+        if step[0] < 150:
+            source = pick(CLIENTS[:3], step[1]), SERVERS[0], 1000 + step[2] % 40
+            twins.packet(craft.tcp(*source, 80, pick(("S", "S", "S", "A"), step[3]), seq=pick((100, 1000, 1 << 20, 1 << 31), step[4]) + step[5]))
+        else:
+            super().__call__(twins, bytes([120 + step[0] % 100]) + step[1:])
+
+
+@given(crowded, series)
 @EXAMPLES
-def test_four_ports_for_everybody(config, data):
+def test_a_few_ports_for_everybody(config, data):
     """Exhausted most of the time; closed connections give way."""
     plays = {}
-    run(config, data, lambda twins, step: plays.setdefault(0, NatPlay(twins.model))(twins, bytes([step[0] & 0x7F, step[1] % 3 + 2]) + step[2:]))
+    run(config, data, lambda twins, step: plays.setdefault(0, CrowdedPlay(twins.model))(twins, step))
 
 
 class Witness(Twins):

@@ -12,7 +12,7 @@ import pytest
 from ctcore.errors import ConfigError
 from ctcore.types import Dir
 from datapath import craft
-from pcap_tests.router import ANY, Router, dnat, masquerade, rule, snat
+from pcap_tests.router import ANY, Router, dnat, masquerade, snat
 from pcap_tests.scene import events
 
 DONE = {"src-nat-done", "dst-nat-done"}
@@ -55,21 +55,15 @@ def test_udplite(make_tracker):
     talk.reply().leaves("198.51.100.7:53 > 10.0.0.1:40000")
 
 
-def sctp(router: Router, text: str):
-    talk = router.udp(text)
-    talk.make = lambda *ends, tag=0, chunks=craft.sctp_init(7): craft.sctp(*ends, tag, chunks)
-    return talk
-
-
 def test_sctp_with_a_range_of_ports(make_tracker):
     net = router(make_tracker, snat(PUBLIC, ports=(34567, 34568)))
-    talk = sctp(net, "10.0.0.1:5000 > 198.51.100.7:9")
+    talk = net.sctp("10.0.0.1:5000 > 198.51.100.7:9")
     first = talk.orig()
     assert (first.left.src[:4], first.left.sport in (34567, 34568)) == (ip_address(PUBLIC).packed, True)
     talk.reply(tag=7, chunks=craft.sctp_init(8, ack=True)).leaves("198.51.100.7:9 > 10.0.0.1:5000")
-    second = sctp(net, "10.0.0.2:5000 > 198.51.100.7:9").orig()
+    second = net.sctp("10.0.0.2:5000 > 198.51.100.7:9").orig()
     assert {first.left.sport, second.left.sport} == {34567, 34568}
-    sctp(net, "10.0.0.3:5000 > 198.51.100.7:9").orig().dropped("nat_exhausted")
+    net.sctp("10.0.0.3:5000 > 198.51.100.7:9").orig().dropped("nat_exhausted")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +144,9 @@ def test_gre_that_linux_does_not_touch(make_tracker, fields, there, back):
 # --- which port ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("port", "low", "high"), [(1, 1, 511), (511, 1, 511), (512, 600, 1023), (1023, 600, 1023), (1024, 1024, 65535), (65535, 1024, 65535)])
+@pytest.mark.parametrize(
+    ("port", "low", "high"), [(1, 1, 511), (511, 1, 511), (512, 600, 1023), (1023, 600, 1023), (1024, 1024, 65535), (65535, 1024, 65535)]
+)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_a_port_is_exchanged_for_one_of_its_class(make_tracker, port, low, high, seed):
     net = router(make_tracker, snat(PUBLIC), seed=seed)
@@ -363,46 +359,6 @@ def test_zones_have_tuples_of_their_own(make_tracker):
         talk.orig().leaves("192.0.2.1:5000 > 198.51.100.7:53")
         talk.reply().leaves("198.51.100.7:53 > 10.0.0.1:40000")
     net.udp("10.0.0.2:40000 > 198.51.100.7:53", zone=1).orig().dropped("nat_exhausted")
-
-
-# --- pools -----------------------------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_known_of_a_pool(make_tracker):
-    net = router(make_tracker, snat("192.0.2.1-192.0.2.4", ports=(1000, 1999), proto=craft.UDP), dnat("10.0.0.9-10.0.0.10", dport=80))
-    rows = net.tracker.nat_pools()
-    assert [row[:4] for row in rows] == [(0, "snat", "", 4000), (1, "dnat", "", 2)]
-    net.udp("10.0.0.1:40000 > 198.51.100.7:80").orig()
-    net.wait(10)
-    net.udp("10.0.0.1:40000 > 198.51.100.7:81").orig()
-    assert [row[4:] for row in net.tracker.nat_pools()] == [(2, 2, 0), (1, 1, 0)]
-    net.wait(20)
-    net.tracker.expire(net.now)
-    assert [row[4:] for row in net.tracker.nat_pools()] == [(1, 2, 0), (0, 1, 0)]
-    net.tracker.flush()
-    assert [row[4:] for row in net.tracker.nat_pools()] == [(0, 2, 0), (0, 1, 0)]
-
-
-@pytest.mark.parametrize(
-    ("made", "size"),
-    [
-        (snat("192.0.2.1"), 64512),
-        (snat("192.0.2.1-192.0.2.2"), 129024),
-        (snat(ANY, ports=(1, 10)), 10),
-        (rule("redirect", "192.0.2.1", ports=8080), 1),
-        (dnat("2001:db8::-2001:db8::ffff"), 65536),
-        (masquerade("192.0.2.1", ports=(1024, 2047)), 1024),
-    ],
-)
-def test_sizes(made, size):
-    assert made.size == size
-
-
-def test_the_drop_is_held_against_the_source_rule(make_tracker):
-    net = router(make_tracker, dnat(SERVER, dst="203.0.113.9/32"), snat(PUBLIC, ports=5000))
-    net.udp("10.0.0.1:40000 > 198.51.100.7:53").orig()
-    net.udp("10.0.0.2:40000 > 203.0.113.9:53").orig().dropped("nat_exhausted")
-    assert [row.exhausted for row in net.tracker.nat_pools()] == [0, 1]
 
 
 def test_a_connection_in_memory(make_tracker):
