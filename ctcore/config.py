@@ -47,6 +47,7 @@ class Config:
     ipfrag_max_dist: int = 64  # fragments of a source that may come between two of a datagram (IPv4); 0: any number
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
     helpers: tuple[HelperRule, ...] = ()
+    helper_max: int = 65536  # connections with a helper at a time; later ones go without
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
+        _check_range(self, "helper_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "ipfrag_high_thresh", 0, FRAGMENTS_LIMIT)

@@ -224,7 +224,7 @@ class _Run:
         there are several.
         """
         decisions, keys, rewrites = told
-        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
+        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
         whole = [one for one in self.pipeline.datagrams() if decisions["verdict"][one.row] == Verdict.ACCEPT]
         self.result.gathered += sum(len(one.parts) - 1 for one in whole)
         said = None

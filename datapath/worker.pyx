@@ -15,6 +15,7 @@ from libc.string cimport memset
 
 from ctcore.batch cimport Batch
 from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
+from ctcore.edits cimport edits_reset
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
 from ctcore.types cimport (
@@ -155,6 +156,7 @@ cdef class Pipeline:
         if n == 0:
             return 0
         self.tracker.enter()
+        edits_reset(&self.tracker.ct.edits)
         fragments_release(&self.reassembler.all)
         self.first = self.sums.total_packets
         if self.sums.total_packets == 0:
