@@ -18,7 +18,6 @@ from ctcore.types import CONN_DTYPE, KEY_DTYPE, Dir, Proto, State, Status
 from datapath.oracle.btf import Types
 from datapath.oracle.probes import Record
 
-UNTRACKED = 7  # skb->_nfct without a connection: IP_CT_UNTRACKED
 # enum ip_conntrack_info: (state, direction) by its numbers.
 CTINFO = {
     0: (State.ESTABLISHED, Dir.ORIG), 1: (State.RELATED, Dir.ORIG), 2: (State.NEW, Dir.ORIG),
