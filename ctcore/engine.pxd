@@ -3,12 +3,14 @@
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.events cimport EventBuffer
+from ctcore.evictions cimport Evictions
 from ctcore.expectations cimport Expectations
 from ctcore.hashing cimport HashKey
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
 from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Rewrite, Settings
+from ctcore.zones cimport Zones
 
 # What a protocol tracker makes of a packet.
 cdef enum Outcome:
@@ -32,6 +34,8 @@ ctypedef struct Engine:
     Wheel wheel
     EventBuffer buffer          # of events, for whoever takes them
     Expectations expect
+    Zones zones
+    Evictions evictions         # the audit, for whoever takes it
     Counters count
     HashKey hash_key
     int64_t now                 # ns; never goes back

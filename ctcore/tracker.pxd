@@ -14,6 +14,8 @@ cdef class Tracker:
     cdef size_t conns_size      # slab and table
     cdef size_t buffer_size
     cdef size_t expect_size
+    cdef size_t zones_size
+    cdef size_t evictions_size
     cdef bint busy              # a thread is at work without the GIL
 
     cdef int enter(self) except -1

@@ -13,8 +13,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
-from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
+from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, set_deadline, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
+from ctcore.evictions cimport evictions_take, note_eviction
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
@@ -26,10 +27,7 @@ from ctcore.tcp cimport tcp_packet
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
-
-cdef enum:
-    EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
-
+from ctcore.zones cimport zone_confirmed, zone_died, zone_full, zone_gives_way, zone_has_place, zone_id, zone_of, zone_try
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
 
@@ -37,8 +35,22 @@ cdef enum:
 cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     """Hash every tuple.   Reads: key.   Writes: hash. Asks for the home bucket."""
     cdef int i
+    if unlikely(ct.zones.split):
+        hash_rows_split(ct, row, n)
+        return
     for i in range(n):
         row[i].hash = hash_of(&ct.hash_key, &row[i].key)
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
+
+
+cdef void hash_rows_split(Engine *ct, Packet *row, int n) noexcept nogil:
+    """The same where zones are of one direction: by the id in the original one, which is looked up first."""
+    cdef int i
+    cdef Key key
+    for i in range(n):
+        key = row[i].key
+        key.zone = zone_id(&ct.zones, key.zone, ORIG)
+        row[i].hash = hash_of(&ct.hash_key, &key)
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
 
 
@@ -86,6 +98,7 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
     pool_give(&ct.pool, conn)
+    zone_died(&ct.zones, entry)
     ct.live -= 1
 
 
@@ -128,71 +141,62 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
         entry = &ct.pool.entry[flow >> 1]
         if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
+    if unlikely(ct.zones.split):
+        return find_split(ct, &p.key)
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
+
+
+cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
+    """The flow of a packet's tuple where zones are of one direction. What has expired is no flow: it is deleted as it is met."""
+    cdef int dir
+    cdef uint32_t flow
+    for dir in range(2):
+        flow = zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir)
+        if flow != NO_FLOW and not overdue(ct, flow >> 1):
+            return flow
+    return NO_FLOW
+
+
+cdef bint overdue(Engine *ct, uint32_t conn) noexcept nogil:
+    """Delete a connection that has expired since this tick began: a timeout of 0."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    if not tick_reached(entry.deadline, ct.tick):
+        return False
+    kill(ct, conn, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
+    ct.count.expired += 1
+    return True
 
 
 cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
     """find_live(), minus what has expired since this tick began: a timeout of 0."""
     cdef uint32_t flow = find_live(ct, p)
-    cdef Entry *entry
-    if likely(flow != NO_FLOW):
-        entry = &ct.pool.entry[flow >> 1]
-        if unlikely(tick_reached(entry.deadline, ct.tick)):
-            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
-            ct.count.expired += 1
-            return NO_FLOW
+    if likely(flow != NO_FLOW) and unlikely(tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick)):
+        overdue(ct, flow >> 1)
+        return find_split(ct, &p.key) if ct.zones.split else <uint32_t>NO_FLOW
     return flow
 
 
-cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
-    """Evict what is not assured and has a flow in a bucket of the kernel's table: its hash, scaled to that size, is the bucket. Says how many."""
-    cdef uint64_t buckets = ct.set.buckets
-    cdef uint32_t low = <uint32_t>((((<uint64_t>bucket) << 32) + buckets - 1) // buckets)
-    cdef uint32_t high = <uint32_t>((((<uint64_t>bucket + 1) << 32) + buckets - 1) // buckets - 1)
-    cdef uint32_t flow, dropped = 0
-    cdef Walk walk
-    walk_start(&ct.table, &walk, low, high)
-    flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    while flow != NO_FLOW:
-        if not ct.pool.entry[flow >> 1].status & ASSURED:
-            kill(ct, flow >> 1, END_EVICTED, ct.now)
-            dropped += 1
-        flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    return dropped
-
-
-cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
-    """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
-    cdef uint32_t at = <uint32_t>((<uint64_t>hash * ct.set.buckets) >> 32)
-    cdef uint32_t dropped
-    cdef int i
-    for i in range(EVICTION_RANGE):
-        dropped = evict(ct, at)
-        if dropped:
-            ct.count.early_drop += dropped
-            return True
-        at = at + 1 if at + 1 < ct.set.buckets else 0
-    return False
+include "room.pxi"
 
 
 cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
-    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or the table is full."""
+    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or there is no place."""
     cdef Key answer
     cdef Entry *entry
     cdef uint32_t conn, generation
     if not invert(&p.key, &answer):
         p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
         return NO_CONN
-    if ct.live >= ct.set.max and not early_drop(ct, p.hash):
-        ct.count.drop += 1
-        p.reason = R_TABLE_FULL
+    if not find_place(ct, p):
         return NO_CONN
+    answer.zone = zone_id(&ct.zones, p.key.zone, REPLY)
     conn = pool_take(&ct.pool)
     entry = &ct.pool.entry[conn]
     generation = entry.generation
     memset(entry, 0, sizeof(Entry))
     entry.generation = generation
     entry.flow[ORIG].key = p.key
+    entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
@@ -206,8 +210,11 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
 
 cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
     """If this connection was announced: it is related to its master and takes over its mark."""
-    cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
+    cdef Key key = entry.flow[ORIG].key
+    cdef uint32_t row
     cdef Expectation *expected
+    key.zone = zone_of(entry)           # whatever direction it is of
+    row = expect_find(&ct.expect, &key, ct.tick)
     if row == NO_CONN:
         return
     expected = &ct.expect.row[row]
@@ -221,6 +228,11 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
         expect_remove(&ct.expect, row)
 
 
+cdef bint original_taken(const Engine *ct, const Entry *entry) noexcept nogil:
+    """Where zones are of one direction, what its first packet was not to find may still be there: another zone's answers."""
+    return table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key) != NO_FLOW
+
+
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
     cdef Entry *entry = &ct.pool.entry[conn]
@@ -228,7 +240,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW:
+    if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW or (unlikely(ct.zones.split) and original_taken(ct, entry)):
         ct.count.insert_failed += 1
         p.reason = R_CLASH
         return False
@@ -247,6 +259,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     entry.flow[REPLY].id = ct.next_id
     ct.next_id += 1
     ct.live += 1
+    zone_confirmed(&ct.zones, entry)
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
     if ct.set.events & EVENT_NEW:
@@ -337,7 +350,7 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
     cdef uint32_t conn = create(ct, p)
     cdef Entry *entry
     if conn == NO_CONN:
-        if p.reason == R_TABLE_FULL:
+        if p.reason == R_TABLE_FULL or p.reason == R_ZONE_LIMIT:
             reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         else:
             reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
@@ -421,4 +434,5 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     with_conn(ct, entry, p, dir, d)
 
 
+include "admin_api.pxi"
 include "tracker_api.pxi"
