@@ -6,6 +6,7 @@ from ctcore.events cimport EventBuffer
 from ctcore.evictions cimport Evictions
 from ctcore.expectations cimport Expectations
 from ctcore.hashing cimport HashKey
+from ctcore.nat_table cimport Nat
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
@@ -36,6 +37,7 @@ ctypedef struct Engine:
     Expectations expect
     Zones zones
     Evictions evictions         # the audit, for whoever takes it
+    Nat nat
     Counters count
     HashKey hash_key
     int64_t now                 # ns; never goes back

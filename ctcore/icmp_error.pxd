@@ -1,4 +1,4 @@
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.types cimport Packet
@@ -10,3 +10,8 @@ cdef enum Errand:
     ICMP_RELATED                # an error about a known flow
 
 cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil
+
+
+cdef inline bint is_redirect(const Packet *p) noexcept nogil:
+    """Of an error: does it tell of a better router (RFC 792, RFC 4861 4.5)?"""
+    return p.key.dport >> 8 == (5 if p.key.family == 4 else 137)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from ctcore.errors import ConfigError
+
+EPHEMERAL = 65536 - 1024
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -36,8 +39,8 @@ class Match:
 class Range:
     """What to choose from. low, high: addresses, both included, or None to keep the packet's; ports: or None for any of the packet's class.
 
-    random: start at a random port if the packet's own is not free; fully_random: never begin with the packet's own; persistent: a source keeps
-    its address whatever its destination. Source: nft(8), NAT STATEMENTS.
+    random, fully_random: search a port instead of keeping the packet's own (Linux makes no difference between the two any more); persistent: a source
+    keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
     """
 
     low: Address | None = None
@@ -89,6 +92,28 @@ class NatRule:
     @property
     def source(self) -> bool:
         return self.kind in SOURCE_KINDS
+
+    @property
+    def size(self) -> int:
+        """Tuples to choose from, for one destination: addresses times ports, which are 1024 to 65535 for a source without a range of them."""
+        allowed = self.range
+        addresses = 1 if allowed.low is None or allowed.high is None else int(allowed.high) - int(allowed.low) + 1
+        if allowed.ports:
+            return addresses * (allowed.ports[1] - allowed.ports[0] + 1)
+        return addresses * (EPHEMERAL if self.source else 1)
+
+
+class NatPool(NamedTuple):
+    """A rule's range as a pool. size: tuples for one destination; in_use: live connections it translated, which may be more, since a port serves
+    several destinations; high_water: most at a time; exhausted: connections dropped because nothing in it was free."""
+
+    rule: int
+    kind: str
+    text: str
+    size: int
+    in_use: int
+    high_water: int
+    exhausted: int
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""From Config and the tables of ctcore.spec to the Settings struct: seconds become ticks, texts become arrays. Done once, at a tracker's start."""
+"""From Config and the tables of ctcore.spec to what the engine reads: seconds become ticks, texts become arrays. Done once, at a tracker's start."""
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from ctcore import spec
-from ctcore.types cimport N_TCP_STATES, TIMEOUT_RETRANS, TIMEOUT_UNACK, SYN_SENT2, Settings
+from ctcore.nat_table cimport NatRule
+from ctcore.types cimport MANIP_DST, MANIP_SRC, N_TCP_STATES, TIMEOUT_RETRANS, TIMEOUT_UNACK, SYN_SENT2, Settings
+from ctcore.types import RangeFlag
 
 cdef int SYN_SENT2_SECONDS = 120        # has no sysctl
 
@@ -41,3 +46,37 @@ cdef void fill_settings(Settings *settings, object config) except *:
         for e in range(len(spec.SCTP_EVENTS)):
             for s in range(len(sctp.states)):
                 settings.sctp_table[d][e][s] = sctp.cells[d][e][s]
+
+
+cdef void store(uint64_t *out, object packed) except *:
+    """An address, or a mask, as a Key has it: in network order, zeros behind."""
+    cdef bytes padded = packed.ljust(16, b"\0")
+    memcpy(out, <const uint8_t *>padded, 16)
+
+
+cdef void fill_nat_rule(NatRule *out, object rule) except *:
+    """rule: a NatRule of ctcore.nat_rules."""
+    match, allowed = rule.match, rule.range
+    memset(out, 0, sizeof(NatRule))
+    if match.src is not None:
+        store(out.src, match.src.network_address.packed)
+        store(out.src_mask, match.src.netmask.packed)
+    if match.dst is not None:
+        store(out.dst, match.dst.network_address.packed)
+        store(out.dst_mask, match.dst.netmask.packed)
+    out.ports = match.sport is not None or match.dport is not None
+    out.sport[0], out.sport[1] = match.sport or (0, 0xFFFF)
+    out.dport[0], out.dport[1] = match.dport or (0, 0xFFFF)
+    out.proto = match.proto or 0
+    out.family = rule.family or 0
+    out.manip = MANIP_SRC if rule.source else MANIP_DST
+    # The address of nobody keeps the packet's own: then only a port changes, and only if it has to.
+    if allowed.low is not None and not allowed.low.is_unspecified:
+        out.range.flags |= RangeFlag.RANGE_ADDRESSES
+        store(out.range.low, allowed.low.packed)
+        store(out.range.high, allowed.high.packed)
+    if allowed.ports is not None:
+        out.range.flags |= RangeFlag.RANGE_PORTS
+        out.range.port_low, out.range.port_high = allowed.ports
+    out.range.flags |= (RangeFlag.RANGE_RANDOM * allowed.random | RangeFlag.RANGE_FULLY_RANDOM * allowed.fully_random
+                        | RangeFlag.RANGE_PERSISTENT * allowed.persistent)

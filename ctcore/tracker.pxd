@@ -16,8 +16,10 @@ cdef class Tracker:
     cdef size_t expect_size
     cdef size_t zones_size
     cdef size_t evictions_size
+    cdef size_t nat_size
     cdef bint busy              # a thread is at work without the GIL
 
+    cdef int start_nat(self) except -1
     cdef int enter(self) except -1
     cdef int idle(self) except -1
 

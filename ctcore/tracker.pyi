@@ -6,6 +6,7 @@ from typing_extensions import Buffer
 from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.filter import Filter
+from ctcore.nat_rules import NatPool
 
 class ExpectationRow(NamedTuple):
     """timeout: seconds left."""
@@ -64,7 +65,7 @@ class Tracker:
     def zone_counts(self) -> dict[int, int]:
         """How many connections each zone has, of those that have any."""
     def select(self, filter: Filter) -> NDArray[Any]:
-        """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A tuple given whole is looked up, not searched for."""
+        """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A whole tuple is looked up."""
     def delete(self, filter: Filter) -> int:
         """Delete the connections that fit, and say how many they were. Their destroy events have the end `flushed`."""
     def flush(self, filter: Filter | None = None) -> int:
@@ -109,6 +110,10 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
+    def prefer(self, port: int) -> None:
+        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step."""
+    def nat_pools(self) -> list[NatPool]:
+        """Each NAT rule's range as a pool, in the order of config.nat."""
     def counters(self) -> dict[str, int]:
         """Counts since the start, by the names of `conntrack -S` where it has them."""
     def check(self) -> None:

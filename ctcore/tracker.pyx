@@ -18,8 +18,9 @@ from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
 from ctcore.evictions cimport evictions_take, note_eviction
 from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.hashing cimport hash_of
-from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand
+from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
+from ctcore.nat cimport nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
 from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
@@ -66,6 +67,8 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             entry = &ct.pool.entry[flow >> 1]
             prefetch_write(&entry.flow[flow & 1])
             prefetch_write(&entry.l4)
+            if ct.nat.rule != NULL:
+                prefetch(&entry.flow[1 - (flow & 1)])       # what the packet leaves as
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
@@ -94,6 +97,8 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
             buffer_last(&ct.buffer).end = end
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
+    if ct.nat.rule != NULL:
+        nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
@@ -141,38 +146,35 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
         entry = &ct.pool.entry[flow >> 1]
         if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
-    if unlikely(ct.zones.split):
-        return find_split(ct, &p.key)
-    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
+    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
+
+
+cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
+    """The flow, unless it has expired since this tick began: a timeout of 0. Then it goes."""
+    cdef Entry *entry
+    if likely(flow != NO_FLOW):
+        entry = &ct.pool.entry[flow >> 1]
+        if unlikely(tick_reached(entry.deadline, ct.tick)):
+            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
+            ct.count.expired += 1
+            return NO_FLOW
+    return flow
 
 
 cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
-    """The flow of a packet's tuple where zones are of one direction. What has expired is no flow: it is deleted as it is met."""
+    """The flow of a packet's tuple where zones are of one direction. What has expired does not hide what the second lookup finds."""
+    cdef uint32_t flow = NO_FLOW
     cdef int dir
-    cdef uint32_t flow
     for dir in range(2):
-        flow = zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir)
-        if flow != NO_FLOW and not overdue(ct, flow >> 1):
-            return flow
-    return NO_FLOW
+        if flow == NO_FLOW:
+            flow = find_current(ct, zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir))
+    return flow
 
 
-cdef bint overdue(Engine *ct, uint32_t conn) noexcept nogil:
-    """Delete a connection that has expired since this tick began: a timeout of 0."""
-    cdef Entry *entry = &ct.pool.entry[conn]
-    if not tick_reached(entry.deadline, ct.tick):
-        return False
-    kill(ct, conn, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
-    ct.count.expired += 1
-    return True
-
-
-cdef uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    """find_live(), minus what has expired since this tick began: a timeout of 0."""
-    cdef uint32_t flow = find_live(ct, p)
-    if likely(flow != NO_FLOW) and unlikely(tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick)):
-        overdue(ct, flow >> 1)
-        return find_split(ct, &p.key) if ct.zones.split else <uint32_t>NO_FLOW
+cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
+    cdef uint32_t flow = find_current(ct, find_live(ct, p))
+    if unlikely(flow == NO_FLOW) and unlikely(ct.zones.split):
+        return find_split(ct, &p.key)
     return flow
 
 
@@ -228,11 +230,6 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
         expect_remove(&ct.expect, row)
 
 
-cdef bint original_taken(const Engine *ct, const Entry *entry) noexcept nogil:
-    """Where zones are of one direction, what its first packet was not to find may still be there: another zone's answers."""
-    return table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key) != NO_FLOW
-
-
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
     cdef Entry *entry = &ct.pool.entry[conn]
@@ -240,9 +237,15 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer) != NO_FLOW or (unlikely(ct.zones.split) and original_taken(ct, entry)):
+    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
+        # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
+        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
+    ):
         ct.count.insert_failed += 1
         p.reason = R_CLASH
+        if ct.nat.rule != NULL:
+            nat_exhausted(ct, conn)
+            p.reason = R_NAT_EXHAUSTED
         return False
     p.reason = R_TABLE_FULL
     if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
@@ -262,6 +265,8 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     zone_confirmed(&ct.zones, entry)
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
+    if ct.nat.rule != NULL:
+        nat_link(ct, conn)
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -345,6 +350,17 @@ cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t 
     without_conn(p, l4state, d)
 
 
+cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
+    """Decide what a new connection is on the other side. A closed one may have to give way."""
+    cdef uint32_t victim
+    cdef int manip
+    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
+        victim = nat_decide(ct, conn, manip)
+        if victim != NO_CONN:
+            note_eviction(&ct.evictions, &ct.pool.entry[victim], &ct.pool.entry[conn].flow[ORIG].key, FOR_TUPLE, ct.now)
+            kill(ct, victim, END_REPLACED, ct.now)
+
+
 cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
     """A packet without a connection.   note: reason to give if it opens one."""
     cdef uint32_t conn = create(ct, p)
@@ -360,22 +376,34 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         pool_give(&ct.pool, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
+    if ct.nat.rule != NULL:
+        translate(ct, conn)
     if not confirm(ct, conn, p):
         pool_give(&ct.pool, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)
     p.verdict = ACCEPT
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+        plan_rewrite(ct, entry, ORIG)
     if note != R_OK:
         p.reason = note
     with_conn(ct, entry, p, ORIG, d)
 
 
 cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
-    """An ICMP error about a known flow: it changes nothing."""
+    """An ICMP error about a known flow: it changes nothing there, but is translated as the flow is."""
+    cdef const Entry *entry = &ct.pool.entry[flow >> 1]
     p.state = RELATED
     p.verdict = ACCEPT
-    with_conn(ct, &ct.pool.entry[flow >> 1], p, flow & 1, d)
+    if ct.nat.rule != NULL:
+        # A redirect names a router that is none where the packet goes; a sum that is bad would be made good.
+        if p.flaw & FLAW_SUM or (entry.status & (SRC_NAT | DST_NAT) and is_redirect(p)):
+            p.verdict = DROP
+            p.reason = R_NAT_ICMP
+        elif entry.status & (SRC_NAT | DST_NAT):
+            plan_error_rewrite(ct, entry, flow & 1)
+    with_conn(ct, entry, p, flow & 1, d)
 
 
 cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
@@ -431,6 +459,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         ct.changes |= CHANGE_REPLY
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+        plan_rewrite(ct, entry, dir)
     with_conn(ct, entry, p, dir, d)
 
 

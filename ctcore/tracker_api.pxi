@@ -13,8 +13,11 @@ from ctcore.errors import ConfigError
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
 from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_seed
+from ctcore.nat cimport nat_fault
+from ctcore.nat_rules import NatPool
+from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory
-from ctcore.settings cimport fill_settings
+from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, REWRITE_DTYPE
@@ -76,6 +79,8 @@ cdef class Tracker:
         self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
         self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
+        if config.nat:
+            self.start_nat()
         ct.pool.entry = <Entry *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
@@ -90,7 +95,26 @@ cdef class Tracker:
         zones_fill(&ct.zones, config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
+    cdef int start_nat(self) except -1:
+        """Rules, links and chains in one mapping of their own."""
+        cdef Nat *nat = &self.ct.nat
+        cdef uint32_t i
+        nat.n_rules = len(self.config.nat)
+        nat.n_heads = 1 << (self.config.capacity - 1).bit_length()
+        self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.config.capacity * sizeof(NatLink))
+        nat.rule = <NatRule *>map_memory(self.nat_size)
+        if nat.rule == NULL:
+            raise MemoryError(f"no memory to translate {self.config.capacity} connections")
+        nat.link = <NatLink *>(nat.rule + nat.n_rules)
+        nat.head = <uint32_t *>(nat.link + self.ct.pool.capacity)
+        memset(nat.head, 0xFF, nat.n_heads * sizeof(uint32_t))
+        for i in range(nat.n_rules):
+            fill_nat_rule(&nat.rule[i], self.config.nat[i])
+        nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
+        nat.prefer = -1
+
     def __dealloc__(self):
+        unmap_memory(self.ct.nat.rule, self.nat_size)
         unmap_memory(self.ct.pool.entry, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
@@ -277,6 +301,18 @@ cdef class Tracker:
                 row = e.next
         return sorted(rows)
 
+    def prefer(self, port):
+        self.idle()
+        self.ct.nat.prefer = whole("port", port, 0, 65535)
+
+    def nat_pools(self):
+        self.idle()
+        pools = []
+        for i, rule in enumerate(self.config.nat):
+            pools.append(NatPool(i, rule.kind, rule.text, rule.size, self.ct.nat.rule[i].in_use, self.ct.nat.rule[i].high_water,
+                                 self.ct.nat.rule[i].exhausted))
+        return pools
+
     def counters(self):
         cdef Counters *c = &self.ct.count
         return {
@@ -284,6 +320,7 @@ cdef class Tracker:
             "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
             "zone_limit": self.ct.zones.refused, "evictions_lost": self.ct.evictions.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
+            "nat_exhausted": self.ct.nat.exhausted,
         }
 
     def check(self):
@@ -291,7 +328,8 @@ cdef class Tracker:
         cdef Entry *entry
         self.idle()
         fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
-                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or zones_fault(&self.ct.zones, self.ct.pool.entry, self.ct.pool.used))
+                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or nat_fault(&self.ct)
+                 or zones_fault(&self.ct.zones, self.ct.pool.entry, self.ct.pool.used))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
             live += entry.live != 0

@@ -116,8 +116,8 @@ cpdef enum:
 cpdef enum RangeFlag:
     RANGE_ADDRESSES = 0x01
     RANGE_PORTS = 0x02
-    RANGE_RANDOM = 0x04         # ports from a random start on, but the packet's own one first
-    RANGE_FULLY_RANDOM = 0x08   # never the packet's own port
+    RANGE_RANDOM = 0x04         # a port by search, not the packet's own one; Linux makes no difference between these two any more
+    RANGE_FULLY_RANDOM = 0x08
     RANGE_PERSISTENT = 0x10     # the same address for a source whatever its destination
 
 # What is to be changed in a packet before it leaves (Rewrite).

@@ -15,8 +15,7 @@ from click.core import ParameterSource
 
 from ctcore.config import Config
 from datapath.app import Tracking
-
-MAX_ZONE = 65535
+from datapath.zones import Places, Zone, limit_flags, limits_of, read_places, read_zone, zone_text
 
 
 class Number(click.ParamType):
@@ -65,6 +64,32 @@ class Timeouts(click.ParamType):
         return result
 
 
+class ZoneOption(click.ParamType):
+    """A zone, and of which direction it is."""
+
+    name = "N[:original|:reply]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Zone:
+        if isinstance(value, tuple):
+            return value
+        zone = read_zone(value)
+        return zone if zone else self.fail(f"'{value}': expected a number from 0 to 65,535, with :original or :reply if of one direction", param, ctx)
+
+
+class PlacesOption(click.ParamType):
+    """A number of connections, of one zone or, where that is allowed, of each."""
+
+    def __init__(self, *, zone_needed: bool) -> None:
+        self.zone_needed = zone_needed
+        self.name = "ZONE=N" if zone_needed else "[ZONE=]N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Places:
+        if isinstance(value, tuple):
+            return value
+        places = read_places(value, zone_needed=self.zone_needed)
+        return places if places else self.fail(f"'{value}': expected {self.name}, a zone and a number of connections, as in 5=1000", param, ctx)
+
+
 # Option, type, what it says. Defaults are read off Config.
 SETTINGS = (
     ("tcp_liberal", Switch(), "Accept TCP packets outside the window."),
@@ -88,16 +113,19 @@ def _merged(timeouts: tuple[dict[str, int], ...]) -> dict[str, int]:
     return {name: seconds for given in timeouts for name, seconds in given.items()}
 
 
-def _flags(context: click.Context) -> str:
-    """The tracking options given on the command line, in the order of their definition."""
+def _flags(context: click.Context, limits: list[str]) -> str:
+    """The tracking options given on the command line, in the order of their definition, then limits of zones."""
     words: list[str] = []
     for name in [field for field, *_ in SETTINGS] + ["timeouts", "zone"]:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
+        if name == "zone":
+            words += ["--zone", zone_text(*value)]
+            continue
         text = ",".join(f"{k}={v}" for k, v in _merged(value).items()) if name == "timeouts" else str(int(value))
         words += [_option_name(name), text]
-    return shlex.join(words)
+    return shlex.join(words + limits)
 
 
 CLOCK = click.option(
@@ -107,25 +135,44 @@ CLOCK = click.option(
 
 def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
+    for option in (
+        click.option("--zone-reserve", "zone_reserves", type=PlacesOption(zone_needed=True), multiple=True,
+                     help="Places of --max that belong to a zone, whatever the others do. Repeatable."),
+        click.option("--zone-limit", "zone_limits", type=PlacesOption(zone_needed=False), multiple=True,
+                     help="Most connections of each zone, or of one. Repeatable.  [default: no limit]"),
+    ):  # fmt: skip
+        command = option(command)
     return CLOCK(tracking_options_but_clock(command))
 
 
 def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a command that has a clock of its own."""
+    """The same for a command that compares with the kernel, which has a clock of its own and no limits of zones."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
+    def wrapper(*, zone: Zone, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
-        config = Config(**settings, timeouts=_merged(timeouts))
-        return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
+        limit, limits = limits_of(others.pop("zone_limits", ()))
+        zones: dict[str, Any] = {
+            "zone_dir": zone[1],
+            "zone_limit": limit,
+            "zone_limits": limits,
+            "zone_reserves": dict(others.pop("zone_reserves", ())),
+        }
+        config = Config(**settings, **zones, timeouts=_merged(timeouts))
+        return command(tracking=Tracking(config, zone[0], clock, _flags(context, limit_flags(config))), **others)
 
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
     for option in (
         click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
-        click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
+        click.option(
+            "--zone",
+            type=ZoneOption(),
+            default="0",
+            help="Conntrack zone of the packets, or of one direction's tuples.  [default: 0]",
+        ),
     ):
         wrapper = option(wrapper)
     return wrapper

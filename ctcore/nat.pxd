@@ -1,0 +1,46 @@
+from libc.stdint cimport uint8_t, uint32_t
+
+from ctcore.engine cimport Engine
+from ctcore.nat_table cimport NatRange
+from ctcore.tuples cimport invert
+from ctcore.types cimport (
+    DST_NAT, ORIG, REPLY, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
+)
+
+# A tuple being chosen.
+ctypedef struct Choice:
+    const NatRange *range
+    const Entry *entry          # the connection, which is not in the table yet
+    Key tuple                   # as its packets leave
+    int manip
+    uint32_t victim             # connection that has to give way, or NO_CONN
+
+cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil
+cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil
+cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil
+cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil
+cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil
+cdef str nat_fault(const Engine *ct)
+
+
+cdef inline uint8_t changed_by(const Entry *entry, int dir) noexcept nogil:
+    """Which half of its tuple a packet of this direction leaves with changed: replies show the other one."""
+    cdef bint src = (entry.status & (SRC_NAT if dir == ORIG else DST_NAT)) != 0
+    cdef bint dst = (entry.status & (DST_NAT if dir == ORIG else SRC_NAT)) != 0
+    return <uint8_t>(REWRITE_SRC * src | REWRITE_DST * dst)
+
+
+cdef inline void plan_rewrite(Engine *ct, const Entry *entry, int dir) noexcept nogil:
+    """The packet at hand leaves as the opposite flow expects its answers."""
+    if ct.rewrite != NULL:
+        invert(&entry.flow[1 - dir].key, &ct.rewrite.to)
+        ct.rewrite.flags |= changed_by(entry, dir)
+
+
+cdef inline void plan_error_rewrite(Engine *ct, const Entry *entry, int dir) noexcept nogil:
+    """An ICMP error that travels in this direction quotes a packet of the other: its destination is that one's source (RFC 5508 4.2)."""
+    cdef uint8_t outer = changed_by(entry, dir)
+    if ct.rewrite != NULL:
+        invert(&entry.flow[1 - dir].key, &ct.rewrite.to)
+        ct.rewrite.flags |= outer
+        ct.rewrite.flags |= (REWRITE_INNER_DST if outer & REWRITE_SRC else 0) | (REWRITE_INNER_SRC if outer & REWRITE_DST else 0)

@@ -1,0 +1,421 @@
+"""Address translation: which tuple a new connection gets on the other side.
+
+Theory of operation: a connection is translated by its reply tuple alone. It starts as the inverse of the original one; translation of the destination
+and then of the source each replace it by the inverse of the tuple its packets shall leave with. What is chosen has to be unique: its
+answers must come to no other connection. All packets after the first obey: one of direction d leaves with the inverse of flow[!d].key (plan_rewrite).
+One connection: 10.0.0.2:40000 > 192.0.2.9:80 under `snat 198.51.100.1`: reply tuple 192.0.2.9:80 > 198.51.100.1:40000. A second one, from
+10.0.0.3:40000, finds this taken and searches 1024-65535 from a random port on.
+The order of choice is Linux's (nf_nat_core.c, get_unique_tuple): what the packet has, if it is in the range and free; what another connection of the
+same source has; an address by hash, with the packet's port; a port by search. Randomness comes from the seed.
+Invariants: every live connection of a tracker that translates is in one chain, that of its original source; pools count the live ones.
+Not here: rewriting of bytes (datapath.rewrite), helpers, who confirms (tracker).
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ctcore.engine cimport Engine
+from ctcore.hashing cimport hash_of
+from ctcore.lowlevel cimport mul_fold
+from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
+from ctcore.table cimport same_key, table_find
+from ctcore.timers cimport tick_reached
+from ctcore.tuples cimport invert
+from ctcore.types cimport *
+from ctcore.zones cimport zone_of
+
+cdef extern from "arpa/inet.h" nogil:
+    uint32_t htonl(uint32_t)
+    uint32_t ntohl(uint32_t)
+
+cdef enum:
+    MOST_ATTEMPTS = 128         # consecutive ports tried at a time
+    FEWEST_ATTEMPTS = 16        # no other place is tried with fewer
+    TAKE_OVER = 32              # with as many attempts left a closed connection has to give way
+    RANDOM_PORTS = RANGE_RANDOM | RANGE_FULLY_RANDOM
+    JHASH = 0xDEADBEEF
+
+# Status bits, by manip.
+cdef uint16_t[2] CHANGED = [SRC_NAT, DST_NAT]
+cdef uint16_t[2] DONE = [SRC_NAT_DONE, DST_NAT_DONE]
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint16_t draw(Nat *nat) noexcept nogil:
+    """16 random bits, by splitmix64."""
+    cdef uint64_t z
+    nat.random += <uint64_t>0x9E3779B97F4A7C15
+    z = nat.random
+    z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
+    return <uint16_t>((z ^ (z >> 31)) >> 48)
+
+
+cdef inline uint32_t rol(uint32_t word, int n) noexcept nogil:
+    return word << n | word >> (32 - n)
+
+
+cdef uint32_t hash_words(const uint32_t *word, uint32_t seed) noexcept nogil:
+    """Bob Jenkins' lookup3 hashword() of four words, as Linux seeds it (jhash2): it decides which address of a range a source gets."""
+    cdef uint32_t a, b, c
+    a = b = c = <uint32_t>JHASH + (4 << 2) + seed
+    a += word[0]
+    b += word[1]
+    c += word[2]
+    a = (a - c) ^ rol(c, 4); c += b
+    b = (b - a) ^ rol(a, 6); a += c
+    c = (c - b) ^ rol(b, 8); b += a
+    a = (a - c) ^ rol(c, 16); c += b
+    b = (b - a) ^ rol(a, 19); a += c
+    c = (c - b) ^ rol(b, 4); b += a
+    a += word[3]
+    c = (c ^ b) - rol(b, 14)
+    a = (a ^ c) - rol(c, 11)
+    b = (b ^ a) - rol(a, 25)
+    c = (c ^ b) - rol(b, 16)
+    a = (a ^ c) - rol(c, 4)
+    b = (b ^ a) - rol(a, 14)
+    return (c ^ b) - rol(b, 24)
+
+
+# --- tuples -------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint16_t *port_of(Key *tuple, int manip) noexcept nogil:
+    """The port that is translated; of ICMP the id, whichever end is."""
+    if manip == MANIP_SRC or tuple.proto == PROTO_ICMP or tuple.proto == PROTO_ICMPV6:
+        return &tuple.sport
+    return &tuple.dport
+
+
+cdef inline bint has_ports(uint8_t proto) noexcept nogil:
+    return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_UDPLITE or proto == PROTO_SCTP
+
+
+cdef inline bint port_fits(const NatRange *range, Key *tuple, int manip) noexcept nogil:
+    """Protocols without ports fit in any range of them."""
+    if not (has_ports(tuple.proto) or tuple.proto == PROTO_ICMP or tuple.proto == PROTO_ICMPV6 or tuple.proto == PROTO_GRE):
+        return True
+    return range.port_low <= port_of(tuple, manip)[0] <= range.port_high
+
+
+cdef inline int compare_addresses(const uint64_t *a, const uint64_t *b) noexcept nogil:
+    """In the order of their numbers: they lie in network order."""
+    cdef const uint32_t *x = <const uint32_t *>a
+    cdef const uint32_t *y = <const uint32_t *>b
+    cdef int i
+    for i in range(4):
+        if x[i] != y[i]:
+            return -1 if ntohl(x[i]) < ntohl(y[i]) else 1
+    return 0
+
+
+cdef inline bint source_in_range(const NatRange *allowed, Key *tuple) noexcept nogil:
+    if allowed.flags & RANGE_ADDRESSES:
+        if compare_addresses(tuple.src, allowed.low) < 0 or compare_addresses(tuple.src, allowed.high) > 0:
+            return False
+    return not allowed.flags & RANGE_PORTS or port_fits(allowed, tuple, MANIP_SRC)
+
+
+cdef uint32_t holder(const Engine *ct, const Key *tuple) noexcept nogil:
+    """The live flow that answers to `tuple` would be taken for, or NO_FLOW."""
+    cdef Key answer
+    cdef uint32_t flow
+    invert(tuple, &answer)                  # a tracked connection's tuple has an answer
+    flow = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &answer), &answer)
+    if flow != NO_FLOW and tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
+        return NO_FLOW
+    return flow
+
+
+cdef inline bint is_free(const Engine *ct, const Choice *c) noexcept nogil:
+    return holder(ct, &c.tuple) == NO_FLOW
+
+
+cdef bint gives_way(const Entry *old, const Entry *new) noexcept nogil:
+    """Whether a source-translated connection that is over has to leave its tuple to a SYN that is newer by its sequence number."""
+    return (
+        old.l4.tcp.state >= TIME_WAIT and old.status & SRC_NAT and not old.status & (FIXED_TIMEOUT | OFFLOAD | HW_OFFLOAD)
+        and <int32_t>(new.l4.tcp.side[ORIG].end - old.l4.tcp.side[ORIG].end) > 0
+    )
+
+
+cdef bint is_free_harder(const Engine *ct, Choice *c, uint32_t attempts_left) noexcept nogil:
+    """The same, and near the end of a search also where a closed connection can be replaced."""
+    cdef uint32_t flow
+    if is_free(ct, c):
+        return True
+    if attempts_left > TAKE_OVER or c.tuple.proto != PROTO_TCP or c.entry.l4.tcp.state != SYN_SENT:
+        return False
+    flow = holder(ct, &c.tuple)
+    if flow & 1 == REPLY and gives_way(&ct.pool.entry[flow >> 1], c.entry):
+        c.victim = flow >> 1
+    return c.victim != NO_CONN
+
+
+# --- the source's other connections ---------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint32_t *chain_of(Nat *nat, const Key *original) noexcept nogil:
+    """By source address and port. Whoever fills a chain is its own source."""
+    cdef uint64_t port = <uint64_t>original.sport << 8 | original.proto
+    return &nat.head[mul_fold(original.src[0] ^ port, original.src[1] ^ <uint64_t>0x9E3779B97F4A7C15) & (nat.n_heads - 1)]
+
+
+cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
+    return (
+        a.src[0] == b.src[0] and a.src[1] == b.src[1] and a.sport == b.sport and a.proto == b.proto and a.family == b.family and a.zone == b.zone
+    )
+
+
+cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
+    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1)."""
+    cdef uint32_t conn = chain_of(&ct.nat, &c.entry.flow[ORIG].key)[0]
+    cdef const Entry *other
+    cdef Key found
+    while conn != NO_CONN:
+        other = &ct.pool.entry[conn]
+        if same_source(&other.flow[ORIG].key, &c.entry.flow[ORIG].key):
+            found = c.tuple
+            found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
+            found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport
+            if source_in_range(c.range, &found):
+                c.tuple = found
+                return True
+        conn = ct.nat.link[conn].next
+    return False
+
+
+cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil:
+    """A connection is confirmed: others of its source can find it, and its rules' pools count it."""
+    cdef NatLink *link = &ct.nat.link[conn]
+    cdef uint32_t *head = chain_of(&ct.nat, &ct.pool.entry[conn].flow[ORIG].key)
+    cdef NatRule *rule
+    cdef int manip
+    link.prev = NO_CONN
+    link.next = head[0]
+    if head[0] != NO_CONN:
+        ct.nat.link[head[0]].prev = conn
+    head[0] = conn
+    for manip in range(2):
+        if link.rule[manip]:
+            rule = &ct.nat.rule[link.rule[manip] - 1]
+            rule.in_use += 1
+            rule.high_water = max(rule.high_water, rule.in_use)
+
+
+cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil:
+    """A confirmed connection goes."""
+    cdef NatLink *link = &ct.nat.link[conn]
+    cdef int manip
+    if link.prev == NO_CONN:
+        chain_of(&ct.nat, &ct.pool.entry[conn].flow[ORIG].key)[0] = link.next
+    else:
+        ct.nat.link[link.prev].next = link.next
+    if link.next != NO_CONN:
+        ct.nat.link[link.next].prev = link.prev
+    for manip in range(2):
+        if link.rule[manip]:
+            ct.nat.rule[link.rule[manip] - 1].in_use -= 1
+
+
+# --- choosing -----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void pick_address(Choice *c) noexcept nogil:
+    """An address of the range by hash: the same for a source and destination each time, and for a source alone if the range is persistent.
+
+    Word by word, most significant first: at the range's upper edge what lies beneath is bounded, below it is not.
+    """
+    cdef uint32_t *chosen = <uint32_t *>&c.tuple.src[0] if c.manip == MANIP_SRC else <uint32_t *>&c.tuple.dst[0]
+    cdef const uint32_t *low = <const uint32_t *>c.range.low
+    cdef const uint32_t *high = <const uint32_t *>c.range.high
+    cdef uint32_t dst[4]
+    cdef uint32_t j, least, n
+    cdef bint below = False
+    cdef int i, words = 1 if c.tuple.family == 4 else 4
+    if not c.range.flags & RANGE_ADDRESSES:
+        return
+    memcpy(dst, c.tuple.dst, 16)
+    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ zone_of(c.entry))
+    if compare_addresses(c.range.low, c.range.high) == 0:
+        memcpy(chosen, low, 16)
+        return
+    for i in range(words):
+        least = 0 if below else ntohl(low[i])
+        n = <uint32_t>0xFFFFFFFF if below else ntohl(high[i]) - least + 1
+        chosen[i] = htonl(least + <uint32_t>((<uint64_t>j * n) >> 32))
+        if chosen[i] != high[i]:
+            below = True
+        if not c.range.flags & RANGE_PERSISTENT:
+            # Linux folds in the tuple's own destination, which is what is being chosen if that is what is translated.
+            j ^= (<const uint32_t *>c.tuple.dst)[i]
+
+
+cdef bint port_space(const Choice *c, uint32_t *low, uint32_t *size) noexcept nogil:
+    """The ports to search. False if there are none: then the tuple stays as it is."""
+    cdef uint8_t proto = c.tuple.proto
+    cdef bint any_port = not c.range.flags & RANGE_PORTS
+    cdef uint16_t port = c.tuple.sport
+    cdef bint icmp = proto == PROTO_ICMP or proto == PROTO_ICMPV6
+    if not (icmp or has_ports(proto) or (proto == PROTO_GRE and c.entry.master >= 0)):
+        return False
+    if not any_port:
+        low[0], size[0] = c.range.port_low, <uint32_t>c.range.port_high - c.range.port_low + 1
+    elif icmp:
+        low[0], size[0] = 0, 65536
+    elif proto == PROTO_GRE:
+        low[0], size[0] = 1, 65535
+    elif c.manip == MANIP_DST:
+        return False
+    elif port < 512:                        # by class, since some servers believe in low ports
+        low[0], size[0] = 1, 511
+    elif port < 1024:
+        low[0], size[0] = 600, 424
+    else:
+        low[0], size[0] = 1024, 64512
+    return True
+
+
+cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noexcept nogil:
+    cdef int32_t preferred = ct.nat.prefer
+    if c.manip == MANIP_DST and not c.range.flags & RANDOM_PORTS:
+        return 0
+    ct.nat.prefer = -1
+    return <uint16_t>(preferred - <int32_t>low) if preferred >= <int32_t>low else draw(&ct.nat)
+
+
+cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
+    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique."""
+    cdef uint32_t low, size, attempts, i
+    cdef uint16_t *port = port_of(&c.tuple, c.manip)
+    cdef uint16_t offset
+    if not port_space(c, &low, &size):
+        return
+    offset = first_offset(ct, c, low)
+    attempts = min(size, <uint32_t>MOST_ATTEMPTS)
+    while True:
+        for i in range(attempts):
+            port[0] = <uint16_t>(low + offset % size)
+            if is_free_harder(ct, c, attempts - i):
+                return
+            offset += 1
+        if attempts >= size or attempts < FEWEST_ATTEMPTS:
+            return
+        attempts //= 2
+        offset = draw(&ct.nat)
+
+
+cdef void choose(Engine *ct, Choice *c) noexcept nogil:
+    """The tuple to leave with.   Reads: range, manip, entry.   Reads and writes: tuple.   Writes: victim.
+
+    What is left in it may not be unique: confirm will see.
+    """
+    cdef Key before = c.tuple
+    cdef bint random_port = c.range.flags & RANDOM_PORTS
+    c.victim = NO_CONN
+    if c.manip == MANIP_SRC and not random_port:
+        if source_in_range(c.range, &c.tuple):
+            if is_free(ct, c):
+                return
+        elif as_before(ct, c):
+            if is_free(ct, c):
+                return
+            c.tuple = before
+    pick_address(c)
+    if not random_port:
+        if not c.range.flags & RANGE_PORTS:
+            if is_free(ct, c):
+                return
+        elif port_fits(c.range, &c.tuple, c.manip) and (is_free(ct, c) or c.range.port_low == c.range.port_high):
+            return                          # a single port is taken without a look; confirm has one
+    search_port(ct, c)
+
+
+# --- a new connection -----------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline bint matches(const NatRule *rule, const Key *key) noexcept nogil:
+    if rule.family and rule.family != key.family or rule.proto and rule.proto != key.proto:
+        return False
+    if rule.ports and not (has_ports(key.proto) and rule.sport[0] <= key.sport <= rule.sport[1] and rule.dport[0] <= key.dport <= rule.dport[1]):
+        return False
+    return (
+        ((key.src[0] ^ rule.src[0]) & rule.src_mask[0]) | ((key.src[1] ^ rule.src[1]) & rule.src_mask[1])
+        | ((key.dst[0] ^ rule.dst[0]) & rule.dst_mask[0]) | ((key.dst[1] ^ rule.dst[1]) & rule.dst_mask[1])
+    ) == 0
+
+
+cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil:
+    """Translate one half of an unconfirmed connection's tuple into a range.   Writes: the reply tuple, its hash, the status.
+
+    Returns the connection that has to give way, or NO_CONN.
+    """
+    cdef Choice c
+    cdef Key before
+    c.range = allowed
+    c.manip = manip
+    c.entry = entry
+    invert(&entry.flow[REPLY].key, &c.tuple)
+    before = c.tuple
+    choose(ct, &c)
+    if not same_key(&before, &c.tuple):
+        invert(&c.tuple, &entry.flow[REPLY].key)
+        entry.hash[REPLY] = hash_of(&ct.hash_key, &entry.flow[REPLY].key)
+        entry.status |= CHANGED[manip]
+    entry.status |= DONE[manip]
+    return c.victim
+
+
+cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
+    """Decide one half of a new connection by the first rule that matches; the destination comes first. Without one it is a null binding.
+
+    Returns the connection that has to give way, or NO_CONN. Whether the tuple is unique shows at confirm.
+    """
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef NatLink *link = &ct.nat.link[conn]
+    cdef NatRange anything
+    cdef uint32_t i
+    cdef Key leaving
+    link.rule[manip] = 0
+    if entry.status & DONE[manip]:
+        return NO_CONN
+    invert(&entry.flow[REPLY].key, &leaving)
+    for i in range(ct.nat.n_rules):
+        if ct.nat.rule[i].manip == manip and matches(&ct.nat.rule[i], &leaving):
+            link.rule[manip] = <uint16_t>(i + 1)
+            return nat_setup(ct, entry, manip, &ct.nat.rule[i].range)
+    anything.flags = 0
+    return nat_setup(ct, entry, manip, &anything)
+
+
+cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil:
+    """What was chosen for a new connection is not unique: count it, on the rule that chose last."""
+    cdef NatLink *link = &ct.nat.link[conn]
+    cdef uint16_t rule = link.rule[MANIP_SRC] if link.rule[MANIP_SRC] else link.rule[MANIP_DST]
+    ct.nat.exhausted += 1
+    if rule:
+        ct.nat.rule[rule - 1].exhausted += 1
+
+
+cdef str nat_fault(const Engine *ct):
+    """What breaks an invariant, or an empty string."""
+    cdef uint32_t chain, conn, chained = 0, i
+    cdef int manip
+    in_use = [0] * ct.nat.n_rules
+    for chain in range(ct.nat.n_heads):
+        conn = ct.nat.head[chain]
+        while conn != NO_CONN and chained <= ct.live:
+            if not ct.pool.entry[conn].live:
+                return f"connection in slot {conn} is in a chain of sources, and dead"
+            for manip in range(2):
+                if ct.nat.link[conn].rule[manip]:
+                    in_use[ct.nat.link[conn].rule[manip] - 1] += 1
+            chained += 1
+            conn = ct.nat.link[conn].next
+    for i in range(ct.nat.n_rules):
+        if ct.nat.rule[i].in_use != in_use[i]:
+            return f"NAT rule {i} counts {ct.nat.rule[i].in_use} connections, {in_use[i]} have it"
+    return "" if ct.nat.rule == NULL or chained == ct.live else f"{chained} connections are chained by source, {ct.live} live"
