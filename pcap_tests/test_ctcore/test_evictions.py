@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctcore.config import Config
 from ctcore.errors import ConfigError
-from ctcore.types import EvictedFor
+from ctcore.nat_rules import NatRule, Range
+from ctcore.tracker import Tracker
+from ctcore.types import Dir, EvictedFor
 from datapath import craft
-from pcap_tests.scene import START, Scene, established, events, udp
+from pcap_tests.scene import SERVER, START, Scene, established, events, udp
 from pcap_tests.test_ctcore.test_equality import EXAMPLES, CrowdPlay, config, run, series
 from pcap_tests.test_ctcore.twins import Twins
 
@@ -101,3 +106,22 @@ def test_engine_and_model_agree(config, data):
             twins.take_evictions()
 
     run(config, data, play)
+
+
+def test_a_closed_connection_that_gives_its_translated_tuple_to_a_newer_syn():
+    """Two ports for three clients of one server: the third one's SYN takes the port of a connection that is over (engine alone)."""
+    public, low = ip_address("192.0.2.1"), 5000
+    tracker = Tracker(Config(nat=(NatRule("snat", Range(public, public, (low, low + 1))),), events=frozenset({"destroy"})))
+    scene = Scene(tracker)
+    for n in range(2):
+        client = f"10.0.0.{n + 1}"
+        scene.send(craft.tcp(client, SERVER, 1000, 80, "S", seq=100)).is_("new", conn=n)
+        port = int(tracker.conn(n)["flow"]["key"][0, Dir.REPLY]["dport"])
+        scene.send(craft.tcp(SERVER, str(public), 80, port, "SA", seq=500, ack=101)).is_("established", conn=n)
+        scene.send(craft.tcp(client, SERVER, 1000, 80, "R", seq=101)).is_("established", l4state="CLOSE")
+    scene.send(craft.tcp("10.0.0.9", SERVER, 1000, 80, "S", seq=9000)).is_("new", conn=2)
+    (row,) = tracker.evictions()
+    (event,) = events(tracker)
+    assert (int(row["conn"]), int(row["why"])) == (event.conn, EvictedFor.FOR_TUPLE)
+    assert bytes(row["newcomer"]["src"][:4]) == bytes([10, 0, 0, 9])
+    tracker.check()
