@@ -185,6 +185,7 @@ cpdef enum Reason:
     R_CLASH
     R_NAT_EXHAUSTED
     R_NAT_ICMP
+    R_NAT_GRE
     # TCP, invalid
     R_TCP_SHORT
     R_TCP_DOFF

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctcore.batch import Batch
 from ctcore.errors import CaptureError, ConfigError, CtmirrorError
-from ctcore.model.conn import Packet, Visit
+from ctcore.model.conn import Key, Packet, Visit
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
 from ctcore.model.protocols import begin, recall
 from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Verdict
@@ -34,8 +34,9 @@ BEFORE_TRACKERS = (Reason.R_TABLE_FULL, Reason.R_ICMP6_UNTRACKED)
 class Explained:
     """One packet, what was decided, and its connection around it. had: the connection (CONN_DTYPE) its tuple found
     before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
-    error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection that has it; None for other packets.
-    gone: the destroy events (EVENT_DTYPE) it caused; count: connections before it; tick: when it came, in ticks of the clock."""
+    error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection of its answers; None for other packets.
+    gone: the destroy events (EVENT_DTYPE) it caused; others: the connections there were before it, with those it expired; count: of these, those that
+    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules."""
 
     name: str
     number: int
@@ -49,8 +50,10 @@ class Explained:
     conn: Any
     tracking: Tracking
     gone: np.ndarray
+    others: np.ndarray
     count: int
     tick: int
+    rewrite: np.void | None = None
     error: bool = False
     quoted: np.void | None = None
     about: Any = None
@@ -117,6 +120,12 @@ def direction_in(conn: np.void | None, key: np.void) -> int:
     return Dir.REPLY if conn is not None and conn["flow"][Dir.REPLY]["key"].tobytes() == key.tobytes() else Dir.ORIG
 
 
+def inverse_of(key: np.void) -> np.void | None:
+    """The tuple of the answers; None for what has none."""
+    inverse = Key.of(key.tobytes()).inverted()
+    return None if inverse is None else np.frombuffer(inverse.raw(), KEY_DTYPE)[0]
+
+
 def _chunks(source: PcapSource, name: str, progress: Progress | None) -> Iterator[tuple[Any, np.ndarray]]:
     while True:
         memory, frames = source.read(CHUNK)
@@ -162,10 +171,10 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     pipeline.tracker.events()
     earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
     one = frames[row : row + 1]
-    decisions, keys = pipeline.process(memory, one, keys=True)
+    decisions, keys, rewrites = pipeline.process(memory, one, keys=True, rewrites=True)
     later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
     _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
-    batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum)
+    batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat))
     start = int(one["offset"][0])
     data = bytes(memory[start : start + int(one["caplen"][0])])
     conn = _by_id(later, int(decisions["conn"][0]))
@@ -175,16 +184,19 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
             conn["status"] |= decisions["status"][0]
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
-        had = _by_key(earlier, keys[0])
+        had = find_conn(earlier, keys[0])
     packet, l4 = batch.array[0].copy(), batch.l4_bytes(0)
     tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
     count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
     error = _is_error(packet, l4)
     quoted = _quoted(packet, l4) if error else None
-    about = None if quoted is None else _by_key(earlier, quoted)
+    answer = None if quoted is None else inverse_of(quoted)
+    about = None if answer is None else find_conn(earlier, answer)
+    rewrite = None if rewrites is None else rewrites[0]
     return Explained(
-        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, count, tick, error, quoted, about
-    )
+        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
+        error, quoted, about,
+    )  # fmt: skip
 
 
 def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
@@ -211,7 +223,7 @@ def _by_id(conns: np.ndarray, ordinal: int) -> Any:
     return conns[rows[0]] if ordinal >= 0 and len(rows) else None
 
 
-def _by_key(conns: np.ndarray, key: np.void) -> Any:
+def find_conn(conns: np.ndarray, key: np.void) -> Any:
     """The connection one of whose tuples this is."""
     if not key["family"] or not len(conns):
         return None

@@ -61,6 +61,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield _overview(result, width)
     yield from _whys(result, width)
     yield from _evictions(result)
+    yield from _pools(result, width)
     yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
@@ -210,6 +211,20 @@ def _evictions(result: Replayed) -> Iterator[Text]:
         yield Text(f"  conn {int(row['conn'])}, {pair[0]}{zones[0]}\n    for {pair[1]}{zones[1]}: {WHYS[int(row['why'])]}")
     if evictions.number > len(evictions.first):
         yield Text("  each one's destroy event (--events) says for whom it had to go")
+
+
+def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
+    """What each NAT rule had to give, and how much of it was taken."""
+    if not result.pools:
+        return
+    heads = ("tuples", "in use", "at most", "exhausted")
+    table = _plain("NAT rule", *heads, right=heads)
+    table.columns[0].overflow = "fold"
+    for pool in result.pools:
+        table.add_row(f"{pool.kind} {pool.text}", *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+    yield Text()
+    yield table
+    yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
 
 
 def flow_text(conn) -> str:

@@ -1,4 +1,4 @@
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,6 +7,13 @@ from ctcore.config import Config
 from ctcore.tracker import Tracker
 
 CLOCKS: tuple[str, ...]
+
+class Leaving(NamedTuple):
+    """What leaves. memory: uint8[m]; frames: FRAME_DTYPE[k], each within memory; rows: int64[k], which of the processed frames each one is."""
+
+    memory: NDArray[np.uint8]
+    frames: NDArray[Any]
+    rows: NDArray[np.int64]
 
 class Pipeline:
     """Frames in, decisions out: parser and tracker with their settings.
@@ -18,19 +25,33 @@ class Pipeline:
 
     tracker: Tracker
     clock: str
+    translates: bool
+    """Whether there are NAT rules."""
     def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 64) -> None: ...
-    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False, rewrites: bool = False) -> Any:
         """Run frames through all stages, in order.
 
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
-        Returns DECISION_DTYPE[n], row i about frame i, and with keys also KEY_DTYPE[n], the tuples as read (zeros where nothing could be).
-        With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory,
-        RuntimeError if another thread is at work with it.
+        Returns DECISION_DTYPE[n], row i about frame i; with keys (decisions, keys), KEY_DTYPE[n], the tuples as read (zeros where nothing could be);
+        with rewrites (decisions, keys or None, rewrites), REWRITE_DTYPE[n], what is to be changed in each frame before it leaves, for leaving();
+        None if there are no NAT rules.
+        With decisions=False there is None in their place and packets are only counted: the fastest way. Raises ValueError if a frame is not within
+        memory, RuntimeError if another thread is at work with it.
+        """
+    def forward(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True) -> Any:
+        """process(), and frames that pass are changed where they lie, as address translation wants them.
+
+        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False.
+        """
+    def leaving(self, memory: NDArray[np.uint8], frames: NDArray[Any], decisions: NDArray[Any], rewrites: NDArray[Any] | None = None) -> Leaving:
+        """The frames that leave: those that pass, changed in a copy where anything is to be changed at all.
+
+        memory, frames: as given to process(); decisions, rewrites: as it returned them.
         """
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.
 
         packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
-        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, total_packets,
-        total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
+        of the first packet with that reason or -1; dropped, held, backwards (timestamps before an earlier one), snapped, translated,
+        total_packets, total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
         """

@@ -16,8 +16,8 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
-from ctcore.types import Dir
-from datapath.fields import Record, conn_records, packet_records
+from ctcore.types import REWRITE_DTYPE, Dir
+from datapath.fields import Record, conn_records, packet_records, translated
 from datapath.frame import frames_of
 from datapath.scenario.steps import ScenarioError
 from datapath.wire import parse_batch
@@ -63,9 +63,10 @@ class TrackerJudge:
         self.now += round(wait * SECOND)
         memory, frames = frames_of([frame], ts=self.now)
         config = self.tracker.config
-        batch = parse_batch(memory, frames, zone=self.zone, checksum=config.checksum)
-        decisions, keys = self.tracker.advance(batch), batch.array["key"].copy()
-        record = next(packet_records(frames, decisions, keys, self.packets, config.hz))
+        batch = parse_batch(memory, frames, zone=self.zone, checksum=config.checksum, nat=bool(config.nat))
+        rewrites = np.zeros(1, REWRITE_DTYPE)
+        decisions, keys = self.tracker.advance(batch, rewrites), batch.array["key"].copy()
+        record = next(translated(packet_records(frames, decisions, keys, self.packets, config.hz), keys, rewrites))
         self.packets += 1
         return Seen(record, self._conn(record["conn"], keys[0]))
 
