@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.edits cimport Edits
 from ctcore.events cimport EventBuffer
+from ctcore.evictions cimport Evictions
 from ctcore.expectations cimport Expectations
 from ctcore.extensions cimport Extensions
 from ctcore.hashing cimport HashKey
@@ -12,6 +13,7 @@ from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
 from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Rewrite, Settings
+from ctcore.zones cimport Zones
 
 # What a protocol tracker makes of a packet.
 cdef enum Outcome:
@@ -38,6 +40,8 @@ ctypedef struct Engine:
     Extensions ext              # of connections that have a helper
     Edits edits                 # of the batch at hand
     uint8_t *helper_of[2]       # by port, of TCP and of UDP: HELPER_*, 0 none; NULL if there are no helpers
+    Zones zones
+    Evictions evictions         # the audit, for whoever takes it
     Nat nat
     Counters count
     HashKey hash_key

@@ -22,6 +22,7 @@ from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
+from ctcore.zones cimport zone_of
 
 cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
@@ -241,7 +242,7 @@ cdef void pick_address(Choice *c) noexcept nogil:
     if not c.range.flags & RANGE_ADDRESSES:
         return
     memcpy(dst, c.tuple.dst, 16)
-    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ c.tuple.zone)
+    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ zone_of(c.entry))
     if compare_addresses(c.range.low, c.range.high) == 0:
         memcpy(chosen, low, 16)
         return

@@ -15,6 +15,8 @@ cdef class Tracker:
     cdef size_t buffer_size
     cdef size_t expect_size
     cdef size_t help_size       # extensions, and helpers by port
+    cdef size_t zones_size
+    cdef size_t evictions_size
     cdef size_t nat_size
     cdef bint busy              # a thread is at work without the GIL
 

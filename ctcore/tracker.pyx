@@ -14,8 +14,9 @@ from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
 from ctcore.edits cimport edits_reset
-from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
+from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, set_deadline, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
+from ctcore.evictions cimport evictions_take, note_eviction
 from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
@@ -34,10 +35,7 @@ from ctcore.tcp cimport tcp_packet
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
-
-cdef enum:
-    EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
-
+from ctcore.zones cimport zone_confirmed, zone_died, zone_full, zone_gives_way, zone_has_place, zone_id, zone_of, zone_try
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
 
@@ -45,8 +43,22 @@ cdef enum:
 cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     """Hash every tuple.   Reads: key.   Writes: hash. Asks for the home bucket."""
     cdef int i
+    if unlikely(ct.zones.split):
+        hash_rows_split(ct, row, n)
+        return
     for i in range(n):
         row[i].hash = hash_of(&ct.hash_key, &row[i].key)
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
+
+
+cdef void hash_rows_split(Engine *ct, Packet *row, int n) noexcept nogil:
+    """The same where zones are of one direction: by the id in the original one, which is looked up first."""
+    cdef int i
+    cdef Key key
+    for i in range(n):
+        key = row[i].key
+        key.zone = zone_id(&ct.zones, key.zone, ORIG)
+        row[i].hash = hash_of(&ct.hash_key, &key)
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
 
 
@@ -103,6 +115,7 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
     pool_give(&ct.pool, conn)
+    zone_died(&ct.zones, entry)
     ct.live -= 1
 
 
@@ -164,7 +177,7 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
         entry = &ct.pool.entry[flow >> 1]
         if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
-    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
+    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
 
 
 cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
@@ -179,59 +192,44 @@ cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
     return flow
 
 
+cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
+    """The flow of a packet's tuple where zones are of one direction. What has expired does not hide what the second lookup finds."""
+    cdef uint32_t flow = NO_FLOW
+    cdef int dir
+    for dir in range(2):
+        if flow == NO_FLOW:
+            flow = find_current(ct, zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir))
+    return flow
+
+
 cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    return find_current(ct, find_live(ct, p))
+    cdef uint32_t flow = find_current(ct, find_live(ct, p))
+    if unlikely(flow == NO_FLOW) and unlikely(ct.zones.split):
+        return find_split(ct, &p.key)
+    return flow
 
 
-cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
-    """Evict what is not assured and has a flow in a bucket of the kernel's table: its hash, scaled to that size, is the bucket. Says how many."""
-    cdef uint64_t buckets = ct.set.buckets
-    cdef uint32_t low = <uint32_t>((((<uint64_t>bucket) << 32) + buckets - 1) // buckets)
-    cdef uint32_t high = <uint32_t>((((<uint64_t>bucket + 1) << 32) + buckets - 1) // buckets - 1)
-    cdef uint32_t flow, dropped = 0
-    cdef Walk walk
-    walk_start(&ct.table, &walk, low, high)
-    flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    while flow != NO_FLOW:
-        if not ct.pool.entry[flow >> 1].status & ASSURED:
-            kill(ct, flow >> 1, END_EVICTED, ct.now)
-            dropped += 1
-        flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    return dropped
-
-
-cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
-    """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
-    cdef uint32_t at = <uint32_t>((<uint64_t>hash * ct.set.buckets) >> 32)
-    cdef uint32_t dropped
-    cdef int i
-    for i in range(EVICTION_RANGE):
-        dropped = evict(ct, at)
-        if dropped:
-            ct.count.early_drop += dropped
-            return True
-        at = at + 1 if at + 1 < ct.set.buckets else 0
-    return False
+include "room.pxi"
 
 
 cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
-    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or the table is full."""
+    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or there is no place."""
     cdef Key answer
     cdef Entry *entry
     cdef uint32_t conn, generation
     if not invert(&p.key, &answer):
         p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
         return NO_CONN
-    if ct.live >= ct.set.max and not early_drop(ct, p.hash):
-        ct.count.drop += 1
-        p.reason = R_TABLE_FULL
+    if not find_place(ct, p):
         return NO_CONN
+    answer.zone = zone_id(&ct.zones, p.key.zone, REPLY)
     conn = pool_take(&ct.pool)
     entry = &ct.pool.entry[conn]
     generation = entry.generation
     memset(entry, 0, sizeof(Entry))
     entry.generation = generation
     entry.flow[ORIG].key = p.key
+    entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
@@ -255,8 +253,11 @@ cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
 cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
     cdef Entry *entry = &ct.pool.entry[conn]
-    cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
+    cdef Key key = entry.flow[ORIG].key
+    cdef uint32_t row
     cdef Expectation *expected
+    key.zone = zone_of(entry)           # whatever direction it is of
+    row = expect_find(&ct.expect, &key, ct.tick)
     if row == NO_CONN:
         return
     expected = &ct.expect.row[row]
@@ -283,7 +284,10 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW:
+    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
+        # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
+        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
+    ):
         ct.count.insert_failed += 1
         p.reason = R_CLASH
         if ct.nat.rule != NULL:
@@ -305,6 +309,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     entry.flow[REPLY].id = ct.next_id
     ct.next_id += 1
     ct.live += 1
+    zone_confirmed(&ct.zones, entry)
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
@@ -414,6 +419,7 @@ cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
     for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
         victim = nat_decide(ct, conn, manip)
         if victim != NO_CONN:
+            note_eviction(&ct.evictions, &ct.pool.entry[victim], &ct.pool.entry[conn].flow[ORIG].key, FOR_TUPLE, ct.now)
             kill(ct, victim, END_REPLACED, ct.now)
 
 
@@ -430,7 +436,7 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
     cdef uint32_t conn = create(ct, p)
     cdef Entry *entry
     if conn == NO_CONN:
-        if p.reason == R_TABLE_FULL:
+        if p.reason == R_TABLE_FULL or p.reason == R_ZONE_LIMIT:
             reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         else:
             reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
@@ -552,4 +558,5 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     with_conn(ct, entry, p, dir, d)
 
 
+include "admin_api.pxi"
 include "tracker_api.pxi"

@@ -8,11 +8,12 @@ from collections import namedtuple
 import numpy as np
 
 from ctcore.batch cimport Batch
-from ctcore.config import Config, whole
+from ctcore.config import TICKS_LIMIT, Config, whole
 from ctcore.errors import ConfigError
 from ctcore.edits cimport edits_free
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
 from ctcore.extensions cimport extensions_fault
+from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_seed
 from ctcore.helpers.registry cimport fill_helpers
 from ctcore.nat cimport nat_fault
@@ -23,6 +24,7 @@ from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, REWRITE_DTYPE
+from ctcore.zones cimport ZoneRow, zones_fault, zones_fill
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
@@ -73,22 +75,28 @@ cdef class Tracker:
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
+        ct.evictions.size = config.eviction_buffer
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
         self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
         self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
+        self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
+        self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
         if config.nat:
             self.start_nat()
         ct.pool.entry = <Entry *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
-        if ct.pool.entry == NULL or ct.buffer.event == NULL or ct.expect.row == NULL:
+        ct.zones.row = <ZoneRow *>map_memory(self.zones_size)
+        ct.evictions.row = <Eviction *>map_memory(self.evictions_size)
+        if not (ct.pool.entry and ct.buffer.event and ct.expect.row and ct.zones.row and ct.evictions.row):
             raise MemoryError(f"no memory for {config.capacity} connections")
         # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
         ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
         ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
         self.prepare_helpers(config)
+        zones_fill(&ct.zones, config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     cdef int start_nat(self) except -1:
@@ -116,6 +124,8 @@ cdef class Tracker:
         unmap_memory(self.ct.expect.row, self.expect_size)
         unmap_memory(self.ct.ext.row, self.help_size)
         edits_free(&self.ct.edits)
+        unmap_memory(self.ct.zones.row, self.zones_size)
+        unmap_memory(self.ct.evictions.row, self.evictions_size)
 
     cdef int prepare_helpers(self, object config) except -1:
         """Map the extensions and, behind them, who is helped by port; without helpers there is nothing."""
@@ -192,14 +202,15 @@ cdef class Tracker:
         advance_clock(&self.ct, time)
 
     def conns(self):
+        return self.select(Filter())
+
+    def select(self, filter):
+        cdef Sieve sieve
         self.idle()
-        cdef object rows = np.empty(self.ct.live, dtype=CONN_DTYPE)
+        fill_sieve(&self.ct, &sieve, filter)
+        cdef object rows = np.empty(for_each(&self.ct, &sieve, count_it, NULL), dtype=CONN_DTYPE)
         cdef Entry *out = <Entry *><size_t>rows.ctypes.data
-        cdef uint32_t conn, n = 0
-        for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live:
-                copy_out(&out[n], &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
-                n += 1
+        for_each(&self.ct, &sieve, copy_it, &out)
         # As opaque rows: NumPy would leave the gaps between fields to chance.
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
@@ -207,12 +218,36 @@ cdef class Tracker:
         self.idle()
         return buffer_take(&self.ct.buffer)
 
-    def flush(self):
-        cdef uint32_t conn
+    def evictions(self):
         self.idle()
-        for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live:
-                kill(&self.ct, conn, END_FLUSHED, self.ct.now)
+        return evictions_take(&self.ct.evictions)
+
+    @property
+    def evictions_lost(self):
+        return self.ct.evictions.lost
+
+    def zone_counts(self):
+        self.idle()
+        return counts_of(&self.ct.zones)
+
+    def flush(self, filter=None):
+        return self.delete(Filter() if filter is None else filter)
+
+    def delete(self, filter):
+        cdef Sieve sieve
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        return for_each(&self.ct, &sieve, kill_it, NULL)
+
+    def update(self, filter, *, mark=None, mark_mask=ALL_MARKS, label=None, label_mask=ALL_LABELS, timeout=None, status=0):
+        cdef Sieve sieve
+        cdef Amendment change
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        fill_change(&self.ct, &change, self.config, {
+            "mark": mark, "mark_mask": mark_mask, "label": label, "label_mask": label_mask, "timeout": timeout, "status": status,
+        })
+        return for_each(&self.ct, &sieve, change_it, &change)
 
     cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""
@@ -240,23 +275,27 @@ cdef class Tracker:
             raise ConfigError(f"key: expected {sizeof(Key)} bytes of a KEY_DTYPE, found {key.shape[0]}")
         memcpy(&wanted, &key[0], sizeof(Key))
         flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
+        if self.ct.zones.split:
+            flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, ORIG)
+            if flow == NO_FLOW:
+                flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, REPLY)
         return None if flow == NO_FLOW else self.snapshot(flow >> 1)
 
-    def set_mark(self, ordinal, mark):
+    def set_mark(self, ordinal, mark, mask=ALL_MARKS):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        cdef uint32_t value = whole("mark", mark, 0, 0xFFFFFFFF)
-        self.ct.changes = CHANGE_MARK if entry.mark != value else 0
-        entry.mark = value
-        entry.cold |= COLD_MARK
+        cdef uint32_t value = whole("mark", mark, 0, ALL_MARKS), bits = whole("mask", mask, 0, ALL_MARKS)
+        self.ct.changes = 0
+        put_mark(&self.ct, entry, value, bits)
         say_changes(&self.ct, entry)
 
-    def set_label(self, ordinal, label):
+    def set_label(self, ordinal, label, mask=ALL_LABELS):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        label = whole("label", label, 0, (1 << 128) - 1)
-        cdef uint64_t low = label & 0xFFFFFFFFFFFFFFFF, high = label >> 64
-        self.ct.changes = CHANGE_LABEL if entry.label[0] != low or entry.label[1] != high else 0
-        entry.label[0] = low
-        entry.label[1] = high
+        cdef uint64_t value[2]
+        cdef uint64_t bits[2]
+        split_label(value, whole("label", label, 0, ALL_LABELS))
+        split_label(bits, whole("mask", mask, 0, ALL_LABELS))
+        self.ct.changes = 0
+        put_label(&self.ct, entry, value, bits)
         say_changes(&self.ct, entry)
 
     def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
@@ -314,6 +353,7 @@ cdef class Tracker:
         return {
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
             "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
+            "zone_limit": self.ct.zones.refused, "evictions_lost": self.ct.evictions.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
             "helper_refused": self.ct.ext.refused,
             "nat_exhausted": self.ct.nat.exhausted,
@@ -325,7 +365,8 @@ cdef class Tracker:
         self.idle()
         fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
                  or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or extensions_fault(&self.ct.ext)
-                 or nat_fault(&self.ct))
+                 or nat_fault(&self.ct)
+                 or zones_fault(&self.ct.zones, self.ct.pool.entry, self.ct.pool.used))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
             live += entry.live != 0

@@ -141,7 +141,8 @@ cpdef enum Change:
     CHANGE_L4STATE = 4
     CHANGE_MARK = 8
     CHANGE_LABEL = 16
-    CHANGE_SEQADJ = 32  # a helper's rewriting moves sequence numbers
+    CHANGE_TIMEOUT = 32 # set or fixed by an administrator, not renewed by a packet
+    CHANGE_SEQADJ = 64  # a helper's rewriting moves sequence numbers
 
 cpdef enum End:
     ALIVE = 0
@@ -151,6 +152,12 @@ cpdef enum End:
     END_REPLACED = 4    # a SYN reopened the tuple
     END_FLUSHED = 5
     N_ENDS = 6
+
+# Why a connection had to make way for another.
+cpdef enum EvictedFor:
+    FOR_TABLE = 1       # the table was full
+    FOR_ZONE = 2        # what was free is reserved for other zones
+    FOR_TUPLE = 3       # a newer SYN took its translated tuple over
 
 # Reason codes, in the order of spec/reasons.txt (checked at import).
 cpdef enum Reason:
@@ -399,6 +406,17 @@ ctypedef struct Event:
     uint32_t timeout            # ticks left when it happened
     int64_t time                # ns
     Entry conn
+
+# Who had to make way, and for whom.
+ctypedef struct Eviction:
+    int64_t time                # ns
+    int64_t conn                # the ordinal of who was evicted
+    Key key                     # its original tuple
+    Key newcomer                # the tuple of the packet that needed the place, with its zone
+    uint64_t packets[2]
+    uint64_t bytes[2]
+    uint16_t status             # of who was evicted
+    uint8_t why                 # EvictedFor
 
 # --- settings, in ticks and flags: what Config becomes ---------------------------------------------------------------------------------
 

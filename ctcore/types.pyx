@@ -53,6 +53,7 @@ cdef Sctp _s
 cdef Flow _f
 cdef Entry _e
 cdef Event _v
+cdef Eviction _x
 
 
 cdef size_t at(const void *whole, const void *member):
@@ -124,3 +125,9 @@ EVENT_DTYPE = _dtype([
     ("kind", "u1", at(&_v, &_v.kind)), ("end", "u1", at(&_v, &_v.end)), ("changes", "u2", at(&_v, &_v.changes)),
     ("timeout", "u4", at(&_v, &_v.timeout)), ("time", "i8", at(&_v, &_v.time)), ("conn", CONN_DTYPE, at(&_v, &_v.conn)),
 ], sizeof(Event))
+
+EVICTION_DTYPE = _dtype([
+    ("time", "i8", at(&_x, &_x.time)), ("conn", "i8", at(&_x, &_x.conn)), ("key", KEY_DTYPE, at(&_x, &_x.key)),
+    ("newcomer", KEY_DTYPE, at(&_x, &_x.newcomer)), ("packets", ("u8", 2), at(&_x, &_x.packets)), ("bytes", ("u8", 2), at(&_x, &_x.bytes)),
+    ("status", "u2", at(&_x, &_x.status)), ("why", "u1", at(&_x, &_x.why)),
+], sizeof(Eviction))

@@ -36,6 +36,7 @@ from ctcore.model.nat_choice import (
     with_port,
 )
 from ctcore.model.table import Table
+from ctcore.model.zones import zone_of
 from ctcore.nat_rules import Match, NatPool, NatRule
 from ctcore.types import Dir, Proto, Reason, RewriteFlag, Status
 from ctcore.types import TcpState as S
@@ -92,7 +93,7 @@ class Pool:
 class Translator:
     """What a tracker with NAT rules does for new connections. kill: how to take one out of the table whose tuple is taken over."""
 
-    def __init__(self, config: Config, table: Table, kill: Callable[[Conn], None]):
+    def __init__(self, config: Config, table: Table, kill: Callable[[Conn, Conn], None]):
         self.rules = config.nat
         self.pools = [Pool() for _ in self.rules]
         self._table = table
@@ -137,7 +138,8 @@ class Translator:
                 known = self.known_source(leaving, choice)
                 if known and self.is_free(known):
                     return known
-        tried = choose_address(leaving, choice, manip)
+        # The hash goes by the connection's zone, even where that is of the other direction.
+        tried = choose_address(leaving._replace(zone=zone_of(conn)), choice, manip)._replace(zone=leaving.zone)
         if not choice.random and self.keeps_port(tried, choice, manip):
             return tried
         return self.search(conn, tried, choice, manip)
@@ -205,7 +207,7 @@ class Translator:
         ahead = conn.l4.side[Dir.ORIG].end - other.l4.side[Dir.ORIG].end & MASK32
         if not 0 < ahead < 1 << 31:
             return False
-        self._kill(other)
+        self._kill(other, conn)
         return not other.has(OFFLOADED)
 
     # --- who has what ------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ Not here: parsing (datapath.wire), speed.
 from __future__ import annotations
 
 import ipaddress
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,21 +21,24 @@ from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4, nat
+from ctcore.model.admin import Administration
 from ctcore.model.assisted import Assisted
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
 from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
 from ctcore.model.helpers import HELPERS, Edit, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
+from ctcore.model.zones import Zones, zone_of
 from ctcore.nat_rules import NatPool
 from ctcore.types import (
-    CONN_DTYPE,
     DECISION_DTYPE,
     EVENT_DTYPE,
+    EVICTION_DTYPE,
     Change,
     Dir,
     End,
     EventKind,
+    EvictedFor,
     Proto,
     Reason,
     State,
@@ -69,7 +72,7 @@ class Decision:
         record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
 
 
-class ModelTracker(Assisted):
+class ModelTracker(Assisted, Administration):
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
     def __init__(self, config: Config | None = None):
@@ -85,6 +88,8 @@ class ModelTracker(Assisted):
         self._next_id = 0
         self._expectations = Expectations(config.expect_max)
         self._events: deque[np.ndarray] = deque()
+        self._evictions: list[Any] = []
+        self._zones = Zones(config)
         names = (
             "found",
             "new",
@@ -94,6 +99,8 @@ class ModelTracker(Assisted):
             "insert_failed",
             "expired",
             "events_lost",
+            "zone_limit",
+            "evictions_lost",
             "expect_new",
             "expect_create",
             "expect_delete",
@@ -148,7 +155,7 @@ class ModelTracker(Assisted):
         answer = quoted.inverted()
         if answer is None:
             return Decision(State.INVALID, Reason.R_ICMP_INNER_ERROR)
-        found = self._table.find(answer)
+        found = self._find(answer)
         if found is None:
             return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
         if packet.key.dst != answer.dst:
@@ -160,7 +167,7 @@ class ModelTracker(Assisted):
 
     def _visit(self, packet: Packet) -> Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
-        known = self._table.find(packet.key)
+        known = self._find(packet.key)
         self._counters["found"] += known is not None
         found = known or self._allocate(packet.key)
         if isinstance(found, Decision):
@@ -201,6 +208,14 @@ class ModelTracker(Assisted):
         accepted = self._accept(conn, d, state, answer.reason)
         return untranslated(accepted, stuck) if stuck else accepted
 
+    def _find(self, key: Key) -> tuple[Conn, int] | None:
+        """The connection of a packet's tuple, and the direction: by what its zone is in the original one, then by what it is in the reply."""
+        for wanted, dirs in self._zones.keys(key):
+            found = self._table.find(wanted)
+            if found and found[1] in dirs:
+                return found
+        return None
+
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
         told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
         return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=nat.rewrite_of(conn, d))
@@ -217,10 +232,11 @@ class ModelTracker(Assisted):
         conn = begin(key, self.now, self._tick, self.config.hz)
         if conn is None:
             return Decision(State.INVALID, Reason.R_ICMP_TYPE if l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
-        if self.count >= self.config.capacity and not self._early_drop(key):
-            self._counters["drop"] += 1
-            return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
-        expectation = self._expectations.find(key)
+        conn.key = self._zones.key(conn.key[Dir.ORIG], Dir.ORIG), self._zones.key(conn.key[Dir.REPLY], Dir.REPLY)
+        refusal = self._find_place(key)
+        if refusal:
+            return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
+        expectation = self._expectations.find(key)  # key: with the packet's zone
         if expectation:
             conn.status |= Status.EXPECTED
             conn.master = expectation.master
@@ -233,20 +249,52 @@ class ModelTracker(Assisted):
                 self._expectations.drop(lambda e: e is expectation)
         return conn, Dir.ORIG
 
+    def _find_place(self, key: Key) -> int:
+        """A place for one more connection, if need be somebody else's; or the reason why there is none. key: of the packet, with its zone."""
+        if self._zones.full(key.zone):
+            self._counters["zone_limit"] += 1
+            return Reason.R_ZONE_LIMIT
+        if self._zones.has_place(key.zone) or self._early_drop(key):
+            return Reason.R_OK
+        self._counters["drop"] += 1
+        return Reason.R_TABLE_FULL
+
     def _early_drop(self, key: Key) -> bool:
-        """Evict what is not assured from the first bucket near the new tuple that has any such connection."""
-        for conns in self._table.near(key):
+        """Evict what is not assured from the first bucket near the new tuple that has any such connection.
+
+        Where zones have reserves, only of those whose place this zone may use, and of these only the oldest.
+        """
+        why = EvictedFor.FOR_TABLE if self.count >= self.config.capacity else EvictedFor.FOR_ZONE
+        for conns in self._table.near(self._zones.key(key, Dir.ORIG)):
             victims = [conn for conn in conns if not conn.has(Status.ASSURED)]
+            if self._zones.reserved:
+                victims = sorted((c for c in victims if self._zones.gives_way(zone_of(c), key.zone)), key=lambda c: c.id)[:1]
             for conn in victims:
-                self._destroy(conn, End.END_EVICTED)
-            self._counters["early_drop"] += len(victims)
+                self._evict(conn, key, why)
             if victims:
                 return True
         return False
 
+    def _evict(self, conn: Conn, newcomer: Key, why: int) -> None:
+        """Take a connection's place, and note for whom."""
+        self._note_eviction(conn, newcomer, why)
+        self._destroy(conn, End.END_EVICTED)
+        self._counters["early_drop"] += 1
+
+    def _note_eviction(self, conn: Conn, newcomer: Key, why: int) -> None:
+        if len(self._evictions) < self.config.eviction_buffer:
+            record: Any = np.zeros((), dtype=EVICTION_DTYPE)
+            record["time"], record["conn"], record["status"], record["why"] = self.now, conn.id, conn.status, why
+            record["packets"], record["bytes"] = conn.packets, conn.bytes
+            for name, key in (("key", conn.key[Dir.ORIG]), ("newcomer", newcomer)):
+                record[name] = np.frombuffer(key.raw(), dtype=record.dtype[name])[0]
+            self._evictions.append(record)
+        else:
+            self._counters["evictions_lost"] += 1
+
     def _confirm(self, conn: Conn) -> int:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
-        if self._table.find(conn.key[Dir.REPLY]):
+        if self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
             self._counters["insert_failed"] += 1
             return self._exhausted(conn) if self._nat else Reason.R_CLASH
         if not self._table.insert(conn):
@@ -256,6 +304,7 @@ class ModelTracker(Assisted):
         self._next_id += 1
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
+        self._zones.counts[zone_of(conn)] += 1
         if self._nat:
             self._nat.enter(conn)
         self._counters["new"] += 1
@@ -269,14 +318,16 @@ class ModelTracker(Assisted):
         self._nat.exhausted(conn)
         return Reason.R_NAT_EXHAUSTED
 
-    def _give_up(self, conn: Conn) -> None:
+    def _give_up(self, conn: Conn, newcomer: Conn) -> None:
         """A closed connection whose tuple another one takes over."""
+        self._note_eviction(conn, newcomer.key[Dir.ORIG], EvictedFor.FOR_TUPLE)
         self._destroy(conn, End.END_REPLACED)
 
     def _destroy(self, conn: Conn, end: int) -> None:
         """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
         self._table.erase(conn)
         del self._conns[conn.id]
+        self._zones.counts[zone_of(conn)] -= 1
         if self._nat:
             self._nat.leave(conn)
         conn.status |= Status.DYING
@@ -368,47 +419,9 @@ class ModelTracker(Assisted):
         if self._nat:
             self._nat.prefer(ports)
 
-    def conns(self) -> np.ndarray:
-        snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
-        for record, conn in zip(snapshot, self._conns.values(), strict=True):
-            conn.store(record, self._left(conn))
-        return snapshot
-
-    def conn(self, ordinal: int) -> np.ndarray:
-        return self._snapshot(self._conn(ordinal))
-
     def find(self, key: bytes) -> np.ndarray | None:
-        found = self._table.find(Key.of(bytes(key)))
+        found = self._find(Key.of(bytes(key)))
         return self._snapshot(found[0]) if found else None
-
-    def _snapshot(self, conn: Conn) -> np.ndarray:
-        record = np.zeros(1, dtype=CONN_DTYPE)
-        conn.store(record[0], self._left(conn))
-        return record
-
-    def flush(self) -> None:
-        for conn in list(self._conns.values()):
-            self._destroy(conn, End.END_FLUSHED)
-
-    def set_mark(self, ordinal: int, mark: int) -> None:
-        conn = self._conn(ordinal)
-        mark = whole("mark", mark, 0, 0xFFFFFFFF)
-        conn.changes |= Change.CHANGE_MARK if conn.mark != mark else 0
-        conn.mark = mark
-        self._report(conn)
-
-    def set_label(self, ordinal: int, label: int) -> None:
-        conn = self._conn(ordinal)
-        label = whole("label", label, 0, (1 << 128) - 1)
-        conn.changes |= Change.CHANGE_LABEL if conn.label != label else 0
-        conn.label = label
-        self._report(conn)
-
-    def _conn(self, ordinal: int) -> Conn:
-        ordinal = whole("connection", ordinal, 0, (1 << 63) - 1)
-        if ordinal not in self._conns:
-            raise ConfigError(f"connection {ordinal}: expected one that is in the table")
-        return self._conns[ordinal]
 
     # --- expectations -----------------------------------------------------------------------------------------------------------------
 
@@ -453,6 +466,7 @@ class ModelTracker(Assisted):
             assert conn.id == ordinal < self._next_id, f"connection {ordinal}: has the ordinal {conn.id}, of {self._next_id}"
             assert conn.confirmed and not conn.has(Status.DYING), f"connection {ordinal}: status {conn.status:#x} in the table"
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
+        assert Counter(map(zone_of, self._conns.values())) == +self._zones.counts, "the counts of zones are not those of the connections"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
         assert self._helped == sum(conn.ext is not None for conn in self._conns.values()), f"{self._helped} connections are said to have helpers"
