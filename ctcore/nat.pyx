@@ -290,13 +290,18 @@ cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noe
 
 
 cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
-    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique."""
+    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique.
+
+    Or the preferred one, for that is where the search ended that is followed.
+    """
     cdef uint32_t low, size, attempts, i
     cdef uint16_t *port = port_of(&c.tuple, c.manip)
-    cdef uint16_t offset
+    cdef uint16_t offset, first
+    cdef bint told
     if not port_space(c, &low, &size):
         return
-    offset = first_offset(ct, c, low)
+    told = ct.nat.prefer[c.manip] >= <int32_t>low and (c.manip == MANIP_SRC or c.range.flags & RANDOM_PORTS)
+    offset = first = first_offset(ct, c, low)
     attempts = min(size, <uint32_t>MOST_ATTEMPTS)
     while True:
         for i in range(attempts):
@@ -305,6 +310,8 @@ cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
                 return
             offset += 1
         if attempts >= size or attempts < FEWEST_ATTEMPTS:
+            if told:
+                port[0] = <uint16_t>(low + first % size)
             return
         attempts //= 2
         offset = draw(&ct.nat)

@@ -85,8 +85,8 @@ class Capture:
 @dataclass
 class Replayed:
     """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
-    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file cannot
-    hold; errors: what stopped the reading of a capture, a line each."""
+    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file
+    cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)

@@ -195,7 +195,7 @@ def _parsed(memory: Any, frames: np.ndarray, datagrams: Sequence[Datagram], trac
     for one in datagrams:
         inner, place = frames_of([one.frame[one.l3 :]], link=LINK_RAW)
         place["len"] = one.length
-        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, fragments="passed")
+        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat), fragments="passed")
         whole_packet = whole.array[0].copy()
         whole_packet["l3_off"] = packets[one.row]["l3_off"]
         packets[one.row], l4s[one.row] = whole_packet, whole.l4_bytes(0)

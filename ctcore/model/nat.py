@@ -167,7 +167,9 @@ class Translator:
         if ports is None:
             return tried
         low, size = ports[0], ports[1] - ports[0] + 1
-        offset = self._first_offset(low, manip) if manip == SRC or choice.random else 0
+        drawn = manip == SRC or choice.random
+        told = drawn and self._preferred.get(manip, -1) >= low  # a search that finds nothing ends there, as the one did that is followed
+        offset = first = self._first_offset(low, manip) if drawn else 0
         attempts = min(ATTEMPTS, size)
         while True:
             for i in range(attempts):
@@ -175,7 +177,7 @@ class Translator:
                 if self.is_free(tried) or self.take_over(conn, tried, attempts - i):
                     return tried
             if attempts >= size or attempts < LEAST_ATTEMPTS:
-                return tried
+                return with_port(tried, manip, low + first % size) if told else tried
             attempts //= 2
             offset = self._draws.port()
 

@@ -53,12 +53,15 @@ def kernel_hz() -> int:
     """Ticks a second of the running kernel, measured."""
     clock = Runnable(CLOCK, "clock")
     try:
-        start, ticks = time.monotonic(), clock()
-        time.sleep(MEASURE)
-        rate = (clock() - ticks) % (1 << 32) / (time.monotonic() - start)
+        for span in (MEASURE, 4 * MEASURE, 16 * MEASURE):  # longer where the machine has no time for us
+            start, ticks = time.monotonic(), clock()
+            time.sleep(span)
+            rate = (clock() - ticks) % (1 << 32) / (time.monotonic() - start)
+            hz = min(USUAL_HZ, key=lambda usual: abs(usual - rate))
+            if abs(hz - rate) <= 2 / span:
+                break
     finally:
         clock.close()
-    hz = min(USUAL_HZ, key=lambda usual: abs(usual - rate))
     if abs(hz - rate) > 2 / MEASURE:
         raise KernelError(f"this kernel has about {rate:.0f} ticks a second: expected CONFIG_HZ of {', '.join(map(str, USUAL_HZ))}")
     return hz
@@ -136,9 +139,9 @@ class Oracle:
         values |= {"frag6_high_thresh": self.config.frag6_high_thresh, "ipfrag_high_thresh": self.config.ipfrag_high_thresh}
         values["ipfrag_max_dist"] = self.config.ipfrag_max_dist
         for name, value in values.items():
-            path = f"ipv4/{name}" if name.startswith("ipfrag_") else f"netfilter/nf_conntrack_{name}"
+            folder, path = ("ipv4", name) if name.startswith("ipfrag_") else ("netfilter", f"nf_conntrack_{name}")
             try:
-                self.bridge.box.sysctl(path, value)
+                self.bridge.box.sysctl(f"{folder}/{path}", value)
             except FileNotFoundError:
                 raise KernelError(f"this kernel has no {path}: expected Linux 6.18's settings") from None
             except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
 from ctcore.types import Reason
-from datapath.fields import DIR_NAMES, STATE_NAMES, STATUS_NAMES, VERDICT_NAMES
+from datapath.fields import DIR_NAMES, OUT_NAMES, STATE_NAMES, STATUS_NAMES, VERDICT_NAMES
 from datapath.scenario.cursor import Cursor, seconds_text
 from datapath.scenario.steps import NO_CONN, Expect
 
@@ -29,9 +29,9 @@ STATUS = tuple(STATUS_NAMES.values())
 REASONS = tuple(REASON_NAMES[reason] for reason in Reason if reason != Reason.N_REASONS)
 SIDE_VARIABLES, VARIABLES = ("end", "maxend", "maxwin", "maxack", "scale", "flags"), ("last_dir", "last_index", "retrans")
 TCP_NAMES = (*(f"tcp.{d}.{name}" for d in DIRS for name in SIDE_VARIABLES), *(f"tcp.{name}" for name in VARIABLES))
-ENDS = ("src", "dst", "sport", "dport")
-OUT_NAMES = ("out", *(f"out.{name}" for name in ENDS))  # of the packet's record; the others are of its connection's
-NAMES = (*TCP_NAMES, *OUT_NAMES, *(f"reply.{name}" for name in ENDS), "master", "helper")
+ENDS = OUT_NAMES
+OF_PACKET = ("out", *(f"out.{name}" for name in ENDS))  # of the packet's record; the others are of its connection's
+NAMES = (*TCP_NAMES, *OF_PACKET, *(f"reply.{name}" for name in ENDS), "master", "helper")
 VALUE = re.compile(r"[a-z0-9,.:-]{1,200}\Z")
 EXPECTED = (
     "a state (new, established, related, invalid, untracked, not-seen), a protocol state, seconds, original or reply, a status word (!word: without),"

@@ -15,7 +15,7 @@ from ctcore.errors import CtmirrorError
 from datapath.differences import Difference, Disagreement, differences
 from datapath.fields import Record
 from datapath.scenario.build import build
-from datapath.scenario.expectation import ENDS, OUT_NAMES, SIDE_VARIABLES, VARIABLES
+from datapath.scenario.expectation import ENDS, OF_PACKET, SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
 from datapath.scenario.steps import NO_CONN, Expect, Scenario, ScenarioError
 from datapath.scenario.text import config_of, packet_text
@@ -113,7 +113,7 @@ def variable(seen: Seen, name: str) -> str:
 
     Lists with commas, "none" for nothing.
     """
-    value: Any = seen.record if name in OUT_NAMES else seen.conn
+    value: Any = seen.record if name in OF_PACKET else seen.conn
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, list | tuple):
