@@ -18,6 +18,7 @@ EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 # With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
 UNLIMITED_CAPACITY = 1 << 22
 CAPACITY_LIMIT = 1 << 26
+FRAGMENTS_LIMIT = 1 << 30
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
 TICKS_LIMIT = (1 << 31) - 1
 
@@ -47,6 +48,9 @@ class Config:
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
     event_buffer: int = 65536  # events kept until they are taken
     eviction_buffer: int = 1024  # records of evictions kept until they are taken
+    ipfrag_high_thresh: int = 4 << 20  # bytes of IPv4 fragments beyond which further ones are refused; 0: all are
+    frag6_high_thresh: int = 4 << 20  # the same of IPv6 (nf_conntrack_frag6_high_thresh)
+    ipfrag_max_dist: int = 64  # fragments of a source that may come between two of a datagram (IPv4); 0: any number
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
     helpers: tuple[HelperRule, ...] = ()
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
@@ -62,6 +66,9 @@ class Config:
         _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "eviction_buffer", 1, 1 << 27)
         _check_zones(self)
+        _check_range(self, "ipfrag_high_thresh", 0, FRAGMENTS_LIMIT)
+        _check_range(self, "frag6_high_thresh", 0, FRAGMENTS_LIMIT)
+        _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")

@@ -171,13 +171,16 @@ cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
 
 
 cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
-    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1)."""
-    cdef uint32_t conn = chain_of(&ct.nat, &c.entry.flow[ORIG].key)[0]
+    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1).
+
+    The source is that of the tuple at hand: an ICMP id may have been translated with the destination.
+    """
+    cdef uint32_t conn = chain_of(&ct.nat, &c.tuple)[0]
     cdef const Entry *other
     cdef Key found
     while conn != NO_CONN:
         other = &ct.pool.entry[conn]
-        if same_source(&other.flow[ORIG].key, &c.entry.flow[ORIG].key):
+        if same_source(&other.flow[ORIG].key, &c.tuple):
             found = c.tuple
             found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
             found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport
@@ -280,21 +283,26 @@ cdef bint port_space(const Choice *c, uint32_t *low, uint32_t *size) noexcept no
 
 
 cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noexcept nogil:
-    cdef int32_t preferred = ct.nat.prefer
+    cdef int32_t preferred = ct.nat.prefer[c.manip]
     if c.manip == MANIP_DST and not c.range.flags & RANDOM_PORTS:
         return 0
-    ct.nat.prefer = -1
+    ct.nat.prefer[c.manip] = -1
     return <uint16_t>(preferred - <int32_t>low) if preferred >= <int32_t>low else draw(&ct.nat)
 
 
 cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
-    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique."""
+    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique.
+
+    Or the preferred one, for that is where the search ended that is followed.
+    """
     cdef uint32_t low, size, attempts, i
     cdef uint16_t *port = port_of(&c.tuple, c.manip)
-    cdef uint16_t offset
+    cdef uint16_t offset, first
+    cdef bint told
     if not port_space(c, &low, &size):
         return
-    offset = first_offset(ct, c, low)
+    told = ct.nat.prefer[c.manip] >= <int32_t>low and (c.manip == MANIP_SRC or c.range.flags & RANDOM_PORTS)
+    offset = first = first_offset(ct, c, low)
     attempts = min(size, <uint32_t>MOST_ATTEMPTS)
     while True:
         for i in range(attempts):
@@ -303,6 +311,8 @@ cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
                 return
             offset += 1
         if attempts >= size or attempts < FEWEST_ATTEMPTS:
+            if told:
+                port[0] = <uint16_t>(low + first % size)
             return
         attempts //= 2
         offset = draw(&ct.nat)

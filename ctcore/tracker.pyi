@@ -110,8 +110,11 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
-    def prefer(self, port: int) -> None:
-        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step."""
+    def prefer(self, port: int, destination: int | None = None) -> None:
+        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
+
+        port: of the source, or the id; destination: the same for a destination's port, which is searched at random if the rule says so.
+        """
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""
     def counters(self) -> dict[str, int]:

@@ -111,7 +111,7 @@ cdef class Tracker:
         for i in range(nat.n_rules):
             fill_nat_rule(&nat.rule[i], self.config.nat[i])
         nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
-        nat.prefer = -1
+        nat.prefer = [-1, -1]
 
     def __dealloc__(self):
         unmap_memory(self.ct.nat.rule, self.nat_size)
@@ -301,9 +301,10 @@ cdef class Tracker:
                 row = e.next
         return sorted(rows)
 
-    def prefer(self, port):
+    def prefer(self, port, destination=None):
         self.idle()
-        self.ct.nat.prefer = whole("port", port, 0, 65535)
+        self.ct.nat.prefer[MANIP_SRC] = whole("port", port, 0, 65535)
+        self.ct.nat.prefer[MANIP_DST] = -1 if destination is None else whole("destination", destination, 0, 65535)
 
     def nat_pools(self):
         self.idle()

@@ -26,7 +26,8 @@ from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
 from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
-from datapath.names import printable
+from datapath.names import printable, quoted
+from datapath.nat_text import helper_text, rule_text
 from datapath.scenario import run
 from datapath.scenario.cursor import split
 from datapath.scenario.expectation import expectation_text
@@ -153,6 +154,8 @@ def flags_of(scenario: Scenario, tracking: Tracking) -> str:
     words += limit_flags(config)
     if config.timeouts:
         words.append("--timeouts " + ",".join(f"{name}={seconds}" for name, seconds in config.timeouts.items()))
+    words += [f"--{rule.kind} {quoted(rule_text(rule))}" for rule in config.nat]
+    words += [f"--helper {helper_text(helper)}" for helper in config.helpers]
     return " ".join(words)
 
 

@@ -99,7 +99,7 @@ class Translator:
         self._table = table
         self._kill = kill
         self._draws = Draws(config.seed)
-        self._preferred: int | None = None
+        self._preferred: dict[int, int] = {}  # by manip
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
     def decide(self, conn: Conn) -> None:
@@ -120,9 +120,9 @@ class Translator:
             conn.status |= CHANGED[manip]
         conn.status |= DONE[manip]
 
-    def prefer(self, port: int) -> None:
-        """The next search that would begin at a random port begins at this one, unless it is below all that may be tried."""
-        self._preferred = port
+    def prefer(self, ports: dict[int, int]) -> None:
+        """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
+        self._preferred = ports
 
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""
@@ -165,7 +165,9 @@ class Translator:
         if ports is None:
             return tried
         low, size = ports[0], ports[1] - ports[0] + 1
-        offset = self._first_offset(low) if manip == SRC or choice.random else 0
+        drawn = manip == SRC or choice.random
+        told = drawn and self._preferred.get(manip, -1) >= low  # a search that finds nothing ends there, as the one did that is followed
+        offset = first = self._first_offset(low, manip) if drawn else 0
         attempts = min(ATTEMPTS, size)
         while True:
             for i in range(attempts):
@@ -173,12 +175,12 @@ class Translator:
                 if self.is_free(tried) or self.take_over(conn, tried, attempts - i):
                     return tried
             if attempts >= size or attempts < LEAST_ATTEMPTS:
-                return tried
+                return with_port(tried, manip, low + first % size) if told else tried
             attempts //= 2
             offset = self._draws.port()
 
-    def _first_offset(self, low: int) -> int:
-        preferred, self._preferred = self._preferred, None
+    def _first_offset(self, low: int, manip: int) -> int:
+        preferred = self._preferred.pop(manip, None)
         return self._draws.port() if preferred is None or preferred < low else preferred - low
 
     def is_free(self, leaving: Key) -> bool:

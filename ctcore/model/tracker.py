@@ -386,10 +386,12 @@ class ModelTracker(Administration):
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
 
-    def prefer(self, port: int) -> None:
-        port = whole("port", port, 0, 65535)
+    def prefer(self, port: int, destination: int | None = None) -> None:
+        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
+        if destination is not None:
+            ports[nat.DST] = whole("destination", destination, 0, 65535)
         if self._nat:
-            self._nat.prefer(port)
+            self._nat.prefer(ports)
 
     def find(self, key: bytes) -> np.ndarray | None:
         found = self._find(Key.of(bytes(key)))
