@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ctcore.errors import CaptureError, CtmirrorError
+from ctcore.errors import CaptureError
 from ctcore.types import Proto
 from datapath import fields
 from datapath.app import Progress, Tracking
@@ -115,8 +115,6 @@ class Outcome:
 
 def diff(name: str, tracking: Tracking, take: Callable[[Chunk], None], progress: Progress | None = None) -> Outcome:
     """Compare a capture; `take` gets chunk after chunk. KernelError if the running kernel or the privileges do not suffice."""
-    if tracking.config.zone_dir != "both":
-        raise CtmirrorError("diff: zones of one direction are not compared: expected --zone without :original or :reply")
     outcome = Outcome(printable(name))
     with PcapSource(name) as source, Oracle(tracking.config, zone=tracking.zone) as oracle:
         lockstep = Lockstep(oracle, zone=tracking.zone)

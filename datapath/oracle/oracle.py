@@ -25,6 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ctcore import spec
 from ctcore.config import Config
+from ctcore.types import Dir
 from datapath.oracle import ruleset
 from datapath.oracle.bpf import Runnable
 from datapath.oracle.bridge import BRIDGE, NOBODY, Bridge
@@ -100,6 +101,9 @@ def obstacle() -> str | None:
         return str(error)
 
 
+DIRECTIONS = {"both": None, "original": Dir.ORIG, "reply": Dir.REPLY}
+
+
 class Oracle:
     """Conntrack of the running kernel in a network namespace of its own, with the settings of `config`."""
 
@@ -113,7 +117,7 @@ class Oracle:
                 self.bridge = Bridge(stack)
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
-                ruleset.load(self.bridge.box, self.config, zone=zone)
+                ruleset.load(self.bridge.box, self.config, zone=zone, direction=DIRECTIONS[self.config.zone_dir])
                 if self.config.nat:  # a helper alone never changes an address
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 with self.bridge.box.entered():
