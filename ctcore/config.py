@@ -17,6 +17,7 @@ EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 # With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
 UNLIMITED_CAPACITY = 1 << 22
 CAPACITY_LIMIT = 1 << 26
+FRAGMENTS_LIMIT = 1 << 30
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
 TICKS_LIMIT = (1 << 31) - 1
 
@@ -41,8 +42,12 @@ class Config:
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
     event_buffer: int = 65536  # events kept until they are taken
+    ipfrag_high_thresh: int = 4 << 20  # bytes of IPv4 fragments beyond which further ones are refused; 0: all are
+    frag6_high_thresh: int = 4 << 20  # the same of IPv6 (nf_conntrack_frag6_high_thresh)
+    ipfrag_max_dist: int = 64  # fragments of a source that may come between two of a datagram (IPv4); 0: any number
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
     helpers: tuple[HelperRule, ...] = ()
+    helper_max: int = 65536  # connections with a helper at a time; later ones go without
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -52,8 +57,12 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
+        _check_range(self, "helper_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "event_buffer", 16, 1 << 27)
+        _check_range(self, "ipfrag_high_thresh", 0, FRAGMENTS_LIMIT)
+        _check_range(self, "frag6_high_thresh", 0, FRAGMENTS_LIMIT)
+        _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")

@@ -8,7 +8,7 @@ from ctcore.config import Config
 from ctcore.nat_rules import NatPool
 
 class ExpectationRow(NamedTuple):
-    """timeout: seconds left."""
+    """timeout: seconds left; src: an address, or "any"."""
 
     master: int
     src: str
@@ -37,6 +37,8 @@ class Tracker:
         Returns DECISION_DTYPE[len(batch)]: conn is the connection's ordinal or -1, timeout ticks (1/config.hz s) left after the packet or -1, dir
         255 and l4state 255 where there is none. Each packet's time (ns) moves the clock on; a time before the last one counts as the last one.
         """
+    def edits(self) -> NDArray[Any]:
+        """The edits of the last advance() that asked for rewrites, EDIT_DTYPE[k]; `first_edit` and `n_edits` of a rewrite name a packet's own."""
     @property
     def now(self) -> int:
         """The latest time seen, ns."""

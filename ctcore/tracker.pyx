@@ -13,10 +13,16 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
+from ctcore.edits cimport edits_reset
 from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
-from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
+from ctcore.helpers.nat_text cimport follow
+from ctcore.helpers.helper cimport HELPER_PPTP
+from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
+from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
@@ -86,6 +92,11 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
             buffer_last(&ct.buffer).end = end
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
+    if entry.cold & COLD_EXTENSION:
+        hang_up(ct, entry)
+        drop_helper(ct, conn)
+    if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
+        tunnel_ended(ct, entry)
     if ct.nat.rule != NULL:
         nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
@@ -93,6 +104,25 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     wheel_unlink(&ct.wheel, conn)
     pool_give(&ct.pool, conn)
     ct.live -= 1
+
+
+cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
+    """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef uint32_t flow
+    cdef int dir
+    if ext.helper != HELPER_PPTP:
+        return
+    ext.memory.pptp.hang_up = 0
+    forget_tunnels(ct, ext)
+    for dir in range(2):
+        flow = take_tunnel(ct, entry, ext, dir)
+        if flow != NO_FLOW and tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
+            # It was over already, whoever of the two is noticed first.
+            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[flow >> 1], ct.tick))
+            ct.count.expired += 1
+        elif flow != NO_FLOW:
+            kill(ct, flow >> 1, END_FLUSHED, ct.now)
 
 
 cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t base) noexcept nogil:
@@ -209,12 +239,22 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
-        meet_expectation(ct, entry)
+        meet_expectation(ct, conn)
     return conn
 
 
-cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark."""
+cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
+    """An entry that is not confirmed never was."""
+    if ct.pool.entry[conn].cold & COLD_EXTENSION:
+        drop_helper(ct, conn)
+    if ct.rewrite != NULL:
+        ct.rewrite.flags = 0
+    pool_give(&ct.pool, conn)
+
+
+cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
+    cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
     cdef Expectation *expected
     if row == NO_CONN:
@@ -225,6 +265,12 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
     entry.mark = ct.pool.entry[expected.master_conn].mark
     if entry.mark:
         entry.cold |= COLD_MARK
+    if expected.helper:
+        give_helper(ct, conn, expected.helper)
+    if expected.follow == FOLLOW_PPTP:
+        follow_pptp(ct, entry, expected)
+    elif expected.follow and ct.nat.rule != NULL:
+        follow(ct, entry, expected)
     ct.expect.matched += 1
     if not expected.permanent:
         expect_remove(&ct.expect, row)
@@ -263,6 +309,8 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
         nat_link(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        helper_confirmed(ct, entry)
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -346,6 +394,19 @@ cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t 
     without_conn(p, l4state, d)
 
 
+cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
+    """A new connection gets its helper, which looks at its first packet. False if that is to be dropped."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint8_t refusal = R_OK
+    if unlikely(ct.helper_of[0] != NULL):
+        assign_helper(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        refusal = run_helper(ct, conn, p, ORIG, state_of(entry, ORIG))
+    if unlikely(refusal != R_OK):
+        p.reason = refusal
+    return refusal == R_OK
+
+
 cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
     """Decide what a new connection is on the other side. A closed one may have to give way."""
     cdef uint32_t victim
@@ -376,13 +437,13 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         return
     entry = &ct.pool.entry[conn]
     if run_l4(ct, entry, p, ORIG, True) == REJECTED:
-        pool_give(&ct.pool, conn)
+        discard(ct, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
     if ct.nat.rule != NULL:
         translate(ct, conn)
-    if unlikely(not translatable(entry, p, ORIG)) or not confirm(ct, conn, p):
-        pool_give(&ct.pool, conn)
+    if unlikely(not translatable(entry, p, ORIG)) or not help_first(ct, conn, p) or not confirm(ct, conn, p):
+        discard(ct, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)
@@ -426,6 +487,20 @@ cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     return errand == ICMP_DECIDED or errand == ICMP_RELATED
 
 
+cdef void help_packet(Engine *ct, uint32_t conn, Packet *p, int dir) noexcept nogil:
+    """A packet of a connection with a helper: it may be dropped, and yet has been tracked."""
+    cdef uint8_t refusal = run_helper(ct, conn, p, dir, p.state)
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    if ext.helper == HELPER_PPTP and ext.memory.pptp.hang_up:
+        hang_up(ct, entry)
+    if refusal != R_OK:
+        p.reason = refusal
+        p.verdict = DROP
+        if ct.rewrite != NULL:
+            ct.rewrite.flags = 0
+
+
 cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     """One packet, from its row to its decision."""
     cdef uint32_t flow
@@ -438,6 +513,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         return
     if unlikely(p.key.proto != PROTO_TCP and p.key.proto != PROTO_UDP) and track_icmp(ct, p, d):
         return
+    if unlikely(ct.ext.tunnels) and p.key.proto == PROTO_GRE:
+        name_tunnel(ct, p)
     flow = lookup(ct, p)
     if unlikely(flow == NO_FLOW):
         track_first(ct, p, R_OK, d)
@@ -463,9 +540,11 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(dir == REPLY and not entry.status & SEEN_REPLY):
         entry.status |= SEEN_REPLY
         ct.changes |= CHANGE_REPLY
+    if unlikely(entry.cold & COLD_EXTENSION):
+        help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
         if likely(translatable(entry, p, dir)):
             plan_rewrite(ct, entry, dir)
         else:

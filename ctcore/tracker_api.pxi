@@ -10,8 +10,11 @@ import numpy as np
 from ctcore.batch cimport Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
+from ctcore.edits cimport edits_free
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
+from ctcore.extensions cimport extensions_fault
 from ctcore.hashing cimport hash_seed
+from ctcore.helpers.registry cimport fill_helpers
 from ctcore.nat cimport nat_fault
 from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
@@ -19,7 +22,7 @@ from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, REWRITE_DTYPE
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, REWRITE_DTYPE
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
@@ -85,6 +88,7 @@ cdef class Tracker:
         ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
         ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
+        self.prepare_helpers(config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     cdef int start_nat(self) except -1:
@@ -110,6 +114,27 @@ cdef class Tracker:
         unmap_memory(self.ct.pool.entry, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
+        unmap_memory(self.ct.ext.row, self.help_size)
+        edits_free(&self.ct.edits)
+
+    cdef int prepare_helpers(self, object config) except -1:
+        """Map the extensions and, behind them, who is helped by port; without helpers there is nothing."""
+        cdef Engine *ct = &self.ct
+        cdef size_t rows
+        if not config.helpers:
+            return 0
+        ct.ext.size = config.helper_max
+        ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
+        rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
+        self.help_size = rows + 2 * 65536
+        ct.ext.row = <Extension *>map_memory(self.help_size)
+        if ct.ext.row == NULL:
+            raise MemoryError(f"no memory for {config.helper_max} connections with helpers")
+        ct.ext.tunnel = <uint32_t *>(ct.ext.row + ct.ext.size + 1)
+        ct.expect.extension = ct.ext.row
+        ct.helper_of[0] = <uint8_t *>ct.ext.row + rows
+        ct.helper_of[1] = ct.helper_of[0] + 65536
+        fill_helpers(ct, config.helpers)
 
     cdef int enter(self) except -1:
         """Take the tracker for work without the GIL, or RuntimeError: packets of one table come one after the other."""
@@ -131,6 +156,7 @@ cdef class Tracker:
         cdef int start = 0, n
         batch.consume()
         self.enter()
+        edits_reset(&self.ct.edits)
         with nogil:
             while start < batch.size:
                 n = min(batch.size - start, <int>BATCH)
@@ -140,6 +166,13 @@ cdef class Tracker:
                 start += n
         self.busy = False
         return decisions
+
+    def edits(self):
+        self.idle()
+        cdef object taken = np.empty(self.ct.edits.used, dtype=EDIT_DTYPE)
+        if self.ct.edits.used:
+            memcpy(<void *><size_t>taken.ctypes.data, self.ct.edits.row, self.ct.edits.used * sizeof(Edit))
+        return taken
 
     @property
     def now(self):
@@ -228,23 +261,24 @@ cdef class Tracker:
 
     def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
         cdef uint32_t conn = self.slot_of(master)
-        cdef uint32_t row
-        cdef Key key
-        memset(&key, 0, sizeof(Key))
-        key.family = <uint8_t>fill_address(key.src, src)
-        if fill_address(key.dst, dst) != key.family:
+        cdef Expectation draft
+        memset(&draft, 0, sizeof(Expectation))
+        draft.key.family = <uint8_t>fill_address(draft.key.src, src)
+        if fill_address(draft.key.dst, dst) != draft.key.family:
             raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
-        key.proto = whole("expectation: proto =", proto, 0, 255)
-        key.dport = whole("expectation: dport =", dport, 0, 65535)
-        key.sport = whole("expectation: sport =", sport, 0, 65535)
-        key.zone = whole("expectation: zone =", zone, 0, 65535)
+        draft.key.proto = whole("expectation: proto =", proto, 0, 255)
+        draft.key.dport = whole("expectation: dport =", dport, 0, 65535)
+        draft.key.sport = whole("expectation: sport =", sport, 0, 65535)
+        draft.key.zone = whole("expectation: zone =", zone, 0, 65535)
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
-        row = expect_add(&self.ct.expect, &key, master, self.ct.tick, self.ct.tick + <uint64_t>(timeout * self.config.hz))
-        if row == NO_CONN:
+        draft.any_sport = draft.key.sport == 0
+        draft.master = master
+        draft.master_conn = conn
+        draft.permanent = permanent
+        draft.deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
+        if expect_add(&self.ct.expect, &draft, self.ct.tick) == NO_CONN:
             raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
-        self.ct.expect.row[row].master_conn = conn
-        self.ct.expect.row[row].permanent = permanent
         self.ct.pool.entry[conn].cold |= COLD_MASTER
 
     def expectations(self):
@@ -257,7 +291,7 @@ cdef class Tracker:
             while row != NO_CONN:
                 e = &self.ct.expect.row[row]
                 rows.append(ExpectationRow(
-                    e.master, address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
+                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
                     e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
                 row = e.next
         return sorted(rows)
@@ -281,6 +315,7 @@ cdef class Tracker:
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
             "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
+            "helper_refused": self.ct.ext.refused,
             "nat_exhausted": self.ct.nat.exhausted,
         }
 
@@ -289,7 +324,8 @@ cdef class Tracker:
         cdef Entry *entry
         self.idle()
         fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
-                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or nat_fault(&self.ct))
+                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or extensions_fault(&self.ct.ext)
+                 or nat_fault(&self.ct))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
             live += entry.live != 0

@@ -141,6 +141,7 @@ cpdef enum Change:
     CHANGE_L4STATE = 4
     CHANGE_MARK = 8
     CHANGE_LABEL = 16
+    CHANGE_SEQADJ = 32  # a helper's rewriting moves sequence numbers
 
 cpdef enum End:
     ALIVE = 0
@@ -313,6 +314,13 @@ ctypedef struct Rewrite:
     uint8_t flags               # RewriteFlag
     uint8_t pad
 
+# A piece of a packet that becomes another one. Where several are of one packet, they come in the order of `at` and do not overlap.
+ctypedef struct Edit:
+    uint32_t at                 # bytes from the start of the L4 header, as the packet arrived
+    uint16_t old_len
+    uint16_t new_len            # of text
+    uint8_t text[64]
+
 # --- a connection ----------------------------------------------------------------------------------------------------------------------
 
 ctypedef struct TcpSide:
@@ -374,13 +382,15 @@ ctypedef struct Entry:
     uint32_t generation         # counts the lives of this slot
     uint32_t hash[2]            # of the two keys, for erase
     uint32_t wheel_tick         # where the wheel will look at it next, at or before its deadline
-    uint32_t extension          # its row of the extensions, counted from 1; 0: none
+    uint32_t extension          # its row of the extensions, counted from 1, and above EXTENSION_BITS its helper; 0: none
 
 cdef enum:
     FLAW_SUM = 1                # a bad ICMP checksum nobody asked to verify; address translation does
     COLD_MARK = 1               # a mark is set
     COLD_MASTER = 2             # expectations may name it as their master
     COLD_EXTENSION = 4          # a helper, or sequence numbers that are adjusted
+    EXTENSION_BITS = 24
+    EXTENSION_ROW = 0xFFFFFF    # that part of Entry.extension that is a row
 
 ctypedef struct Event:
     uint8_t kind

@@ -128,6 +128,7 @@ class Change(IntEnum):
     CHANGE_L4STATE = 4
     CHANGE_MARK = 8
     CHANGE_LABEL = 16
+    CHANGE_SEQADJ = 32
 
 class End(IntEnum):
     ALIVE = 0
@@ -215,6 +216,7 @@ KEY_DTYPE: np.dtype[Any]
 PACKET_DTYPE: np.dtype[Any]
 DECISION_DTYPE: np.dtype[Any]
 REWRITE_DTYPE: np.dtype[Any]
+EDIT_DTYPE: np.dtype[Any]
 TCP_SIDE_DTYPE: np.dtype[Any]
 TCP_DTYPE: np.dtype[Any]
 SCTP_DTYPE: np.dtype[Any]

@@ -22,7 +22,7 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.nat_rules import NatPool
-from ctcore.types import End, Reason, RewriteFlag, State
+from ctcore.types import End, Reason, RewriteFlag, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import Evidence
@@ -35,7 +35,8 @@ from datapath.worker import Pipeline
 CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
 EVENTS_A_PACKET = 4
 EVENTS = frozenset(("new", "update", "destroy"))
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed")
+FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed", *FRAGMENTS)
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 
@@ -84,7 +85,8 @@ class Capture:
 @dataclass
 class Replayed:
     """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
-    clamped: of these, those whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
+    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file
+    cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Replayed:
     events_lost: int = 0
     pools: list[NatPool] = field(default_factory=list)
     forwarded: tuple[str, int] | None = None
+    gathered: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
@@ -221,7 +224,9 @@ class _Run:
         there are several.
         """
         decisions, keys, rewrites = told
-        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
+        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
+        whole = [one for one in self.pipeline.datagrams() if decisions["verdict"][one.row] == Verdict.ACCEPT]
+        self.result.gathered += sum(len(one.parts) - 1 for one in whole)
         said = None
         if self.sink.format == "pcapng":
             changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))

@@ -6,13 +6,13 @@ Invariant: a packet explained here got exactly the decision that replay gives it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from ctcore.batch import Batch
 from ctcore.errors import CaptureError, ConfigError, CtmirrorError
 from ctcore.model.conn import Key, Packet, Visit
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
@@ -22,7 +22,9 @@ from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
 from datapath.dissect import brief
+from datapath.frame import LINK_RAW, frames_of
 from datapath.names import printable
+from datapath.refragment import Datagram
 from datapath.wire import parse_batch
 from datapath.worker import Pipeline
 
@@ -36,7 +38,9 @@ class Explained:
     before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
     error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection of its answers; None for other packets.
     gone: the destroy events (EVENT_DTYPE) it caused; others: the connections there were before it, with those it expired; count: of these, those that
-    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules."""
+    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules.
+    Of a fragment that completed its datagram, packet and l4 are the datagram's; datagram: its bytes, from the IP header on; siblings: the numbers
+    of all its fragments, below 0 in captures before this one. Of one that was held, siblings are those of the datagram that is completed later."""
 
     name: str
     number: int
@@ -57,6 +61,8 @@ class Explained:
     error: bool = False
     quoted: np.void | None = None
     about: Any = None
+    datagram: bytes = b""
+    siblings: tuple[int, ...] = ()
 
     @property
     def row(self) -> Packet:
@@ -152,15 +158,48 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
     """Packet `number`, counted from 0, of the last of `captures`. Raises CtmirrorError if there is no such packet."""
     pipeline = Pipeline(with_events(tracking.config, everything=False, ends=True), zone=tracking.zone, clock=tracking.clock)
     _replay_before(pipeline, captures[:-1], progress)
-    name, seen = captures[-1], 0
+    name, seen, first = captures[-1], 0, int(pipeline.summary()["total_packets"])
     with PcapSource(name) as source:
-        for memory, frames in _chunks(source, name, progress):
+        chunks = _chunks(source, name, progress)
+        for memory, frames in chunks:
             if number < seen + len(frames):
-                return _look(pipeline, name, (memory, frames), number - seen, number, tracking)
+                it = _look(pipeline, name, (memory, frames), number - seen, number, tracking)
+                if it.decision["reason"] == Reason.R_FRAGMENT:
+                    return replace(it, siblings=_completed(pipeline, chain([(memory, frames[number - seen + 1 :])], chunks), number, first))
+                return replace(it, siblings=tuple(part - first for part in it.siblings))
             pipeline.process(memory, frames, decisions=False)
             pipeline.tracker.events()
             seen += len(frames)
     raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
+
+
+def _completed(pipeline: Pipeline, chunks: Iterable[tuple[Any, np.ndarray]], number: int, first: int) -> tuple[int, ...]:
+    """The fragments of the datagram that a held one becomes part of, as the capture goes on. first: number of its packet 0 for the pipeline."""
+    try:
+        for memory, frames in chunks:
+            pipeline.process(memory, frames, decisions=False)
+            pipeline.tracker.events()
+            for datagram in pipeline.datagrams():
+                numbers = tuple(part - first for part, _, _ in datagram.parts)
+                if number in numbers:
+                    return numbers
+    except CaptureError:
+        return ()
+    return ()
+
+
+def _parsed(memory: Any, frames: np.ndarray, datagrams: Sequence[Datagram], tracking: Tracking) -> tuple[list[np.void], list[bytes]]:
+    """Packets (PACKET_DTYPE) and their transport bytes, of datagrams in the rows of the fragments that completed them."""
+    batch = parse_batch(memory, frames, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat))
+    packets, l4s = [packet.copy() for packet in batch.array], [batch.l4_bytes(i) for i in range(len(frames))]
+    for one in datagrams:
+        inner, place = frames_of([one.frame[one.l3 :]], link=LINK_RAW)
+        place["len"] = one.length
+        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat), fragments="passed")
+        whole_packet = whole.array[0].copy()
+        whole_packet["l3_off"] = packets[one.row]["l3_off"]
+        packets[one.row], l4s[one.row] = whole_packet, whole.l4_bytes(0)
+    return packets, l4s
 
 
 def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int, number: int, tracking: Tracking) -> Explained:
@@ -174,7 +213,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     decisions, keys, rewrites = pipeline.process(memory, one, keys=True, rewrites=True)
     later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
     _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
-    batch = parse_batch(memory, one, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat))
+    datagrams = pipeline.datagrams()
     start = int(one["offset"][0])
     data = bytes(memory[start : start + int(one["caplen"][0])])
     conn = _by_id(later, int(decisions["conn"][0]))
@@ -185,7 +224,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
         had = find_conn(earlier, keys[0])
-    packet, l4 = batch.array[0].copy(), batch.l4_bytes(0)
+    (packet,), (l4,) = _parsed(memory, one, datagrams, tracking)
     tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
     count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
     error = _is_error(packet, l4)
@@ -196,6 +235,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     return Explained(
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
         error, quoted, about,
+        datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"", tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
     )  # fmt: skip
 
 
@@ -252,7 +292,8 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
                     keys_of = [conn["flow"][d]["key"].tobytes() for d in Dir]
                 rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
                 if len(rows):
-                    steps += _steps(parse_batch(memory, frames[rows], zone=tracking.zone), rows + seen, times[rows], decisions[rows])
+                    whole = [one._replace(row=int(np.searchsorted(rows, one.row))) for one in pipeline.datagrams() if one.row in rows]
+                    steps += _steps(*_parsed(memory, frames[rows], whole, tracking), rows + seen, times[rows], decisions[rows])
                 seen += len(frames)
     except CaptureError as error:
         damage = str(error)
@@ -277,10 +318,10 @@ def _clock(pipeline: Pipeline, before: int, frames: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.maximum(frames["ts"], before))
 
 
-def _steps(batch: Batch, numbers: np.ndarray, times: np.ndarray, decisions: np.ndarray) -> Iterator[Step]:
+def _steps(packets: list[np.void], l4s: list[bytes], numbers: np.ndarray, times: np.ndarray, decisions: np.ndarray) -> Iterator[Step]:
     for i, (number, ts) in enumerate(zip(numbers.tolist(), times.tolist(), strict=True)):
-        packet = batch.array[i].copy()
-        yield Step(number, ts, decisions[i], packet, brief(int(packet["key"]["proto"]), batch.l4_bytes(i), int(packet["l4_len"])))
+        what = brief(int(packets[i]["key"]["proto"]), l4s[i], int(packets[i]["l4_len"]))
+        yield Step(number, ts, decisions[i], packets[i], what)
 
 
 def _destroyed(pipeline: Pipeline, ordinal: int) -> np.void | None:

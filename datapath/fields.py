@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ctcore import spec
+from ctcore.nat_rules import HELPERS
 from ctcore.reasons import NAMES as REASON_NAMES
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, RewriteFlag, State, Status, TcpFlag, Verdict
 
@@ -204,10 +205,11 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
     flow, keys = conns["flow"], split(conns["flow"]["key"].reshape(-1))
     columns = (
         flow["id"][:, 0], flow["key"]["zone"][:, 0], flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
-        conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["master"], conns["start"],
+        conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["helper"], conns["master"], conns["start"],
     )  # fmt: skip
     rows = zip(keys[::2], keys[1::2], names, times, _tcp(conns["tcp"]), *(column.tolist() for column in columns), strict=True)
-    for original, reply, end, stop, tcp, conn, zone, proto, packets, size, tcp_state, sctp_state, status, timeout, mark, label, master, start in rows:
+    for original, reply, end, stop, tcp, conn, zone, proto, packets, size, tcp_state, sctp_state, status, timeout, mark, *attached, start in rows:
+        label, helper, master = attached
         if not acct:
             packets = size = (None, None)
         yield {
@@ -215,7 +217,7 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
             "original": {**endpoints(original), "packets": packets[0], "bytes": size[0]},
             "reply": {**endpoints(reply), "packets": packets[1], "bytes": size[1]},
             "l4state": l4state_name(proto, tcp_state if proto == Proto.PROTO_TCP else sctp_state), "status": status_names(status),
-            "timeout": timeout / hz, "mark": mark, "labels": hex(label[1] << 64 | label[0]), "helper": None,
+            "timeout": timeout / hz, "mark": mark, "labels": hex(label[1] << 64 | label[0]), "helper": HELPERS[helper - 1] if helper else None,
             "master": master if master >= 0 else None, "start": start, "stop": stop, "end": end,
             "tcp": tcp if proto == Proto.PROTO_TCP else None,
         }  # fmt: skip

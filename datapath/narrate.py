@@ -27,6 +27,7 @@ from datapath.translation import nat_lines
 # What is wrong with a header that was there to be looked at, though nothing of it was believed.
 HEADERS_BROKEN = (Reason.R_IP_VERSION, Reason.R_IP_HEADER)
 SHOWN = 5  # connections named one by one
+MOST_SHOWN = 16  # fragments named one by one
 EVICTION_RANGE = 8  # of the kernel's buckets, that early drop looks at
 WIDEST = 60  # characters of a packet's description up to which the columns behind it stand below one another
 ARROWS: dict[int, str] = {Dir.ORIG: "->", Dir.REPLY: "<-"}
@@ -68,11 +69,35 @@ def _headers(it: Explained) -> Iterator[Line]:
     yield "ip", dissect.ip_line(ip)
     if not it.key["family"]:
         return
+    yield from _fragment(it)
+    if it.datagram:
+        ip = it.datagram
+        yield "whole", dissect.ip_line(ip)
     name, offset = fields.proto_name(it.proto), dissect.fragment_offset(ip)
     if offset:
         yield name, f"no header in this fragment: its bytes begin at {offset:,} of what the datagram carries"
     elif it.l4 and (it.decision["reason"] != Reason.R_SNAPPED or dissect.has_header(it.proto, it.l4)):
         yield name, dissect.l4_line(it.proto, it.l4, int(it.packet["l4_len"]))
+
+
+def _fragment(it: Explained) -> Iterator[Line]:
+    """Which others a fragment makes a datagram with."""
+    if it.datagram and len(it.siblings) > 1:
+        yield "", f"the last to come of {len(it.siblings)} fragments of a datagram: {_numbers(it)}"
+    elif it.datagram:
+        yield "", "an atomic fragment (RFC 6946): it is all of its datagram, which is tracked without the fragment header"
+    elif it.decision["reason"] == Reason.R_FRAGMENT and it.siblings:
+        yield "", f"one of {len(it.siblings)} fragments of a datagram: {_numbers(it)}; #{max(it.siblings):,} completes it and gets the decision"
+    elif it.decision["reason"] == Reason.R_FRAGMENT:
+        yield "", "no packet of this capture completes its datagram"
+
+
+def _numbers(it: Explained) -> str:
+    """The fragments by their numbers, in the order of their offsets, as far as they are shown."""
+    earlier = sum(number < 0 for number in it.siblings)
+    shown = [f"#{number:,}" for number in it.siblings if number >= 0]
+    more = [f"and {len(shown) - MOST_SHOWN:,} more"] if len(shown) > MOST_SHOWN else []
+    return ", ".join(shown[:MOST_SHOWN] + more + ([f"{earlier:,} in captures before this one"] if earlier else []))
 
 
 def detail_lines(tracking: Tracking, data: bytes = b"") -> Iterator[Line]:

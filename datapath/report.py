@@ -53,6 +53,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield _overview(result, width)
     yield from _whys(result, width)
     yield from _pools(result, width)
+    yield from _fragments(result)
     yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
@@ -104,12 +105,12 @@ def _header(result: Replayed) -> Iterator[Text]:
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats))
+        yield Text(_written(*result.forwarded, stats, result.gathered))
 
 
-def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
-    """What -w wrote, and what it left out."""
-    left, total = stats["held"] + stats["dropped"], stats["total_packets"]
+def _written(name: str, packets: int, stats: dict[str, Any], gathered: int) -> str:
+    """What -w wrote, and what it left out. gathered: fragments that were held, and left with the one that completed their datagram."""
+    left, total = stats["held"] + stats["dropped"] - gathered, stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
     return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 
@@ -202,6 +203,28 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     yield Text()
     yield table
     yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
+
+
+# What datagrams that were never whole died of, by the counters of reassembly.
+DEATHS = {
+    "died_timeout": "timed out", "died_overlap": "had fragments that overlap", "died_malformed": "had impossible ones",
+    "died_too_far": "had others of their source in between (ipfrag_max_dist)",
+}  # fmt: skip
+
+
+def _fragments(result: Replayed) -> Iterator[Text]:
+    """What became of fragments, if there were any."""
+    seen = result.stats["fragments"]
+    died = {words: seen[name] for name, words in DEATHS.items() if seen[name]}
+    if not seen["datagrams"] and not seen["waiting"] and not died:
+        return
+    yield Text(f"\n{counted(seen['datagrams'], 'datagram')} put together from fragments", "bold")
+    for words, number in died.items():
+        yield Text(f"{counted(number, 'datagram')} given up: {words}")
+    if died:
+        yield Text(f"{counted(seen['lost'], 'held fragment')} lost with them")
+    if seen["waiting"]:
+        yield Text(f"{counted(seen['waiting'], 'datagram')} not whole at the end")
 
 
 def flow_text(conn) -> str:

@@ -7,5 +7,12 @@ ctypedef struct ParseSettings:
     uint16_t zone
     uint8_t checksum            # verify L4 checksums
     uint8_t nat                 # address translation is on: it verifies those of ICMP errors in any case
+    uint8_t fragments           # FRAGMENTS_*
 
-cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil
+# What becomes of fragments.
+cdef enum:
+    FRAGMENTS_HELD = 0          # R_FRAGMENT; an atomic one (RFC 6946) is a packet like any other
+    FRAGMENTS_GATHERED = 1      # R_FRAGMENT, atomic ones as well: reassembly sees all that Linux shows it
+    FRAGMENTS_PASSED = 2        # these frames have been through reassembly
+
+cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil

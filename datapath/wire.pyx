@@ -47,6 +47,8 @@ cdef enum:
     PAD1 = 0                    # options of IPv6 (RFC 8200 4.2, RFC 2675 2)
     JUMBO = 194
 
+MODES = {"held": FRAGMENTS_HELD, "gathered": FRAGMENTS_GATHERED, "passed": FRAGMENTS_PASSED}
+
 # Bit f is set if flags f (without PSH, ECE, CWR and reserved bits) are a combination that some stack sends (RFC 9293 3.10).
 cdef uint64_t VALID_FLAGS = (
     1ULL << SYN | 1ULL << (SYN | URG) | 1ULL << (SYN | ACK) | 1ULL << RST | 1ULL << (RST | ACK)
@@ -300,10 +302,12 @@ cdef inline bint valid_jumbo(const Cursor *c, uint32_t at) noexcept nogil:
     return length > 0xFFFF and length <= c.length - IP6_HEADER
 
 
-cdef inline bint is_held(const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
+cdef inline bint is_held(const ParseSettings *settings, const Chain *chain, uint8_t reason, uint32_t total) noexcept nogil:
     """Does reassembly take this packet? Not a first fragment that ends within its transport header (RFC 8200 4.5 forbids it): Linux lets it pass."""
     cdef uint32_t need = 20 if chain.proto == PROTO_TCP else 8 if chain.proto == PROTO_UDP or chain.proto == PROTO_ICMPV6 else 1
-    return chain.frag != 0 and not (reason == R_OK and chain.at + need > total)
+    if chain.frag == 0 and not (settings.fragments == FRAGMENTS_GATHERED and chain.fragmented and chain.data < total):
+        return False
+    return not (reason == R_OK and chain.at + need > total)
 
 
 cdef inline bint refused(const Chain *chain, uint32_t total) noexcept nogil:
@@ -313,7 +317,7 @@ cdef inline bint refused(const Chain *chain, uint32_t total) noexcept nogil:
     return chain.proto == IP6_FRAGMENT and chain.at <= total
 
 
-cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
+cdef uint8_t ipv6(const ParseSettings *settings, const Cursor *c, Packet *p) noexcept nogil:
     """RFC 8200 3 and 4. R_OK with l4, l4_len, l4_have set, also where the chain ends behind the packet and no tuple field is needed from there."""
     cdef uint32_t total, have
     cdef uint8_t reason
@@ -342,8 +346,9 @@ cdef uint8_t ipv6(const Cursor *c, Packet *p) noexcept nogil:
     p.l4 = c.p + min(chain.at, have)
     p.l4_len = total - min(chain.at, total)
     p.l4_have = have - min(chain.at, have)
-    if be16(c.p + 4) != 0:                                              # what has no length is none of reassembly's business
-        if is_held(&chain, reason, total):
+    # What has no length is none of reassembly's business, nor is what has been through it.
+    if be16(c.p + 4) != 0 and settings.fragments != FRAGMENTS_PASSED:
+        if is_held(settings, &chain, reason, total):
             return R_FRAGMENT
         if reason == R_IP6_CHAIN and refused(&chain, total):
             return R_IP6_MALFORMED
@@ -367,7 +372,7 @@ cdef void general(const ParseSettings *settings, const uint8_t *start, const Fra
     reason = to_ip(&c, frame.link, &family)
     if reason == R_OK:
         p.l3_off = <uint16_t>(c.p - start)
-        reason = ipv4(&c, p) if family == 4 else ipv6(&c, p)
+        reason = ipv4(&c, p) if family == 4 else ipv6(settings, &c, p)
     if reason == R_OK:
         transport(settings, p)
     else:
@@ -425,9 +430,13 @@ cdef inline void fetch(const uint8_t *f) noexcept nogil:
     prefetch(f + PLAIN_HEADERS + 20)
 
 
-cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
-    """Frame rows to Packet rows.   Reads: frames, memory.   Writes: every field of out[0..n-1]; index is the row, hash and flow are empty."""
+cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Frame *frames, int n, Packet *out) noexcept nogil:
+    """Frame rows to Packet rows.   Reads: frames, memory.   Writes: every field of out[0..n-1]; index is the row, hash and flow are empty.
+
+    Says whether there are fragments among them (R_FRAGMENT).
+    """
     cdef int i
+    cdef bint fragments = False
     cdef Packet *p
     cdef const Frame *frame
     for i in range(min(n, PREFETCH_AHEAD)):
@@ -439,15 +448,17 @@ cdef void parse(const ParseSettings *settings, const uint8_t *memory, const Fram
             fetch(memory + frame[PREFETCH_AHEAD].offset)
         if not plain_tcp(settings, memory + frame.offset, frame, p):
             general(settings, memory + frame.offset, frame, p)
+            fragments |= p.reason == R_FRAGMENT
         p.wire_len = max(frame.len, frame.caplen)
         p.key.zone = settings.zone
         p.now = frame.ts
         p.hash = 0
         p.flow = NO_FLOW
         p.index = i
+    return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held"):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -471,6 +482,9 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=Fals
     settings.zone = zone
     settings.checksum = checksum
     settings.nat = nat
+    if fragments not in MODES:
+        raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
+    settings.fragments = MODES[fragments]
     base = data.ctypes.data
     with nogil:
         parse(&settings, <const uint8_t *>base, rows, n, batch.row)

@@ -1,13 +1,12 @@
 """The worker: a packet's straight line through the datapath, one batch at a time.
 
-    parse -> hash -> find -> track -> rewrite (where asked for) -> sum up
+    parse -> (defragment) -> hash -> find -> track -> rewrite (where asked for) -> sum up
 
 Each stage works on the whole batch before the next one starts, so that what one asked the memory for has arrived when the next needs it.
 Not here: where frames come from and go to (capture, sink), what is shown to people (report).
 """
 
 import time
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,32 +14,26 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
 
 from ctcore.batch cimport Batch
+from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
+from ctcore.edits cimport edits_reset
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet,
-    Rewrite,
+    BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet, Rewrite,
 )
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, REWRITE_DTYPE
+from datapath.defragment cimport Gathering, datagrams_of, defragment
 from datapath.frame cimport Frame, checked_frames
 from datapath.rewrite cimport rewrite_rows
-from datapath.wire cimport ParseSettings, parse
+from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from datapath.rewrite import copied, rewrite_in_place
+from datapath.leave import leaving
 
 assert N_REASONS <= 96 and N_STATES == 6
 
 CLOCKS = ("capture", "wall")
-
-
-class Leaving(NamedTuple):
-    """See worker.pyi."""
-
-    memory: object
-    frames: object
-    rows: object
 
 
 cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil:
@@ -76,6 +69,7 @@ cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept 
 cdef class Pipeline:
     """Parser and tracker, put together. See worker.pyi."""
     cdef readonly Tracker tracker
+    cdef readonly Reassembler reassembler
     cdef readonly object clock
     cdef Batch batch
     cdef ParseSettings settings
@@ -83,6 +77,7 @@ cdef class Pipeline:
     cdef readonly bint translates
     cdef object room            # for the rewrites of one batch, which nobody else may want to have
     cdef Rewrite *rewrites
+    cdef uint64_t first         # number of the last call's first packet
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         if self.tracker is not None:
@@ -104,9 +99,16 @@ cdef class Pipeline:
         self.translates = len(config.nat) > 0
         self.room = np.zeros(batch, dtype=REWRITE_DTYPE)
         self.rewrites = <Rewrite *><size_t>self.room.ctypes.data
+        self.settings.fragments = FRAGMENTS_GATHERED
+        self.reassembler = Reassembler(config)
         memset(&self.sums, 0, sizeof(Summary))
         memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
         self.tracker = Tracker(config)      # last: who has a tracker has all the rest
+
+    cdef int ready(self) except -1:
+        if self.tracker is None:
+            raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
+        return self.tracker.idle()
 
     def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint rewrites=False):
         """Run frames through all stages; see worker.pyi."""
@@ -129,6 +131,8 @@ cdef class Pipeline:
     def forward(self, uint8_t[::1] memory not None, frames not None, *, bint decisions=True):
         """Run frames through all stages and change those that pass where they lie; see worker.pyi."""
         cdef Asked asked
+        if self.tracker is not None and self.tracker.config.helpers:
+            raise ConfigError("forward: expected no helpers: frames that they make longer have no room")
         memset(&asked, 0, sizeof(Asked))
         decided = np.empty(len(frames), dtype=DECISION_DTYPE) if decisions else None
         if decisions:
@@ -138,27 +142,23 @@ cdef class Pipeline:
         self.go(memory, frames, &asked)
         return decided
 
-    def leaving(self, memory, frames, decisions, rewrites=None):
-        """What leaves because of frames that were processed; see worker.pyi."""
-        rows = np.flatnonzero(decisions["verdict"] == ACCEPT)
-        passed = frames[rows]
-        if rewrites is None or not rewrites["flags"][rows].any():
-            return Leaving(memory, passed, rows)
-        memory, passed = copied(memory, passed)
-        sent = rewrite_in_place(memory, passed, rewrites[rows])
-        return Leaving(memory, passed[sent], rows[sent])
+    def leaving(self, memory, frames, decisions, rewrites=None, edits=None):
+        """What leaves because of the frames of the last process(); see worker.pyi."""
+        return leaving(memory, frames, decisions, rewrites, edits, self.datagrams())
 
     cdef int go(self, const uint8_t[::1] memory, object frames, const Asked *asked) except -1:
         """The checks, then the straight line without the GIL."""
         cdef Py_ssize_t n = len(frames)
         cdef const Frame *frame
         cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
-        if self.tracker is None:
-            raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
+        self.ready()
         frame = checked_frames(memory, frames)
         if n == 0:
             return 0
         self.tracker.enter()
+        edits_reset(&self.tracker.ct.edits)
+        fragments_release(&self.reassembler.all)
+        self.first = self.sums.total_packets
         if self.sums.total_packets == 0:
             self.sums.first_ts = frame[0].ts
             self.sums.last_ts = frame[0].ts
@@ -172,14 +172,17 @@ cdef class Pipeline:
         cdef Packet *row = self.batch.row
         cdef Rewrite *rewrites
         cdef Py_ssize_t start = 0
+        cdef bint fragments
         cdef int k, i
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
             rewrites = asked.rewrites + start if asked.rewrites != NULL else self.rewrites if self.translates else NULL
-            parse(&self.settings, memory, frame + start, k, row)
+            fragments = parse(&self.settings, memory, frame + start, k, row)
             if unlikely(wall != 0):
                 for i in range(k):
                     row[i].now = wall
+            if unlikely(fragments):
+                self.gather(memory, frame + start, n - start, row, k)
             hash_rows(&self.tracker.ct, row, k)
             find_rows(&self.tracker.ct, row, k)
             track_rows(&self.tracker.ct, row, k, NULL if asked.decisions == NULL else asked.decisions + start, rewrites)
@@ -193,6 +196,30 @@ cdef class Pipeline:
                     asked.keys[start + i] = row[i].key
             start += k
 
+    cdef void gather(self, const uint8_t *memory, const Frame *frames, Py_ssize_t left, Packet *row, int n) noexcept nogil:
+        """Reassembly, of a batch that has fragments. frames: of the batch and what comes behind it in this call, `left` of them."""
+        cdef Gathering g
+        g.all = &self.reassembler.all
+        g.settings = self.settings
+        g.settings.fragments = FRAGMENTS_PASSED
+        g.now = self.tracker.ct.now
+        g.memory = memory
+        g.frames = frames
+        g.left = left
+        g.number = self.sums.total_packets
+        defragment(&g, row, n)
+
+    def datagrams(self):
+        """What the last process() put together; see worker.pyi."""
+        self.ready()
+        return datagrams_of(&self.reassembler.all, self.first)
+
+    def fragments(self):
+        """Counters of reassembly; see worker.pyi."""
+        self.ready()
+        fragments_expire(&self.reassembler.all, <uint64_t>(max(self.tracker.ct.now, 0) // self.reassembler.all.tick_ns))
+        return {**self.reassembler.counters(), "waiting": sum(self.reassembler.waiting())}
+
     def summary(self):
         """What was counted so far; see worker.pyi."""
         cdef Summary *s = &self.sums
@@ -202,6 +229,6 @@ cdef class Pipeline:
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
             "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
-            "translated": s.translated,
+            "translated": s.translated, "fragments": {} if self.reassembler is None else self.fragments(),
             "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }

@@ -123,6 +123,10 @@ class Translator:
         """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
         self._preferred = ports
 
+    def draw(self) -> int:
+        """16 random bits, for helpers: from where searches take theirs."""
+        return self._draws.port()
+
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""
         if manip == SRC and not choice.random:

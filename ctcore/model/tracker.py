@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,27 @@ from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4, nat
+from ctcore.model.assisted import Assisted
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
+from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
+from ctcore.model.helpers import HELPERS, Edit, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
 from ctcore.nat_rules import NatPool
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Reason, State, Status, Verdict
+from ctcore.types import (
+    CONN_DTYPE,
+    DECISION_DTYPE,
+    EVENT_DTYPE,
+    Change,
+    Dir,
+    End,
+    EventKind,
+    Proto,
+    Reason,
+    State,
+    Status,
+    Verdict,
+)
 
 NO_DIR = 255
 SECOND = 1_000_000_000
@@ -53,44 +69,21 @@ class Decision:
         record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
 
 
-class ExpectationRow(NamedTuple):
-    """An expectation as callers see it; timeout: seconds left."""
-
-    master: int
-    src: str
-    dst: str
-    proto: int
-    sport: int
-    dport: int
-    zone: int
-    timeout: float
-    permanent: bool
-
-
-class Expectation(NamedTuple):
-    """A connection that is announced. Its key has the source port 0 if any will do."""
-
-    key: Key
-    master: int
-    deadline: int  # tick
-    permanent: bool
-
-    def fits(self, key: Key) -> bool:
-        return self.key == (key if self.key.sport else key._replace(sport=0))
-
-
-class ModelTracker:
+class ModelTracker(Assisted):
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
     def __init__(self, config: Config | None = None):
         config = Config() if config is None else config
         self.config = config
+        for rule in config.helpers:
+            if rule.name not in HELPERS:
+                raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
         self.now = 0
         self._tick_ns = SECOND // config.hz
         self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
         self._next_id = 0
-        self._expectations: list[Expectation] = []  # youngest first
+        self._expectations = Expectations(config.expect_max)
         self._events: deque[np.ndarray] = deque()
         names = (
             "found",
@@ -104,10 +97,13 @@ class ModelTracker:
             "expect_new",
             "expect_create",
             "expect_delete",
+            "helper_refused",
             "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
         self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
+        self._helped, self._asked, self._moved = 0, False, (0, 0)
+        self._edits: list[Edit] = []
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
@@ -115,11 +111,14 @@ class ModelTracker:
         batch.consume()
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
+        self._edits.clear()
+        self._asked = rewrites is not None
         if rewrites is not None:
             rewrites["flags"] = 0
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
+            first_edit, self._moved = len(self._edits), (0, 0)
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -128,6 +127,7 @@ class ModelTracker:
             decision.store(decisions[i], packet.key)
             if rewrites is not None and decision.rewrite:
                 decision.rewrite.store(rewrites[i])
+                self._store_moves(rewrites[i], first_edit)
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
@@ -136,6 +136,8 @@ class ModelTracker:
                 return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
             if l4.is_icmp_error(packet):
                 return self._relate(packet)
+        if packet.key.proto == Proto.PROTO_GRE:
+            packet = self._named(packet)
         return self._visit(packet)
 
     def _relate(self, packet: Packet) -> Decision:
@@ -171,6 +173,8 @@ class ModelTracker:
             again = self._visit(packet)
             return again if again.conn < 0 else replace(again, reason=Reason.R_TCP_REOPENED)
         if not answer.valid:
+            if not conn.confirmed:
+                self._discard(conn)
             self._report(conn)
             return Decision(State.INVALID, answer.reason, l4state=conn.l4.state if conn.confirmed else NO_L4STATE)
         if answer.timeout is not None or answer.kill:
@@ -182,12 +186,16 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
-        if self._nat and not conn.confirmed:
-            self._nat.decide(conn)
-        stuck = nat.refusal(packet, conn, d)
+        if not conn.confirmed:
+            if self._nat:
+                self._nat.decide(conn)
+            if (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+                conn.status |= Status.HELPER
+        stuck = nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
         if not conn.confirmed:
             refusal = stuck or self._confirm(conn)
             if refusal:
+                self._discard(conn)
                 return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
         accepted = self._accept(conn, d, state, answer.reason)
@@ -212,14 +220,17 @@ class ModelTracker:
         if self.count >= self.config.capacity and not self._early_drop(key):
             self._counters["drop"] += 1
             return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
-        expectation = next((e for e in self._expectations if e.fits(key)), None)
+        expectation = self._expectations.find(key)
         if expectation:
             conn.status |= Status.EXPECTED
             conn.master = expectation.master
             conn.mark = self._conns[expectation.master].mark
+            self._follow(conn, expectation)
+            if expectation.helper:
+                self._give_helper(conn, expectation.helper)
             self._counters["expect_new"] += 1
             if not expectation.permanent:
-                self._drop_expectations([expectation])
+                self._expectations.drop(lambda e: e is expectation)
         return conn, Dir.ORIG
 
     def _early_drop(self, key: Key) -> bool:
@@ -269,9 +280,19 @@ class ModelTracker:
         if self._nat:
             self._nat.leave(conn)
         conn.status |= Status.DYING
-        self._drop_expectations([e for e in self._expectations if e.master == conn.id])
+        if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory:
+            self._hang_up(conn)
+        if conn.master >= 0 and conn.key[Dir.ORIG].proto == Proto.PROTO_GRE:
+            self._tunnel_ended(conn)
+        self._expectations.drop(lambda e: e.master == conn.id)
         time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
         self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
+        self._take_helper(conn)
+
+    def _discard(self, conn: Conn) -> None:
+        """A connection that is not confirmed never was; nor is there anything it announced."""
+        self._expectations.drop(lambda e: e.master == self._next_id)
+        self._take_helper(conn)
 
     # --- time -------------------------------------------------------------------------------------------------------------------------
 
@@ -287,11 +308,15 @@ class ModelTracker:
         """Advance the clock, never back, and remove whatever has expired. now: ns."""
         now = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.now = max(self.now, now)
-        self._drop_expectations([e for e in self._expectations if e.deadline <= self._tick])
+        self._expectations.drop(lambda e: e.deadline <= self._tick)
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
         for conn in sorted(due, key=lambda conn: conn.deadline):
-            self._destroy(conn, End.END_TIMEOUT)
-            self._counters["expired"] += 1
+            if conn.id in self._conns:
+                self._expire(conn)
+
+    def _expire(self, conn: Conn) -> None:
+        self._destroy(conn, End.END_TIMEOUT)
+        self._counters["expired"] += 1
 
     # --- events -----------------------------------------------------------------------------------------------------------------------
 
@@ -331,7 +356,7 @@ class ModelTracker:
         return len(self._conns)
 
     def counters(self) -> dict[str, int]:
-        return dict(self._counters)
+        return self._counters | {"expect_create": self._expectations.created, "expect_delete": self._expectations.deleted}
 
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
@@ -409,24 +434,13 @@ class ModelTracker:
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
-        self._drop_expectations([e for e in self._expectations if (e.key, e.master) == (key, master)])
-        if len(self._expectations) >= self.config.expect_max:
-            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
         deadline = self._tick + int(timeout * self.config.hz)
-        self._expectations.insert(0, Expectation(key, master, deadline, permanent))
-        self._counters["expect_create"] += 1
+        expectation = Expectation(key, any_sport=sport == 0, master=master, deadline=deadline, permanent=permanent)
+        if not self._expectations.add(expectation):
+            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
 
     def expectations(self) -> list[ExpectationRow]:
-        return sorted(self._row_of(e) for e in self._expectations)
-
-    def _row_of(self, e: Expectation) -> ExpectationRow:
-        src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
-        left = (e.deadline - self._tick) / self.config.hz
-        return ExpectationRow(e.master, src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
-
-    def _drop_expectations(self, gone: list[Expectation]) -> None:
-        self._expectations = [e for e in self._expectations if e not in gone]
-        self._counters["expect_delete"] += len(gone)
+        return self._expectations.rows(self._tick, self.config.hz)
 
     # --- proof ------------------------------------------------------------------------------------------------------------------------
 
@@ -441,6 +455,7 @@ class ModelTracker:
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
+        assert self._helped == sum(conn.ext is not None for conn in self._conns.values()), f"{self._helped} connections are said to have helpers"
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
         if self._nat:
             self._nat.check(list(self._conns.values()))

@@ -130,6 +130,9 @@ SETTINGS = (
     ("acct", Switch(), "Count packets and bytes of each connection."),
     ("max", Number(0, 1 << 26), "Most connections at a time; 0 is no limit."),
     ("buckets", Number(1, 1 << 26), "Buckets of the kernel's hash table: when it is full, a victim is looked for in eight of them."),
+    ("ipfrag_high_thresh", Number(0, 1 << 30), "Bytes of IPv4 fragments beyond which further ones are dropped."),
+    ("frag6_high_thresh", Number(0, 1 << 30), "The same of IPv6."),
+    ("ipfrag_max_dist", Number(0, (1 << 31) - 1), "Fragments of a source that may come between two of an IPv4 datagram; 0 is any number."),
     ("seed", Number(0, (1 << 64) - 1), "Seed of the hash table's keyed hash; no result depends on it but which connections are evicted when full."),
 )
 

@@ -135,13 +135,17 @@ class Oracle:
     def _settings(self) -> None:
         values = {sysctl: int(getattr(self.config, field)) for field, sysctl in SYSCTLS.items()}
         values |= {name: self.config.timeouts.get(name, usual) for name, usual in spec.timeouts().items()}
+        values |= {"frag6_low_thresh": 0, "ipfrag_low_thresh": 0}  # no limit may be below it; nothing else is made of it
+        values |= {"frag6_high_thresh": self.config.frag6_high_thresh, "ipfrag_high_thresh": self.config.ipfrag_high_thresh}
+        values["ipfrag_max_dist"] = self.config.ipfrag_max_dist
         for name, value in values.items():
+            folder, path = ("ipv4", name) if name.startswith("ipfrag_") else ("netfilter", f"nf_conntrack_{name}")
             try:
-                self.bridge.box.sysctl(f"netfilter/nf_conntrack_{name}", value)
+                self.bridge.box.sysctl(f"{folder}/{path}", value)
             except FileNotFoundError:
-                raise KernelError(f"this kernel has no nf_conntrack_{name}: expected Linux 6.18's settings") from None
+                raise KernelError(f"this kernel has no {path}: expected Linux 6.18's settings") from None
             except OSError as error:
-                raise KernelError(f"nf_conntrack_{name} = {value}: {os.strerror(error.errno or 0)}") from None
+                raise KernelError(f"{path} = {value}: {os.strerror(error.errno or 0)}") from None
 
     def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
         """Let the kernel judge an IP packet.

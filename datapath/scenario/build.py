@@ -224,10 +224,11 @@ def _ip(ip: Ip, src: str, dst: str, proto: int, payload: bytes) -> bytes:
         cannot(f"{len(payload):,} bytes above IP: expected at most {MOST_BYTES:,}")
     payload = payload if ip.cut is None else payload[: ip.cut]
     fragment = None
-    if ip.frag is not None or ip.more is not None:
+    if ip.frag is not None or ip.more is not None or ip.at is not None:
         offset, size = ip.frag or (0, None)
         piece = payload[offset : None if size is None else offset + size]
-        fragment = offset, ip.more if ip.more is not None else offset + len(piece) < len(payload)
+        more = ip.more if ip.more is not None else offset + len(piece) < len(payload)
+        fragment = offset if ip.at is None else ip.at, more
         payload = piece
     return (_ipv6 if ":" in src else _ipv4)(ip, src, dst, proto, payload, fragment) + bytes(ip.pad)
 

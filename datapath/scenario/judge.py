@@ -17,10 +17,11 @@ from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
 from ctcore.types import REWRITE_DTYPE, Dir
+from datapath.defragment import Gatherer
 from datapath.fields import Record, conn_records, packet_records, translated
 from datapath.frame import frames_of
+from datapath.scenario.gather import ModelGatherer
 from datapath.scenario.steps import ScenarioError
-from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND  # ns; when a scenario begins
@@ -55,15 +56,15 @@ class TrackerJudge:
     unknown: frozenset[str] = frozenset()
     tolerance = 0.0
 
-    def __init__(self, name: str, tracker: Tracker | ModelTracker, zone: int) -> None:
-        self.name, self.tracker, self.zone = name, tracker, zone
+    def __init__(self, name: str, tracker: Tracker | ModelTracker, gatherer: Gatherer | ModelGatherer) -> None:
+        self.name, self.tracker, self.gatherer = name, tracker, gatherer
         self.now, self.packets = START, 0
 
     def packet(self, frame: bytes, wait: float) -> Seen:
         self.now += round(wait * SECOND)
         memory, frames = frames_of([frame], ts=self.now)
         config = self.tracker.config
-        batch = parse_batch(memory, frames, zone=self.zone, checksum=config.checksum, nat=bool(config.nat))
+        batch = self.gatherer.parse(memory, frames)
         rewrites = np.zeros(1, REWRITE_DTYPE)
         decisions, keys = self.tracker.advance(batch, rewrites), batch.array["key"].copy()
         record = next(translated(packet_records(frames, decisions, keys, self.packets, config.hz), keys, rewrites))
@@ -80,12 +81,12 @@ class TrackerJudge:
 
 @contextmanager
 def engine(config: Config, zone: int) -> Iterator[Judge]:
-    yield TrackerJudge("engine", Tracker(config), zone)
+    yield TrackerJudge("engine", Tracker(config), Gatherer(config, zone=zone))
 
 
 @contextmanager
 def model(config: Config, zone: int) -> Iterator[Judge]:
-    yield TrackerJudge("model", ModelTracker(config), zone)
+    yield TrackerJudge("model", ModelTracker(config), ModelGatherer(config, zone=zone))
 
 
 def kernel(config: Config, zone: int) -> AbstractContextManager[Judge]:

@@ -20,8 +20,9 @@ from ctcore.nat_rules import HelperRule, NatRule
 DEFAULT_HOSTS = {
     "A": "10.0.0.1", "B": "10.0.0.2", "C": "10.0.0.3", "A6": "2001:db8::1", "B6": "2001:db8::2", "C6": "2001:db8::3",
 }  # fmt: skip
+FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
 # What a scenario may set, by the names of ctcore.config, and the zone of its packets.
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "seed", "zone")
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "seed", "zone", *FRAGMENTS)
 NO_CONN = -1
 
 Data = int | bytes  # so many zeros, or these bytes
@@ -158,7 +159,8 @@ class Ext:
 @dataclass(frozen=True)
 class Ip:
     """cut: how many bytes of the transport header and payload are sent at all. frag: only bytes offset to offset + size of them are sent, as a
-    fragment (size None: all from there on); more: its more-fragments bit, None: as the slice says. pad: bytes behind the packet's end.
+    fragment (size None: all from there on); more: its more-fragments bit, None: as the slice says; at: the offset it says it has, None: as the slice.
+    pad: bytes behind the packet's end.
 
     options, df, tos, ihl and checksum exist in IPv4, ext in IPv6.
     """
@@ -171,6 +173,7 @@ class Ip:
     ext: tuple[Ext, ...] = ()
     frag: tuple[int, int | None] | None = None
     more: bool | None = None
+    at: int | None = None
     cut: int | None = None
     pad: int = 0
     version: int | None = None

@@ -225,6 +225,14 @@ def _frag(cursor: Cursor, _: Any) -> tuple[int, int | None]:
     return int(offset), int(size) if size else None
 
 
+def _at(cursor: Cursor, _: Any) -> int:
+    expected = "the offset that the fragment says it has, a multiple of 8 up to 65528"
+    word = cursor.take(expected)
+    if not (word.isascii() and word.isdigit() and len(word) <= 5) or int(word) % 8 or int(word) > SHORT:
+        cursor.fail(expected)
+    return int(word)
+
+
 IP = (
     number("ttl", 0, BYTE),
     number("tos", 0, BYTE),
@@ -234,6 +242,7 @@ IP = (
     Field("ext", {"ext": _ext}, lambda exts: " ".join(map(_ext_text, exts)), many=True),
     Field("frag", {"frag": _frag}, lambda v: f"frag {v[0]}+{'' if v[1] is None else v[1]}"),
     flag("more", more=True, last=False),
+    Field("at", {"fragat": _at}, lambda v: f"fragat {v}"),
     number("cut", 0, SHORT),
     number("pad", 0, SHORT),
     number("version", 0, 15, "ipver"),

@@ -86,6 +86,7 @@ SCTP = cells(SCTP_STATES, {Dir.ORIG: SCTP_ORIGINAL, Dir.REPLY: SCTP_REPLY})
 
 # Seconds, by sysctl names without nf_conntrack_. A state's timeout is the one of its name, but SYN_SENT2's, which has no sysctl.
 TIMEOUTS = {
+    "ipfrag_time": 30, "frag6_timeout": 60,
     "generic_timeout": 600, "gre_timeout": 30, "gre_timeout_stream": 180, "icmp_timeout": 30, "icmpv6_timeout": 30, "udp_timeout": 30,
     "udp_timeout_stream": 120,
     "sctp_timeout_closed": 10, "sctp_timeout_cookie_wait": 3, "sctp_timeout_cookie_echoed": 3, "sctp_timeout_established": 210,

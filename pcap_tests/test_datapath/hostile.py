@@ -18,7 +18,7 @@ from ctcore.types import State, Verdict
 from datapath import Pipeline, frames_of
 from datapath import craft as t
 from datapath.frame import LINK_ETHERNET
-from datapath.wire import parse_batch
+from datapath.scenario.gather import ModelGatherer
 from pcap_tests.scene import SECOND, START, options, sack
 from pcap_tests.test_ctcore.twins import same
 from pcap_tests.test_datapath.guarded import LINKS, Guarded
@@ -85,6 +85,18 @@ def redirect6(about: bytes) -> bytes:
     return t.icmp(ROUTER6, A6, 137, payload=bytes(32) + bytes([4, 1 + len(quoted) // 8]) + bytes(6) + quoted, ttl=255)
 
 
+def cut(src: str, dst: str, ident: int, size: int) -> list[bytes]:
+    """A question in fragments, the last one twice."""
+    data = t.udp_segment(src, dst, 9, 9, b"question" * 5)
+    pieces = [(at, data[at : at + size], at + size < len(data)) for at in range(0, len(data), size)]
+    if ":" in src:
+        ext = [(t.HOP_BY_HOP, t.options6())]
+        frames = [t.frame(src, dst, t.UDP, piece, ext=(*ext, (t.FRAGMENT, t.fragment6(at, more, ident)))) for at, piece, more in pieces]
+    else:
+        frames = [t.frame(src, dst, t.UDP, piece, ident=ident, frag=at // 8 | more << 13) for at, piece, more in pieces]
+    return [*frames, frames[-1]]
+
+
 UDP6 = t.udp(A6, B6, 5, 6, b"question", ext=EXT6)
 CONVERSATIONS = (
     tcp_talk(A, B, 40000),
@@ -95,6 +107,7 @@ CONVERSATIONS = (
     [*with_errors(UDP6, t.icmp(A6, B6, 128, ident=1)), redirect6(UDP6), redirect6(t.udp(B6, A6, 6, 5))],
     [t.udplite(A, B, 1, 2, b"abcdefgh", sum_proto=t.UDP), t.udplite(B, A, 2, 1, b"answer", coverage=8, sum_proto=t.UDP)],
     [t.icmp(A, B, 8, ident=2), t.icmp(B, A, 0, ident=2), t.icmp(A, B, 13, ident=2), t.icmp(A6, B6, 135, payload=bytes(16), ttl=255)],
+    [*cut(A, B, 1, 24), *cut(A6, B6, 2, 24), *reversed(cut(A, B, 3, 16)), *reversed(cut(A6, B6, 4, 16))],
     [t.udp(A, B, 7, 7, bytes(20), frag=0x2000), t.eth(t.ipv4(A, B, t.UDP, t.udp_segment(A, B, 8, 8), options=b"\1" * 8), vlan=(5, 6))],
 )  # fmt: skip
 
@@ -186,7 +199,11 @@ def judge(guarded: Guarded, story: Story) -> np.ndarray:
     memory, frames = frames_of([packet.data for packet in packets], ts=[packet.ts for packet in packets], link=[packet.link for packet in packets])
     frames["len"] += np.array([packet.missing for packet in packets], dtype=frames["len"].dtype)
     same(decisions, at_once.process(memory, frames), "decisions, one by one or at once")
-    same(decisions, model.advance(parse_batch(memory, frames, zone=zone, checksum=config.checksum)), "decisions")
+    gatherer = ModelGatherer(config, zone=zone)
+    same(decisions, np.concatenate([model.advance(gatherer.parse(memory, frames[i : i + 1])) for i in range(len(frames))]), "decisions")
+    assert gatherer.reassembler.counters() == one_by_one.reassembler.counters() == at_once.reassembler.counters()
+    for reassembler in (one_by_one.reassembler, at_once.reassembler, gatherer.reassembler):
+        reassembler.check()
     for other in (at_once.tracker, model):
         same(one_by_one.tracker.conns(), other.conns(), "conns")
         assert one_by_one.tracker.counters() == other.counters()
