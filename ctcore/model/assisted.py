@@ -184,7 +184,7 @@ class Assisted:
         announced = replace(expectation, master=self._ordinal(conn))
         self._expectations.drop(lambda e: e.same(announced))
 
-    def flush(self, conn: Conn, *, media: bool) -> None:
+    def expect_no_more(self, conn: Conn, *, media: bool) -> None:
         """What a connection expects of media, or of signalling, goes."""
         self._expectations.drop(lambda e: e.owned and e.master == self._ordinal(conn) and (e.kind != SIGNALLING) == media)
 

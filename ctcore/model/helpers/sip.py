@@ -82,7 +82,7 @@ def request(m: Message) -> None:
     if method == "REGISTER":
         register(m, cseq)
     if method in ("INVITE", "BYE"):
-        m.aid.office.flush(m.aid.conn, media=True)
+        m.aid.office.expect_no_more(m.aid.conn, media=True)
     if method in DESCRIBING:
         describe(m)
     if method == "INVITE":
@@ -102,7 +102,7 @@ def respond(m: Message) -> None:
     elif method and 100 <= code <= 299:
         describe(m)
     elif method and m.memory.invite_cseq == cseq:
-        m.aid.office.flush(m.aid.conn, media=True)
+        m.aid.office.expect_no_more(m.aid.conn, media=True)
 
 
 def read_cseq(m: Message) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def registered(m: Message, cseq: int, code: int) -> None:
             break
         if aid.office.prolong(aid.conn, contact.address, contact.port, aid.packet.key.proto, seconds):
             return
-    aid.office.flush(aid.conn, media=False)
+    aid.office.expect_no_more(aid.conn, media=False)
 
 
 # --- media -----------------------------------------------------------------------------------------------------------------------------

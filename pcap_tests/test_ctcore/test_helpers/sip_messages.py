@@ -28,7 +28,7 @@ def said(six: int) -> tuple[tuple[int, bytes], ...]:
     own = session(me, "m=audio 4000 RTP/AVP 0", f"c=IN {'IP6' if six else 'IP4'} {me.strip('[]')}", "m=text 1 x", "m=video 65534 RTP/AVP 31")
     via = f"Via: SIP/2.0/UDP {me}:40000;branch=z;maddr={me}"
     return (
-        (0, call(f"REGISTER sip:{you} SIP/2.0", via, f"Contact: <sip:a@{me}:40000>;expires=300, <sip:a@{me}:5062>", "CSeq: 1 REGISTER", "Expires: 9")),
+        (0, call(f"REGISTER sip:{you} SIP/2.0", via, f"Contact: <sip:a@{me}:40000>;expires=300, <sip:a@{me}>", "CSeq: 1 REGISTER", "Expires: 9")),
         *((1, call("SIP/2.0 200 OK", f"m: <sip:z@{you}>,\r\n <sip:a@{a}:40000>;expires=30", "CSeq: 1 REGISTER")) for a in (me, out)),
         (0, call(f"INVITE sip:b@{you}:5060 SIP/2.0", via, f"f: <sip:a@{me}:40000>", f"t: <sip:b@{you}>", f"Contact: <sip:a@{me}:40000>",
                  "CSeq: 7 INVITE", body=mine)),
