@@ -20,12 +20,12 @@ from ctcore.config import Config
 from ctcore.tracker import Tracker
 from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, State, Verdict
 from datapath.frame import frames_of
+from datapath.leave import leaving
 from datapath.link import inner
 from datapath.oracle.exhibit import HEADER6, Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
-from datapath.rewrite import rewritten
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
@@ -120,7 +120,8 @@ class Lockstep:
         rewrites = np.zeros(1, REWRITE_DTYPE) if self.oracle.translates else None
         ours.decisions[i] = self.tracker.advance(batch, rewrites)[0]
         if rewrites is not None and ours.decisions[i]["verdict"] == Verdict.ACCEPT:
-            ours.out[i] = leaving(memory, frame, rewrites)
+            left = leaving(memory, frame, ours.decisions[i : i + 1], rewrites, self.tracker.edits(), ())
+            ours.out[i] = packets_in(left.memory, left.frames)
         state, ordinal = ours.decisions[i]["state"], int(ours.decisions[i]["conn"])
         conn = None
         if state == State.RELATED:
@@ -135,9 +136,8 @@ class Lockstep:
             ours.has_conn[i] = True
 
 
-def leaving(memory: np.ndarray, frame: np.ndarray, rewrites: np.ndarray) -> tuple[bytes, ...]:
-    """The IP packets that leave because of an accepted frame, without what the link added behind them."""
-    memory, frames = rewritten(memory, frame, rewrites)
+def packets_in(memory: np.ndarray, frames: np.ndarray) -> tuple[bytes, ...]:
+    """The IP packets in frames, without what the link added behind them."""
     packets = []
     for place in inner(memory, frames):
         start, have = int(place["offset"]), int(place["have"])
