@@ -44,14 +44,14 @@ class Datagram(NamedTuple):
 def refragment(frame: bytes, datagram: Datagram, mtu: int = 65535) -> list[bytes]:
     """The frames in which a datagram leaves. frame: its own (datagram.frame), rewritten or not; mtu: of the way out, from the IP header on.
 
-    Bytes that were not captured are zeros. Raises ValueError if no fragment of that size can be.
+    Bytes that were not captured are zeros. Raises ValueError if no fragment of that size can be, or nothing is there to be cut: Linux drops that.
     """
     link, packet = frame[: datagram.l3], frame[datagram.l3 :]
     cut = _cut4 if packet[0] >> 4 == 4 else _cut6
-    return [_relinked(link, len(packet)) + packet for packet in cut(packet, datagram, mtu)]
+    return [relinked(link, len(packet)) + packet for packet in cut(packet, datagram, mtu)]
 
 
-def _relinked(link: bytes, length: int) -> bytes:
+def relinked(link: bytes, length: int) -> bytes:
     """A link header in front of so many bytes: PPPoE (RFC 2516 4) counts them; its protocol is behind it, in two bytes or in one."""
     for proto in (2, 1):
         at = len(link) - proto - PPPOE_HEADER
@@ -60,10 +60,14 @@ def _relinked(link: bytes, length: int) -> bytes:
     return link
 
 
-def _borders(first: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
-    """Lengths of the fragments' payloads, and whether these are the old ones. first: of the first old one as it is cut now; most: of any."""
-    old = [first, *(length for _, _, length in datagram.parts[1:])]
-    if sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
+def _borders(moved: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
+    """Lengths of the fragments' payloads, and whether these are the old ones. moved: bytes that the first old one has lost to the headers; most: of any.
+
+    Headers may reach into later fragments (RFC 8200 4.5 forbids it, and strangers do it): then there is no old border left.
+    """
+    first, *later = (length for _, _, length in datagram.parts)
+    old = [first - moved, *later]
+    if old[0] > 0 and sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
         return old, True
     most -= most % 8 if total > most else 0
     if most <= 0:
@@ -83,8 +87,7 @@ def _cut4(packet: bytes, datagram: Datagram, mtu: int) -> Iterator[bytes]:
     head = (packet[0] & 15) * 4
     total = int.from_bytes(packet[2:4], "big")
     payload = packet[head:total].ljust(total - head, b"\0")
-    first = datagram.parts[0][2] + len(payload) - sum(length for _, _, length in datagram.parts)
-    lengths, kept = _borders(first, datagram, len(payload), min(mtu, datagram.largest) - head)
+    lengths, kept = _borders(0, datagram, len(payload), min(mtu, datagram.largest) - head)
     dont = datagram.dont and not kept
     for at, piece, more in _pieces(payload, lengths):
         options = packet[FIXED4:head] if at == 0 else _later_options(packet[FIXED4:head])
@@ -119,8 +122,10 @@ def _cut6(packet: bytes, datagram: Datagram, mtu: int) -> Iterator[bytes]:
         return
     head, next_at = _unfragmentable(packet)
     payload = packet[head:]
-    first = len(payload) - sum(length for _, _, length in datagram.parts[1:])
-    lengths, _ = _borders(first, datagram, len(payload), min(mtu, max(datagram.largest, LEAST_MTU6)) - head - 8)
+    if not payload:
+        raise ValueError(f"a datagram of {total} bytes: nothing behind its headers")
+    moved = head - (datagram.length - sum(length for _, _, length in datagram.parts))
+    lengths, _ = _borders(moved, datagram, len(payload), min(mtu, max(datagram.largest, LEAST_MTU6)) - head - 8)
     for at, piece, more in _pieces(payload, lengths):
         fragment = struct.pack("!BBHI", packet[next_at], 0, at | more, datagram.ident)
         front = packet[:next_at] + bytes([FRAGMENT]) + packet[next_at + 1 : head]
