@@ -245,7 +245,7 @@ class _Run:
         """
         decisions, keys, rewrites = told
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
-        gone = np.unique(rows)
+        gone = set(rows.tolist())
         self.result.gathered += sum(len(one.parts) - 1 for one in self.pipeline.datagrams() if one.row in gone)
         self.result.stuck += np.count_nonzero(decisions["verdict"] == Verdict.ACCEPT) - len(gone)
         said = None

@@ -61,7 +61,7 @@ def relinked(link: bytes, length: int) -> bytes:
 
 
 def _borders(moved: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
-    """Lengths of the fragments' payloads, and whether these are the old ones. moved: bytes that the first old one has lost to the headers; most: of any.
+    """Lengths of the fragments' payloads, and whether these are the old ones. moved: what the first has lost to the headers; most: of any.
 
     Headers may reach into later fragments (RFC 8200 4.5 forbids it, and strangers do it): then there is no old border left.
     """
