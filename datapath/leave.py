@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ctcore.types import Verdict
 from datapath.frame import LINK_RAW, frames_of
-from datapath.refragment import Datagram, refragment
+from datapath.refragment import Datagram, refragment, wire_length
 from datapath.rewrite import copied, edit_frames, rewrite_in_place
 
 
@@ -47,7 +47,7 @@ def leaving(
         return Leaving(memory, laid[sent], plain[sent])
     memory, laid = copied(memory, laid[sent])
     pieces = [_fragments(one, None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
-    return _merged(Leaving(memory, laid, plain[sent]), frames, [one.row for one in cut], pieces)
+    return _merged(Leaving(memory, laid, plain[sent]), frames, cut, pieces)
 
 
 def _translated(
@@ -78,11 +78,12 @@ def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any
         return []
 
 
-def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[int], pieces: Sequence[list[bytes]]) -> Leaving:
-    """Packets and fragments together, in the order in which they came. cut: rows of `frames` whose datagrams became `pieces`, with their time."""
-    rows = np.array([row for row, parts in zip(cut, pieces, strict=True) for _ in parts], dtype=np.int64)
+def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[Datagram], pieces: Sequence[list[bytes]]) -> Leaving:
+    """Packets and fragments together, in the order in which they came. pieces: of each datagram, with the time of the row of `frames` it had."""
+    rows = np.array([one.row for one, parts in zip(cut, pieces, strict=True) for _ in parts], dtype=np.int64)
     memory, laid = frames_of([part for parts in pieces for part in parts])
     laid["offset"] += len(plain.memory)
+    laid["len"] = [wire_length(part, one) for one, parts in zip(cut, pieces, strict=True) for part in parts]
     for name in ("ts", "link", "iface"):
         laid[name] = frames[name][rows]
     rows = np.concatenate([plain.rows, rows])

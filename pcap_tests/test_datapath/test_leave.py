@@ -83,6 +83,19 @@ def test_a_capture_with_fragments_is_written_translated(tmp_path):
     assert result.stats["held"] == result.gathered == 4, "none of them was left out"
 
 
+@PAIRS
+def test_fragments_that_were_captured_in_part_leave_so(near, outside, far):
+    """Nothing is made up for what is missing. The first fragment has the ports and the checksum."""
+    frames = datagram(near, far, 64)
+    memory, rows = frames_of([frames[0], frames[1][:-20]])
+    rows["len"] = [len(frame) for frame in frames]
+    pipeline = Pipeline(Config(nat=(parse_rule("snat", outside),)))
+    decisions, _, rewrites = pipeline.process(memory, rows, keys=True, rewrites=True)
+    out = pipeline.leaving(memory, rows, decisions, rewrites)
+    wanted = datagram(outside, far, 64)
+    assert out.memory.tobytes() == wanted[0] + wanted[1][:-20] and out.frames["len"].tolist() == rows["len"].tolist()
+
+
 def test_a_datagram_in_pppoe_leaves_translated():
     """Its link header is that of a fragment, and says how long that one was."""
 
