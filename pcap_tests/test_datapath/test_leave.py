@@ -96,6 +96,16 @@ def test_fragments_that_were_captured_in_part_leave_so(near, outside, far):
     assert out.memory.tobytes() == wanted[0] + wanted[1][:-20] and out.frames["len"].tolist() == rows["len"].tolist()
 
 
+def test_a_fragment_that_reassembly_passes_on_leaves_translated():
+    """IPv6, odd length and not the last: it is tracked as it is."""
+
+    def passed(src: str) -> list[bytes]:
+        data = craft.udp_segment(src, SERVER6, 5000, 53, bytes(9))
+        return [craft.frame(src, SERVER6, craft.UDP, data, ext=((craft.FRAGMENT, craft.fragment6(0, True)),))]
+
+    assert left(passed(INSIDE6), ("snat", OUTSIDE6)) == (passed(OUTSIDE6), [0])
+
+
 def test_a_datagram_in_pppoe_leaves_translated():
     """Its link header is that of a fragment, and says how long that one was."""
 
