@@ -104,8 +104,8 @@ class Evictions:
 @dataclass
 class Replayed:
     """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
-    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file
-    cannot hold; errors: what stopped the reading of a capture, a line each."""
+    gathered: fragments that were held, and left with the one that completed their datagram; stuck: packets that passed and could not be changed or
+    cut up; clamped: packets written whose timestamps that file cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -117,6 +117,7 @@ class Replayed:
     pools: list[NatPool] = field(default_factory=list)
     forwarded: tuple[str, int] | None = None
     gathered: int = 0
+    stuck: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
@@ -246,8 +247,9 @@ class _Run:
         """
         decisions, keys, rewrites = told
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
-        whole = [one for one in self.pipeline.datagrams() if decisions["verdict"][one.row] == Verdict.ACCEPT]
-        self.result.gathered += sum(len(one.parts) - 1 for one in whole)
+        gone = set(rows.tolist())
+        self.result.gathered += sum(len(one.parts) - 1 for one in self.pipeline.datagrams() if one.row in gone)
+        self.result.stuck += np.count_nonzero(decisions["verdict"] == Verdict.ACCEPT) - len(gone)
         said = None
         if self.sink.format == "pcapng":
             changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))

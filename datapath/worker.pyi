@@ -52,7 +52,8 @@ class Pipeline:
         edits: NDArray[Any] | None = None,
     ) -> Leaving:
         """The frames that leave because of those of the last process(): those that pass, changed in a copy where anything is to be changed at all,
-        and datagrams that were put together, cut up again.
+        and datagrams that were put together, cut up again. What is too short or cannot be cut up does not leave, as in Linux. Bytes that were not
+        captured are missing in what leaves, too.
 
         memory, frames: as given to process(); decisions, rewrites: as it returned them; edits: as the tracker has them then (Tracker.edits()).
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from datapath import craft
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
-from datapath.refragment import Datagram, refragment
+from datapath.refragment import Datagram, refragment, wire_length
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"
 RR, ROUTER_ALERT = b"\x07\x04\x05\x00", b"\x94\x04\x00\x00"
@@ -94,14 +93,20 @@ def test_pppoe_counts_its_bytes():
     assert refragment(datagram.frame, datagram) == frames
 
 
-def test_what_was_not_captured_is_zeros():
-    memory, frames = frames_of([frame[:-10] if i else frame for i, frame in enumerate(cut(PAYLOAD, [0, 2000]))])
-    frames["len"] += np.array([0, 10], dtype=frames["len"].dtype)
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("captured", [3990, 2400, 1500, 40])
+def test_what_was_not_captured_is_not_made_up(six, captured):
+    """The first byte that is missing ends what is known of the datagram: `captured` bytes of its payload."""
+    frames = cut(PAYLOAD, [0, 2000], six=six)
+    head = len(frames[0]) - 2000
+    caught = [frames[0][: head + captured], frames[1][: head + max(0, captured - 2000)]]
+    memory, rows = frames_of(caught)
+    rows["len"] = [len(frame) for frame in frames]
     gatherer = Gatherer()
-    gatherer.parse(memory, frames)
+    gatherer.parse(memory, rows)
     (datagram,) = gatherer.datagrams
-    whole = b"".join(frame[34:] for frame in refragment(datagram.frame, datagram))
-    assert whole == PAYLOAD[:-10] + bytes(10)
+    out = refragment(datagram.frame, datagram)
+    assert out == caught and [wire_length(frame, datagram) for frame in out] == [len(frame) for frame in frames]
 
 
 def test_no_room_for_payload_is_an_error():
