@@ -127,9 +127,9 @@ class Oracle:
         values |= {"frag6_high_thresh": self.config.frag6_high_thresh, "ipfrag_high_thresh": self.config.ipfrag_high_thresh}
         values["ipfrag_max_dist"] = self.config.ipfrag_max_dist
         for name, value in values.items():
-            path = f"ipv4/{name}" if name.startswith("ipfrag_") else f"netfilter/nf_conntrack_{name}"
+            folder, path = ("ipv4", name) if name.startswith("ipfrag_") else ("netfilter", f"nf_conntrack_{name}")
             try:
-                self.bridge.box.sysctl(path, value)
+                self.bridge.box.sysctl(f"{folder}/{path}", value)
             except FileNotFoundError:
                 raise KernelError(f"this kernel has no {path}: expected Linux 6.18's settings") from None
             except OSError as error:
