@@ -26,7 +26,10 @@ HELPERS = ("ftp", "tftp", "sip", "irc", "pptp")
 
 @dataclass(frozen=True)
 class Match:
-    """Which packets a rule is for: what is None is not looked at. A SNAT rule sees the destination that DNAT has put in, as in POSTROUTING."""
+    """Which packets a rule is for: what is None is not looked at. A SNAT rule sees the destination that DNAT has put in, as in POSTROUTING.
+
+    sport, dport: a rule with either is only for protocols that have ports (TCP, UDP, UDP-Lite, SCTP).
+    """
 
     proto: int | None = None
     src: Network | None = None
@@ -37,10 +40,10 @@ class Match:
 
 @dataclass(frozen=True)
 class Range:
-    """What to choose from. low, high: addresses, both included, or None to keep the packet's; ports: or None for any of the packet's class.
+    """What to choose from. low, high: addresses, both included; None, or all zeros, to keep the packet's. ports: None for any of the packet's class.
 
-    random, fully_random: search a port instead of keeping the packet's own (Linux makes no difference between the two any more); persistent: a source
-    keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
+    random, fully_random: search a port instead of keeping the packet's own, or that of another connection of the same source (Linux makes no
+    difference between the two any more); persistent: a source keeps its address whatever its destination. Source: nft(8), NAT STATEMENTS.
     """
 
     low: Address | None = None

@@ -19,7 +19,8 @@ from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect
 from ctcore.hashing cimport hash_of
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
+from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
+from ctcore.nat_headers cimport header_fits, quote_fits
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
 from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
@@ -355,6 +356,14 @@ cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
             kill(ct, victim, END_REPLACED, ct.now)
 
 
+cdef inline bint translatable(const Entry *entry, Packet *p, int dir) noexcept nogil:
+    """False with a reason: the packet would have to be changed, and cannot be."""
+    if likely(not entry.status & (SRC_NAT | DST_NAT) or header_fits(p, changed_by(entry, dir))):
+        return True
+    p.reason = R_NAT_GRE
+    return False
+
+
 cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
     """A packet without a connection.   note: reason to give if it opens one."""
     cdef uint32_t conn = create(ct, p)
@@ -372,7 +381,7 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         return
     if ct.nat.rule != NULL:
         translate(ct, conn)
-    if not confirm(ct, conn, p):
+    if unlikely(not translatable(entry, p, ORIG)) or not confirm(ct, conn, p):
         pool_give(&ct.pool, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
@@ -392,7 +401,10 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
     p.verdict = ACCEPT
     if ct.nat.rule != NULL:
         # A redirect names a router that is none where the packet goes; a sum that is bad would be made good.
-        if p.flaw & FLAW_SUM or (entry.status & (SRC_NAT | DST_NAT) and is_redirect(p)):
+        # What it quotes may be too little to be changed.
+        if p.flaw & FLAW_SUM or (entry.status & (SRC_NAT | DST_NAT) and (
+            is_redirect(p) or not quote_fits(p, entry.flow[0].key.proto, changed_by(entry, flow & 1))
+        )):
             p.verdict = DROP
             p.reason = R_NAT_ICMP
         elif entry.status & (SRC_NAT | DST_NAT):
@@ -454,7 +466,10 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
     if unlikely(entry.status & (SRC_NAT | DST_NAT)):
-        plan_rewrite(ct, entry, dir)
+        if likely(translatable(entry, p, dir)):
+            plan_rewrite(ct, entry, dir)
+        else:
+            p.verdict = DROP
     with_conn(ct, entry, p, dir, d)
 
 

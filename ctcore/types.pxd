@@ -178,6 +178,7 @@ cpdef enum Reason:
     R_CLASH
     R_NAT_EXHAUSTED
     R_NAT_ICMP
+    R_NAT_GRE
     # TCP, invalid
     R_TCP_SHORT
     R_TCP_DOFF
@@ -376,6 +377,7 @@ ctypedef struct Entry:
     uint32_t extension          # its row of the extensions, counted from 1; 0: none
 
 cdef enum:
+    FLAW_WHOLE = 2              # a datagram put together from fragments: it does not lie in its frame
     FLAW_SUM = 1                # a bad ICMP checksum nobody asked to verify; address translation does
     COLD_MARK = 1               # a mark is set
     COLD_MASTER = 2             # expectations may name it as their master

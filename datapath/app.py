@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -21,12 +21,14 @@ import numpy as np
 
 from ctcore.config import Config
 from ctcore.errors import CaptureError, CtmirrorError
-from ctcore.types import End, Reason, State, Verdict
+from ctcore.nat_rules import NatPool
+from ctcore.types import End, Reason, RewriteFlag, State
 from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.names import printable
+from datapath.nat_text import helper_text
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 
@@ -47,10 +49,12 @@ class Tracking:
     clock: Literal["capture", "wall"] = "capture"
     flags: str = ""
 
-    def settings(self) -> dict[str, int]:
-        """What was in force, by the names of the options."""
+    def settings(self) -> dict[str, int | str]:
+        """What was in force, by the names of the options. NAT rules and helpers, if any, are numbered in their order."""
         named = {name: int(getattr(self.config, name)) for name in SETTINGS}
-        return {**named, "zone": self.zone, **self.config.timeouts}
+        rules = {f"{rule.kind} {i}": rule.text for i, rule in enumerate(self.config.nat)}
+        helpers = {f"helper {i}": helper_text(helper) for i, helper in enumerate(self.config.helpers)}
+        return {**named, "zone": self.zone, **self.config.timeouts, **rules, **helpers}
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Capture:
 
 @dataclass
 class Replayed:
-    """What a replay found. stats: Pipeline.summary(); forwarded: the file of forwarded packets and how many are in it; clamped: of these, those
-    whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
+    """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
+    clamped: of these, those whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -89,6 +93,7 @@ class Replayed:
     counters: dict[str, int] = field(default_factory=dict)
     tally: Tally | None = None
     events_lost: int = 0
+    pools: list[NatPool] = field(default_factory=list)
     forwarded: tuple[str, int] | None = None
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
@@ -196,29 +201,34 @@ class _Run:
 
     def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
         first, file = facts.packets, printable(facts.name) if self.named else None
-        decisions: Any = None
-        keys: Any = None
+        told: Any = None
         if self.detailed:
-            decisions, keys = self.pipeline.process(memory, frames, keys=True)
+            told = self.pipeline.process(memory, frames, keys=True, rewrites=True)
         else:
             self.pipeline.process(memory, frames, decisions=False)
         facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
         if "packets" in self.writers:
-            self.writers["packets"].write(fields.packet_records(frames, decisions, keys, first, self.config.hz, file))
+            decisions, keys, rewrites = told
+            records = fields.packet_records(frames, decisions, keys, first, self.config.hz, file)
+            self.writers["packets"].write(fields.translated(records, keys, rewrites))
         if self.sink is not None:
-            self._forward((memory, frames), decisions, first, file)
+            self._forward((memory, frames), told, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
         self._drain()
 
-    def _forward(self, chunk: tuple[Any, np.ndarray], decisions: np.ndarray, first: int, file: str | None) -> None:
-        """Write the packets that pass. first: the number of the chunk's first packet in its capture, whose name is `file` if there are several."""
-        memory, frames = chunk
-        passed = np.flatnonzero(decisions["verdict"] == Verdict.ACCEPT)
+    def _forward(self, chunk: tuple[Any, np.ndarray], told: tuple[np.ndarray, ...], first: int, file: str | None) -> None:
+        """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: its name, where
+        there are several.
+        """
+        decisions, keys, rewrites = told
+        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
         said = None
         if self.sink.format == "pcapng":
-            said = list(comments(decisions[passed], (first + passed).tolist(), self.config.hz, file))
-        self.sink.write(memory, frames[passed], comments=said)
+            changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))
+            judged = comments(decisions[rows], (first + rows).tolist(), self.config.hz, file)
+            said = [line + changes.get(i, "") for i, line in enumerate(judged)]
+        self.sink.write(memory, frames, comments=said)
         self.result.forwarded, self.result.clamped = (self.outputs.forwarded or "", self.sink.packets), self.sink.clamped
 
     def _drain(self) -> None:
@@ -246,7 +256,7 @@ class _Run:
             if self.result.tally:
                 now = np.full(len(alive), tracker.now, dtype=np.int64)
                 self.result.tally.add(alive, np.full(len(alive), End.ALIVE, dtype=np.uint8), now)
-        self.result.stats, self.result.counters = self.pipeline.summary(), tracker.counters()
+        self.result.stats, self.result.counters, self.result.pools = self.pipeline.summary(), tracker.counters(), tracker.nat_pools()
         self.result.events_lost = tracker.events_lost
 
 
@@ -269,6 +279,33 @@ def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
     room = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_buffer
     return replace(config, events=events, event_buffer=max(config.event_buffer, room))
+
+
+def translations(keys: np.ndarray, rewrites: np.ndarray) -> Iterator[tuple[int, str]]:
+    """(row, what a comment says of its translation): " snat 10.0.0.2:40000 -> 192.0.2.1:40000", and the same of the destination.
+
+    keys: KEY_DTYPE[n]; rewrites: REWRITE_DTYPE[n]. Rows that stay as they are have none.
+    """
+    for row, out in fields.outs(keys, rewrites):
+        came = fields.endpoints(keys[row].tobytes())
+        parts = []
+        for flag, name, end, port in (
+            (RewriteFlag.REWRITE_SRC, "snat", "src", "sport"),
+            (RewriteFlag.REWRITE_DST, "dnat", "dst", "dport"),
+        ):
+            if int(rewrites["flags"][row]) & flag:
+                parts.append(f" {name} {end_text(came, end, port)} -> {end_text(out, end, port)}")
+        yield row, "".join(parts)
+
+
+def end_text(ends: fields.Record, end: str, port: str) -> str:
+    """One end of a tuple: address and port, or what the protocol has for it."""
+    address = ends[end]
+    if ends.get(port) is not None:
+        return f"[{address}]:{ends[port]}" if ":" in address else f"{address}:{ends[port]}"
+    return (
+        f"{address} id {ends['id']}" if ends.get("id") is not None else f"{address} key {ends['key']}" if "key" in ends and end == "dst" else address
+    )
 
 
 def comments(decisions: np.ndarray, numbers: Sequence[int], hz: int, file: str | None = None) -> Iterable[str]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from datapath.capture import PcapSource
 from datapath.export import STDOUT
 from datapath.frame import FRAME_DTYPE
 from datapath.limit import limit_pass
+from datapath.nat_text import parse_rule
 from datapath.worker import Pipeline
 
 FRAME = 60  # bytes: Ethernet's least without the FCS
@@ -42,11 +44,13 @@ ROUNDS = 5
 MIN_PACKETS = 2_000_000  # per round, so that a round lasts long enough to be timed
 WEIGHED = 100_000  # connections held at once, at least, to see what one costs
 WEIGHINGS = 3
+OUTSIDE = "192.0.2.1"  # where all sources are translated to
 
 
 @dataclass(frozen=True)
 class Segments:
-    """TCP segments to be made: one array element each. conn: connection; reply: direction; the rest as in the header."""
+    """TCP segments to be made: one array element each. conn: connection; reply: direction; the rest as in the header. outside: the address to which
+    replies go where all sources are translated to it, 0 where none is."""
 
     conn: NDArray[np.int64]
     reply: NDArray[np.bool_]
@@ -54,6 +58,7 @@ class Segments:
     seq: NDArray[np.uint32]
     ack: NDArray[np.uint32]
     payload: int
+    outside: int = 0
 
 
 def _sum16(words: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -74,7 +79,7 @@ def make_frames(segments: Segments) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     client = 0x0A000000 + conn // 60000
     server = 0x0B000001 + conn % 251
     client_port, server_port = 1024 + conn % 60000, np.full(n, 443)
-    source, target = np.where(segments.reply, server, client), np.where(segments.reply, client, server)
+    source, target = np.where(segments.reply, server, client), np.where(segments.reply, segments.outside or client, server)
     words[:, 13], words[:, 14], words[:, 15], words[:, 16] = source >> 16, source & 0xFFFF, target >> 16, target & 0xFFFF
     words[:, 17] = np.where(segments.reply, server_port, client_port)
     words[:, 18] = np.where(segments.reply, client_port, server_port)
@@ -96,8 +101,8 @@ def _isn(conn: NDArray[np.int64], reply: NDArray[np.bool_]) -> NDArray[np.uint32
     return ((conn * 2 + reply) * 2654435761).astype(np.uint32)
 
 
-def handshakes(order: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """SYN, SYN/ACK and ACK of every connection, a few thousand handshakes under way at a time."""
+def handshakes(order: NDArray[np.int64], outside: int = 0) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """SYN, SYN/ACK and ACK of every connection, a few thousand handshakes under way at a time. outside: as in Segments."""
     conn, step = [], []
     for start in range(0, len(order), OUTSTANDING):
         block = order[start : start + OUTSTANDING]
@@ -108,11 +113,12 @@ def handshakes(order: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any
     seq = _isn(conns, reply) + (steps == 2).astype(np.uint32)
     ack = np.where(steps == 0, 0, _isn(conns, ~reply) + np.uint32(1)).astype(np.uint32)
     flags = np.array([SYN, SYN | ACK, ACK], dtype=np.uint8)[steps]
-    return make_frames(Segments(conns, reply, flags, seq, ack, 0))
+    return make_frames(Segments(conns, reply, flags, seq, ack, 0, outside))
 
 
-def established(flows: int, packets: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Data segments of established connections, both directions, in random order of flows; each acknowledges all that came before."""
+def established(flows: int, packets: int, seed: int, outside: int = 0) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Data segments of established connections, both directions, in random order of flows; each acknowledges all that came before. outside: as in
+    Segments."""
     rng = np.random.default_rng(seed)
     conn = rng.permutation(np.arange(packets, dtype=np.int64) % flows)
     reply = rng.integers(0, 2, packets).astype(bool)
@@ -127,7 +133,7 @@ def established(flows: int, packets: int, seed: int) -> tuple[NDArray[np.uint8],
     own, other = np.where(reply, sent[1], sent[0]), np.where(reply, sent[0], sent[1])
     seq = (_isn(conn, reply) + 1 + PAYLOAD * own).astype(np.uint32)
     ack = (_isn(conn, ~reply) + 1 + PAYLOAD * other).astype(np.uint32)
-    return make_frames(Segments(conn, reply, np.full(packets, ACK, dtype=np.uint8), seq, ack, PAYLOAD))
+    return make_frames(Segments(conn, reply, np.full(packets, ACK, dtype=np.uint8), seq, ack, PAYLOAD, outside))
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -140,6 +146,11 @@ def _timed(work: Callable[[], object]) -> float:
 def _run(pipeline: Pipeline, memory: NDArray[np.uint8], frames: NDArray[Any]) -> None:
     for start in range(0, len(frames), CHUNK):
         pipeline.process(memory, frames[start : start + CHUNK])
+
+
+def _forward(pipeline: Pipeline, memory: NDArray[np.uint8], frames: NDArray[Any]) -> None:
+    for start in range(0, len(frames), CHUNK):
+        pipeline.forward(memory, frames[start : start + CHUNK])
 
 
 def _resident() -> int:
@@ -183,6 +194,23 @@ def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, f
     return pipeline, statistics.median(spent), held
 
 
+Turn = tuple[list[float], Callable[[], object]]  # where the seconds go, and what is timed
+
+
+def _by_turns(works: list[Turn], turn: int) -> None:
+    """Time each, the first one first every other time: whoever comes second finds the memory nearer."""
+    for times, work in works if turn % 2 else works[::-1]:
+        times.append(_timed(work))
+
+
+def _check(pipeline: Pipeline, flows: int) -> None:
+    """Raises CtmirrorError if something else was measured than meant."""
+    wrong = int(pipeline.summary()["reason_packets"][1:].sum())
+    if wrong or pipeline.tracker.count != flows:
+        live = pipeline.tracker.count
+        raise CtmirrorError(f"bench: {wrong} packets were not plainly accepted, {live} of {flows} connections live: expected 0 and all")
+
+
 def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int = 64) -> dict[str, Any]:
     """Set up `flows` connections, then `rounds` rounds of established traffic, each beside the limit kernel on the same frames.
 
@@ -197,17 +225,12 @@ def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: in
     limits: list[float] = []
     for i in range(rounds):
         part = frames[i * packets : (i + 1) * packets]
-        works: list[tuple[list[float], Callable[[], object]]] = [
+        works: list[Turn] = [
             (limits, partial(limit_pass, pipeline.tracker, memory, part, batch)),
             (mine, partial(_run, pipeline, memory, part)),
         ]
-        # By turns, for whoever comes second finds the frames nearer.
-        for times, work in works if i % 2 else works[::-1]:
-            times.append(_timed(work))
-    wrong = int(pipeline.summary()["reason_packets"][1:].sum())
-    if wrong or pipeline.tracker.count != flows:
-        live = pipeline.tracker.count
-        raise CtmirrorError(f"bench: {wrong} packets were not plainly accepted, {live} of {flows} connections live: expected 0 and all")
+        _by_turns(works, i)
+    _check(pipeline, flows)
     return {
         "flows": flows,
         "mpps": packets / statistics.median(mine) / 1e6,
@@ -216,6 +239,50 @@ def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: in
         "ratio_to_limit": statistics.median(limit / own for limit, own in zip(limits, mine, strict=True)),
         "setup_per_s": flows / setup,
         "bytes_per_conn": held,
+    }
+
+
+def _translated(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, float]:
+    """A pipeline with all connections established and source-translated, and seconds a set-up took (median), rewriting included."""
+    config = Config(max=flows, nat=(parse_rule("snat", OUTSIDE),))
+    memory, frames = handshakes(np.random.default_rng(seed).permutation(flows).astype(np.int64), int(ip_address(OUTSIDE)))
+    spent = []
+    for _ in range(rounds):
+        pipeline, writable = Pipeline(config, batch=batch), memory.copy()
+        spent.append(_timed(partial(_forward, pipeline, writable, frames)))
+    return pipeline, statistics.median(spent)
+
+
+def measure_nat(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int = 64) -> dict[str, Any]:
+    """The same traffic with every connection source-translated and every frame rewritten in place, beside the engine without translation.
+
+    The rewriting is timed, writable copies of the frames are made before. All connections share one address and keep their ports. Returns the
+    medians: mpps, ns_per_packet, ratio_to_plain (median of the rounds' own ratios), setup_per_s. Raises CtmirrorError if not every packet was
+    accepted, and those of every connection translated.
+    """
+    packets = max(MIN_PACKETS, flows)
+    plain_memory, frames = established(flows, packets * rounds, seed)
+    nat_memory, _ = established(flows, packets * rounds, seed, int(ip_address(OUTSIDE)))
+    plain = Pipeline(Config(max=flows), batch=batch)
+    _run(plain, *handshakes(np.random.default_rng(seed).permutation(flows).astype(np.int64)))
+    nat, setup = _translated(flows, seed, rounds, batch)
+    mine: list[float] = []
+    plains: list[float] = []
+    for i in range(rounds):
+        part = frames[i * packets : (i + 1) * packets]
+        works: list[Turn] = [(plains, partial(_run, plain, plain_memory, part)), (mine, partial(_forward, nat, nat_memory, part))]
+        _by_turns(works, i)
+    _check(plain, flows)
+    _check(nat, flows)
+    stats = nat.summary()
+    if stats["translated"] != stats["total_packets"]:
+        raise CtmirrorError(f"bench: {stats['translated']} of {stats['total_packets']} packets were translated: expected all")
+    return {
+        "flows": flows,
+        "mpps": packets / statistics.median(mine) / 1e6,
+        "ns_per_packet": statistics.median(mine) / packets * 1e9,
+        "ratio_to_plain": statistics.median(other / own for other, own in zip(plains, mine, strict=True)),
+        "setup_per_s": flows / setup,
     }
 
 
@@ -232,19 +299,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def apart(flows: int, **options: int) -> dict[str, Any]:
-    """measure_engine() in a process of its own, so that nothing is measured in the memory of what ran before."""
+def apart(flows: int, measure: Callable[..., dict[str, Any]] | None = None, **options: int) -> dict[str, Any]:
+    """measure_engine(), or another one, in a process of its own, so that nothing is measured in the memory of what ran before."""
     arguments = ", ".join([f"{flows:d}", *(f"{name}={value:d}" for name, value in options.items())])
-    code = f"import json; from datapath.benchmark import measure_engine; print(json.dumps(measure_engine({arguments})))"
+    code = f"import json; from datapath import benchmark; print(json.dumps(benchmark.{(measure or measure_engine).__name__}({arguments})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise CtmirrorError(f"bench: {flows} flows: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     return json.loads(done.stdout)
 
 
-def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS) -> dict[str, Any]:
-    """{"machine": ..., "engine": [measure_engine() of each number of flows]}."""
-    return {"machine": machine(), "engine": [apart(n, seed=seed, rounds=rounds) for n in flows]}
+def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS, nat: bool = False) -> dict[str, Any]:
+    """{"machine": ..., "engine": [measure_engine() of each number of flows]}, and with nat {"nat": [measure_nat() of each]}."""
+    figures = {"machine": machine(), "engine": [apart(n, seed=seed, rounds=rounds) for n in flows]}
+    return figures | ({"nat": [apart(n, measure_nat, seed=seed, rounds=rounds) for n in flows]} if nat else {})
 
 
 def _command(capture: str) -> None:

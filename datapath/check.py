@@ -239,8 +239,9 @@ def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[fields.R
         first = 0
         with PcapSource(name) as source:
             while len((chunk := source.read(CHUNK))[1]):
-                decisions, keys = pipeline.process(*chunk, keys=True)
-                yield from fields.packet_records(chunk[1], decisions, keys, first, tracking.config.hz, name if len(captures) > 1 else None)
+                decisions, keys, rewrites = pipeline.process(*chunk, keys=True, rewrites=True)
+                records = fields.packet_records(chunk[1], decisions, keys, first, tracking.config.hz, name if len(captures) > 1 else None)
+                yield from fields.translated(records, keys, rewrites)
                 first += len(chunk[1])
 
 

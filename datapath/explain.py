@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ctcore.errors import CaptureError, ConfigError, CtmirrorError
-from ctcore.model.conn import Packet, Visit
+from ctcore.model.conn import Key, Packet, Visit
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
 from ctcore.model.protocols import begin, recall
 from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Verdict
@@ -36,8 +36,9 @@ BEFORE_TRACKERS = (Reason.R_TABLE_FULL, Reason.R_ICMP6_UNTRACKED)
 class Explained:
     """One packet, what was decided, and its connection around it. had: the connection (CONN_DTYPE) its tuple found
     before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
-    error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection that has it; None for other packets.
-    gone: the destroy events (EVENT_DTYPE) it caused; count: connections before it; tick: when it came, in ticks of the clock.
+    error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection of its answers; None for other packets.
+    gone: the destroy events (EVENT_DTYPE) it caused; others: the connections there were before it, with those it expired; count: of these, those that
+    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules.
     Of a fragment that completed its datagram, packet and l4 are the datagram's; datagram: its bytes, from the IP header on; siblings: the numbers
     of all its fragments, below 0 in captures before this one. Of one that was held, siblings are those of the datagram that is completed later."""
 
@@ -53,8 +54,10 @@ class Explained:
     conn: Any
     tracking: Tracking
     gone: np.ndarray
+    others: np.ndarray
     count: int
     tick: int
+    rewrite: np.void | None = None
     error: bool = False
     quoted: np.void | None = None
     about: Any = None
@@ -123,6 +126,12 @@ def direction_in(conn: np.void | None, key: np.void) -> int:
     return Dir.REPLY if conn is not None and conn["flow"][Dir.REPLY]["key"].tobytes() == key.tobytes() else Dir.ORIG
 
 
+def inverse_of(key: np.void) -> np.void | None:
+    """The tuple of the answers; None for what has none."""
+    inverse = Key.of(key.tobytes()).inverted()
+    return None if inverse is None else np.frombuffer(inverse.raw(), KEY_DTYPE)[0]
+
+
 def _chunks(source: PcapSource, name: str, progress: Progress | None) -> Iterator[tuple[Any, np.ndarray]]:
     while True:
         memory, frames = source.read(CHUNK)
@@ -181,12 +190,13 @@ def _completed(pipeline: Pipeline, chunks: Iterable[tuple[Any, np.ndarray]], num
 
 def _parsed(memory: Any, frames: np.ndarray, datagrams: Sequence[Datagram], tracking: Tracking) -> tuple[list[np.void], list[bytes]]:
     """Packets (PACKET_DTYPE) and their transport bytes, of datagrams in the rows of the fragments that completed them."""
-    batch = parse_batch(memory, frames, zone=tracking.zone, checksum=tracking.config.checksum)
+    batch = parse_batch(memory, frames, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat))
     packets, l4s = [packet.copy() for packet in batch.array], [batch.l4_bytes(i) for i in range(len(frames))]
     for one in datagrams:
         inner, place = frames_of([one.frame[one.l3 :]], link=LINK_RAW)
         place["len"] = one.length
-        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, fragments="passed")
+        settings = {"checksum": tracking.config.checksum, "nat": bool(tracking.config.nat)}
+        whole = parse_batch(inner, place, zone=tracking.zone, fragments="passed", **settings)
         whole_packet = whole.array[0].copy()
         whole_packet["l3_off"] = packets[one.row]["l3_off"]
         packets[one.row], l4s[one.row] = whole_packet, whole.l4_bytes(0)
@@ -201,7 +211,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     pipeline.tracker.events()
     earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
     one = frames[row : row + 1]
-    decisions, keys = pipeline.process(memory, one, keys=True)
+    decisions, keys, rewrites = pipeline.process(memory, one, keys=True, rewrites=True)
     later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
     _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
     datagrams = pipeline.datagrams()
@@ -214,16 +224,19 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
             conn["status"] |= decisions["status"][0]
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
-        had = _by_key(earlier, keys[0])
+        had = find_conn(earlier, keys[0])
     (packet,), (l4,) = _parsed(memory, one, datagrams, tracking)
     tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
     count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
     error = _is_error(packet, l4)
     quoted = _quoted(packet, l4) if error else None
-    about = None if quoted is None else _by_key(earlier, quoted)
+    answer = None if quoted is None else inverse_of(quoted)
+    about = None if answer is None else find_conn(earlier, answer)
+    rewrite = None if rewrites is None else rewrites[0]
     return Explained(
-        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, count, tick, error, quoted, about,
-        datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"", tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
+        printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
+        error, quoted, about, datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"",
+        tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
     )  # fmt: skip
 
 
@@ -251,7 +264,7 @@ def _by_id(conns: np.ndarray, ordinal: int) -> Any:
     return conns[rows[0]] if ordinal >= 0 and len(rows) else None
 
 
-def _by_key(conns: np.ndarray, key: np.void) -> Any:
+def find_conn(conns: np.ndarray, key: np.void) -> Any:
     """The connection one of whose tuples this is."""
     if not key["family"] or not len(conns):
         return None

@@ -8,7 +8,7 @@ Invariants: fields and their order are the contract scripts rely on; the same ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
@@ -18,7 +18,7 @@ import numpy as np
 
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
-from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, State, Status, TcpFlag, Verdict
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, RewriteFlag, State, Status, TcpFlag, Verdict
 
 Record = dict[str, Any]
 
@@ -144,6 +144,37 @@ def packet_records(frames: np.ndarray, decisions: np.ndarray, keys: np.ndarray, 
         state, protocol, bare = _judgement(rest, hz)
         ends = _addresses(key) if bare else endpoints(key)
         yield {**head, "i": i, "ts": time, "len": length, **state, "conn": conn if conn >= 0 else None, **protocol, **ends, "out": None}
+
+
+def translated(records: Iterable[Record], keys: np.ndarray, rewrites: np.ndarray | None) -> Iterator[Record]:
+    """Packet records with `out` filled in where the packet's own header is translated: what it leaves with.
+
+    records: of the packets of keys, KEY_DTYPE[n]; rewrites: REWRITE_DTYPE[n], None where nothing is translated. `out` has what there is of src, dst,
+    sport, dport, id and key.
+    """
+    out = {} if rewrites is None else dict(outs(keys, rewrites))
+    return ({**record, "out": out[i]} if i in out else record for i, record in enumerate(records)) if out else iter(records)
+
+
+OUTER = RewriteFlag.REWRITE_SRC | RewriteFlag.REWRITE_DST
+INNER = RewriteFlag.REWRITE_INNER_SRC | RewriteFlag.REWRITE_INNER_DST
+OUT_NAMES = ("src", "dst", "sport", "dport", "id", "key")
+ECHO6 = (128, 129)  # the ICMPv6 types whose id is translated
+
+
+def outs(keys: np.ndarray, rewrites: np.ndarray) -> Iterator[tuple[int, Record]]:
+    """(row, what the packet leaves with), for each row whose packet's own header is translated."""
+    for row in np.flatnonzero(rewrites["flags"] & OUTER).tolist():
+        key, told = keys[row].copy(), rewrites[row]
+        flags = int(told["flags"])
+        if not flags & INNER:  # of an ICMP error, `to` says the ports of the packet it quotes
+            silent = key["proto"] == Proto.PROTO_ICMPV6 and key["dport"] >> 8 not in ECHO6
+            key["sport"] = key["sport"] if silent else told["to"]["sport"]
+            key["dport"] = key["dport"] if key["proto"] in WITH_TYPE else told["to"]["dport"]
+        key["src"] = told["to"]["src"] if flags & RewriteFlag.REWRITE_SRC else key["src"]
+        key["dst"] = told["to"]["dst"] if flags & RewriteFlag.REWRITE_DST else key["dst"]
+        ends = endpoints(key.tobytes())
+        yield row, {name: ends[name] for name in OUT_NAMES if name in ends}
 
 
 @lru_cache(maxsize=1 << 14)

@@ -18,10 +18,11 @@ from ctcore.spec import DIRS
 from ctcore.types import Dir, End, Proto, Reason, State, Status, Verdict
 from datapath import dissect, fields
 from datapath.app import Tracking
-from datapath.explain import Explained, Life, direction_in
+from datapath.explain import Explained, Life, direction_in, inverse_of
 from datapath.stages import Line, changes_of, protocol_lines
 from datapath.sums import check_lines
 from datapath.tally import HOW, how_of
+from datapath.translation import nat_lines
 
 # What is wrong with a header that was there to be looked at, though nothing of it was believed.
 HEADERS_BROKEN = (Reason.R_IP_VERSION, Reason.R_IP_HEADER)
@@ -56,6 +57,7 @@ def packet_lines(it: Explained) -> Iterator[Line]:
         yield from _lookup(it)
         yield from _room(it)
         yield from protocol_lines(it)
+    yield from nat_lines(it)
     yield from _result(it)
 
 
@@ -117,6 +119,8 @@ def conn_text(conn: np.void, hz: int) -> str:
     proto = int(conn["flow"][Dir.ORIG]["key"]["proto"])
     state = fields.l4state_name(proto, int(conn["tcp" if proto == Proto.PROTO_TCP else "sctp"]["state"]))
     tuple_ = tuple_text(conn["flow"][Dir.ORIG]["key"])
+    if int(conn["status"]) & (Status.SRC_NAT | Status.DST_NAT):
+        tuple_ += f", answered by {tuple_text(conn['flow'][Dir.REPLY]['key'])}"
     status = " ".join(fields.status_names(int(conn["status"])))
     left = fields.seconds_text(int(conn["timeout"]), hz)
     return f"conn {conn['flow'][Dir.ORIG]['id']}: {tuple_}, {state + ', ' if state else ''}[{status}], {left} s left"
@@ -162,10 +166,11 @@ def _quoted(it: Explained) -> Iterator[Line]:
     if it.quoted is None or it.decision["reason"] == Reason.R_ICMP_INNER_ERROR:
         return
     yield "quoted", f"{fields.proto_name(int(it.quoted['proto']))} {tuple_text(it.quoted)}"
-    if it.about is None:
+    answer = inverse_of(it.quoted)
+    if it.about is None or answer is None:
         yield "lookup", "no connection has the quoted packet's tuple"
         return
-    direction = DIRS[direction_in(it.about, it.quoted)]
+    direction = DIRS[1 - direction_in(it.about, answer)]  # it left as the answers' tuple says, which may not be how it came
     yield "lookup", f"the quoted packet went in the {direction} direction of {conn_text(it.about, it.tracking.config.hz)}"
     if it.decision["state"] == State.RELATED:
         yield "", "this error is related to that connection, whose state and timeout stay as they are"

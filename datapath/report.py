@@ -53,6 +53,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield _overview(result, width)
     yield from _whys(result, width)
     yield from _fragments(result)
+    yield from _pools(result, width)
     yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
@@ -212,6 +213,20 @@ def _fragments(result: Replayed) -> Iterator[Text]:
         yield Text(f"{counted(seen['waiting'], 'datagram')} not whole at the end")
 
 
+def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
+    """What each NAT rule had to give, and how much of it was taken."""
+    if not result.pools:
+        return
+    heads = ("tuples", "in use", "at most", "exhausted")
+    table = _plain("NAT rule", *heads, right=heads)
+    table.columns[0].overflow = "fold"
+    for pool in result.pools:
+        table.add_row(f"{pool.kind} {pool.text}", *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+    yield Text()
+    yield table
+    yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
+
+
 def flow_text(conn) -> str:
     """A connection as its original direction: who to whom."""
     ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
@@ -275,8 +290,8 @@ def _details(result: Replayed) -> Iterator[Table | Text]:
         if packets:
             codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
     settings = _plain("setting", "value", right=("value",))
-    for name, value in result.tracking.settings().items():
-        settings.add_row(name, str(value))
+    for name, setting in result.tracking.settings().items():
+        settings.add_row(name, str(setting))
     for table in (counters, codes, settings):
         yield Text()
         yield table

@@ -6,6 +6,7 @@ from datapath.frame cimport Frame
 ctypedef struct ParseSettings:
     uint16_t zone
     uint8_t checksum            # verify L4 checksums
+    uint8_t nat                 # address translation is on: it verifies those of ICMP errors in any case
     uint8_t fragments           # FRAGMENTS_*
 
 # What becomes of fragments.

@@ -7,12 +7,19 @@ from typing_extensions import Buffer
 from ctcore.batch import Batch
 
 def parse_batch(
-    memory: Buffer | npt.NDArray[np.uint8], frames: np.ndarray, *, zone: int = 0, checksum: bool = True, fragments: str = "held"
+    memory: Buffer | npt.NDArray[np.uint8],
+    frames: np.ndarray,
+    *,
+    zone: int = 0,
+    checksum: bool = True,
+    nat: bool = False,
+    fragments: str = "held",
 ) -> Batch:
     """Parse frames into a new Batch with one row a frame; the batch keeps the memory alive.
 
     memory: uint8[n]; frames: FRAME_DTYPE[k], as frames_of() or a capture gives them; zone: 0 to 65535, goes into every key; checksum: verify
-    transport checksums (the IPv4 header's is always verified). Any bytes may be in the frames: bad packets get reasons.
+    transport checksums (the IPv4 header's is always verified); nat: look at those of ICMP errors in any case (`flaw`). Any bytes may be in the
+    frames: bad packets get reasons.
     fragments: "held": each has the reason `fragment`, but an atomic one of IPv6 is like any other packet; "gathered": that one as well, for
     reassembly sees it; "passed": these frames have been through reassembly (defragment.Gatherer).
     Raises ValueError if an argument, a dtype or shape is not as said, or if a frame does not lie within memory (offset + caplen > n).

@@ -25,7 +25,7 @@ from ctcore.tuples cimport (
     IP4_HEADER, IP6_FRAGMENT, IP6_HEADER, IP6_HOP_BY_HOP, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions,
 )
 from ctcore.types cimport (
-    ACCEPT, ACK, DROP, FIN, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, RST, SYN, URG,
+    ACCEPT, ACK, DROP, FIN, FLAW_SUM, HELD, INVALID, NO_FLOW, NOT_SEEN, PENDING, RST, SYN, URG,
     PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE,
     R_FRAGMENT, R_ICMP_CHECKSUM, R_ICMP_SHORT, R_IP6_CHAIN, R_IP6_MALFORMED, R_IP_CHECKSUM, R_IP_HEADER, R_IP_LENGTH, R_IP_TRUNCATED, R_IP_VERSION,
     R_L4_BEYOND, R_NOT_IP, R_OK, R_SCTP_CHECKSUM, R_SCTP_SHORT, R_SNAPPED, R_TCP_CHECKSUM, R_TCP_DOFF, R_TCP_FLAGS, R_TCP_SHORT,
@@ -181,25 +181,35 @@ cdef void sctp(const ParseSettings *settings, Packet *p) noexcept nogil:
         p.l4_reason = R_SCTP_CHECKSUM
 
 
-cdef inline bint quotes_beyond_capture(const Packet *p) noexcept nogil:
-    """Is this an ICMP error (RFC 1122 3.2.2, RFC 4443 2.1) or a redirect of which conntrack needs bytes that were not captured?"""
-    cdef Key quoted
+cdef inline bint quotes(const Packet *p) noexcept nogil:
+    """Is this an ICMP error (RFC 1122 3.2.2, RFC 4443 2.1) or a redirect?"""
     cdef uint8_t kind = p.l4[0]
-    if p.l4_have == p.l4_len:
+    if p.key.family == 6:
+        return kind < 128 or kind == ND_REDIRECT
+    return 3 <= kind <= 5 or kind == 11 or kind == 12
+
+
+cdef inline bint quotes_beyond_capture(const Packet *p) noexcept nogil:
+    """Does conntrack need bytes of a quoted packet that were not captured?"""
+    cdef Key quoted
+    if p.l4_have == p.l4_len or not quotes(p):
         return False
-    if p.key.family == 6 and kind == ND_REDIRECT:
+    if p.key.family == 6 and p.l4[0] == ND_REDIRECT:
         return True
-    if kind >= 128 if p.key.family == 6 else not (3 <= kind <= 5 or kind == 11 or kind == 12):
-        return False
     return quoted_tuple(p.key.family, p.l4 + 8, p.l4_len - 8, p.l4_have - 8, &quoted) == R_SNAPPED
 
 
 cdef void icmp(const ParseSettings *settings, Packet *p) noexcept nogil:
-    """ICMP of its own family: the kernel's error() comes before the lookup, so what is wrong here is final."""
+    """ICMP of its own family: the kernel's error() comes before the lookup, so what is wrong here is final.
+
+    Address translation verifies what quotes a packet even where nobody else does.
+    """
     if settings.checksum and bad_icmp_sum(p):
         close(p, R_ICMP_CHECKSUM)
     elif quotes_beyond_capture(p):
         close(p, R_SNAPPED)
+    elif settings.nat and not settings.checksum and quotes(p) and bad_icmp_sum(p):
+        p.flaw |= FLAW_SUM
 
 
 cdef inline void transport(const ParseSettings *settings, Packet *p) noexcept nogil:
@@ -409,6 +419,7 @@ cdef inline bint plain_tcp(const ParseSettings *settings, const uint8_t *f, cons
     p.verdict = PENDING
     p.state = NOT_SEEN
     p.hop_limit = ip[8]
+    p.flaw = 0
     p.l3_off = 14
     return True
 
@@ -443,12 +454,11 @@ cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Fram
         p.now = frame.ts
         p.hash = 0
         p.flow = NO_FLOW
-        p.flaw = 0
         p.index = i
     return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True, str fragments="held"):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held"):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -474,6 +484,7 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, str fragments
     if fragments not in MODES:
         raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
     settings.fragments = MODES[fragments]
+    settings.nat = nat
     base = data.ctypes.data
     with nogil:
         parse(&settings, <const uint8_t *>base, rows, n, batch.row)

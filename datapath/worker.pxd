@@ -1,4 +1,13 @@
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from ctcore.types cimport Decision, Key, Rewrite
+
+# What is to be done with packets beside tracking them. Each may be NULL: then not.
+ctypedef struct Asked:
+    Decision *decisions         # to be filled in, a row a frame
+    Key *keys
+    Rewrite *rewrites
+    uint8_t *memory             # where the frames lie; they are to be changed there
 
 ctypedef struct Summary:
     uint64_t packets[6]         # by State
@@ -10,6 +19,7 @@ ctypedef struct Summary:
     uint64_t total_packets
     uint64_t total_bytes
     uint64_t backwards          # packets whose timestamp is before an earlier one's
+    uint64_t translated         # packets whose own header address translation changes
     uint64_t snapped            # packets of which not all bytes were captured
     int64_t first_ts
     int64_t last_ts

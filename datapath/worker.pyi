@@ -1,4 +1,4 @@
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,13 @@ from ctcore.tracker import Tracker
 from datapath.refragment import Datagram
 
 CLOCKS: tuple[str, ...]
+
+class Leaving(NamedTuple):
+    """What leaves. memory: uint8[m]; frames: FRAME_DTYPE[k], each within memory; rows: int64[k], which of the processed frames each one is."""
+
+    memory: NDArray[np.uint8]
+    frames: NDArray[Any]
+    rows: NDArray[np.int64]
 
 class Pipeline:
     """Frames in, decisions out: parser and tracker with their settings.
@@ -21,15 +28,29 @@ class Pipeline:
     tracker: Tracker
     reassembler: Reassembler
     clock: str
+    translates: bool
+    """Whether there are NAT rules."""
     def __init__(self, config: Config | None = None, *, zone: int = 0, clock: Literal["capture", "wall"] = "capture", batch: int = 64) -> None: ...
-    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False) -> Any:
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True, keys: bool = False, rewrites: bool = False) -> Any:
         """Run frames through all stages, in order.
 
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
-        Returns DECISION_DTYPE[n], row i about frame i, and with keys also KEY_DTYPE[n], the tuples as read (zeros where nothing could be).
-        Row i of a fragment that completes its datagram is about the datagram, whose bytes datagrams() gives until the next call.
-        With decisions=False returns None in its place and only counts: the fastest way. Raises ValueError if a frame is not within memory,
-        RuntimeError if another thread is at work with it.
+        Returns DECISION_DTYPE[n], row i about frame i; with keys (decisions, keys), KEY_DTYPE[n], the tuples as read (zeros where nothing could be);
+        with rewrites (decisions, keys or None, rewrites), REWRITE_DTYPE[n], what is to be changed in each frame before it leaves, for leaving();
+        None if there are no NAT rules. Row i of a fragment that completes its datagram is about the datagram, which datagrams() gives.
+        With decisions=False there is None in their place and packets are only counted: the fastest way. Raises ValueError if a frame is not within
+        memory, RuntimeError if another thread is at work with it.
+        """
+    def forward(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True) -> Any:
+        """process(), and frames that pass are changed where they lie, as address translation wants them; datagrams put together from fragments
+        where datagrams() finds them.
+
+        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False.
+        """
+    def leaving(self, memory: NDArray[np.uint8], frames: NDArray[Any], decisions: NDArray[Any], rewrites: NDArray[Any] | None = None) -> Leaving:
+        """The frames that leave: those that pass, changed in a copy where anything is to be changed at all, and datagrams in fragments again.
+
+        memory, frames: as given to the last process(); decisions, rewrites: as it returned them.
         """
     def datagrams(self) -> list[Datagram]:
         """The datagrams that fragments of the last process() completed, in their order; `row` is the completing frame's in that call.
@@ -43,5 +64,5 @@ class Pipeline:
 
         packets, bytes: uint64[N_STATES], by State, bytes on the wire; reason_packets: uint64[N_REASONS]; reason_first: int64[N_REASONS], index
         of the first packet with that reason or -1; fragments: as fragments(); dropped, held, backwards (timestamps before an earlier one),
-        snapped, total_packets, total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
+        snapped, translated, total_packets, total_bytes: int; first_ts, last_ts: ns, the earliest and the latest time stamp.
         """

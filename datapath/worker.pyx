@@ -1,12 +1,13 @@
 """The worker: a packet's straight line through the datapath, one batch at a time.
 
-    parse -> (defragment) -> hash -> find -> track -> sum up
+    parse -> (defragment) -> hash -> find -> track -> rewrite (where asked for) -> sum up
 
 Each stage works on the whole batch before the next one starts, so that what one asked the memory for has arrived when the next needs it.
 Not here: where frames come from and go to (capture, sink), what is shown to people (report).
 """
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,18 +18,32 @@ from ctcore.batch cimport Batch
 from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
-from ctcore.types cimport BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, Decision, Key, Packet
-from ctcore.types import DECISION_DTYPE, KEY_DTYPE
-from datapath.defragment cimport Gathering, datagrams_of, defragment
+from ctcore.types cimport (
+    ACCEPT, BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet,
+    Rewrite,
+)
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE, REWRITE_DTYPE
+from datapath.defragment cimport Gathering, datagrams_of, defragment, rewrite_wholes
 from datapath.frame cimport Frame, checked_frames
+from datapath.rewrite cimport rewrite_rows
 from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
+from datapath.refragment import cut_up, laid_out
+from datapath.rewrite import copied, rewrite_in_place
 
 assert N_REASONS <= 96 and N_STATES == 6
 
 CLOCKS = ("capture", "wall")
+
+
+class Leaving(NamedTuple):
+    """See worker.pyi."""
+
+    memory: object
+    frames: object
+    rows: object
 
 
 cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil:
@@ -55,6 +70,12 @@ cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noex
     s.total_packets += n
 
 
+cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        s.translated += (rewrites[i].flags & (REWRITE_SRC | REWRITE_DST)) != 0
+
+
 cdef class Pipeline:
     """Parser and tracker, put together. See worker.pyi."""
     cdef readonly Tracker tracker
@@ -64,6 +85,9 @@ cdef class Pipeline:
     cdef ParseSettings settings
     cdef Summary sums
     cdef uint64_t first         # number of the last call's first packet
+    cdef readonly bint translates
+    cdef object room            # for the rewrites of one batch, which nobody else may want to have
+    cdef Rewrite *rewrites
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         if self.tracker is not None:
@@ -83,6 +107,10 @@ cdef class Pipeline:
         self.settings.checksum = config.checksum
         self.settings.fragments = FRAGMENTS_GATHERED
         self.reassembler = Reassembler(config)
+        self.settings.nat = len(config.nat) > 0
+        self.translates = len(config.nat) > 0
+        self.room = np.zeros(batch, dtype=REWRITE_DTYPE)
+        self.rewrites = <Rewrite *><size_t>self.room.ctypes.data
         memset(&self.sums, 0, sizeof(Summary))
         memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
         self.tracker = Tracker(config)      # last: who has a tracker has all the rest
@@ -92,23 +120,60 @@ cdef class Pipeline:
             raise ValueError("pipeline: was never set up: a subclass has to call Pipeline.__init__")
         return self.tracker.idle()
 
-    def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False):
+    def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint rewrites=False):
         """Run frames through all stages; see worker.pyi."""
+        cdef Asked asked
+        memset(&asked, 0, sizeof(Asked))
+        decided = np.empty(len(frames), dtype=DECISION_DTYPE) if decisions else None
+        found = np.empty(len(frames), dtype=KEY_DTYPE) if keys else None
+        told = np.zeros(len(frames), dtype=REWRITE_DTYPE) if rewrites and self.translates else None
+        if decisions:
+            asked.decisions = <Decision *><size_t>decided.ctypes.data
+        if keys:
+            asked.keys = <Key *><size_t>found.ctypes.data
+        if told is not None:
+            asked.rewrites = <Rewrite *><size_t>told.ctypes.data
+        self.go(memory, frames, &asked)
+        if rewrites:
+            return decided, found, told
+        return (decided, found) if keys else decided
+
+    def forward(self, uint8_t[::1] memory not None, frames not None, *, bint decisions=True):
+        """Run frames through all stages and change those that pass where they lie; see worker.pyi."""
+        cdef Asked asked
+        memset(&asked, 0, sizeof(Asked))
+        decided = np.empty(len(frames), dtype=DECISION_DTYPE) if decisions else None
+        if decisions:
+            asked.decisions = <Decision *><size_t>decided.ctypes.data
+        if memory.shape[0]:
+            asked.memory = &memory[0]
+        self.go(memory, frames, &asked)
+        return decided
+
+    def leaving(self, memory, frames, decisions, rewrites=None):
+        """What leaves because of frames that were processed; see worker.pyi."""
+        rows = np.flatnonzero(decisions["verdict"] == ACCEPT)
+        datagrams = [one for one in self.datagrams() if decisions["verdict"][one.row] == ACCEPT]
+        passed, changed = frames[rows], rewrites is not None and rewrites["flags"][rows].any()
+        if not datagrams and not changed:
+            return Leaving(memory, passed, rows)
+        memory, passed = copied(memory, passed)
+        if datagrams:
+            memory, passed = laid_out(memory, passed, rows, datagrams)
+        if changed:
+            sent = rewrite_in_place(memory, passed, rewrites[rows])
+            passed, rows = passed[sent], rows[sent]
+        return Leaving(*(cut_up(memory, passed, rows, datagrams) if datagrams else (memory, passed, rows)))
+
+    cdef int go(self, const uint8_t[::1] memory, object frames, const Asked *asked) except -1:
+        """The checks, then the straight line without the GIL."""
         cdef Py_ssize_t n = len(frames)
         cdef const Frame *frame
-        cdef Decision *out = NULL
-        cdef Key *key_out = NULL
         cdef int64_t wall = time.time_ns() if self.clock == "wall" else 0
         self.ready()
         frame = checked_frames(memory, frames)
-        decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
-        found_keys = np.empty(n, dtype=KEY_DTYPE) if keys else None
         if n == 0:
-            return (decided, found_keys) if keys else decided
-        if decisions:
-            out = <Decision *><size_t>decided.ctypes.data
-        if keys:
-            key_out = <Key *><size_t>found_keys.ctypes.data
+            return 0
         self.tracker.enter()
         fragments_release(&self.reassembler.all)
         self.first = self.sums.total_packets
@@ -116,18 +181,20 @@ cdef class Pipeline:
             self.sums.first_ts = frame[0].ts
             self.sums.last_ts = frame[0].ts
         with nogil:
-            self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, out, key_out)
+            self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, asked)
         self.tracker.busy = False
-        return (decided, found_keys) if keys else decided
+        return 0
 
-    cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, int64_t wall, Decision *out, Key *key_out) noexcept nogil:
+    cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, int64_t wall, const Asked *asked) noexcept nogil:
         """The straight line. wall: ns to use instead of the frames' own time, or 0."""
         cdef Packet *row = self.batch.row
+        cdef Rewrite *rewrites
         cdef Py_ssize_t start = 0
         cdef bint fragments
         cdef int k, i
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
+            rewrites = asked.rewrites + start if asked.rewrites != NULL else self.rewrites if self.translates else NULL
             fragments = parse(&self.settings, memory, frame + start, k, row)
             if unlikely(wall != 0):
                 for i in range(k):
@@ -136,11 +203,17 @@ cdef class Pipeline:
                 self.gather(memory, frame + start, n - start, row, k)
             hash_rows(&self.tracker.ct, row, k)
             find_rows(&self.tracker.ct, row, k)
-            track_rows(&self.tracker.ct, row, k, NULL if out == NULL else out + start, NULL)
+            track_rows(&self.tracker.ct, row, k, NULL if asked.decisions == NULL else asked.decisions + start, rewrites)
+            if rewrites != NULL:
+                count_translated(&self.sums, rewrites, k)
+                if asked.memory != NULL:
+                    rewrite_rows(asked.memory, frame + start, row, rewrites, k)
+                    if unlikely(fragments):
+                        rewrite_wholes(&self.reassembler.all, self.sums.total_packets, row, rewrites)
             sum_up(&self.sums, row, frame + start, k)
-            if key_out != NULL:
+            if asked.keys != NULL:
                 for i in range(k):
-                    key_out[start + i] = row[i].key
+                    asked.keys[start + i] = row[i].key
             start += k
 
     cdef void gather(self, const uint8_t *memory, const Frame *frames, Py_ssize_t left, Packet *row, int n) noexcept nogil:
@@ -176,5 +249,6 @@ cdef class Pipeline:
             "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
             "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
             "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
-            "fragments": {} if self.reassembler is None else self.fragments(), "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
+            "translated": s.translated, "fragments": {} if self.reassembler is None else self.fragments(),
+            "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
         }

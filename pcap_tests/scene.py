@@ -132,11 +132,15 @@ class Conversation:
             ack = self.next[1 - d] if "A" in flags and self.sent[1 - d] else 0
         self.next[d] = (seq + len(payload) + ("S" in flags) + ("F" in flags)) & 0xFFFFFFFF
         self.sent[d] = True
-        frame = craft.tcp(self.address[d], self.address[1 - d], self.port[d], self.port[1 - d], flags, seq=seq, ack=ack, payload=payload, **fields)
+        frame = craft.tcp(*self.ends(d), flags, seq=seq, ack=ack, payload=payload, **fields)
         seen = self.scene.send(frame, zone=self.zone)
         if seen.conn is not None:
             self.ordinal = seen.conn
         return seen
+
+    def ends(self, d: int) -> tuple[str, str, int, int]:
+        """Addresses and ports of a packet that end d sends."""
+        return self.address[d], self.address[1 - d], self.port[d], self.port[1 - d]
 
     def orig(self, flags: str, **fields) -> Seen:
         return self.send(Dir.ORIG, flags, **fields)

@@ -68,12 +68,13 @@ class Packet:
     win: int
     doff: int
     tcp_flags: int
+    flaw: int = 0  # FLAW_* bits: what parse() has seen and let pass
 
     @classmethod
     def of(cls, row: np.void, l4: bytes) -> Packet:
         """A packet from its row (PACKET_DTYPE) and what was captured of its transport header and payload."""
-        plain = {name: int(row[name]) for name in ("l4_len", "ip_len", "l4_reason", "hop_limit", "seq", "ack", "win", "doff", "tcp_flags")}
-        return cls(Key.of(row["key"].tobytes()), l4, **plain)
+        names = ("l4_len", "ip_len", "l4_reason", "hop_limit", "seq", "ack", "win", "doff", "tcp_flags", "flaw")
+        return cls(Key.of(row["key"].tobytes()), l4, **{name: int(row[name]) for name in names})
 
 
 class L4:
@@ -101,6 +102,7 @@ class Conn:
     packets: list[int] = field(default_factory=lambda: [0, 0])
     bytes: list[int] = field(default_factory=lambda: [0, 0])
     changes: int = 0  # CHANGE_* since the last event
+    rules: list[int] = field(default_factory=lambda: [-1, -1])  # by Manip: which NAT rule has decided, -1: none
 
     def has(self, bit: int) -> bool:
         return bool(self.status & bit)

@@ -26,6 +26,7 @@ PPP = 0x880B
 PORTS = {Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_UDPLITE, Proto.PROTO_SCTP}
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, NO_NEXT, DESTINATION = 0, 43, 44, 51, 59, 60
 EXTENSIONS = {HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, NO_NEXT, DESTINATION}
+FLAW_SUM = 1  # Packet.flaw (types.pxd): a bad ICMP checksum that nobody asked to verify
 
 
 @dataclass
@@ -123,10 +124,28 @@ def inner_fault(packet: Packet) -> str:
 
 def _inner(packet: Packet) -> Key | str:
     """The quoted packet's tuple, or why it has none."""
+    inner = _quote(packet)
+    return _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
+
+
+def _quote(packet: Packet) -> bytes:
+    """What an ICMP error quotes, from its IP header on."""
     at = quote_at(packet)
     # Of a snapped error all that is read was captured (wire sees to that); lengths are those on the wire.
-    inner = packet.l4.ljust(min(packet.l4_len, at + LONGEST_HEADER), b"\0")[at:]
-    return _inner4(inner, packet.key.zone) if packet.key.family == 4 else _inner6(inner, packet.key.zone)
+    return packet.l4.ljust(min(packet.l4_len, at + LONGEST_HEADER), b"\0")[at:]
+
+
+def quoted_header(packet: Packet) -> tuple[bytes, int]:
+    """The transport header that an ICMP error quotes, as far as it was captured, and how many bytes of it and its payload were on the wire.
+
+    For an error whose quoted packet has a tuple.
+    """
+    inner = _quote(packet)
+    header = (inner[0] & 15) * 4
+    if packet.key.family == 6:
+        chain = _skip_extensions(inner)
+        header = 0 if isinstance(chain, str) else chain[1]
+    return inner[header:], packet.l4_len - quote_at(packet) - header
 
 
 def _inner4(ip: bytes, zone: int) -> Key | str:
@@ -143,6 +162,15 @@ def _inner4(ip: bytes, zone: int) -> Key | str:
 def _inner6(ip: bytes, zone: int) -> Key | str:
     if len(ip) < 40:
         return f"too short: {len(ip)} bytes of an IPv6 header of 40"
+    chain = _skip_extensions(ip)
+    if isinstance(chain, str):
+        return chain
+    proto, at = chain
+    return _ports(Key(ip[8:24], ip[24:40], 0, 0, zone, proto, 6), ip[at:])
+
+
+def _skip_extensions(ip: bytes) -> tuple[int, int] | str:
+    """Protocol and offset of what follows the headers of an IPv6 packet; or why nothing does."""
     proto, at = ip[6], 40
     while proto in EXTENSIONS:
         if proto == NO_NEXT:
@@ -153,7 +181,7 @@ def _inner6(ip: bytes, zone: int) -> Key | str:
             return f"a fragment, from byte {fragment} of its datagram on: its ports are in the first one"
         units = {FRAGMENT: 8, AUTHENTICATION: (ip[at + 1] + 2) * 4}
         at, proto = at + units.get(proto, (ip[at + 1] + 1) * 8), ip[at]
-    return _ports(Key(ip[8:24], ip[24:40], 0, 0, zone, proto, 6), ip[at:])
+    return proto, at
 
 
 def _ports(key: Key, l4: bytes) -> Key | str:

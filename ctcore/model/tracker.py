@@ -20,10 +20,11 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
-from ctcore.model import l4
+from ctcore.model import l4, nat
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
+from ctcore.nat_rules import NatPool
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Reason, State, Status, Verdict
 
 NO_DIR = 255
@@ -44,6 +45,7 @@ class Decision:
     status: int = 0
     mark: int = 0
     l4state: int = NO_L4STATE
+    rewrite: nat.Rewrite | None = None
 
     def store(self, record: np.void, key: Key) -> None:
         for name in ("state", "reason", "verdict", "conn", "dir", "timeout", "status", "mark", "l4state"):
@@ -102,8 +104,10 @@ class ModelTracker:
             "expect_new",
             "expect_create",
             "expect_delete",
+            "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
+        self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +126,8 @@ class ModelTracker:
                 decision = Decision(int(row["state"]), int(row["reason"]), int(row["verdict"]))
             self._counters["invalid"] += decision.state == State.INVALID
             decision.store(decisions[i], packet.key)
+            if rewrites is not None and decision.rewrite:
+                decision.rewrite.store(rewrites[i])
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
@@ -145,7 +151,10 @@ class ModelTracker:
             return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
         if packet.key.dst != answer.dst:
             return Decision(State.INVALID, Reason.R_ICMP_OUTER)
-        return self._accept(*found, State.RELATED, Reason.R_OK)
+        conn, d = found
+        related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
+        refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        return untranslated(related, refusal) if refusal else related
 
     def _visit(self, packet: Packet) -> Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
@@ -173,15 +182,20 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
+        if self._nat and not conn.confirmed:
+            self._nat.decide(conn)
+        stuck = nat.refusal(packet, conn, d)
         if not conn.confirmed:
-            refusal = self._confirm(conn)
+            refusal = stuck or self._confirm(conn)
             if refusal:
                 return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
-        return self._accept(conn, d, state, answer.reason)
+        accepted = self._accept(conn, d, state, answer.reason)
+        return untranslated(accepted, stuck) if stuck else accepted
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
-        return Decision(state, reason, Verdict.ACCEPT, conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state)
+        told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
+        return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=nat.rewrite_of(conn, d))
 
     def _count(self, packet: Packet, conn: Conn, d: int) -> None:
         if self.config.acct:
@@ -223,7 +237,7 @@ class ModelTracker:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
         if self._table.find(conn.key[Dir.REPLY]):
             self._counters["insert_failed"] += 1
-            return Reason.R_CLASH
+            return self._exhausted(conn) if self._nat else Reason.R_CLASH
         if not self._table.insert(conn):
             self._counters["drop"] += 1
             return Reason.R_TABLE_FULL
@@ -231,14 +245,29 @@ class ModelTracker:
         self._next_id += 1
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
+        if self._nat:
+            self._nat.enter(conn)
         self._counters["new"] += 1
         self._emit(EventKind.EVENT_NEW, conn)
         return Reason.R_OK
+
+    def _exhausted(self, conn: Conn) -> int:
+        """Address translation has found no tuple of its own for the connection."""
+        assert self._nat is not None
+        self._counters["nat_exhausted"] += 1
+        self._nat.exhausted(conn)
+        return Reason.R_NAT_EXHAUSTED
+
+    def _give_up(self, conn: Conn) -> None:
+        """A closed connection whose tuple another one takes over."""
+        self._destroy(conn, End.END_REPLACED)
 
     def _destroy(self, conn: Conn, end: int) -> None:
         """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
         self._table.erase(conn)
         del self._conns[conn.id]
+        if self._nat:
+            self._nat.leave(conn)
         conn.status |= Status.DYING
         self._drop_expectations([e for e in self._expectations if e.master == conn.id])
         time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
@@ -303,6 +332,14 @@ class ModelTracker:
 
     def counters(self) -> dict[str, int]:
         return dict(self._counters)
+
+    def nat_pools(self) -> list[NatPool]:
+        return self._nat.rows() if self._nat else []
+
+    def prefer(self, port: int) -> None:
+        port = whole("port", port, 0, 65535)
+        if self._nat:
+            self._nat.prefer(port)
 
     def conns(self) -> np.ndarray:
         snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
@@ -403,6 +440,8 @@ class ModelTracker:
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
+        if self._nat:
+            self._nat.check(list(self._conns.values()))
 
 
 def state_of(conn: Conn, d: int) -> int:
@@ -410,6 +449,11 @@ def state_of(conn: Conn, d: int) -> int:
     if d == Dir.REPLY or conn.has(Status.SEEN_REPLY):
         return State.ESTABLISHED
     return State.RELATED if conn.has(Status.EXPECTED) else State.NEW
+
+
+def untranslated(decision: Decision, reason: int) -> Decision:
+    """The packet is what it is to its connection, and is dropped: it cannot leave as it should."""
+    return replace(decision, reason=reason, verdict=Verdict.DROP, rewrite=None)
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

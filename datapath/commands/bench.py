@@ -66,20 +66,22 @@ def command(context: click.Context, quiet: bool, verbose: bool) -> None:
 @command.command("engine")
 @click.option("--flows", type=Flows(), default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
 @click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write the figures as JSON, without a name to stdout.")
+@click.option("--nat", is_flag=True, help="Also with every connection source-translated and every packet rewritten.")
 @verbosity("No figures but the JSON.")
 @click.pass_obj
-def engine_command(silent: bool, flows: list[int], output: str | None, quiet: bool, verbose: bool) -> None:
+def engine_command(silent: bool, flows: list[int], output: str | None, nat: bool, quiet: bool, verbose: bool) -> None:
     """Packets and set-ups a second and bytes a connection, beside the limit of this machine.
 
     \b
     Examples:
       ctmirror bench engine
       ctmirror bench engine --flows 1000 --json
+      ctmirror bench engine --nat                      what address translation costs
     """
     from datapath import benchmark
 
     _check(output)
-    _write(benchmark.engine(flows), output, quiet or silent)
+    _write(benchmark.engine(flows, nat=nat), output, quiet or silent)
 
 
 @command.command("replay")

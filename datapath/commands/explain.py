@@ -55,6 +55,7 @@ def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) 
       ctmirror explain office.pcap --frame 3482        the same packet by its number in Wireshark
       ctmirror explain office.pcap --conn 17 -o conn17.txt
       ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
+      ctmirror explain lan.pcap --packet 7 --snat '192.0.2.1:1024-2047'        which rule translated it, and why to this port
     """
     from datapath import explain, narrate
     from datapath.app import Outputs

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
 
 from ctcore.config import Config
+from ctcore.errors import ConfigError
+from ctcore.nat_rules import HelperRule, NatRule
 from datapath.app import Tracking
+from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
 
 MAX_ZONE = 65535
 
@@ -65,6 +68,58 @@ class Timeouts(click.ParamType):
         return result
 
 
+class PlacedOption(click.Option):
+    """An option whose values say where on the command line they stood, since the order among several such options matters.
+
+    click gathers the values of each option apart from the others'; what stood before what is known only while it parses.
+    """
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        for name in self.opts:
+            option = parser._long_opt[name]
+            option.process = functools.partial(_process_placed, option.process)
+
+
+def _process_placed(process: Callable[..., None], value: str, state: Any) -> None:
+    process((len(state.order), value), state)
+
+
+class Nat(click.ParamType):
+    """A NAT rule with its place. kind: as in ctcore.nat_rules."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.name = "RULE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, NatRule]:
+        place, text = value
+        try:
+            return place, text if isinstance(text, NatRule) else parse_rule(self.kind, text)
+        except ConfigError as error:
+            raise click.UsageError(f"--{error}", ctx) from None
+
+
+class Helper(click.ParamType):
+    """A helper, its protocol and port."""
+
+    name = "NAME:PROTO:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HelperRule:
+        try:
+            return value if isinstance(value, HelperRule) else parse_helper(value)
+        except ConfigError as error:
+            raise click.UsageError(f"--{error}", ctx) from None
+
+
+# Kind, what it says. Of the rules for sources (snat, masquerade) and of those for destinations, the first that matches is taken.
+NAT_OPTIONS = (
+    ("snat", "Translate the source: '[MATCH =>] A[-B][:p[-q]][,random][,fully-random][,persistent]', repeatable."),
+    ("dnat", "Translate the destination, before the source; written in the same way."),
+    ("masquerade", "Translate the source to the one address of the interface: '[MATCH =>] A[:p[-q]]'."),
+    ("redirect", "Translate the destination to the one address of the interface."),
+)
+
 # Option, type, what it says. Defaults are read off Config.
 SETTINGS = (
     ("tcp_liberal", Switch(), "Accept TCP packets outside the window."),
@@ -94,6 +149,10 @@ def _merged(timeouts: tuple[dict[str, int], ...]) -> dict[str, int]:
 def _flags(context: click.Context) -> str:
     """The tracking options given on the command line, in the order of their definition."""
     words: list[str] = []
+    for rule in _rules(context.params):
+        words += [f"--{rule.kind}", rule_text(rule)]
+    for helper in context.params["helper"]:
+        words += ["--helper", helper_text(helper)]
     for name in [field for field, *_ in SETTINGS] + ["timeouts", "zone"]:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
@@ -101,6 +160,12 @@ def _flags(context: click.Context) -> str:
         text = ",".join(f"{k}={v}" for k, v in _merged(value).items()) if name == "timeouts" else str(int(value))
         words += [_option_name(name), text]
     return shlex.join(words)
+
+
+def _rules(given: Mapping[str, Any]) -> list[NatRule]:
+    """The rules of all four options, in the order of the command line."""
+    placed = [one for kind, _ in NAT_OPTIONS for one in given[kind]]
+    return [rule for _, rule in sorted(placed, key=lambda one: one[0])]
 
 
 CLOCK = click.option(
@@ -120,12 +185,18 @@ def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any
     def wrapper(*, zone: int, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
-        config = Config(**settings, timeouts=_merged(timeouts))
+        nat = _rules({kind: others.pop(kind) for kind, _ in NAT_OPTIONS})
+        config = Config(**settings, timeouts=_merged(timeouts), nat=tuple(nat), helpers=others.pop("helper"))
         return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
 
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
         wrapper = click.option(_option_name(name), name, type=kind, default=default, help=f"{text}  [default: {int(default)}]")(wrapper)
+    wrapper = click.option(
+        "--helper", type=Helper(), multiple=True, help="Let a helper read the connections to a port, as in ftp:tcp:21. Repeatable."
+    )(wrapper)
+    for rule, text in reversed(NAT_OPTIONS):
+        wrapper = click.option(f"--{rule}", rule, type=Nat(rule), cls=PlacedOption, multiple=True, help=text)(wrapper)
     for option in (
         click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
         click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),

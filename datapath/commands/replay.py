@@ -32,7 +32,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--conns", metavar="FILE", help="Write a record for each connection.")
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
-@click.option("-w", "forwarded", metavar="OUT", help="Write the packets but held and dropped ones; in .pcapng each with its decision as a comment.")
+@click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
@@ -47,6 +47,10 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay office.pcap --packets - | jq 'select(.state == "invalid")'
       ctmirror replay office.pcap --conns - --format conntrack      what is alive at the end, as conntrack -L lists it
       ctmirror replay office.pcap -w judged.pcapng     open it in Wireshark: each packet has its number and decision as comment
+      ctmirror replay lan.pcap --masquerade 192.0.2.1 -w wan.pcapng        what would leave a router
+      ctmirror replay wan.pcap --dnat 'ip_proto tcp dst_port 80 => 10.0.0.2:8080'
+      ctmirror replay lan.pcap --snat 'src_ip 10.0.0.0/8 => 192.0.2.1-192.0.2.9:1024-65535,persistent'
+      ctmirror replay lan6.pcap --snat '[2001:db8:3::1]:2000-2999,random' --helper ftp:tcp:21
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     if form and not any(map(_file, (packets, conns, events))):

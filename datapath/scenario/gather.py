@@ -50,4 +50,5 @@ class ModelGatherer:
         return batch
 
     def _parse(self, memory: np.ndarray, frames: np.ndarray, fragments: str) -> Batch:
-        return parse_batch(memory, frames, zone=self.zone, checksum=self.reassembler.config.checksum, fragments=fragments)
+        config = self.reassembler.config
+        return parse_batch(memory, frames, zone=self.zone, checksum=config.checksum, nat=bool(config.nat), fragments=fragments)

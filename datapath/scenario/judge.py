@@ -16,9 +16,9 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
-from ctcore.types import Dir
+from ctcore.types import REWRITE_DTYPE, Dir
 from datapath.defragment import Gatherer
-from datapath.fields import Record, conn_records, packet_records
+from datapath.fields import Record, conn_records, packet_records, translated
 from datapath.frame import frames_of
 from datapath.scenario.gather import ModelGatherer
 from datapath.scenario.steps import ScenarioError
@@ -65,8 +65,9 @@ class TrackerJudge:
         memory, frames = frames_of([frame], ts=self.now)
         config = self.tracker.config
         batch = self.gatherer.parse(memory, frames)
-        decisions, keys = self.tracker.advance(batch), batch.array["key"].copy()
-        record = next(packet_records(frames, decisions, keys, self.packets, config.hz))
+        rewrites = np.zeros(1, REWRITE_DTYPE)
+        decisions, keys = self.tracker.advance(batch, rewrites), batch.array["key"].copy()
+        record = next(translated(packet_records(frames, decisions, keys, self.packets, config.hz), keys, rewrites))
         self.packets += 1
         return Seen(record, self._conn(record["conn"], keys[0]))
 

@@ -13,7 +13,7 @@ from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
-from ctcore.types import End
+from ctcore.types import REWRITE_DTYPE, End
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
 from pcap_tests.scene import SECOND, START
@@ -41,11 +41,22 @@ class Twins:
         """Everything that waits goes into the model as one batch, into the engine in batches of `piece`. Returns the decisions."""
         frames, times = [frame for frame, _ in self.waiting], np.array([ts for _, ts in self.waiting], dtype=np.int64)
         self.waiting = []
-        cuts = range(0, max(1, len(frames)), piece)
-        ours = np.concatenate([self.engine.advance(self.batch(frames[i : i + piece], times[i : i + piece])) for i in cuts])
-        same(ours, self.model.advance(self.batch(frames, times)), "decisions")
+        ours = [self.advance(self.engine, frames[i : i + piece], times[i : i + piece]) for i in range(0, max(1, len(frames)), piece)]
+        decisions, rewrites = (np.concatenate([part[i] for part in ours]) for i in (0, 1))
+        theirs = self.advance(self.model, frames, times)
+        same(decisions, theirs[0], "decisions")
+        same_rewrites(rewrites, theirs[1])
         self.compare()
-        return ours
+        self.watch(decisions, rewrites, frames, times)
+        return decisions
+
+    def advance(self, tracker: Tracker | ModelTracker, frames: Sequence[bytes], times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decisions, and what is to be changed in the packets."""
+        rewrites = np.zeros(len(frames), dtype=REWRITE_DTYPE)
+        return tracker.advance(self.batch(frames, times), rewrites), rewrites
+
+    def watch(self, decisions: np.ndarray, rewrites: np.ndarray, frames: Sequence[bytes], times: np.ndarray) -> None:
+        """For those who want to prove more of what both have said."""
 
     def batch(self, frames: Sequence[bytes], times: np.ndarray):
         return parse_batch(*frames_of(frames, ts=times), zone=self.zone)
@@ -68,6 +79,7 @@ class Twins:
         ours, theirs = self.engine.counters(), self.model.counters()
         assert {name: ours[name] for name in theirs} == theirs
         assert self.engine.expectations() == self.model.expectations()
+        assert self.engine.nat_pools() == self.model.nat_pools()
         assert (self.engine.now, self.engine.count, self.engine.events_lost) == (self.model.now, self.model.count, self.model.events_lost)
         self.engine.check()
         self.model.check()
@@ -98,6 +110,13 @@ def same(engine: np.ndarray, model: np.ndarray, what: str) -> None:
     assert len(engine) == len(model), what
     for (field, ours), (_, theirs) in zip(leaves(engine, what), leaves(model, what), strict=True):
         assert ours.tolist() == theirs.tolist(), field
+
+
+def same_rewrites(engine: np.ndarray, model: np.ndarray) -> None:
+    """What is to be changed; the rest of a row means nothing where its flag is not set."""
+    assert engine["flags"].tolist() == model["flags"].tolist(), "rewrites.flags"
+    asked = engine["flags"] != 0
+    same(engine["to"][asked], model["to"][asked], "rewrites.to")
 
 
 def leaves(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:

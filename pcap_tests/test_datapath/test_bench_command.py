@@ -15,25 +15,27 @@ def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_pat
 
     asked = []
 
-    def engine(flows):
-        asked.append(flows)
+    def engine(flows, nat):
+        asked.append((flows, nat))
         return {"machine": {"cpu": "any"}, "engine": [{"flows": n, "mpps": 12.345} for n in flows]}
 
     monkeypatch.setattr(benchmark, "engine", engine)
     code, out, _ = run(capfd, "bench", "engine", "--flows", "10,2000", "--json", tmp_path / "out.json")
-    assert (code, asked) == (0, [[10, 2000]])
+    assert (code, asked) == (0, [([10, 2000], False)])
     assert json.loads((tmp_path / "out.json").read_text())["engine"][1]["flows"] == 2000
     assert "engine: flows 2000  mpps 12.3" in out
     code, out, err = run(capfd, "bench", "engine", "--flows", "10", "--json", "-")
     assert json.loads(out)["engine"] == [{"flows": 10, "mpps": 12.345}]
     assert "mpps" in err
+    run(capfd, "bench", "engine", "--flows", "10", "--nat")
+    assert asked[-1] == ([10], True)
 
 
 @pytest.mark.parametrize("argv", [["bench", "engine", "--json"], ["bench", "-q", "engine", "--json"], ["bench", "engine", "-q", "--json", "-"]])
 def test_bench_writes_json_to_stdout_without_a_name(capfd, monkeypatch, argv):
     from datapath import benchmark
 
-    monkeypatch.setattr(benchmark, "engine", lambda flows: {"engine": [{"flows": flows[0]}]})
+    monkeypatch.setattr(benchmark, "engine", lambda flows, nat: {"engine": [{"flows": flows[0]}]})
     code, out, err = run(capfd, *argv)
     assert (code, json.loads(out)) == (0, {"engine": [{"flows": 1000}]})
     assert (err == "") == ("-q" in argv)

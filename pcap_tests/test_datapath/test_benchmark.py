@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import numpy as np
 import pytest
 
 from ctcore import Config
+from ctcore.errors import CtmirrorError
 from datapath import Pipeline, benchmark
 from datapath.limit import limit_pass
+from datapath.nat_text import parse_rule
 
 
 def test_frames_are_valid_and_established():
@@ -27,6 +31,31 @@ def test_figures_belong_together(monkeypatch):
     assert row["flows"] == 500 and row["ns_per_packet"] == pytest.approx(1000 / row["mpps"])
     # How near to the limit is a matter of a quiet machine, which a test cannot ask for.
     assert row["ratio_to_limit"] > 0 and row["limit_mpps"] > 0 and row["setup_per_s"] > 0
+
+
+def test_figures_with_translation_belong_together(monkeypatch):
+    """Every packet of every connection is accepted and translated, or there are no figures."""
+    monkeypatch.setattr(benchmark, "MIN_PACKETS", 20_000)
+    row = benchmark.measure_nat(500, rounds=3)
+    assert row["flows"] == 500 and row["ns_per_packet"] == pytest.approx(1000 / row["mpps"])
+    assert row["ratio_to_plain"] > 0 and row["setup_per_s"] > 0
+
+
+def test_connections_of_many_clients_keep_their_ports_behind_one_address():
+    """So that a reply's address is known before the connection is: the ports of 60,000 clients' connections come again with another server."""
+    order = np.arange(59_990, 60_050)
+    config = Config(max=100, nat=(parse_rule("snat", benchmark.OUTSIDE),))
+    pipeline = Pipeline(config)
+    memory, frames = benchmark.handshakes(order, int(ip_address(benchmark.OUTSIDE)))
+    decisions = pipeline.forward(memory.copy(), frames)
+    assert (decisions["reason"] == 0).all() and pipeline.summary()["translated"] == len(frames) == 3 * len(order)
+
+
+def test_what_is_not_translated_gives_no_figures(monkeypatch):
+    monkeypatch.setattr(benchmark, "MIN_PACKETS", 1000)
+    monkeypatch.setattr(benchmark, "parse_rule", lambda kind, text: parse_rule(kind, "src_ip 203.0.113.0/24 => 192.0.2.1"))
+    with pytest.raises(CtmirrorError, match="expected"):
+        benchmark.measure_nat(50, rounds=1)
 
 
 def test_the_limit_kernel_fetches_the_engines_entries():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datapath import craft
+from ctcore.config import Config
+from ctcore.nat_rules import NatRule, Range
+from datapath import Pipeline, craft
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.refragment import Datagram, refragment
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"
+WAN = IPv4Address("192.0.2.1")
 RR, ROUTER_ALERT = b"\x07\x04\x05\x00", b"\x94\x04\x00\x00"
 
 
@@ -124,3 +129,43 @@ def test_put_together_again_it_is_the_same(data, six, size, mtu):
         assert frames == [datagram.frame]
     else:
         assert gathered(frames).frame == datagram.frame
+
+
+def leaving(frames: list[bytes], **settings) -> list[bytes]:
+    """What a pipeline lets out of these frames."""
+    pipeline = Pipeline(Config(**settings))
+    memory, rows = frames_of(frames)
+    decisions, _, rewrites = pipeline.process(memory, rows, rewrites=True)
+    memory, out, _ = pipeline.leaving(memory, rows, decisions, rewrites)
+    return [memory[int(f["offset"]) : int(f["offset"]) + int(f["caplen"])].tobytes() for f in out]
+
+
+UDP = craft.udp_segment(A, B, 5000, 53, PAYLOAD)
+
+
+def test_a_pipeline_lets_fragments_out_when_their_datagram_is_whole():
+    first, last, other = *cut(UDP, [0, 2000]), craft.udp(A, B, 1, 2, b"other")
+    assert leaving([first, other, last, other]) == [other, first, last, other]
+    assert leaving([first, other]) == [other]
+
+
+def test_fragments_leave_translated_each_and_their_checksum_once():
+    """The transport checksum is in the first one only, and right for all of the datagram."""
+    rules = (NatRule("snat", Range(WAN, WAN)),)
+    for step in (1480, 8, 2000):
+        out = leaving(cut(UDP, list(range(0, len(UDP), step))), nat=rules)
+        assert len(out) == -(-len(UDP) // step)
+        assert gathered(out).frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)
+
+
+def test_datagrams_are_translated_where_they_lie_too():
+    """forward(): in the frames themselves, and what was put together where datagrams() finds it."""
+    pipeline = Pipeline(Config(nat=(NatRule("snat", Range(WAN, WAN)),)))
+    memory, frames = frames_of([*cut(UDP, [0, 2000]), craft.udp(A, B, 1, 2)])
+    memory = memory.copy()
+    before = memory.copy()
+    pipeline.forward(memory, frames)
+    (datagram,) = pipeline.datagrams()
+    assert datagram.frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)
+    third = int(frames["offset"][2])
+    assert (memory[:third] == before[:third]).all() and memory[third:].tobytes() == craft.udp("192.0.2.1", B, 1, 2)

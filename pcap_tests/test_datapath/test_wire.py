@@ -45,7 +45,7 @@ def test_every_field_of_a_tcp_packet(tags):
         "src": t.address(A) + bytes(12), "dst": t.address(B) + bytes(12), "sport": 40000, "dport": 80, "zone": 0xBEEF, "proto": 6, "family": 4,
         "now": 1_700_000_000_123_456_789, "hash": 0, "flow": NO_FLOW, "seq": 0xFEDCBA98, "ack": 0x12345678, "win": 0xABCD, "doff": 24,
         "tcp_flags": 0x18, "l4_len": 29, "l4_have": 29, "ip_len": 49, "wire_len": 72, "l4_reason": 0, "verdict": Verdict.PENDING, "reason": 0,
-        "state": State.NOT_SEEN, "hop_limit": 7, "l3_off": off, "index": 1,
+        "state": State.NOT_SEEN, "hop_limit": 7, "flaw": 0, "l3_off": off, "index": 1,
     }  # fmt: skip
     assert row["l4"] - memory.ctypes.data == 3 + off + 20
     assert batch.l4_bytes(1) == segment
@@ -58,7 +58,7 @@ def test_every_field_of_an_ipv6_packet():
         "src": t.address(A6), "dst": t.address(B6), "sport": 53, "dport": 5353, "zone": 0, "proto": 17, "family": 6, "now": 5, "hash": 0,
         "flow": NO_FLOW, "seq": 0, "ack": 0, "win": 0, "doff": 0, "tcp_flags": 0, "l4_len": 11, "l4_have": 11, "ip_len": 40 + 8 + 16 + 11,
         "wire_len": 14 + 40 + 8 + 16 + 11, "l4_reason": 0, "verdict": Verdict.PENDING, "reason": 0, "state": State.NOT_SEEN, "hop_limit": 255,
-        "l3_off": 14, "index": 0,
+        "l3_off": 14, "index": 0, "flaw": 0,
     }  # fmt: skip
 
 
@@ -67,6 +67,28 @@ def test_a_row_holds_nothing_of_the_packet_before():
     packets = [t.tcp(A, B, 1, 2, "A", payload=b"x" * 99), b"", t.udp(A6, B6, 3, 4), t.tcp(A, B, 1, 2, "SF"), t.icmp(A, B, 8), t.tcp(A, B, 1, 2, "S")]
     alone = [as_dict(parse(p)) | {"index": i} for i, p in enumerate(packets)]
     assert [as_dict(row) for row in parse_batch(*frames_of(packets)).array] == alone
+
+
+ABOUT, ABOUT6 = t.udp(A, B, 1, 2), t.udp(A6, B6, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("packet", "settings", "flaw"),
+    [
+        (t.icmp_error(B, A, 3, 3, ABOUT, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B, A, 5, 1, ABOUT, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B6, A6, 1, 4, ABOUT6, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B6, A6, 137, 0, ABOUT6, l4_checksum=1), {"checksum": False, "nat": True}, 1),
+        (t.icmp_error(B, A, 3, 3, ABOUT), {"checksum": False, "nat": True}, 0),
+        (t.icmp_error(B, A, 3, 3, ABOUT, l4_checksum=1), {"checksum": False}, 0),
+        (t.icmp(A, B, 8, l4_checksum=1), {"checksum": False, "nat": True}, 0),
+        (t.tcp(A, B, 1, 2, "S", l4_checksum=1), {"checksum": False, "nat": True}, 0),
+    ],
+)
+def test_translation_looks_at_the_sums_of_errors_that_nobody_verifies(packet, settings, flaw):
+    """With --checksum 0 they pass; translated they would leave with good ones, so they must not."""
+    row = parse_batch(*frames_of([packet]), **settings).array[0]
+    assert (row["flaw"], row["verdict"]) == (flaw, Verdict.PENDING)
 
 
 def test_more_packets_than_are_fetched_ahead():

@@ -1,0 +1,403 @@
+"""Rewriting: what address translation has decided about a packet, done to its bytes in place.
+
+Theory of operation: as in Linux, a packet is changed in up to two passes, destination first (PREROUTING), then source (POSTROUTING), and each
+changes the transport header, then the address. Checksums are adjusted by what was changed and not made anew (RFC 1624, equation 3), so that a
+wrong one stays exactly as wrong, and a packet that was captured in part can be translated. Made anew are SCTP's CRC and the checksum of an ICMP
+error, as in Linux. In such an error the quoted packet is translated too, the other way round: its destination where the error's source is.
+One worked packet: 10.0.0.2:40000 > 198.51.100.1:80 leaves as 192.0.2.1:1024. The TCP sum gets, for each 16-bit word m that becomes m',
+~m + m': of two words of the address and one of the port; the IP header's sum the same but for the port.
+
+Invariants: nothing is read or written before l3, nor beyond l4 + p.l4_have; an adjusted checksum is never 0xFFFF but in UDP and UDP-Lite, where
+0 means none (RFC 768): so does Linux, whose sums never fold to zero. Translating back gives the original bytes, but for a sum written as 0xFFFF
+elsewhere (0 says the same) and CRCs that were wrong before.
+Not here: what is to be changed (ctcore.nat), helpers' edits of the payload (edits).
+"""
+
+import numpy as np
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ctcore.lowlevel cimport be32, unlikely
+from ctcore.tuples cimport IP4_HEADER, IP6_HEADER, Chain, invert, skip_extensions
+from ctcore.types cimport (
+    ACCEPT, FLAW_WHOLE, MANIP_DST, MANIP_SRC, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK,
+    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, ACK, Key, Packet, Rewrite,
+)
+from ctcore.types import REWRITE_DTYPE
+from datapath.checksum cimport add1, crc32c, fold, load32, load64, sum_bytes
+from datapath.frame cimport Frame, checked_frames
+from datapath.wire cimport FRAGMENTS_PASSED, ParseSettings, parse
+
+cdef extern from "arpa/inet.h" nogil:
+    uint16_t htons(uint16_t)
+    uint32_t htonl(uint32_t)
+
+cdef enum:
+    QUOTE = 8                   # an ICMP error's header; behind it the packet it is about (RFC 792, RFC 4443 3.1)
+    ECHO6 = 128
+    ECHO6_REPLY = 129
+    OPT_END = 0                 # RFC 9293 3.2
+    OPT_NOP = 1
+    OPT_SACK = 5                # RFC 2018 3
+    SACK_EDGES = 8
+
+# A multiple of 0xFFFF, which adds nothing to a sum but keeps it from being zero.
+cdef uint64_t NOT_ZERO = 0xFFFF0000ULL
+
+# Bit t is set for each ICMP type that has an id: echo, timestamp, information, address mask; each with its reply (RFC 792, RFC 950).
+cdef uint32_t WITH_ID = 1 << 0 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18
+
+# The headers to be translated: those of the packet itself, or of the one an ICMP error quotes. len: bytes from l4 on by the outer packet's IP
+# length, as far as Linux looks; have: of these, bytes that may be touched.
+ctypedef struct Header:
+    uint8_t *l3
+    uint8_t *l4
+    uint32_t len
+    uint32_t have
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------------------------
+
+cdef inline void adjust(uint8_t *field, uint64_t moved) noexcept nogil:
+    """RFC 1624, equation 3. 0xFFFF never comes out, as in Linux."""
+    cdef uint16_t value
+    memcpy(&value, field, 2)
+    value = <uint16_t>(fold(add1(moved, NOT_ZERO | (value ^ 0xFFFF))) ^ 0xFFFF)
+    memcpy(field, &value, 2)
+
+
+cdef inline uint64_t put16(uint8_t *field, uint16_t value) noexcept nogil:
+    """Store a number in network order; what that adds to a sum over the field."""
+    cdef uint16_t old
+    cdef uint16_t new = htons(value)
+    memcpy(&old, field, 2)
+    memcpy(field, &new, 2)
+    return <uint64_t>(old ^ 0xFFFF) + new
+
+
+cdef inline uint64_t put32(uint8_t *field, uint32_t value) noexcept nogil:
+    cdef uint32_t old
+    cdef uint32_t new = htonl(value)
+    memcpy(&old, field, 4)
+    memcpy(field, &new, 4)
+    return <uint64_t>(~old) + new
+
+
+cdef inline uint8_t *address_at(const Header *h, const Key *to, int manip) noexcept nogil:
+    return h.l3 + (12 + 4 * manip if to.family == 4 else 8 + 16 * manip)
+
+
+cdef inline const uint8_t *wanted(const Key *to, int manip) noexcept nogil:
+    return <const uint8_t *>&to.src[0] if manip == MANIP_SRC else <const uint8_t *>&to.dst[0]
+
+
+cdef inline uint64_t moved_by(const Header *h, const Key *to, int manip) noexcept nogil:
+    """What the new address adds to a sum over it."""
+    cdef const uint8_t *old = address_at(h, to, manip)
+    cdef const uint8_t *new = wanted(to, manip)
+    if to.family == 4:
+        return <uint64_t>(~load32(old)) + load32(new)
+    return add1(add1(~load64(old), ~load64(old + 8)), add1(load64(new), load64(new + 8)))
+
+
+# --- transport: ports and ids. False where Linux drops the packet: there is less of it than the change needs --------------------------------
+
+cdef inline bint tcp(const Header *h, const Key *to, int manip) noexcept nogil:
+    """A quoted segment may end behind its first 8 bytes (RFC 792); then there is no checksum to adjust."""
+    cdef uint64_t moved
+    if h.len < 8:
+        return False
+    if unlikely(h.have < 4):
+        return True
+    moved = put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport)
+    if h.len >= 20 and h.have >= 18:
+        adjust(h.l4 + 16, add1(moved, moved_by(h, to, manip)))
+    return True
+
+
+cdef inline bint udp(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
+    """0 stays 0, and what becomes 0 is 0xFFFF (RFC 768). UDP-Lite always has a checksum, which covers the ports at least (RFC 3828 3.1)."""
+    cdef uint8_t *check = h.l4 + 6
+    cdef uint64_t moved
+    if h.len < 8:
+        return False
+    if unlikely(h.have < 4):
+        return True
+    moved = moved_by(h, to, manip)
+    moved = add1(moved, put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport))
+    if h.have >= 8 and (proto == PROTO_UDPLITE or check[0] | check[1]):
+        adjust(check, moved)
+        if check[0] | check[1] == 0:
+            check[0] = check[1] = 0xFF
+    return True
+
+
+cdef bint sctp(const Header *h, const Key *to, int manip) noexcept nogil:
+    """The CRC goes over what there is (RFC 9260 6.8), in a quoted packet too, where it may have been right for more than that."""
+    cdef uint32_t crc
+    if h.len < 8:
+        return False
+    if h.have < 4:
+        return True
+    put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport)
+    if h.len >= 12 and h.have == h.len:
+        crc = crc32c(crc32c(0, h.l4, 8), <const uint8_t *>b"\0\0\0\0", 4)
+        crc = crc32c(crc, h.l4 + 12, h.len - 12)
+        h.l4[8], h.l4[9], h.l4[10], h.l4[11] = crc & 0xFF, crc >> 8 & 0xFF, crc >> 16 & 0xFF, crc >> 24
+    return True
+
+
+cdef bint icmp(const Header *h, const Key *to) noexcept nogil:
+    """The id belongs to both halves of the tuple."""
+    if h.len < 8:
+        return False
+    if h.have >= 8 and h.l4[0] < 32 and WITH_ID >> h.l4[0] & 1:
+        adjust(h.l4 + 2, put16(h.l4 + 4, to.sport))
+    return True
+
+
+cdef bint icmpv6(const Header *h, const Key *to, int manip) noexcept nogil:
+    """The sum covers the addresses (RFC 4443 2.3), and the id of echo; Linux leaves that of node information alone."""
+    cdef uint64_t moved
+    if h.len < 8:
+        return False
+    if h.have >= 8:
+        moved = moved_by(h, to, manip)
+        if h.l4[0] == ECHO6 or h.l4[0] == ECHO6_REPLY:
+            moved = add1(moved, put16(h.l4 + 4, to.sport))
+        adjust(h.l4 + 2, moved)
+    return True
+
+
+cdef bint gre(const Header *h, const Key *to, int manip) noexcept nogil:
+    """Version 1 has the receiver's call id (RFC 2637 4.1) and nothing of the sender. Version 0 is translated by its addresses, others not at all."""
+    cdef uint8_t version
+    if h.len < 8:
+        return False
+    if manip == MANIP_SRC or h.have < 8:
+        return True
+    version = h.l4[1] & 7
+    if version == 1:
+        put16(h.l4 + 6, to.dport)
+    return version <= 1
+
+
+cdef inline bint transport(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
+    if proto == PROTO_TCP:
+        return tcp(h, to, manip)
+    if proto == PROTO_UDP or proto == PROTO_UDPLITE:
+        return udp(h, proto, to, manip)
+    if proto == PROTO_SCTP:
+        return sctp(h, to, manip)
+    if proto == PROTO_ICMP:
+        return icmp(h, to)
+    if proto == PROTO_ICMPV6:
+        return icmpv6(h, to, manip)
+    if proto == PROTO_GRE:
+        return gre(h, to, manip)
+    return True
+
+
+cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
+    """One pass over one pair of headers: ports, then the address, which the transport checksum counts as it was."""
+    if not transport(h, proto, to, manip):
+        return False
+    if to.family == 4:
+        adjust(h.l3 + 10, moved_by(h, to, manip))
+        memcpy(address_at(h, to, manip), wanted(to, manip), 4)
+    else:
+        memcpy(address_at(h, to, manip), wanted(to, manip), 16)
+    return True
+
+
+# --- ICMP errors -----------------------------------------------------------------------------------------------------------------------
+
+cdef bint quoted_header(const Header *outer, uint8_t family, Header *quoted) noexcept nogil:
+    """The headers of the quoted packet. False if not even its addresses are there, of which no engine asks for a change.
+
+    Where no transport header can be found (a later fragment, a broken chain), quoted.l4 is NULL.
+    """
+    cdef Chain chain
+    cdef uint32_t length = outer.len - min(outer.len, <uint32_t>QUOTE), have = outer.have - min(outer.have, <uint32_t>QUOTE)
+    if have < <uint32_t>(IP4_HEADER if family == 4 else IP6_HEADER):
+        return False
+    quoted.l3 = outer.l4 + QUOTE
+    if family == 4:
+        chain.at = (quoted.l3[0] & 15) * 4
+    else:
+        chain.at = IP6_HEADER
+        chain.proto = quoted.l3[6]
+        if skip_extensions(quoted.l3, length, have, &chain) != R_OK:
+            quoted.l4 = NULL
+            return True
+    # Safe: where chain.at lies beyond `have`, nothing is left to be touched.
+    quoted.l4 = quoted.l3 + min(chain.at, have)
+    quoted.len = length - min(chain.at, length)
+    quoted.have = have - min(chain.at, have)
+    return True
+
+
+cdef bint translate_quoted(const Header *outer, const Packet *p, const Key *to, int manip) noexcept nogil:
+    """Translate the quoted packet, then set the error's checksum. That goes over all of the message; where the capture lacks some, over what changed.
+
+    to: the tuple that the quoted packet is to have.
+    """
+    cdef Header quoted
+    cdef uint8_t *check = outer.l4 + 2
+    cdef uint64_t before = 0
+    cdef bint whole = outer.have == outer.len
+    if not quoted_header(outer, to.family, &quoted):
+        return False
+    if not whole:
+        before = fold(sum_bytes(quoted.l3, outer.have - QUOTE, 0)) ^ 0xFFFF
+    if quoted.l4 == NULL:
+        memcpy(address_at(&quoted, to, manip), wanted(to, manip), 16)
+    elif not translate(&quoted, to.proto, to, manip):
+        return False
+    if not whole:
+        adjust(check, add1(before, fold(sum_bytes(quoted.l3, outer.have - QUOTE, 0))))
+        return True
+    check[0] = check[1] = 0
+    if to.family == 4:
+        before = 0
+    else:
+        before = sum_bytes(outer.l3 + 8, 32, htonl(outer.len + PROTO_ICMPV6))
+    adjust(check, sum_bytes(outer.l4, outer.len, before))
+    return True
+
+
+cdef bint rewrite_error(const Header *outer, const Packet *p, const Rewrite *r) noexcept nogil:
+    """An ICMP error about a translated connection: in each pass the quoted packet's other half, then the error's own address."""
+    cdef Key back
+    cdef int manip
+    if not invert(&r.to, &back):
+        return False
+    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
+        if r.flags & REWRITE_INNER_SRC << (1 - manip) and not translate_quoted(outer, p, &back, 1 - manip):
+            return False
+        if r.flags & REWRITE_SRC << manip and not translate(outer, p.key.proto, &r.to, manip):
+            return False
+    return True
+
+
+# --- sequence numbers ------------------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t shift(uint8_t *field, int32_t by) noexcept nogil:
+    return put32(field, be32(field) + <uint32_t>by)
+
+
+cdef bint shift_sack(uint8_t *l4, uint32_t end, int32_t by) noexcept nogil:
+    """The edges of SACK blocks are acknowledgments as well (RFC 2018 3). False, and dropped by Linux, if an option does not end with the header.
+
+    As in Linux, an option at an odd offset is added to the checksum as if it lay at an even one.
+    """
+    cdef uint32_t at = 20, edge, size
+    while at < end:
+        if l4[at] == OPT_END:
+            return True
+        if l4[at] == OPT_NOP:
+            at += 1
+            continue
+        if at + 1 == end:
+            return False
+        size = l4[at + 1]
+        if size < 2 or at + size > end:
+            return False
+        if l4[at] == OPT_SACK and size >= 2 + SACK_EDGES and (size - 2) % SACK_EDGES == 0:
+            for edge in range(at + 2, at + size, 4):
+                adjust(l4 + 16, shift(l4 + edge, by))
+        at += size
+    return True
+
+
+cdef bint shift_numbers(uint8_t *l4, const Packet *p, const Rewrite *r) noexcept nogil:
+    """Sequence numbers behind a payload that a helper has made longer or shorter."""
+    if p.key.proto != PROTO_TCP or p.l4_have < 20 or p.doff > p.l4_have:
+        return False
+    adjust(l4 + 16, shift(l4 + 4, r.seq_delta))
+    if not l4[13] & ACK:
+        return True
+    adjust(l4 + 16, shift(l4 + 8, r.ack_delta))
+    return shift_sack(l4, p.doff, r.ack_delta)
+
+
+# --- a packet --------------------------------------------------------------------------------------------------------------------------
+
+cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrite *r) noexcept nogil:
+    """Change a packet as told. l3, l4: its headers in memory that may be written, as p.l3_off and p.l4 are in the frame it was parsed from.
+
+    False if Linux drops it instead, since there is less of it than it takes; what was changed by then stays changed.
+    """
+    cdef Header own
+    own.l3 = l3
+    own.l4 = l4
+    own.len = p.l4_len
+    own.have = p.l4_have
+    if unlikely(r.flags & (REWRITE_INNER_SRC | REWRITE_INNER_DST)):
+        return rewrite_error(&own, p, r)
+    if r.flags & REWRITE_DST and not translate(&own, p.key.proto, &r.to, MANIP_DST):
+        return False
+    if r.flags & REWRITE_SRC and not translate(&own, p.key.proto, &r.to, MANIP_SRC):
+        return False
+    if unlikely(r.flags & REWRITE_SEQ):
+        return shift_numbers(l4, p, r)
+    return True
+
+
+cdef void rewrite_rows(uint8_t *memory, const Frame *frames, Packet *row, const Rewrite *rewrites, int n) noexcept nogil:
+    """A stage: change accepted packets in place.   Reads: all of the row; frames, rewrites.   Writes: memory.
+
+    row[i].l4 points into memory; rows of datagrams put together from fragments lie elsewhere, and are left out (defragment.rewrite_wholes).
+    """
+    cdef int i
+    for i in range(n):
+        if rewrites[i].flags and row[i].verdict == ACCEPT and not row[i].flaw & FLAW_WHOLE:
+            rewrite_packet(memory + frames[i].offset + row[i].l3_off, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
+
+
+def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not None):
+    """Make the changes in the memory itself; see rewrite.pyi."""
+    cdef const Frame *frame = checked_frames(memory, frames)
+    cdef Py_ssize_t n = len(frames), i
+    cdef const Rewrite *told
+    cdef ParseSettings settings
+    cdef Packet p
+    if not isinstance(rewrites, np.ndarray) or rewrites.dtype != REWRITE_DTYPE or rewrites.shape != (n,) or not rewrites.flags.c_contiguous:
+        raise ValueError(f"rewrites: expected a contiguous array of {n} REWRITE_DTYPE, one for each frame")
+    sent = np.ones(n, dtype=bool)
+    told = <const Rewrite *><size_t>rewrites.ctypes.data
+    settings.zone = settings.checksum = settings.nat = 0
+    settings.fragments = FRAGMENTS_PASSED
+    for i in range(n):
+        if told[i].flags == 0:
+            continue
+        parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
+        if p.l4 != NULL and p.key.family != told[i].to.family:
+            raise ValueError(f"rewrites[{i}]: expected a tuple of IPv{p.key.family}, as the packet's")
+        sent[i] = p.l4 != NULL and rewrite_packet(&memory[frame[i].offset] + p.l3_off, <uint8_t *>p.l4, &p, &told[i])
+    return sent
+
+
+def copied(const uint8_t[::1] memory not None, frames not None):
+    """Frames in memory of their own; see rewrite.pyi."""
+    cdef const Frame *frame = checked_frames(memory, frames)
+    cdef Py_ssize_t i
+    cdef uint8_t[::1] copy
+    cdef uint64_t at = 0
+    laid = frames.copy()
+    sizes = frames["caplen"].astype(np.uint64)
+    laid["offset"] = np.cumsum(sizes) - sizes
+    moved = np.empty(int(sizes.sum()), dtype=np.uint8)
+    copy = moved
+    for i in range(len(frames)):
+        if frame[i].caplen:
+            memcpy(&copy[at], &memory[frame[i].offset], frame[i].caplen)
+            at += frame[i].caplen
+    return moved, laid
+
+
+def rewritten(memory, frames, rewrites):
+    """A copy of frames with the changes made; see rewrite.pyi."""
+    moved, laid = copied(memory, frames)
+    return moved, laid[rewrite_in_place(moved, laid, rewrites)]
