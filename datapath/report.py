@@ -110,7 +110,8 @@ def _header(result: Replayed) -> Iterator[Text]:
 
 def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
     """What -w wrote, and what it left out."""
-    left, total = stats["held"] + stats["dropped"], stats["total_packets"]
+    came_out = stats["fragments"]["parts"] - stats["fragments"]["datagrams"]  # fragments that were held until their datagram was whole
+    left, total = stats["held"] + stats["dropped"] - came_out, stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
     return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 
