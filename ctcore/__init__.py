@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from ctcore.batch import Batch
     from ctcore.config import Config
     from ctcore.errors import CaptureError, ConfigError, CtmirrorError, OutputError, SpecError
+    from ctcore.filter import Filter
     from ctcore.tracker import Tracker
 
-__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "OutputError", "SpecError", "Tracker"]
+__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "Filter", "OutputError", "SpecError", "Tracker"]
 
 _HOMES = {
     "Batch": "batch", "Config": "config", "CaptureError": "errors", "ConfigError": "errors", "CtmirrorError": "errors", "OutputError": "errors",
-    "SpecError": "errors", "Tracker": "tracker",
+    "SpecError": "errors", "Filter": "filter", "Tracker": "tracker",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ctcore import spec
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule, NatRule
 
+ZONE_DIRS = ("both", "original", "reply")
 EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 # With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
 UNLIMITED_CAPACITY = 1 << 22
@@ -38,6 +39,10 @@ class Config:
     max: int = 262144  # connections; 0: no limit but capacity
     buckets: int = 262144  # of the kernel's hash table (nf_conntrack_buckets): early drop looks at eight of them
     expect_max: int = 4096
+    zone_dir: str = "both"  # which direction's tuples a packet's zone keeps apart: both, original, reply; the others lie in zone 0
+    zone_limit: int = 0  # most connections of any zone; 0: no limit
+    zone_limits: Mapping[int, int] = field(default_factory=dict)  # of single zones, in place of zone_limit
+    zone_reserves: Mapping[int, int] = field(default_factory=dict)  # places of max that belong to a zone, whatever the others do
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
     seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
@@ -45,8 +50,10 @@ class Config:
     ipfrag_high_thresh: int = 4 << 20  # bytes of IPv4 fragments beyond which further ones are refused; 0: all are
     frag6_high_thresh: int = 4 << 20  # the same of IPv6 (nf_conntrack_frag6_high_thresh)
     ipfrag_max_dist: int = 64  # fragments of a source that may come between two of a datagram (IPv4); 0: any number
+    eviction_buffer: int = 1024  # records of evictions kept until they are taken
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
     helpers: tuple[HelperRule, ...] = ()
+    helper_max: int = 65536  # connections with a helper at a time; later ones go without
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -56,11 +63,14 @@ class Config:
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
+        _check_range(self, "helper_max", 1, 1 << 20)
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "ipfrag_high_thresh", 0, FRAGMENTS_LIMIT)
         _check_range(self, "frag6_high_thresh", 0, FRAGMENTS_LIMIT)
         _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
+        _check_range(self, "eviction_buffer", 1, 1 << 27)
+        _check_zones(self)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")
@@ -98,3 +108,20 @@ def _check_range(config: Config, name: str, low: int, high: int) -> None:
     value = getattr(config, name)
     if not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name} = {value}: expected {low} to {high}")
+
+
+def _check_zones(config: Config) -> None:
+    """Which direction, limits, and reserves, which must find room."""
+    if config.zone_dir not in ZONE_DIRS:
+        raise ConfigError(f"zone_dir = {config.zone_dir!r}: expected {', '.join(ZONE_DIRS)}")
+    _check_range(config, "zone_limit", 0, CAPACITY_LIMIT)
+    for name in ("zone_limits", "zone_reserves"):
+        for zone, number in getattr(config, name).items():
+            whole(f"{name}: zone", zone, 0, 0xFFFF)
+            whole(f"{name}: zone {zone}:", number, 0, CAPACITY_LIMIT, " connections")
+    for zone, reserve in config.zone_reserves.items():
+        limit = config.zone_limits.get(zone, config.zone_limit)
+        if limit and reserve > limit:
+            raise ConfigError(f"zone_reserves: zone {zone}: {reserve}: expected at most its limit, {limit}")
+    if sum(config.zone_reserves.values()) > config.capacity:
+        raise ConfigError(f"zone_reserves: {sum(config.zone_reserves.values())} in all: expected at most max, {config.capacity}")

@@ -1,15 +1,19 @@
 # The engine's state in one struct, and what every protocol tracker does with it: refresh a timeout, count a packet.
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ctcore.edits cimport Edits
 from ctcore.events cimport EventBuffer
+from ctcore.evictions cimport Evictions
 from ctcore.expectations cimport Expectations
+from ctcore.extensions cimport Extensions
 from ctcore.hashing cimport HashKey
 from ctcore.nat_table cimport Nat
 from ctcore.pool cimport Pool
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
 from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Rewrite, Settings
+from ctcore.zones cimport Zones
 
 # What a protocol tracker makes of a packet.
 cdef enum Outcome:
@@ -33,6 +37,11 @@ ctypedef struct Engine:
     Wheel wheel
     EventBuffer buffer          # of events, for whoever takes them
     Expectations expect
+    Extensions ext              # of connections that have a helper
+    Edits edits                 # of the batch at hand
+    uint8_t *helper_of[2]       # by port, of TCP and of UDP: HELPER_*, 0 none; NULL if there are no helpers
+    Zones zones
+    Evictions evictions         # the audit, for whoever takes it
     Nat nat
     Counters count
     HashKey hash_key

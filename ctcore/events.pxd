@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from ctcore.types cimport Entry, Event
+from ctcore.types cimport EXTENSION_ROW, Entry, Event
 
 ctypedef struct EventBuffer:
     Event *event                # [size]; the first `length` are waiting, oldest first
@@ -17,7 +17,8 @@ cdef inline void copy_out(Entry *out, const Entry *entry, uint32_t timeout) noex
     out[0] = entry[0]
     out.deadline = timeout
     out.cold = out.live = 0
-    out.wheel_next = out.wheel_prev = out.wheel_tick = out.generation = out.extension = 0
+    out.wheel_next = out.wheel_prev = out.wheel_tick = out.generation = 0
+    out.extension &= ~<uint32_t>EXTENSION_ROW
     out.hash[0] = out.hash[1] = 0
 
 

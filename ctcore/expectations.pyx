@@ -1,16 +1,16 @@
 """Expectations: connections that a helper announces before they are opened.
 
-An expectation names source and destination address, protocol, destination port and zone exactly; the source port may be left open. The
-first packet that fits makes its connection RELATED, with the expecting one as its master. One shot, unless permanent.
-The chains' heads are written when the first row is used: a tracker that expects nothing touches none of this memory.
-Invariants: every row is in one chain or in the free list; no row outlives its master (tracker calls expect_remove_of).
+An expectation names destination address and port, protocol and zone exactly; source address and port may be left open. The first packet that
+fits makes its connection RELATED, with the expecting one as its master. One shot, unless permanent.
+The chains' heads are written when the first row is used: a tracker that expects nothing touches none of this memory. What a helper announces is
+linked to its master's extension as well, youngest first: helpers may have few of each kind, and the oldest makes room.
+Invariants: every row is in one chain or in the free list; no row outlives its master (tracker calls expect_remove_of, expect_remove_owned).
 Not here: helpers, which find out what to expect.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ctcore.lowlevel cimport mul_fold
-from ctcore.table cimport same_key
 from ctcore.types cimport Key, NO_CONN
 
 
@@ -23,11 +23,30 @@ cdef inline uint32_t chain_of(const Expectations *all, const Key *key) noexcept 
     return <uint32_t>mul_fold(key.dst[0] ^ port, key.dst[1] ^ <uint64_t>0x9E3779B97F4A7C15) & (all.n_heads - 1)
 
 
+cdef inline bint same_target(const Key *a, const Key *b) noexcept nogil:
+    """What is never left open."""
+    return (a.dst[0] == b.dst[0] and a.dst[1] == b.dst[1] and a.dport == b.dport and a.proto == b.proto and a.family == b.family
+            and a.zone == b.zone)
+
+
+cdef inline bint overlap(const Expectation *a, const Expectation *b) noexcept nogil:
+    """Could a packet fit both?"""
+    return (
+        same_target(&a.key, &b.key) and (a.any_sport or b.any_sport or a.key.sport == b.key.sport)
+        and (a.any_src or b.any_src or (a.key.src[0] == b.key.src[0] and a.key.src[1] == b.key.src[1]))
+    )
+
+
+cdef inline bint same(const Expectation *a, const Expectation *b) noexcept nogil:
+    """Do they fit the same packets, and were they announced by the same connection?"""
+    return a.master == b.master and a.any_src == b.any_src and a.any_sport == b.any_sport and overlap(a, b)
+
+
 cdef inline bint fits(const Expectation *row, const Key *key) noexcept nogil:
     cdef const Key *k = &row.key
     return (
-        k.dst[0] == key.dst[0] and k.dst[1] == key.dst[1] and k.src[0] == key.src[0] and k.src[1] == key.src[1] and k.dport == key.dport
-        and k.proto == key.proto and k.family == key.family and k.zone == key.zone and (k.sport == 0 or k.sport == key.sport)
+        same_target(k, key) and (row.any_src or (k.src[0] == key.src[0] and k.src[1] == key.src[1]))
+        and (row.any_sport or k.sport == key.sport)
     )
 
 
@@ -35,20 +54,32 @@ cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noex
     """The youngest expectation that fits a packet and has not expired, or NO_CONN. There must be expectations."""
     cdef uint32_t row = all.head[chain_of(all, key)]
     while row != NO_CONN:
-        if fits(&all.row[row], key) and all.row[row].deadline > tick:
+        if fits(&all.row[row], key) and not all.row[row].inactive and all.row[row].deadline > tick:
             return row
         row = all.row[row].next
     return NO_CONN
 
 
-cdef void forget_same(Expectations *all, const Key *key, int64_t master) noexcept nogil:
-    """Remove what this master has announced with this very key: there is at most one."""
-    cdef uint32_t row = all.head[chain_of(all, key)]
-    while row != NO_CONN:
-        if all.row[row].master == master and same_key(&all.row[row].key, key):
-            expect_remove(all, row)
-            return
+cdef uint32_t expect_match(Expectations *all, const Key *key) noexcept nogil:
+    """The youngest expectation that a packet would fit, active or not, or NO_CONN."""
+    cdef uint32_t row
+    if all.count == 0:
+        return NO_CONN
+    row = all.head[chain_of(all, key)]
+    while row != NO_CONN and not fits(&all.row[row], key):
         row = all.row[row].next
+    return row
+
+
+cdef uint32_t expect_same(Expectations *all, const Expectation *draft) noexcept nogil:
+    """The row that its master has announced with the very same contents, or NO_CONN: there is at most one."""
+    cdef uint32_t row
+    if all.count == 0:
+        return NO_CONN
+    row = all.head[chain_of(all, &draft.key)]
+    while row != NO_CONN and not same(&all.row[row], draft):
+        row = all.row[row].next
+    return row
 
 
 cdef void expect_init(Expectations *all) noexcept nogil:
@@ -63,33 +94,76 @@ cdef void empty_chains(Expectations *all) noexcept nogil:
         all.head[chain] = NO_CONN
 
 
-cdef uint32_t expect_add(Expectations *all, const Key *key, int64_t master, uint64_t tick, uint64_t deadline) noexcept nogil:
-    """A row at the head of its chain, in place of an identical one; NO_CONN if there are too many. The caller fills in the rest."""
+cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t tick) noexcept nogil:
+    """A copy of the draft at the head of its chain, in place of an identical one; NO_CONN if there are too many."""
     cdef uint32_t row, chain
-    if all.used == 0:
-        empty_chains(all)
     if tick >= all.next_due:
         expect_expire(all, tick)
-    forget_same(all, key, master)
+    row = expect_same(all, draft)
+    if row != NO_CONN:
+        expect_remove(all, row)
     if all.count == all.size:
         return NO_CONN
+    if all.used == 0:
+        empty_chains(all)
     if all.free != NO_CONN:
         row = all.free
         all.free = all.row[row].next
     else:
         row = all.used
         all.used += 1
-    chain = chain_of(all, key)
-    all.row[row].key = key[0]
-    all.row[row].master = master
-    all.row[row].deadline = deadline
+    chain = chain_of(all, &draft.key)
+    all.row[row] = draft[0]
     all.row[row].live = 1
     all.row[row].next = all.head[chain]
     all.head[chain] = row
-    all.next_due = min(all.next_due, deadline)
+    if draft.owner:
+        all.row[row].older = all.extension[draft.owner].youngest
+        all.extension[draft.owner].youngest = row
+    all.next_due = min(all.next_due, draft.deadline)
     all.count += 1
     all.created += 1
     return row
+
+
+cdef void make_room(Expectations *all, const Expectation *draft, uint32_t most) noexcept nogil:
+    """A helper's connection may have `most` expectations of a kind: with as many there, the oldest goes."""
+    cdef uint32_t row = all.extension[draft.owner].youngest
+    cdef uint32_t n = 0, oldest = NO_CONN
+    while row != NO_CONN:
+        if all.row[row].kind == draft.kind:
+            oldest = row
+            n += 1
+        row = all.row[row].older
+    if n >= most:
+        expect_remove(all, oldest)
+
+
+cdef Announced expect_announce(Expectations *all, const Expectation *draft, uint32_t most, uint64_t tick) noexcept nogil:
+    """Add what a helper announces, unless a packet could fit another one, too. most: that its connection may have of this kind."""
+    cdef uint32_t row = NO_CONN
+    if tick >= all.next_due:
+        expect_expire(all, tick)
+    if all.count:
+        row = all.head[chain_of(all, &draft.key)]
+    while row != NO_CONN:
+        if same(&all.row[row], draft):
+            if all.row[row].kind != draft.kind:
+                return EXPECT_REFUSED
+            expect_remove(all, row)
+            break
+        if overlap(&all.row[row], draft):
+            return EXPECT_BUSY
+        row = all.row[row].next
+    make_room(all, draft, most)
+    return EXPECT_REFUSED if expect_add(all, draft, tick) == NO_CONN else ANNOUNCED
+
+
+cdef void disown(Expectations *all, uint32_t row) noexcept nogil:
+    cdef uint32_t *link = &all.extension[all.row[row].owner].youngest
+    while link[0] != row:
+        link = &all.row[link[0]].older
+    link[0] = all.row[row].older
 
 
 cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
@@ -97,6 +171,8 @@ cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
     while link[0] != row:
         link = &all.row[link[0]].next
     link[0] = all.row[row].next
+    if all.row[row].owner:
+        disown(all, row)
     all.row[row].live = 0
     all.row[row].next = all.free
     all.free = row
@@ -110,6 +186,12 @@ cdef void expect_remove_of(Expectations *all, int64_t master) noexcept nogil:
     for row in range(all.used):
         if all.row[row].live and all.row[row].master == master:
             expect_remove(all, row)
+
+
+cdef void expect_remove_owned(Expectations *all, uint32_t owner) noexcept nogil:
+    """The same for what its helper announced; owner: its extension."""
+    while all.extension[owner].youngest != NO_CONN:
+        expect_remove(all, all.extension[owner].youngest)
 
 
 cdef void expect_expire(Expectations *all, uint64_t tick) noexcept nogil:

@@ -55,5 +55,5 @@ class Answer(NamedTuple):
 
 
 COUNTERS = (
-    "datagrams", "parts", "duplicate", "malformed", "overlap", "memory", "died_timeout", "died_overlap", "died_malformed", "died_too_far", "lost",
+    "datagrams", "duplicate", "malformed", "overlap", "memory", "died_timeout", "died_overlap", "died_malformed", "died_too_far", "lost",
 )  # fmt: skip

@@ -81,7 +81,6 @@ ctypedef struct Peer:
 
 ctypedef struct FragmentCounters:
     uint64_t datagrams          # put together
-    uint64_t parts              # fragments they had
     uint64_t duplicate          # fragments dropped
     uint64_t malformed
     uint64_t overlap

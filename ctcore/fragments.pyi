@@ -15,8 +15,8 @@ class Reassembler:
     def expire(self, now: int) -> None:
         """Let time pass (ns), and give up what has waited for too long."""
     def counters(self) -> dict[str, int]:
-        """By the names of ctcore.fragment_values.COUNTERS: datagrams put together, and how many fragments they had; fragments dropped, by reason;
-        datagrams that died, by why, and the fragments lost with them."""
+        """By the names of ctcore.fragment_values.COUNTERS: datagrams put together; fragments dropped, by reason; datagrams that died, by why, and
+        the fragments lost with them."""
     def waiting(self) -> tuple[int, int]:
         """Datagrams that are not whole yet, of IPv4 and IPv6."""
     def charged(self) -> tuple[int, int]:

@@ -349,7 +349,7 @@ cdef uint8_t finish(Fragments *all, Side *s, Queue *q, const Fragment *f, Whole 
     else:
         mend4(ip, head, total, ecn, whole.dont)
     (<Whole *>(all.finished + whole.parts - sizeof(Whole)))[0] = whole[0]
-    all.count.parts += queue_end(all, s, q)
+    queue_end(all, s, q)
     all.count.datagrams += 1
     return FRAGMENT_WHOLE
 
@@ -577,7 +577,7 @@ cdef class Reassembler:
     def counters(self):
         cdef FragmentCounters *c = &self.all.count
         return {
-            "datagrams": c.datagrams, "parts": c.parts, "duplicate": c.duplicate, "malformed": c.malformed, "overlap": c.overlap, "memory": c.memory,
+            "datagrams": c.datagrams, "duplicate": c.duplicate, "malformed": c.malformed, "overlap": c.overlap, "memory": c.memory,
             "died_timeout": c.died_timeout, "died_overlap": c.died_overlap, "died_malformed": c.died_malformed, "died_too_far": c.died_too_far,
             "lost": c.lost,
         }

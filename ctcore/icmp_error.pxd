@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.types cimport Packet

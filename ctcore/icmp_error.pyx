@@ -10,10 +10,12 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
+from ctcore.lowlevel cimport likely
 from ctcore.table cimport table_find
 from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert, quoted_tuple
 from ctcore.types cimport *
+from ctcore.zones cimport zone_try
 
 cdef enum:
     HIGHEST_KNOWN = 18          # ICMP types above are a mystery to the kernel
@@ -58,6 +60,20 @@ cdef uint32_t redirect_quote(const Packet *p) noexcept nogil:
     return 48 if p.l4[40] == ND_OPT_REDIRECTED and p.l4[41] != 0 else 0
 
 
+cdef uint32_t find_quoted(const Engine *ct, const Key *answer) noexcept nogil:
+    """The flow of a tuple that has not expired, or NO_FLOW."""
+    cdef uint32_t flow
+    cdef int dir
+    if likely(not ct.zones.split):
+        flow = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, answer), answer)
+        return flow if flow != NO_FLOW and not tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick) else <uint32_t>NO_FLOW
+    for dir in range(2):
+        flow = zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, answer, dir)
+        if flow != NO_FLOW and not tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
+            return flow
+    return NO_FLOW
+
+
 cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil:
     """Sort an ICMP packet of the matching family.   Writes: state and reason if decided; flow if related."""
     cdef uint8_t type = p.key.dport >> 8
@@ -81,8 +97,8 @@ cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil:
     quoted.zone = p.key.zone
     if not invert(&quoted, &answer):
         return decided(p, INVALID, R_ICMP_INNER_ERROR)
-    flow[0] = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &answer), &answer)
-    if flow[0] == NO_FLOW or tick_reached(ct.pool.entry[flow[0] >> 1].deadline, ct.tick):
+    flow[0] = find_quoted(ct, &answer)
+    if flow[0] == NO_FLOW:
         return decided(p, INVALID, R_ICMP_NO_CONN)
     if p.key.dst[0] != answer.dst[0] or p.key.dst[1] != answer.dst[1]:
         return decided(p, INVALID, R_ICMP_OUTER)

@@ -1,10 +1,10 @@
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from ctcore.engine cimport Engine
-from ctcore.nat_table cimport NatRange
+from ctcore.nat_table cimport Nat, NatRange
 from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    DST_NAT, ORIG, REPLY, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
+    DST_NAT, ORIG, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
 
 # A tuple being chosen.
@@ -15,6 +15,7 @@ ctypedef struct Choice:
     int manip
     uint32_t victim             # connection that has to give way, or NO_CONN
 
+cdef uint16_t draw(Nat *nat) noexcept nogil
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil
 cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil
 cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil

@@ -22,6 +22,7 @@ from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
+from ctcore.zones cimport zone_of
 
 cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
@@ -170,13 +171,16 @@ cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
 
 
 cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
-    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1)."""
-    cdef uint32_t conn = chain_of(&ct.nat, &c.entry.flow[ORIG].key)[0]
+    """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1).
+
+    The source is that of the tuple at hand: an ICMP id may have been translated with the destination.
+    """
+    cdef uint32_t conn = chain_of(&ct.nat, &c.tuple)[0]
     cdef const Entry *other
     cdef Key found
     while conn != NO_CONN:
         other = &ct.pool.entry[conn]
-        if same_source(&other.flow[ORIG].key, &c.entry.flow[ORIG].key):
+        if same_source(&other.flow[ORIG].key, &c.tuple):
             found = c.tuple
             found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
             found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport
@@ -238,7 +242,7 @@ cdef void pick_address(Choice *c) noexcept nogil:
     if not c.range.flags & RANGE_ADDRESSES:
         return
     memcpy(dst, c.tuple.dst, 16)
-    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ c.tuple.zone)
+    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ zone_of(c.entry))
     if compare_addresses(c.range.low, c.range.high) == 0:
         memcpy(chosen, low, 16)
         return
@@ -279,21 +283,26 @@ cdef bint port_space(const Choice *c, uint32_t *low, uint32_t *size) noexcept no
 
 
 cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noexcept nogil:
-    cdef int32_t preferred = ct.nat.prefer
+    cdef int32_t preferred = ct.nat.prefer[c.manip]
     if c.manip == MANIP_DST and not c.range.flags & RANDOM_PORTS:
         return 0
-    ct.nat.prefer = -1
+    ct.nat.prefer[c.manip] = -1
     return <uint16_t>(preferred - <int32_t>low) if preferred >= <int32_t>low else draw(&ct.nat)
 
 
 cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
-    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique."""
+    """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique.
+
+    Or the preferred one, for that is where the search ended that is followed.
+    """
     cdef uint32_t low, size, attempts, i
     cdef uint16_t *port = port_of(&c.tuple, c.manip)
-    cdef uint16_t offset
+    cdef uint16_t offset, first
+    cdef bint told
     if not port_space(c, &low, &size):
         return
-    offset = first_offset(ct, c, low)
+    told = ct.nat.prefer[c.manip] >= <int32_t>low and (c.manip == MANIP_SRC or c.range.flags & RANDOM_PORTS)
+    offset = first = first_offset(ct, c, low)
     attempts = min(size, <uint32_t>MOST_ATTEMPTS)
     while True:
         for i in range(attempts):
@@ -302,6 +311,8 @@ cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
                 return
             offset += 1
         if attempts >= size or attempts < FEWEST_ATTEMPTS:
+            if told:
+                port[0] = <uint16_t>(low + first % size)
             return
         attempts //= 2
         offset = draw(&ct.nat)

@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.lowlevel cimport unlikely
+from ctcore.seqadj cimport offset_at
 from ctcore.tcp_options cimport highest_sack, read_syn_options
 from ctcore.types cimport *
 
@@ -147,9 +148,13 @@ cdef inline Window check_window(Step *step) noexcept nogil:
     cdef TcpSide *s = &t.side[dir]
     cdef TcpSide *r = &t.side[1 - dir]
     cdef uint32_t seq = p.seq, end = step.end, ack = p.ack, sack = p.ack
-    cdef uint32_t ack_floor
+    cdef uint32_t ack_floor, offset
     if t.flags[1 - dir] & TF_SACK_PERM and p.doff > 20:
         sack = highest_sack(p, ack)
+    if unlikely(step.entry.cold & COLD_EXTENSION):
+        offset = offset_at(&step.ct.ext.row[step.entry.extension & EXTENSION_ROW].adjust[1 - dir], ack - 1)
+        ack -= offset
+        sack -= offset
     if unlikely(s.maxwin == 0):
         if p.tcp_flags & SYN:
             start_side(t, p, dir, end)

@@ -5,10 +5,11 @@ from typing_extensions import Buffer
 
 from ctcore.batch import Batch
 from ctcore.config import Config
+from ctcore.filter import Filter
 from ctcore.nat_rules import NatPool
 
 class ExpectationRow(NamedTuple):
-    """timeout: seconds left."""
+    """timeout: seconds left; src: an address, or "any"."""
 
     master: int
     src: str
@@ -37,6 +38,8 @@ class Tracker:
         Returns DECISION_DTYPE[len(batch)]: conn is the connection's ordinal or -1, timeout ticks (1/config.hz s) left after the packet or -1, dir
         255 and l4state 255 where there is none. Each packet's time (ns) moves the clock on; a time before the last one counts as the last one.
         """
+    def edits(self) -> NDArray[Any]:
+        """The edits of the last advance() that asked for rewrites, EDIT_DTYPE[k]; `first_edit` and `n_edits` of a rewrite name a packet's own."""
     @property
     def now(self) -> int:
         """The latest time seen, ns."""
@@ -56,12 +59,40 @@ class Tracker:
         """The connection one of whose tuples is `key` (the 40 bytes of a KEY_DTYPE), CONN_DTYPE[1], or None; it may have expired by now."""
     def events(self) -> NDArray[Any]:
         """The events since the last call, oldest first, EVENT_DTYPE[k]; which kinds says config.events. time is ns."""
-    def flush(self) -> None:
-        """Delete every connection."""
-    def set_mark(self, ordinal: int, mark: int) -> None:
-        """Set a connection's 32-bit mark. Raises ConfigError if it does not live or the mark does not fit."""
-    def set_label(self, ordinal: int, label: int) -> None:
-        """Set a connection's 128-bit label. Raises ConfigError if it does not live or the label does not fit."""
+    def evictions(self) -> NDArray[Any]:
+        """Who was evicted since the last call, and for whom, oldest first, EVICTION_DTYPE[k]; config.eviction_buffer are kept at most."""
+    @property
+    def evictions_lost(self) -> int:
+        """Evictions that found that buffer full."""
+    def zone_counts(self) -> dict[int, int]:
+        """How many connections each zone has, of those that have any."""
+    def select(self, filter: Filter) -> NDArray[Any]:
+        """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A whole tuple is looked up."""
+    def delete(self, filter: Filter) -> int:
+        """Delete the connections that fit, and say how many they were. Their destroy events have the end `flushed`."""
+    def flush(self, filter: Filter | None = None) -> int:
+        """Delete those that fit, or every connection; says how many."""
+    def update(
+        self,
+        filter: Filter,
+        *,
+        mark: int | None = None,
+        mark_mask: int = 0xFFFFFFFF,
+        label: int | None = None,
+        label_mask: int = ...,
+        timeout: int | None = None,
+        status: int = 0,
+    ) -> int:
+        """Change the connections that fit, and say how many it was done to. An update event tells of each what changed.
+
+        mark, label: new = value | old & ~mask. timeout: seconds from now; 0 ends a connection at once; of one with a fixed timeout it is refused, and
+        so nothing of it changes. status: bits of Status to set; seen-reply, assured and fixed-timeout can be set, none can be taken back.
+        Source: ctnetlink_change_conntrack. Raises ConfigError, before anything changes.
+        """
+    def set_mark(self, ordinal: int, mark: int, mask: int = 0xFFFFFFFF) -> None:
+        """Set a connection's 32-bit mark: mark | old & ~mask. Raises ConfigError if it does not live or a number does not fit."""
+    def set_label(self, ordinal: int, label: int, mask: int = ...) -> None:
+        """Set a connection's 128-bit label: label | old & ~mask. Raises ConfigError if it does not live or a number does not fit."""
     def expect(
         self,
         master: int,
@@ -81,8 +112,11 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
-    def prefer(self, port: int) -> None:
-        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step."""
+    def prefer(self, port: int, destination: int | None = None) -> None:
+        """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
+
+        port: of the source, or the id; destination: the same for a destination's port, which is searched at random if the rule says so.
+        """
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""
     def counters(self) -> dict[str, int]:

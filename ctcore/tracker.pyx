@@ -13,10 +13,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.datagram cimport datagram_packet
-from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, ticks_left
+from ctcore.edits cimport edits_reset
+from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, set_deadline, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
-from ctcore.expectations cimport Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.evictions cimport evictions_take, note_eviction
+from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
+from ctcore.helpers.nat_text cimport follow
+from ctcore.helpers.helper cimport HELPER_PPTP
+from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
+from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
@@ -28,10 +35,7 @@ from ctcore.tcp cimport tcp_packet
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
-
-cdef enum:
-    EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
-
+from ctcore.zones cimport zone_confirmed, zone_died, zone_full, zone_gives_way, zone_has_place, zone_id, zone_of, zone_try
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
 
@@ -39,8 +43,22 @@ cdef enum:
 cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
     """Hash every tuple.   Reads: key.   Writes: hash. Asks for the home bucket."""
     cdef int i
+    if unlikely(ct.zones.split):
+        hash_rows_split(ct, row, n)
+        return
     for i in range(n):
         row[i].hash = hash_of(&ct.hash_key, &row[i].key)
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
+
+
+cdef void hash_rows_split(Engine *ct, Packet *row, int n) noexcept nogil:
+    """The same where zones are of one direction: by the id in the original one, which is looked up first."""
+    cdef int i
+    cdef Key key
+    for i in range(n):
+        key = row[i].key
+        key.zone = zone_id(&ct.zones, key.zone, ORIG)
+        row[i].hash = hash_of(&ct.hash_key, &key)
         prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
 
 
@@ -86,13 +104,38 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
             buffer_last(&ct.buffer).end = end
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
+    if entry.cold & COLD_EXTENSION:
+        hang_up(ct, entry)
+        drop_helper(ct, conn)
+    if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
+        tunnel_ended(ct, entry)
     if ct.nat.rule != NULL:
         nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
     pool_give(&ct.pool, conn)
+    zone_died(&ct.zones, entry)
     ct.live -= 1
+
+
+cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
+    """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef uint32_t flow
+    cdef int dir
+    if ext.helper != HELPER_PPTP:
+        return
+    ext.memory.pptp.hang_up = 0
+    forget_tunnels(ct, ext)
+    for dir in range(2):
+        flow = take_tunnel(ct, entry, ext, dir)
+        if flow != NO_FLOW and tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
+            # It was over already, whoever of the two is noticed first.
+            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[flow >> 1], ct.tick))
+            ct.count.expired += 1
+        elif flow != NO_FLOW:
+            kill(ct, flow >> 1, END_FLUSHED, ct.now)
 
 
 cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t base) noexcept nogil:
@@ -134,7 +177,7 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
         entry = &ct.pool.entry[flow >> 1]
         if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
-    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key)
+    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
 
 
 cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
@@ -149,59 +192,44 @@ cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
     return flow
 
 
+cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
+    """The flow of a packet's tuple where zones are of one direction. What has expired does not hide what the second lookup finds."""
+    cdef uint32_t flow = NO_FLOW
+    cdef int dir
+    for dir in range(2):
+        if flow == NO_FLOW:
+            flow = find_current(ct, zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir))
+    return flow
+
+
 cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    return find_current(ct, find_live(ct, p))
+    cdef uint32_t flow = find_current(ct, find_live(ct, p))
+    if unlikely(flow == NO_FLOW) and unlikely(ct.zones.split):
+        return find_split(ct, &p.key)
+    return flow
 
 
-cdef uint32_t evict(Engine *ct, uint32_t bucket) noexcept nogil:
-    """Evict what is not assured and has a flow in a bucket of the kernel's table: its hash, scaled to that size, is the bucket. Says how many."""
-    cdef uint64_t buckets = ct.set.buckets
-    cdef uint32_t low = <uint32_t>((((<uint64_t>bucket) << 32) + buckets - 1) // buckets)
-    cdef uint32_t high = <uint32_t>((((<uint64_t>bucket + 1) << 32) + buckets - 1) // buckets - 1)
-    cdef uint32_t flow, dropped = 0
-    cdef Walk walk
-    walk_start(&ct.table, &walk, low, high)
-    flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    while flow != NO_FLOW:
-        if not ct.pool.entry[flow >> 1].status & ASSURED:
-            kill(ct, flow >> 1, END_EVICTED, ct.now)
-            dropped += 1
-        flow = walk_next(&ct.table, ct.pool.entry, &walk)
-    return dropped
-
-
-cdef bint early_drop(Engine *ct, uint32_t hash) noexcept nogil:
-    """Make room: from the first of eight buckets, the packet's own first, that has connections which are not assured, evict these."""
-    cdef uint32_t at = <uint32_t>((<uint64_t>hash * ct.set.buckets) >> 32)
-    cdef uint32_t dropped
-    cdef int i
-    for i in range(EVICTION_RANGE):
-        dropped = evict(ct, at)
-        if dropped:
-            ct.count.early_drop += dropped
-            return True
-        at = at + 1 if at + 1 < ct.set.buckets else 0
-    return False
+include "room.pxi"
 
 
 cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
-    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or the table is full."""
+    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or there is no place."""
     cdef Key answer
     cdef Entry *entry
     cdef uint32_t conn, generation
     if not invert(&p.key, &answer):
         p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
         return NO_CONN
-    if ct.live >= ct.set.max and not early_drop(ct, p.hash):
-        ct.count.drop += 1
-        p.reason = R_TABLE_FULL
+    if not find_place(ct, p):
         return NO_CONN
+    answer.zone = zone_id(&ct.zones, p.key.zone, REPLY)
     conn = pool_take(&ct.pool)
     entry = &ct.pool.entry[conn]
     generation = entry.generation
     memset(entry, 0, sizeof(Entry))
     entry.generation = generation
     entry.flow[ORIG].key = p.key
+    entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
@@ -209,14 +237,27 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
-        meet_expectation(ct, entry)
+        meet_expectation(ct, conn)
     return conn
 
 
-cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark."""
-    cdef uint32_t row = expect_find(&ct.expect, &entry.flow[ORIG].key, ct.tick)
+cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
+    """An entry that is not confirmed never was."""
+    if ct.pool.entry[conn].cold & COLD_EXTENSION:
+        drop_helper(ct, conn)
+    if ct.rewrite != NULL:
+        ct.rewrite.flags = 0
+    pool_give(&ct.pool, conn)
+
+
+cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Key key = entry.flow[ORIG].key
+    cdef uint32_t row
     cdef Expectation *expected
+    key.zone = zone_of(entry)           # whatever direction it is of
+    row = expect_find(&ct.expect, &key, ct.tick)
     if row == NO_CONN:
         return
     expected = &ct.expect.row[row]
@@ -225,6 +266,12 @@ cdef void meet_expectation(Engine *ct, Entry *entry) noexcept nogil:
     entry.mark = ct.pool.entry[expected.master_conn].mark
     if entry.mark:
         entry.cold |= COLD_MARK
+    if expected.helper:
+        give_helper(ct, conn, expected.helper)
+    if expected.follow == FOLLOW_PPTP:
+        follow_pptp(ct, entry, expected)
+    elif expected.follow and ct.nat.rule != NULL:
+        follow(ct, entry, expected)
     ct.expect.matched += 1
     if not expected.permanent:
         expect_remove(&ct.expect, row)
@@ -237,7 +284,10 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW:
+    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
+        # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
+        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
+    ):
         ct.count.insert_failed += 1
         p.reason = R_CLASH
         if ct.nat.rule != NULL:
@@ -259,10 +309,13 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     entry.flow[REPLY].id = ct.next_id
     ct.next_id += 1
     ct.live += 1
+    zone_confirmed(&ct.zones, entry)
     ct.count.new += 1
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
         nat_link(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        helper_confirmed(ct, entry)
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -346,6 +399,19 @@ cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t 
     without_conn(p, l4state, d)
 
 
+cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
+    """A new connection gets its helper, which looks at its first packet. False if that is to be dropped."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint8_t refusal = R_OK
+    if unlikely(ct.helper_of[0] != NULL):
+        assign_helper(ct, conn)
+    if unlikely(entry.cold & COLD_EXTENSION):
+        refusal = run_helper(ct, conn, p, ORIG, state_of(entry, ORIG))
+    if unlikely(refusal != R_OK):
+        p.reason = refusal
+    return refusal == R_OK
+
+
 cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
     """Decide what a new connection is on the other side. A closed one may have to give way."""
     cdef uint32_t victim
@@ -353,6 +419,7 @@ cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
     for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
         victim = nat_decide(ct, conn, manip)
         if victim != NO_CONN:
+            note_eviction(&ct.evictions, &ct.pool.entry[victim], &ct.pool.entry[conn].flow[ORIG].key, FOR_TUPLE, ct.now)
             kill(ct, victim, END_REPLACED, ct.now)
 
 
@@ -369,20 +436,20 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
     cdef uint32_t conn = create(ct, p)
     cdef Entry *entry
     if conn == NO_CONN:
-        if p.reason == R_TABLE_FULL:
+        if p.reason == R_TABLE_FULL or p.reason == R_ZONE_LIMIT:
             reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         else:
             reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
     entry = &ct.pool.entry[conn]
     if run_l4(ct, entry, p, ORIG, True) == REJECTED:
-        pool_give(&ct.pool, conn)
+        discard(ct, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
     if ct.nat.rule != NULL:
         translate(ct, conn)
-    if unlikely(not translatable(entry, p, ORIG)) or not confirm(ct, conn, p):
-        pool_give(&ct.pool, conn)
+    if unlikely(not translatable(entry, p, ORIG)) or not help_first(ct, conn, p) or not confirm(ct, conn, p):
+        discard(ct, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return
     p.state = state_of(entry, ORIG)
@@ -426,6 +493,20 @@ cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     return errand == ICMP_DECIDED or errand == ICMP_RELATED
 
 
+cdef void help_packet(Engine *ct, uint32_t conn, Packet *p, int dir) noexcept nogil:
+    """A packet of a connection with a helper: it may be dropped, and yet has been tracked."""
+    cdef uint8_t refusal = run_helper(ct, conn, p, dir, p.state)
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    if ext.helper == HELPER_PPTP and ext.memory.pptp.hang_up:
+        hang_up(ct, entry)
+    if refusal != R_OK:
+        p.reason = refusal
+        p.verdict = DROP
+        if ct.rewrite != NULL:
+            ct.rewrite.flags = 0
+
+
 cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     """One packet, from its row to its decision."""
     cdef uint32_t flow
@@ -438,6 +519,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         return
     if unlikely(p.key.proto != PROTO_TCP and p.key.proto != PROTO_UDP) and track_icmp(ct, p, d):
         return
+    if unlikely(ct.ext.tunnels) and p.key.proto == PROTO_GRE:
+        name_tunnel(ct, p)
     flow = lookup(ct, p)
     if unlikely(flow == NO_FLOW):
         track_first(ct, p, R_OK, d)
@@ -463,9 +546,11 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(dir == REPLY and not entry.status & SEEN_REPLY):
         entry.status |= SEEN_REPLY
         ct.changes |= CHANGE_REPLY
+    if unlikely(entry.cold & COLD_EXTENSION):
+        help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
+    if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
         if likely(translatable(entry, p, dir)):
             plan_rewrite(ct, entry, dir)
         else:
@@ -473,4 +558,5 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     with_conn(ct, entry, p, dir, d)
 
 
+include "admin_api.pxi"
 include "tracker_api.pxi"

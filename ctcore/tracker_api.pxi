@@ -8,10 +8,14 @@ from collections import namedtuple
 import numpy as np
 
 from ctcore.batch cimport Batch
-from ctcore.config import Config, whole
+from ctcore.config import TICKS_LIMIT, Config, whole
 from ctcore.errors import ConfigError
+from ctcore.edits cimport edits_free
 from ctcore.expectations cimport expect_add, expect_fault, expect_init
+from ctcore.extensions cimport extensions_fault
+from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_seed
+from ctcore.helpers.registry cimport fill_helpers
 from ctcore.nat cimport nat_fault
 from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
@@ -19,7 +23,8 @@ from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.table cimport table_fault
 from ctcore.timers cimport wheel_fault, wheel_init
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, REWRITE_DTYPE
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, REWRITE_DTYPE
+from ctcore.zones cimport ZoneRow, zones_fault, zones_fill
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
@@ -70,21 +75,28 @@ cdef class Tracker:
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
+        ct.evictions.size = config.eviction_buffer
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
         self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
         self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
+        self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
+        self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
         if config.nat:
             self.start_nat()
         ct.pool.entry = <Entry *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
-        if ct.pool.entry == NULL or ct.buffer.event == NULL or ct.expect.row == NULL:
+        ct.zones.row = <ZoneRow *>map_memory(self.zones_size)
+        ct.evictions.row = <Eviction *>map_memory(self.evictions_size)
+        if not (ct.pool.entry and ct.buffer.event and ct.expect.row and ct.zones.row and ct.evictions.row):
             raise MemoryError(f"no memory for {config.capacity} connections")
         # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
         ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
         ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
+        self.prepare_helpers(config)
+        zones_fill(&ct.zones, config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     cdef int start_nat(self) except -1:
@@ -103,13 +115,36 @@ cdef class Tracker:
         for i in range(nat.n_rules):
             fill_nat_rule(&nat.rule[i], self.config.nat[i])
         nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
-        nat.prefer = -1
+        nat.prefer = [-1, -1]
 
     def __dealloc__(self):
         unmap_memory(self.ct.nat.rule, self.nat_size)
         unmap_memory(self.ct.pool.entry, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
+        unmap_memory(self.ct.ext.row, self.help_size)
+        edits_free(&self.ct.edits)
+        unmap_memory(self.ct.zones.row, self.zones_size)
+        unmap_memory(self.ct.evictions.row, self.evictions_size)
+
+    cdef int prepare_helpers(self, object config) except -1:
+        """Map the extensions and, behind them, who is helped by port; without helpers there is nothing."""
+        cdef Engine *ct = &self.ct
+        cdef size_t rows
+        if not config.helpers:
+            return 0
+        ct.ext.size = config.helper_max
+        ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
+        rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
+        self.help_size = rows + 2 * 65536
+        ct.ext.row = <Extension *>map_memory(self.help_size)
+        if ct.ext.row == NULL:
+            raise MemoryError(f"no memory for {config.helper_max} connections with helpers")
+        ct.ext.tunnel = <uint32_t *>(ct.ext.row + ct.ext.size + 1)
+        ct.expect.extension = ct.ext.row
+        ct.helper_of[0] = <uint8_t *>ct.ext.row + rows
+        ct.helper_of[1] = ct.helper_of[0] + 65536
+        fill_helpers(ct, config.helpers)
 
     cdef int enter(self) except -1:
         """Take the tracker for work without the GIL, or RuntimeError: packets of one table come one after the other."""
@@ -131,6 +166,7 @@ cdef class Tracker:
         cdef int start = 0, n
         batch.consume()
         self.enter()
+        edits_reset(&self.ct.edits)
         with nogil:
             while start < batch.size:
                 n = min(batch.size - start, <int>BATCH)
@@ -140,6 +176,13 @@ cdef class Tracker:
                 start += n
         self.busy = False
         return decisions
+
+    def edits(self):
+        self.idle()
+        cdef object taken = np.empty(self.ct.edits.used, dtype=EDIT_DTYPE)
+        if self.ct.edits.used:
+            memcpy(<void *><size_t>taken.ctypes.data, self.ct.edits.row, self.ct.edits.used * sizeof(Edit))
+        return taken
 
     @property
     def now(self):
@@ -159,14 +202,15 @@ cdef class Tracker:
         advance_clock(&self.ct, time)
 
     def conns(self):
+        return self.select(Filter())
+
+    def select(self, filter):
+        cdef Sieve sieve
         self.idle()
-        cdef object rows = np.empty(self.ct.live, dtype=CONN_DTYPE)
+        fill_sieve(&self.ct, &sieve, filter)
+        cdef object rows = np.empty(for_each(&self.ct, &sieve, count_it, NULL), dtype=CONN_DTYPE)
         cdef Entry *out = <Entry *><size_t>rows.ctypes.data
-        cdef uint32_t conn, n = 0
-        for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live:
-                copy_out(&out[n], &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
-                n += 1
+        for_each(&self.ct, &sieve, copy_it, &out)
         # As opaque rows: NumPy would leave the gaps between fields to chance.
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
@@ -174,12 +218,36 @@ cdef class Tracker:
         self.idle()
         return buffer_take(&self.ct.buffer)
 
-    def flush(self):
-        cdef uint32_t conn
+    def evictions(self):
         self.idle()
-        for conn in range(self.ct.pool.used):
-            if self.ct.pool.entry[conn].live:
-                kill(&self.ct, conn, END_FLUSHED, self.ct.now)
+        return evictions_take(&self.ct.evictions)
+
+    @property
+    def evictions_lost(self):
+        return self.ct.evictions.lost
+
+    def zone_counts(self):
+        self.idle()
+        return counts_of(&self.ct.zones)
+
+    def flush(self, filter=None):
+        return self.delete(Filter() if filter is None else filter)
+
+    def delete(self, filter):
+        cdef Sieve sieve
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        return for_each(&self.ct, &sieve, kill_it, NULL)
+
+    def update(self, filter, *, mark=None, mark_mask=ALL_MARKS, label=None, label_mask=ALL_LABELS, timeout=None, status=0):
+        cdef Sieve sieve
+        cdef Amendment change
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        fill_change(&self.ct, &change, self.config, {
+            "mark": mark, "mark_mask": mark_mask, "label": label, "label_mask": label_mask, "timeout": timeout, "status": status,
+        })
+        return for_each(&self.ct, &sieve, change_it, &change)
 
     cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""
@@ -207,44 +275,49 @@ cdef class Tracker:
             raise ConfigError(f"key: expected {sizeof(Key)} bytes of a KEY_DTYPE, found {key.shape[0]}")
         memcpy(&wanted, &key[0], sizeof(Key))
         flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
+        if self.ct.zones.split:
+            flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, ORIG)
+            if flow == NO_FLOW:
+                flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, REPLY)
         return None if flow == NO_FLOW else self.snapshot(flow >> 1)
 
-    def set_mark(self, ordinal, mark):
+    def set_mark(self, ordinal, mark, mask=ALL_MARKS):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        cdef uint32_t value = whole("mark", mark, 0, 0xFFFFFFFF)
-        self.ct.changes = CHANGE_MARK if entry.mark != value else 0
-        entry.mark = value
-        entry.cold |= COLD_MARK
+        cdef uint32_t value = whole("mark", mark, 0, ALL_MARKS), bits = whole("mask", mask, 0, ALL_MARKS)
+        self.ct.changes = 0
+        put_mark(&self.ct, entry, value, bits)
         say_changes(&self.ct, entry)
 
-    def set_label(self, ordinal, label):
+    def set_label(self, ordinal, label, mask=ALL_LABELS):
         cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
-        label = whole("label", label, 0, (1 << 128) - 1)
-        cdef uint64_t low = label & 0xFFFFFFFFFFFFFFFF, high = label >> 64
-        self.ct.changes = CHANGE_LABEL if entry.label[0] != low or entry.label[1] != high else 0
-        entry.label[0] = low
-        entry.label[1] = high
+        cdef uint64_t value[2]
+        cdef uint64_t bits[2]
+        split_label(value, whole("label", label, 0, ALL_LABELS))
+        split_label(bits, whole("mask", mask, 0, ALL_LABELS))
+        self.ct.changes = 0
+        put_label(&self.ct, entry, value, bits)
         say_changes(&self.ct, entry)
 
     def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
         cdef uint32_t conn = self.slot_of(master)
-        cdef uint32_t row
-        cdef Key key
-        memset(&key, 0, sizeof(Key))
-        key.family = <uint8_t>fill_address(key.src, src)
-        if fill_address(key.dst, dst) != key.family:
+        cdef Expectation draft
+        memset(&draft, 0, sizeof(Expectation))
+        draft.key.family = <uint8_t>fill_address(draft.key.src, src)
+        if fill_address(draft.key.dst, dst) != draft.key.family:
             raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
-        key.proto = whole("expectation: proto =", proto, 0, 255)
-        key.dport = whole("expectation: dport =", dport, 0, 65535)
-        key.sport = whole("expectation: sport =", sport, 0, 65535)
-        key.zone = whole("expectation: zone =", zone, 0, 65535)
+        draft.key.proto = whole("expectation: proto =", proto, 0, 255)
+        draft.key.dport = whole("expectation: dport =", dport, 0, 65535)
+        draft.key.sport = whole("expectation: sport =", sport, 0, 65535)
+        draft.key.zone = whole("expectation: zone =", zone, 0, 65535)
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
-        row = expect_add(&self.ct.expect, &key, master, self.ct.tick, self.ct.tick + <uint64_t>(timeout * self.config.hz))
-        if row == NO_CONN:
+        draft.any_sport = draft.key.sport == 0
+        draft.master = master
+        draft.master_conn = conn
+        draft.permanent = permanent
+        draft.deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
+        if expect_add(&self.ct.expect, &draft, self.ct.tick) == NO_CONN:
             raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
-        self.ct.expect.row[row].master_conn = conn
-        self.ct.expect.row[row].permanent = permanent
         self.ct.pool.entry[conn].cold |= COLD_MASTER
 
     def expectations(self):
@@ -257,14 +330,15 @@ cdef class Tracker:
             while row != NO_CONN:
                 e = &self.ct.expect.row[row]
                 rows.append(ExpectationRow(
-                    e.master, address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
+                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
                     e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
                 row = e.next
         return sorted(rows)
 
-    def prefer(self, port):
+    def prefer(self, port, destination=None):
         self.idle()
-        self.ct.nat.prefer = whole("port", port, 0, 65535)
+        self.ct.nat.prefer[MANIP_SRC] = whole("port", port, 0, 65535)
+        self.ct.nat.prefer[MANIP_DST] = -1 if destination is None else whole("destination", destination, 0, 65535)
 
     def nat_pools(self):
         self.idle()
@@ -279,7 +353,9 @@ cdef class Tracker:
         return {
             "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
             "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
+            "zone_limit": self.ct.zones.refused, "evictions_lost": self.ct.evictions.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
+            "helper_refused": self.ct.ext.refused,
             "nat_exhausted": self.ct.nat.exhausted,
         }
 
@@ -288,7 +364,9 @@ cdef class Tracker:
         cdef Entry *entry
         self.idle()
         fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
-                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or nat_fault(&self.ct))
+                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or extensions_fault(&self.ct.ext)
+                 or nat_fault(&self.ct)
+                 or zones_fault(&self.ct.zones, self.ct.pool.entry, self.ct.pool.used))
         for conn in range(self.ct.pool.used):
             entry = &self.ct.pool.entry[conn]
             live += entry.live != 0

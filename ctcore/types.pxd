@@ -141,6 +141,8 @@ cpdef enum Change:
     CHANGE_L4STATE = 4
     CHANGE_MARK = 8
     CHANGE_LABEL = 16
+    CHANGE_TIMEOUT = 32 # set or fixed by an administrator, not renewed by a packet
+    CHANGE_SEQADJ = 64  # a helper's rewriting moves sequence numbers
 
 cpdef enum End:
     ALIVE = 0
@@ -150,6 +152,12 @@ cpdef enum End:
     END_REPLACED = 4    # a SYN reopened the tuple
     END_FLUSHED = 5
     N_ENDS = 6
+
+# Why a connection had to make way for another.
+cpdef enum EvictedFor:
+    FOR_TABLE = 1       # the table was full
+    FOR_ZONE = 2        # what was free is reserved for other zones
+    FOR_TUPLE = 3       # a newer SYN took its translated tuple over
 
 # Reason codes, in the order of spec/reasons.txt (checked at import).
 cpdef enum Reason:
@@ -313,6 +321,13 @@ ctypedef struct Rewrite:
     uint8_t flags               # RewriteFlag
     uint8_t pad
 
+# A piece of a packet that becomes another one. Where several are of one packet, they come in the order of `at` and do not overlap.
+ctypedef struct Edit:
+    uint32_t at                 # bytes from the start of the L4 header, as the packet arrived
+    uint16_t old_len
+    uint16_t new_len            # of text
+    uint8_t text[64]
+
 # --- a connection ----------------------------------------------------------------------------------------------------------------------
 
 ctypedef struct TcpSide:
@@ -374,14 +389,15 @@ ctypedef struct Entry:
     uint32_t generation         # counts the lives of this slot
     uint32_t hash[2]            # of the two keys, for erase
     uint32_t wheel_tick         # where the wheel will look at it next, at or before its deadline
-    uint32_t extension          # its row of the extensions, counted from 1; 0: none
+    uint32_t extension          # its row of the extensions, counted from 1, and above EXTENSION_BITS its helper; 0: none
 
 cdef enum:
-    FLAW_WHOLE = 2              # a datagram put together from fragments: it does not lie in its frame
     FLAW_SUM = 1                # a bad ICMP checksum nobody asked to verify; address translation does
     COLD_MARK = 1               # a mark is set
     COLD_MASTER = 2             # expectations may name it as their master
     COLD_EXTENSION = 4          # a helper, or sequence numbers that are adjusted
+    EXTENSION_BITS = 24
+    EXTENSION_ROW = 0xFFFFFF    # that part of Entry.extension that is a row
 
 ctypedef struct Event:
     uint8_t kind
@@ -390,6 +406,17 @@ ctypedef struct Event:
     uint32_t timeout            # ticks left when it happened
     int64_t time                # ns
     Entry conn
+
+# Who had to make way, and for whom.
+ctypedef struct Eviction:
+    int64_t time                # ns
+    int64_t conn                # the ordinal of who was evicted
+    Key key                     # its original tuple
+    Key newcomer                # the tuple of the packet that needed the place, with its zone
+    uint64_t packets[2]
+    uint64_t bytes[2]
+    uint16_t status             # of who was evicted
+    uint8_t why                 # EvictedFor
 
 # --- settings, in ticks and flags: what Config becomes ---------------------------------------------------------------------------------
 

@@ -128,6 +128,8 @@ class Change(IntEnum):
     CHANGE_L4STATE = 4
     CHANGE_MARK = 8
     CHANGE_LABEL = 16
+    CHANGE_TIMEOUT = 32
+    CHANGE_SEQADJ = 64
 
 class End(IntEnum):
     ALIVE = 0
@@ -137,6 +139,11 @@ class End(IntEnum):
     END_REPLACED = 4
     END_FLUSHED = 5
     N_ENDS = 6
+
+class EvictedFor(IntEnum):
+    FOR_TABLE = 1
+    FOR_ZONE = 2
+    FOR_TUPLE = 3
 
 class Reason(IntEnum):
     R_OK = 0
@@ -215,9 +222,11 @@ KEY_DTYPE: np.dtype[Any]
 PACKET_DTYPE: np.dtype[Any]
 DECISION_DTYPE: np.dtype[Any]
 REWRITE_DTYPE: np.dtype[Any]
+EDIT_DTYPE: np.dtype[Any]
 TCP_SIDE_DTYPE: np.dtype[Any]
 TCP_DTYPE: np.dtype[Any]
 SCTP_DTYPE: np.dtype[Any]
 FLOW_DTYPE: np.dtype[Any]
 CONN_DTYPE: np.dtype[Any]
 EVENT_DTYPE: np.dtype[Any]
+EVICTION_DTYPE: np.dtype[Any]

@@ -47,11 +47,13 @@ cdef Key _k
 cdef Packet _p
 cdef Decision _d
 cdef Rewrite _r
+cdef Edit _edit
 cdef Tcp _t
 cdef Sctp _s
 cdef Flow _f
 cdef Entry _e
 cdef Event _v
+cdef Eviction _x
 
 
 cdef size_t at(const void *whole, const void *member):
@@ -86,6 +88,11 @@ REWRITE_DTYPE = _dtype([
     ("first_edit", "u4", at(&_r, &_r.first_edit)), ("n_edits", "u2", at(&_r, &_r.n_edits)), ("flags", "u1", at(&_r, &_r.flags)),
 ], sizeof(Rewrite))
 
+EDIT_DTYPE = _dtype([
+    ("at", "u4", at(&_edit, &_edit.at)), ("old_len", "u2", at(&_edit, &_edit.old_len)), ("new_len", "u2", at(&_edit, &_edit.new_len)),
+    ("text", ("u1", 64), at(&_edit, &_edit.text)),
+], sizeof(Edit))
+
 TCP_SIDE_DTYPE = np.dtype([("end", "u4"), ("maxend", "u4"), ("maxwin", "u4"), ("maxack", "u4")])
 
 TCP_DTYPE = _dtype([
@@ -106,15 +113,21 @@ FLOW_DTYPE = _dtype([
 ], sizeof(Flow))
 
 # tcp, sctp and stream_ts share their memory: which one is meant says flow[0].key.proto. In a snapshot, timeout holds the ticks that are
-# left; inside the engine the same four bytes hold the deadline.
+# left; inside the engine the same four bytes hold the deadline. helper: 0, or the place of its name in nat_rules.HELPERS, counted from 1.
 CONN_DTYPE = _dtype([
     ("flow", (FLOW_DTYPE, 2), at(&_e, &_e.flow)), ("tcp", TCP_DTYPE, at(&_e, &_e.l4)), ("sctp", SCTP_DTYPE, at(&_e, &_e.l4)),
     ("stream_ts", "u8", at(&_e, &_e.l4)), ("timeout", "u4", at(&_e, &_e.deadline)), ("status", "u2", at(&_e, &_e.status)),
     ("start", "i8", at(&_e, &_e.start)), ("master", "i8", at(&_e, &_e.master)), ("label", ("u8", 2), at(&_e, &_e.label)),
-    ("mark", "u4", at(&_e, &_e.mark)),
+    ("mark", "u4", at(&_e, &_e.mark)), ("helper", "u1", at(&_e, &_e.extension) + 3),
 ], sizeof(Entry))
 
 EVENT_DTYPE = _dtype([
     ("kind", "u1", at(&_v, &_v.kind)), ("end", "u1", at(&_v, &_v.end)), ("changes", "u2", at(&_v, &_v.changes)),
     ("timeout", "u4", at(&_v, &_v.timeout)), ("time", "i8", at(&_v, &_v.time)), ("conn", CONN_DTYPE, at(&_v, &_v.conn)),
 ], sizeof(Event))
+
+EVICTION_DTYPE = _dtype([
+    ("time", "i8", at(&_x, &_x.time)), ("conn", "i8", at(&_x, &_x.conn)), ("key", KEY_DTYPE, at(&_x, &_x.key)),
+    ("newcomer", KEY_DTYPE, at(&_x, &_x.newcomer)), ("packets", ("u8", 2), at(&_x, &_x.packets)), ("bytes", ("u8", 2), at(&_x, &_x.bytes)),
+    ("status", "u2", at(&_x, &_x.status)), ("why", "u1", at(&_x, &_x.why)),
+], sizeof(Eviction))

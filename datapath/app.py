@@ -22,7 +22,7 @@ import numpy as np
 from ctcore.config import Config
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.nat_rules import NatPool
-from ctcore.types import End, Reason, RewriteFlag, State
+from ctcore.types import EVICTION_DTYPE, End, Reason, RewriteFlag, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import Evidence
@@ -31,9 +31,11 @@ from datapath.names import printable
 from datapath.nat_text import helper_text
 from datapath.tally import Tally
 from datapath.worker import Pipeline
+from datapath.zones import zone_text
 
 CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
 EVENTS_A_PACKET = 4
+FIRST_EVICTIONS = 3
 EVENTS = frozenset(("new", "update", "destroy"))
 FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
 SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "hz", "seed", *FRAGMENTS)
@@ -52,9 +54,12 @@ class Tracking:
     def settings(self) -> dict[str, int | str]:
         """What was in force, by the names of the options. NAT rules and helpers, if any, are numbered in their order."""
         named = {name: int(getattr(self.config, name)) for name in SETTINGS}
+        limits = {"zone_limit": self.config.zone_limit} if self.config.zone_limit else {}
+        each = [("zone_limit", self.config.zone_limits), ("zone_reserve", self.config.zone_reserves)]
+        limits |= {f"{name}_{zone}": number for name, numbers in each for zone, number in numbers.items()}
         rules = {f"{rule.kind} {i}": rule.text for i, rule in enumerate(self.config.nat)}
         helpers = {f"helper {i}": helper_text(helper) for i, helper in enumerate(self.config.helpers)}
-        return {**named, "zone": self.zone, **self.config.timeouts, **rules, **helpers}
+        return {**named, "zone": zone_text(self.zone, self.config.zone_dir), **limits, **self.config.timeouts, **rules, **helpers}
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,23 @@ class Capture:
 
 
 @dataclass
+class Evictions:
+    """Who had to make way: how many, and the first of them, EVICTION_DTYPE[k]."""
+
+    number: int = 0
+    first: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=EVICTION_DTYPE))
+
+    def add(self, evictions: np.ndarray) -> None:
+        self.number += len(evictions)
+        if len(self.first) < FIRST_EVICTIONS:
+            self.first = np.concatenate([self.first, evictions[: FIRST_EVICTIONS - len(self.first)]])
+
+
+@dataclass
 class Replayed:
     """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
-    clamped: of these, those whose timestamps it cannot hold; errors: what stopped the reading of a capture, a line each."""
+    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file
+    cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -93,8 +112,10 @@ class Replayed:
     counters: dict[str, int] = field(default_factory=dict)
     tally: Tally | None = None
     events_lost: int = 0
+    evictions: Evictions = field(default_factory=Evictions)
     pools: list[NatPool] = field(default_factory=list)
     forwarded: tuple[str, int] | None = None
+    gathered: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
@@ -222,7 +243,9 @@ class _Run:
         there are several.
         """
         decisions, keys, rewrites = told
-        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites)
+        memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
+        whole = [one for one in self.pipeline.datagrams() if decisions["verdict"][one.row] == Verdict.ACCEPT]
+        self.result.gathered += sum(len(one.parts) - 1 for one in whole)
         said = None
         if self.sink.format == "pcapng":
             changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))
@@ -235,9 +258,10 @@ class _Run:
         """Take the events of the last packets out of the buffer."""
         if not self.config.events:
             return
-        events = self.pipeline.tracker.events()
+        events, evictions = self.pipeline.tracker.events(), self.pipeline.tracker.evictions()
+        self.result.evictions.add(evictions)
         if "events" in self.writers:
-            self.writers["events"].write(fields.event_records(events, self.config.hz, self.config.acct))
+            self.writers["events"].write(fields.event_records(events, self.config.hz, self.config.acct, evictions))
         ended = fields.destroyed(events)
         if "conns" in self.writers:
             self.writers["conns"].write(fields.conn_records(ended["conn"], self.config.hz, self.config.acct, ended["end"], ended["time"]))
@@ -278,7 +302,7 @@ def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
     """
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
     room = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_buffer
-    return replace(config, events=events, event_buffer=max(config.event_buffer, room))
+    return replace(config, events=events, event_buffer=max(config.event_buffer, room), eviction_buffer=max(config.eviction_buffer, room))
 
 
 def translations(keys: np.ndarray, rewrites: np.ndarray) -> Iterator[tuple[int, str]]:

@@ -26,7 +26,8 @@ from datapath.app import CHUNK, Tracking
 from datapath.capture import PcapSource
 from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
-from datapath.names import printable
+from datapath.names import printable, quoted
+from datapath.nat_text import helper_text, rule_text
 from datapath.scenario import run
 from datapath.scenario.cursor import split
 from datapath.scenario.expectation import expectation_text
@@ -34,6 +35,7 @@ from datapath.scenario.judge import Seen
 from datapath.scenario.steps import SETTINGS, Expect, Scenario, ScenarioError
 from datapath.scenario.text import WIDEST, parse
 from datapath.worker import Pipeline
+from datapath.zones import limit_flags, zone_text
 
 ENDING = ".ct"
 HEAD = 4096  # bytes that tell a text from a capture
@@ -148,9 +150,12 @@ def flags_of(scenario: Scenario, tracking: Tracking) -> str:
     """What was in force and is not the default, as options."""
     config, zone = run.settings_of(scenario, tracking.config, tracking.zone)
     plain = [(name, int(getattr(config, name))) for name in SETTINGS if name != "zone" and getattr(config, name) != getattr(Config, name)]
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in plain] + ([f"--zone {zone}"] if zone else [])
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in plain] + ([f"--zone {zone_text(zone, config.zone_dir)}"] if zone else [])
+    words += limit_flags(config)
     if config.timeouts:
         words.append("--timeouts " + ",".join(f"{name}={seconds}" for name, seconds in config.timeouts.items()))
+    words += [f"--{rule.kind} {quoted(rule_text(rule))}" for rule in config.nat]
+    words += [f"--helper {helper_text(helper)}" for helper in config.helpers]
     return " ".join(words)
 
 

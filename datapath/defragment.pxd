@@ -1,7 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from ctcore.fragments cimport Fragments
-from ctcore.types cimport Packet, Rewrite
+from ctcore.types cimport Packet
 from datapath.frame cimport Frame
 from datapath.wire cimport ParseSettings
 
@@ -16,5 +16,4 @@ ctypedef struct Gathering:
     uint64_t number             # of the first row's packet
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil
-cdef void rewrite_wholes(Fragments *all, uint64_t first, const Packet *row, const Rewrite *rewrites) noexcept nogil
 cdef list datagrams_of(const Fragments *all, uint64_t first)

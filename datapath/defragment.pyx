@@ -21,10 +21,9 @@ from ctcore.fragments cimport (
 )
 from ctcore.lowlevel cimport be16
 from ctcore.tuples cimport IP6_AUTH, IP6_FRAGMENT, IP6_HEADER
-from ctcore.types cimport ACCEPT, DROP, FLAW_WHOLE, R_FRAGMENT, R_FRAGMENT_MALFORMED, R_OK, R_SNAPPED, Packet, Rewrite
+from ctcore.types cimport ACCEPT, DROP, R_FRAGMENT, R_FRAGMENT_MALFORMED, R_OK, R_SNAPPED, Packet
 from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport LINKTYPE_RAW
-from datapath.rewrite cimport rewrite_packet
 from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
 from datapath.refragment import Datagram
@@ -148,7 +147,6 @@ cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number
         datagram.link = LINKTYPE_RAW
         datagram.iface = frame.iface
         replace(g, g.all.finished, &datagram, p)
-        p.flaw |= FLAW_WHOLE
 
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
@@ -160,19 +158,6 @@ cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
         g.now = max(g.now, row[i].now)
         if row[i].reason == R_FRAGMENT:
             one(g, &g.frames[i], &row[i], g.number + i)
-
-
-cdef void rewrite_wholes(Fragments *all, uint64_t first, const Packet *row, const Rewrite *rewrites) noexcept nogil:
-    """Change accepted datagrams of a batch where they lie.   Reads: all of the rows; rewrites.   first: number of the first row's packet."""
-    cdef size_t at = 0
-    cdef const Whole *w
-    cdef uint64_t i
-    while at < all.finished_used:
-        w = <const Whole *>(all.finished + at)
-        i = w.number - first
-        if w.number >= first and rewrites[i].flags and row[i].verdict == ACCEPT:
-            rewrite_packet(all.finished + w.frame + w.link_length, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
-        at = finished_next(w.frame + w.link_length + w.have)
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------

@@ -195,8 +195,7 @@ def _parsed(memory: Any, frames: np.ndarray, datagrams: Sequence[Datagram], trac
     for one in datagrams:
         inner, place = frames_of([one.frame[one.l3 :]], link=LINK_RAW)
         place["len"] = one.length
-        settings = {"checksum": tracking.config.checksum, "nat": bool(tracking.config.nat)}
-        whole = parse_batch(inner, place, zone=tracking.zone, fragments="passed", **settings)
+        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat), fragments="passed")
         whole_packet = whole.array[0].copy()
         whole_packet["l3_off"] = packets[one.row]["l3_off"]
         packets[one.row], l4s[one.row] = whole_packet, whole.l4_bytes(0)
@@ -235,8 +234,8 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     rewrite = None if rewrites is None else rewrites[0]
     return Explained(
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
-        error, quoted, about, datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"",
-        tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
+        error, quoted, about,
+        datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"", tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
     )  # fmt: skip
 
 

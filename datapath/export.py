@@ -48,7 +48,8 @@ _CONN = {
     "timeout": "f8", "mark": "u4", "labels": "str", "helper": "str", "master": "u8", "start": "ns", "stop": "ns", "end": "str",
     **_under("tcp_original", _TCP_SIDE), **_under("tcp_reply", _TCP_SIDE), "tcp_last_dir": "str", "tcp_last_index": "str", "tcp_retrans": "u1",
 }  # fmt: skip
-COLUMNS = {"packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN}}
+_EVICTED_FOR = _under("evicted_for", {"why": "str", "zone": "u2", "proto": "str", **_ENDS})
+COLUMNS = {"packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN, **_EVICTED_FOR}}
 
 
 class Writer(Protocol):

@@ -17,8 +17,24 @@ from typing import Any
 import numpy as np
 
 from ctcore import spec
+from ctcore.nat_rules import HELPERS
 from ctcore.reasons import NAMES as REASON_NAMES
-from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Change, Dir, End, EventKind, Proto, Reason, RewriteFlag, State, Status, TcpFlag, Verdict
+from ctcore.types import (
+    DECISION_DTYPE,
+    KEY_DTYPE,
+    Change,
+    Dir,
+    End,
+    EventKind,
+    EvictedFor,
+    Proto,
+    Reason,
+    RewriteFlag,
+    State,
+    Status,
+    TcpFlag,
+    Verdict,
+)
 
 Record = dict[str, Any]
 
@@ -32,6 +48,7 @@ END_NAMES: dict[int, str] = {
     End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "reset", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
     End.END_FLUSHED: "flushed",
 }  # fmt: skip
+WHY_NAMES: dict[int, str] = {each: each.name.removeprefix("FOR_").lower() for each in EvictedFor}
 EVENT_NAMES: dict[int, str] = {EventKind.EVENT_NEW: "new", EventKind.EVENT_UPDATE: "update", EventKind.EVENT_DESTROY: "destroy"}
 # ctnetlink's names; a tuple changed by NAT is called as users call it.
 STATUS_NAMES: dict[int, str] = {
@@ -203,11 +220,12 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
     times = [None] * len(conns) if stops is None else stops.tolist()
     flow, keys = conns["flow"], split(conns["flow"]["key"].reshape(-1))
     columns = (
-        flow["id"][:, 0], flow["key"]["zone"][:, 0], flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
-        conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["master"], conns["start"],
+        flow["id"][:, 0], flow["key"]["zone"].max(axis=1), flow["key"]["proto"][:, 0], flow["packets"], flow["bytes"], conns["tcp"]["state"],
+        conns["sctp"]["state"], conns["status"], conns["timeout"], conns["mark"], conns["label"], conns["helper"], conns["master"], conns["start"],
     )  # fmt: skip
     rows = zip(keys[::2], keys[1::2], names, times, _tcp(conns["tcp"]), *(column.tolist() for column in columns), strict=True)
-    for original, reply, end, stop, tcp, conn, zone, proto, packets, size, tcp_state, sctp_state, status, timeout, mark, label, master, start in rows:
+    for original, reply, end, stop, tcp, conn, zone, proto, packets, size, tcp_state, sctp_state, status, timeout, mark, *attached, start in rows:
+        label, helper, master = attached
         if not acct:
             packets = size = (None, None)
         yield {
@@ -215,14 +233,18 @@ def conn_records(conns: np.ndarray, hz: int, acct: bool, ends: np.ndarray | None
             "original": {**endpoints(original), "packets": packets[0], "bytes": size[0]},
             "reply": {**endpoints(reply), "packets": packets[1], "bytes": size[1]},
             "l4state": l4state_name(proto, tcp_state if proto == Proto.PROTO_TCP else sctp_state), "status": status_names(status),
-            "timeout": timeout / hz, "mark": mark, "labels": hex(label[1] << 64 | label[0]), "helper": None,
+            "timeout": timeout / hz, "mark": mark, "labels": hex(label[1] << 64 | label[0]), "helper": HELPERS[helper - 1] if helper else None,
             "master": master if master >= 0 else None, "start": start, "stop": stop, "end": end,
             "tcp": tcp if proto == Proto.PROTO_TCP else None,
         }  # fmt: skip
 
 
-def event_records(events: np.ndarray, hz: int, acct: bool) -> Iterator[Record]:
-    """One record for each event: what happened, when, what changed, then the connection's record as it was then. events: EVENT_DTYPE[n]."""
+def event_records(events: np.ndarray, hz: int, acct: bool, evictions: np.ndarray | None = None) -> Iterator[Record]:
+    """One record for each event: what happened, when, what changed, then the connection's record as it was then, and for whom it was evicted.
+
+    events: EVENT_DTYPE[n]; evictions: EVICTION_DTYPE[k] of the same time.
+    """
+    newcomers = dict(_newcomers(evictions)) if evictions is not None else {}
     destroyed = events["kind"] == EventKind.EVENT_DESTROY
     conns = events["conn"].copy()
     conns["timeout"] = events["timeout"]
@@ -231,7 +253,18 @@ def event_records(events: np.ndarray, hz: int, acct: bool) -> Iterator[Record]:
     for (kind, time, changes), conn in zip(rows, conn_records(conns, hz, acct, events["end"], stops), strict=True):
         if kind != EventKind.EVENT_DESTROY:
             conn["stop"] = None
-        yield {"event": EVENT_NAMES[kind], "ts": time, "changes": change_names(changes), **conn}
+        record = {"event": EVENT_NAMES[kind], "ts": time, "changes": change_names(changes), **conn}
+        if kind == EventKind.EVENT_DESTROY and conn["conn"] in newcomers:
+            record["evicted_for"] = newcomers[conn["conn"]]
+        yield record
+
+
+def _newcomers(evictions: np.ndarray) -> Iterator[tuple[int, Record]]:
+    """Of each connection that was evicted, the packet that needed its place."""
+    rows = zip(evictions["conn"].tolist(), evictions["why"].tolist(), evictions["newcomer"]["zone"].tolist(), evictions["newcomer"]["proto"].tolist(),
+               split(evictions["newcomer"]), strict=True)  # fmt: skip
+    for conn, why, zone, proto, key in rows:
+        yield conn, {"why": WHY_NAMES[why], "zone": zone, "proto": proto_name(proto), **endpoints(key)}
 
 
 def _tcp(tcp: np.ndarray) -> Iterator[Record]:

@@ -11,10 +11,8 @@ Not here: reassembly (ctcore.fragments), ICMP errors about what does not fit.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
-
-import numpy as np
 
 FRAGMENT, HOP_BY_HOP, ROUTING, DESTINATION = 44, 0, 43, 60
 COPIED = 0x80  # an option of IPv4 that belongs into every fragment (RFC 791 3.1)
@@ -51,39 +49,6 @@ def refragment(frame: bytes, datagram: Datagram, mtu: int = 65535) -> list[bytes
     link, packet = frame[: datagram.l3], frame[datagram.l3 :]
     cut = _cut4 if packet[0] >> 4 == 4 else _cut6
     return [_relinked(link, len(packet)) + packet for packet in cut(packet, datagram, mtu)]
-
-
-Laid = tuple[np.ndarray, np.ndarray]  # uint8[m], and FRAME_DTYPE[n] within it
-
-
-def laid_out(memory: np.ndarray, frames: np.ndarray, rows: np.ndarray, datagrams: Sequence[Datagram]) -> Laid:
-    """Frames with each datagram in the place of the frame that completed it. rows: int64[n], which row of its batch each frame is."""
-    frames, at, added = frames.copy(), len(memory), []
-    for one in datagrams:
-        frame = _relinked(one.frame[: one.l3], one.length) + one.frame[one.l3 :]
-        place = np.flatnonzero(rows == one.row)
-        frames["offset"][place], frames["caplen"][place], frames["len"][place] = at, len(frame), one.l3 + one.length
-        at += len(frame)
-        added.append(frame)
-    return np.concatenate([memory, np.frombuffer(b"".join(added), np.uint8)]), frames
-
-
-def cut_up(memory: np.ndarray, frames: np.ndarray, rows: np.ndarray, datagrams: Sequence[Datagram]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames as laid_out() gives them, with each datagram in fragments again: memory, frames, rows. Some frames may be gone by now."""
-    pieces: list[bytes] = []
-    counts = np.ones(len(rows), dtype=np.int64)
-    for one in datagrams:
-        for i in np.flatnonzero(rows == one.row).tolist():
-            start = int(frames["offset"][i])
-            cut = refragment(memory[start : start + int(frames["caplen"][i])].tobytes(), one)
-            counts[i] = len(cut)
-            pieces += cut
-    again = np.repeat(frames, counts)
-    cut_rows = np.isin(np.repeat(rows, counts), [one.row for one in datagrams])
-    sizes = np.array([len(piece) for piece in pieces], dtype=np.uint64)
-    again["offset"][cut_rows] = len(memory) + np.cumsum(sizes) - sizes
-    again["caplen"][cut_rows] = again["len"][cut_rows] = sizes
-    return np.concatenate([memory, np.frombuffer(b"".join(pieces), np.uint8)]), again, np.repeat(rows, counts)
 
 
 def _relinked(link: bytes, length: int) -> bytes:

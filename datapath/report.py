@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ctcore.reasons import REASONS
-from ctcore.types import Dir, Proto, Reason, State
+from ctcore.types import Dir, EvictedFor, Proto, Reason, State
 from datapath import fields
 from datapath.app import Replayed
 from datapath.export import STDOUT
@@ -31,6 +32,13 @@ COLORS = {State.ESTABLISHED: "green", State.NEW: "cyan", State.RELATED: "cyan", 
 WHY = {
     "invalid": "why invalid", "dropped": "why dropped", "held": "why held", "ignored": "why ignored", "not-seen": "why not seen by conntrack",
     "untracked": "why untracked", "note": "also noted",
+}  # fmt: skip
+
+
+# Why a connection had to go.
+WHYS: dict[int, str] = {
+    EvictedFor.FOR_TABLE: "the table was full", EvictedFor.FOR_ZONE: "what was free is reserved for other zones",
+    EvictedFor.FOR_TUPLE: "a newer SYN took its translated tuple over",
 }  # fmt: skip
 
 
@@ -52,8 +60,9 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield Text()
     yield _overview(result, width)
     yield from _whys(result, width)
-    yield from _fragments(result)
+    yield from _evictions(result)
     yield from _pools(result, width)
+    yield from _fragments(result)
     yield from _largest(result, width)
     yield from _hints(result)
     if verbose:
@@ -105,13 +114,12 @@ def _header(result: Replayed) -> Iterator[Text]:
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats))
+        yield Text(_written(*result.forwarded, stats, result.gathered))
 
 
-def _written(name: str, packets: int, stats: dict[str, Any]) -> str:
-    """What -w wrote, and what it left out."""
-    came_out = stats["fragments"]["parts"] - stats["fragments"]["datagrams"]  # fragments that were held until their datagram was whole
-    left, total = stats["held"] + stats["dropped"] - came_out, stats["total_packets"]
+def _written(name: str, packets: int, stats: dict[str, Any], gathered: int) -> str:
+    """What -w wrote, and what it left out. gathered: fragments that were held, and left with the one that completed their datagram."""
+    left, total = stats["held"] + stats["dropped"] - gathered, stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
     return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
 
@@ -192,6 +200,34 @@ def _whys(result: Replayed, width: int) -> Iterator[Text]:
                 yield Text(f"  {command}", "cyan")
 
 
+def _evictions(result: Replayed) -> Iterator[Text]:
+    """How many connections had to make way for others, and the first of them."""
+    evictions, lost = result.evictions, result.counters.get("evictions_lost", 0)
+    if not evictions.number:
+        return
+    yield Text(f"\n{counted(evictions.number + lost, 'connection')} evicted", "bold")
+    for row in evictions.first:
+        pair = [f"{fields.proto_name(int(row[name]['proto']))} {tuple_text(row[name])}" for name in ("key", "newcomer")]
+        zones = [f" in zone {int(row[name]['zone'])}" if row[name]["zone"] else "" for name in ("key", "newcomer")]
+        yield Text(f"  conn {int(row['conn'])}, {pair[0]}{zones[0]}\n    for {pair[1]}{zones[1]}: {WHYS[int(row['why'])]}")
+    if evictions.number > len(evictions.first):
+        yield Text("  each one's destroy event (--events) says for whom it had to go")
+
+
+def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
+    """What each NAT rule had to give, and how much of it was taken."""
+    if not result.pools:
+        return
+    heads = ("tuples", "in use", "at most", "exhausted")
+    table = _plain("NAT rule", *heads, right=heads)
+    table.columns[0].overflow = "fold"
+    for pool in result.pools:
+        table.add_row(f"{pool.kind} {pool.text}", *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+    yield Text()
+    yield table
+    yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
+
+
 # What datagrams that were never whole died of, by the counters of reassembly.
 DEATHS = {
     "died_timeout": "timed out", "died_overlap": "had fragments that overlap", "died_malformed": "had impossible ones",
@@ -214,23 +250,13 @@ def _fragments(result: Replayed) -> Iterator[Text]:
         yield Text(f"{counted(seen['waiting'], 'datagram')} not whole at the end")
 
 
-def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
-    """What each NAT rule had to give, and how much of it was taken."""
-    if not result.pools:
-        return
-    heads = ("tuples", "in use", "at most", "exhausted")
-    table = _plain("NAT rule", *heads, right=heads)
-    table.columns[0].overflow = "fold"
-    for pool in result.pools:
-        table.add_row(f"{pool.kind} {pool.text}", *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
-    yield Text()
-    yield table
-    yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
-
-
 def flow_text(conn) -> str:
     """A connection as its original direction: who to whom."""
-    ends = fields.endpoints(conn["flow"][Dir.ORIG]["key"].tobytes())
+    return tuple_text(conn["flow"][Dir.ORIG]["key"])
+
+
+def tuple_text(key: np.void) -> str:
+    ends = fields.endpoints(key.tobytes())
     joined = "[{}]:{}" if ends["src"] and ":" in ends["src"] else "{}:{}"
     source, target = ((joined.format(ends[a], ends[p]) if ends.get(p) is not None else ends[a]) for a, p in (("src", "sport"), ("dst", "dport")))
     return f"{source} > {target}" + (f" type {ends['type']} code {ends['code']} id {ends['id']}" if "type" in ends else "")

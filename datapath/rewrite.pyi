@@ -14,8 +14,16 @@ def rewrite_in_place(memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: 
 def copied(memory: NDArray[np.uint8], frames: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Frames back to back in memory of their own, which may be written. Raises ValueError if a frame is not within memory."""
 
-def rewritten(memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+def rewritten(
+    memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: NDArray[Any], edits: NDArray[Any] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """A copy of frames with the changes made that address translation asks for: (memory, frames) of what leaves.
 
-    Arguments and errors as of rewrite_in_place(). The frames lie back to back in the copy; those that Linux drops are left out.
+    Arguments and errors as of rewrite_in_place(). The frames lie in the copy; those that Linux drops are left out. edits: EDIT_DTYPE[m], as
+    Tracker.edits() gives them for the same packets: a helper's changes of the payload, which may make frames longer or shorter.
     """
+
+def edit_frames(
+    memory: NDArray[np.uint8], frames: NDArray[Any], sent: NDArray[np.bool_], rewrites: NDArray[Any], edits: NDArray[Any]
+) -> NDArray[np.uint8]:
+    """Make helpers' edits in frames that are translated already. frames and sent are changed where that is so; the memory they lie in then."""

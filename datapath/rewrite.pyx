@@ -16,18 +16,21 @@ Not here: what is to be changed (ctcore.nat), helpers' edits of the payload (edi
 import numpy as np
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport be32, unlikely
 from ctcore.tuples cimport IP4_HEADER, IP6_HEADER, Chain, invert, skip_extensions
 from ctcore.types cimport (
-    ACCEPT, FLAW_WHOLE, MANIP_DST, MANIP_SRC, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK,
-    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, ACK, Key, Packet, Rewrite,
+    ACCEPT, MANIP_DST, MANIP_SRC, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK,
+    REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, ACK, Key, Packet, Rewrite,
 )
 from ctcore.types import REWRITE_DTYPE
 from datapath.checksum cimport add1, crc32c, fold, load32, load64, sum_bytes
 from datapath.frame cimport Frame, checked_frames
-from datapath.wire cimport FRAGMENTS_PASSED, ParseSettings, parse
+from datapath.wire cimport ParseSettings, parse
+
+from datapath.edits import edited
+from datapath.wire import parse_batch
 
 cdef extern from "arpa/inet.h" nogil:
     uint16_t htons(uint16_t)
@@ -37,10 +40,6 @@ cdef enum:
     QUOTE = 8                   # an ICMP error's header; behind it the packet it is about (RFC 792, RFC 4443 3.1)
     ECHO6 = 128
     ECHO6_REPLY = 129
-    OPT_END = 0                 # RFC 9293 3.2
-    OPT_NOP = 1
-    OPT_SACK = 5                # RFC 2018 3
-    SACK_EDGES = 8
 
 # A multiple of 0xFFFF, which adds nothing to a sum but keeps it from being zero.
 cdef uint64_t NOT_ZERO = 0xFFFF0000ULL
@@ -287,39 +286,14 @@ cdef inline uint64_t shift(uint8_t *field, int32_t by) noexcept nogil:
     return put32(field, be32(field) + <uint32_t>by)
 
 
-cdef bint shift_sack(uint8_t *l4, uint32_t end, int32_t by) noexcept nogil:
-    """The edges of SACK blocks are acknowledgments as well (RFC 2018 3). False, and dropped by Linux, if an option does not end with the header.
-
-    As in Linux, an option at an odd offset is added to the checksum as if it lay at an even one.
-    """
-    cdef uint32_t at = 20, edge, size
-    while at < end:
-        if l4[at] == OPT_END:
-            return True
-        if l4[at] == OPT_NOP:
-            at += 1
-            continue
-        if at + 1 == end:
-            return False
-        size = l4[at + 1]
-        if size < 2 or at + size > end:
-            return False
-        if l4[at] == OPT_SACK and size >= 2 + SACK_EDGES and (size - 2) % SACK_EDGES == 0:
-            for edge in range(at + 2, at + size, 4):
-                adjust(l4 + 16, shift(l4 + edge, by))
-        at += size
-    return True
-
-
 cdef bint shift_numbers(uint8_t *l4, const Packet *p, const Rewrite *r) noexcept nogil:
-    """Sequence numbers behind a payload that a helper has made longer or shorter."""
-    if p.key.proto != PROTO_TCP or p.l4_have < 20 or p.doff > p.l4_have:
+    """Sequence numbers behind a payload that a helper has made longer or shorter. SACK blocks are edits, for each edge is moved by its own."""
+    if p.key.proto != PROTO_TCP or p.l4_have < 20:
         return False
     adjust(l4 + 16, shift(l4 + 4, r.seq_delta))
-    if not l4[13] & ACK:
-        return True
-    adjust(l4 + 16, shift(l4 + 8, r.ack_delta))
-    return shift_sack(l4, p.doff, r.ack_delta)
+    if l4[13] & ACK:
+        adjust(l4 + 16, shift(l4 + 8, r.ack_delta))
+    return True
 
 
 # --- a packet --------------------------------------------------------------------------------------------------------------------------
@@ -348,12 +322,14 @@ cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrit
 cdef void rewrite_rows(uint8_t *memory, const Frame *frames, Packet *row, const Rewrite *rewrites, int n) noexcept nogil:
     """A stage: change accepted packets in place.   Reads: all of the row; frames, rewrites.   Writes: memory.
 
-    row[i].l4 points into memory; rows of datagrams put together from fragments lie elsewhere, and are left out (defragment.rewrite_wholes).
+    A datagram of fragments lies elsewhere, and is left alone.
     """
     cdef int i
+    cdef uint8_t *start
     for i in range(n):
-        if rewrites[i].flags and row[i].verdict == ACCEPT and not row[i].flaw & FLAW_WHOLE:
-            rewrite_packet(memory + frames[i].offset + row[i].l3_off, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
+        start = memory + frames[i].offset
+        if rewrites[i].flags and row[i].verdict == ACCEPT and start <= row[i].l4 <= start + frames[i].caplen:
+            rewrite_packet(start + row[i].l3_off, <uint8_t *>row[i].l4, &row[i], &rewrites[i])
 
 
 def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not None):
@@ -367,8 +343,7 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
         raise ValueError(f"rewrites: expected a contiguous array of {n} REWRITE_DTYPE, one for each frame")
     sent = np.ones(n, dtype=bool)
     told = <const Rewrite *><size_t>rewrites.ctypes.data
-    settings.zone = settings.checksum = settings.nat = 0
-    settings.fragments = FRAGMENTS_PASSED
+    memset(&settings, 0, sizeof(ParseSettings))
     for i in range(n):
         if told[i].flags == 0:
             continue
@@ -397,7 +372,28 @@ def copied(const uint8_t[::1] memory not None, frames not None):
     return moved, laid
 
 
-def rewritten(memory, frames, rewrites):
+def rewritten(memory, frames, rewrites, edits=None):
     """A copy of frames with the changes made; see rewrite.pyi."""
     moved, laid = copied(memory, frames)
-    return moved, laid[rewrite_in_place(moved, laid, rewrites)]
+    sent = rewrite_in_place(moved, laid, rewrites)
+    if edits is not None and (sent & (rewrites["flags"] & REWRITE_EDIT != 0)).any():
+        moved = edit_frames(moved, laid, sent, rewrites, edits)
+    return moved, laid[sent]
+
+
+def edit_frames(memory, frames, sent, rewrites, edits):
+    """Make edits in frames that are to be sent. frames, sent: are changed where that is so. Returns the memory in which they lie then."""
+    batch = parse_batch(memory, frames, checksum=False)
+    pieces = [memory]
+    end = len(memory)
+    for i in np.flatnonzero(sent & (rewrites["flags"] & REWRITE_EDIT != 0)).tolist():
+        row, start, told = batch.array[i], int(frames["offset"][i]), rewrites[i]
+        data = memory[start:start + int(frames["caplen"][i])].tobytes()
+        first = int(told["first_edit"])
+        changed = edited(data, row, int(row["l4"]) - memory.ctypes.data - start, edits[first:first + int(told["n_edits"])])
+        sent[i] = changed is not None
+        if changed is not None:
+            frames["offset"][i], frames["caplen"][i], frames["len"][i] = end, len(changed), len(changed)
+            pieces.append(np.frombuffer(changed, dtype=np.uint8))
+            end += len(changed)
+    return np.concatenate(pieces)

@@ -481,10 +481,10 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=Fals
     batch._owner = data
     settings.zone = zone
     settings.checksum = checksum
+    settings.nat = nat
     if fragments not in MODES:
         raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
     settings.fragments = MODES[fragments]
-    settings.nat = nat
     base = data.ctypes.data
     with nogil:
         parse(&settings, <const uint8_t *>base, rows, n, batch.row)

@@ -1,4 +1,4 @@
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,16 +6,10 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.fragments import Reassembler
 from ctcore.tracker import Tracker
+from datapath.leave import Leaving
 from datapath.refragment import Datagram
 
 CLOCKS: tuple[str, ...]
-
-class Leaving(NamedTuple):
-    """What leaves. memory: uint8[m]; frames: FRAME_DTYPE[k], each within memory; rows: int64[k], which of the processed frames each one is."""
-
-    memory: NDArray[np.uint8]
-    frames: NDArray[Any]
-    rows: NDArray[np.int64]
 
 class Pipeline:
     """Frames in, decisions out: parser and tracker with their settings.
@@ -37,20 +31,29 @@ class Pipeline:
         memory: uint8[m], C-contiguous; frames: FRAME_DTYPE[n], each within memory; timestamps in ns, and time never goes back.
         Returns DECISION_DTYPE[n], row i about frame i; with keys (decisions, keys), KEY_DTYPE[n], the tuples as read (zeros where nothing could be);
         with rewrites (decisions, keys or None, rewrites), REWRITE_DTYPE[n], what is to be changed in each frame before it leaves, for leaving();
-        None if there are no NAT rules. Row i of a fragment that completes its datagram is about the datagram, which datagrams() gives.
+        None if there are no NAT rules. Row i of a fragment that completes its datagram is about the datagram, whose bytes datagrams() gives until the
+        next call.
         With decisions=False there is None in their place and packets are only counted: the fastest way. Raises ValueError if a frame is not within
         memory, RuntimeError if another thread is at work with it.
         """
     def forward(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = True) -> Any:
-        """process(), and frames that pass are changed where they lie, as address translation wants them; datagrams put together from fragments
-        where datagrams() finds them.
+        """process(), and frames that pass are changed where they lie, as address translation wants them.
 
-        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False.
+        memory: uint8[m], which may be written. Returns DECISION_DTYPE[n], or None with decisions=False. Raises ConfigError if there are helpers,
+        whose edits make frames longer. Datagrams of fragments are not changed: they lie nowhere in this memory, and leaving() has them.
         """
-    def leaving(self, memory: NDArray[np.uint8], frames: NDArray[Any], decisions: NDArray[Any], rewrites: NDArray[Any] | None = None) -> Leaving:
-        """The frames that leave: those that pass, changed in a copy where anything is to be changed at all, and datagrams in fragments again.
+    def leaving(
+        self,
+        memory: NDArray[np.uint8],
+        frames: NDArray[Any],
+        decisions: NDArray[Any],
+        rewrites: NDArray[Any] | None = None,
+        edits: NDArray[Any] | None = None,
+    ) -> Leaving:
+        """The frames that leave because of those of the last process(): those that pass, changed in a copy where anything is to be changed at all,
+        and datagrams that were put together, cut up again.
 
-        memory, frames: as given to the last process(); decisions, rewrites: as it returned them.
+        memory, frames: as given to process(); decisions, rewrites: as it returned them; edits: as the tracker has them then (Tracker.edits()).
         """
     def datagrams(self) -> list[Datagram]:
         """The datagrams that fragments of the last process() completed, in their order; `row` is the completing frame's in that call.

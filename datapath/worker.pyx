@@ -7,7 +7,6 @@ Not here: where frames come from and go to (capture, sink), what is shown to peo
 """
 
 import time
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,34 +15,25 @@ from libc.string cimport memset
 
 from ctcore.batch cimport Batch
 from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
+from ctcore.edits cimport edits_reset
 from ctcore.lowlevel cimport unlikely
 from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet,
-    Rewrite,
+    BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet, Rewrite,
 )
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, REWRITE_DTYPE
-from datapath.defragment cimport Gathering, datagrams_of, defragment, rewrite_wholes
+from datapath.defragment cimport Gathering, datagrams_of, defragment
 from datapath.frame cimport Frame, checked_frames
 from datapath.rewrite cimport rewrite_rows
 from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from datapath.refragment import cut_up, laid_out
-from datapath.rewrite import copied, rewrite_in_place
+from datapath.leave import leaving
 
 assert N_REASONS <= 96 and N_STATES == 6
 
 CLOCKS = ("capture", "wall")
-
-
-class Leaving(NamedTuple):
-    """See worker.pyi."""
-
-    memory: object
-    frames: object
-    rows: object
 
 
 cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil:
@@ -84,10 +74,10 @@ cdef class Pipeline:
     cdef Batch batch
     cdef ParseSettings settings
     cdef Summary sums
-    cdef uint64_t first         # number of the last call's first packet
     cdef readonly bint translates
     cdef object room            # for the rewrites of one batch, which nobody else may want to have
     cdef Rewrite *rewrites
+    cdef uint64_t first         # number of the last call's first packet
 
     def __init__(self, config=None, *, zone=0, clock="capture", int batch=BATCH):
         if self.tracker is not None:
@@ -105,12 +95,12 @@ cdef class Pipeline:
         self.batch = Batch(batch)
         self.settings.zone = zone
         self.settings.checksum = config.checksum
-        self.settings.fragments = FRAGMENTS_GATHERED
-        self.reassembler = Reassembler(config)
         self.settings.nat = len(config.nat) > 0
         self.translates = len(config.nat) > 0
         self.room = np.zeros(batch, dtype=REWRITE_DTYPE)
         self.rewrites = <Rewrite *><size_t>self.room.ctypes.data
+        self.settings.fragments = FRAGMENTS_GATHERED
+        self.reassembler = Reassembler(config)
         memset(&self.sums, 0, sizeof(Summary))
         memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
         self.tracker = Tracker(config)      # last: who has a tracker has all the rest
@@ -141,6 +131,8 @@ cdef class Pipeline:
     def forward(self, uint8_t[::1] memory not None, frames not None, *, bint decisions=True):
         """Run frames through all stages and change those that pass where they lie; see worker.pyi."""
         cdef Asked asked
+        if self.tracker is not None and self.tracker.config.helpers:
+            raise ConfigError("forward: expected no helpers: frames that they make longer have no room")
         memset(&asked, 0, sizeof(Asked))
         decided = np.empty(len(frames), dtype=DECISION_DTYPE) if decisions else None
         if decisions:
@@ -150,20 +142,9 @@ cdef class Pipeline:
         self.go(memory, frames, &asked)
         return decided
 
-    def leaving(self, memory, frames, decisions, rewrites=None):
-        """What leaves because of frames that were processed; see worker.pyi."""
-        rows = np.flatnonzero(decisions["verdict"] == ACCEPT)
-        datagrams = [one for one in self.datagrams() if decisions["verdict"][one.row] == ACCEPT]
-        passed, changed = frames[rows], rewrites is not None and rewrites["flags"][rows].any()
-        if not datagrams and not changed:
-            return Leaving(memory, passed, rows)
-        memory, passed = copied(memory, passed)
-        if datagrams:
-            memory, passed = laid_out(memory, passed, rows, datagrams)
-        if changed:
-            sent = rewrite_in_place(memory, passed, rewrites[rows])
-            passed, rows = passed[sent], rows[sent]
-        return Leaving(*(cut_up(memory, passed, rows, datagrams) if datagrams else (memory, passed, rows)))
+    def leaving(self, memory, frames, decisions, rewrites=None, edits=None):
+        """What leaves because of the frames of the last process(); see worker.pyi."""
+        return leaving(memory, frames, decisions, rewrites, edits, self.datagrams())
 
     cdef int go(self, const uint8_t[::1] memory, object frames, const Asked *asked) except -1:
         """The checks, then the straight line without the GIL."""
@@ -175,6 +156,7 @@ cdef class Pipeline:
         if n == 0:
             return 0
         self.tracker.enter()
+        edits_reset(&self.tracker.ct.edits)
         fragments_release(&self.reassembler.all)
         self.first = self.sums.total_packets
         if self.sums.total_packets == 0:
@@ -208,8 +190,6 @@ cdef class Pipeline:
                 count_translated(&self.sums, rewrites, k)
                 if asked.memory != NULL:
                     rewrite_rows(asked.memory, frame + start, row, rewrites, k)
-                    if unlikely(fragments):
-                        rewrite_wholes(&self.reassembler.all, self.sums.total_packets, row, rewrites)
             sum_up(&self.sums, row, frame + start, k)
             if asked.keys != NULL:
                 for i in range(k):

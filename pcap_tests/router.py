@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.model.conn import Key, Packet
 from ctcore.model.l4 import ICMP_FAMILY, PORTS, inner_key, is_icmp_error, is_icmp_of_family
 from ctcore.nat_rules import Match, NatRule, Range
 from ctcore.types import REWRITE_DTYPE, Dir, RewriteFlag, Verdict
 from datapath import craft
+from datapath.frame import frames_of
+from datapath.wire import parse_batch
 from pcap_tests.scene import Conversation, Scene, Seen
 
 ECHO = {4: (8, 0), 6: (128, 129)}  # types of request and reply, by family
@@ -131,6 +134,9 @@ def changed(key: Key, to: Key, flags: int, src: int, dst: int) -> Key:
 
 class Router(Scene):
     """A tracker that translates, and its clock."""
+
+    def batch(self, frames: list[bytes], *, zone: int = 0) -> Batch:
+        return parse_batch(*frames_of(frames, ts=self.now), zone=zone, checksum=self.checksum, nat=bool(self.tracker.config.nat))
 
     def send(self, frame: bytes, *, zone: int = 0) -> Passed:
         batch = self.batch([frame], zone=zone)

@@ -95,7 +95,8 @@ class Scene:
         self.now += round(seconds * SECOND)
 
     def batch(self, frames: list[bytes], *, zone: int = 0):
-        return parse_batch(*frames_of(frames, ts=self.now), zone=zone, checksum=self.checksum)
+        nat = bool(self.tracker.config.nat)
+        return parse_batch(*frames_of(frames, ts=self.now), zone=zone, checksum=self.checksum, nat=nat)
 
     def send(self, frame: bytes, *, zone: int = 0) -> Seen:
         seen = Seen(self.tracker.advance(self.batch([frame], zone=zone))[0], self.hz)

@@ -69,5 +69,5 @@ def test_every_timeout_is_in_a_scenario():
 
 
 def test_there_are_scenarios_of_every_protocol():
-    assert {path.parent.name for path in FILES} == {"tcp", "udp", "icmp", "sctp", "gre", "other", "fragments"}
+    assert {path.parent.name for path in FILES} == {"tcp", "udp", "icmp", "sctp", "gre", "nat", "helpers", "fragments", "other"}
     assert len(FILES) >= 100

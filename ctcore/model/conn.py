@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctcore.config import Config
+from ctcore.nat_rules import HELPERS
 from ctcore.spec import ICMP_INVERSE
 from ctcore.types import Change, Dir, Reason, Status
 
@@ -102,6 +103,7 @@ class Conn:
     packets: list[int] = field(default_factory=lambda: [0, 0])
     bytes: list[int] = field(default_factory=lambda: [0, 0])
     changes: int = 0  # CHANGE_* since the last event
+    ext: Any = None  # an Extension, if it has a helper
     rules: list[int] = field(default_factory=lambda: [-1, -1])  # by Manip: which NAT rule has decided, -1: none
 
     def has(self, bit: int) -> bool:
@@ -127,6 +129,7 @@ class Conn:
         record["timeout"], record["status"] = ticks_left, self.status
         record["start"], record["master"], record["mark"] = self.start, self.master, self.mark
         record["label"] = self.label & (1 << 64) - 1, self.label >> 64
+        record["helper"] = HELPERS.index(self.ext.helper) + 1 if self.ext else 0
 
 
 class Visit(NamedTuple):

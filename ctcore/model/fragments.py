@@ -175,7 +175,6 @@ class ModelReassembler:
         parts = tuple((piece.number, piece.offset, piece.length) for piece in queue.pieces)
         self._end(family, key)
         self._counters["datagrams"] += 1
-        self._counters["parts"] += len(parts)
         return Answer("whole", 0, data, total, queue.largest, dont, parts)
 
     # --- time, memory, distance -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from ctcore.model.nat_choice import (
     with_port,
 )
 from ctcore.model.table import Table
+from ctcore.model.zones import zone_of
 from ctcore.nat_rules import Match, NatPool, NatRule
 from ctcore.types import Dir, Proto, Reason, RewriteFlag, Status
 from ctcore.types import TcpState as S
@@ -92,13 +93,13 @@ class Pool:
 class Translator:
     """What a tracker with NAT rules does for new connections. kill: how to take one out of the table whose tuple is taken over."""
 
-    def __init__(self, config: Config, table: Table, kill: Callable[[Conn], None]):
+    def __init__(self, config: Config, table: Table, kill: Callable[[Conn, Conn], None]):
         self.rules = config.nat
         self.pools = [Pool() for _ in self.rules]
         self._table = table
         self._kill = kill
         self._draws = Draws(config.seed)
-        self._preferred: int | None = None
+        self._preferred: dict[int, int] = {}  # by manip
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
     def decide(self, conn: Conn) -> None:
@@ -119,9 +120,13 @@ class Translator:
             conn.status |= CHANGED[manip]
         conn.status |= DONE[manip]
 
-    def prefer(self, port: int) -> None:
-        """The next search that would begin at a random port begins at this one, unless it is below all that may be tried."""
-        self._preferred = port
+    def prefer(self, ports: dict[int, int]) -> None:
+        """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
+        self._preferred = ports
+
+    def draw(self) -> int:
+        """16 random bits, for helpers: from where searches take theirs."""
+        return self._draws.port()
 
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""
@@ -133,7 +138,8 @@ class Translator:
                 known = self.known_source(leaving, choice)
                 if known and self.is_free(known):
                     return known
-        tried = choose_address(leaving, choice, manip)
+        # The hash goes by the connection's zone, even where that is of the other direction.
+        tried = choose_address(leaving._replace(zone=zone_of(conn)), choice, manip)._replace(zone=leaving.zone)
         if not choice.random and self.keeps_port(tried, choice, manip):
             return tried
         return self.search(conn, tried, choice, manip)
@@ -163,7 +169,9 @@ class Translator:
         if ports is None:
             return tried
         low, size = ports[0], ports[1] - ports[0] + 1
-        offset = self._first_offset(low) if manip == SRC or choice.random else 0
+        drawn = manip == SRC or choice.random
+        told = drawn and self._preferred.get(manip, -1) >= low  # a search that finds nothing ends there, as the one did that is followed
+        offset = first = self._first_offset(low, manip) if drawn else 0
         attempts = min(ATTEMPTS, size)
         while True:
             for i in range(attempts):
@@ -171,12 +179,12 @@ class Translator:
                 if self.is_free(tried) or self.take_over(conn, tried, attempts - i):
                     return tried
             if attempts >= size or attempts < LEAST_ATTEMPTS:
-                return tried
+                return with_port(tried, manip, low + first % size) if told else tried
             attempts //= 2
             offset = self._draws.port()
 
-    def _first_offset(self, low: int) -> int:
-        preferred, self._preferred = self._preferred, None
+    def _first_offset(self, low: int, manip: int) -> int:
+        preferred = self._preferred.pop(manip, None)
         return self._draws.port() if preferred is None or preferred < low else preferred - low
 
     def is_free(self, leaving: Key) -> bool:
@@ -199,7 +207,7 @@ class Translator:
         ahead = conn.l4.side[Dir.ORIG].end - other.l4.side[Dir.ORIG].end & MASK32
         if not 0 < ahead < 1 << 31:
             return False
-        self._kill(other)
+        self._kill(other, conn)
         return not other.has(OFFLOADED)
 
     # --- who has what ------------------------------------------------------------------------------------------------------------------

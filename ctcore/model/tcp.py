@@ -68,7 +68,8 @@ def track(visit: Visit) -> Answer:
         if belief is Belief.FULL:
             return move_on(visit, segment, old, new, note)
 
-    window, reason = check_window(tcp, segment, d, config)
+    added = conn.ext.adjust[1 - d].at((segment.ack - 1) & MASK32) if conn.ext else 0
+    window, reason = check_window(tcp, segment, d, config, added)
     if window is Window.INVALID:
         hopeless(visit, segment)
         return invalid(reason)

@@ -203,9 +203,9 @@ class Bounds(NamedTuple):
     ack_under: Bound
 
 
-def check_window(tcp: Tcp, segment: Segment, d: int, config: Config) -> tuple[Window, int]:
-    """Does the packet lie where its sender may send? Learns the windows from it if so."""
-    numbers = numbers_of(tcp, segment, d)
+def check_window(tcp: Tcp, segment: Segment, d: int, config: Config, added: int = 0) -> tuple[Window, int]:
+    """Does the packet lie where its sender may send? Learns the windows from it if so. added: by us to the numbers it acknowledges (seqadj)."""
+    numbers = numbers_of(tcp, segment, d, added)
     if numbers is None:
         return Window.ACCEPT, Reason.R_OK
     s, r = tcp.side[d], tcp.side[1 - d]
@@ -217,13 +217,14 @@ def check_window(tcp: Tcp, segment: Segment, d: int, config: Config) -> tuple[Wi
     return window, reason
 
 
-def numbers_of(tcp: Tcp, segment: Segment, d: int) -> Numbers | None:
+def numbers_of(tcp: Tcp, segment: Segment, d: int, added: int = 0) -> Numbers | None:
     """What is to be compared, once the sender has been met. None: a SYN that there is nothing to compare to."""
     s, r = tcp.side[d], tcp.side[1 - d]
     sack = highest_sack(segment) if r.flags & F.TF_SACK_PERM else segment.ack
+    ack, sack = (segment.ack - added) & MASK32, (sack - added) & MASK32
     if meet_sender(tcp, segment, sack, d):
         return None
-    seq, end, ack = segment.seq, segment.end, segment.ack
+    seq, end = segment.seq, segment.end
     if not segment.flags & ACK or (segment.flags & RST and ack == 0):  # nothing acknowledged; some stacks set ACK in a RST without meaning it
         ack = sack = r.end
     if segment.flags & RST and seq == 0 and tcp.state == S.SYN_SENT:  # the RST that answers a SYN

@@ -11,9 +11,9 @@ Not here: parsing (datapath.wire), speed.
 from __future__ import annotations
 
 import ipaddress
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,30 @@ from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4, nat
+from ctcore.model.admin import Administration
+from ctcore.model.assisted import Assisted
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
+from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
+from ctcore.model.helpers import HELPERS, Edit, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
+from ctcore.model.zones import Zones, zone_of
 from ctcore.nat_rules import NatPool
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EVENT_DTYPE, Change, Dir, End, EventKind, Reason, State, Status, Verdict
+from ctcore.types import (
+    DECISION_DTYPE,
+    EVENT_DTYPE,
+    EVICTION_DTYPE,
+    Change,
+    Dir,
+    End,
+    EventKind,
+    EvictedFor,
+    Proto,
+    Reason,
+    State,
+    Status,
+    Verdict,
+)
 
 NO_DIR = 255
 SECOND = 1_000_000_000
@@ -53,45 +72,24 @@ class Decision:
         record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
 
 
-class ExpectationRow(NamedTuple):
-    """An expectation as callers see it; timeout: seconds left."""
-
-    master: int
-    src: str
-    dst: str
-    proto: int
-    sport: int
-    dport: int
-    zone: int
-    timeout: float
-    permanent: bool
-
-
-class Expectation(NamedTuple):
-    """A connection that is announced. Its key has the source port 0 if any will do."""
-
-    key: Key
-    master: int
-    deadline: int  # tick
-    permanent: bool
-
-    def fits(self, key: Key) -> bool:
-        return self.key == (key if self.key.sport else key._replace(sport=0))
-
-
-class ModelTracker:
+class ModelTracker(Assisted, Administration):
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
     def __init__(self, config: Config | None = None):
         config = Config() if config is None else config
         self.config = config
+        for rule in config.helpers:
+            if rule.name not in HELPERS:
+                raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
         self.now = 0
         self._tick_ns = SECOND // config.hz
         self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
         self._next_id = 0
-        self._expectations: list[Expectation] = []  # youngest first
+        self._expectations = Expectations(config.expect_max)
         self._events: deque[np.ndarray] = deque()
+        self._evictions: list[Any] = []
+        self._zones = Zones(config)
         names = (
             "found",
             "new",
@@ -101,13 +99,18 @@ class ModelTracker:
             "insert_failed",
             "expired",
             "events_lost",
+            "zone_limit",
+            "evictions_lost",
             "expect_new",
             "expect_create",
             "expect_delete",
+            "helper_refused",
             "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
         self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
+        self._helped, self._asked, self._moved = 0, False, (0, 0)
+        self._edits: list[Edit] = []
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
 
@@ -115,11 +118,14 @@ class ModelTracker:
         batch.consume()
         rows = batch.array
         decisions = np.zeros(len(rows), dtype=DECISION_DTYPE)
+        self._edits.clear()
+        self._asked = rewrites is not None
         if rewrites is not None:
             rewrites["flags"] = 0
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
+            first_edit, self._moved = len(self._edits), (0, 0)
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -128,6 +134,7 @@ class ModelTracker:
             decision.store(decisions[i], packet.key)
             if rewrites is not None and decision.rewrite:
                 decision.rewrite.store(rewrites[i])
+                self._store_moves(rewrites[i], first_edit)
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
@@ -136,6 +143,8 @@ class ModelTracker:
                 return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
             if l4.is_icmp_error(packet):
                 return self._relate(packet)
+        if packet.key.proto == Proto.PROTO_GRE:
+            packet = self._named(packet)
         return self._visit(packet)
 
     def _relate(self, packet: Packet) -> Decision:
@@ -146,7 +155,7 @@ class ModelTracker:
         answer = quoted.inverted()
         if answer is None:
             return Decision(State.INVALID, Reason.R_ICMP_INNER_ERROR)
-        found = self._table.find(answer)
+        found = self._find(answer)
         if found is None:
             return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
         if packet.key.dst != answer.dst:
@@ -158,7 +167,7 @@ class ModelTracker:
 
     def _visit(self, packet: Packet) -> Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
-        known = self._table.find(packet.key)
+        known = self._find(packet.key)
         self._counters["found"] += known is not None
         found = known or self._allocate(packet.key)
         if isinstance(found, Decision):
@@ -171,6 +180,8 @@ class ModelTracker:
             again = self._visit(packet)
             return again if again.conn < 0 else replace(again, reason=Reason.R_TCP_REOPENED)
         if not answer.valid:
+            if not conn.confirmed:
+                self._discard(conn)
             self._report(conn)
             return Decision(State.INVALID, answer.reason, l4state=conn.l4.state if conn.confirmed else NO_L4STATE)
         if answer.timeout is not None or answer.kill:
@@ -182,16 +193,28 @@ class ModelTracker:
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
-        if self._nat and not conn.confirmed:
-            self._nat.decide(conn)
-        stuck = nat.refusal(packet, conn, d)
+        if not conn.confirmed:
+            if self._nat:
+                self._nat.decide(conn)
+            if (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+                conn.status |= Status.HELPER
+        stuck = nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
         if not conn.confirmed:
             refusal = stuck or self._confirm(conn)
             if refusal:
+                self._discard(conn)
                 return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
         self._report(conn)
         accepted = self._accept(conn, d, state, answer.reason)
         return untranslated(accepted, stuck) if stuck else accepted
+
+    def _find(self, key: Key) -> tuple[Conn, int] | None:
+        """The connection of a packet's tuple, and the direction: by what its zone is in the original one, then by what it is in the reply."""
+        for wanted, dirs in self._zones.keys(key):
+            found = self._table.find(wanted)
+            if found and found[1] in dirs:
+                return found
+        return None
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
         told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
@@ -209,33 +232,69 @@ class ModelTracker:
         conn = begin(key, self.now, self._tick, self.config.hz)
         if conn is None:
             return Decision(State.INVALID, Reason.R_ICMP_TYPE if l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
-        if self.count >= self.config.capacity and not self._early_drop(key):
-            self._counters["drop"] += 1
-            return Decision(State.NOT_SEEN, Reason.R_TABLE_FULL, Verdict.DROP)
-        expectation = next((e for e in self._expectations if e.fits(key)), None)
+        conn.key = self._zones.key(conn.key[Dir.ORIG], Dir.ORIG), self._zones.key(conn.key[Dir.REPLY], Dir.REPLY)
+        refusal = self._find_place(key)
+        if refusal:
+            return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
+        expectation = self._expectations.find(key)  # key: with the packet's zone
         if expectation:
             conn.status |= Status.EXPECTED
             conn.master = expectation.master
             conn.mark = self._conns[expectation.master].mark
+            self._follow(conn, expectation)
+            if expectation.helper:
+                self._give_helper(conn, expectation.helper)
             self._counters["expect_new"] += 1
             if not expectation.permanent:
-                self._drop_expectations([expectation])
+                self._expectations.drop(lambda e: e is expectation)
         return conn, Dir.ORIG
 
+    def _find_place(self, key: Key) -> int:
+        """A place for one more connection, if need be somebody else's; or the reason why there is none. key: of the packet, with its zone."""
+        if self._zones.full(key.zone):
+            self._counters["zone_limit"] += 1
+            return Reason.R_ZONE_LIMIT
+        if self._zones.has_place(key.zone) or self._early_drop(key):
+            return Reason.R_OK
+        self._counters["drop"] += 1
+        return Reason.R_TABLE_FULL
+
     def _early_drop(self, key: Key) -> bool:
-        """Evict what is not assured from the first bucket near the new tuple that has any such connection."""
-        for conns in self._table.near(key):
+        """Evict what is not assured from the first bucket near the new tuple that has any such connection.
+
+        Where zones have reserves, only of those whose place this zone may use, and of these only the oldest.
+        """
+        why = EvictedFor.FOR_TABLE if self.count >= self.config.capacity else EvictedFor.FOR_ZONE
+        for conns in self._table.near(self._zones.key(key, Dir.ORIG)):
             victims = [conn for conn in conns if not conn.has(Status.ASSURED)]
+            if self._zones.reserved:
+                victims = sorted((c for c in victims if self._zones.gives_way(zone_of(c), key.zone)), key=lambda c: c.id)[:1]
             for conn in victims:
-                self._destroy(conn, End.END_EVICTED)
-            self._counters["early_drop"] += len(victims)
+                self._evict(conn, key, why)
             if victims:
                 return True
         return False
 
+    def _evict(self, conn: Conn, newcomer: Key, why: int) -> None:
+        """Take a connection's place, and note for whom."""
+        self._note_eviction(conn, newcomer, why)
+        self._destroy(conn, End.END_EVICTED)
+        self._counters["early_drop"] += 1
+
+    def _note_eviction(self, conn: Conn, newcomer: Key, why: int) -> None:
+        if len(self._evictions) < self.config.eviction_buffer:
+            record: Any = np.zeros((), dtype=EVICTION_DTYPE)
+            record["time"], record["conn"], record["status"], record["why"] = self.now, conn.id, conn.status, why
+            record["packets"], record["bytes"] = conn.packets, conn.bytes
+            for name, key in (("key", conn.key[Dir.ORIG]), ("newcomer", newcomer)):
+                record[name] = np.frombuffer(key.raw(), dtype=record.dtype[name])[0]
+            self._evictions.append(record)
+        else:
+            self._counters["evictions_lost"] += 1
+
     def _confirm(self, conn: Conn) -> int:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
-        if self._table.find(conn.key[Dir.REPLY]):
+        if self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
             self._counters["insert_failed"] += 1
             return self._exhausted(conn) if self._nat else Reason.R_CLASH
         if not self._table.insert(conn):
@@ -245,6 +304,7 @@ class ModelTracker:
         self._next_id += 1
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
+        self._zones.counts[zone_of(conn)] += 1
         if self._nat:
             self._nat.enter(conn)
         self._counters["new"] += 1
@@ -258,20 +318,32 @@ class ModelTracker:
         self._nat.exhausted(conn)
         return Reason.R_NAT_EXHAUSTED
 
-    def _give_up(self, conn: Conn) -> None:
+    def _give_up(self, conn: Conn, newcomer: Conn) -> None:
         """A closed connection whose tuple another one takes over."""
+        self._note_eviction(conn, newcomer.key[Dir.ORIG], EvictedFor.FOR_TUPLE)
         self._destroy(conn, End.END_REPLACED)
 
     def _destroy(self, conn: Conn, end: int) -> None:
         """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
         self._table.erase(conn)
         del self._conns[conn.id]
+        self._zones.counts[zone_of(conn)] -= 1
         if self._nat:
             self._nat.leave(conn)
         conn.status |= Status.DYING
-        self._drop_expectations([e for e in self._expectations if e.master == conn.id])
+        if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory:
+            self._hang_up(conn)
+        if conn.master >= 0 and conn.key[Dir.ORIG].proto == Proto.PROTO_GRE:
+            self._tunnel_ended(conn)
+        self._expectations.drop(lambda e: e.master == conn.id)
         time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
         self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
+        self._take_helper(conn)
+
+    def _discard(self, conn: Conn) -> None:
+        """A connection that is not confirmed never was; nor is there anything it announced."""
+        self._expectations.drop(lambda e: e.master == self._next_id)
+        self._take_helper(conn)
 
     # --- time -------------------------------------------------------------------------------------------------------------------------
 
@@ -287,11 +359,15 @@ class ModelTracker:
         """Advance the clock, never back, and remove whatever has expired. now: ns."""
         now = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
         self.now = max(self.now, now)
-        self._drop_expectations([e for e in self._expectations if e.deadline <= self._tick])
+        self._expectations.drop(lambda e: e.deadline <= self._tick)
         due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
         for conn in sorted(due, key=lambda conn: conn.deadline):
-            self._destroy(conn, End.END_TIMEOUT)
-            self._counters["expired"] += 1
+            if conn.id in self._conns:
+                self._expire(conn)
+
+    def _expire(self, conn: Conn) -> None:
+        self._destroy(conn, End.END_TIMEOUT)
+        self._counters["expired"] += 1
 
     # --- events -----------------------------------------------------------------------------------------------------------------------
 
@@ -331,57 +407,21 @@ class ModelTracker:
         return len(self._conns)
 
     def counters(self) -> dict[str, int]:
-        return dict(self._counters)
+        return self._counters | {"expect_create": self._expectations.created, "expect_delete": self._expectations.deleted}
 
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
 
-    def prefer(self, port: int) -> None:
-        port = whole("port", port, 0, 65535)
+    def prefer(self, port: int, destination: int | None = None) -> None:
+        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
+        if destination is not None:
+            ports[nat.DST] = whole("destination", destination, 0, 65535)
         if self._nat:
-            self._nat.prefer(port)
-
-    def conns(self) -> np.ndarray:
-        snapshot = np.zeros(self.count, dtype=CONN_DTYPE)
-        for record, conn in zip(snapshot, self._conns.values(), strict=True):
-            conn.store(record, self._left(conn))
-        return snapshot
-
-    def conn(self, ordinal: int) -> np.ndarray:
-        return self._snapshot(self._conn(ordinal))
+            self._nat.prefer(ports)
 
     def find(self, key: bytes) -> np.ndarray | None:
-        found = self._table.find(Key.of(bytes(key)))
+        found = self._find(Key.of(bytes(key)))
         return self._snapshot(found[0]) if found else None
-
-    def _snapshot(self, conn: Conn) -> np.ndarray:
-        record = np.zeros(1, dtype=CONN_DTYPE)
-        conn.store(record[0], self._left(conn))
-        return record
-
-    def flush(self) -> None:
-        for conn in list(self._conns.values()):
-            self._destroy(conn, End.END_FLUSHED)
-
-    def set_mark(self, ordinal: int, mark: int) -> None:
-        conn = self._conn(ordinal)
-        mark = whole("mark", mark, 0, 0xFFFFFFFF)
-        conn.changes |= Change.CHANGE_MARK if conn.mark != mark else 0
-        conn.mark = mark
-        self._report(conn)
-
-    def set_label(self, ordinal: int, label: int) -> None:
-        conn = self._conn(ordinal)
-        label = whole("label", label, 0, (1 << 128) - 1)
-        conn.changes |= Change.CHANGE_LABEL if conn.label != label else 0
-        conn.label = label
-        self._report(conn)
-
-    def _conn(self, ordinal: int) -> Conn:
-        ordinal = whole("connection", ordinal, 0, (1 << 63) - 1)
-        if ordinal not in self._conns:
-            raise ConfigError(f"connection {ordinal}: expected one that is in the table")
-        return self._conns[ordinal]
 
     # --- expectations -----------------------------------------------------------------------------------------------------------------
 
@@ -407,24 +447,13 @@ class ModelTracker:
         if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
             raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
         key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
-        self._drop_expectations([e for e in self._expectations if (e.key, e.master) == (key, master)])
-        if len(self._expectations) >= self.config.expect_max:
-            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
         deadline = self._tick + int(timeout * self.config.hz)
-        self._expectations.insert(0, Expectation(key, master, deadline, permanent))
-        self._counters["expect_create"] += 1
+        expectation = Expectation(key, any_sport=sport == 0, master=master, deadline=deadline, permanent=permanent)
+        if not self._expectations.add(expectation):
+            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
 
     def expectations(self) -> list[ExpectationRow]:
-        return sorted(self._row_of(e) for e in self._expectations)
-
-    def _row_of(self, e: Expectation) -> ExpectationRow:
-        src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
-        left = (e.deadline - self._tick) / self.config.hz
-        return ExpectationRow(e.master, src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
-
-    def _drop_expectations(self, gone: list[Expectation]) -> None:
-        self._expectations = [e for e in self._expectations if e not in gone]
-        self._counters["expect_delete"] += len(gone)
+        return self._expectations.rows(self._tick, self.config.hz)
 
     # --- proof ------------------------------------------------------------------------------------------------------------------------
 
@@ -437,8 +466,10 @@ class ModelTracker:
             assert conn.id == ordinal < self._next_id, f"connection {ordinal}: has the ordinal {conn.id}, of {self._next_id}"
             assert conn.confirmed and not conn.has(Status.DYING), f"connection {ordinal}: status {conn.status:#x} in the table"
             assert conn.changes == 0, f"connection {ordinal}: changes {conn.changes} were not reported"
+        assert Counter(map(zone_of, self._conns.values())) == +self._zones.counts, "the counts of zones are not those of the connections"
         assert self.count <= self.config.capacity, f"{self.count} connections, of {self.config.capacity} at most"
         assert all(e.master in self._conns for e in self._expectations), "an expectation has outlived its master"
+        assert self._helped == sum(conn.ext is not None for conn in self._conns.values()), f"{self._helped} connections are said to have helpers"
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
         if self._nat:
             self._nat.check(list(self._conns.values()))

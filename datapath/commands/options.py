@@ -18,8 +18,7 @@ from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule, NatRule
 from datapath.app import Tracking
 from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
-
-MAX_ZONE = 65535
+from datapath.zones import Places, Zone, limit_flags, limits_of, read_places, read_zone, zone_text
 
 
 class Number(click.ParamType):
@@ -66,6 +65,32 @@ class Timeouts(click.ParamType):
                 self.fail(f"'{part}': expected name=seconds, as in tcp_timeout_established=3600", param, ctx)
             result[name.strip().removeprefix("nf_conntrack_")] = int(seconds)
         return result
+
+
+class ZoneOption(click.ParamType):
+    """A zone, and of which direction it is."""
+
+    name = "N[:original|:reply]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Zone:
+        if isinstance(value, tuple):
+            return value
+        zone = read_zone(value)
+        return zone if zone else self.fail(f"'{value}': expected a number from 0 to 65,535, with :original or :reply if of one direction", param, ctx)
+
+
+class PlacesOption(click.ParamType):
+    """A number of connections, of one zone or, where that is allowed, of each."""
+
+    def __init__(self, *, zone_needed: bool) -> None:
+        self.zone_needed = zone_needed
+        self.name = "ZONE=N" if zone_needed else "[ZONE=]N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Places:
+        if isinstance(value, tuple):
+            return value
+        places = read_places(value, zone_needed=self.zone_needed)
+        return places if places else self.fail(f"'{value}': expected {self.name}, a zone and a number of connections, as in 5=1000", param, ctx)
 
 
 class PlacedOption(click.Option):
@@ -146,8 +171,8 @@ def _merged(timeouts: tuple[dict[str, int], ...]) -> dict[str, int]:
     return {name: seconds for given in timeouts for name, seconds in given.items()}
 
 
-def _flags(context: click.Context) -> str:
-    """The tracking options given on the command line, in the order of their definition."""
+def _flags(context: click.Context, limits: list[str]) -> str:
+    """The tracking options given on the command line, in the order of their definition, then limits of zones."""
     words: list[str] = []
     for rule in _rules(context.params):
         words += [f"--{rule.kind}", rule_text(rule)]
@@ -157,9 +182,12 @@ def _flags(context: click.Context) -> str:
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[name]
+        if name == "zone":
+            words += ["--zone", zone_text(*value)]
+            continue
         text = ",".join(f"{k}={v}" for k, v in _merged(value).items()) if name == "timeouts" else str(int(value))
         words += [_option_name(name), text]
-    return shlex.join(words)
+    return shlex.join(words + limits)
 
 
 def _rules(given: Mapping[str, Any]) -> list[NatRule]:
@@ -175,19 +203,33 @@ CLOCK = click.option(
 
 def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of connection tracking; the function gets them as one argument `tracking`."""
+    for option in (
+        click.option("--zone-reserve", "zone_reserves", type=PlacesOption(zone_needed=True), multiple=True,
+                     help="Places of --max that belong to a zone, whatever the others do. Repeatable."),
+        click.option("--zone-limit", "zone_limits", type=PlacesOption(zone_needed=False), multiple=True,
+                     help="Most connections of each zone, or of one. Repeatable.  [default: no limit]"),
+    ):  # fmt: skip
+        command = option(command)
     return CLOCK(tracking_options_but_clock(command))
 
 
 def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a command that has a clock of its own."""
+    """The same for a command that compares with the kernel, which has a clock of its own and no limits of zones."""
 
     @functools.wraps(command)
-    def wrapper(*, zone: int, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
+    def wrapper(*, zone: Zone, timeouts: tuple[dict[str, int], ...], clock: Literal["capture", "wall"] = "capture", **others: Any) -> Any:
         context = click.get_current_context()
         settings = {name: others.pop(name) for name, *_ in SETTINGS}
+        limit, limits = limits_of(others.pop("zone_limits", ()))
+        zones: dict[str, Any] = {
+            "zone_dir": zone[1],
+            "zone_limit": limit,
+            "zone_limits": limits,
+            "zone_reserves": dict(others.pop("zone_reserves", ())),
+        }
         nat = _rules({kind: others.pop(kind) for kind, _ in NAT_OPTIONS})
-        config = Config(**settings, timeouts=_merged(timeouts), nat=tuple(nat), helpers=others.pop("helper"))
-        return command(tracking=Tracking(config, zone, clock, _flags(context)), **others)
+        config = Config(**settings, **zones, timeouts=_merged(timeouts), nat=tuple(nat), helpers=others.pop("helper"))
+        return command(tracking=Tracking(config, zone[0], clock, _flags(context, limit_flags(config))), **others)
 
     for name, kind, text in reversed(SETTINGS):
         default = getattr(Config, name)
@@ -199,7 +241,12 @@ def tracking_options_but_clock(command: Callable[..., Any]) -> Callable[..., Any
         wrapper = click.option(f"--{rule}", rule, type=Nat(rule), cls=PlacedOption, multiple=True, help=text)(wrapper)
     for option in (
         click.option("--timeouts", type=Timeouts(), multiple=True, help="Timeouts by their sysctl names without nf_conntrack_. Repeatable."),
-        click.option("--zone", type=Number(0, MAX_ZONE), default=0, help="Conntrack zone of the packets.  [default: 0]"),
+        click.option(
+            "--zone",
+            type=ZoneOption(),
+            default="0",
+            help="Conntrack zone of the packets, or of one direction's tuples.  [default: 0]",
+        ),
     ):
         wrapper = option(wrapper)
     return wrapper

@@ -20,6 +20,8 @@ from datapath import fields
 from datapath.oracle.kernel import Side
 from datapath.oracle.lockstep import Compared
 
+SHOWN_BYTES = 32  # of those that differ
+
 Column = Callable[[Side], np.ndarray]
 
 
@@ -164,4 +166,22 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
         ours, theirs = tuples(compared.ours, d), tuples(compared.theirs, d)
         for i in np.flatnonzero(both & (ours != theirs).any(axis=1)).tolist():
             found.setdefault(i, {})[f"{fields.DIR_NAMES[d]}.tuple"] = fields.endpoints(ours[i].tobytes()), fields.endpoints(theirs[i].tobytes())
+    for i, left in enumerate(zip(compared.ours.out, compared.theirs.out, strict=True)):
+        if left[0] != left[1]:
+            found.setdefault(i, {}).update(out_differences(*left))
     return [Difference(i, found[i]) for i in sorted(found)]
+
+
+def out_differences(ours: tuple[bytes, ...], theirs: tuple[bytes, ...]) -> dict[str, tuple[Any, Any]]:
+    """Where packets that left are not the same: how many there are, how long they are, or the bytes from one place to another."""
+    lengths = [len(packet) for packet in ours], [len(packet) for packet in theirs]
+    if lengths[0] != lengths[1]:
+        return {"out.lengths": lengths}
+    found: dict[str, tuple[Any, Any]] = {}
+    for number, (left, right) in enumerate(zip(ours, theirs, strict=True)):
+        differ = [at for at in range(len(left)) if left[at] != right[at]]
+        if differ:
+            start, end = differ[0], min(differ[-1] + 1, differ[0] + SHOWN_BYTES)
+            where = f"out[{number}]" if len(ours) > 1 else "out"
+            found[f"{where}.bytes[{start}:{end}]"] = left[start:end].hex(), right[start:end].hex()
+    return found

@@ -8,11 +8,13 @@ Not here: exact comparison by one clock (lockstep).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from ctcore.config import Config
-from datapath.fields import conn_records, packet_records
+from datapath.fields import OUT_NAMES, Record, conn_records, endpoints, packet_records
 from datapath.frame import frames_of
 from datapath.link import inner
 from datapath.oracle.errors import KernelError
@@ -57,8 +59,18 @@ class KernelJudge:
         side.conns["flow"]["id"] = side.decisions["conn"]
         record = next(packet_records(frames, side.decisions, row["key"].reshape(1), self.packets, self.config.hz))
         self.packets += 1
+        record["out"] = left_with(row["key"], sighting.came) if self.kernel.oracle.translates else None
         conn = next(conn_records(side.conns, self.config.hz, self.config.acct)) if side.has_conn[0] else None
         return Seen(record | {"reason": None}, conn)
+
+
+def left_with(key: np.void, came: Sequence[bytes]) -> Record | None:
+    """The ends a packet left with, if they are not those it came with (key: KEY_DTYPE): `out` of its record."""
+    if not came:
+        return None
+    left = parse_batch(*frames_of(came[:1])).array["key"][0]
+    ends, before = (endpoints(each.tobytes()) for each in (left, key))
+    return {name: ends[name] for name in OUT_NAMES if name in ends} if ends != before else None
 
 
 @contextmanager

@@ -11,36 +11,39 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Proto, Reason, State, Verdict
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Dir, Proto, Reason, State, Verdict
 from datapath.fields import WITHOUT_PORTS
 from datapath.oracle.oracle import Oracle
-from datapath.oracle.probes import Record
-from datapath.oracle.witness import CTINFO, UNTRACKED, Sighting
+from datapath.oracle.probes import UNTRACKED, Record
+from datapath.oracle.witness import CTINFO, Sighting
 
 NONE = 255
+ETHERNET = 14  # bytes of its header
 
 
 @dataclass
 class Side:
     """What one side says of n packets.
 
-    conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one.
+    conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one;
+    out: the IP packets that left because of each, if addresses are translated, else nothing.
     """
 
     decisions: np.ndarray  # DECISION_DTYPE[n]
     conns: np.ndarray  # CONN_DTYPE[n]
     has_conn: np.ndarray  # bool[n]
+    out: list[tuple[bytes, ...]]
 
     @classmethod
     def empty(cls, n: int) -> Side:
         decisions = np.zeros(n, DECISION_DTYPE)
         decisions["conn"] = decisions["timeout"] = -1
         decisions["dir"] = decisions["l4state"] = NONE
-        return cls(decisions, np.zeros(n, CONN_DTYPE), np.zeros(n, bool))
+        return cls(decisions, np.zeros(n, CONN_DTYPE), np.zeros(n, bool), [()] * n)
 
     def first(self, n: int) -> Side:
         """Of the first n packets."""
-        return Side(self.decisions[:n], self.conns[:n], self.has_conn[:n])
+        return Side(self.decisions[:n], self.conns[:n], self.has_conn[:n], self.out[:n])
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Kernel:
         """Row i of `side`, but for the connection. family: 4 or 6; packet: IP; row: the packet as we parsed it, PACKET_DTYPE."""
         sighting = self.oracle.show(family, packet, key_of(row))
         record = self._judge(sighting, row, side.decisions[i])
+        if self.oracle.translates:
+            side.out[i] = tuple(frame[ETHERNET:] for frame in sighting.came)
         if record:
             self._records.append(record)
             self._ticks.append(sighting.tick)
@@ -106,6 +111,13 @@ class Kernel:
         decision["timeout"] = max(layout.left(final, sighting.tick), 0)
         decision["l4state"] = self._l4state(final)
         return final if layout.is_live(final) else None
+
+    def begun(self, sighting: Sighting) -> bytes | None:
+        """The reply tuple (KEY_DTYPE) of a connection that the packet began; None if it began none."""
+        layout, judged, final = self.oracle.layout, sighting.judged, sighting.final
+        if judged is None or final is None or layout.is_confirmed(judged) or not layout.is_confirmed(final):
+            return None
+        return layout.keys(final.conn)[Dir.REPLY]
 
     def _ordinal(self, judged: Record, final: Record) -> int:
         if not self.oracle.layout.is_confirmed(judged):

@@ -4,6 +4,8 @@ Theory of operation: each packet is shown to the kernel first, which judges it a
 whatever depends on time (timeouts, what has expired, the two seconds of UDP) is the same question to both.
 Invariants: rows of both sides are in the order of the packets; a packet that cannot be shown (exhibit) is marked, and reaches no tracker: the engine
 gets it only if it is not to track it either, for then it says why. So what comes after is the same question to both.
+Where addresses are translated, Linux chooses some ports at random: its choice for a new connection is where our search begins. It ends there only if
+our rules allow that port, and it is free.
 Not here: which fields are compared, and how closely (compare).
 """
 
@@ -13,17 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from ctcore.types import State, Verdict
+from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, State, Verdict
+from datapath.frame import frames_of
 from datapath.link import inner
-from datapath.oracle.exhibit import Unshown, exhibit
+from datapath.oracle.exhibit import HEADER6, Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
+from datapath.rewrite import rewritten
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
+NO_LINK = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}  # what a packet that was shown is put into for the engine
 
 
 @dataclass
@@ -67,7 +73,7 @@ class Lockstep:
         Interrupted by Ctrl-C, it says so in `interrupted` and returns the packets judged until then.
         """
         n = len(frames)
-        rows = parse_batch(memory, frames, zone=self.zone, checksum=self.config.checksum).array
+        rows = self._parse(memory, frames).array
         places = inner(memory, frames)
         frames = frames.copy()
         both = Compared(Side.empty(n), Side.empty(n), rows["key"].copy(), [None] * n, [None] * n, np.zeros(n, np.int64))
@@ -78,6 +84,9 @@ class Lockstep:
             self.interrupted, n = True, i
         self.kernel.finish(both.theirs)
         return both.first(n)
+
+    def _parse(self, memory: np.ndarray, frames: np.ndarray) -> Batch:
+        return parse_batch(memory, frames, zone=self.zone, checksum=self.config.checksum, nat=bool(self.config.nat))
 
     def _packet(self, memory: np.ndarray, frames: np.ndarray, parsed: tuple[np.void, np.void], both: Compared, i: int) -> None:
         """Row i of both sides."""
@@ -90,13 +99,28 @@ class Lockstep:
         else:
             both.sightings[i] = sighting = self.kernel.show(int(place["family"]), packet, row, both.theirs, i)
             both.slack[i] = self.kernel.slack(sighting)
+            if self.oracle.translates:
+                self._prefer(self.kernel.begun(sighting))
+                memory, frame = frames_of([NO_LINK[int(place["family"])] + packet], ts=self.oracle.tick * SECOND // self.config.hz)
+                self._engine(memory, frame, both.ours, i)
+                return
         frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
         self._engine(memory, frames[i : i + 1], both.ours, i)
 
+    def _prefer(self, reply: bytes | None) -> None:
+        """Let the engine begin its search for a port with what the kernel chose. reply: the reply tuple of the connection that begins."""
+        if reply:
+            key = np.frombuffer(reply, KEY_DTYPE)[0]
+            icmp = key["proto"] in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6)
+            self.tracker.prefer(int(key["sport" if icmp else "dport"]), int(key["sport"]))
+
     def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
-        """Our decision, and the connection as it is then."""
-        batch = parse_batch(memory, frame, zone=self.zone, checksum=self.config.checksum)
-        ours.decisions[i] = self.tracker.advance(batch)[0]
+        """Our decision, the connection as it is then, and what leaves."""
+        batch = self._parse(memory, frame)
+        rewrites = np.zeros(1, REWRITE_DTYPE) if self.oracle.translates else None
+        ours.decisions[i] = self.tracker.advance(batch, rewrites)[0]
+        if rewrites is not None and ours.decisions[i]["verdict"] == Verdict.ACCEPT:
+            ours.out[i] = leaving(memory, frame, rewrites)
         state, ordinal = ours.decisions[i]["state"], int(ours.decisions[i]["conn"])
         conn = None
         if state == State.RELATED:
@@ -109,3 +133,15 @@ class Lockstep:
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True
+
+
+def leaving(memory: np.ndarray, frame: np.ndarray, rewrites: np.ndarray) -> tuple[bytes, ...]:
+    """The IP packets that leave because of an accepted frame, without what the link added behind them."""
+    memory, frames = rewritten(memory, frame, rewrites)
+    packets = []
+    for place in inner(memory, frames):
+        start, have = int(place["offset"]), int(place["have"])
+        packet = memory[start : start + have].tobytes()
+        length = int.from_bytes(packet[2:4], "big") if place["family"] == 4 else HEADER6 + int.from_bytes(packet[4:6], "big")
+        packets.append(packet[:length])
+    return tuple(packets)

@@ -28,6 +28,7 @@ HEADER = struct.Struct("<QQQ")  # moment, jiffies, skb->_nfct
 CONN_AT = HEADER.size
 COUNTERS = struct.Struct("<4Q")  # packets and bytes of the original direction, then of the reply direction
 CTINFO_MASK = 7
+UNTRACKED = 7  # skb->_nfct without a connection: IP_CT_UNTRACKED
 ACCEPT = 1
 FAMILIES = (2, 10)  # NFPROTO_IPV4, NFPROTO_IPV6
 PRE_ROUTING = 0
@@ -122,7 +123,10 @@ def at_hook(types: Types, ring: int, moment: Moment) -> list[Instruction]:
 
 
 def leaving(types: Types, ring: int, namespace: int) -> list[Instruction]:
-    """At the tracepoint net_dev_queue(skb): only of the namespace with this inode number, and only with a connection."""
+    """At the tracepoint net_dev_queue(skb): only of the namespace with this inode number, and only with a connection.
+
+    What the bridge device itself says is there as well, but untracked.
+    """
     return [
         bpf.load(R7, R1, 0),
         bpf.load(R2, R7, types.offset("sk_buff", "dev")),
@@ -131,6 +135,7 @@ def leaving(types: Types, ring: int, namespace: int) -> list[Instruction]:
         bpf.jump_unequal32(R2, namespace, "done"),
         bpf.load(R8, R7, types.offset("sk_buff", "_nfct")),
         bpf.jump_equal(R8, 0, "done"),
+        bpf.jump_equal(R8, UNTRACKED, "done"),
         *_copy(types, Moment.LEAVING, ring),
         bpf.leave(),
     ]

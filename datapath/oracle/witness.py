@@ -18,7 +18,6 @@ from ctcore.types import CONN_DTYPE, KEY_DTYPE, Dir, Proto, State, Status
 from datapath.oracle.btf import Types
 from datapath.oracle.probes import Record
 
-UNTRACKED = 7  # skb->_nfct without a connection: IP_CT_UNTRACKED
 # enum ip_conntrack_info: (state, direction) by its numbers.
 CTINFO = {
     0: (State.ESTABLISHED, Dir.ORIG), 1: (State.RELATED, Dir.ORIG), 2: (State.NEW, Dir.ORIG),
@@ -31,7 +30,7 @@ TUPLE = struct.Struct("=16s2sH16s2sBB")  # nf_conntrack_tuple: address, port, fa
 PROTO_AT = 38  # in it
 
 U8, U16, U32 = np.uint8, np.uint16, np.uint32
-MEMBERS = ("timeout", "status", "mark", "zone.id", "tuplehash", "proto", "ct_net")
+MEMBERS = ("timeout", "status", "mark", "zone.id", "zone.dir", "tuplehash", "proto", "ct_net")
 TCP = {
     "state": U8, "last_dir": U8, "retrans": U8, "last_index": U8, "last_seq": U32, "last_ack": U32, "last_end": U32, "last_win": U16,
     "last_wscale": U8, "last_flags": U8,
@@ -46,7 +45,7 @@ class Layout:
 
     def __init__(self, types: Types) -> None:
         conn = {name: types.offset("nf_conn", name) for name in MEMBERS}
-        self.timeout, self.status, self.zone, self.mark = (conn[name] for name in ("timeout", "status", "zone.id", "mark"))
+        self.timeout, self.status, self.zone, self.zone_dir, self.mark = (conn[name] for name in ("timeout", "status", "zone.id", "zone.dir", "mark"))
         self.l4, self.net = conn["proto"], conn["ct_net"]
         self.l4state = {
             Proto.PROTO_TCP: self.l4 + types.offset("ip_ct_tcp", "state"),
@@ -73,7 +72,8 @@ class Layout:
     def keys(self, conn: bytes) -> tuple[bytes, bytes]:
         """Both tuples as keys (KEY_DTYPE): what a packet of each direction shows."""
         zone = int.from_bytes(conn[self.zone : self.zone + 2], "little")
-        original, reply = (self._key(conn, at, zone) for at in self.tuples)
+        covered = conn[self.zone_dir]  # a bit for each direction in which the zone counts; in the other one it is 0
+        original, reply = (self._key(conn, at, zone if covered >> d & 1 else 0) for d, at in enumerate(self.tuples))
         return original, reply
 
     def _key(self, conn: bytes, at: int, zone: int) -> bytes:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from datapath import craft
 from datapath.scenario.steps import (
     DEFAULT_HOSTS,
+    WITH_PORTS,
     Checksum,
     Chunk,
     Data,
+    Ends,
     Gre,
     Icmp,
     Ip,
@@ -52,6 +55,7 @@ class Builder:
         self.name = name
         self.hosts = {**DEFAULT_HOSTS, **(hosts or {})}
         self.frames: list[bytes] = []
+        self.packets: list[Packet | Raw] = []
         self.labels: dict[str, int] = {}
 
     def frame(self, step: Step) -> bytes:
@@ -65,6 +69,7 @@ class Builder:
         if step.label:
             self.labels[step.label] = len(self.frames)
         self.frames.append(frame)
+        self.packets.append(step.packet)
         return frame
 
     def _where(self, step: Step) -> str:
@@ -112,11 +117,24 @@ class Builder:
         number = self.labels.get(icmp.about, -1) if isinstance(icmp.about, str) else icmp.about
         if number is None or not 0 <= number < len(self.frames):
             cannot(f"about {icmp.about if isinstance(icmp.about, str) else f'#{icmp.about}'}: expected an earlier step's number, from #0, or label")
-        quoted = self.frames[number][ETHERNET:][: QUOTED[icmp.v6] if icmp.quote is None else icmp.quote]
+        frame = self.frames[number] if icmp.ends is None else self._frame(_with_ends(self.packets[number], icmp.ends))
+        quoted = frame[ETHERNET:][: QUOTED[icmp.v6] if icmp.quote is None else icmp.quote]
         if not (icmp.v6 and icmp.type == REDIRECT and ":" in dst):
             return quoted
         units = (8 + len(quoted) + 7) // 8
         return craft.address(dst) * 2 + (bytes([REDIRECTED_HEADER, units & 0xFF]) + bytes(6) + quoted).ljust(units * 8, b"\0")
+
+
+def _with_ends(packet: Packet | Raw, ends: Ends) -> Packet:
+    """The same packet between other ends."""
+    if isinstance(packet, Raw):
+        cannot("as: expected the quoted step to be no raw packet")
+    l4 = packet.l4
+    if isinstance(l4, WITH_PORTS):
+        return replace(packet, src=ends.src, dst=ends.dst, sport=ends.sport, dport=ends.dport)
+    if isinstance(l4, Icmp) and ends.sport is not None:
+        l4 = replace(l4, id=ends.sport)
+    return replace(packet, src=ends.src, dst=ends.dst, l4=l4)
 
 
 class _Cannot(Exception):

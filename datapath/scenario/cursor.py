@@ -17,6 +17,8 @@ from datapath.scenario.steps import ScenarioError
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|status\[[^\]]*\]|[^ \t\r]+')
 _NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})\Z")
 _SECONDS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,400})?\Z")
+ENDPOINT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<plain>[^\[\]:>]+))(?::(?P<port>[0-9]{1,5}))?\Z")
+MOST_PORT = 65535
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _SHOWN = 40  # characters of a word in a complaint
 
@@ -96,11 +98,27 @@ class Cursor:
             self.fail(expected)
         return bytes.fromhex(text)
 
+    def endpoint(self, text: str, expected: str) -> tuple[str, int | None]:
+        """A host and its port, in the word taken last or in a part of it."""
+        match = ENDPOINT.match(text)
+        port = int(match["port"]) if match and match["port"] else None
+        if not match:
+            self.fail(expected)
+        if port is not None and port > MOST_PORT:
+            self.fail(f"a port up to {MOST_PORT}")
+        return match["six"] or match["plain"], port
+
     def _quoted(self, text: str, expected: str) -> bytes:
         if len(text) < 2 or text[-1] != '"' or not text.isascii():
             self.fail(expected)
         plain = re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text[1:-1])
         return plain.encode("ascii")
+
+
+def endpoint_text(host: str, port: int | None) -> str:
+    """What endpoint() reads."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
 
 
 def bytes_text(data: bytes) -> str:

@@ -1,6 +1,6 @@
 """The words behind =>: what is expected of a packet's record.
 
-    => established ESTABLISHED 432000 reply assured !seq-adjust conn 0 reason ok tcp.original.end=101
+    => established ESTABLISHED 432000 reply assured !seq-adjust conn 0 reason ok tcp.original.end=101 out.src=192.0.2.1
 
 Only what is named is compared. The words may come in any order.
 Not here: comparing (run).
@@ -14,7 +14,7 @@ from typing import Any
 from ctcore import spec
 from ctcore.reasons import NAMES as REASON_NAMES
 from ctcore.types import Reason
-from datapath.fields import DIR_NAMES, STATE_NAMES, STATUS_NAMES, VERDICT_NAMES
+from datapath.fields import DIR_NAMES, OUT_NAMES, STATE_NAMES, STATUS_NAMES, VERDICT_NAMES
 from datapath.scenario.cursor import Cursor, seconds_text
 from datapath.scenario.steps import NO_CONN, Expect
 
@@ -29,10 +29,13 @@ STATUS = tuple(STATUS_NAMES.values())
 REASONS = tuple(REASON_NAMES[reason] for reason in Reason if reason != Reason.N_REASONS)
 SIDE_VARIABLES, VARIABLES = ("end", "maxend", "maxwin", "maxack", "scale", "flags"), ("last_dir", "last_index", "retrans")
 TCP_NAMES = (*(f"tcp.{d}.{name}" for d in DIRS for name in SIDE_VARIABLES), *(f"tcp.{name}" for name in VARIABLES))
-TCP_VALUE = re.compile(r"[a-z0-9,-]{1,200}\Z")
+ENDS = OUT_NAMES
+OF_PACKET = ("out", *(f"out.{name}" for name in ENDS))  # of the packet's record; the others are of its connection's
+NAMES = (*TCP_NAMES, *OF_PACKET, *(f"reply.{name}" for name in ENDS), "master", "helper")
+VALUE = re.compile(r"[a-z0-9,.:-]{1,200}\Z")
 EXPECTED = (
     "a state (new, established, related, invalid, untracked, not-seen), a protocol state, seconds, original or reply, a status word (!word: without),"
-    " status[...], accept, drop, held, conn N, reason NAME, zone N, mark N, or tcp.SIDE.NAME=VALUE"
+    " status[...], accept, drop, held, conn N, reason NAME, zone N, mark N, or NAME=VALUE with tcp.SIDE.NAME, out.NAME, reply.NAME, master or helper"
 )
 
 
@@ -45,7 +48,7 @@ def read_expectation(cursor: Cursor) -> Expect:
         name, value = _read(cursor, cursor.take(EXPECTED))
         if name in ("has", "lacks"):
             value = draft.get(name, frozenset()) | value
-        elif name == "tcp":
+        elif name == "variables":
             if any(value[0] == other for other, _ in draft.get(name, ())):
                 cursor.fail("each variable once")
             value = (*draft.get(name, ()), value)
@@ -75,10 +78,10 @@ def _read(cursor: Cursor, word: str) -> tuple[str, Any]:
     if word in ("zone", "mark"):
         return word, cursor.number(0, SHORT if word == "zone" else LONG)
     name, equals, value = word.partition("=")
-    if name in TCP_NAMES and equals and TCP_VALUE.match(value):
-        return "tcp", (name, value)
-    if name.startswith("tcp."):
-        cursor.fail(f"a variable and its value, NAME=VALUE, the name one of {', '.join(TCP_NAMES)}")
+    if name in NAMES and equals and VALUE.match(value):
+        return "variables", (name, value)
+    if equals or name.startswith("tcp."):
+        cursor.fail(f"a variable and its value, NAME=VALUE, the name one of {', '.join(NAMES)}")
     cursor.fail(EXPECTED)
 
 
@@ -101,4 +104,4 @@ def expectation_text(expect: Expect) -> str:
         value = getattr(expect, name)
         if value is not None:
             words.append(f"{name} {'none' if name == 'conn' and value == NO_CONN else value}")
-    return " ".join([*words, *(f"{name}={value}" for name, value in expect.tcp)])
+    return " ".join([*words, *(f"{name}={value}" for name, value in expect.variables)])

@@ -15,7 +15,7 @@ from ctcore.errors import CtmirrorError
 from datapath.differences import Difference, Disagreement, differences
 from datapath.fields import Record
 from datapath.scenario.build import build
-from datapath.scenario.expectation import SIDE_VARIABLES, VARIABLES
+from datapath.scenario.expectation import ENDS, OF_PACKET, SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
 from datapath.scenario.steps import NO_CONN, Expect, Scenario, ScenarioError
 from datapath.scenario.text import config_of, packet_text
@@ -40,7 +40,7 @@ def play(scenario: Scenario, judge: Judge, frames: list[bytes] | None = None) ->
 
 def settings_of(scenario: Scenario, base: Config, zone: int = 0) -> tuple[Config, int]:
     """Settings and zone of a scenario. base, zone: for what it does not set. Raises ConfigError."""
-    return config_of(scenario.settings, scenario.timeouts, base), scenario.settings.get("zone", zone)
+    return config_of(scenario, base), scenario.settings.get("zone", zone)
 
 
 def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[list[Seen], list[Disagreement]]:
@@ -94,8 +94,8 @@ def misses(
     found = differences(wanted, record, wanted, tolerance=tolerance, late=late)
     if "status" not in unknown:
         found += _status(expect, frozenset(record["status"]), record["status"])
-    for name, value in expect.tcp:
-        came = variable(seen.conn, name)
+    for name, value in expect.variables:
+        came = variable(seen, name)
         found += [Difference(name, value, came)] if came != value else []
     return found
 
@@ -108,9 +108,12 @@ def _status(expect: Expect, have: frozenset[str], shown: Any) -> list[Difference
     return [Difference("status", (*sorted(expect.has), *(f"!{name}" for name in sorted(expect.lacks))), shown)]
 
 
-def variable(conn: Record | None, name: str) -> str:
-    """A variable of the connection record as a scenario writes it, `tcp.original.end` -> "101"; lists with commas, "none" for nothing."""
-    value: Any = conn
+def variable(seen: Seen, name: str) -> str:
+    """A variable of the connection record (`out`: of the packet's) as a scenario writes it, `tcp.original.end` -> "101".
+
+    Lists with commas, "none" for nothing.
+    """
+    value: Any = seen.record if name in OF_PACKET else seen.conn
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, list | tuple):
@@ -130,11 +133,19 @@ def expectation_of(seen: Seen, *, everything: bool = False) -> Expect:
             has=frozenset(record["status"]) & {"assured", "expected", "dying", "snat", "dnat"},
             reason=None if reason == "ok" else reason,
             verdict=None if verdict == "accept" else verdict,
+            variables=_changed(seen),
         )
     names = [f"tcp.{side}.{name}" for side in ("original", "reply") for name in SIDE_VARIABLES] + [f"tcp.{name}" for name in VARIABLES]
-    tcp = tuple((name, variable(seen.conn, name)) for name in names) if seen.conn and seen.conn["tcp"] else ()
+    variables = tuple((name, variable(seen, name)) for name in names) if seen.conn and seen.conn["tcp"] else ()
+    variables += _changed(seen)
     common |= {name: record.get(name) for name in ("reason", "verdict", "zone", "mark")}
-    return Expect(**common, conn=conn, status=frozenset(record["status"]), tcp=tcp)
+    return Expect(**common, conn=conn, status=frozenset(record["status"]), variables=variables)
+
+
+def _changed(seen: Seen) -> tuple[tuple[str, str], ...]:
+    """What of its ends the packet leaves with changed."""
+    out = seen.record["out"] or {}
+    return tuple((f"out.{name}", variable(seen, f"out.{name}")) for name in ENDS if name in out and out[name] != seen.record[name])
 
 
 def renewed(expect: Expect, seen: Seen) -> Expect:
@@ -142,10 +153,10 @@ def renewed(expect: Expect, seen: Seen) -> Expect:
     whole = expectation_of(seen, everything=True)
     changes: dict[str, Any] = {}
     for field in fields(Expect):
-        if getattr(expect, field.name) is None or field.name in ("has", "lacks", "tcp"):
+        if getattr(expect, field.name) is None or field.name in ("has", "lacks", "variables"):
             continue
         changes[field.name] = getattr(whole, field.name)
     have = frozenset(seen.record["status"])
     named = expect.has | expect.lacks
-    tcp = tuple((name, variable(seen.conn, name)) for name, _ in expect.tcp)
-    return replace(expect, **changes, has=named & have, lacks=named - have, tcp=tcp)
+    variables = tuple((name, variable(seen, name)) for name, _ in expect.variables)
+    return replace(expect, **changes, has=named & have, lacks=named - have, variables=variables)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ctcore.errors import CtmirrorError
+from ctcore.nat_rules import HelperRule, NatRule
 
 # Names that need no definition: documentation addresses would be longer, and these are private as well.
 DEFAULT_HOSTS = {
@@ -74,10 +75,21 @@ class UdpLite:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Where a packet comes from and goes to: names of hosts or addresses, and ports (of ICMP the id, in both), None where there are none."""
+
+    src: str
+    dst: str
+    sport: int | None = None
+    dport: int | None = None
+
+
+@dataclass(frozen=True)
 class Icmp:
     """v6: ICMPv6. id and seq are bytes 4 to 7, whatever they mean for the type (id << 16 | seq is an MTU).
 
-    about: the step that an error quotes, by its number (from 0) or label; quote: how many bytes of its IP packet, None: as many as are usual.
+    about: the step that an error quotes, by its number (from 0) or label; ends: those the quoted packet had when it was met, if it had been
+    translated on its way; quote: how many bytes of its IP packet, None: as many as are usual.
     """
 
     type: int
@@ -86,6 +98,7 @@ class Icmp:
     id: int = 0
     seq: int = 0
     about: int | str | None = None
+    ends: Ends | None = None
     quote: int | None = None
     data: Data = 0
     checksum: Checksum = "good"
@@ -192,8 +205,8 @@ class Raw:
 class Expect:
     """What is expected of a packet's record; None and empty: not compared.
 
-    has, lacks: status words that must and must not be there; status: the whole set. conn NO_CONN: none. tcp: variables of the connection record
-    after the packet, as ("tcp.original.end", "101").
+    has, lacks: status words that must and must not be there; status: the whole set. conn NO_CONN: none. variables: of the connection record after
+    the packet, and what the packet leaves with, as ("tcp.original.end", "101") and ("out.src", "192.0.2.1").
     """
 
     state: str | None = None
@@ -208,7 +221,7 @@ class Expect:
     reason: str | None = None
     zone: int | None = None
     mark: int | None = None
-    tcp: tuple[tuple[str, str], ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,7 +244,7 @@ class Step:
 class Scenario:
     """hosts: addresses by name, beside DEFAULT_HOSTS; settings: by the names of SETTINGS; timeouts: seconds by sysctl name.
 
-    comments: lines at its beginning; ending: behind its last step.
+    nat, helpers: as ctcore.config has them, each without a text of its own. comments: lines at its beginning; ending: behind its last step.
     """
 
     steps: tuple[Step, ...]
@@ -239,5 +252,7 @@ class Scenario:
     hosts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, int] = field(default_factory=dict)
     timeouts: Mapping[str, int] = field(default_factory=dict)
+    nat: tuple[NatRule, ...] = ()
+    helpers: tuple[HelperRule, ...] = ()
     comments: tuple[str, ...] = ()
     ending: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
     # comment                                        above everything, above a step, or behind one
     A = 10.0.0.1                                     a host
-    set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS
+    set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS; set snat RULE
     label: +SECONDS SRC > DST PACKET => EXPECTATION  a step; label and expectation may be left out
 
 Invariants: parse(format(scenario), scenario.name) == scenario; every text ends in a scenario or in one ScenarioError.
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ctcore import spec
 from ctcore.config import Config
 from ctcore.errors import ConfigError
-from datapath.scenario.cursor import Cursor, bytes_text, seconds_text, split
+from ctcore.nat_rules import KINDS, HelperRule, NatRule
+from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
+from datapath.scenario.cursor import Cursor, bytes_text, endpoint_text, seconds_text, split
 from datapath.scenario.expectation import expectation_text, read_expectation
 from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step
 from datapath.scenario.words import is_label, read_protocol, write_protocol
@@ -28,9 +29,11 @@ from datapath.scenario.words import is_label, read_protocol, write_protocol
 LONGEST_WAIT = 1_000_000_000  # seconds of all waits together: time has to fit 64 bits of nanoseconds
 MOST_SECONDS = (1 << 31) - 1
 MOST_SETTING = (1 << 64) - 1
+HELPER = "helper"
+RULES = (*KINDS, HELPER)
+NAMES = ("timeout", *RULES, *SETTINGS)
 WIDEST = 72  # columns up to => if the packets need no more
 HOST = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-ENDPOINT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<plain>[^\[\]:]+))(?::(?P<port>[0-9]{1,5}))?\Z")
 
 
 def parse(text: str, name: str = "scenario") -> Scenario:
@@ -50,6 +53,8 @@ class _Reader:
         self.hosts: dict[str, str] = {}
         self.settings: dict[str, int] = {}
         self.timeouts: dict[str, int] = {}
+        self.nat: list[NatRule] = []
+        self.helpers: list[HelperRule] = []
         self.comments: list[str] = []
         self.pending: list[str] = []  # comment lines that belong to what follows
         self.waited = 0.0
@@ -98,20 +103,36 @@ class _Reader:
 
     def _setting(self, cursor: Cursor) -> None:
         cursor.take("set")
-        name = cursor.take(f"a setting: timeout, {', '.join(SETTINGS)}")
-        if name == "timeout":
+        name = cursor.take(f"a setting: {', '.join(NAMES)}")
+        if name in RULES:
+            self._rule(cursor, name)
+        elif name == "timeout":
             timeout = cursor.one_of(spec.timeouts(), "a timeout")
             if timeout in self.timeouts:
                 cursor.fail("each timeout once")
             self.timeouts[timeout] = cursor.number(0, MOST_SECONDS)
         elif name not in SETTINGS or name in self.settings:
-            cursor.fail(f"a setting, each once: timeout, {', '.join(SETTINGS)}")
+            cursor.fail(f"a setting, each once: {', '.join(NAMES)}")
         else:
             self.settings[name] = cursor.number(0, 65535 if name == "zone" else MOST_SETTING)
         try:
-            config_of(self.settings, self.timeouts, Config())
+            config_of(self.scenario(), Config())
         except ConfigError as error:
             raise ScenarioError(f"{self.name}:{cursor.line}:{cursor.words[-1].column}: {error}") from None
+
+    def _rule(self, cursor: Cursor, kind: str) -> None:
+        """A NAT rule or a helper, as on the command line: all words up to the line's end."""
+        start = cursor.at
+        cursor.take("a helper, as in ftp:tcp:21" if kind == HELPER else "a NAT rule, as in ip_proto tcp => 192.0.2.1:1024-65535")
+        words = [word.text for word in cursor.words[start:]]
+        cursor.at = len(cursor.words)
+        try:
+            if kind == HELPER:
+                self.helpers.append(parse_helper(" ".join(words)))
+            else:
+                self.nat.append(replace(parse_rule(kind, " ".join(words)), text=""))
+        except ConfigError as error:
+            raise ScenarioError(f"{self.name}:{cursor.line}:{cursor.words[start].column}: {error}") from None
 
     def _step(self, cursor: Cursor, remark: str) -> None:
         word = cursor.take("")
@@ -154,21 +175,16 @@ class _Reader:
     def _endpoint(self, cursor: Cursor) -> tuple[str, int | None]:
         """A host's name or address, and its port."""
         expected = "a host and its port if it has one, as in A:40000, 10.0.0.1 or [2001:db8::1]:80"
-        match = ENDPOINT.match(cursor.take(expected))
-        host = match and (match["six"] or match["plain"])
-        if not match or not host or not (is_address(host) or host in self.hosts or host in DEFAULT_HOSTS):
+        host, port = cursor.endpoint(cursor.take(expected), f"{expected}; hosts are {', '.join({**DEFAULT_HOSTS, **self.hosts})}")
+        if not (is_address(host) or host in self.hosts or host in DEFAULT_HOSTS):
             cursor.fail(f"{expected}; hosts are {', '.join({**DEFAULT_HOSTS, **self.hosts})}")
-        port = int(match["port"]) if match["port"] else None
-        if port is not None and port > 65535:
-            cursor.fail("a port up to 65535")
         return host, port
 
     def scenario(self) -> Scenario:
-        ending = tuple(self.pending)
-        if not self.steps:
-            self._title()
-            ending = ()
-        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, tuple(self.comments), ending)
+        rules = tuple(self.nat), tuple(self.helpers)
+        ending = tuple(self.pending) if self.steps else ()
+        comments = (*self.comments, *([] if self.steps else self.pending))
+        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, *rules, comments, ending)
 
 
 def is_address(text: str) -> bool:
@@ -180,10 +196,11 @@ def is_address(text: str) -> bool:
     return "%" not in text
 
 
-def config_of(settings: Mapping[str, int], timeouts: Mapping[str, int], base: Config) -> Config:
-    """base with a scenario's own settings in place of its own. Raises ConfigError."""
-    named: dict[str, Any] = {name: value for name, value in settings.items() if name != "zone"}
-    return replace(base, **named, timeouts={**base.timeouts, **timeouts})
+def config_of(scenario: Scenario, base: Config) -> Config:
+    """base with a scenario's own settings in place of its own, and its rules behind those of base. Raises ConfigError."""
+    named: dict[str, Any] = {name: value for name, value in scenario.settings.items() if name != "zone"}
+    rules: dict[str, Any] = {"nat": (*base.nat, *scenario.nat), "helpers": (*base.helpers, *scenario.helpers)}
+    return replace(base, **named, **rules, timeouts={**base.timeouts, **scenario.timeouts})
 
 
 def format(scenario: Scenario) -> str:
@@ -191,6 +208,8 @@ def format(scenario: Scenario) -> str:
     head = [f"{name} = {address}" for name, address in scenario.hosts.items()]
     head += [f"set {name} {value}" for name, value in scenario.settings.items()]
     head += [f"set timeout {name} {seconds}" for name, seconds in scenario.timeouts.items()]
+    head += [f"set {rule.kind} {rule_text(rule)}" for rule in scenario.nat]
+    head += [f"set {HELPER} {helper_text(helper)}" for helper in scenario.helpers]
     blocks = [_comments(scenario.comments), head, _step_lines(scenario), _comments(scenario.ending)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
@@ -223,9 +242,7 @@ def _sides(packet: Packet | Raw) -> tuple[str, str]:
     """Source and destination as they are written."""
     if isinstance(packet, Raw):
         return "", ""
-    ends = [(f"[{host}]" if ":" in host else host, port) for host, port in ((packet.src, packet.sport), (packet.dst, packet.dport))]
-    source, target = (host if port is None else f"{host}:{port}" for host, port in ends)
-    return source, target
+    return endpoint_text(packet.src, packet.sport), endpoint_text(packet.dst, packet.dport)
 
 
 def _what(packet: Packet | Raw) -> str:

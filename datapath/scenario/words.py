@@ -12,8 +12,8 @@ from typing import Any
 
 from ctcore.model import sctp
 from datapath import craft
-from datapath.scenario.cursor import Cursor, bytes_text
-from datapath.scenario.steps import L4, Chunk, Ext, Gre, Icmp, Ip, Option, Other, Sctp, Tcp, Udp, UdpLite
+from datapath.scenario.cursor import Cursor, bytes_text, endpoint_text
+from datapath.scenario.steps import L4, Chunk, Ends, Ext, Gre, Icmp, Ip, Option, Other, Sctp, Tcp, Udp, UdpLite
 
 BYTE, SHORT, LONG = (1 << 8) - 1, (1 << 16) - 1, (1 << 32) - 1
 MOST_DATA = 65000
@@ -139,6 +139,18 @@ def is_label(word: str) -> bool:
     return word.isascii() and word.replace("-", "_").isidentifier()
 
 
+def _ends(cursor: Cursor, _: Any) -> Ends:
+    expected = "the ends of the quoted packet in one word, as in 192.0.2.1:40000>B:80"
+    source, _, target = cursor.take(expected).partition(">")
+    src, sport = cursor.endpoint(source, expected)
+    dst, dport = cursor.endpoint(target, expected)
+    return Ends(src, dst, sport, dport)
+
+
+def _ends_text(ends: Ends) -> str:
+    return f"as {endpoint_text(ends.src, ends.sport)}>{endpoint_text(ends.dst, ends.dport)}"
+
+
 def _about_text(step: int | str) -> str:
     return f"about #{step}" if isinstance(step, int) else f"about {step}"
 
@@ -248,7 +260,7 @@ FIELDS: dict[type, tuple[Field, ...]] = {
     UdpLite: (DATA, number("coverage", 0, SHORT), checksum(udp=True)),
     Icmp: (
         number("code", 0, BYTE), number("id", 0, SHORT), number("seq", 0, SHORT), Field("about", {"about": _about}, _about_text),
-        number("quote", 0, SHORT), DATA, checksum(),
+        Field("ends", {"as": _ends}, _ends_text), number("quote", 0, SHORT), DATA, checksum(),
     ),
     Sctp: (
         number("tag", 0, LONG), CHUNKS, Field("tail", {"tail": lambda cursor, _: cursor.octets()}, lambda v: f"tail {bytes_text(v)}"), checksum(LONG),

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from datapath.oracle.errors import KernelError
-from pcap_tests.fuzz_kernel.campaign import Campaign, summary
+from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
 
 
 @click.command()
@@ -17,10 +17,11 @@ from pcap_tests.fuzz_kernel.campaign import Campaign, summary
 @click.option("--traces", type=int, default=None, help="how many traces")
 @click.option("--seed", type=int, default=None, help="of all traces; drawn from the clock if not given")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("build/fuzz-kernel"), help="where differing traces are written as scenarios")
-def main(seconds: float | None, traces: int | None, seed: int | None, folder: Path) -> None:
+@click.option("--plan", type=click.Choice(sorted(PLANS)), default="plain", show_default=True, help="what the traces are about")
+def main(seconds: float | None, traces: int | None, seed: int | None, folder: Path, plan: str) -> None:
     """Compare the engine with the running kernel on random traffic."""
     seed = int(time.time()) if seed is None else seed
-    campaign = Campaign(seed, folder)
+    campaign = Campaign(seed, folder, plan=PLANS[plan])
     try:
         tally = campaign.run(traces=traces, seconds=60 if seconds is None and traces is None else seconds)
     except KernelError as error:

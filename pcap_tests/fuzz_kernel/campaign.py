@@ -11,18 +11,29 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ctcore.reasons import NAMES, REASONS
 from datapath import fields
 from datapath.scenario import text
 from datapath.scenario.steps import Step
-from pcap_tests.fuzz_kernel.draft import Settings, Watcher
+from pcap_tests.fuzz_kernel import plan, plan_nat
+from pcap_tests.fuzz_kernel.draft import Draft, Settings, Watcher
 from pcap_tests.fuzz_kernel.judge import Judge, Judged
-from pcap_tests.fuzz_kernel.plan import settings_of, trace
 from pcap_tests.fuzz_kernel.shrink import Shrinker, plainer_settings, scenario_of
 
-BLOCK = 200  # traces under one setting: making a namespace with its probes takes as long as many of them
 MOST_SHRUNK = 5  # differing traces; the others are counted
+
+
+class Plan(NamedTuple):
+    """What traces are about. settings_of: of a block, from seed and block; trace: from seed, block and number."""
+
+    settings_of: Callable[[int, int], Settings]
+    trace: Callable[..., Draft]
+    size: int  # traces under one setting: making a namespace with its probes takes as long as many of them
+
+
+PLANS = {"plain": Plan(plan.settings_of, plan.trace, 200), "nat": Plan(plan_nat.settings_of, plan_nat.trace, 50)}
 
 
 @dataclass
@@ -55,12 +66,14 @@ class Tally:
 
 @dataclass
 class Campaign:
-    """seed: of all traces; folder: where scenarios of differing ones are written; size: traces under one setting; say: takes lines for people."""
+    """seed: of all traces; folder: where scenarios of differing ones are written; size: traces under one setting, None: as many as the plan says;
+    say: takes lines for people; plan: what the traces are about."""
 
     seed: int
     folder: Path
-    size: int = BLOCK
+    size: int | None = None
     say: Callable[[str], None] = print
+    plan: Plan = PLANS["plain"]
     tally: Tally = field(default_factory=Tally)
 
     def run(self, *, traces: int | None = None, seconds: float | None = None, slow: bool = True) -> Tally:
@@ -68,18 +81,22 @@ class Campaign:
         start = time.monotonic()
         block = 0
         while (traces is None or self.tally.traces < traces) and (seconds is None or time.monotonic() - start < seconds):
-            self.block(block, self.size if traces is None else min(self.size, traces - self.tally.traces), slow=slow)
+            self.block(block, self.block_size if traces is None else min(self.block_size, traces - self.tally.traces), slow=slow)
             self.tally.seconds = time.monotonic() - start
             block += 1
         return self.tally
 
+    @property
+    def block_size(self) -> int:
+        return self.size or self.plan.size
+
     def block(self, block: int, traces: int, *, slow: bool) -> None:
-        settings = settings_of(self.seed, block)
+        settings = self.plan.settings_of(self.seed, block)
         watcher = Watcher(settings)
         with Judge(settings) as judge:
             for number in range(traces):
-                draft = trace(self.seed, block, number, watcher, slow=slow and number == self.size // 2)
-                judged = judge.go_on(draft.steps, draft.builder.frames)
+                draft = self.plan.trace(self.seed, block, number, watcher, slow=slow and number == self.block_size // 2)
+                judged = judge.go_on(draft.steps, draft.builder.hosts, draft.builder.frames)
                 self.tally.add(settings, judged)
                 if judged.differences:
                     self.differing(judge, tuple(draft.steps), judged, f"seed {self.seed} block {block} trace {number}")

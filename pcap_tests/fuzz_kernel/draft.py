@@ -24,10 +24,12 @@ from datapath.frame import frames_of
 from datapath.scenario.build import Builder
 from datapath.scenario.steps import DEFAULT_HOSTS, Packet, Step
 from datapath.wire import parse_batch
+from pcap_tests.fuzz_kernel.far_side import AS_WRITTEN, FarSide
 from pcap_tests.fuzz_kernel.mangle import strange_ip
 
 SECOND = 1_000_000_000
 STRANGE_IP = 0.05
+NEAR = 0.1  # share of packets, where addresses are translated, that do not care about it
 T = TypeVar("T")
 
 
@@ -73,6 +75,8 @@ class Draft:
         self.dice, self.watcher, self.six, self.hosts = dice, watcher, six, hosts
         self.builder = Builder(hosts=hosts)
         self.steps: list[Step] = []
+        self.sent: list[Step] = []  # the same, where addresses are translated as they are really sent
+        self.far = FarSide(watcher.tracker.find, hosts, watcher.settings.zone) if watcher.settings.config.nat else None
         self.wait = 0.0
 
     def pick(self, choices: Sequence[T]) -> T:
@@ -90,10 +94,14 @@ class Draft:
         """Add a packet, now and then in a strange IP packet; what the engine says of it."""
         if self.chance(self.strange):
             packet = replace(packet, ip=strange_ip(self, packet.ip))
-        step = Step(packet, self.wait)
+        step = sent = Step(packet, self.wait)
         self.wait = 0.0
-        decision = self.watcher.see(self.builder.frame(step))
+        if self.far:
+            step = replace(step, remark=AS_WRITTEN if self.chance(NEAR) else "")
+            sent = self.far.seen(step, self.steps, self.sent)
+        decision = self.watcher.see(self.builder.frame(sent))
         self.steps.append(step)
+        self.sent.append(sent)
         return decision
 
     def conn(self, packet: Packet) -> tuple[np.void, int] | None:

@@ -81,13 +81,14 @@ def _talks(draft: Draft, count: int) -> list[Talk]:
             pair, ports = draft.pick(taken)
             pair, ports = (pair, ports) if draft.chance(0.5) else ((pair[1], pair[0]), (ports[1], ports[0]))
         taken.append((pair, ports))
-        talks += [_talk(draft, draft.pick(KINDS), pair, ports)] * 3
+        talks += [talk_of(draft, draft.pick(KINDS), pair, ports)] * 3
     if draft.chance(0.5):
         talks.append(ErrorTalk(draft, names))
     return talks
 
 
-def _talk(draft: Draft, kind: str, names: tuple[str, str], ports: tuple[int, int]) -> Talk:
+def talk_of(draft: Draft, kind: str, names: tuple[str, str], ports: tuple[int, int]) -> Talk:
+    """What two hosts say to each other. kind: one of WEIGHTS."""
     match kind:
         case "tcp":
             return TcpTalk(draft, names, ports)

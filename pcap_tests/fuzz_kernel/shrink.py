@@ -156,6 +156,11 @@ def plainer_settings(steps: Steps, settings: Settings) -> Settings:
             with Judge(candidate) as judge:
                 if first_difference(judge, steps) is not None:
                     current = candidate
+    for rule in settings.config.nat:
+        candidate = replace(current, config=replace(current.config, nat=tuple(other for other in current.config.nat if other != rule)))
+        with Judge(candidate) as judge:
+            if first_difference(judge, steps) is not None:
+                current = candidate
     return current
 
 
@@ -171,13 +176,15 @@ def _usual(settings: Settings, name: str) -> Settings:
 
 def scenario_of(steps: Steps, settings: Settings, judged: Judged, hz: int, comments: tuple[str, ...]) -> Scenario:
     """The trace with the kernel's words as what is expected."""
+    steps = tuple(judged.sent[: len(steps)]) or steps
     expected = tuple(replace(step, expect=expectation(judged, i, hz)) for i, step in enumerate(steps))
     usual = Config()
     values = {
         name: int(getattr(settings.config, name)) for name in SETTINGS if name != "zone" and getattr(settings.config, name) != getattr(usual, name)
     }
     values |= {"zone": settings.zone} if settings.zone else {}
-    return Scenario(expected, settings=values, timeouts=settings.config.timeouts, comments=comments)
+    rules = settings.config.nat, settings.config.helpers
+    return Scenario(expected, "", {}, values, settings.config.timeouts, *rules, comments)
 
 
 def expectation(judged: Judged, i: int, hz: int) -> Expect | None:

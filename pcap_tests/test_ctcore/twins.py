@@ -11,6 +11,7 @@ import numpy as np
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
+from ctcore.filter import Filter
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
 from ctcore.types import REWRITE_DTYPE, End
@@ -28,7 +29,7 @@ class Twins:
         self.engine, self.model = Tracker(config), ModelTracker(config)
         self.now = START
         self.zone = 0
-        self.lost = 0
+        self.lost = self.audit_lost = 0
         self.waiting: list[tuple[bytes, int]] = []
 
     def wait(self, seconds: float) -> None:
@@ -79,10 +80,24 @@ class Twins:
         ours, theirs = self.engine.counters(), self.model.counters()
         assert {name: ours[name] for name in theirs} == theirs
         assert self.engine.expectations() == self.model.expectations()
+        assert self.engine.zone_counts() == self.model.zone_counts()
         assert self.engine.nat_pools() == self.model.nat_pools()
         assert (self.engine.now, self.engine.count, self.engine.events_lost) == (self.model.now, self.model.count, self.model.events_lost)
         self.engine.check()
         self.model.check()
+
+    def select(self, filter: Filter) -> None:
+        self.flush_batch()
+        same(self.engine.select(filter), self.model.select(filter), f"select {filter}")
+
+    def take_evictions(self) -> None:
+        """The same audit. If it ran over, which ones of a bucket's worth are still in it may differ."""
+        self.flush_batch()
+        ours, theirs = (np.sort(tracker.evictions(), order=("time", "conn")) for tracker in (self.engine, self.model))
+        assert (len(ours), self.engine.evictions_lost) == (len(theirs), self.model.evictions_lost), "evictions"
+        if self.engine.evictions_lost == self.audit_lost:
+            same(ours, theirs, "evictions")
+        self.audit_lost = self.engine.evictions_lost
 
     def take_events(self) -> None:
         """The same events. If the buffer ran over while many connections ended at once, which of these were still told of may differ."""

@@ -10,6 +10,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from ctcore import spec
+from ctcore.nat_rules import HelperRule
+from datapath.nat_text import parse_rule
 from datapath.scenario import expectation as e
 from datapath.scenario import steps as s
 
@@ -42,8 +44,9 @@ WITH_PORTS = st.one_of(
     st.builds(s.UdpLite, DATA, SHORT, SUM | st.just("udp")),
     st.builds(s.Sctp, LONG, st.lists(CHUNKS, max_size=3).map(tuple), BYTES, st.just("good") | st.just("bad") | LONG),
 )
+ENDS = st.builds(s.Ends, st.sampled_from(("A", "192.0.2.1", "2001:db8::9")), st.sampled_from(("B", "B6")), maybe(SHORT), maybe(SHORT))
 WITHOUT = st.one_of(
-    st.builds(s.Icmp, BYTE, BYTE, st.booleans(), SHORT, SHORT, st.just(None), maybe(SHORT), DATA, SUM),
+    st.builds(s.Icmp, BYTE, BYTE, st.booleans(), SHORT, SHORT, st.just(None), maybe(ENDS), maybe(SHORT), DATA, SUM),
     st.builds(s.Gre, st.integers(0, 7), maybe(SHORT), SHORT, BYTE, DATA),
     st.builds(s.Other, BYTE, DATA),
 )
@@ -80,9 +83,21 @@ EXPECTATIONS = st.builds(
     reason=maybe(st.sampled_from(e.REASONS)),
     zone=maybe(SHORT),
     mark=maybe(LONG),
-    tcp=st.dictionaries(st.sampled_from(e.TCP_NAMES), st.from_regex(r"[a-z0-9,-]{1,8}", fullmatch=True), max_size=2).map(lambda d: tuple(d.items())),
+    variables=st.dictionaries(st.sampled_from(e.NAMES), st.from_regex(r"[a-z0-9,.:-]{1,8}", fullmatch=True), max_size=2).map(
+        lambda d: tuple(d.items())
+    ),
 ).filter(lambda expect: expect != s.Expect())
 STEPS = st.builds(s.Step, PACKETS, SECONDS, maybe(EXPECTATIONS), comments=st.lists(COMMENTS, max_size=2).map(tuple), remark=COMMENTS)
+# test_nat_text has all there is to be written in a rule.
+RULES = st.sampled_from(
+    [
+        replace(parse_rule(kind, text), text="") for kind, text in (
+            ("snat", "192.0.2.1"), ("snat", "ip_proto tcp src_ip 10.0.0.0/8 => 192.0.2.1-192.0.2.9:1024-65535,random"), ("masquerade", "2001:db8::9"),
+            ("dnat", "ip_proto udp dst_port 53 => [2001:db8::9]:5353"), ("redirect", "192.0.2.1:3128"), ("snat", ":1-2,fully-random,persistent"),
+        )
+    ]
+)  # fmt: skip
+HELPERS = st.builds(HelperRule, st.sampled_from(("ftp", "tftp")), st.sampled_from((6, 17)), st.integers(1, 65535))
 SWITCHES = ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct")
 
 
@@ -100,4 +115,5 @@ def scenarios(draw):
     hosts = {name: address for name, address in hosts.items() if name not in s.DEFAULT_HOSTS}
     timeouts = draw(st.dictionaries(st.sampled_from(sorted(spec.timeouts())), SHORT, max_size=2))
     ending = tuple(draw(st.lists(COMMENTS, max_size=1))) if labelled else ()
-    return s.Scenario(tuple(labelled), "made", hosts, settings, timeouts, tuple(draw(st.lists(COMMENTS, max_size=2))), ending)
+    rules = (tuple(draw(st.lists(each, max_size=2))) for each in (RULES, HELPERS))
+    return s.Scenario(tuple(labelled), "made", hosts, settings, timeouts, *rules, tuple(draw(st.lists(COMMENTS, max_size=2))), ending)

@@ -14,11 +14,12 @@ from rich.console import Console
 from scapy.utils import PcapNgReader
 
 from ctcore.config import Config
+from ctcore.errors import ConfigError
 from datapath import Pipeline, app, craft, explain, frames_of, narrate
 from datapath.capture import PcapSource
 from datapath.cli import main
 from datapath.commands import options
-from datapath.nat_text import parse_rule
+from datapath.nat_text import parse_helper, parse_rule
 from datapath.report import print_summary
 from datapath.wire import parse_batch
 from pcap_tests import stories
@@ -326,3 +327,9 @@ def test_a_frame_is_changed_where_it_lies():
     decisions = Pipeline(config).forward(writable, frames)
     assert writable.tobytes() == b"".join(frame for _, frame in sent)
     assert np.array_equal(decisions, Pipeline(config).process(memory, frames))
+
+
+def test_frames_that_helpers_could_make_longer_are_not_changed_in_place():
+    memory, frames = frames_of([craft.udp(INSIDE, SERVER, 1, 2)])
+    with pytest.raises(ConfigError, match="forward: expected no helpers"):
+        Pipeline(Config(helpers=(parse_helper("tftp:udp:69"),))).forward(memory.copy(), frames)

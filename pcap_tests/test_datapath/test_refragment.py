@@ -156,16 +156,3 @@ def test_fragments_leave_translated_each_and_their_checksum_once():
         out = leaving(cut(UDP, list(range(0, len(UDP), step))), nat=rules)
         assert len(out) == -(-len(UDP) // step)
         assert gathered(out).frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)
-
-
-def test_datagrams_are_translated_where_they_lie_too():
-    """forward(): in the frames themselves, and what was put together where datagrams() finds it."""
-    pipeline = Pipeline(Config(nat=(NatRule("snat", Range(WAN, WAN)),)))
-    memory, frames = frames_of([*cut(UDP, [0, 2000]), craft.udp(A, B, 1, 2)])
-    memory = memory.copy()
-    before = memory.copy()
-    pipeline.forward(memory, frames)
-    (datagram,) = pipeline.datagrams()
-    assert datagram.frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)
-    third = int(frames["offset"][2])
-    assert (memory[:third] == before[:third]).all() and memory[third:].tobytes() == craft.udp("192.0.2.1", B, 1, 2)

@@ -184,8 +184,8 @@ def test_a_judge_that_does_not_exist():
 
 def test_renewed_expectations_name_the_same_things():
     one = seen(HANDSHAKE)[2]
-    old = Expect("new", timeout=1.0, has=frozenset({"dying"}), lacks=frozenset({"assured"}), conn=-1, tcp=(("tcp.original.end", "1"),))
+    old = Expect("new", timeout=1.0, has=frozenset({"dying"}), lacks=frozenset({"assured"}), conn=-1, variables=(("tcp.original.end", "1"),))
     assert renewed(old, one) == Expect(
-        "established", timeout=432000.0, has=frozenset({"assured"}), lacks=frozenset({"dying"}), conn=0, tcp=(("tcp.original.end", "101"),)
+        "established", timeout=432000.0, has=frozenset({"assured"}), lacks=frozenset({"dying"}), conn=0, variables=(("tcp.original.end", "101"),)
     )
     assert {field.name for field in dataclasses.fields(Expect)} >= set(run.PLAIN)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ctcore.config import Config
+from ctcore.nat_rules import HelperRule, Match, NatRule, Range
 from datapath.scenario.build import build
 from datapath.scenario.steps import Expect, Icmp, Ip, Option, Packet, Raw, Scenario, ScenarioError, Sctp, Step, Tcp
-from datapath.scenario.text import format, packet_text, parse
+from datapath.scenario.text import config_of, format, packet_text, parse
 from pcap_tests.test_datapath.made_scenarios import scenarios
 
 OPEN = """\
@@ -22,6 +26,15 @@ set timeout tcp_timeout_close 3
 syn: +0.000  A:40000 > S:80     S seq 100 mss 1460 wscale 7  => new SYN_SENT 120
      +0.010  S:80    > A:40000  SA seq 500 ack 101           => established SYN_RECV 60 reply  # in time
      +0.500  B > A icmp unreachable code 3 about syn quote 28
+"""
+
+
+RULES = """\
+set snat ip_proto tcp src_ip 10.0.0.0/8 => 192.0.2.1:1024-65535,random
+set redirect 192.0.2.1:3128
+set helper ftp:tcp:21
+
++0.000  A:40000 > B:80  S  => new !helper out.src=192.0.2.1 reply.dst=192.0.2.1 helper=none
 """
 
 
@@ -45,6 +58,22 @@ def test_written_text_is_settled(scenario):
     """Formatting what was read of a formatted text changes nothing."""
     text = format(scenario)
     assert format(parse(text)) == text
+
+
+def test_rules_and_what_they_are_expected_to_do():
+    read = parse(RULES)
+    assert format(read) == RULES
+    assert [rule.kind for rule in read.nat] == ["snat", "redirect"]
+    assert read.nat[0].match == Match(proto=6, src=ip_network("10.0.0.0/8"))
+    assert read.helpers == (HelperRule("ftp", 6, 21),)
+    assert read.steps[0].expect.variables == (("out.src", "192.0.2.1"), ("reply.dst", "192.0.2.1"), ("helper", "none"))
+    assert read.steps[0].expect.lacks == {"helper"}
+
+
+def test_rules_of_a_scenario_come_behind_those_that_are_given():
+    base = Config(nat=(NatRule("snat", Range(ports=(1, 2))),))
+    config = config_of(parse(RULES), base)
+    assert config.nat == (*base.nat, *parse(RULES).nat)
 
 
 def test_a_scenario_is_what_it_says():
@@ -130,6 +159,11 @@ def test_raw_bytes():
         ("+0 raw 45\nA = 1.2.3.4", "my.ct:2:1: 'A': expected hosts and settings before the first step"),
         ("set tcp_window 1", "my.ct:1:5: 'tcp_window': expected a setting"),
         ("set tcp_liberal 2", "my.ct:1:17: tcp_liberal = 2: expected 0 to 1"),
+        ("set snat", "my.ct:1:9: the line ends here: expected a NAT rule"),
+        ("set snat 192.0.2.300", "my.ct:1:10: snat '192.0.2.300': column 1, '192.0.2.300': expected an address"),
+        ("set masquerade 192.0.2.1-192.0.2.2", "my.ct:1:16: masquerade '192.0.2.1-192.0.2.2': column 1"),
+        ("set helper ftp:tcp", "my.ct:1:12: helper 'ftp:tcp': column 1, 'ftp:tcp': expected NAME:PROTO:PORT"),
+        ("+0 raw 45 => out.port=1", "my.ct:1:14: 'out.port=1': expected a variable"),
         ("set timeout udp 2", "my.ct:1:13: 'udp': expected a timeout"),
         ("set zone 65536", "my.ct:1:10: '65536': expected a number from 0 to 65535"),
         ("+0 A > B icmp 256", "my.ct:1:15: '256': expected a type"),

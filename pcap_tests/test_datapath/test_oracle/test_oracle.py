@@ -16,7 +16,7 @@ from ctcore.types import Dir, State, Status, Verdict
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.link import inner
-from datapath.oracle.bridge import Bridge
+from datapath.oracle import ruleset
 from datapath.oracle.compare import differences
 from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
@@ -188,7 +188,7 @@ def test_nothing_is_left_whatever_happens(running_kernel: None, accident: BaseEx
 
 def test_nothing_is_left_of_an_oracle_that_could_not_be_made(running_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
     before = left_behind()
-    monkeypatch.setattr(Bridge, "track", lambda self, zone: (_ for _ in ()).throw(KernelError("no nftables")))
+    monkeypatch.setattr(ruleset, "load", lambda *_, **__: (_ for _ in ()).throw(KernelError("no nftables")))
     with pytest.raises(KernelError, match="no nftables"):
         Oracle(Config())
     assert left_behind() == before

@@ -1,0 +1,170 @@
+"""Which connection has a helper, and what becomes of a packet that it looks at.
+
+Only rules assign one (Config.helpers), by protocol and port of the first packet; an expected connection has none, unless its expectation says.
+Invariant: a connection has an extension if and only if it has a helper.
+Not here: what helpers do (the modules beside this one).
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from ctcore.engine cimport Engine
+from ctcore.errors import ConfigError
+from ctcore.expectations cimport expect_remove_owned
+from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_take
+from ctcore.helpers.ftp cimport ftp
+from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_SIP, HELPER_TFTP, N_HELPERS, NO_HELPER, Aid, Helper
+from ctcore.helpers.irc cimport irc
+from ctcore.helpers.nat_text cimport edit_number
+from ctcore.helpers.pptp cimport forget_tunnels, pptp
+from ctcore.helpers.tftp cimport tftp
+from ctcore.lowlevel cimport be32
+from ctcore.seqadj cimport offset_at, offset_of_ack
+from ctcore.types cimport *
+
+HELPER_IDS = {"ftp": HELPER_FTP, "tftp": HELPER_TFTP, "sip": HELPER_SIP, "irc": HELPER_IRC, "pptp": HELPER_PPTP}
+
+cdef Helper[N_HELPERS] HELP
+HELP[HELPER_FTP] = ftp
+HELP[HELPER_TFTP] = tftp
+HELP[HELPER_IRC] = irc
+HELP[HELPER_PPTP] = pptp
+
+cdef enum:
+    PORTS = 65536
+    UDP_HEADER = 8
+    TCP_HEADER = 20
+    OPT_END = 0
+    OPT_NOP = 1
+    OPT_SACK = 5
+
+
+cdef void fill_helpers(Engine *ct, object rules) except *:
+    """From rules to two arrays by port, which the tracker has mapped; the first rule for a port counts."""
+    for rule in rules:
+        if HELP[<int>HELPER_IDS[rule.name]] == NULL:
+            raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
+        at = <size_t>(rule.proto == PROTO_UDP) * PORTS + <size_t>rule.port
+        if ct.helper_of[0][<size_t>at] == NO_HELPER:
+            ct.helper_of[0][<size_t>at] = <uint8_t>HELPER_IDS[rule.name]
+
+
+cdef void assign_helper(Engine *ct, uint32_t conn) noexcept nogil:
+    """A connection that is new and was not expected gets the helper of its rule."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef const Key *key = &entry.flow[ORIG].key
+    cdef uint8_t helper
+    if entry.status & EXPECTED or (key.proto != PROTO_TCP and key.proto != PROTO_UDP):
+        return
+    helper = ct.helper_of[key.proto == PROTO_UDP][key.dport]
+    # DCC and PPTP name no IPv6 addresses.
+    if helper == NO_HELPER or ((helper == HELPER_IRC or helper == HELPER_PPTP) and key.family != 4):
+        return
+    if give_helper(ct, conn, helper):
+        entry.status |= HELPER
+
+
+cdef bint give_helper(Engine *ct, uint32_t conn, uint8_t helper) noexcept nogil:
+    """False if there is no extension left: the connection goes without."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint32_t row = extension_take(&ct.ext)
+    if row == 0:
+        return False
+    ct.ext.row[row].helper = helper
+    entry.extension = row | <uint32_t>helper << EXTENSION_BITS
+    entry.cold |= COLD_EXTENSION
+    return True
+
+
+cdef void drop_helper(Engine *ct, uint32_t conn) noexcept nogil:
+    """The connection dies, or never came to be: with it go what it announced and what its helper remembers."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint32_t row = entry.extension & EXTENSION_ROW
+    expect_remove_owned(&ct.expect, row)
+    if ct.ext.row[row].helper == HELPER_PPTP:
+        forget_tunnels(ct, &ct.ext.row[row])
+    extension_give(&ct.ext, row)
+    entry.extension = 0
+    entry.cold &= <uint8_t>~COLD_EXTENSION
+
+
+cdef void helper_confirmed(Engine *ct, const Entry *entry) noexcept nogil:
+    """The connection has its ordinal now."""
+    ct.ext.row[entry.extension & EXTENSION_ROW].master = entry.flow[ORIG].id
+
+
+cdef inline bint find_payload(const Packet *p, Aid *aid) noexcept nogil:
+    """What is behind the transport header. False if the capture does not hold all of it: half a command is worse than none."""
+    cdef uint32_t header = p.doff if p.key.proto == PROTO_TCP else UDP_HEADER
+    if p.l4_have < p.l4_len or header > p.l4_len:
+        return False
+    aid.payload.at = p.l4 + header
+    aid.payload.size = p.l4_len - header
+    return True
+
+
+cdef bint adjust_sack(Engine *ct, const SeqAdjust *adjust, const Packet *p) noexcept nogil:
+    """The edges of all SACK options (RFC 2018), moved back. False if an option is cut off, or there is no memory."""
+    cdef uint32_t at = TCP_HEADER, edge, size, number
+    cdef int32_t by
+    while at < p.doff and p.l4[at] != OPT_END:
+        if p.l4[at] == OPT_NOP:
+            at += 1
+            continue
+        if at + 1 == p.doff:
+            return False
+        size = p.l4[at + 1]
+        if size < 2 or at + size > p.doff:
+            return False
+        if p.l4[at] == OPT_SACK and size >= 10 and size % 8 == 2:
+            for edge in range(at + 2, at + size, 4):
+                number = be32(p.l4 + edge)
+                by = offset_of_ack(adjust, number)
+                if by != 0 and not edit_number(ct, edge, number - <uint32_t>by):
+                    return False
+        at += size
+    return True
+
+
+cdef bint adjust_sequence(Engine *ct, const Extension *ext, const Packet *p, int dir) noexcept nogil:
+    """Sequence and acknowledgement numbers by what was added to either direction so far. False if the packet cannot leave."""
+    cdef Rewrite *rewrite = ct.rewrite
+    if rewrite != NULL:
+        rewrite.seq_delta = offset_at(&ext.adjust[dir], p.seq)
+        rewrite.ack_delta = -offset_of_ack(&ext.adjust[1 - dir], p.ack) if p.tcp_flags & ACK else 0
+        if rewrite.seq_delta or rewrite.ack_delta:
+            rewrite.flags |= REWRITE_SEQ
+    return not p.tcp_flags & ACK or adjust_sack(ct, &ext.adjust[1 - dir], p)
+
+
+cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:
+    """An accepted packet of a connection with a helper.   Reads: payload.   Writes: the extension, expectations, ct.changes, ct.rewrite.
+
+    R_OK, or why the packet is dropped: then its changes are told of with the next packet's.
+    """
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef uint8_t reason = R_OK
+    cdef bint readable = True
+    cdef Aid aid
+    aid.ct = ct
+    aid.entry = entry
+    aid.ext = ext
+    aid.p = p
+    aid.conn = conn
+    aid.dir = <uint8_t>dir
+    aid.state = state
+    aid.grown = 0
+    # What the helper adds by this packet's payload moves later ones only.
+    if entry.status & SEQ_ADJUST and p.key.proto == PROTO_TCP:
+        readable = adjust_sequence(ct, ext, p, dir)
+    if find_payload(p, &aid):
+        reason = HELP[ext.helper](&aid)
+    if reason == R_OK and not readable:
+        reason = R_HELPER_REFUSED
+    if reason != R_OK:
+        ext.changes |= ct.changes
+        ct.changes = 0
+        return reason
+    ct.changes |= ext.changes
+    ext.changes = 0
+    return R_OK

@@ -1,0 +1,171 @@
+"""What the model's tracker does with helpers: who has one, what it may ask for, and what becomes of connections that were announced.
+
+The part of ModelTracker that nobody needs who has no helpers. Not here: what helpers look for (helpers), expectations' own life (expectations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ctcore.config import Config
+from ctcore.model import nat
+from ctcore.model.conn import Conn, Key, Packet
+from ctcore.model.expectations import LIMITS, Announced, Expectation, Expectations, Follow
+from ctcore.model.helpers import HELPERS, Aid, Edit, Extension, payload_of, pptp, sack_edits
+from ctcore.model.table import Table
+from ctcore.model.tcp_window import ACK
+from ctcore.nat_rules import Ports
+from ctcore.types import EDIT_DTYPE, Dir, End, Manip, Proto, Reason, RewriteFlag, Status
+
+
+class Assisted:
+    """A tracker with helpers: what it has in common with the rest of ModelTracker."""
+
+    config: Config
+    _conns: dict[int, Conn]
+    _table: Table
+    _expectations: Expectations
+    _counters: dict[str, int]
+    _nat: nat.Translator | None
+    _next_id: int
+    _helped: int  # connections that have a helper
+    _edits: list[Edit]  # of the last batch
+    _asked: bool  # whether anybody wants them
+    _moved: tuple[int, int]  # what is to be added to the sequence and acknowledgement number of the packet at hand
+
+    @property
+    def _tick(self) -> int:
+        raise NotImplementedError
+
+    def _destroy(self, conn: Conn, end: int) -> None:
+        raise NotImplementedError
+
+    def _expire(self, conn: Conn) -> None:
+        raise NotImplementedError
+
+    def _give_helper(self, conn: Conn, name: str) -> bool:
+        """False if too many connections have one: this one goes without."""
+        if self._helped >= self.config.helper_max:
+            self._counters["helper_refused"] += 1
+            return False
+        self._helped += 1
+        conn.ext = Extension(name)
+        return True
+
+    def _take_helper(self, conn: Conn) -> None:
+        self._helped -= conn.ext is not None
+        conn.ext = None
+
+    def _help(self, packet: Packet, conn: Conn, d: int, state: int) -> int:
+        """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's."""
+        ext, readable, reason = conn.ext, True, int(Reason.R_OK)
+        if conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP:  # by earlier packets
+            readable = self._move(packet, ext, d)
+        payload = payload_of(packet)
+        if payload is not None:
+            reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self))
+        if ext.helper == "pptp" and ext.memory and ext.memory.hang_up:
+            self._hang_up(conn)
+        if reason or not readable:
+            ext.changes, conn.changes = ext.changes | conn.changes, 0
+            return reason or Reason.R_HELPER_REFUSED
+        conn.changes, ext.changes = conn.changes | ext.changes, 0
+        return Reason.R_OK
+
+    def _move(self, packet: Packet, ext: Extension, d: int) -> bool:
+        """Sequence and acknowledgement numbers, selective ones too, by what was added so far. False if the options cannot be read."""
+        acknowledges = bool(packet.tcp_flags & ACK)
+        self._moved = ext.adjust[d].at(packet.seq), -ext.adjust[1 - d].of_ack(packet.ack) if acknowledges else 0
+        edits = sack_edits(packet, ext.adjust[1 - d]) if acknowledges else []
+        if self._asked and edits:
+            self._edits += edits
+        return edits is not None
+
+    def _store_moves(self, record: Any, first_edit: int) -> None:
+        """The numbers and edits of the packet at hand, into its record of REWRITE_DTYPE."""
+        if any(self._moved):
+            record["flags"] |= RewriteFlag.REWRITE_SEQ
+            record["seq_delta"], record["ack_delta"] = self._moved
+        if len(self._edits) > first_edit:
+            record["flags"] |= RewriteFlag.REWRITE_EDIT
+            record["first_edit"], record["n_edits"] = first_edit, len(self._edits) - first_edit
+
+    # PPTP's tunnels: GRE that was announced by both ends' call ids.
+
+    def _tunnels(self, key: Key) -> list[tuple[int, Conn, int]]:
+        """The control connections that know this direction of a tunnel, as it arrives, oldest first; and which of theirs it is."""
+        calls = [conn for conn in self._conns.values() if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory]
+        known = [(conn.ext.memory.order[d], conn, d) for conn in calls for d in Dir if conn.ext.memory.tunnels[d]]
+        return sorted((t for t in known if pptp.same_tunnel(t[1].ext.memory.tunnels[t[2]], key)), key=lambda t: t[0])
+
+    def _named(self, packet: Packet) -> Packet:
+        """A GRE packet that carries a call id gets the other end's as its source key, if that is known."""
+        if packet.key.family != 4 or len(packet.l4) < 8 or packet.l4[1] & 7 != 1:
+            return packet
+        for _, conn, d in self._tunnels(packet.key)[:1]:
+            return replace(packet, key=packet.key._replace(sport=conn.ext.memory.tunnels[d].sport))
+        return packet
+
+    def _hang_up(self, conn: Conn) -> None:
+        """A call ends, and its tunnel with it; if there was none yet, it is expected no more."""
+        m = conn.ext.memory
+        m.hang_up, m.tunnels = False, [None, None]
+        for d, keys in ((Dir.ORIG, (m.pns, m.pac)), (Dir.REPLY, (m.pac, m.pns))):
+            key = conn.key[d]._replace(proto=Proto.PROTO_GRE, sport=keys[0], dport=keys[1])
+            found = self._table.find(key)
+            if found and found[0].deadline <= self._tick:  # it was over already, whoever of the two is noticed first
+                self._expire(found[0])
+            elif found:
+                self._destroy(found[0], End.END_FLUSHED)
+            else:
+                self._expectations.forget(key)
+
+    def _tunnel_ended(self, conn: Conn) -> None:
+        """A GRE connection that was expected dies: its master's call has no tunnel any more."""
+        for _, control, _ in self._tunnels(conn.key[Dir.ORIG])[:1]:
+            if control.id == conn.master:
+                control.ext.memory.tunnels = [None, None]
+
+    # What a helper may ask of the tracker (aid.Office).
+
+    def announce(self, conn: Conn, expectation: Expectation) -> Announced:
+        # A connection that is not confirmed yet will have the next ordinal, or take its expectations along.
+        master = conn.id if conn.confirmed else self._next_id
+        deadline = self._tick + LIMITS[conn.ext.helper][1] * self.config.hz
+        return self._expectations.announce(replace(expectation, master=master, deadline=deadline, owned=True), conn.ext.helper)
+
+    def withdraw(self, conn: Conn, expectation: Expectation) -> None:
+        announced = replace(expectation, master=conn.id if conn.confirmed else self._next_id)
+        self._expectations.drop(lambda e: e.same(announced))
+
+    def draw_below(self, n: int) -> int:
+        assert self._nat
+        return self._nat.draw() * n >> 16 if n else 0
+
+    def edit(self, edit: Edit) -> None:
+        if self._asked:
+            self._edits.append(edit)
+
+    def edits(self) -> np.ndarray:
+        taken = np.zeros(len(self._edits), dtype=EDIT_DTYPE)
+        for record, edit in zip(taken, self._edits, strict=True):
+            record["at"], record["old_len"], record["new_len"] = edit.at, edit.old_len, len(edit.text)
+            record["text"][: len(edit.text)] = list(edit.text)
+        return taken
+
+    def _follow(self, conn: Conn, expectation: Expectation) -> None:
+        """Translate an expected connection as its master is: to where that sends, at the place its packet named."""
+        master = self._conns[expectation.master]
+        back = master.key[1 - expectation.dir]
+        ports: list[Ports | None] = [None, None]
+        if expectation.follow is Follow.PPTP:
+            self._expectations.forget(pptp.other_end(expectation, master))
+            ports[Manip.MANIP_SRC if expectation.dir == Dir.ORIG else Manip.MANIP_DST] = (expectation.saved[1],) * 2
+        elif expectation.follow is Follow.MASTER:
+            ports[Manip.MANIP_DST] = (expectation.saved[1],) * 2
+        if self._nat and expectation.follow is not Follow.NONE and master.has(Status.SRC_NAT | Status.DST_NAT):
+            self._nat.bind(conn, nat.Choice(back.dst, back.dst, ports[Manip.MANIP_SRC]), Manip.MANIP_SRC)
+            self._nat.bind(conn, nat.Choice(back.src, back.src, ports[Manip.MANIP_DST]), Manip.MANIP_DST)

@@ -1,0 +1,125 @@
+"""Address translation beside the running kernel: tuples, status and the bytes that leave, for every kind of rule, protocol and family.
+
+Invariant of every test: engine and kernel agree. Ports that the kernel draws at random are where our search begins; it ends there only if they are
+legal.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from ctcore.config import Config
+from ctcore.nat_rules import KINDS, Match, NatRule, Range
+from ctcore.types import State, Status, Verdict
+from datapath import craft
+from datapath.frame import frames_of
+from datapath.oracle.compare import differences, out_differences
+from datapath.oracle.lockstep import Compared, Lockstep
+from datapath.oracle.oracle import Oracle
+from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
+
+A, B, C = ("10.0.0.1", "2001:db8::1"), ("10.0.0.2", "2001:db8::2"), ("10.0.0.3", "2001:db8::3")
+NEW, OTHER = ("192.0.2.1", "2001:db8:9::1"), ("192.0.2.2", "2001:db8:9::2")
+SEED, TRACES, PER_SETTING = 3, 160, 20
+FAMILIES = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
+
+
+def rule(kind: str, address: str, high: str = "", ports: tuple[int, int] | None = None, *, random: bool = False, **match: object) -> NatRule:
+    low = ip_address(address)
+    return NatRule(kind, Range(low, ip_address(high) if high else low, ports, random=random), Match(**match))
+
+
+def judge(rules: list[NatRule], *frames: bytes, **settings) -> Compared:
+    """What both say of some frames; they have to agree in everything."""
+    with Oracle(Config(nat=tuple(rules), **settings)) as oracle:
+        lockstep = Lockstep(oracle)
+        compared = lockstep.run(*frames_of(frames))
+        assert differences(compared, lockstep.config.hz) == []
+        return compared
+
+
+def packet(proto: str, src: str, dst: str, sport: int, dport: int) -> bytes:
+    """The first packet of a connection, or the answer to it if that is the same."""
+    match proto:
+        case "tcp":
+            return craft.tcp(src, dst, sport, dport, "S", seq=100)
+        case "udp":
+            return craft.udp(src, dst, sport, dport, b"text")
+        case "udp without a checksum":
+            return craft.udp(src, dst, sport, dport, b"text", l4_checksum=0)
+        case "udplite":
+            return craft.udplite(src, dst, sport, dport, b"text", sum_proto=craft.UDP)
+        case "sctp":
+            return craft.sctp(src, dst, sport, dport, 0, craft.sctp_init(77))
+        case "icmp":
+            return craft.icmp(src, dst, 8 if "." in src else 128, ident=sport)
+        case "gre":
+            return craft.frame(src, dst, craft.GRE, bytes([0, 0, 8, 0, 0, 0, 0, 0]))
+        case _:
+            return craft.frame(src, dst, 253, b"text")
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("proto", ["tcp", "udp", "udp without a checksum", "udplite", "sctp", "icmp", "gre", "generic"])
+def test_every_kind_of_rule_for_every_protocol(running_kernel: None, proto: str, kind: str, v: int) -> None:
+    """Two clients that clash, on few ports; the answers to what left."""
+    rules = [rule(kind, NEW[v], ports=(7000, 7003))]
+    first = judge(rules, packet(proto, A[v], B[v], 1000, 53), packet(proto, C[v], B[v], 1000, 53))
+    assert all(status & (Status.SRC_NAT | Status.DST_NAT) for status in first.theirs.decisions["status"][:1])
+    assert first.theirs.out[0] != (packet(proto, A[v], B[v], 1000, 53)[14:],)
+
+
+@FAMILIES
+def test_a_range_of_two_ports_serves_two_clients(running_kernel: None, v: int) -> None:
+    clients = [craft.udp(client, B[v], 1000, 53) for client in (A[v], C[v], NEW[v])]
+    compared = judge([rule("snat", OTHER[v], ports=(7000, 7001))], *clients)
+    assert compared.theirs.decisions["verdict"].tolist() == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DROP]
+    assert compared.theirs.decisions["state"].tolist() == [State.NEW, State.NEW, State.NOT_SEEN]
+
+
+@FAMILIES
+def test_hairpin(running_kernel: None, v: int) -> None:
+    """A client and its server behind one public address, and the server's answer."""
+    rules = [rule("dnat", B[v], ports=(8080, 8080), dport=(80, 80)), rule("masquerade", NEW[v], dport=(8080, 8080))]
+    frames = [craft.tcp(A[v], NEW[v], 1000, 80, "S", seq=100), craft.tcp(B[v], NEW[v], 8080, 1000, "SA", seq=500, ack=101)]
+    compared = judge(rules, *frames)
+    assert compared.theirs.out[1] == (craft.tcp(NEW[v], A[v], 80, 1000, "SA", seq=500, ack=101)[14:],)
+
+
+@FAMILIES
+@pytest.mark.parametrize("quote", [None, 28, 48, 60])
+def test_errors_about_a_translated_flow_both_ways(running_kernel: None, v: int, quote: int | None) -> None:
+    """From behind the translation about a question, from before it about an answer."""
+    asked, left = craft.udp(A[v], B[v], 1000, 53, b"x" * 40), craft.udp(NEW[v], B[v], 1000, 53, b"x" * 40)
+    answer, arrived = craft.udp(B[v], NEW[v], 53, 1000, b"y" * 40), craft.udp(B[v], A[v], 53, 1000, b"y" * 40)
+    unreachable = ((3, 3), (1, 4))[v]
+    size = {} if quote is None else {"quote": quote}
+    errors = [craft.icmp_error(C[v], NEW[v], *unreachable, left, **size), craft.icmp_error(A[v], B[v], *unreachable, arrived, **size)]
+    compared = judge([rule("snat", NEW[v])], asked, answer, *errors)
+    if quote != 28 or v == 0:
+        assert compared.theirs.decisions["state"].tolist()[2:] == [State.RELATED] * 2
+
+
+def test_a_newer_syn_takes_the_tuple_of_a_closed_connection(running_kernel: None) -> None:
+    """The only port is held by a connection in CLOSE; a SYN with a later sequence number gets it, one with an earlier one does not."""
+    ours = rule("snat", NEW[0], ports=(7000, 7001))
+    open_and_reset = [craft.tcp(A[0], B[0], sport, 80, flags, seq=seq, ack=ack) for sport in (1000, 1001) for flags, seq, ack in (("S", 100, 0),)]
+    compared = judge([ours], *open_and_reset, craft.tcp(C[0], B[0], 1000, 80, "S", seq=5000))
+    assert compared.theirs.decisions["verdict"][2] == Verdict.DROP  # both are in SYN_SENT
+
+
+def test_bytes_that_differ_are_told() -> None:
+    assert out_differences((b"abcd",), (b"abXd",)) == {"out.bytes[2:3]": ("63", "58")}
+    assert out_differences((b"abcd",), ()) == {"out.lengths": ([4], [])}
+    assert out_differences((b"ab", b"cd"), (b"ab", b"ce")) == {"out[1].bytes[1:2]": ("64", "65")}
+
+
+def test_a_short_run_of_random_rules_finds_no_difference(running_kernel: None, tmp_path) -> None:
+    said: list[str] = []
+    tally = Campaign(SEED, tmp_path, PER_SETTING, said.append, PLANS["nat"]).run(traces=TRACES, slow=False)
+    assert not tally.differing, "\n".join(said)
+    assert tally.packets > 5000
+    assert {"nat_exhausted", "nat_icmp", "nat_gre"} <= set(tally.reasons), summary(SEED, tally)
