@@ -193,6 +193,10 @@ cdef class Tracker:
         return self.ct.live
 
     @property
+    def events_waiting(self):
+        return self.ct.buffer.length
+
+    @property
     def events_lost(self):
         return self.ct.buffer.lost
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.fragments import Reassembler
 from ctcore.tracker import Tracker
+from ctcore.types import Reason
 from datapath.leave import Leaving
 from datapath.refragment import Datagram
 
@@ -62,6 +63,8 @@ class Pipeline:
         """
     def fragments(self) -> dict[str, int]:
         """Reassembly since the start, as ctcore.fragments.Reassembler.counters(), and `waiting`: datagrams that are not whole yet."""
+    def count(self, reason: Reason) -> int:
+        """How many packets had a reason other than R_OK, since the start: one figure of summary(), for who looks often."""
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.
 

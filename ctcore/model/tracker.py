@@ -397,6 +397,10 @@ class ModelTracker(Assisted, Administration):
         return taken
 
     @property
+    def events_waiting(self) -> int:
+        return len(self._events)
+
+    @property
     def events_lost(self) -> int:
         return self._counters["events_lost"]
 
