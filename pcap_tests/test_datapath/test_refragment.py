@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datapath import craft
+from ctcore.config import Config
+from ctcore.nat_rules import NatRule, Range
+from datapath import Pipeline, craft
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.refragment import Datagram, refragment, wire_length
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"
+WAN = IPv4Address("192.0.2.1")
 RR, ROUTER_ALERT = b"\x07\x04\x05\x00", b"\x94\x04\x00\x00"
 
 
@@ -129,3 +134,30 @@ def test_put_together_again_it_is_the_same(data, six, size, mtu):
         assert frames == [datagram.frame]
     else:
         assert gathered(frames).frame == datagram.frame
+
+
+def leaving(frames: list[bytes], **settings) -> list[bytes]:
+    """What a pipeline lets out of these frames."""
+    pipeline = Pipeline(Config(**settings))
+    memory, rows = frames_of(frames)
+    decisions, _, rewrites = pipeline.process(memory, rows, rewrites=True)
+    memory, out, _ = pipeline.leaving(memory, rows, decisions, rewrites)
+    return [memory[int(f["offset"]) : int(f["offset"]) + int(f["caplen"])].tobytes() for f in out]
+
+
+UDP = craft.udp_segment(A, B, 5000, 53, PAYLOAD)
+
+
+def test_a_pipeline_lets_fragments_out_when_their_datagram_is_whole():
+    first, last, other = *cut(UDP, [0, 2000]), craft.udp(A, B, 1, 2, b"other")
+    assert leaving([first, other, last, other]) == [other, first, last, other]
+    assert leaving([first, other]) == [other]
+
+
+def test_fragments_leave_translated_each_and_their_checksum_once():
+    """The transport checksum is in the first one only, and right for all of the datagram."""
+    rules = (NatRule("snat", Range(WAN, WAN)),)
+    for step in (1480, 8, 2000):
+        out = leaving(cut(UDP, list(range(0, len(UDP), step))), nat=rules)
+        assert len(out) == -(-len(UDP) // step)
+        assert gathered(out).frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)
