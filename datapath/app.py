@@ -249,7 +249,7 @@ class _Run:
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
         gone = set(rows.tolist())
         self.result.gathered += sum(len(one.parts) - 1 for one in self.pipeline.datagrams() if one.row in gone)
-        self.result.stuck += np.count_nonzero(decisions["verdict"] == Verdict.ACCEPT) - len(gone)
+        self.result.stuck += int(np.count_nonzero(decisions["verdict"] == Verdict.ACCEPT)) - len(gone)
         said = None
         if self.sink.format == "pcapng":
             changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))
