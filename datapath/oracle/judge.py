@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.config import Config
+from datapath.defragment import Gatherer
 from datapath.fields import OUT_NAMES, Record, conn_records, endpoints, packet_records
 from datapath.frame import frames_of
 from datapath.link import inner
 from datapath.oracle.errors import KernelError
-from datapath.oracle.exhibit import FRAGMENT, Unshown, exhibit
+from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side
 from datapath.oracle.oracle import Oracle
 from datapath.scenario.judge import Seen
@@ -36,6 +39,7 @@ class KernelJudge:
 
     def __init__(self, oracle: Oracle, zone: int) -> None:
         self.kernel, self.config = Kernel(oracle, zone), oracle.config
+        self.gatherer = Gatherer(self.config, zone=zone)
         self.packets = 0
         self.tolerance = 2 / self.config.hz  # a tick for each end of what is measured
 
@@ -46,16 +50,20 @@ class KernelJudge:
             )
         time.sleep(wait)
         memory, frames = frames_of([frame])
-        row = parse_batch(memory, frames, zone=self.kernel.zone, checksum=self.config.checksum).array[0]
         place = inner(memory, frames)[0]
-        shown = exhibit(row, place, memory)
-        if isinstance(shown, Unshown) and shown is not FRAGMENT:
-            raise KernelError(f"a packet that cannot be shown to the kernel: {shown}: expected a whole IP packet")
+        packet = exhibit(parse_batch(memory, frames, zone=self.kernel.zone, checksum=self.config.checksum).array[0], place, memory)
+        if isinstance(packet, Unshown):
+            raise KernelError(f"a packet that cannot be shown to the kernel: {packet}: expected a whole IP packet")
+
+        @cache
+        def gathered() -> Batch:
+            frames["ts"] = self.kernel.oracle.tick * SECOND // self.config.hz
+            return self.gatherer.parse(memory, frames)
+
         side = Side.empty(1)
-        packet = shown if isinstance(shown, bytes) else memory[int(place["offset"]) :].tobytes()
-        sighting = self.kernel.show(int(place["family"]), packet, row, side, 0)
+        sighting = self.kernel.show(int(place["family"]), packet, lambda: gathered().array[0], side, 0)
+        row = gathered().array[0]
         self.kernel.finish(side)
-        frames["ts"] = sighting.tick * SECOND // self.config.hz
         side.conns["flow"]["id"] = side.decisions["conn"]
         record = next(packet_records(frames, side.decisions, row["key"].reshape(1), self.packets, self.config.hz))
         self.packets += 1
