@@ -146,7 +146,7 @@ def test_pptp_one_connection_for_both_directions(make_tracker, said):
 
 def test_pptp_an_error_about_the_tunnel_is_related_to_it(make_tracker):
     """Its quote names one end's id only, as every packet of the tunnel does."""
-    tracker, conn = call(make_tracker, *OUT)
+    _, conn = call(make_tracker, *OUT)
     gre(conn, 99)
 
     def about(call_id: int, version: int = 1):
