@@ -152,7 +152,7 @@ class ModelTracker(Assisted, Administration):
         quoted, refusal = l4.inner_key(packet)
         if quoted is None:
             return Decision(State.INVALID, refusal)
-        answer = quoted.inverted()
+        answer = self._named_quote(quoted).inverted()
         if answer is None:
             return Decision(State.INVALID, Reason.R_ICMP_INNER_ERROR)
         found = self._find(answer)
