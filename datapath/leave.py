@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ctcore.types import Verdict
 from datapath.frame import LINK_RAW, frames_of
 from datapath.refragment import Datagram, refragment, wire_length
-from datapath.rewrite import copied, edit_frames, rewrite_in_place
+from datapath.rewrite import copied, translated
 
 
 class Leaving(NamedTuple):
@@ -42,23 +42,12 @@ def leaving(
     told = None if rewrites is None else rewrites[plain]
     laid, sent = frames[plain], np.ones(len(plain), dtype=bool)
     if told is not None and told["flags"].any():
-        memory, laid, sent = _translated(memory, laid, told, edits)
+        memory, laid, sent = translated(memory, laid, told, edits)
     if not cut:
         return Leaving(memory, laid[sent], plain[sent])
     memory, laid = copied(memory, laid[sent])
     pieces = [_fragments(one, None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
     return _merged(Leaving(memory, laid, plain[sent]), frames, cut, pieces)
-
-
-def _translated(
-    memory: NDArray[np.uint8], frames: NDArray[Any], told: NDArray[Any], edits: NDArray[Any] | None
-) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.bool_]]:
-    """A copy of frames with all that is told of each, and which of them can be sent."""
-    memory, frames = copied(memory, frames)
-    sent = rewrite_in_place(memory, frames, told)
-    if edits is not None and len(edits):
-        memory = edit_frames(memory, frames, sent, told, edits)
-    return memory, frames, sent
 
 
 def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
@@ -67,7 +56,7 @@ def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any
     if told is not None and told["flags"][0]:
         memory, place = frames_of([packet], link=LINK_RAW)
         place["len"] = datagram.length
-        memory, place, sent = _translated(memory, place, told, edits)
+        memory, place, sent = translated(memory, place, told, edits)
         if not sent[0]:
             return []
         start = int(place["offset"][0])

@@ -372,12 +372,18 @@ def copied(const uint8_t[::1] memory not None, frames not None):
     return moved, laid
 
 
-def rewritten(memory, frames, rewrites, edits=None):
-    """A copy of frames with the changes made; see rewrite.pyi."""
+def translated(memory, frames, rewrites, edits=None):
+    """A copy of frames with the changes made, and which of them can be sent; see rewrite.pyi."""
     moved, laid = copied(memory, frames)
     sent = rewrite_in_place(moved, laid, rewrites)
     if edits is not None and (sent & (rewrites["flags"] & REWRITE_EDIT != 0)).any():
         moved = edit_frames(moved, laid, sent, rewrites, edits)
+    return moved, laid, sent
+
+
+def rewritten(memory, frames, rewrites, edits=None):
+    """The same of those only that can be sent; see rewrite.pyi."""
+    moved, laid, sent = translated(memory, frames, rewrites, edits)
     return moved, laid[sent]
 
 
