@@ -19,6 +19,7 @@ EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 UNLIMITED_CAPACITY = 1 << 22
 CAPACITY_LIMIT = 1 << 26
 FRAGMENTS_LIMIT = 1 << 30
+RULES_LIMIT = 0xFFFF  # of address translation: a connection remembers its own in 16 bits, counted from 1
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
 TICKS_LIMIT = (1 << 31) - 1
 
@@ -71,6 +72,7 @@ class Config:
         _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
         _check_range(self, "eviction_buffer", 1, 1 << 27)
         _check_zones(self)
+        whole("nat: rules:", len(self.nat), 0, RULES_LIMIT)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")
