@@ -242,6 +242,8 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     quoted = _quoted(packet, l4) if error else None
     answer = None if quoted is None else inverse_of(quoted)
     about = None if answer is None else find_conn(earlier, answer)
+    if about is None and error:  # the engine knows more of tuples than what is quoted: zones of one direction, the ids of tunnels
+        about = _by_id(earlier, int(decisions["conn"][0]))
     rewrite = None if rewrites is None else rewrites[0]
     return Explained(
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
