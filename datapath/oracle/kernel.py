@@ -51,7 +51,6 @@ class Kernel:
     """Shows packets to an oracle and fills in a Side."""
 
     oracle: Oracle
-    zone: int = 0
     born: int = 0
     ordinals: dict[int, int] = field(default_factory=dict)  # where a connection lies in the kernel -> its ordinal
     deadlines: dict[int, tuple[int, int]] = field(default_factory=dict)  # and -> its deadline, and the ticks that passed while that was set
@@ -60,7 +59,7 @@ class Kernel:
 
     def show(self, family: int, packet: bytes, row: np.void, side: Side, i: int) -> Sighting:
         """Row i of `side`, but for the connection. family: 4 or 6; packet: IP; row: the packet as we parsed it, PACKET_DTYPE."""
-        sighting = self.oracle.show(family, packet, key_of(row))
+        sighting = self.oracle.show(family, packet, key_of(row), int(row["key"]["zone"]))
         record = self._judge(sighting, row, side.decisions[i])
         if self.oracle.translates:
             side.out[i] = tuple(frame[ETHERNET:] for frame in sighting.came)
@@ -90,7 +89,7 @@ class Kernel:
         """The decision from what was seen; the observation of the connection, if it lives on."""
         layout = self.oracle.layout
         held = Verdict.HELD if row["reason"] == Reason.R_FRAGMENT else Verdict.DROP
-        decision["zone"], decision["proto"], decision["family"] = self.zone, row["key"]["proto"], row["key"]["family"]
+        decision["zone"], decision["proto"], decision["family"] = (row["key"][name] for name in ("zone", "proto", "family"))
         decision["verdict"] = Verdict.ACCEPT if sighting.came else held
         judged, final = sighting.judged, sighting.final
         if judged is None:

@@ -65,7 +65,7 @@ class Lockstep:
         """Both begin anew, without connections; ordinals count from 0."""
         self.oracle.flush()
         self.tracker = Tracker(self.config)
-        self.kernel = Kernel(self.oracle, self.zone)
+        self.kernel = Kernel(self.oracle)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
