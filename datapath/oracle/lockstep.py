@@ -120,7 +120,7 @@ class Lockstep:
         rewrites = np.zeros(1, REWRITE_DTYPE) if self.oracle.translates else None
         ours.decisions[i] = self.tracker.advance(batch, rewrites)[0]
         if rewrites is not None and ours.decisions[i]["verdict"] == Verdict.ACCEPT:
-            ours.out[i] = leaving(memory, frame, rewrites)
+            ours.out[i] = leaving(memory, frame, rewrites, self.tracker.edits())
         state, ordinal = ours.decisions[i]["state"], int(ours.decisions[i]["conn"])
         conn = None
         if state == State.RELATED:
@@ -135,9 +135,9 @@ class Lockstep:
             ours.has_conn[i] = True
 
 
-def leaving(memory: np.ndarray, frame: np.ndarray, rewrites: np.ndarray) -> tuple[bytes, ...]:
+def leaving(memory: np.ndarray, frame: np.ndarray, rewrites: np.ndarray, edits: np.ndarray) -> tuple[bytes, ...]:
     """The IP packets that leave because of an accepted frame, without what the link added behind them."""
-    memory, frames = rewritten(memory, frame, rewrites)
+    memory, frames = rewritten(memory, frame, rewrites, edits)
     packets = []
     for place in inner(memory, frames):
         start, have = int(place["offset"]), int(place["have"])
