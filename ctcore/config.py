@@ -44,7 +44,7 @@ class Config:
     zone_limits: Mapping[int, int] = field(default_factory=dict)  # of single zones, in place of zone_limit
     zone_reserves: Mapping[int, int] = field(default_factory=dict)  # places of max that belong to a zone, whatever the others do
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
-    seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
+    seed: int = 0  # of the keyed hashes, and of the ports that NAT draws; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
     event_buffer: int = 65536  # events kept until they are taken
     ipfrag_high_thresh: int = 4 << 20  # bytes of IPv4 fragments beyond which further ones are refused; 0: all are

@@ -10,7 +10,8 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport likely
+from ctcore.helpers.pptp cimport name_quoted
+from ctcore.lowlevel cimport likely, unlikely
 from ctcore.table cimport table_find
 from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert, quoted_tuple
@@ -95,6 +96,8 @@ cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil:
     if reason != R_OK:
         return decided(p, NOT_SEEN if reason == R_SNAPPED else INVALID, reason)
     quoted.zone = p.key.zone
+    if unlikely(ct.ext.tunnels) and quoted.proto == PROTO_GRE:
+        name_quoted(ct, &quoted)
     if not invert(&quoted, &answer):
         return decided(p, INVALID, R_ICMP_INNER_ERROR)
     flow[0] = find_quoted(ct, &answer)

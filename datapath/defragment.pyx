@@ -150,7 +150,7 @@ cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number
 
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
-    """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; the frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
+    """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
     cdef int i
     if not g.all.reserved:
         reserve(g)

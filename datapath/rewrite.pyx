@@ -393,7 +393,7 @@ def edit_frames(memory, frames, sent, rewrites, edits):
         changed = edited(data, row, int(row["l4"]) - memory.ctypes.data - start, edits[first:first + int(told["n_edits"])])
         sent[i] = changed is not None
         if changed is not None:
-            frames["offset"][i], frames["caplen"][i], frames["len"][i] = end, len(changed), len(changed)
+            frames["offset"][i], frames["caplen"][i], frames["len"][i] = end, len(changed), int(frames["len"][i]) + len(changed) - len(data)
             pieces.append(np.frombuffer(changed, dtype=np.uint8))
             end += len(changed)
     return np.concatenate(pieces)

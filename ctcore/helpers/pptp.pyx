@@ -100,6 +100,13 @@ cdef void name_tunnel(Engine *ct, Packet *p) noexcept nogil:
         p.flow = NO_FLOW
 
 
+cdef void name_quoted(const Engine *ct, Key *key) noexcept nogil:
+    """The same of GRE that an ICMP error quotes. Without a call id, its key is 0.   Reads and writes: key."""
+    cdef uint32_t node = find_tunnel(&ct.ext, key) if key.family == 4 and key.dport else 0
+    if node:
+        key.sport = ct.ext.row[node >> 1].memory.pptp.tunnel[node & 1].sport
+
+
 cdef bint know_tunnel(Engine *ct, uint32_t row, int dir, const Key *key) noexcept nogil:
     """Remember a tunnel's direction. False if the call has had another one: until it is over there is one only."""
     cdef PptpMemory *m = &ct.ext.row[row].memory.pptp

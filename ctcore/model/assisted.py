@@ -109,6 +109,11 @@ class Assisted:
             return replace(packet, key=packet.key._replace(sport=conn.ext.memory.tunnels[d].sport))
         return packet
 
+    def _named_quote(self, key: Key) -> Key:
+        """The same of the tuple that an ICMP error quotes. GRE without a call id has 0 for its key."""
+        known = self._tunnels(key)[:1] if key.family == 4 and key.proto == Proto.PROTO_GRE and key.dport else []
+        return key._replace(sport=known[0][1].ext.memory.tunnels[known[0][2]].sport) if known else key
+
     def _hang_up(self, conn: Conn) -> None:
         """A call ends, and its tunnel with it; if there was none yet, it is expected no more."""
         m = conn.ext.memory

@@ -36,8 +36,7 @@ class Seen(NamedTuple):
 
 
 class Judge(Protocol):
-    """name: as in JUDGES. unknown: fields of a packet record it knows nothing of ("reason"), and "held" if it cannot tell held
-    fragments from dropped ones. tolerance: seconds by which its timeouts may be off."""
+    """name: as in JUDGES. unknown: fields of a packet record it knows nothing of ("reason"). tolerance: seconds by which its timeouts may be off."""
 
     @property
     def name(self) -> str: ...

@@ -122,7 +122,9 @@ def scenarios(draw):
         about = draw(st.integers(0, len(labelled) - 1))
         error = s.Icmp(3, 1, about=labelled[about].label or about, quote=draw(maybe(SHORT)))
         labelled.append(s.Step(s.Packet("B", "A", error)))
-    settings = draw(st.fixed_dictionaries({}, optional={**{name: st.integers(0, 1) for name in SWITCHES}, "seed": LONG, "max": BYTE}))
+    settings = draw(
+        st.fixed_dictionaries({}, optional={**{name: st.integers(0, 1) for name in SWITCHES}, "seed": LONG, "max": st.just(0) | st.integers(18, 255)})
+    )
     hosts = draw(st.dictionaries(NAMES.filter(lambda name: name != "set"), st.ip_addresses().map(str).filter(lambda a: "%" not in a), max_size=3))
     hosts = {name: address for name, address in hosts.items() if name not in s.DEFAULT_HOSTS}
     timeouts = draw(st.dictionaries(st.sampled_from(sorted(spec.timeouts())), SHORT, max_size=2))

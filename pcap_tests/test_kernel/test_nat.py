@@ -15,13 +15,14 @@ from ctcore.nat_rules import KINDS, Match, NatRule, Range
 from ctcore.types import State, Status, Verdict
 from datapath import craft
 from datapath.frame import frames_of
-from datapath.oracle.compare import differences, out_differences
+from datapath.oracle.compare import differences, out_differences, without_idents
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
 
 A, B, C = ("10.0.0.1", "2001:db8::1"), ("10.0.0.2", "2001:db8::2"), ("10.0.0.3", "2001:db8::3")
 NEW, OTHER = ("192.0.2.1", "2001:db8:9::1"), ("192.0.2.2", "2001:db8:9::2")
+UDP = 17
 SEED, TRACES, PER_SETTING = 3, 160, 20
 FAMILIES = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 
@@ -109,6 +110,35 @@ def test_a_newer_syn_takes_the_tuple_of_a_closed_connection(running_kernel: None
     open_and_reset = [craft.tcp(A[0], B[0], sport, 80, flags, seq=seq, ack=ack) for sport in (1000, 1001) for flags, seq, ack in (("S", 100, 0),)]
     compared = judge([ours], *open_and_reset, craft.tcp(C[0], B[0], 1000, 80, "S", seq=5000))
     assert compared.theirs.decisions["verdict"][2] == Verdict.DROP  # both are in SYN_SENT
+
+
+def fragments6(ident: int, *offsets: int) -> tuple[bytes, ...]:
+    exts = [((craft.FRAGMENT, craft.fragment6(offset, True, ident)),) for offset in offsets]
+    return tuple(craft.ipv6(A[1], B[1], UDP, bytes(16), ext=ext) for ext in exts)
+
+
+def test_fragments_may_have_any_identification_but_one() -> None:
+    assert without_idents(fragments6(7, 0, 16)) == without_idents(fragments6(9, 0, 16))
+    mixed = (*fragments6(7, 0), *fragments6(9, 16))
+    assert without_idents(mixed) == mixed
+    assert without_idents(fragments6(7, 0, 16)) != without_idents(fragments6(7, 0, 8))
+
+
+@FAMILIES
+def test_a_translated_datagram_leaves_in_fragments(running_kernel: None, v: int) -> None:
+    """Asked and answered in fragments, the last one first; held ones leave nothing behind."""
+    frames = []
+    for src, dst, sport, dport in ((A[v], B[v], 1000, 53), (B[v], NEW[v], 53, 1000)):
+        whole = craft.udp_segment(src, dst, sport, dport, b"x" * 2000)
+        for offset, size, more in ((1304, 704, False), (0, 1304, True)):
+            part = whole[offset : offset + size]
+            if v:
+                frames.append(craft.frame(src, dst, UDP, part, ext=((craft.FRAGMENT, craft.fragment6(offset, more, 5)),)))
+            else:
+                frames.append(craft.frame(src, dst, UDP, part, ident=5, frag=offset // 8 | 0x2000 * more))
+    compared = judge([rule("snat", NEW[v])], *frames)
+    assert [len(left) for left in compared.theirs.out] == [0, 2, 0, 2]
+    assert compared.theirs.decisions["verdict"].tolist() == [Verdict.HELD, Verdict.ACCEPT] * 2
 
 
 def test_bytes_that_differ_are_told() -> None:

@@ -19,7 +19,7 @@ from datapath.oracle.judge import LONGEST_WAIT, KernelJudge
 from datapath.oracle.oracle import Oracle
 from datapath.scenario.judge import open_judge
 from datapath.scenario.run import disagreements, play, settings_of
-from datapath.scenario.steps import Packet, Scenario
+from datapath.scenario.steps import Scenario
 from datapath.scenario.text import parse
 
 SCENARIOS = sorted((Path(__file__).parent.parent.parent / "scenarios").rglob("*.ct"))
@@ -27,15 +27,15 @@ BASE = Config()
 
 
 class Oracles:
-    """One oracle for each zone and settings, or for a scenario with fragments: no flush does away with those that wait."""
+    """One oracle for each zone and settings."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
         self.made: dict[str, Oracle] = {}
 
-    def judge(self, config: Config, zone: int, alone: str = "") -> KernelJudge:
-        """A judge with an empty table. alone: for whom, if it is to be for nobody else."""
-        name = alone + repr((config, zone))
+    def judge(self, config: Config, zone: int) -> KernelJudge:
+        """A judge with an empty table."""
+        name = repr((config, zone))
         if name not in self.made:
             self.made[name] = self.stack.enter_context(Oracle(config, zone=zone))
         self.made[name].flush()
@@ -46,10 +46,6 @@ class Oracles:
 def oracles(running_kernel: None) -> Iterator[Oracles]:
     with ExitStack() as stack:
         yield Oracles(stack)
-
-
-def has_fragments(scenario: Scenario) -> bool:
-    return any(isinstance(step.packet, Packet) and step.packet.ip.frag is not None for step in scenario.steps)
 
 
 def limited(scenario: Scenario) -> bool:
@@ -64,7 +60,7 @@ def test_the_kernel_does_what_the_scenario_says(oracles: Oracles, path: Path) ->
         with pytest.raises(KernelError, match="expected none, for the kernel has none"):
             oracles.judge(*settings_of(scenario, BASE))
         return
-    judge = oracles.judge(*settings_of(scenario, BASE), scenario.name if has_fragments(scenario) else "")
+    judge = oracles.judge(*settings_of(scenario, BASE))
     found = list(disagreements(scenario, play(scenario, judge), judge))
     assert not found, "\n".join(text for text, _ in lines_of(found, ("expected", "kernel")))
 
@@ -92,14 +88,6 @@ def test_what_the_kernel_cannot_be_asked_is_refused(oracles: Oracles) -> None:
         judge.packet(bytes(60), 0)
 
 
-def test_held_and_dropped_fragments_are_one_to_it(oracles: Oracles) -> None:
-    """But a packet that passes is neither."""
-    scenario = parse("+0 A:1 > B:2 udp len 64 frag 0+16 => drop\n+0 A:1 > B:2 udp => drop\n", "fragment.ct")
-    judge = oracles.judge(BASE, 0, scenario.name)
-    (found,) = disagreements(scenario, play(scenario, judge), judge)
-    assert found.number == 1 and [(one.left, one.right) for one in found.fields] == [("drop", "accept")]
-
-
 def test_what_leaves_in_fragments_is_seen_as_a_whole(oracles: Oracles) -> None:
     scenario = parse(
         "set snat 192.0.2.1:7000\n+0 A:1 > B:2 udp len 64 frag 0+16\n"
@@ -119,7 +107,7 @@ def test_packets_may_come_in_different_zones(oracles: Oracles) -> None:
 
 def test_a_fragment_is_held(oracles: Oracles) -> None:
     scenario = parse("+0 A:1 > B:2 udp len 64 frag 0+16 => not-seen held\n", "held.ct")
-    (seen,) = play(scenario, oracles.judge(BASE, 0, scenario.name))
+    (seen,) = play(scenario, oracles.judge(BASE, 0))
     assert (seen.record["state"], seen.record["verdict"]) == ("not-seen", "held") and State.NOT_SEEN == 0
 
 
