@@ -197,10 +197,20 @@ cdef class Gatherer:
 
     def __init__(self, config=None, *, int zone=0):
         self.reassembler = Reassembler(config)
-        self.settings.zone = zone
+        self.zone = zone
         self.settings.checksum = self.reassembler.config.checksum
         self.settings.nat = len(self.reassembler.config.nat) > 0
         self.datagrams = []
+
+    @property
+    def zone(self):
+        return self.settings.zone
+
+    @zone.setter
+    def zone(self, int zone):
+        if not 0 <= zone <= 0xFFFF:
+            raise ValueError(f"zone = {zone}: expected 0 to 65535")
+        self.settings.zone = zone
 
     def parse(self, const uint8_t[::1] memory not None, frames not None):
         cdef const Frame *rows = checked_frames(memory, frames)

@@ -38,12 +38,12 @@ class KernelJudge:
     unknown = frozenset({"reason"})
 
     def __init__(self, oracle: Oracle, zone: int) -> None:
-        self.kernel, self.config = Kernel(oracle, zone), oracle.config
+        self.kernel, self.config, self.zone = Kernel(oracle), oracle.config, zone
         self.gatherer = Gatherer(self.config, zone=zone)
         self.packets = 0
         self.tolerance = 2 / self.config.hz  # a tick for each end of what is measured
 
-    def packet(self, frame: bytes, wait: float) -> Seen:
+    def packet(self, frame: bytes, wait: float, zone: int | None = None) -> Seen:
         if wait > LONGEST_WAIT:
             raise KernelError(
                 f"a wait of {wait:g} s: expected at most {LONGEST_WAIT:g} s, for the kernel's clock cannot be set: shorten the timeout instead"
@@ -51,7 +51,7 @@ class KernelJudge:
         time.sleep(wait)
         memory, frames = frames_of([frame])
         place = inner(memory, frames)[0]
-        packet = exhibit(parse_batch(memory, frames, zone=self.kernel.zone, checksum=self.config.checksum).array[0], place, memory)
+        packet = exhibit(parse_batch(memory, frames, checksum=self.config.checksum).array[0], place, memory)
         if isinstance(packet, Unshown):
             raise KernelError(f"a packet that cannot be shown to the kernel: {packet}: expected a whole IP packet")
 
@@ -61,7 +61,8 @@ class KernelJudge:
             return self.gatherer.parse(memory, frames)
 
         side = Side.empty(1)
-        sighting = self.kernel.show(int(place["family"]), packet, lambda: gathered().array[0], side, 0)
+        self.gatherer.zone = zone = self.zone if zone is None else zone
+        sighting = self.kernel.show(int(place["family"]), packet, lambda: gathered().array[0], side, 0, zone)
         row = gathered().array[0]
         self.kernel.finish(side)
         side.conns["flow"]["id"] = side.decisions["conn"]
@@ -76,7 +77,8 @@ def left_with(key: np.void, came: Sequence[bytes]) -> Record | None:
     """The ends a packet left with, if they are not those it came with (key: KEY_DTYPE): `out` of its record."""
     if not came:
         return None
-    left = parse_batch(*frames_of(came[:1])).array["key"][0]
+    frames = frames_of(came)
+    left = (parse_batch(*frames) if len(came) == 1 else Gatherer().parse(*frames)).array["key"][-1]  # several: fragments of one datagram
     ends, before = (endpoints(each.tobytes()) for each in (left, key))
     return {name: ends[name] for name in OUT_NAMES if name in ends} if ends != before else None
 

@@ -53,20 +53,19 @@ class Kernel:
     """Shows packets to an oracle and fills in a Side."""
 
     oracle: Oracle
-    zone: int = 0
     born: int = 0
     ordinals: dict[int, int] = field(default_factory=dict)  # where a connection lies in the kernel -> its ordinal
     deadlines: dict[int, tuple[int, int]] = field(default_factory=dict)  # and -> its deadline, and the ticks that passed while that was set
     _records: list[Record] = field(default_factory=list)
     _ticks: list[int] = field(default_factory=list)
 
-    def show(self, family: int, packet: bytes, parsed: Callable[[], np.void], side: Side, i: int) -> Sighting:
+    def show(self, family: int, packet: bytes, parsed: Callable[[], np.void], side: Side, i: int, zone: int | None = None) -> Sighting:
         """Row i of `side`, but for the connection.
 
         family: 4 or 6; packet: IP; parsed: the packet as we see it, PACKET_DTYPE, asked for when it has been judged; of a fragment that completes a
-        datagram, the datagram.
+        datagram, the datagram; zone: in place of the oracle's.
         """
-        sighting = self.oracle.show(family, packet, lambda: key_of(parsed()))
+        sighting = self.oracle.show(family, packet, lambda: key_of(parsed()), zone)
         row = parsed()
         record = self._judge(sighting, row, side.decisions[i])
         if self.oracle.translates or is_fragment(family, packet):
@@ -99,7 +98,7 @@ class Kernel:
         layout = self.oracle.layout
         # A kernel that keeps a fragment is as silent as one that drops it.
         held = Verdict.HELD if row["reason"] == Reason.R_FRAGMENT else Verdict.DROP
-        decision["zone"], decision["proto"], decision["family"] = self.zone, row["key"]["proto"], row["key"]["family"]
+        decision["zone"], decision["proto"], decision["family"] = (row["key"][name] for name in ("zone", "proto", "family"))
         decision["verdict"] = Verdict.ACCEPT if sighting.came else held
         judged, final = sighting.judged, sighting.final
         if judged is None:

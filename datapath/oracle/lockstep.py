@@ -68,7 +68,7 @@ class Lockstep:
         self.oracle.flush()
         self.tracker = Tracker(self.config)
         self.gatherer = Gatherer(self.config, zone=self.zone)
-        self.kernel = Kernel(self.oracle, self.zone)
+        self.kernel = Kernel(self.oracle)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.

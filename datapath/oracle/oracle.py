@@ -110,6 +110,8 @@ class Oracle:
 
     def __init__(self, config: Config, *, zone: int = 0) -> None:
         """KernelError if the kernel or the privileges do not suffice, naming what is missing."""
+        if config.zone_limit or config.zone_limits or config.zone_reserves:
+            raise KernelError("limits and reserves of zones: expected none, for the kernel has none")
         self.config, self.zone = kernel_config(config), zone
         self.layout = Layout(kernel_types())
         self.tick = 0
@@ -122,7 +124,7 @@ class Oracle:
                 self.bridge = Bridge(stack)
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
-                ruleset.load(self.bridge.box, self.config, zone=self.zone, direction=DIRECTIONS[self.config.zone_dir])
+                ruleset.load(self.bridge.box, self.config)
                 if self.config.nat:  # a helper alone never changes an address
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 with self.bridge.box.entered():
@@ -135,6 +137,7 @@ class Oracle:
             raise _refused("rtnetlink", error.code, "CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies, the oldest first
         self._namespace = 0  # where ours lies in the kernel's memory
+        self._zones = False  # whether packets may have other zones than 0
         self._waiting = False  # whether fragments may wait there for others
 
     @property
@@ -157,13 +160,17 @@ class Oracle:
             except OSError as error:
                 raise KernelError(f"{path} = {value}: {os.strerror(error.errno or 0)}") from None
 
-    def show(self, family: int, packet: bytes, key: Callable[[], bytes] = bytes) -> Sighting:
+    def show(self, family: int, packet: bytes, key: Callable[[], bytes] = bytes, zone: int | None = None) -> Sighting:
         """Let the kernel judge an IP packet.
 
         family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid; nothing if
-        it has none. It is asked for when the packet has been judged: that of fragments depends on the tick.
+        it has none. It is asked for when the packet has been judged: that of fragments depends on the tick. zone: in place of the oracle's.
         """
-        came = self.bridge.pass_(ETHERTYPES[family], packet)
+        zone = self.zone if zone is None else zone
+        if zone and not self._zones:
+            ruleset.load_zones(self.bridge.box, DIRECTIONS[self.config.zone_dir])
+            self._zones = True
+        came = self.bridge.pass_(ETHERTYPES[family], packet, zone)
         records = {record.moment: record for record in self.probes.records()}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
         if Moment.ARRIVED in records:
