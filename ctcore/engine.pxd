@@ -39,6 +39,7 @@ ctypedef struct Engine:
     Expectations expect
     Extensions ext              # of connections that have a helper
     Edits edits                 # of the batch at hand
+    uint8_t *scratch            # room for the longest packet's payload; NULL if there are no helpers
     uint8_t *helper_of[2]       # by port, of TCP and of UDP: HELPER_*, 0 none; NULL if there are no helpers
     Zones zones
     Evictions evictions         # the audit, for whoever takes it

@@ -14,7 +14,8 @@ cdef enum Follow:
 cdef enum Announced:
     ANNOUNCED
     EXPECT_BUSY                 # it clashes with another one
-    EXPECT_REFUSED              # too many of them, or there as something else
+    EXPECT_ALREADY              # the very same is there, as another kind or, if it is shared, of another connection
+    EXPECT_REFUSED              # too many of them
 
 ctypedef struct Expectation:
     Key key                     # dst, dport, proto, family and zone must fit; src and sport too, unless they are open
@@ -34,6 +35,7 @@ ctypedef struct Expectation:
     uint8_t helper              # HELPER_* that its connection gets, or 0
     uint8_t permanent
     uint8_t inactive            # does not fit anything yet
+    uint8_t shared              # whoever announces it first
     uint8_t live
 
 ctypedef struct Expectations:

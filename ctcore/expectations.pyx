@@ -37,9 +37,14 @@ cdef inline bint overlap(const Expectation *a, const Expectation *b) noexcept no
     )
 
 
+cdef inline bint alike(const Expectation *a, const Expectation *b) noexcept nogil:
+    """Do they fit the same packets?"""
+    return a.any_src == b.any_src and a.any_sport == b.any_sport and overlap(a, b)
+
+
 cdef inline bint same(const Expectation *a, const Expectation *b) noexcept nogil:
-    """Do they fit the same packets, and were they announced by the same connection?"""
-    return a.master == b.master and a.any_src == b.any_src and a.any_sport == b.any_sport and overlap(a, b)
+    """And were they announced by the same connection?"""
+    return a.master == b.master and alike(a, b)
 
 
 cdef inline bint fits(const Expectation *row, const Key *key) noexcept nogil:
@@ -147,9 +152,9 @@ cdef Announced expect_announce(Expectations *all, const Expectation *draft, uint
     if all.count:
         row = all.head[chain_of(all, &draft.key)]
     while row != NO_CONN:
-        if same(&all.row[row], draft):
-            if all.row[row].kind != draft.kind:
-                return EXPECT_REFUSED
+        if same(&all.row[row], draft) or (draft.shared and alike(&all.row[row], draft)):
+            if all.row[row].kind != draft.kind or all.row[row].master != draft.master:
+                return EXPECT_ALREADY
             expect_remove(all, row)
             break
         if overlap(&all.row[row], draft):

@@ -28,7 +28,8 @@ ctypedef struct PptpMemory:
 ctypedef struct SipMemory:
     uint32_t register_cseq      # of the last REGISTER and INVITE that were let through
     uint32_t invite_cseq
-    uint16_t answer_port        # at which the client listens, if that is not where it sends from
+    uint16_t answer_port        # at which a client listens, if that is not where it sends from; 0: it is
+    uint8_t redirect            # the packet at hand goes there
 
 ctypedef union HelperMemory:
     FtpMemory ftp

@@ -23,6 +23,7 @@ from ctcore.hashing cimport hash_of
 from ctcore.helpers.nat_text cimport follow
 from ctcore.helpers.helper cimport HELPER_PPTP
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
+from ctcore.helpers.sip_nat cimport redirect
 from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
@@ -255,12 +256,14 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Key key = entry.flow[ORIG].key
     cdef uint32_t row
-    cdef Expectation *expected
+    cdef Expectation expected
     key.zone = zone_of(entry)           # whatever direction it is of
     row = expect_find(&ct.expect, &key, ct.tick)
     if row == NO_CONN:
         return
-    expected = &ct.expect.row[row]
+    expected = ct.expect.row[row]
+    if not expected.permanent:
+        expect_remove(&ct.expect, row)
     entry.status |= EXPECTED
     entry.master = expected.master
     entry.mark = ct.pool.entry[expected.master_conn].mark
@@ -269,12 +272,10 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     if expected.helper:
         give_helper(ct, conn, expected.helper)
     if expected.follow == FOLLOW_PPTP:
-        follow_pptp(ct, entry, expected)
+        follow_pptp(ct, entry, &expected)
     elif expected.follow and ct.nat.rule != NULL:
-        follow(ct, entry, expected)
+        follow(ct, entry, &expected)
     ct.expect.matched += 1
-    if not expected.permanent:
-        expect_remove(&ct.expect, row)
 
 
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
@@ -553,6 +554,8 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
     if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
         if likely(translatable(entry, p, dir)):
             plan_rewrite(ct, entry, dir)
+            if unlikely(entry.cold & COLD_EXTENSION):
+                redirect(ct, entry, dir)
         else:
             p.verdict = DROP
     with_conn(ct, entry, p, dir, d)

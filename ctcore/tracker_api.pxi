@@ -129,7 +129,7 @@ cdef class Tracker:
         unmap_memory(self.ct.evictions.row, self.evictions_size)
 
     cdef int prepare_helpers(self, object config) except -1:
-        """Map the extensions and, behind them, who is helped by port; without helpers there is nothing."""
+        """Map the extensions and, behind them, who is helped by port, and room for a payload; without helpers there is nothing."""
         cdef Engine *ct = &self.ct
         cdef size_t rows
         if not config.helpers:
@@ -137,7 +137,7 @@ cdef class Tracker:
         ct.ext.size = config.helper_max
         ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
         rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
-        self.help_size = rows + 2 * 65536
+        self.help_size = rows + 3 * 65536
         ct.ext.row = <Extension *>map_memory(self.help_size)
         if ct.ext.row == NULL:
             raise MemoryError(f"no memory for {config.helper_max} connections with helpers")
@@ -145,6 +145,7 @@ cdef class Tracker:
         ct.expect.extension = ct.ext.row
         ct.helper_of[0] = <uint8_t *>ct.ext.row + rows
         ct.helper_of[1] = ct.helper_of[0] + 65536
+        ct.scratch = ct.helper_of[1] + 65536
         fill_helpers(ct, config.helpers)
 
     cdef int enter(self) except -1:

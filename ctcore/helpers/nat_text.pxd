@@ -5,6 +5,9 @@ from ctcore.expectations cimport Expectation
 from ctcore.helpers.helper cimport Aid
 from ctcore.types cimport Entry
 
+cdef enum:
+    LARGEST_PACKET = 65535      # bytes, with all headers
+
 # Text to put in another one's place. The longest is an IPv6 address with its port.
 ctypedef struct Line:
     uint8_t text[64]
@@ -16,6 +19,8 @@ cdef void add_text(Line *line, const char *text) noexcept nogil
 cdef void add_number(Line *line, uint32_t value) noexcept nogil
 cdef void add_ip4(Line *line, const uint8_t *address, uint8_t separator) noexcept nogil
 cdef void add_ip6(Line *line, const uint8_t *address) noexcept nogil
+cdef void add_ip6_short(Line *line, const uint8_t *address) noexcept nogil
+cdef bint add_edit(Engine *ct, uint32_t at, uint32_t old_len, const uint8_t *text, uint32_t size) noexcept nogil
 cdef bint edit(Aid *aid, uint32_t at, uint32_t old_len, const Line *line) noexcept nogil
 cdef bint edit_number(Engine *ct, uint32_t at, uint32_t value) noexcept nogil
 cdef void move_sequence(Aid *aid, int32_t by) noexcept nogil

@@ -21,7 +21,6 @@ from ctcore.types cimport *
 
 cdef enum:
     MOST_TRIES = 128            # of ports, before all count as taken
-    LARGEST_PACKET = 65535      # bytes, with all headers
 
 
 # --- ports --------------------------------------------------------------------------------------------------------------------------------
@@ -104,6 +103,43 @@ cdef void add_ip6(Line *line, const uint8_t *address) noexcept nogil:
         add_hex(line, <uint32_t>address[2 * k] << 8 | address[2 * k + 1], 4)
 
 
+cdef inline uint32_t group_at(const uint8_t *address, int k) noexcept nogil:
+    return <uint32_t>address[2 * k] << 8 | address[2 * k + 1]
+
+
+cdef inline bint ends_in_ip4(const uint8_t *address) noexcept nogil:
+    """Is it an IPv4 address in disguise: ::ffff:a.b.c.d (RFC 4291 2.5.5.2), or that of an ISATAP interface (RFC 5214 6.1)?"""
+    cdef int k = 0
+    while k < 5 and group_at(address, k) == 0:
+        k += 1
+    return (k == 5 and group_at(address, 5) == 0xFFFF) or (group_at(address, 4) | 0x0200 == 0x0200 and group_at(address, 5) == 0x5EFE)
+
+
+cdef void add_ip6_short(Line *line, const uint8_t *address) noexcept nogil:
+    """The first of the longest runs of two or more zero groups is left out (RFC 5952 4.2)."""
+    cdef int n = 6 if ends_in_ip4(address) else 8
+    cdef int k = 0, run, gap = n, size = 1
+    while k < n:
+        run = 0
+        while k + run < n and group_at(address, k + run) == 0:
+            run += 1
+        if run > size:
+            gap, size = k, run
+        k += run + 1
+    k = 0
+    while k < n:
+        if k == gap:
+            add_text(line, <const char *>b"::" if k == 0 else <const char *>b":")
+            k += size
+            continue
+        add_hex(line, group_at(address, k), 1)
+        k += 1
+        if k < 8:
+            add_byte(line, c':')
+    if n == 6:
+        add_ip4(line, address + 12, c'.')
+
+
 # --- edits --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -170,14 +206,31 @@ cdef uint32_t set_half(Engine *ct, Entry *child, int manip, const uint64_t *addr
     return nat_setup(ct, child, manip, &to)
 
 
+cdef uint32_t find_pair(Engine *ct, const Entry *child, const Expectation *expected) noexcept nogil:
+    """What the same call expects to be sent to where this stream comes from: by the place of that one it is known outside. NO_CONN: nothing."""
+    cdef const Key *key = &child.flow[ORIG].key
+    cdef uint32_t row = ct.ext.row[expected.owner].youngest if expected.kind else <uint32_t>NO_CONN
+    cdef const Expectation *e
+    while row != NO_CONN:
+        e = &ct.expect.row[row]
+        if e.key.proto == key.proto and memcmp(key.src, e.saved, 16) == 0 and key.sport == e.saved_port:
+            return row
+        row = e.older
+    return NO_CONN
+
+
 cdef void follow(Engine *ct, Entry *child, const Expectation *expected) noexcept nogil:
     """Translate an expected connection as its master is: to where that sends, at the place its packet named."""
     cdef const Entry *master = &ct.pool.entry[expected.master_conn]
     cdef const Key *back = &master.flow[1 - expected.dir].key
+    cdef uint32_t pair
     if expected.follow == FOLLOW_MASTER:
         set_half(ct, child, MANIP_SRC, back.dst, -1)
         set_half(ct, child, MANIP_DST, back.src, expected.saved_port)
     elif expected.follow == FOLLOW_SIP:
         set_half(ct, child, MANIP_DST, expected.saved, expected.saved_port)
-        if memcmp(child.flow[ORIG].key.src, master.flow[expected.dir].key.src, 16) == 0:
+        pair = find_pair(ct, child, expected)
+        if pair != NO_CONN:
+            set_half(ct, child, MANIP_SRC, ct.expect.row[pair].key.dst, ct.expect.row[pair].key.dport)
+        elif memcmp(child.flow[ORIG].key.src, master.flow[expected.dir].key.src, 16) == 0:
             set_half(ct, child, MANIP_SRC, back.dst, -1)

@@ -8,7 +8,6 @@ Not here: what helpers do (the modules beside this one).
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
 from ctcore.engine cimport Engine
-from ctcore.errors import ConfigError
 from ctcore.expectations cimport expect_remove_owned
 from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_take
 from ctcore.helpers.ftp cimport ftp
@@ -16,6 +15,7 @@ from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_S
 from ctcore.helpers.irc cimport irc
 from ctcore.helpers.nat_text cimport edit_number
 from ctcore.helpers.pptp cimport forget_tunnels, pptp
+from ctcore.helpers.sip cimport keep_signalling, sip
 from ctcore.helpers.tftp cimport tftp
 from ctcore.lowlevel cimport be32
 from ctcore.seqadj cimport offset_at, offset_of_ack
@@ -26,6 +26,7 @@ HELPER_IDS = {"ftp": HELPER_FTP, "tftp": HELPER_TFTP, "sip": HELPER_SIP, "irc": 
 cdef Helper[N_HELPERS] HELP
 HELP[HELPER_FTP] = ftp
 HELP[HELPER_TFTP] = tftp
+HELP[HELPER_SIP] = sip
 HELP[HELPER_IRC] = irc
 HELP[HELPER_PPTP] = pptp
 
@@ -41,8 +42,6 @@ cdef enum:
 cdef void fill_helpers(Engine *ct, object rules) except *:
     """From rules to two arrays by port, which the tracker has mapped; the first rule for a port counts."""
     for rule in rules:
-        if HELP[<int>HELPER_IDS[rule.name]] == NULL:
-            raise ConfigError(f"helper {rule.name}:{rule.proto}:{rule.port}: this helper is not there")
         at = <size_t>(rule.proto == PROTO_UDP) * PORTS + <size_t>rule.port
         if ct.helper_of[0][<size_t>at] == NO_HELPER:
             ct.helper_of[0][<size_t>at] = <uint8_t>HELPER_IDS[rule.name]
@@ -157,6 +156,8 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     # What the helper adds by this packet's payload moves later ones only.
     if entry.status & SEQ_ADJUST and p.key.proto == PROTO_TCP:
         readable = adjust_sequence(ct, ext, p, dir)
+    if ext.helper == HELPER_SIP:
+        keep_signalling(&aid)
     if find_payload(p, &aid):
         reason = HELP[ext.helper](&aid)
     if reason == R_OK and not readable:

@@ -12,13 +12,13 @@ import numpy as np
 
 from ctcore.config import Config
 from ctcore.model import nat
-from ctcore.model.conn import Conn, Key, Packet
-from ctcore.model.expectations import LIMITS, Announced, Expectation, Expectations, Follow
-from ctcore.model.helpers import HELPERS, Aid, Edit, Extension, payload_of, pptp, sack_edits
+from ctcore.model.conn import MASK32, Conn, Key, Packet
+from ctcore.model.expectations import LIMITS, SIGNALLING, Announced, Expectation, Expectations, Follow
+from ctcore.model.helpers import HELPERS, UDP_HEADER, Aid, Edit, Extension, payload_of, pptp, sack_edits, sip
 from ctcore.model.table import Table
 from ctcore.model.tcp_window import ACK
 from ctcore.nat_rules import Ports
-from ctcore.types import EDIT_DTYPE, Dir, End, Manip, Proto, Reason, RewriteFlag, Status
+from ctcore.types import EDIT_DTYPE, Dir, End, Manip, Proto, Reason, RewriteFlag, State, Status
 
 
 class Assisted:
@@ -64,6 +64,8 @@ class Assisted:
         ext, readable, reason = conn.ext, True, int(Reason.R_OK)
         if conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP:  # by earlier packets
             readable = self._move(packet, ext, d)
+        if ext.helper == "sip":
+            self._keep_signalling(conn, packet, state)
         payload = payload_of(packet)
         if payload is not None:
             reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self))
@@ -134,17 +136,65 @@ class Assisted:
             if control.id == conn.master:
                 control.ext.memory.tunnels = [None, None]
 
+    # SIP.
+
+    def _keep_signalling(self, conn: Conn, packet: Packet, state: int) -> None:
+        """A packet with data keeps its connection for an hour."""
+        tcp = packet.key.proto == Proto.PROTO_TCP
+        said = packet.l4_len > (packet.doff if tcp else UDP_HEADER) and (not tcp or state == State.ESTABLISHED)
+        if said and not conn.has(Status.FIXED_TIMEOUT):
+            conn.deadline = self._tick + sip.LIFETIME * self.config.hz
+
+    def _follow_sip(self, conn: Conn, expectation: Expectation, master: Conn) -> None:
+        """The destination as it was named inside; the source as the other side knows it, if the call says, or as the master's."""
+        assert self._nat
+        key, (dst, dport), back = conn.key[Dir.ORIG], expectation.saved, master.key[1 - expectation.dir]
+        self._nat.bind(conn, nat.Choice(dst, dst, (dport, dport)), Manip.MANIP_DST)
+        siblings = [e for e in self._expectations if e.owned and e.master == expectation.master and e is not expectation]
+        pair = next((e.key for e in siblings if e.saved == (key.src, key.sport) and e.key.proto == key.proto), None)
+        if pair and expectation.kind != SIGNALLING:
+            self._nat.bind(conn, nat.Choice(pair.dst, pair.dst, (pair.dport, pair.dport)), Manip.MANIP_SRC)
+        elif key.src == master.key[expectation.dir].src:
+            self._nat.bind(conn, nat.Choice(back.dst, back.dst, None), Manip.MANIP_SRC)
+
     # What a helper may ask of the tracker (aid.Office).
 
+    def _ordinal(self, conn: Conn) -> int:
+        """A connection that is not confirmed yet will have the next ordinal, or take its expectations along."""
+        return conn.id if conn.confirmed else self._next_id
+
+    def _helper_of(self, expectation: Expectation) -> str | None:
+        """That has announced it. Only its own connection may be missing from the table, and that is not asked about."""
+        master = self._conns.get(expectation.master)
+        return master.ext.helper if master and master.ext else None
+
     def announce(self, conn: Conn, expectation: Expectation) -> Announced:
-        # A connection that is not confirmed yet will have the next ordinal, or take its expectations along.
-        master = conn.id if conn.confirmed else self._next_id
+        master = self._ordinal(conn)
         deadline = self._tick + LIMITS[conn.ext.helper][1] * self.config.hz
         return self._expectations.announce(replace(expectation, master=master, deadline=deadline, owned=True), conn.ext.helper)
 
     def withdraw(self, conn: Conn, expectation: Expectation) -> None:
-        announced = replace(expectation, master=conn.id if conn.confirmed else self._next_id)
+        announced = replace(expectation, master=self._ordinal(conn))
         self._expectations.drop(lambda e: e.same(announced))
+
+    def expect_no_more(self, conn: Conn, *, media: bool) -> None:
+        """What a connection expects of media, or of signalling, goes."""
+        self._expectations.drop(lambda e: e.owned and e.master == self._ordinal(conn) and (e.kind != SIGNALLING) == media)
+
+    def prolong(self, conn: Conn, dst: bytes, dport: int, proto: int, seconds: int) -> bool:
+        """Signalling that was announced is expected from now on, and for so long. As in Linux, ticks are counted modulo 2^32."""
+        for e in self._expectations:
+            place = e.key.dst, e.key.dport, e.key.proto
+            if e.owned and e.master == self._ordinal(conn) and e.kind == SIGNALLING and place == (dst, dport, proto):
+                self._expectations.change(e, deadline=self._tick + (seconds * self.config.hz & MASK32), inactive=False)
+                return True
+        return False
+
+    def expected_elsewhere(self, conn: Conn, draft: Expectation) -> Expectation | None:
+        """What another connection with the same helper expects of the same kind at the same place, unless something else is expected there."""
+        e = next((e for e in self._expectations if e.fits(draft.key)), None)
+        own = e is None or e.master == self._ordinal(conn)
+        return e if e and not own and e.owned and e.kind == draft.kind and self._helper_of(e) == conn.ext.helper else None
 
     def draw_below(self, n: int) -> int:
         assert self._nat
@@ -165,6 +215,10 @@ class Assisted:
         """Translate an expected connection as its master is: to where that sends, at the place its packet named."""
         master = self._conns[expectation.master]
         back = master.key[1 - expectation.dir]
+        if expectation.follow is Follow.SIP:
+            if self._nat:
+                self._follow_sip(conn, expectation, master)
+            return
         ports: list[Ports | None] = [None, None]
         if expectation.follow is Follow.PPTP:
             self._expectations.forget(pptp.other_end(expectation, master))
@@ -174,3 +228,13 @@ class Assisted:
         if self._nat and expectation.follow is not Follow.NONE and master.has(Status.SRC_NAT | Status.DST_NAT):
             self._nat.bind(conn, nat.Choice(back.dst, back.dst, ports[Manip.MANIP_SRC]), Manip.MANIP_SRC)
             self._nat.bind(conn, nat.Choice(back.src, back.src, ports[Manip.MANIP_DST]), Manip.MANIP_DST)
+
+
+def redirected(conn: Conn, d: int) -> nat.Rewrite | None:
+    """With what a packet leaves; a SIP answer to a phone that listens elsewhere goes there."""
+    rewrite = nat.rewrite_of(conn, d)
+    port = conn.ext.memory.redirect if conn.ext and conn.ext.helper == "sip" and conn.ext.memory and d == Dir.REPLY else 0
+    if rewrite is None or port in (0, rewrite.to.dport):
+        return rewrite
+    conn.ext.memory.redirect = 0
+    return nat.Rewrite(rewrite.to._replace(dport=port), rewrite.flags | RewriteFlag.REWRITE_DST)

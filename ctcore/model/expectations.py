@@ -50,10 +50,11 @@ class Follow(Enum):
 
 
 class Announced(Enum):
-    """How an announcement ended: accepted, in the way of another one, or not to be had."""
+    """How an announcement ended: accepted, in the way of another one, there already as another kind or another connection's, or not to be had."""
 
     YES = auto()
     BUSY = auto()
+    ALREADY = auto()
     REFUSED = auto()
 
 
@@ -70,6 +71,7 @@ class Expectation:
     permanent: bool = False
     inactive: bool = False  # fits nothing yet
     owned: bool = False  # announced by a helper
+    shared: bool = False  # whoever announces it first
     helper: str | None = None  # that its connection gets
     follow: Follow = Follow.NONE
     dir: int = 0  # of the master, in which its packets go
@@ -83,9 +85,11 @@ class Expectation:
         """Could a packet fit both?"""
         return other._masked(self._masked(self.key)) == self._masked(other._masked(other.key))
 
+    def alike(self, other: Expectation) -> bool:
+        return (self.any_src, self.any_sport) == (other.any_src, other.any_sport) and self.overlaps(other)
+
     def same(self, other: Expectation) -> bool:
-        mask = self.master, self.any_src, self.any_sport
-        return mask == (other.master, other.any_src, other.any_sport) and self.overlaps(other)
+        return self.master == other.master and self.alike(other)
 
     def _masked(self, key: Key) -> Key:
         return key._replace(src=bytes(16) if self.any_src else key.src, sport=0 if self.any_sport else key.sport)
@@ -132,9 +136,9 @@ class Expectations:
     def announce(self, new: Expectation, helper: str) -> Announced:
         """Add what a helper announces, unless a packet could fit another one, too. With as many of a kind there as may be, the oldest goes."""
         for e in self.all:
-            if e.same(new):
-                if e.kind != new.kind:
-                    return Announced.REFUSED
+            if e.same(new) or (new.shared and e.alike(new)):
+                if (e.kind, e.master) != (new.kind, new.master):
+                    return Announced.ALREADY
                 break
             if e.overlaps(new):
                 return Announced.BUSY

@@ -22,7 +22,7 @@ from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4, nat
 from ctcore.model.admin import Administration
-from ctcore.model.assisted import Assisted
+from ctcore.model.assisted import Assisted, redirected
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
 from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
 from ctcore.model.helpers import HELPERS, Edit, rule_for
@@ -218,7 +218,7 @@ class ModelTracker(Assisted, Administration):
 
     def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
         told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
-        return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=nat.rewrite_of(conn, d))
+        return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=redirected(conn, d))
 
     def _count(self, packet: Packet, conn: Conn, d: int) -> None:
         if self.config.acct:

@@ -1,4 +1,4 @@
-"""Fuzzer of the helpers, coverage-guided: FTP, TFTP, IRC and PPTP payloads, with and without translation.
+"""Fuzzer of the helpers, coverage-guided: FTP, TFTP, SIP, IRC and PPTP payloads, with and without translation.
 
 Invariant: whatever a payload holds, no byte behind it is read (a page that may not be touched follows), and engine and model say and expect the same.
 

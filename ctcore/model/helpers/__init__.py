@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from ctcore.config import Config
 from ctcore.model.conn import MASK32, Conn, Packet
-from ctcore.model.helpers import ftp, irc, pptp, tftp
+from ctcore.model.helpers import ftp, irc, pptp, sip, tftp
 from ctcore.model.helpers.aid import Aid, Edit, Extension
 from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.tcp_window import OPT_END, OPT_NOP, OPT_SACK
 from ctcore.types import Dir, Proto, Status
 
-HELPERS: dict[str, Callable[[Aid], int]] = {"ftp": ftp.help, "tftp": tftp.help, "irc": irc.help, "pptp": pptp.help}
+HELPERS: dict[str, Callable[[Aid], int]] = {"ftp": ftp.help, "tftp": tftp.help, "sip": sip.help, "irc": irc.help, "pptp": pptp.help}
 ONLY_IPV4 = {"irc", "pptp"}  # DCC and PPTP name no IPv6 addresses
 UDP_HEADER, TCP_HEADER = 8, 20
 

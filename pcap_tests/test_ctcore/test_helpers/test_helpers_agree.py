@@ -16,6 +16,7 @@ from ctcore.model.helpers.text import read_ip4, read_ip6
 from ctcore.nat_rules import HelperRule, NatRule, Range
 from ctcore.types import RewriteFlag
 from datapath import craft
+from pcap_tests.test_ctcore.test_helpers.sip_messages import MESSAGES
 from pcap_tests.test_ctcore.test_helpers.test_tftp_irc_pptp import (
     DISCONNECT,
     IN_CONNECTED,
@@ -29,8 +30,9 @@ from pcap_tests.test_ctcore.test_helpers.test_tftp_irc_pptp import (
 from pcap_tests.test_ctcore.twins import Twins, same
 
 CLIENT, SERVER, OUTSIDE = ("10.0.0.1", "2001:db8::1"), ("10.0.0.2", "2001:db8::2"), ("192.0.2.99", "2001:db8:9::99")
-PORTS = {"ftp": 21, "irc": 6667, "pptp": 1723, "tftp": 69}
-RULES = tuple(HelperRule(name, 17 if name == "tftp" else 6, port) for name, port in PORTS.items())
+PORTS = {"ftp": 21, "irc": 6667, "pptp": 1723, "sip": 5060, "sip-tcp": 5060, "tftp": 69}
+OVER_UDP = {"sip", "tftp"}
+RULES = tuple(HelperRule(name.removesuffix("-tcp"), 17 if name in OVER_UDP else 6, port) for name, port in PORTS.items())
 SNAT = tuple(NatRule("snat", Range(ip_address(outside), ip_address(outside))) for outside in OUTSIDE)
 COMMANDS: dict[str, tuple[tuple[int, bytes], ...]] = {
     "ftp": (
@@ -45,11 +47,13 @@ COMMANDS: dict[str, tuple[tuple[int, bytes], ...]] = {
     "pptp": (
         (0, START_REQUEST), (1, START_REPLY), (0, OUT_REQUEST), (1, OUT_REPLY), (1, IN_REQUEST), (0, IN_REPLY), (1, IN_CONNECTED), (1, DISCONNECT),
     ),
+    "sip": MESSAGES,
+    "sip-tcp": tuple((d, message.replace(b"/UDP", b"/TCP")) for d, message in MESSAGES),
     "tftp": ((0, b"\0\1f\0octet\0"), (0, b"\0\2f\0octet\0"), (0, b"\0\3\0\1"), (1, b"\0\5\0\0")),
 }  # fmt: skip
 GRE = [(back, call) for back in (0, 1) for call in (7, 99, 40000, 0)]
 
-bites = st.tuples(st.sampled_from(["set", "cut", "double", "insert"]), st.integers(0, 60), st.integers(0, 255))
+bites = st.tuples(st.sampled_from(["set", "cut", "double", "insert"]), st.one_of(st.integers(0, 60), st.integers(0, 600)), st.integers(0, 255))
 
 
 def damaged(payload: bytes, bite: tuple[str, int, int] | None) -> bytes:
@@ -115,16 +119,16 @@ def talk(twins: Helped, helper: str, six: int, translated: bool, said) -> None:
     outside = OUTSIDE[six] if translated else client
     port, following = PORTS[helper], [100, 500]
     ends = ((client, server, 40000, port), (server, outside, port, 40000))
-    make = craft.udp if helper == "tftp" else craft.tcp
+    make = craft.udp if helper in OVER_UDP else craft.tcp
 
     def send(d: int, payload: bytes, flags: str = "PA", off: int = 0) -> None:
-        if helper == "tftp":
+        if helper in OVER_UDP:
             twins.packet(make(*ends[d], payload=payload))
             return
         twins.packet(make(*ends[d], flags, seq=following[d] + off, ack=following[1 - d] if "A" in flags else 0, payload=payload))
         following[d] = max(following[d], following[d] + off + len(payload) + ("S" in flags))
 
-    if helper != "tftp":
+    if helper not in OVER_UDP:
         send(0, b"", "S")
         send(1, b"", "SA")
         send(0, b"NOOP\r\n")

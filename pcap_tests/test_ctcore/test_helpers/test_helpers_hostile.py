@@ -13,7 +13,7 @@ from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
 from pcap_tests.scene import START
-from pcap_tests.test_ctcore.test_helpers.test_helpers_agree import CLIENT, COMMANDS, OUTSIDE, PORTS, RULES, SERVER, SNAT, bites, damaged
+from pcap_tests.test_ctcore.test_helpers.test_helpers_agree import CLIENT, COMMANDS, OUTSIDE, OVER_UDP, PORTS, RULES, SERVER, SNAT, bites, damaged
 from pcap_tests.test_datapath.guarded import Guarded
 
 guarded = Guarded()
@@ -50,7 +50,7 @@ def test_no_byte_behind_the_payload(line, payload, bitten, six, translated):
 def judge(helper: str, d: int, payload: bytes, six: int, translated: bool) -> None:
     """One payload on a new control connection, in memory that ends with it."""
     trackers, ends = opened(helper, six, translated)
-    if helper == "tftp":
+    if helper in OVER_UDP:
         frame = craft.udp(*ends[d], payload=payload)
     else:
         frame = craft.tcp(*ends[d], "PA", seq=(102, 502)[d], ack=(502, 102)[d], payload=payload)

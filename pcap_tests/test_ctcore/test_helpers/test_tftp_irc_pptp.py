@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule
 from datapath import craft
 from pcap_tests.scene import CLIENT, CLIENT6, SERVER, SERVER6, Exchange, established, udp
@@ -14,11 +13,6 @@ TFTP, IRC, PPTP = HelperRule("tftp", 17, 69), HelperRule("irc", 6, 6667), Helper
 
 def expected(tracker):
     return [(row.src, row.dst, row.proto, row.sport, row.dport) for row in tracker.expectations()]
-
-
-def test_a_helper_that_is_not_there(make_tracker):
-    with pytest.raises(ConfigError, match=r"^helper sip:17:5060: this helper is not there$"):
-        make_tracker(helpers=(HelperRule("sip", 17, 5060),))
 
 
 # --- TFTP ------------------------------------------------------------------------------------------------------------------------------
