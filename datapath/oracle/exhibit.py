@@ -31,8 +31,10 @@ class Unshown(str):
 NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "snapped fragment", "too large", "jumbogram"))
 HEADER6 = 40
 HOP_BY_HOP = b"\0"
-FRAGMENT4, FRAGMENT6 = 0x3FFF, 0xFFF9  # offset and more-fragments bit
-FRAGMENT_HEADER, SKIPPED = 44, (0, 43, 60)  # hop-by-hop, routing and destination options
+FRAGMENT4 = 0x3FFF  # offset and more-fragments bit
+FRAGMENT_HEADER, AUTHENTICATION = 44, 51
+# Hop-by-hop, routing and destination options, authentication: how many bytes a unit of their length is, and how many units it leaves out.
+SKIPPED = {0: (8, 1), 43: (8, 1), 60: (8, 1), AUTHENTICATION: (4, 2)}
 UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED}
 
 
@@ -80,16 +82,16 @@ def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
 
 
 def is_fragment(family: int, packet: bytes) -> bool:
-    """Whether an IP packet is part of a larger one."""
+    """Whether an IP packet goes through reassembly: a part of a larger one, or an atomic fragment of IPv6, the whole of one (RFC 6946)."""
     if family == 4:
         return len(packet) >= 8 and bool(int.from_bytes(packet[6:8], "big") & FRAGMENT4)
-    at = fragment_at(packet)
-    return at is not None and bool(int.from_bytes(packet[at + 2 : at + 4], "big") & FRAGMENT6)
+    return fragment_at(packet) is not None
 
 
 def fragment_at(packet: bytes) -> int | None:
-    """Where the fragment header of an IPv6 packet lies, if nothing but options and routing headers is before it."""
+    """Where the fragment header of an IPv6 packet lies, if nothing but options, routing and authentication headers is before it."""
     at, kind = HEADER6, packet[6] if len(packet) > HEADER6 else -1
     while kind in SKIPPED and len(packet) >= at + 2:
-        kind, at = packet[at], at + 8 * (packet[at + 1] + 1)
+        unit, left_out = SKIPPED[kind]
+        kind, at = packet[at], at + unit * (packet[at + 1] + left_out)
     return at if kind == FRAGMENT_HEADER and len(packet) >= at + 8 else None

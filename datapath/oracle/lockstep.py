@@ -24,7 +24,7 @@ from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.leave import Leaving, leaving
 from datapath.link import inner
-from datapath.oracle.exhibit import HEADER6, Unshown, exhibit
+from datapath.oracle.exhibit import HEADER6, Unshown, exhibit, is_fragment
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
@@ -101,7 +101,7 @@ class Lockstep:
                 return
         else:
             family = int(place["family"])
-            if self.oracle.translates or row["reason"] == Reason.R_FRAGMENT:
+            if self.oracle.translates or row["reason"] == Reason.R_FRAGMENT or is_fragment(family, packet):
                 self._shown(family, packet, both, i)
                 return
             both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: row, both.theirs, i)
@@ -122,7 +122,7 @@ class Lockstep:
         both.slack[i], both.keys[i] = self.kernel.slack(sighting), gathered().array["key"][0]
         self._prefer(self.kernel.begun(sighting))
         decision, rewrites = self._engine(gathered(), both.ours, i)
-        if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or self.gatherer.datagrams):
+        if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
             edits = self.tracker.edits() if self.config.helpers else None
             both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, self.gatherer.datagrams))
 

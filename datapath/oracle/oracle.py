@@ -124,9 +124,9 @@ class Oracle:
                 self.bridge = Bridge(stack)
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
-                ruleset.load(self.bridge.box, self.config)
                 if self.config.nat:  # a helper alone never changes an address
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
+                ruleset.load(self.bridge.box, self.config)
                 with self.bridge.box.entered():
                     self.probes = Probes(self.bridge.box.inode)
                 stack.callback(self.probes.close)
