@@ -1,6 +1,6 @@
 """What leaves because of the scenarios of translation and helpers, byte for byte: addresses, ports, quoted packets, payload, numbers and checksums.
 
-Not here: what scenarios expect of connections (test_datapath/test_oracle/test_judge.py), fragments, whose datagrams are not shown in one piece.
+Not here: what scenarios expect of connections (test_datapath/test_oracle/test_judge.py).
 """
 
 from __future__ import annotations
