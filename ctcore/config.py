@@ -19,6 +19,7 @@ EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 UNLIMITED_CAPACITY = 1 << 22
 CAPACITY_LIMIT = 1 << 26
 FRAGMENTS_LIMIT = 1 << 30
+RULES_LIMIT = 0xFFFF  # of address translation: a connection remembers its own in 16 bits, counted from 1
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
 TICKS_LIMIT = (1 << 31) - 1
 
@@ -44,7 +45,7 @@ class Config:
     zone_limits: Mapping[int, int] = field(default_factory=dict)  # of single zones, in place of zone_limit
     zone_reserves: Mapping[int, int] = field(default_factory=dict)  # places of max that belong to a zone, whatever the others do
     hz: int = 250  # ticks a second; deadlines are whole ticks, as in a kernel with CONFIG_HZ of this value
-    seed: int = 0  # of the keyed hash; draw it at random where packets come from strangers and nobody replays
+    seed: int = 0  # of the keyed hashes, and of the ports that NAT draws; draw it at random where packets come from strangers and nobody replays
     events: frozenset[str] = frozenset()  # which of new, update, destroy to record
     event_buffer: int = 65536  # events kept until they are taken
     ipfrag_high_thresh: int = 4 << 20  # bytes of IPv4 fragments beyond which further ones are refused; 0: all are
@@ -71,6 +72,7 @@ class Config:
         _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
         _check_range(self, "eviction_buffer", 1, 1 << 27)
         _check_zones(self)
+        whole("nat: rules:", len(self.nat), 0, RULES_LIMIT)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:
             raise ConfigError(f"hz = {self.hz}: expected a divisor of 1,000,000,000")

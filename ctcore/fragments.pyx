@@ -44,7 +44,7 @@ cdef enum:
     FIXED = 40                  # IPv6: that header
     FRAGMENT_CHARGE = 576
     QUEUE_CHARGE = 256
-    KEPT = 1 << 20              # bytes of finished memory that stay resident
+    KEPT = 8 << 20              # bytes of finished memory that stay resident
     BAD_ECN = 0xFF
 
 # What a fault costs: the fragment only, or the datagram as well. By IP version.

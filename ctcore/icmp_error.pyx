@@ -97,7 +97,7 @@ cdef Errand icmp_errand(Engine *ct, Packet *p, uint32_t *flow) noexcept nogil:
         return decided(p, NOT_SEEN if reason == R_SNAPPED else INVALID, reason)
     quoted.zone = p.key.zone
     if unlikely(ct.ext.tunnels) and quoted.proto == PROTO_GRE:
-        name_quoted(ct, p, quote, &quoted)
+        name_quoted(ct, &quoted)
     if not invert(&quoted, &answer):
         return decided(p, INVALID, R_ICMP_INNER_ERROR)
     flow[0] = find_quoted(ct, &answer)

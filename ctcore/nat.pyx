@@ -159,9 +159,10 @@ cdef bint is_free_harder(const Engine *ct, Choice *c, uint32_t attempts_left) no
 
 
 cdef inline uint32_t *chain_of(Nat *nat, const Key *original) noexcept nogil:
-    """By source address and port. Whoever fills a chain is its own source."""
+    """By source address, protocol and port, under a secret: sources are whatever strangers write into a packet, and a chain is read to its end."""
     cdef uint64_t port = <uint64_t>original.sport << 8 | original.proto
-    return &nat.head[mul_fold(original.src[0] ^ port, original.src[1] ^ <uint64_t>0x9E3779B97F4A7C15) & (nat.n_heads - 1)]
+    cdef uint64_t address = mul_fold(original.src[0] ^ nat.secret[0], original.src[1] ^ nat.secret[1])
+    return &nat.head[mul_fold(address ^ port, nat.secret[2]) & (nat.n_heads - 1)]
 
 
 cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:

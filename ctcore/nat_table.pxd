@@ -39,6 +39,7 @@ ctypedef struct Nat:
     uint32_t *head              # chains of connections by source
     uint32_t n_rules
     uint32_t n_heads            # a power of two
+    uint64_t secret[3]          # of the chains' hash
     uint64_t random             # state of the generator
     int32_t prefer[2]           # by manip: port at which the next search begins, or -1
     uint64_t exhausted          # of all rules, and null bindings

@@ -1,4 +1,4 @@
-"""Room for a new connection: the limits of its zone, the places left, and whom to evict if there are none. Part of tracker.pyx, whose kill() it needs.
+"""Room for a new connection: the limits of its zone, the places left, and whom to evict if there are none. Part of tracker.pyx: it needs kill().
 
 Without limits and reserves this is the kernel's early drop. A zone over its limit evicts nobody. With reserves, a place is looked for that
 this zone may use: one of its own zone's, or of a zone that has more than its reserve; and one connection goes for one, not a bucket's worth.

@@ -47,6 +47,9 @@ class Tracker:
     def count(self) -> int:
         """Connections in the table."""
     @property
+    def events_waiting(self) -> int:
+        """Events that nobody has taken yet."""
+    @property
     def events_lost(self) -> int:
         """Events that found the buffer full."""
     def expire(self, now: int) -> None:

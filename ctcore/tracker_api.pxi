@@ -114,6 +114,7 @@ cdef class Tracker:
         memset(nat.head, 0xFF, nat.n_heads * sizeof(uint32_t))
         for i in range(nat.n_rules):
             fill_nat_rule(&nat.rule[i], self.config.nat[i])
+        nat.secret = [self.ct.hash_key.word[0], self.ct.hash_key.word[1], self.ct.hash_key.word[2] | 1]
         nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
         nat.prefer = [-1, -1]
 
@@ -192,6 +193,10 @@ cdef class Tracker:
     @property
     def count(self):
         return self.ct.live
+
+    @property
+    def events_waiting(self):
+        return self.ct.buffer.length
 
     @property
     def events_lost(self):
@@ -331,8 +336,8 @@ cdef class Tracker:
             while row != NO_CONN:
                 e = &self.ct.expect.row[row]
                 rows.append(ExpectationRow(
-                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto, e.key.sport,
-                    e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
+                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto,
+                    e.key.sport, e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
                 row = e.next
         return sorted(rows)
 

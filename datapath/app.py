@@ -25,7 +25,7 @@ from ctcore.nat_rules import NatPool
 from ctcore.types import EVICTION_DTYPE, End, Reason, RewriteFlag, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
-from datapath.evidence import Evidence
+from datapath.evidence import BAD, Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.names import printable
 from datapath.nat_text import helper_text
@@ -35,6 +35,7 @@ from datapath.zones import zone_text
 
 CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
 EVENTS_A_PACKET = 4
+MANY_EVENTS = 1 << 14  # where only the summary wants them: taking a few at a time costs more than what they say
 FIRST_EVICTIONS = 3
 EVENTS = frozenset(("new", "update", "destroy"))
 FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
@@ -103,8 +104,8 @@ class Evictions:
 @dataclass
 class Replayed:
     """What a replay found. stats: Pipeline.summary(); pools: Tracker.nat_pools(); forwarded: the file of forwarded packets and how many are in it;
-    gathered: fragments that were held, and left with the one that completed their datagram; clamped: packets written whose timestamps that file
-    cannot hold; errors: what stopped the reading of a capture, a line each."""
+    gathered: fragments that were held, and left with the one that completed their datagram; stuck: packets that passed and could not be changed or
+    cut up; clamped: packets written whose timestamps that file cannot hold; errors: what stopped the reading of a capture, a line each."""
 
     tracking: Tracking
     captures: list[Capture] = field(default_factory=list)
@@ -116,6 +117,7 @@ class Replayed:
     pools: list[NatPool] = field(default_factory=list)
     forwarded: tuple[str, int] | None = None
     gathered: int = 0
+    stuck: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
     seconds: float = 0.0
@@ -235,8 +237,9 @@ class _Run:
         if self.sink is not None:
             self._forward((memory, frames), told, first, file)
         if self.result.tally:
-            self.result.checksums.look(memory, frames, self.pipeline.summary()["reason_packets"])
-        self._drain()
+            self.result.checksums.look(memory, frames, sum(self.pipeline.count(reason) for reason in BAD))
+        if self.writers or self.pipeline.tracker.events_waiting >= MANY_EVENTS:
+            self._drain()
 
     def _forward(self, chunk: tuple[Any, np.ndarray], told: tuple[np.ndarray, ...], first: int, file: str | None) -> None:
         """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: its name, where
@@ -244,8 +247,9 @@ class _Run:
         """
         decisions, keys, rewrites = told
         memory, frames, rows = self.pipeline.leaving(*chunk, decisions, rewrites, self.pipeline.tracker.edits())
-        whole = [one for one in self.pipeline.datagrams() if decisions["verdict"][one.row] == Verdict.ACCEPT]
-        self.result.gathered += sum(len(one.parts) - 1 for one in whole)
+        gone = set(rows.tolist())
+        self.result.gathered += sum(len(one.parts) - 1 for one in self.pipeline.datagrams() if one.row in gone)
+        self.result.stuck += int(np.count_nonzero(decisions["verdict"] == Verdict.ACCEPT)) - len(gone)
         said = None
         if self.sink.format == "pcapng":
             changes = {} if rewrites is None else dict(translations(keys[rows], rewrites[rows]))
@@ -301,7 +305,7 @@ def with_events(config: Config, *, everything: bool, ends: bool) -> Config:
     beginning, change and end of its own.
     """
     events = EVENTS if everything else frozenset(("destroy",)) if ends else frozenset()
-    room = config.capacity + EVENTS_A_PACKET * CHUNK if events else config.event_buffer
+    room = config.capacity + EVENTS_A_PACKET * CHUNK + MANY_EVENTS if events else config.event_buffer
     return replace(config, events=events, event_buffer=max(config.event_buffer, room), eviction_buffer=max(config.eviction_buffer, room))
 
 

@@ -149,7 +149,7 @@ def check_scenario(name: str, judges: Sequence[str], tracking: Tracking, *, upda
 def flags_of(scenario: Scenario, tracking: Tracking) -> str:
     """What was in force and is not the default, as options."""
     config, zone = run.settings_of(scenario, tracking.config, tracking.zone)
-    plain = [(name, int(getattr(config, name))) for name in SETTINGS if name != "zone" and getattr(config, name) != getattr(Config, name)]
+    plain = [(name, int(getattr(config, name))) for name in SETTINGS if getattr(config, name) != getattr(Config, name)]
     words = [f"--{name.replace('_', '-')} {value}" for name, value in plain] + ([f"--zone {zone_text(zone, config.zone_dir)}"] if zone else [])
     words += limit_flags(config)
     if config.timeouts:

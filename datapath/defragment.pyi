@@ -9,9 +9,12 @@ from ctcore.fragments import Reassembler
 from datapath.refragment import Datagram
 
 class Gatherer:
-    """Parser and reassembly without a tracker: frames in, a batch for any tracker out. zone: of every packet. Raises ConfigError."""
+    """Parser and reassembly without a tracker: frames in, a batch for any tracker out. zone: of the packets, until it is set anew.
+
+    Raises ConfigError, and ValueError for a zone that is none."""
 
     reassembler: Reassembler
+    zone: int
     datagrams: list[Datagram]
     """Those that the last parse() completed; `row` is the row in its batch."""
     def __init__(self, config: Config | None = None, *, zone: int = 0) -> None: ...

@@ -150,7 +150,7 @@ cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number
 
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
-    """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; the frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
+    """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
     cdef int i
     if not g.all.reserved:
         reserve(g)
@@ -197,10 +197,20 @@ cdef class Gatherer:
 
     def __init__(self, config=None, *, int zone=0):
         self.reassembler = Reassembler(config)
-        self.settings.zone = zone
+        self.zone = zone
         self.settings.checksum = self.reassembler.config.checksum
         self.settings.nat = len(self.reassembler.config.nat) > 0
         self.datagrams = []
+
+    @property
+    def zone(self):
+        return self.settings.zone
+
+    @zone.setter
+    def zone(self, int zone):
+        if not 0 <= zone <= 0xFFFF:
+            raise ValueError(f"zone = {zone}: expected 0 to 65535")
+        self.settings.zone = zone
 
     def parse(self, const uint8_t[::1] memory not None, frames not None):
         cdef const Frame *rows = checked_frames(memory, frames)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ctcore.types import Proto
 from datapath.checksum import internet_checksum
+from datapath.refragment import relinked
 
 LONGEST = 0xFFFF  # bytes of an IP packet, and of an IPv6 packet's payload
 IP6_HEADER = 40
@@ -24,12 +25,13 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
     """The frame with its edits made.
 
     frame: whole, and translated; packet: its row (PACKET_DTYPE); l4_at: where its transport header begins; edits: EDIT_DTYPE[n], in the order of
-    `at`, which counts from there. None if it cannot be: not all of the packet was captured, it would be too long, or an edit lies outside of it.
+    `at`, which counts from there. None if it cannot be: not all of an edited payload was captured, it would be too long, or an edit lies outside.
     """
     proto, have = int(packet["key"]["proto"]), int(packet["l4_have"])
-    if proto not in CHECKSUM_AT or have < packet["l4_len"]:
+    if proto not in CHECKSUM_AT:
         return None
-    ip, l4 = bytearray(frame[int(packet["l3_off"]) : l4_at]), bytearray(frame[l4_at : l4_at + have])
+    l3_at = int(packet["l3_off"])
+    ip, l4 = bytearray(frame[l3_at:l4_at]), bytearray(frame[l4_at : l4_at + have])
     header = int(packet["doff"]) if proto == Proto.PROTO_TCP else 8
     at, pieces = 0, []
     for edit in edits:
@@ -37,6 +39,8 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
         if start < at or start + old > have or start < header < start + old:
             return None
         text = edit["text"][: int(edit["new_len"])].tobytes()
+        if start >= header and have < packet["l4_len"]:
+            return None
         if start < header:
             if proto != Proto.PROTO_TCP or len(text) != old or old % 2:
                 return None
@@ -49,7 +53,7 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
     l4 = bytearray(b"".join([*pieces, l4[at:]]))
     if not _settle(ip, l4, proto, int(packet["key"]["family"])):
         return None
-    return frame[: int(packet["l3_off"])] + bytes(ip) + bytes(l4)
+    return relinked(frame[:l3_at], len(ip) + len(l4)) + bytes(ip) + bytes(l4)
 
 
 def _number(l4: bytearray, at: int, text: bytes) -> None:

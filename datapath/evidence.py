@@ -28,9 +28,9 @@ class Evidence:
         self.looked = self.left = 0
         self._known = self._chunks = 0
 
-    def look(self, memory: Any, frames: np.ndarray, reason_packets: np.ndarray) -> None:
-        """Look at the frames just replayed, if any of them was bad. reason_packets: how many packets had which reason up to now."""
-        known, self._known = self._known, sum(int(reason_packets[reason]) for reason in BAD)
+    def look(self, memory: Any, frames: np.ndarray, bad: int) -> None:
+        """Look at the frames just replayed, if any of them was bad. bad: how many packets had one of the reasons BAD up to now."""
+        known, self._known = self._known, bad
         if self._known == known or self.looked >= ENOUGH or self._chunks >= CHUNKS:
             return
         self._chunks += 1

@@ -188,14 +188,25 @@ def _completed(pipeline: Pipeline, chunks: Iterable[tuple[Any, np.ndarray]], num
     return ()
 
 
-def _parsed(memory: Any, frames: np.ndarray, datagrams: Sequence[Datagram], tracking: Tracking) -> tuple[list[np.void], list[bytes]]:
-    """Packets (PACKET_DTYPE) and their transport bytes, of datagrams in the rows of the fragments that completed them."""
-    batch = parse_batch(memory, frames, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat))
+def _parsed(
+    memory: Any, frames: np.ndarray, reasons: np.ndarray, datagrams: Sequence[Datagram], tracking: Tracking
+) -> tuple[list[np.void], list[bytes]]:
+    """Packets (PACKET_DTYPE) and their transport bytes, of datagrams in the rows of the fragments that completed them.
+
+    reasons: of each decision. A fragment that reassembly passed on (IPv6) is a packet like any other, and has a reason that says so.
+    """
+    config = tracking.config
+    how: dict[str, Any] = {"zone": tracking.zone, "checksum": config.checksum, "nat": bool(config.nat)}
+    batch = parse_batch(memory, frames, **how)
     packets, l4s = [packet.copy() for packet in batch.array], [batch.l4_bytes(i) for i in range(len(frames))]
+    alike = (batch.array["reason"] == Reason.R_FRAGMENT) & ((reasons == Reason.R_OK) | (reasons > Reason.R_FRAGMENT))
+    for row in np.flatnonzero(alike).tolist():
+        passed = parse_batch(memory, frames[row : row + 1], fragments="passed", **how)
+        packets[row], l4s[row] = passed.array[0].copy(), passed.l4_bytes(0)
     for one in datagrams:
         inner, place = frames_of([one.frame[one.l3 :]], link=LINK_RAW)
         place["len"] = one.length
-        whole = parse_batch(inner, place, zone=tracking.zone, checksum=tracking.config.checksum, nat=bool(tracking.config.nat), fragments="passed")
+        whole = parse_batch(inner, place, fragments="passed", **how)
         whole_packet = whole.array[0].copy()
         whole_packet["l3_off"] = packets[one.row]["l3_off"]
         packets[one.row], l4s[one.row] = whole_packet, whole.l4_bytes(0)
@@ -224,13 +235,15 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     had = _by_id(earlier, int(decisions["conn"][0]))
     if had is None:
         had = find_conn(earlier, keys[0])
-    (packet,), (l4,) = _parsed(memory, one, datagrams, tracking)
+    (packet,), (l4,) = _parsed(memory, one, decisions["reason"], datagrams, tracking)
     tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
     count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
     error = _is_error(packet, l4)
     quoted = _quoted(packet, l4) if error else None
     answer = None if quoted is None else inverse_of(quoted)
     about = None if answer is None else find_conn(earlier, answer)
+    if about is None and error:  # the engine knows more of tuples than what is quoted: zones of one direction, the ids of tunnels
+        about = _by_id(earlier, int(decisions["conn"][0]))
     rewrite = None if rewrites is None else rewrites[0]
     return Explained(
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
@@ -293,7 +306,8 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
                 rows = _rows_of(decisions, keys, ordinal, keys_of, begun=bool(steps))
                 if len(rows):
                     whole = [one._replace(row=int(np.searchsorted(rows, one.row))) for one in pipeline.datagrams() if one.row in rows]
-                    steps += _steps(*_parsed(memory, frames[rows], whole, tracking), rows + seen, times[rows], decisions[rows])
+                    parsed = _parsed(memory, frames[rows], decisions["reason"][rows], whole, tracking)
+                    steps += _steps(*parsed, rows + seen, times[rows], decisions[rows])
                 seen += len(frames)
     except CaptureError as error:
         damage = str(error)

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.types import Verdict
-from datapath.frame import frames_of
-from datapath.refragment import Datagram, refragment
-from datapath.rewrite import copied, edit_frames, rewrite_in_place
+from datapath.frame import LINK_RAW, frames_of
+from datapath.refragment import Datagram, refragment, wire_length
+from datapath.rewrite import copied, translated
 
 
 class Leaving(NamedTuple):
     """What leaves. memory: uint8[m]; frames: FRAME_DTYPE[k], each within memory; rows: int64[k], which of the processed frames each one is of:
-    several may be of the fragment that completed a datagram."""
+    several may be of the fragment that completed a datagram, none of a packet that passes and cannot be changed or cut up: Linux drops it there."""
 
     memory: NDArray[np.uint8]
     frames: NDArray[Any]
@@ -42,44 +42,37 @@ def leaving(
     told = None if rewrites is None else rewrites[plain]
     laid, sent = frames[plain], np.ones(len(plain), dtype=bool)
     if told is not None and told["flags"].any():
-        memory, laid, sent = _translated(memory, laid, told, edits)
+        memory, laid, sent = translated(memory, laid, told, edits)
     if not cut:
         return Leaving(memory, laid[sent], plain[sent])
     memory, laid = copied(memory, laid[sent])
-    pieces = [_fragments(frames[one.row : one.row + 1], one, None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
-    return _merged(Leaving(memory, laid, plain[sent]), frames, [one.row for one in cut], pieces)
+    pieces = [_fragments(one, None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
+    return _merged(Leaving(memory, laid, plain[sent]), frames, cut, pieces)
 
 
-def _translated(
-    memory: NDArray[np.uint8], frames: NDArray[Any], told: NDArray[Any], edits: NDArray[Any] | None
-) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.bool_]]:
-    """A copy of frames with all that is told of each, and which of them can be sent."""
-    memory, frames = copied(memory, frames)
-    sent = rewrite_in_place(memory, frames, told)
-    if edits is not None and len(edits):
-        memory = edit_frames(memory, frames, sent, told, edits)
-    return memory, frames, sent
-
-
-def _fragments(frame: NDArray[Any], datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
-    """The frames in which a datagram leaves. frame: the row of the one that completed it."""
-    data = datagram.frame
+def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
+    """The frames in which a datagram leaves; none if it cannot. It is changed without its link header, which may say how long a fragment was."""
+    link, packet = datagram.frame[: datagram.l3], datagram.frame[datagram.l3 :]
     if told is not None and told["flags"][0]:
-        memory, place = frames_of([data], link=int(frame["link"][0]))
-        place["len"] = datagram.l3 + datagram.length
-        memory, place, sent = _translated(memory, place, told, edits)
+        memory, place = frames_of([packet], link=LINK_RAW)
+        place["len"] = datagram.length
+        memory, place, sent = translated(memory, place, told, edits)
         if not sent[0]:
             return []
         start = int(place["offset"][0])
-        data = memory[start : start + int(place["caplen"][0])].tobytes()
-    return refragment(data, datagram)
+        packet = memory[start : start + int(place["caplen"][0])].tobytes()
+    try:
+        return refragment(link + packet, datagram)
+    except ValueError:
+        return []
 
 
-def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[int], pieces: Sequence[list[bytes]]) -> Leaving:
-    """Packets and fragments together, in the order in which they came. cut: rows of `frames` whose datagrams became `pieces`, with their time."""
-    rows = np.array([row for row, parts in zip(cut, pieces, strict=True) for _ in parts], dtype=np.int64)
+def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[Datagram], pieces: Sequence[list[bytes]]) -> Leaving:
+    """Packets and fragments together, in the order in which they came. pieces: of each datagram, with the time of the row of `frames` it had."""
+    rows = np.array([one.row for one, parts in zip(cut, pieces, strict=True) for _ in parts], dtype=np.int64)
     memory, laid = frames_of([part for parts in pieces for part in parts])
     laid["offset"] += len(plain.memory)
+    laid["len"] = [wire_length(part, one) for one, parts in zip(cut, pieces, strict=True) for part in parts]
     for name in ("ts", "link", "iface"):
         laid[name] = frames[name][rows]
     rows = np.concatenate([plain.rows, rows])

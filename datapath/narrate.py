@@ -170,7 +170,8 @@ def _quoted(it: Explained) -> Iterator[Line]:
     if it.about is None or answer is None:
         yield "lookup", "no connection has the quoted packet's tuple"
         return
-    direction = DIRS[1 - direction_in(it.about, answer)]  # it left as the answers' tuple says, which may not be how it came
+    # It left as the answers' tuple says, which may not be how it came.
+    direction = DIRS[1 - (it.direction if it.decision["state"] == State.RELATED else direction_in(it.about, answer))]
     yield "lookup", f"the quoted packet went in the {direction} direction of {conn_text(it.about, it.tracking.config.hz)}"
     if it.decision["state"] == State.RELATED:
         yield "", "this error is related to that connection, whose state and timeout stay as they are"

@@ -44,14 +44,25 @@ class Datagram(NamedTuple):
 def refragment(frame: bytes, datagram: Datagram, mtu: int = 65535) -> list[bytes]:
     """The frames in which a datagram leaves. frame: its own (datagram.frame), rewritten or not; mtu: of the way out, from the IP header on.
 
-    Bytes that were not captured are zeros. Raises ValueError if no fragment of that size can be.
+    What was not captured is missing in them, too: wire_length() says how long they are. Raises ValueError if no fragment of that size can be, or
+    nothing is there to be cut: Linux drops that.
     """
     link, packet = frame[: datagram.l3], frame[datagram.l3 :]
     cut = _cut4 if packet[0] >> 4 == 4 else _cut6
-    return [_relinked(link, len(packet)) + packet for packet in cut(packet, datagram, mtu)]
+    return [relinked(link, ip_length(packet)) + packet for packet in cut(packet, datagram, mtu)]
 
 
-def _relinked(link: bytes, length: int) -> bytes:
+def ip_length(packet: bytes) -> int:
+    """Bytes of an IP packet, by its header."""
+    return int.from_bytes(packet[2:4], "big") if packet[0] >> 4 == 4 else FIXED6 + int.from_bytes(packet[4:6], "big")
+
+
+def wire_length(frame: bytes, datagram: Datagram) -> int:
+    """Bytes of a fragment that refragment() has made, with those that were not captured."""
+    return datagram.l3 + ip_length(frame[datagram.l3 :])
+
+
+def relinked(link: bytes, length: int) -> bytes:
     """A link header in front of so many bytes: PPPoE (RFC 2516 4) counts them; its protocol is behind it, in two bytes or in one."""
     for proto in (2, 1):
         at = len(link) - proto - PPPOE_HEADER
@@ -60,10 +71,14 @@ def _relinked(link: bytes, length: int) -> bytes:
     return link
 
 
-def _borders(first: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
-    """Lengths of the fragments' payloads, and whether these are the old ones. first: of the first old one as it is cut now; most: of any."""
-    old = [first, *(length for _, _, length in datagram.parts[1:])]
-    if sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
+def _borders(moved: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
+    """Lengths of the fragments' payloads, and whether these are the old ones. moved: what the first has lost to the headers; most: of any.
+
+    Headers may reach into later fragments (RFC 8200 4.5 forbids it, and strangers do it): then there is no old border left.
+    """
+    first, *later = (length for _, _, length in datagram.parts)
+    old = [first - moved, *later]
+    if old[0] > 0 and sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
         return old, True
     most -= most % 8 if total > most else 0
     if most <= 0:
@@ -71,24 +86,21 @@ def _borders(first: int, datagram: Datagram, total: int, most: int) -> tuple[lis
     return [min(most, total - at) for at in range(0, total, most)], False
 
 
-def _pieces(payload: bytes, lengths: list[int]) -> Iterator[tuple[int, bytes, bool]]:
-    """Offset, bytes, and whether more follow."""
-    at = 0
+def _pieces(payload: bytes, lengths: list[int]) -> Iterator[tuple[int, int, bytes, bool]]:
+    """Offset, length, the bytes that were captured, and whether more follow."""
+    at, total = 0, sum(lengths)
     for length in lengths:
-        yield at, payload[at : at + length], at + length < len(payload)
+        yield at, length, payload[at : at + length], at + length < total
         at += length
 
 
 def _cut4(packet: bytes, datagram: Datagram, mtu: int) -> Iterator[bytes]:
     head = (packet[0] & 15) * 4
-    total = int.from_bytes(packet[2:4], "big")
-    payload = packet[head:total].ljust(total - head, b"\0")
-    first = datagram.parts[0][2] + len(payload) - sum(length for _, _, length in datagram.parts)
-    lengths, kept = _borders(first, datagram, len(payload), min(mtu, datagram.largest) - head)
+    lengths, kept = _borders(0, datagram, ip_length(packet) - head, min(mtu, datagram.largest) - head)
     dont = datagram.dont and not kept
-    for at, piece, more in _pieces(payload, lengths):
+    for at, length, piece, more in _pieces(packet[head:], lengths):
         options = packet[FIXED4:head] if at == 0 else _later_options(packet[FIXED4:head])
-        yield _header4(packet[:FIXED4] + options, len(piece), dont << 14 | more << 13 | at // 8) + piece
+        yield _header4(packet[:FIXED4] + options, length, dont << 14 | more << 13 | at // 8) + piece
 
 
 def _header4(head: bytes, length: int, frag: int) -> bytes:
@@ -112,27 +124,29 @@ def _later_options(options: bytes) -> bytes:
 
 
 def _cut6(packet: bytes, datagram: Datagram, mtu: int) -> Iterator[bytes]:
-    total = FIXED6 + int.from_bytes(packet[4:6], "big")
-    packet = packet[:total].ljust(total, b"\0")
+    total = ip_length(packet)
     if total <= min(mtu, datagram.largest):
         yield packet
         return
     head, next_at = _unfragmentable(packet)
-    payload = packet[head:]
-    first = len(payload) - sum(length for _, _, length in datagram.parts[1:])
-    lengths, _ = _borders(first, datagram, len(payload), min(mtu, max(datagram.largest, LEAST_MTU6)) - head - 8)
-    for at, piece, more in _pieces(payload, lengths):
+    if head > len(packet) or head >= total:
+        raise ValueError(f"a datagram of {total} bytes: nothing behind its headers")
+    moved = head - (datagram.length - sum(length for _, _, length in datagram.parts))
+    lengths, _ = _borders(moved, datagram, total - head, min(mtu, max(datagram.largest, LEAST_MTU6)) - head - 8)
+    for at, length, piece, more in _pieces(packet[head:], lengths):
         fragment = struct.pack("!BBHI", packet[next_at], 0, at | more, datagram.ident)
         front = packet[:next_at] + bytes([FRAGMENT]) + packet[next_at + 1 : head]
-        yield front[:4] + struct.pack("!H", head + 8 + len(piece) - FIXED6) + front[6:] + fragment + piece
+        yield front[:4] + struct.pack("!H", head + 8 + length - FIXED6) + front[6:] + fragment + piece
 
 
 def _unfragmentable(packet: bytes) -> tuple[int, int]:
-    """Where the headers that every fragment repeats end, and where the type of what follows stands (RFC 8200 4.5)."""
+    """Where the headers that every fragment repeats end, and where the type of what follows stands (RFC 8200 4.5). They may end behind the packet."""
     at, next_at, routed = FIXED6, 6, False
-    while packet[next_at] in (HOP_BY_HOP, ROUTING, DESTINATION) and at + 2 <= len(packet):
+    while packet[next_at] in (HOP_BY_HOP, ROUTING, DESTINATION):
         if packet[next_at] == DESTINATION and routed:
             break
+        if at + 2 > len(packet):
+            return len(packet) + 1, next_at
         routed |= packet[next_at] == ROUTING
         next_at, at = at, at + (packet[at + 1] + 1) * 8
-    return min(at, len(packet)), next_at
+    return at, next_at

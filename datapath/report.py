@@ -114,14 +114,16 @@ def _header(result: Replayed) -> Iterator[Text]:
     stopped = " (interrupted)" if result.interrupted else ""
     yield Text(f"{traffic}; replayed in {duration_text(int(result.seconds * 1e9))}, {speed}{stopped}")
     if result.forwarded:
-        yield Text(_written(*result.forwarded, stats, result.gathered))
+        yield Text(_written(*result.forwarded, stats, result.gathered, result.stuck))
 
 
-def _written(name: str, packets: int, stats: dict[str, Any], gathered: int) -> str:
-    """What -w wrote, and what it left out. gathered: fragments that were held, and left with the one that completed their datagram."""
+def _written(name: str, packets: int, stats: dict[str, Any], gathered: int, stuck: int) -> str:
+    """What -w wrote, and what it left out. gathered: fragments that were held, and left with the one that completed their datagram; stuck: those that
+    passed and could not leave."""
     left, total = stats["held"] + stats["dropped"] - gathered, stats["total_packets"]
     left_out = f"; {count(left)} held or dropped {'was' if left == 1 else 'were'} left out" if left else ""
-    return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}"
+    lost = f"; {count(stuck)} passed and could not be changed or cut up" if stuck else ""
+    return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}{lost}"
 
 
 def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:

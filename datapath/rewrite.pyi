@@ -14,14 +14,19 @@ def rewrite_in_place(memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: 
 def copied(memory: NDArray[np.uint8], frames: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Frames back to back in memory of their own, which may be written. Raises ValueError if a frame is not within memory."""
 
+def translated(
+    memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: NDArray[Any], edits: NDArray[Any] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.bool_]]:
+    """A copy of frames with the changes made that address translation asks for: memory, frames in it, and bool[n], which of them can be sent.
+
+    Arguments and errors as of rewrite_in_place(). edits: EDIT_DTYPE[m], as Tracker.edits() gives them for the same packets: a helper's changes of
+    the payload, which may make frames longer or shorter.
+    """
+
 def rewritten(
     memory: NDArray[np.uint8], frames: NDArray[Any], rewrites: NDArray[Any], edits: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """A copy of frames with the changes made that address translation asks for: (memory, frames) of what leaves.
-
-    Arguments and errors as of rewrite_in_place(). The frames lie in the copy; those that Linux drops are left out. edits: EDIT_DTYPE[m], as
-    Tracker.edits() gives them for the same packets: a helper's changes of the payload, which may make frames longer or shorter.
-    """
+    """The same: (memory, frames) of what leaves. Frames that Linux drops are left out."""
 
 def edit_frames(
     memory: NDArray[np.uint8], frames: NDArray[Any], sent: NDArray[np.bool_], rewrites: NDArray[Any], edits: NDArray[Any]

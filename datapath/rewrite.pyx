@@ -372,12 +372,18 @@ def copied(const uint8_t[::1] memory not None, frames not None):
     return moved, laid
 
 
-def rewritten(memory, frames, rewrites, edits=None):
-    """A copy of frames with the changes made; see rewrite.pyi."""
+def translated(memory, frames, rewrites, edits=None):
+    """A copy of frames with the changes made, and which of them can be sent; see rewrite.pyi."""
     moved, laid = copied(memory, frames)
     sent = rewrite_in_place(moved, laid, rewrites)
     if edits is not None and (sent & (rewrites["flags"] & REWRITE_EDIT != 0)).any():
         moved = edit_frames(moved, laid, sent, rewrites, edits)
+    return moved, laid, sent
+
+
+def rewritten(memory, frames, rewrites, edits=None):
+    """The same of those only that can be sent; see rewrite.pyi."""
+    moved, laid, sent = translated(memory, frames, rewrites, edits)
     return moved, laid[sent]
 
 
@@ -393,7 +399,7 @@ def edit_frames(memory, frames, sent, rewrites, edits):
         changed = edited(data, row, int(row["l4"]) - memory.ctypes.data - start, edits[first:first + int(told["n_edits"])])
         sent[i] = changed is not None
         if changed is not None:
-            frames["offset"][i], frames["caplen"][i], frames["len"][i] = end, len(changed), len(changed)
+            frames["offset"][i], frames["caplen"][i], frames["len"][i] = end, len(changed), int(frames["len"][i]) + len(changed) - len(data)
             pieces.append(np.frombuffer(changed, dtype=np.uint8))
             end += len(changed)
     return np.concatenate(pieces)

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.fragments import Reassembler
 from ctcore.tracker import Tracker
+from ctcore.types import Reason
 from datapath.leave import Leaving
 from datapath.refragment import Datagram
 
@@ -51,7 +52,8 @@ class Pipeline:
         edits: NDArray[Any] | None = None,
     ) -> Leaving:
         """The frames that leave because of those of the last process(): those that pass, changed in a copy where anything is to be changed at all,
-        and datagrams that were put together, cut up again.
+        and datagrams that were put together, cut up again. What is too short or cannot be cut up does not leave, as in Linux. Bytes that were not
+        captured are missing in what leaves, too.
 
         memory, frames: as given to process(); decisions, rewrites: as it returned them; edits: as the tracker has them then (Tracker.edits()).
         """
@@ -62,6 +64,8 @@ class Pipeline:
         """
     def fragments(self) -> dict[str, int]:
         """Reassembly since the start, as ctcore.fragments.Reassembler.counters(), and `waiting`: datagrams that are not whole yet."""
+    def count(self, reason: Reason) -> int:
+        """How many packets had a reason other than R_OK, since the start: one figure of summary(), for who looks often."""
     def summary(self) -> dict[str, Any]:
         """Counts since the start, over all calls.
 

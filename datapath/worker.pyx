@@ -220,6 +220,10 @@ cdef class Pipeline:
         fragments_expire(&self.reassembler.all, <uint64_t>(max(self.tracker.ct.now, 0) // self.reassembler.all.tick_ns))
         return {**self.reassembler.counters(), "waiting": sum(self.reassembler.waiting())}
 
+    def count(self, reason):
+        """How many packets had this reason; see worker.pyi."""
+        return self.sums.reason_packets[<int>reason]
+
     def summary(self):
         """What was counted so far; see worker.pyi."""
         cdef Summary *s = &self.sums

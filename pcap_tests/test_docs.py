@@ -70,9 +70,16 @@ def test_the_scenario_of_the_readme_holds():
 
 
 def test_there_are_scenarios_and_python_that_makes_them():
-    assert len(SCENARIO_EXAMPLES) == 4
+    assert len(SCENARIO_EXAMPLES) == 5
     (code,) = re.findall(r"^```python\n(.*?)^```$", SCENARIOS, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/scenarios.md", "exec"), {})
+
+
+def test_the_table_of_scenarios_names_all_of_them():
+    named = set(re.findall(r"`((?:nat|helpers|fragments|zones)/[\w-]+)`", SCENARIOS))
+    folder = ROOT / "pcap_tests/scenarios"
+    there = {f"{kind}/{path.stem}" for kind in ("nat", "helpers", "fragments", "zones") for path in (folder / kind).glob("*.ct")}
+    assert named == there
 
 
 def test_every_word_of_the_language_is_on_the_page():

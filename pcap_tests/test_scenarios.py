@@ -17,10 +17,10 @@ from datapath.scenario.text import format, parse
 FOLDER = Path(__file__).parent / "scenarios"
 FILES = sorted(FOLDER.rglob("*.ct"))
 LONGEST = 5.0  # seconds of a scenario: a kernel has to wait for real
-# Reasons that no scenario can bring about: of the link layer, of captures, and of what needs address translation or a full table.
-BEYOND = {"not_ip", "frame_short", "snapped", "clash", "table_full"}
+# Reasons that no scenario can bring about: of the link layer and of captures.
+BEYOND = {"not_ip", "frame_short", "snapped"}
 # Reasons of short packets behind a check of the tuple that comes first.
-BEHIND = {"l4_beyond", "icmp_short"}
+BEHIND = {"icmp_short"}
 
 
 def name_of(path: Path) -> str:
@@ -69,5 +69,5 @@ def test_every_timeout_is_in_a_scenario():
 
 
 def test_there_are_scenarios_of_every_protocol():
-    assert {path.parent.name for path in FILES} == {"tcp", "udp", "icmp", "sctp", "gre", "nat", "helpers", "fragments", "other"}
+    assert {path.parent.name for path in FILES} == {"tcp", "udp", "icmp", "sctp", "gre", "nat", "helpers", "fragments", "zones", "other"}
     assert len(FILES) >= 100

@@ -100,13 +100,9 @@ cdef void name_tunnel(Engine *ct, Packet *p) noexcept nogil:
         p.flow = NO_FLOW
 
 
-cdef void name_quoted(const Engine *ct, const Packet *p, uint32_t quote, Key *key) noexcept nogil:
-    """The same for a GRE packet that an ICMP error quotes, at `quote` in its l4; key: that packet's, as it arrived where the error comes from."""
-    cdef uint32_t at = quote + 4 * (p.l4[quote] & <uint32_t>15)
-    cdef uint32_t node
-    if key.family != 4 or at + 8 > p.l4_have or (p.l4[at + 1] & 7) != 1:
-        return
-    node = find_tunnel(&ct.ext, key)
+cdef void name_quoted(const Engine *ct, Key *key) noexcept nogil:
+    """The same of GRE that an ICMP error quotes. Without a call id, its key is 0.   Reads and writes: key."""
+    cdef uint32_t node = find_tunnel(&ct.ext, key) if key.family == 4 and key.dport else 0
     if node:
         key.sport = ct.ext.row[node >> 1].memory.pptp.tunnel[node & 1].sport
 

@@ -111,17 +111,10 @@ class Assisted:
             return replace(packet, key=packet.key._replace(sport=conn.ext.memory.tunnels[d].sport))
         return packet
 
-    def _named_quote(self, packet: Packet, quoted: Key) -> Key:
-        """The same for a packet that an ICMP error quotes."""
-        if quoted.proto != Proto.PROTO_GRE or quoted.family != 4:
-            return quoted
-        inner = packet.l4[8:]
-        gre = inner[4 * (inner[0] & 15) :]
-        if len(gre) < 8 or gre[1] & 7 != 1:
-            return quoted
-        for _, conn, d in self._tunnels(quoted)[:1]:
-            return quoted._replace(sport=conn.ext.memory.tunnels[d].sport)
-        return quoted
+    def _named_quote(self, key: Key) -> Key:
+        """The same of the tuple that an ICMP error quotes. GRE without a call id has 0 for its key."""
+        known = self._tunnels(key)[:1] if key.family == 4 and key.proto == Proto.PROTO_GRE and key.dport else []
+        return key._replace(sport=known[0][1].ext.memory.tunnels[known[0][2]].sport) if known else key
 
     def _hang_up(self, conn: Conn) -> None:
         """A call ends, and its tunnel with it; if there was none yet, it is expected no more."""

@@ -152,7 +152,7 @@ class ModelTracker(Assisted, Administration):
         quoted, refusal = l4.inner_key(packet)
         if quoted is None:
             return Decision(State.INVALID, refusal)
-        answer = self._named_quote(packet, quoted).inverted()
+        answer = self._named_quote(quoted).inverted()
         if answer is None:
             return Decision(State.INVALID, Reason.R_ICMP_INNER_ERROR)
         found = self._find(answer)
@@ -395,6 +395,10 @@ class ModelTracker(Assisted, Administration):
         for i in range(len(taken)):
             taken[i] = self._events.popleft()
         return taken
+
+    @property
+    def events_waiting(self) -> int:
+        return len(self._events)
 
     @property
     def events_lost(self) -> int:

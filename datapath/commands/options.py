@@ -158,7 +158,7 @@ SETTINGS = (
     ("ipfrag_high_thresh", Number(0, 1 << 30), "Bytes of IPv4 fragments beyond which further ones are dropped."),
     ("frag6_high_thresh", Number(0, 1 << 30), "The same of IPv6."),
     ("ipfrag_max_dist", Number(0, (1 << 31) - 1), "Fragments of a source that may come between two of an IPv4 datagram; 0 is any number."),
-    ("seed", Number(0, (1 << 64) - 1), "Seed of the hash table's keyed hash; no result depends on it but which connections are evicted when full."),
+    ("seed", Number(0, (1 << 64) - 1), "Seed of keyed hashes and random ports: which connections are evicted when full, where NAT looks for ports."),
 )
 
 

@@ -22,7 +22,8 @@ from datapath.oracle.namespace import Namespace, cable
 
 IN, LEFT, BRIDGE, RIGHT, OUT = "ctm-in", "ctm-left", "ctm-bridge", "ctm-right", "ctm-out"
 LARGEST_MTU = 65535
-NOBODY, SENDER = bytes.fromhex("0200000000fe"), bytes.fromhex("0200000000fd")
+NOBODY, SENDER = bytes.fromhex("0200000000fe"), bytes.fromhex("0200000000fd")  # the latter of fences
+OF_ZONE = bytes.fromhex("06000000")  # and the zone, in the machine's byte order: of packets
 ETH_P_ALL = 3
 FENCE = 0x88B5  # for local experiments (IEEE 802a)
 PATIENCE = 10.0  # seconds; a fence takes microseconds
@@ -92,11 +93,11 @@ class Bridge:
         stack.callback(os.sched_setaffinity, 0, before)
         os.sched_setaffinity(0, {before[os.getpid() % len(before)]})
 
-    def pass_(self, ethertype: int, packet: bytes) -> list[bytes]:
-        """Send an IP packet and wait until nothing of it is in flight; the frames that came out of it."""
+    def pass_(self, ethertype: int, packet: bytes, zone: int = 0) -> list[bytes]:
+        """Send an IP packet and wait until nothing of it is in flight; the frames that came out of it. zone: its source address says so."""
         self.fences += 1
-        header = NOBODY + SENDER
-        fence = header + struct.pack("!HQ", FENCE, self.fences).ljust(46, b"\0")
+        header = NOBODY + OF_ZONE + struct.pack("=H", zone)
+        fence = NOBODY + SENDER + struct.pack("!HQ", FENCE, self.fences).ljust(46, b"\0")
         self.into.send(header + struct.pack("!H", ethertype) + packet)
         self.into.send(fence)
         came = []

@@ -17,6 +17,7 @@ import numpy as np
 from ctcore import spec
 from ctcore.types import Dir, Proto
 from datapath import fields
+from datapath.oracle.exhibit import fragment_at
 from datapath.oracle.kernel import Side
 from datapath.oracle.lockstep import Compared
 
@@ -142,6 +143,7 @@ FIELDS = (
     _entry("status", _status),
     _entry("timeout", _seconds, timed=True),
     _entry("mark"),
+    _entry("master", _ordinal),
     *_both_ways("", "packets", lambda side: side.conns["flow"]["packets"]),
     *_both_ways("", "bytes", lambda side: side.conns["flow"]["bytes"]),
     *_tcp(),
@@ -167,9 +169,20 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
         for i in np.flatnonzero(both & (ours != theirs).any(axis=1)).tolist():
             found.setdefault(i, {})[f"{fields.DIR_NAMES[d]}.tuple"] = fields.endpoints(ours[i].tobytes()), fields.endpoints(theirs[i].tobytes())
     for i, left in enumerate(zip(compared.ours.out, compared.theirs.out, strict=True)):
-        if left[0] != left[1]:
-            found.setdefault(i, {}).update(out_differences(*left))
+        if left[0] != left[1] and (unlike := out_differences(*map(without_idents, left))):
+            found.setdefault(i, {}).update(unlike)
     return [Difference(i, found[i]) for i in sorted(found)]
+
+
+def without_idents(packets: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Packets that left, the identification of IPv6 fragments set to 0 if all have the same: Linux draws a new one when it cuts up a datagram."""
+    places = [fragment_at(packet) if packet[0] >> 4 == 6 else None for packet in packets]
+    if not places or None in places:
+        return packets
+    idents = {packet[at + 4 : at + 8] for packet, at in zip(packets, places, strict=True) if at is not None}
+    if len(idents) > 1:
+        return packets
+    return tuple(packet[: at + 4] + bytes(4) + packet[at + 8 :] for packet, at in zip(packets, places, strict=True) if at is not None)
 
 
 def out_differences(ours: tuple[bytes, ...], theirs: tuple[bytes, ...]) -> dict[str, tuple[Any, Any]]:

@@ -5,7 +5,7 @@ its checksum made to fit, since the engine believes what it cannot verify. What 
 
     not IP              the kernel's conntrack never meets it either
     snapped             not even the headers were captured
-    fragment            the datagram it belongs to gets the decision
+    snapped fragment    its part of the datagram was not captured
     too large           larger than any device's MTU
     jumbogram           of IPv6, without a length: a bridge cuts it off behind its header, if it is no larger than other packets; a router does not
 
@@ -28,10 +28,14 @@ class Unshown(str):
     """Why a packet cannot be shown, in words."""
 
 
-NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "fragment", "too large", "jumbogram"))
+NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "snapped fragment", "too large", "jumbogram"))
 HEADER6 = 40
 HOP_BY_HOP = b"\0"
-UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED, Reason.R_FRAGMENT: FRAGMENT}
+FRAGMENT4 = 0x3FFF  # offset and more-fragments bit
+FRAGMENT_HEADER, AUTHENTICATION = 44, 51
+# Hop-by-hop, routing and destination options, authentication: how many bytes a unit of their length is, and how many units it leaves out.
+SKIPPED = {0: (8, 1), 43: (8, 1), 60: (8, 1), AUTHENTICATION: (4, 2)}
+UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED}
 
 
 def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown:
@@ -45,6 +49,8 @@ def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown
     # What a link adds behind the packet may be as long as it likes.
     have, length = min(have, LARGEST), min(length, LARGEST)
     packet = memory[start : start + have].tobytes()
+    if row["reason"] == Reason.R_FRAGMENT and have < length:
+        return FRAGMENT
     if place["family"] == 6 and packet[6:7] == HOP_BY_HOP:
         if packet[4:6] == bytes(2):
             return JUMBOGRAM
@@ -73,3 +79,19 @@ def _completed(packet: bytes, row: np.void, l4_at: int) -> bytes | Unshown:
         )
     value = internet_checksum(summed) or 0xFFFF
     return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
+
+
+def is_fragment(family: int, packet: bytes) -> bool:
+    """Whether an IP packet goes through reassembly: a part of a larger one, or an atomic fragment of IPv6, the whole of one (RFC 6946)."""
+    if family == 4:
+        return len(packet) >= 8 and bool(int.from_bytes(packet[6:8], "big") & FRAGMENT4)
+    return fragment_at(packet) is not None
+
+
+def fragment_at(packet: bytes) -> int | None:
+    """Where the fragment header of an IPv6 packet lies, if nothing but options, routing and authentication headers is before it."""
+    at, kind = HEADER6, packet[6] if len(packet) > HEADER6 else -1
+    while kind in SKIPPED and len(packet) >= at + 2:
+        unit, left_out = SKIPPED[kind]
+        kind, at = packet[at], at + unit * (packet[at + 1] + left_out)
+    return at if kind == FRAGMENT_HEADER and len(packet) >= at + 8 else None

@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
+from ctcore.batch import Batch
 from ctcore.config import Config
+from datapath.defragment import Gatherer
 from datapath.fields import OUT_NAMES, Record, conn_records, endpoints, packet_records
 from datapath.frame import frames_of
 from datapath.link import inner
 from datapath.oracle.errors import KernelError
-from datapath.oracle.exhibit import FRAGMENT, Unshown, exhibit
+from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side
 from datapath.oracle.oracle import Oracle
 from datapath.scenario.judge import Seen
@@ -35,27 +38,33 @@ class KernelJudge:
     unknown = frozenset({"reason"})
 
     def __init__(self, oracle: Oracle, zone: int) -> None:
-        self.kernel, self.config = Kernel(oracle, zone), oracle.config
+        self.kernel, self.config, self.zone = Kernel(oracle), oracle.config, zone
+        self.gatherer = Gatherer(self.config, zone=zone)
         self.packets = 0
         self.tolerance = 2 / self.config.hz  # a tick for each end of what is measured
 
-    def packet(self, frame: bytes, wait: float) -> Seen:
+    def packet(self, frame: bytes, wait: float, zone: int | None = None) -> Seen:
         if wait > LONGEST_WAIT:
             raise KernelError(
                 f"a wait of {wait:g} s: expected at most {LONGEST_WAIT:g} s, for the kernel's clock cannot be set: shorten the timeout instead"
             )
         time.sleep(wait)
         memory, frames = frames_of([frame])
-        row = parse_batch(memory, frames, zone=self.kernel.zone, checksum=self.config.checksum).array[0]
         place = inner(memory, frames)[0]
-        shown = exhibit(row, place, memory)
-        if isinstance(shown, Unshown) and shown is not FRAGMENT:
-            raise KernelError(f"a packet that cannot be shown to the kernel: {shown}: expected a whole IP packet")
+        packet = exhibit(parse_batch(memory, frames, checksum=self.config.checksum).array[0], place, memory)
+        if isinstance(packet, Unshown):
+            raise KernelError(f"a packet that cannot be shown to the kernel: {packet}: expected a whole IP packet")
+
+        @cache
+        def gathered() -> Batch:
+            frames["ts"] = self.kernel.oracle.tick * SECOND // self.config.hz
+            return self.gatherer.parse(memory, frames)
+
         side = Side.empty(1)
-        packet = shown if isinstance(shown, bytes) else memory[int(place["offset"]) :].tobytes()
-        sighting = self.kernel.show(int(place["family"]), packet, row, side, 0)
+        self.gatherer.zone = zone = self.zone if zone is None else zone
+        sighting = self.kernel.show(int(place["family"]), packet, lambda: gathered().array[0], side, 0, zone)
+        row = gathered().array[0]
         self.kernel.finish(side)
-        frames["ts"] = sighting.tick * SECOND // self.config.hz
         side.conns["flow"]["id"] = side.decisions["conn"]
         record = next(packet_records(frames, side.decisions, row["key"].reshape(1), self.packets, self.config.hz))
         self.packets += 1
@@ -68,7 +77,8 @@ def left_with(key: np.void, came: Sequence[bytes]) -> Record | None:
     """The ends a packet left with, if they are not those it came with (key: KEY_DTYPE): `out` of its record."""
     if not came:
         return None
-    left = parse_batch(*frames_of(came[:1])).array["key"][0]
+    frames = frames_of(came)
+    left = (parse_batch(*frames) if len(came) == 1 else Gatherer().parse(*frames)).array["key"][-1]  # several: fragments of one datagram
     ends, before = (endpoints(each.tobytes()) for each in (left, key))
     return {name: ends[name] for name in OUT_NAMES if name in ends} if ends != before else None
 

@@ -7,12 +7,14 @@ Not here: the engine (lockstep), how observations are made (oracle).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Dir, Proto, Reason, State, Verdict
 from datapath.fields import WITHOUT_PORTS
+from datapath.oracle.exhibit import is_fragment
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.probes import UNTRACKED, Record
 from datapath.oracle.witness import CTINFO, Sighting
@@ -26,7 +28,7 @@ class Side:
     """What one side says of n packets.
 
     conns: the connection each packet's tuple belongs to, as it is after the packet, also where the packet is invalid; has_conn: where there is one;
-    out: the IP packets that left because of each, if addresses are translated, else nothing.
+    out: the IP packets that left because of each, of fragments and if addresses are translated, else nothing.
     """
 
     decisions: np.ndarray  # DECISION_DTYPE[n]
@@ -51,18 +53,22 @@ class Kernel:
     """Shows packets to an oracle and fills in a Side."""
 
     oracle: Oracle
-    zone: int = 0
     born: int = 0
     ordinals: dict[int, int] = field(default_factory=dict)  # where a connection lies in the kernel -> its ordinal
     deadlines: dict[int, tuple[int, int]] = field(default_factory=dict)  # and -> its deadline, and the ticks that passed while that was set
     _records: list[Record] = field(default_factory=list)
     _ticks: list[int] = field(default_factory=list)
 
-    def show(self, family: int, packet: bytes, row: np.void, side: Side, i: int) -> Sighting:
-        """Row i of `side`, but for the connection. family: 4 or 6; packet: IP; row: the packet as we parsed it, PACKET_DTYPE."""
-        sighting = self.oracle.show(family, packet, key_of(row))
+    def show(self, family: int, packet: bytes, parsed: Callable[[], np.void], side: Side, i: int, zone: int | None = None) -> Sighting:
+        """Row i of `side`, but for the connection.
+
+        family: 4 or 6; packet: IP; parsed: the packet as we see it, PACKET_DTYPE, asked for when it has been judged; of a fragment that completes a
+        datagram, the datagram; zone: in place of the oracle's.
+        """
+        sighting = self.oracle.show(family, packet, lambda: key_of(parsed()), zone)
+        row = parsed()
         record = self._judge(sighting, row, side.decisions[i])
-        if self.oracle.translates:
+        if self.oracle.translates or is_fragment(family, packet):
             side.out[i] = tuple(frame[ETHERNET:] for frame in sighting.came)
         if record:
             self._records.append(record)
@@ -74,6 +80,7 @@ class Kernel:
         """Fill in the connections of all packets shown since the last call."""
         if self._records:
             side.conns[side.has_conn] = self.oracle.layout.conns(self._records, self._ticks)
+            side.conns["master"][side.has_conn] = [self.ordinals.get(self.oracle.layout.master_of(record), -1) for record in self._records]
         self._records, self._ticks = [], []
 
     def slack(self, sighting: Sighting) -> int:
@@ -89,8 +96,9 @@ class Kernel:
     def _judge(self, sighting: Sighting, row: np.void, decision: np.void) -> Record | None:
         """The decision from what was seen; the observation of the connection, if it lives on."""
         layout = self.oracle.layout
+        # A kernel that keeps a fragment is as silent as one that drops it.
         held = Verdict.HELD if row["reason"] == Reason.R_FRAGMENT else Verdict.DROP
-        decision["zone"], decision["proto"], decision["family"] = self.zone, row["key"]["proto"], row["key"]["family"]
+        decision["zone"], decision["proto"], decision["family"] = (row["key"][name] for name in ("zone", "proto", "family"))
         decision["verdict"] = Verdict.ACCEPT if sighting.came else held
         judged, final = sighting.judged, sighting.final
         if judged is None:

@@ -12,17 +12,19 @@ Not here: which fields are compared, and how closely (compare).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, State, Verdict
+from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, Reason, State, Verdict
+from datapath.defragment import Gatherer
 from datapath.frame import frames_of
-from datapath.leave import leaving
+from datapath.leave import Leaving, leaving
 from datapath.link import inner
-from datapath.oracle.exhibit import HEADER6, Unshown, exhibit
+from datapath.oracle.exhibit import HEADER6, Unshown, exhibit, is_fragment
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
@@ -65,7 +67,8 @@ class Lockstep:
         """Both begin anew, without connections; ordinals count from 0."""
         self.oracle.flush()
         self.tracker = Tracker(self.config)
-        self.kernel = Kernel(self.oracle, self.zone)
+        self.gatherer = Gatherer(self.config, zone=self.zone)
+        self.kernel = Kernel(self.oracle)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
@@ -97,15 +100,35 @@ class Lockstep:
             if row["verdict"] == Verdict.PENDING:
                 return
         else:
-            both.sightings[i] = sighting = self.kernel.show(int(place["family"]), packet, row, both.theirs, i)
-            both.slack[i] = self.kernel.slack(sighting)
-            if self.oracle.translates:
-                self._prefer(self.kernel.begun(sighting))
-                memory, frame = frames_of([NO_LINK[int(place["family"])] + packet], ts=self.oracle.tick * SECOND // self.config.hz)
-                self._engine(memory, frame, both.ours, i)
+            family = int(place["family"])
+            if self.oracle.translates or row["reason"] == Reason.R_FRAGMENT or is_fragment(family, packet):
+                self._shown(family, packet, both, i)
                 return
-        frames["ts"][i] = self.oracle.tick * SECOND // self.config.hz
-        self._engine(memory, frames[i : i + 1], both.ours, i)
+            both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: row, both.theirs, i)
+            both.slack[i] = self.kernel.slack(sighting)
+        frames["ts"][i] = self._now()
+        self._engine(self._parse(memory, frames[i : i + 1]), both.ours, i)
+
+    def _shown(self, family: int, packet: bytes, both: Compared, i: int) -> None:
+        """Row i of both sides, where a packet may leave otherwise than it came: the engine gets what was shown."""
+        memory, frame = frames_of([NO_LINK[family] + packet])
+
+        @cache
+        def gathered() -> Batch:
+            frame["ts"] = self._now()
+            return self.gatherer.parse(memory, frame)
+
+        both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: gathered().array[0], both.theirs, i)
+        both.slack[i], both.keys[i] = self.kernel.slack(sighting), gathered().array["key"][0]
+        self._prefer(self.kernel.begun(sighting))
+        decision, rewrites = self._engine(gathered(), both.ours, i)
+        if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
+            edits = self.tracker.edits() if self.config.helpers else None
+            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, self.gatherer.datagrams))
+
+    def _now(self) -> int:
+        """The kernel's clock in ns."""
+        return self.oracle.tick * SECOND // self.config.hz
 
     def _prefer(self, reply: bytes | None) -> None:
         """Let the engine begin its search for a port with what the kernel chose. reply: the reply tuple of the connection that begins."""
@@ -114,14 +137,11 @@ class Lockstep:
             icmp = key["proto"] in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6)
             self.tracker.prefer(int(key["sport" if icmp else "dport"]), int(key["sport"]))
 
-    def _engine(self, memory: np.ndarray, frame: np.ndarray, ours: Side, i: int) -> None:
-        """Our decision, the connection as it is then, and what leaves."""
-        batch = self._parse(memory, frame)
+    def _engine(self, batch: Batch, ours: Side, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Our decision, and the connection as it is then; the decision and what is to be changed in the packet."""
         rewrites = np.zeros(1, REWRITE_DTYPE) if self.oracle.translates else None
-        ours.decisions[i] = self.tracker.advance(batch, rewrites)[0]
-        if rewrites is not None and ours.decisions[i]["verdict"] == Verdict.ACCEPT:
-            left = leaving(memory, frame, ours.decisions[i : i + 1], rewrites, self.tracker.edits(), ())
-            ours.out[i] = packets_in(left.memory, left.frames)
+        decision = self.tracker.advance(batch, rewrites)
+        ours.decisions[i] = decision[0]
         state, ordinal = ours.decisions[i]["state"], int(ours.decisions[i]["conn"])
         conn = None
         if state == State.RELATED:
@@ -134,14 +154,15 @@ class Lockstep:
         if conn is not None:
             ours.conns[i] = conn[0]
             ours.has_conn[i] = True
+        return decision, rewrites
 
 
-def packets_in(memory: np.ndarray, frames: np.ndarray) -> tuple[bytes, ...]:
-    """The IP packets in frames, without what the link added behind them."""
+def packets_of(left: Leaving) -> tuple[bytes, ...]:
+    """The IP packets in frames that leave, without what the link added behind them."""
     packets = []
-    for place in inner(memory, frames):
+    for place in inner(left.memory, left.frames):
         start, have = int(place["offset"]), int(place["have"])
-        packet = memory[start : start + have].tobytes()
+        packet = left.memory[start : start + have].tobytes()
         length = int.from_bytes(packet[2:4], "big") if place["family"] == 4 else HEADER6 + int.from_bytes(packet[4:6], "big")
         packets.append(packet[:length])
     return tuple(packets)

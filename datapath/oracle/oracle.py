@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
@@ -109,17 +110,23 @@ class Oracle:
 
     def __init__(self, config: Config, *, zone: int = 0) -> None:
         """KernelError if the kernel or the privileges do not suffice, naming what is missing."""
-        self.config = kernel_config(config)
+        if config.zone_limit or config.zone_limits or config.zone_reserves:
+            raise KernelError("limits and reserves of zones: expected none, for the kernel has none")
+        self.config, self.zone = kernel_config(config), zone
         self.layout = Layout(kernel_types())
         self.tick = 0
+        self._open()
+
+    def _open(self) -> None:
+        """A namespace with nothing in it."""
         try:
             with ExitStack() as stack:
                 self.bridge = Bridge(stack)
                 self._settings()
                 self.listener = Listener(self.bridge.box, stack)
-                ruleset.load(self.bridge.box, self.config, zone=zone, direction=DIRECTIONS[self.config.zone_dir])
                 if self.config.nat:  # a helper alone never changes an address
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
+                ruleset.load(self.bridge.box, self.config)
                 with self.bridge.box.entered():
                     self.probes = Probes(self.bridge.box.inode)
                 stack.callback(self.probes.close)
@@ -130,6 +137,8 @@ class Oracle:
             raise _refused("rtnetlink", error.code, "CONFIG_VETH and CONFIG_BRIDGE") from None
         self._addresses: dict[bytes, int] = {}  # key -> where its connection lies, the oldest first
         self._namespace = 0  # where ours lies in the kernel's memory
+        self._zones = False  # whether packets may have other zones than 0
+        self._waiting = False  # whether fragments may wait there for others
 
     @property
     def translates(self) -> bool:
@@ -151,20 +160,27 @@ class Oracle:
             except OSError as error:
                 raise KernelError(f"{path} = {value}: {os.strerror(error.errno or 0)}") from None
 
-    def show(self, family: int, packet: bytes, key: bytes) -> Sighting:
+    def show(self, family: int, packet: bytes, key: Callable[[], bytes] = bytes, zone: int | None = None) -> Sighting:
         """Let the kernel judge an IP packet.
 
-        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid;
-        nothing if it has none.
+        family: 4 or 6; key: the packet's tuple (the bytes of a KEY_DTYPE), by which its connection is found where the packet is invalid; nothing if
+        it has none. It is asked for when the packet has been judged: that of fragments depends on the tick. zone: in place of the oracle's.
         """
-        came = self.bridge.pass_(ETHERTYPES[family], packet)
+        zone = self.zone if zone is None else zone
+        if zone and not self._zones:
+            ruleset.load_zones(self.bridge.box, DIRECTIONS[self.config.zone_dir])
+            self._zones = True
+        came = self.bridge.pass_(ETHERTYPES[family], packet, zone)
         records = {record.moment: record for record in self.probes.records()}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
         if Moment.ARRIVED in records:
             self.tick = records[Moment.ARRIVED].jiffies
+        else:
+            self.tick = self.probes.now()
+            self._waiting |= not came
         slack = max((record.jiffies for record in records.values()), default=self.tick) - self.tick
         said, events = self.listener.sentences(), self.listener.events()
-        asked = self._ask(key) if judged and not judged.nfct else None
+        asked = self._ask(key()) if judged and not judged.nfct else None
         sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
         if leaving and leaving.address:
             self._remember(leaving)
@@ -192,9 +208,13 @@ class Oracle:
         return record if lives and ours and key in self.layout.keys(record.conn) else None
 
     def flush(self) -> None:
-        """Delete all connections of the namespace."""
-        self.listener.flush()
-        self._addresses.clear()
+        """Delete all connections of the namespace. Fragments that wait cannot be deleted: then it takes a new one."""
+        if self._waiting:
+            self.open.close()
+            self._open()
+        else:
+            self.listener.flush()
+            self._addresses.clear()
 
     def __enter__(self) -> Oracle:
         return self

@@ -179,6 +179,11 @@ class Probes:
         self._asked(address)
         return self.records()[-1]
 
+    def now(self) -> int:
+        """The kernel's clock."""
+        self._asked(0)
+        return self.records()[-1].jiffies
+
     def _record(self, data: bytes) -> Record:
         moment, jiffies, nfct = HEADER.unpack_from(data)
         end = CONN_AT + self.conn_size

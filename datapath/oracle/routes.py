@@ -13,6 +13,7 @@ Not here: rules (ruleset).
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from socket import AF_INET, AF_INET6
 from typing import Any
@@ -26,6 +27,8 @@ from datapath.oracle.ruleset import Interface
 
 GATEWAYS = {AF_INET: "169.254.0.1", AF_INET6: "fe80::1"}
 FAMILIES = {4: AF_INET, 6: AF_INET6}
+ANYBODY, DISCARD = {AF_INET: ("192.0.2.1", "192.0.2.2"), AF_INET6: ("2001:db8::1", "2001:db8::2")}, 9
+TRANSPARENT = {AF_INET: (socket.IPPROTO_IP, 19), AF_INET6: (socket.IPPROTO_IPV6, 75)}  # linux/in.h, linux/in6.h
 LOCAL_TABLE = 255
 RTN_LOCAL = "local"
 PATIENCE, PAUSE = 5.0, 0.001  # seconds
@@ -50,6 +53,21 @@ def lead_back(namespace: Namespace, device: str, mac: bytes, interface: Interfac
         for family, gateway in GATEWAYS.items():
             netlink.neigh("add", family=family, dst=gateway, lladdr=mac.hex(":"), ifindex=index, state="permanent")
             netlink.route("add", family=family, dst="default", gateway=gateway, oif=index, flags=["onlink"])
+    with namespace.entered():
+        for family in GATEWAYS:
+            _speak_once(family)
+
+
+def _speak_once(family: socket.AddressFamily) -> None:
+    """Let the gateway's neighbour entry keep the link header that it gives to packets.
+
+    Until then a bridge sends a packet through its own device's queue, as no router would: that puts the fragments of a datagram into one buffer,
+    and they leave otherwise than they came.
+    """
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(*TRANSPARENT[family], 1)  # the device need not have an address
+        sock.bind((ANYBODY[family][0], 0))
+        sock.sendto(b"", (ANYBODY[family][1], DISCARD))
 
 
 def _own(netlink: IPRoute, index: int, address: Address) -> None:

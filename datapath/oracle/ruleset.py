@@ -1,6 +1,6 @@
 """The nftables ruleset of a namespace: what Linux is told to do with the connections there, by the same values that a tracker is told.
 
-    priority -300   zone       the zone of packets, in one direction or in both
+    priority -300   zone       the zone of packets, in one direction or in both, which their source's MAC address says; there once there are zones
              -150   helper     helpers of new connections, by the port they go to
              -100   dnat       dnat and redirect rules
                 0   state      asks for a connection's state, so that conntrack is at work at all
@@ -16,8 +16,8 @@ Not here: what the bridge needs to send translated packets on (routes).
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pyroute2.netlink import nla
@@ -42,7 +42,8 @@ NFPROTO = {4: NFPROTO_IPV4, 6: NFPROTO_IPV6}
 REGISTERS = (1, 2, 3, 4)  # of 16 bytes
 CT_STATE, CT_ZONE = 0, 17
 META_NFPROTO, META_L4PROTO = 15, 16
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+LINK_HEADER, NETWORK_HEADER, TRANSPORT_HEADER = 0, 1, 2
+ZONE_AT = 10  # in the link header: the end of the source's address (bridge)
 EQUAL, AT_MOST, AT_LEAST = 0, 3, 5
 SNAT, DNAT = 0, 1
 NEWOBJ, CT_HELPER = 18, 3
@@ -80,24 +81,44 @@ def interface_of(rules: Sequence[NatRule]) -> Interface:
     return found
 
 
-def load(namespace: Namespace, config: Config, *, zone: int = 0, direction: Dir | None = None) -> None:
-    """Put the ruleset into a namespace. zone: of all its packets; direction: the only one in which the zone counts, or None for both.
+def load(namespace: Namespace, config: Config) -> None:
+    """Put the ruleset but for zones into a namespace. KernelError if this kernel cannot have it."""
+    chains = ("state", *(["helper"] if config.helpers else []), *(("dnat", "snat") if config.nat else ()))
+    with _nftables(namespace, _needed(config)) as nft:
+        nft.table("add", name=TABLE)
+        for name in chains:
+            _add_chain(nft, name)
+        for helper in config.helpers:
+            _add_helper(nft, helper)
+        for chain, rule in _all_rules(config):
+            nft.rule("add", table=TABLE, chain=chain, expressions=(rule,))
+
+
+def load_zones(namespace: Namespace, direction: Dir | None = None) -> None:
+    """Let packets be of the zones that their frames say, in a namespace with the ruleset. direction: the only one in which a zone counts, or None.
 
     KernelError if this kernel cannot have it.
     """
-    rules = dict.fromkeys(("state", *(["zone"] if zone else []), *(["helper"] if config.helpers else []), *(("dnat", "snat") if config.nat else ())))
+    only = {} if direction is None else {"direction": int(direction)}
+    read = genex("payload", {"dreg": REGISTERS[0], "base": LINK_HEADER, "offset": ZONE_AT, "len": 2})
+    with _nftables(namespace, " and CONFIG_NF_CONNTRACK_ZONES") as nft:
+        _add_chain(nft, "zone")
+        nft.rule("add", table=TABLE, chain="zone", expressions=([read, genex("ct", {"key": CT_ZONE, **only, "sreg": REGISTERS[0]})],))
+
+
+@contextmanager
+def _nftables(namespace: Namespace, needed: str) -> Iterator[NFTables]:
+    """needed: beside what everything needs, for the error if the kernel refuses something."""
     with namespace.entered(), NFTables(nfgen_family=NFPROTO_INET) as nft:
         try:
-            nft.table("add", name=TABLE)
-            for name in rules:
-                hook, priority, kind = CHAINS[name]
-                nft.chain("add", table=TABLE, name=name, hook=hook, priority=priority, type=kind, policy=ACCEPT)
-            for helper in config.helpers:
-                _add_helper(nft, helper)
-            for chain, rule in _all_rules(config, zone, direction):
-                nft.rule("add", table=TABLE, chain=chain, expressions=(rule,))
+            yield nft
         except NetlinkError as error:
-            raise KernelError(f"nftables: {os.strerror(error.code)}: expected CONFIG_NF_TABLES_INET, CONFIG_NFT_CT{_needed(config)}") from None
+            raise KernelError(f"nftables: {os.strerror(error.code)}: expected CONFIG_NF_TABLES_INET, CONFIG_NFT_CT{needed}") from None
+
+
+def _add_chain(nft: NFTables, name: str) -> None:
+    hook, priority, kind = CHAINS[name]
+    nft.chain("add", table=TABLE, name=name, hook=hook, priority=priority, type=kind, policy=ACCEPT)
 
 
 def _needed(config: Config) -> str:
@@ -114,12 +135,9 @@ def _name(helper: HelperRule) -> str:
     return f"{helper.name}-{helper.proto}-{helper.port}"
 
 
-def _all_rules(config: Config, zone: int, direction: Dir | None) -> Iterator[tuple[str, list[Expression]]]:
+def _all_rules(config: Config) -> Iterator[tuple[str, list[Expression]]]:
     """Chain and expressions of each rule."""
     yield "state", [genex("ct", {"key": CT_STATE, "dreg": REGISTERS[0]})]
-    if zone:
-        only = {} if direction is None else {"direction": int(direction)}
-        yield "zone", [_put(REGISTERS[0], struct.pack("=H", zone)), genex("ct", {"key": CT_ZONE, **only, "sreg": REGISTERS[0]})]
     for helper in config.helpers:
         for matched in matches(Match(proto=helper.proto, dport=(helper.port, helper.port)), None):
             yield "helper", [*matched, genex("objref", {"imm_type": CT_HELPER, "imm_name": _name(helper)})]

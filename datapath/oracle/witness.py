@@ -30,7 +30,7 @@ TUPLE = struct.Struct("=16s2sH16s2sBB")  # nf_conntrack_tuple: address, port, fa
 PROTO_AT = 38  # in it
 
 U8, U16, U32 = np.uint8, np.uint16, np.uint32
-MEMBERS = ("timeout", "status", "mark", "zone.id", "zone.dir", "tuplehash", "proto", "ct_net")
+MEMBERS = ("timeout", "status", "mark", "zone.id", "zone.dir", "tuplehash", "proto", "ct_net", "master")
 TCP = {
     "state": U8, "last_dir": U8, "retrans": U8, "last_index": U8, "last_seq": U32, "last_ack": U32, "last_end": U32, "last_win": U16,
     "last_wscale": U8, "last_flags": U8,
@@ -47,6 +47,7 @@ class Layout:
         conn = {name: types.offset("nf_conn", name) for name in MEMBERS}
         self.timeout, self.status, self.zone, self.zone_dir, self.mark = (conn[name] for name in ("timeout", "status", "zone.id", "zone.dir", "mark"))
         self.l4, self.net = conn["proto"], conn["ct_net"]
+        self.master = conn["master"]
         self.l4state = {
             Proto.PROTO_TCP: self.l4 + types.offset("ip_ct_tcp", "state"),
             Proto.PROTO_SCTP: self.l4 + types.offset("ip_ct_sctp", "state"),
@@ -121,6 +122,10 @@ class Layout:
     def is_live(self, record: Record) -> bool:
         """In the table, and not on its way out."""
         return self.number(record, self.status, 4) & (Status.CONFIRMED | Status.DYING) == Status.CONFIRMED
+
+    def master_of(self, record: Record) -> int:
+        """Where the connection lies that announced this one; 0: none."""
+        return self.number(record, self.master, 8)
 
     def namespace(self, record: Record) -> int:
         """Where the connection's network namespace lies."""

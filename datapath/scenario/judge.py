@@ -45,8 +45,8 @@ class Judge(Protocol):
     @property
     def tolerance(self) -> float: ...
 
-    def packet(self, frame: bytes, wait: float) -> Seen:
-        """Let `wait` seconds pass, then judge an Ethernet frame. Raises CtmirrorError if that is not possible."""
+    def packet(self, frame: bytes, wait: float, zone: int | None = None) -> Seen:
+        """Let `wait` seconds pass, then judge an Ethernet frame. zone: in place of the judge's own. Raises CtmirrorError if that is not possible."""
         ...
 
 
@@ -58,12 +58,13 @@ class TrackerJudge:
 
     def __init__(self, name: str, tracker: Tracker | ModelTracker, gatherer: Gatherer | ModelGatherer) -> None:
         self.name, self.tracker, self.gatherer = name, tracker, gatherer
-        self.now, self.packets = START, 0
+        self.now, self.packets, self.zone = START, 0, gatherer.zone
 
-    def packet(self, frame: bytes, wait: float) -> Seen:
+    def packet(self, frame: bytes, wait: float, zone: int | None = None) -> Seen:
         self.now += round(wait * SECOND)
         memory, frames = frames_of([frame], ts=self.now)
         config = self.tracker.config
+        self.gatherer.zone = self.zone if zone is None else zone
         batch = self.gatherer.parse(memory, frames)
         rewrites = np.zeros(1, REWRITE_DTYPE)
         decisions, keys = self.tracker.advance(batch, rewrites), batch.array["key"].copy()

@@ -17,7 +17,7 @@ from datapath.fields import Record
 from datapath.scenario.build import build
 from datapath.scenario.expectation import ENDS, OF_PACKET, SIDE_VARIABLES, VARIABLES
 from datapath.scenario.judge import SECOND, Judge, Seen, open_judge
-from datapath.scenario.steps import NO_CONN, Expect, Scenario, ScenarioError
+from datapath.scenario.steps import NO_CONN, Expect, Packet, Raw, Scenario, ScenarioError
 from datapath.scenario.text import config_of, packet_text
 
 PLAIN = ("state", "l4state", "timeout", "dir", "verdict", "conn", "reason", "zone", "mark")
@@ -32,15 +32,20 @@ def play(scenario: Scenario, judge: Judge, frames: list[bytes] | None = None) ->
     seen = []
     for step, frame in zip(scenario.steps, frames, strict=True):
         try:
-            seen.append(judge.packet(frame, step.wait))
+            seen.append(judge.packet(frame, step.wait, zone_of(step.packet)))
         except CtmirrorError as error:
             raise ScenarioError(f"{scenario.name}:{step.line}: {error}") from None
     return seen
 
 
+def zone_of(packet: Packet | Raw) -> int | None:
+    """The zone a packet comes in, if it is not the scenario's."""
+    return packet.ip.zone if isinstance(packet, Packet) else None
+
+
 def settings_of(scenario: Scenario, base: Config, zone: int = 0) -> tuple[Config, int]:
     """Settings and zone of a scenario. base, zone: for what it does not set. Raises ConfigError."""
-    return config_of(scenario, base), scenario.settings.get("zone", zone)
+    return config_of(scenario, base), zone if scenario.zone is None else scenario.zone[0]
 
 
 def judged(scenario: Scenario, name: str, base: Config, zone: int = 0) -> tuple[list[Seen], list[Disagreement]]:

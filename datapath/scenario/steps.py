@@ -21,8 +21,8 @@ DEFAULT_HOSTS = {
     "A": "10.0.0.1", "B": "10.0.0.2", "C": "10.0.0.3", "A6": "2001:db8::1", "B6": "2001:db8::2", "C6": "2001:db8::3",
 }  # fmt: skip
 FRAGMENTS = ("ipfrag_high_thresh", "frag6_high_thresh", "ipfrag_max_dist")
-# What a scenario may set, by the names of ctcore.config, and the zone of its packets.
-SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "seed", "zone", *FRAGMENTS)
+# What a scenario may set to a number, by the names of ctcore.config.
+SETTINGS = ("tcp_liberal", "tcp_loose", "tcp_max_retrans", "tcp_ignore_invalid_rst", "checksum", "acct", "max", "buckets", "seed", *FRAGMENTS)
 NO_CONN = -1
 
 Data = int | bytes  # so many zeros, or these bytes
@@ -160,7 +160,7 @@ class Ext:
 class Ip:
     """cut: how many bytes of the transport header and payload are sent at all. frag: only bytes offset to offset + size of them are sent, as a
     fragment (size None: all from there on); more: its more-fragments bit, None: as the slice says; at: the offset it says it has, None: as the slice.
-    pad: bytes behind the packet's end.
+    pad: bytes behind the packet's end. zone: that it comes in, which no header says; None: the scenario's.
 
     options, df, tos, ihl and checksum exist in IPv4, ext in IPv6.
     """
@@ -180,6 +180,7 @@ class Ip:
     ihl: int | None = None
     length: int | None = None
     checksum: Checksum = "good"
+    zone: int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class Step:
 class Scenario:
     """hosts: addresses by name, beside DEFAULT_HOSTS; settings: by the names of SETTINGS; timeouts: seconds by sysctl name.
 
-    nat, helpers: as ctcore.config has them, each without a text of its own. comments: lines at its beginning; ending: behind its last step.
+    nat, helpers, zone_limit, zone_limits, zone_reserves: as ctcore.config has them, rules without a text of their own. zone: of its packets, and
+    the direction in which it counts (ctcore.config.ZONE_DIRS). comments: lines at its beginning; ending: behind its last step.
     """
 
     steps: tuple[Step, ...]
@@ -256,3 +258,7 @@ class Scenario:
     helpers: tuple[HelperRule, ...] = ()
     comments: tuple[str, ...] = ()
     ending: tuple[str, ...] = ()
+    zone: tuple[int, str] | None = None
+    zone_limit: int | None = None
+    zone_limits: Mapping[int, int] = field(default_factory=dict)
+    zone_reserves: Mapping[int, int] = field(default_factory=dict)

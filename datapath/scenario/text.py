@@ -2,7 +2,7 @@
 
     # comment                                        above everything, above a step, or behind one
     A = 10.0.0.1                                     a host
-    set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS; set snat RULE
+    set tcp_liberal 1                                a setting, as of replay's options; set timeout NAME SECONDS; set snat RULE; set zone 5:original
     label: +SECONDS SRC > DST PACKET => EXPECTATION  a step; label and expectation may be left out
 
 Invariants: parse(format(scenario), scenario.name) == scenario; every text ends in a scenario or in one ScenarioError.
@@ -25,13 +25,15 @@ from datapath.scenario.cursor import Cursor, bytes_text, endpoint_text, seconds_
 from datapath.scenario.expectation import expectation_text, read_expectation
 from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step
 from datapath.scenario.words import is_label, read_protocol, write_protocol
+from datapath.zones import ALL, Zone, read_places, read_zone, zone_text
 
 LONGEST_WAIT = 1_000_000_000  # seconds of all waits together: time has to fit 64 bits of nanoseconds
 MOST_SECONDS = (1 << 31) - 1
 MOST_SETTING = (1 << 64) - 1
 HELPER = "helper"
 RULES = (*KINDS, HELPER)
-NAMES = ("timeout", *RULES, *SETTINGS)
+ZONE, LIMIT, RESERVE = "zone", "zone-limit", "zone-reserve"
+NAMES = ("timeout", *RULES, ZONE, LIMIT, RESERVE, *SETTINGS)
 WIDEST = 72  # columns up to => if the packets need no more
 HOST = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
@@ -55,6 +57,8 @@ class _Reader:
         self.timeouts: dict[str, int] = {}
         self.nat: list[NatRule] = []
         self.helpers: list[HelperRule] = []
+        self.zone: Zone | None = None
+        self.places: dict[str, dict[int | None, int]] = {LIMIT: {}, RESERVE: {}}
         self.comments: list[str] = []
         self.pending: list[str] = []  # comment lines that belong to what follows
         self.waited = 0.0
@@ -106,6 +110,10 @@ class _Reader:
         name = cursor.take(f"a setting: {', '.join(NAMES)}")
         if name in RULES:
             self._rule(cursor, name)
+        elif name == ZONE:
+            self._zone(cursor)
+        elif name in self.places:
+            self._places(cursor, name)
         elif name == "timeout":
             timeout = cursor.one_of(spec.timeouts(), "a timeout")
             if timeout in self.timeouts:
@@ -114,11 +122,27 @@ class _Reader:
         elif name not in SETTINGS or name in self.settings:
             cursor.fail(f"a setting, each once: {', '.join(NAMES)}")
         else:
-            self.settings[name] = cursor.number(0, 65535 if name == "zone" else MOST_SETTING)
+            self.settings[name] = cursor.number(0, MOST_SETTING)
         try:
             config_of(self.scenario(), Config())
         except ConfigError as error:
             raise ScenarioError(f"{self.name}:{cursor.line}:{cursor.words[-1].column}: {error}") from None
+
+    def _zone(self, cursor: Cursor) -> None:
+        if self.zone is not None:
+            cursor.fail("the zone once")
+        expected = "a zone from 0 to 65535, with :original or :reply if it is of one direction"
+        self.zone = read_zone(cursor.take(expected))
+        if self.zone is None:
+            cursor.fail(expected)
+
+    def _places(self, cursor: Cursor, name: str) -> None:
+        """A limit or a reserve."""
+        expected = "ZONE=N, a zone and a number of connections, as in 5=1000" + (", or N for each" if name == LIMIT else "")
+        places = read_places(cursor.take(expected), zone_needed=name == RESERVE)
+        if places is None or places[0] in self.places[name]:
+            cursor.fail(f"{expected}, each once")
+        self.places[name][places[0]] = places[1]
 
     def _rule(self, cursor: Cursor, kind: str) -> None:
         """A NAT rule or a helper, as on the command line: all words up to the line's end."""
@@ -182,9 +206,13 @@ class _Reader:
 
     def scenario(self) -> Scenario:
         rules = tuple(self.nat), tuple(self.helpers)
+        limit = self.places[LIMIT].get(ALL)
+        limits, reserves = ({zone: n for zone, n in self.places[name].items() if zone is not None} for name in (LIMIT, RESERVE))
         ending = tuple(self.pending) if self.steps else ()
         comments = (*self.comments, *([] if self.steps else self.pending))
-        return Scenario(tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, *rules, comments, ending)
+        return Scenario(
+            tuple(self.steps), self.name, self.hosts, self.settings, self.timeouts, *rules, comments, ending, self.zone, limit, limits, reserves
+        )
 
 
 def is_address(text: str) -> bool:
@@ -198,7 +226,13 @@ def is_address(text: str) -> bool:
 
 def config_of(scenario: Scenario, base: Config) -> Config:
     """base with a scenario's own settings in place of its own, and its rules behind those of base. Raises ConfigError."""
-    named: dict[str, Any] = {name: value for name, value in scenario.settings.items() if name != "zone"}
+    named: dict[str, Any] = dict(scenario.settings)
+    if scenario.zone is not None:
+        named["zone_dir"] = scenario.zone[1]
+    if scenario.zone_limit is not None:
+        named["zone_limit"] = scenario.zone_limit
+    for name in ("zone_limits", "zone_reserves"):
+        named[name] = {**getattr(base, name), **getattr(scenario, name)}
     rules: dict[str, Any] = {"nat": (*base.nat, *scenario.nat), "helpers": (*base.helpers, *scenario.helpers)}
     return replace(base, **named, **rules, timeouts={**base.timeouts, **scenario.timeouts})
 
@@ -207,6 +241,10 @@ def format(scenario: Scenario) -> str:
     """A scenario as text, aligned in columns."""
     head = [f"{name} = {address}" for name, address in scenario.hosts.items()]
     head += [f"set {name} {value}" for name, value in scenario.settings.items()]
+    head += [f"set {ZONE} {zone_text(*scenario.zone)}"] if scenario.zone is not None else []
+    head += [f"set {LIMIT} {scenario.zone_limit}"] if scenario.zone_limit is not None else []
+    head += [f"set {LIMIT} {zone}={number}" for zone, number in scenario.zone_limits.items()]
+    head += [f"set {RESERVE} {zone}={number}" for zone, number in scenario.zone_reserves.items()]
     head += [f"set timeout {name} {seconds}" for name, seconds in scenario.timeouts.items()]
     head += [f"set {rule.kind} {rule_text(rule)}" for rule in scenario.nat]
     head += [f"set {HELPER} {helper_text(helper)}" for helper in scenario.helpers]

@@ -249,6 +249,7 @@ IP = (
     number("ihl", 0, 15),
     number("length", 0, SHORT, "iplen"),
     checksum(bad="badipsum", value="ipsum"),
+    number("zone", 0, SHORT),
 )
 # Words in the order in which people read them: flags, numbers, options, payload, then what is wrong.
 FIELDS: dict[type, tuple[Field, ...]] = {

@@ -179,12 +179,10 @@ def scenario_of(steps: Steps, settings: Settings, judged: Judged, hz: int, comme
     steps = tuple(judged.sent[: len(steps)]) or steps
     expected = tuple(replace(step, expect=expectation(judged, i, hz)) for i, step in enumerate(steps))
     usual = Config()
-    values = {
-        name: int(getattr(settings.config, name)) for name in SETTINGS if name != "zone" and getattr(settings.config, name) != getattr(usual, name)
-    }
-    values |= {"zone": settings.zone} if settings.zone else {}
+    values = {name: int(getattr(settings.config, name)) for name in SETTINGS if getattr(settings.config, name) != getattr(usual, name)}
     rules = settings.config.nat, settings.config.helpers
-    return Scenario(expected, "", {}, values, settings.config.timeouts, *rules, comments)
+    zone = (settings.zone, settings.config.zone_dir) if settings.zone or settings.config.zone_dir != usual.zone_dir else None
+    return Scenario(expected, "", {}, values, settings.config.timeouts, *rules, comments, zone=zone)
 
 
 def expectation(judged: Judged, i: int, hz: int) -> Expect | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from ctcore.config import Config
+from ctcore.errors import ConfigError
 from datapath import craft
 from pcap_tests.router import ANY, Router, dnat, masquerade, rule, snat
 
@@ -65,3 +67,10 @@ def test_null_bindings_that_find_nothing_are_counted_by_no_rule(make_tracker):
     net.generic("198.51.100.7 > 203.0.113.9").orig()
     net.generic("198.51.100.7 > 10.0.0.7").orig().dropped("nat_exhausted")
     assert (net.pool(), net.tracker.counters()["nat_exhausted"]) == ((1, 1, 0), 1)
+
+
+def test_more_rules_than_a_connection_can_name_are_refused():
+    """The last one that can be is taken; one more would be remembered as none at all."""
+    assert len(Config(nat=(snat("192.0.2.1"),) * 65535).nat) == 65535
+    with pytest.raises(ConfigError, match=r"^nat: rules: 65536: expected 0 to 65535$"):
+        Config(nat=(snat("192.0.2.1"),) * 65536)

@@ -51,7 +51,14 @@ WITHOUT = st.one_of(
     st.builds(s.Other, BYTE, DATA),
 )
 FRAGS = st.tuples(st.integers(0, 8).map(lambda n: 8 * n), maybe(st.integers(0, 64)))
-_COMMON = {"ttl": BYTE, "frag": maybe(FRAGS), "more": maybe(st.booleans()), "cut": maybe(st.integers(0, 60)), "pad": st.integers(0, 20)}
+_COMMON = {
+    "ttl": BYTE,
+    "frag": maybe(FRAGS),
+    "more": maybe(st.booleans()),
+    "cut": maybe(st.integers(0, 60)),
+    "pad": st.integers(0, 20),
+    "zone": maybe(SHORT),
+}
 _LIES = {"version": maybe(st.integers(0, 15)), "length": maybe(SHORT)}
 IPV4 = st.builds(
     s.Ip, tos=BYTE, ident=SHORT, df=st.booleans(), options=BYTES, ihl=maybe(st.integers(0, 15)), checksum=SUM, **_COMMON, **_LIES
@@ -98,6 +105,11 @@ RULES = st.sampled_from(
     ]
 )  # fmt: skip
 HELPERS = st.builds(HelperRule, st.sampled_from(("ftp", "tftp")), st.sampled_from((6, 17)), st.integers(1, 65535))
+PLACES = st.dictionaries(SHORT, st.integers(0, 9), max_size=2)  # reserves above limits are refused
+ZONES = st.tuples(
+    maybe(st.tuples(SHORT, st.sampled_from(("both", "original", "reply")))), maybe(st.integers(9, 99)),
+    st.dictionaries(SHORT, st.integers(9, 99), max_size=2), PLACES,
+)  # fmt: skip
 SWITCHES = ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct")
 
 
@@ -110,10 +122,13 @@ def scenarios(draw):
         about = draw(st.integers(0, len(labelled) - 1))
         error = s.Icmp(3, 1, about=labelled[about].label or about, quote=draw(maybe(SHORT)))
         labelled.append(s.Step(s.Packet("B", "A", error)))
-    settings = draw(st.fixed_dictionaries({}, optional={**{name: st.integers(0, 1) for name in SWITCHES}, "zone": SHORT, "seed": LONG, "max": BYTE}))
+    settings = draw(
+        st.fixed_dictionaries({}, optional={**{name: st.integers(0, 1) for name in SWITCHES}, "seed": LONG, "max": st.just(0) | st.integers(18, 255)})
+    )
     hosts = draw(st.dictionaries(NAMES.filter(lambda name: name != "set"), st.ip_addresses().map(str).filter(lambda a: "%" not in a), max_size=3))
     hosts = {name: address for name, address in hosts.items() if name not in s.DEFAULT_HOSTS}
     timeouts = draw(st.dictionaries(st.sampled_from(sorted(spec.timeouts())), SHORT, max_size=2))
     ending = tuple(draw(st.lists(COMMENTS, max_size=1))) if labelled else ()
     rules = (tuple(draw(st.lists(each, max_size=2))) for each in (RULES, HELPERS))
-    return s.Scenario(tuple(labelled), "made", hosts, settings, timeouts, *rules, tuple(draw(st.lists(COMMENTS, max_size=2))), ending)
+    comments = tuple(draw(st.lists(COMMENTS, max_size=2)))
+    return s.Scenario(tuple(labelled), "made", hosts, settings, timeouts, *rules, comments, ending, *draw(ZONES))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,13 +158,18 @@ def flood(n: int) -> tuple[np.ndarray, np.ndarray]:
     return frames_of(frames, ts=START)
 
 
-def test_a_flood_costs_the_same_for_each_packet():
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_flood_costs_the_same_for_each_packet_and_no_memory_beyond_the_limit():
     pipeline, (memory, frames) = Pipeline(), flood(100_000)
-    seconds = []
+    seconds, before = [], resident()
     for half in (frames[:50_000], frames[50_000:]):
         start = time.perf_counter()
         pipeline.process(memory, half, decisions=False)
         seconds.append(time.perf_counter() - start)
+    assert resident() - before < 16 << 20
     counters = pipeline.fragments()
     held = counters["waiting"]
     assert held == (4 << 20) // (576 + 256 + 44) + 1 and counters["memory"] == 100_000 - held

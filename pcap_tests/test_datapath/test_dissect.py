@@ -152,6 +152,7 @@ def test_a_life_is_told_without_copying_the_table(monkeypatch, office):
         def __init__(self, *settings, **more):
             real = Pipeline(*settings, **more)
             self.process, self.clock, self.tracker = real.process, real.clock, WithoutConns(real.tracker)
+            self.datagrams = real.datagrams
 
     expected = explain.explain_conn([office], 0, app.Tracking())
     monkeypatch.setattr(explain, "Pipeline", Watched)

@@ -127,6 +127,29 @@ def test_a_packet_that_would_be_too_long_or_was_captured_in_part_does_not_leave(
     assert leaves(craft.tcp("10.0.0.2", "198.51.100.1", 1, 21, "PA", payload=b"abcdef"), ROW, edits_of((20, 1, b"yz")), caplen=58) is None
 
 
+def test_sack_edges_move_in_a_packet_that_was_captured_in_part():
+    """They lie in the header, which is there."""
+
+    def segment(edge: int) -> bytes:
+        options = bytes([1, 1, 5, 10]) + struct.pack("!2I", edge, 99)
+        return craft.tcp("10.0.0.2", "198.51.100.1", 1, 21, "A", options=options, payload=bytes(80), l4_checksum=None)
+
+    memory, frames = frames_of([segment(7)[:70]])
+    frames["len"] = len(segment(7))
+    row = ROW.copy()
+    row["flags"], row["n_edits"] = EDIT, 1
+    memory, laid = rewritten(memory, frames, row, edits_of((24, 4, struct.pack("!I", 8))))
+    assert memory[int(laid["offset"][0]) :].tobytes() == segment(8)[:70]
+    assert (laid["caplen"].tolist(), laid["len"].tolist()) == ([70], [len(segment(7))])
+
+
+def test_pppoe_counts_what_an_edit_adds():
+    def session(payload: bytes) -> bytes:
+        return craft.eth(craft.pppoe(craft.tcp("10.0.0.2", "198.51.100.1", 1, 21, "PA", payload=payload)[14:]), 0x8864)
+
+    assert leaves(session(b"abc"), ROW, edits_of((20, 3, b"longer"))) == session(b"longer")
+
+
 def test_only_frames_with_edits_are_edited():
     frames = [craft.tcp("10.0.0.2", "198.51.100.1", 1, 21, "PA", payload=text) for text in (b"one", b"two", b"three")]
     rows = np.repeat(ROW, 3)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctcore.types import Reason
 from datapath import evidence
 from datapath.craft import TCP, UDP, checksum, pseudo, tcp, udp
 from datapath.frame import frames_of
@@ -23,9 +21,7 @@ def partial_sum(src, dst, proto, length):
 def looked_at(frames_, total=None):
     found = evidence.Evidence()
     memory, frames = frames_of(frames_)
-    reasons = np.zeros(Reason.N_REASONS, np.uint64)
-    reasons[Reason.R_TCP_CHECKSUM] = len(frames_) if total is None else total
-    found.look(memory, frames, reasons)
+    found.look(memory, frames, len(frames_) if total is None else total)
     return found.looked, found.left
 
 
@@ -48,9 +44,8 @@ def test_frames_are_looked_at_only_if_something_new_was_bad():
 
 def test_no_more_chunks_are_parsed_than_said(monkeypatch):
     monkeypatch.setattr(evidence, "CHUNKS", 3)
-    found, reasons = evidence.Evidence(), np.zeros(Reason.N_REASONS, np.uint64)
+    found = evidence.Evidence()
     memory, frames = frames_of([tcp(CLIENT, SERVER, 1, 2, l4_checksum=0)])
-    for _ in range(9):
-        reasons[Reason.R_TCP_CHECKSUM] += 1
-        found.look(memory, frames, reasons)
+    for bad in range(1, 10):
+        found.look(memory, frames, bad)
     assert (found.looked, found.left) == (3, 3)

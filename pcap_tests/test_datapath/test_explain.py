@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from ctcore.model.conn import MASK32
 from ctcore.model.protocols import ask
@@ -100,6 +101,15 @@ def test_an_error_about_nothing_known_says_so(tmp_path):
     assert said(lines, "quoted") == ["udp 10.0.0.1 > 10.0.0.2 sport 5353 dport 53"]
     assert said(lines, "lookup") == ["no connection has the quoted packet's tuple"]
     assert said(lines, "reason")[0].startswith("icmp_no_conn")
+
+
+@pytest.mark.parametrize("zone_dir", ["original", "reply"])
+def test_an_error_is_about_a_connection_whose_tuples_lie_in_two_zones(tmp_path, zone_dir):
+    question = stories.question()[0]
+    capture = stories.write(tmp_path / "zones.pcap", [question, (MS, icmp_error(stories.ROUTER, CLIENT, 3, 1, question[1]))])
+    lines = list(narrate.packet_lines(explain.explain_packet([capture], 1, app.Tracking(Config(zone_dir=zone_dir), 5))))
+    assert said(lines, "result") == ["related, reply, conn 0; verdict accept"]
+    assert said(lines, "lookup")[0].startswith("the quoted packet went in the original direction of conn 0: ")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,17 @@ def test_a_dropped_fragment_says_why(tmp_path):
     assert said(lines_of(tmp_path, story, 2), "reason")[0].startswith("fragment_duplicate: a fragment that is already here")
 
 
+def test_a_fragment_that_is_passed_on_is_a_packet_like_others(tmp_path):
+    """IPv6, odd length and not the last: Linux does not reassemble it, but tracks it as it is."""
+    data = craft.udp_segment(CLIENT6, SERVER6, 5000, 53, bytes(9))
+    story = [(0, craft.frame(CLIENT6, SERVER6, craft.UDP, data, ext=((craft.FRAGMENT, craft.fragment6(0, True)),)))]
+    lines = lines_of(tmp_path, story, 0)
+    assert (said(lines, "checks"), said(lines, "result")) == (["headers sound"], ["new, original, conn 0; verdict accept"])
+    assert said(lines, "lookup") == ["no connection has this tuple: conn 0 is made"]
+    found = explain.explain_conn([stories.write(tmp_path / "life.pcap", story)], 0, app.Tracking())
+    assert [step.what for step in found.steps] == ["len 9"]
+
+
 def test_a_life_shows_datagrams(tmp_path):
     capture = stories.write(tmp_path / "life.pcap", [*datagram(), *datagram(ident=2, start=9 * MS)])
     found = explain.explain_conn([capture], 0, app.Tracking())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
+from ipaddress import IPv4Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datapath import craft
+from ctcore.config import Config
+from ctcore.nat_rules import NatRule, Range
+from datapath import Pipeline, craft
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
-from datapath.refragment import Datagram, refragment
+from datapath.refragment import Datagram, refragment, wire_length
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"
+WAN = IPv4Address("192.0.2.1")
 RR, ROUTER_ALERT = b"\x07\x04\x05\x00", b"\x94\x04\x00\x00"
 
 
@@ -94,14 +98,20 @@ def test_pppoe_counts_its_bytes():
     assert refragment(datagram.frame, datagram) == frames
 
 
-def test_what_was_not_captured_is_zeros():
-    memory, frames = frames_of([frame[:-10] if i else frame for i, frame in enumerate(cut(PAYLOAD, [0, 2000]))])
-    frames["len"] += np.array([0, 10], dtype=frames["len"].dtype)
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("captured", [3990, 2400, 1500, 40])
+def test_what_was_not_captured_is_not_made_up(six, captured):
+    """The first byte that is missing ends what is known of the datagram: `captured` bytes of its payload."""
+    frames = cut(PAYLOAD, [0, 2000], six=six)
+    head = len(frames[0]) - 2000
+    caught = [frames[0][: head + captured], frames[1][: head + max(0, captured - 2000)]]
+    memory, rows = frames_of(caught)
+    rows["len"] = [len(frame) for frame in frames]
     gatherer = Gatherer()
-    gatherer.parse(memory, frames)
+    gatherer.parse(memory, rows)
     (datagram,) = gatherer.datagrams
-    whole = b"".join(frame[34:] for frame in refragment(datagram.frame, datagram))
-    assert whole == PAYLOAD[:-10] + bytes(10)
+    out = refragment(datagram.frame, datagram)
+    assert out == caught and [wire_length(frame, datagram) for frame in out] == [len(frame) for frame in frames]
 
 
 def test_no_room_for_payload_is_an_error():
@@ -124,3 +134,30 @@ def test_put_together_again_it_is_the_same(data, six, size, mtu):
         assert frames == [datagram.frame]
     else:
         assert gathered(frames).frame == datagram.frame
+
+
+def leaving(frames: list[bytes], **settings) -> list[bytes]:
+    """What a pipeline lets out of these frames."""
+    pipeline = Pipeline(Config(**settings))
+    memory, rows = frames_of(frames)
+    decisions, _, rewrites = pipeline.process(memory, rows, rewrites=True)
+    memory, out, _ = pipeline.leaving(memory, rows, decisions, rewrites)
+    return [memory[int(f["offset"]) : int(f["offset"]) + int(f["caplen"])].tobytes() for f in out]
+
+
+UDP = craft.udp_segment(A, B, 5000, 53, PAYLOAD)
+
+
+def test_a_pipeline_lets_fragments_out_when_their_datagram_is_whole():
+    first, last, other = *cut(UDP, [0, 2000]), craft.udp(A, B, 1, 2, b"other")
+    assert leaving([first, other, last, other]) == [other, first, last, other]
+    assert leaving([first, other]) == [other]
+
+
+def test_fragments_leave_translated_each_and_their_checksum_once():
+    """The transport checksum is in the first one only, and right for all of the datagram."""
+    rules = (NatRule("snat", Range(WAN, WAN)),)
+    for step in (1480, 8, 2000):
+        out = leaving(cut(UDP, list(range(0, len(UDP), step))), nat=rules)
+        assert len(out) == -(-len(UDP) // step)
+        assert gathered(out).frame == craft.udp("192.0.2.1", B, 5000, 53, PAYLOAD, ident=77)

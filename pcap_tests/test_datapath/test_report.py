@@ -339,14 +339,14 @@ def test_a_quiet_capture_has_no_hints(tmp_path):
 
 def test_the_event_buffer_holds_the_end_of_every_connection():
     config = app.with_events(Config(max=1 << 18), everything=False, ends=True)
-    assert config.event_buffer >= (1 << 18) + 4 * app.CHUNK
+    assert config.event_buffer >= (1 << 18) + 4 * app.CHUNK + app.MANY_EVENTS
 
 
 @pytest.mark.parametrize("limit", [0, 16777216, CAPACITY_LIMIT])
 def test_large_tables_need_no_memory_until_they_fill(office, limit):
     result = app.replay([office], app.Tracking(Config(max=limit)), app.Outputs())
     assert result.stats["total_packets"] == 19
-    assert result.tracking.config.event_buffer == result.tracking.config.capacity + 4 * app.CHUNK
+    assert result.tracking.config.event_buffer == result.tracking.config.capacity + 4 * app.CHUNK + app.MANY_EVENTS
 
 
 def test_no_event_is_lost_where_every_connection_ends_at_once(tmp_path):

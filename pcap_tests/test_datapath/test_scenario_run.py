@@ -175,6 +175,19 @@ def test_the_scenarios_settings_win():
     assert (came.record["state"], came.record["zone"], came.record["timeout"]) == ("new", 7, 9.0)
     config, zone = run.settings_of(parse("+0 raw 45"), Config(timeouts={"tcp_timeout_close": 3}), 5)
     assert (config.timeouts, zone) == ({"tcp_timeout_close": 3}, 5)
+    base = Config(zone_dir="reply", zone_limit=9, zone_limits={1: 4, 2: 5}, zone_reserves={1: 1})
+    config, zone = run.settings_of(parse("set zone 6\nset zone-limit 2=7\nset zone-reserve 2=3\n"), base, 5)
+    assert (zone, config.zone_dir, config.zone_limit) == (6, "both", 9)
+    assert (config.zone_limits, config.zone_reserves) == ({1: 4, 2: 7}, {1: 1, 2: 3})
+
+
+@pytest.mark.parametrize("judge", ["engine", "model"])
+def test_a_packets_own_zone(judge):
+    """Its fragments are those of its zone as well, and the next packet is in the scenario's again."""
+    text = "set zone 7\n+0 A:1 > B:2 udp\n+0 A:1 > B:2 udp zone 8\n+0 A:1 > B:2 udp\n+0 A:1 > B:2 udp len 40 frag 0+24 zone 8\n"
+    text += "+0 A:1 > B:2 udp len 40 frag 24+\n+0 A:1 > B:2 udp len 40 frag 24+ zone 8\n"
+    seen = [(one.record["zone"], one.record["conn"]) for one in judged(parse(text), judge, Config())[0]]
+    assert seen == [(7, 0), (8, 1), (7, 0), (8, None), (7, None), (8, 1)]
 
 
 def test_a_judge_that_does_not_exist():

@@ -29,6 +29,16 @@ syn: +0.000  A:40000 > S:80     S seq 100 mss 1460 wscale 7  => new SYN_SENT 120
 """
 
 
+ZONES = """\
+set zone 5:original
+set zone-limit 10
+set zone-limit 7=0
+set zone-reserve 5=2
+
++0.000  A:1 > B:2  udp zone 6  => new
+"""
+
+
 RULES = """\
 set snat ip_proto tcp src_ip 10.0.0.0/8 => 192.0.2.1:1024-65535,random
 set redirect 192.0.2.1:3128
@@ -58,6 +68,13 @@ def test_written_text_is_settled(scenario):
     """Formatting what was read of a formatted text changes nothing."""
     text = format(scenario)
     assert format(parse(text)) == text
+
+
+def test_zones_and_what_they_may_have():
+    read = parse(ZONES)
+    assert format(read) == ZONES
+    assert (read.zone, read.zone_limit, read.zone_limits, read.zone_reserves) == ((5, "original"), 10, {7: 0}, {5: 2})
+    assert read.steps[0].packet.ip.zone == 6
 
 
 def test_rules_and_what_they_are_expected_to_do():
@@ -165,7 +182,17 @@ def test_raw_bytes():
         ("set helper ftp:tcp", "my.ct:1:12: helper 'ftp:tcp': column 1, 'ftp:tcp': expected NAME:PROTO:PORT"),
         ("+0 raw 45 => out.port=1", "my.ct:1:14: 'out.port=1': expected a variable"),
         ("set timeout udp 2", "my.ct:1:13: 'udp': expected a timeout"),
-        ("set zone 65536", "my.ct:1:10: '65536': expected a number from 0 to 65535"),
+        ("set zone 65536", "my.ct:1:10: '65536': expected a zone from 0 to 65535, with :original or :reply"),
+        ("set zone 5:both", "my.ct:1:10: '5:both': expected a zone"),
+        ("set zone 5\nset zone 6", "my.ct:2:5: 'zone': expected the zone once"),
+        (
+            "set zone-limit 5:original=1",
+            "my.ct:1:16: '5:original=1': expected ZONE=N, a zone and a number of connections, as in 5=1000, or N for each",
+        ),
+        ("set zone-limit 5\nset zone-limit 6", "my.ct:2:16: '6': expected ZONE=N"),
+        ("set zone-reserve 5", "my.ct:1:18: '5': expected ZONE=N, a zone and a number of connections, as in 5=1000, each once"),
+        ("set max 3\nset zone-reserve 5=4", "my.ct:2:18: zone_reserves: 4 in all: expected at most max, 3"),
+        ("+0 A:1 > B:2 udp zone 65536", "my.ct:1:23: '65536': expected a number from 0 to 65535"),
         ("+0 A > B icmp 256", "my.ct:1:15: '256': expected a type"),
         ("+0 A > B icmp unreachable about 3", "my.ct:1:33: '3': expected the step that is quoted"),
         ("+0 A:1 > B:2 S sack 1-2-3", "my.ct:1:21: '1-2-3': expected blocks"),

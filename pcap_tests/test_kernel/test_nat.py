@@ -13,15 +13,16 @@ import pytest
 from ctcore.config import Config
 from ctcore.nat_rules import KINDS, Match, NatRule, Range
 from ctcore.types import State, Status, Verdict
-from datapath import craft
+from datapath import craft, fields
 from datapath.frame import frames_of
-from datapath.oracle.compare import differences, out_differences
+from datapath.oracle.compare import differences, out_differences, without_idents
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
 
 A, B, C = ("10.0.0.1", "2001:db8::1"), ("10.0.0.2", "2001:db8::2"), ("10.0.0.3", "2001:db8::3")
 NEW, OTHER = ("192.0.2.1", "2001:db8:9::1"), ("192.0.2.2", "2001:db8:9::2")
+TCP, UDP = 6, 17
 SEED, TRACES, PER_SETTING = 3, 160, 20
 FAMILIES = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 
@@ -103,12 +104,97 @@ def test_errors_about_a_translated_flow_both_ways(running_kernel: None, v: int, 
         assert compared.theirs.decisions["state"].tolist()[2:] == [State.RELATED] * 2
 
 
-def test_a_newer_syn_takes_the_tuple_of_a_closed_connection(running_kernel: None) -> None:
-    """The only port is held by a connection in CLOSE; a SYN with a later sequence number gets it, one with an earlier one does not."""
-    ours = rule("snat", NEW[0], ports=(7000, 7001))
-    open_and_reset = [craft.tcp(A[0], B[0], sport, 80, flags, seq=seq, ack=ack) for sport in (1000, 1001) for flags, seq, ack in (("S", 100, 0),)]
-    compared = judge([ours], *open_and_reset, craft.tcp(C[0], B[0], 1000, 80, "S", seq=5000))
-    assert compared.theirs.decisions["verdict"][2] == Verdict.DROP  # both are in SYN_SENT
+def closed(v: int, how: str) -> list[bytes]:
+    """A's connection from port 7000, which it keeps, until it is in TIME_WAIT or CLOSE."""
+    here, there = (A[v], B[v], 7000, 80), (B[v], NEW[v], 80, 7000)
+    handshake = [craft.tcp(*here, "S", seq=100), craft.tcp(*there, "SA", seq=500, ack=101), craft.tcp(*here, "A", seq=101, ack=501)]
+    if how == "CLOSE":
+        return [*handshake, craft.tcp(*there, "R", seq=501)]
+    farewell = [craft.tcp(*here, "FA", seq=101, ack=501), craft.tcp(*there, "FA", seq=501, ack=102), craft.tcp(*here, "A", seq=102, ack=502)]
+    return [*handshake, *farewell]
+
+
+TAKEN, REFUSED = Verdict.ACCEPT, Verdict.DROP
+
+
+@FAMILIES
+@pytest.mark.parametrize(("how", "end"), [("TIME_WAIT", 102), ("CLOSE", 101)])
+@pytest.mark.parametrize(
+    ("flags", "beyond", "verdict"),
+    [("S", 5000, TAKEN), ("S", 1, TAKEN), ("S", 0, REFUSED), ("S", -50, REFUSED), ("S", 1 << 31, REFUSED), ("A", 5000, REFUSED)],
+)
+def test_a_newer_syn_takes_the_tuple_of_a_closed_connection(
+    running_kernel: None, v: int, how: str, end: int, flags: str, beyond: int, verdict: Verdict
+) -> None:
+    """Of two ports one belongs to a closed connection, the other one to one in SYN_SENT. A single port would not be searched for.
+
+    end: of what the client sent on the closed one; beyond: by how much the new one's first packet ends later (RFC 1122 4.2.2.13).
+    """
+    seq = end + beyond - len(flags.replace("A", ""))
+    held = craft.tcp(OTHER[v], B[v], 7001, 80, "S", seq=100)
+    late = craft.tcp(C[v], B[v], 1000, 80, flags, seq=seq, ack=501 * (flags == "A"))
+    compared = judge([rule("snat", NEW[v], ports=(7000, 7001))], held, *closed(v, how), late)
+    assert fields.l4state_name(TCP, int(compared.theirs.decisions["l4state"][-2])) == how
+    assert compared.theirs.decisions["verdict"][-1] == verdict
+
+
+def test_an_open_connection_keeps_its_tuple(running_kernel: None) -> None:
+    """However new the SYN is: both ports are held in SYN_SENT."""
+    syns = [craft.tcp(A[0], B[0], sport, 80, "S", seq=100) for sport in (1000, 1001)]
+    compared = judge([rule("snat", NEW[0], ports=(7000, 7001))], *syns, craft.tcp(C[0], B[0], 1000, 80, "S", seq=5000))
+    assert compared.theirs.decisions["verdict"][2] == Verdict.DROP
+
+
+def fragments6(ident: int, *offsets: int) -> tuple[bytes, ...]:
+    exts = [((craft.FRAGMENT, craft.fragment6(offset, True, ident)),) for offset in offsets]
+    return tuple(craft.ipv6(A[1], B[1], UDP, bytes(16), ext=ext) for ext in exts)
+
+
+def test_fragments_may_have_any_identification_but_one() -> None:
+    assert without_idents(fragments6(7, 0, 16)) == without_idents(fragments6(9, 0, 16))
+    mixed = (*fragments6(7, 0), *fragments6(9, 16))
+    assert without_idents(mixed) == mixed
+    assert without_idents(fragments6(7, 0, 16)) != without_idents(fragments6(7, 0, 8))
+
+
+@FAMILIES
+def test_a_translated_datagram_leaves_in_fragments(running_kernel: None, v: int) -> None:
+    """Asked and answered in fragments, the last one first; held ones leave nothing behind."""
+    frames = []
+    for src, dst, sport, dport in ((A[v], B[v], 1000, 53), (B[v], NEW[v], 53, 1000)):
+        whole = craft.udp_segment(src, dst, sport, dport, b"x" * 2000)
+        for offset, size, more in ((1304, 704, False), (0, 1304, True)):
+            part = whole[offset : offset + size]
+            if v:
+                frames.append(craft.frame(src, dst, UDP, part, ext=((craft.FRAGMENT, craft.fragment6(offset, more, 5)),)))
+            else:
+                frames.append(craft.frame(src, dst, UDP, part, ident=5, frag=offset // 8 | 0x2000 * more))
+    compared = judge([rule("snat", NEW[v])], *frames)
+    assert [len(left) for left in compared.theirs.out] == [0, 2, 0, 2]
+    assert compared.theirs.decisions["verdict"].tolist() == [Verdict.HELD, Verdict.ACCEPT] * 2
+
+
+@pytest.mark.parametrize(("size", "cut"), [(1200, 600), (1200, 8), (1232, 1000), (1400, 704)])
+def test_small_fragments_of_ipv6_keep_their_borders(running_kernel: None, size: int, cut: int) -> None:
+    """The first packet of all has a translated destination, and the whole would fit into 1,280 bytes."""
+    frames = []
+    for offset, length, more in ((0, cut, True), (cut, size - cut, False)):
+        part = craft.udp_segment(A[1], NEW[1], 1000, 53, bytes(size - 8))[offset : offset + length]
+        frames.append(craft.frame(A[1], NEW[1], UDP, part, ext=((craft.FRAGMENT, craft.fragment6(offset, more, 5)),)))
+    compared = judge([rule("dnat", B[1])], *frames)
+    headers = 48  # IPv6 and fragment
+    sizes = [headers + cut, headers + size - cut] if size + headers - 8 > headers + max(cut, size - cut) else [headers - 8 + size]
+    assert [len(packet) for packet in compared.theirs.out[1]] == sizes
+
+
+@pytest.mark.parametrize("rules", [[], [rule("snat", NEW[1])]], ids=["plain", "snat"])
+@pytest.mark.parametrize("before", [(), ((craft.DESTINATION, bytes(7)),), ((craft.AH, bytes([4]) + bytes(22)),)], ids=["alone", "options", "ah"])
+def test_atomic_fragments_leave_without_their_header(running_kernel: None, rules: list[NatRule], before: tuple) -> None:
+    """RFC 6946: an atomic fragment is a whole datagram."""
+    segment = craft.udp_segment(A[1], B[1], 1000, 53, b"text")
+    frame = craft.frame(A[1], B[1], UDP, segment, ext=(*before, (craft.FRAGMENT, craft.fragment6(0, False, 7))))
+    compared = judge(rules, frame)
+    assert [len(packet) for packet in compared.theirs.out[0]] == [len(frame) - 14 - 8]
 
 
 def test_bytes_that_differ_are_told() -> None:

@@ -138,6 +138,19 @@ def test_pptp_one_connection_for_both_directions(make_tracker, said):
     gre(conn, 98).is_("new", conn=2)
 
 
+def test_pptp_an_error_about_the_tunnel_is_related_to_it(make_tracker):
+    """Its quote names one end's id only, as every packet of the tunnel does."""
+    _, conn = call(make_tracker, *OUT)
+    gre(conn, 99)
+
+    def about(call_id: int, version: int = 1):
+        sent = craft.gre(CLIENT, SERVER, version=version, proto=0x880B, call=call_id, payload=b"x" * 8)
+        return conn.scene.send(craft.icmp_error("10.9.9.9", CLIENT, 3, 4, sent))
+
+    assert (about(99).state, about(99).conn) == ("related", 1)
+    assert [about(*other).reason for other in ((98,), (0,), (99, 0))] == ["icmp_no_conn"] * 3
+
+
 def test_pptp_begun_by_the_server(make_tracker):
     tracker, conn = call(make_tracker, *OUT)
     gre(conn, 7, back=True).is_("related", conn=1, dir="original")
@@ -176,7 +189,7 @@ def test_pptp_the_tunnel_dies_with_its_master(make_tracker):
     for _ in range(3):
         conn.wait(4)
         gre(conn, 99)
-    assert tracker.count == 0 or [int(c["flow"]["key"]["proto"][0]) for c in tracker.conns()] == [47]
+    assert [(int(c["flow"]["key"]["proto"][0]), int(c["flow"]["id"][0])) for c in tracker.conns()] == [(47, 2)], "a tunnel of nobody's"
     assert expected(tracker) == []
 
 

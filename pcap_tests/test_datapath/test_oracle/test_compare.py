@@ -60,9 +60,9 @@ def test_tuples_are_compared(field: str, d: int) -> None:
 
 
 def test_every_column_is_compared_or_said_not_to_be() -> None:
-    """Reasons are ours alone; times of beginning, labels and masters are not observed; ordinals and states are compared as decisions."""
+    """Reasons are ours alone; times of beginning and labels are not observed, of helpers only the status; ordinals and states are decisions'."""
     compared_columns = {field.name.split(".")[-1] for field in FIELDS} | {"key"}
-    alone = {"reason", "proto", "family", "start", "label", "master", "id", "stream_ts", "flow", "tcp", "sctp", "side", "state"}
+    alone = {"reason", "proto", "family", "start", "label", "helper", "id", "stream_ts", "flow", "tcp", "sctp", "side", "state"}
     names = {*DECISION_DTYPE.names, *CONN_DTYPE.names, *TCP_DTYPE.names, *SCTP_DTYPE.names, *FLOW_DTYPE.names}
     assert names - compared_columns <= alone
 

@@ -53,13 +53,18 @@ def test_behind_a_packet_with_hop_by_hop_options_nothing_is_shown() -> None:
     "frame, why",
     [
         (craft.eth(b"who has", 0x0806), exhibit.NOT_IP),
-        (craft.udp(A, B, 1, 2, bytes(32), frag=0x2000), exhibit.FRAGMENT),
         (craft.eth(b"\x60" + bytes(65600), 0x86DD), exhibit.TOO_LARGE),
         (craft.udp(A6, B6, 1, 2, ext=((craft.HOP_BY_HOP, craft.options6()),), length=0), exhibit.JUMBOGRAM),
     ],
 )
 def test_what_cannot_be_shown_says_why(frame: bytes, why: str) -> None:
     assert shown(frame) == why
+
+
+def test_a_fragment_is_shown_if_it_is_there_as_a_whole() -> None:
+    fragment = craft.udp(A, B, 1, 2, bytes(32), frag=0x2000)
+    assert shown(fragment) == fragment[14:]
+    assert shown(fragment, snapped_to=len(fragment) - 1) == exhibit.FRAGMENT
 
 
 def test_without_its_headers_a_packet_is_not_shown() -> None:

@@ -150,12 +150,12 @@ def test_a_connection_of_another_namespace_is_not_taken_for_ours(running_kernel:
     bad = craft.udp(A, B, 1, 53, l4_checksum=0xDEAD)
     row = parse_batch(*frames_of([query])).array[0]
     with Oracle(Config()) as one, Oracle(Config()) as other:
-        first = one.show(4, query[14:], row["key"].tobytes())
-        second = other.show(4, query[14:], row["key"].tobytes())
+        first = one.show(4, query[14:], row["key"].tobytes)
+        second = other.show(4, query[14:], row["key"].tobytes)
         assert first.leaving and second.leaving
         one._addresses[row["key"].tobytes()] = second.leaving.address
-        assert one.show(4, bad[14:], row["key"].tobytes()).asked is None
-        assert other.show(4, bad[14:], row["key"].tobytes()).asked is not None
+        assert one.show(4, bad[14:], row["key"].tobytes).asked is None
+        assert other.show(4, bad[14:], row["key"].tobytes).asked is not None
 
 
 def test_lost_messages_are_told(running_kernel: None) -> None:

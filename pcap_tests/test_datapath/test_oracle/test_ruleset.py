@@ -31,7 +31,7 @@ def rule(kind: str, address: str, high: str = "", ports: tuple[int, int] | None 
 def leaves(oracle: Oracle, frame: bytes) -> list[bytes]:
     """The IP packets that leave after a frame of craft's has arrived."""
     packet = frame[14:]
-    return [came[14:] for came in oracle.show(packet[0] >> 4, packet, b"").came]
+    return [came[14:] for came in oracle.show(packet[0] >> 4, packet).came]
 
 
 @FAMILIES
@@ -68,14 +68,14 @@ def test_a_packet_and_its_answer(running_kernel: None, v: int, rules, expected) 
 
 def test_without_rules_nothing_is_translated_and_no_bit_is_set(running_kernel: None) -> None:
     with Oracle(Config()) as oracle:
-        sighting = oracle.show(4, craft.udp(A[0], B[0], 1, 2)[14:], b"")
+        sighting = oracle.show(4, craft.udp(A[0], B[0], 1, 2)[14:])
         assert oracle.layout.status_of(sighting.final) == Status.CONFIRMED
 
 
 def test_with_any_rule_all_connections_are_bound(running_kernel: None) -> None:
     with Oracle(Config(nat=(rule("snat", NEW[0], proto=6),))) as oracle:
         for v in (0, 1):
-            sighting = oracle.show((4, 6)[v], craft.udp(A[v], B[v], 1, 2)[14:], b"")
+            sighting = oracle.show((4, 6)[v], craft.udp(A[v], B[v], 1, 2)[14:])
             assert status_names(oracle.layout.status_of(sighting.final)) == ("confirmed", "snat-done", "dnat-done")
 
 
@@ -91,7 +91,7 @@ def test_a_helper_is_assigned_to_its_port_only(running_kernel: None) -> None:
         for v in (0, 1):
             for proto, port in ((6, 21), (6, 22), (UDP, 69), (UDP, 21)):
                 frame = craft.tcp(A[v], B[v], 1000, port, "S") if proto == 6 else craft.udp(A[v], B[v], 1000, port)
-                status = oracle.layout.status_of(oracle.show((4, 6)[v], frame[14:], b"").final) or 0
+                status = oracle.layout.status_of(oracle.show((4, 6)[v], frame[14:]).final) or 0
                 assert bool(status & Status.HELPER) == any((helper.proto, helper.port) == (proto, port) for helper in helpers)
 
 
