@@ -246,8 +246,8 @@ cdef bint edit_address_param(Aid *aid, Message *m, uint32_t at, bint received) n
     """maddr= (RFC 3261 18.1.1) names who sends, received= (RFC 3261 18.2.1) to whom a response goes; the latter without brackets."""
     cdef const Key *here = &aid.entry.flow[aid.dir].key
     cdef const Key *there = &aid.entry.flow[1 - aid.dir].key
-    cdef const uint64_t *inside = &here.dst[0] if received else &here.src[0]
-    cdef const uint64_t *outside = &there.src[0] if received else &there.dst[0]
+    cdef const uint64_t *inside = <const uint64_t *>here.dst if received else <const uint64_t *>here.src
+    cdef const uint64_t *outside = <const uint64_t *>there.src if received else <const uint64_t *>there.dst
     cdef uint8_t address[16]
     cdef Text part
     cdef Span span
