@@ -209,3 +209,4 @@ def test_a_short_run_of_random_rules_finds_no_difference(running_kernel: None, t
     assert not tally.differing, "\n".join(said)
     assert tally.packets > 5000
     assert {"nat_exhausted", "nat_icmp", "nat_gre"} <= set(tally.reasons), summary(SEED, tally)
+    assert {"fragment", "fragment_duplicate", "fragment_overlap", "helper_partial"} <= set(tally.reasons), summary(SEED, tally)
