@@ -151,6 +151,7 @@ cdef uint8_t describe(Aid *aid, Message *m) noexcept nogil:
     has_session = find_line(m, start, SDP_CONNECTION, SDP_MEDIA, &span) == FOUND
     if has_session:
         read_address(&m.text, span.at, m.family, False, session)
+        memcpy(address, session, 16)
     while n < MEDIA_LOOKED_AT and find_line(m, media.at, SDP_MEDIA, SDP_NONE, &media) == FOUND:
         kind = kind_of_media(m, &media)
         if kind < 0:
@@ -165,4 +166,4 @@ cdef uint8_t describe(Aid *aid, Message *m) noexcept nogil:
         if reason != R_OK:
             return reason
         n += 1
-    return edit_session(aid, m, start, address) if n and translated(aid) else R_OK
+    return edit_session(aid, m, start, address) if (n or has_session) and translated(aid) else R_OK

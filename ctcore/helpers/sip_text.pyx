@@ -79,30 +79,6 @@ cdef uint32_t read_number(const Text *t, uint32_t i, uint32_t *value) noexcept n
     return i
 
 
-cdef inline int digit_of(int c, uint32_t base) noexcept nogil:
-    cdef int value = 99
-    if is_digit(c):
-        value = c - 48
-    elif lower(c) >= c'a' and lower(c) <= c'f':
-        value = lower(c) - c'a' + 10
-    return value if <uint32_t>value < base else -1
-
-
-cdef uint32_t read_any_number(const Text *t, uint32_t i, uint32_t *value) noexcept nogil:
-    """The same as C writes numbers: 0x in front of hexadecimal ones, 0 in front of octal ones."""
-    cdef uint32_t base = 10
-    if byte_at(t, i) == c'0':
-        base = 8
-        if lower(byte_at(t, i + 1)) == c'x' and digit_of(byte_at(t, i + 2), 16) >= 0:
-            base = 16
-            i += 2
-    value[0] = 0
-    while digit_of(byte_at(t, i), base) >= 0:
-        value[0] = value[0] * base + <uint32_t>digit_of(byte_at(t, i), base)
-        i += 1
-    return i
-
-
 # --- lines ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -167,13 +143,23 @@ cdef uint32_t read_address(const Text *t, uint32_t i, int family, bint delimited
     return 0 if delimited else i
 
 
+cdef uint32_t read_port(const Text *t, uint32_t i, uint32_t *port) noexcept nogil:
+    """A colon and a port that is believed, of up to five digits, or neither. Where they end, with something behind them, or 0."""
+    cdef uint32_t end = i
+    port[0] = DEFAULT_PORT
+    if byte_at(t, i) == c':':
+        end = read_number(t, i + 1, port)
+        if end == i + 1 or end > i + 6 or port[0] < LEAST_PORT or port[0] > LAST_PORT:
+            return 0
+    return end if end < t.size else 0
+
+
 cdef uint32_t measure_address(const Message *m, uint32_t i) noexcept nogil:
     """Bytes of an address with or without a port; 0: it is none."""
     cdef uint8_t address[16]
-    cdef uint32_t value
+    cdef uint32_t port
     cdef uint32_t end = read_address(&m.text, i, m.family, True, address)
-    if end and byte_at(&m.text, end) == c':':
-        end = read_number(&m.text, end + 1, &value)
+    end = read_port(&m.text, end, &port) if end else 0
     return end - i if end else 0
 
 
@@ -286,13 +272,10 @@ cdef bint next_span(const Message *m, int header, Walk *walk, Span *span) noexce
 
 cdef int read_uri(const Message *m, uint32_t i, Uri *uri) noexcept nogil:
     """Address and port at i. uri.span covers both."""
-    cdef uint32_t port = DEFAULT_PORT
+    cdef uint32_t port
     cdef uint32_t end = read_address(&m.text, i, m.family, True, uri.address)
+    end = read_port(&m.text, end, &port) if end else 0
     if end == 0:
-        return MISREAD
-    if byte_at(&m.text, end) == c':':
-        end = read_number(&m.text, end + 1, &port)
-    if port < LEAST_PORT or port > LAST_PORT:
         return MISREAD
     uri.span.at = i
     uri.span.size = end - i
@@ -357,7 +340,7 @@ cdef int number_param(const Message *m, uint32_t at, const char *name, uint32_t 
     cdef uint32_t start, end
     if not find_param(m, at, name, n, &part, &start):
         return ABSENT
-    end = read_any_number(&m.text, start, value)
+    end = read_number(&m.text, start, value)
     span.at = start
     span.size = end - start
     return FOUND if span.size else MISREAD

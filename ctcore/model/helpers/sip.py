@@ -178,7 +178,7 @@ def describe(m: Message) -> None:
     version = m.find_line(0, b"v=")
     if not version:
         return
-    session, address = address_in(m, version.start), None
+    session = address = address_in(m, version.start)
     at, n = version.start, 0
     while n < MEDIA_LOOKED_AT and (media := m.find_line(at, b"m=")):
         kind = KINDS.get(m.text[media.start : min(media.end, media.start + 6)])

@@ -19,7 +19,6 @@ LETTERS, DIGITS = re.compile(rb"[%b]*" % LETTER), re.compile(rb"[0-9]*")
 NEWLINE = re.compile(rb"\r\n?|\n")
 GOES_ON = re.compile(rb"(?:\r\n?|\n)[ \t]+")
 BLANKS = re.compile(rb"[ \t]*")
-ANY_NUMBER = re.compile(rb"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 MEDIA = re.compile(rb"[%b]* [0-9]*" % LETTER)
 
 
@@ -81,13 +80,14 @@ def address_at(text: bytes, at: int, family: int, brackets: bool) -> tuple[bytes
     return None if brackets else found
 
 
-def place_end(text: bytes, at: int, family: int) -> int:
-    """Behind an address with or without a port; `at` if there is none."""
+def place_at(text: bytes, at: int, family: int) -> Uri | None:
+    """An address with or without a port, and something behind it. A port is believed if it has up to five digits."""
     found = address_at(text, at, family, True)
-    if not found:
-        return at
-    end = found[1]
-    return DIGITS.match(text, end + 1).end() if text[end : end + 1] == b":" else end  # type: ignore[union-attr]
+    match = found and re.compile(rb"(?::([0-9]{1,5})(?![0-9]))?(?!:)", re.DOTALL).match(text, found[1])
+    if not found or not match or match.end() >= len(text):
+        return None
+    port = int(match.group(1) or DEFAULT_PORT)
+    return Uri(Span(at, match.end()), found[0], port) if port in PORTS else None
 
 
 def behind_user(text: bytes, at: int) -> int:
@@ -101,7 +101,8 @@ def value_at(text: bytes, at: int, form: str, family: int) -> Span | None:
         end = DIGITS.match(text, at).end()  # type: ignore[union-attr]
     elif form in ("uri", "place"):
         at = behind_user(text, at) if form == "uri" else at
-        end = place_end(text, at, family)
+        place = place_at(text, at, family)
+        end = place.span.end if place else at
     elif form == "address":
         found = read_ip4(text, at, None) if family == 4 else read_ip6(text, at, None)
         end = found[1] if found else at
@@ -223,16 +224,10 @@ class Walk:
 
 
 def read_uri(text: bytes, at: int, family: int) -> Uri:
-    found = address_at(text, at, family, True)
-    if not found:
+    uri = place_at(text, at, family)
+    if not uri:
         raise Misread
-    address, end = found
-    port = DEFAULT_PORT
-    if text[end : end + 1] == b":":
-        port, end = number_at(text, end + 1), DIGITS.match(text, end + 1).end()  # type: ignore[union-attr]
-    if port not in PORTS:
-        raise Misread
-    return Uri(Span(at, end), address, port)
+    return uri
 
 
 def find_uri(text: bytes, header: Header, family: int) -> Uri | None:
@@ -273,16 +268,14 @@ def find_param(text: bytes, at: int, name: bytes) -> tuple[int, int] | None:
 
 
 def number_param(text: bytes, at: int, name: bytes) -> tuple[int, Span] | None:
-    """A number as C writes it: 0x in front makes it hexadecimal, 0 octal. Raises Misread."""
+    """A number in digits. Raises Misread."""
     found = find_param(text, at, name)
     if not found:
         return None
-    match = ANY_NUMBER.match(text, found[0])
-    if not match:
+    span = value_at(text, found[0], "number", 4)
+    if not span:
         raise Misread
-    digits = match.group()
-    base = 16 if digits[:2].lower() == b"0x" else 8 if digits[:1] == b"0" else 10
-    return int(digits if base != 10 else digits[-32:], base) & MASK32, Span(*match.span())
+    return number_at(text, span.start), span
 
 
 def address_param(text: bytes, at: int, name: bytes, family: int, brackets: bool) -> tuple[bytes, Span] | None:
