@@ -46,8 +46,8 @@ fuzz: $(BUILT) $(FUZZ_TOOLS)  ## run each coverage-guided fuzzer for FUZZ_SECOND
 	set -e; for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
 	    echo "$$fuzzer"; $(BIN)/python $$fuzzer -max_total_time=$(FUZZ_SECONDS); done
 
-fuzz-kernel: $(BUILT)  ## compare the engine with the running kernel on random traffic for SECONDS, by SEED or a new one; needs root
-	$(BIN)/python -m pcap_tests.fuzz_kernel --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+fuzz-kernel: $(BUILT)  ## compare the engine with the running kernel on random traffic for SECONDS, by SEED or a new one, PLAN=nat: with translation and helpers; needs root
+	$(BIN)/python -m pcap_tests.fuzz_kernel --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(PLAN),--plan $(PLAN))
 
 asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled code and the fuzzers under AddressSanitizer, in a tree of its own
 	mkdir -p $(ASAN)

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ctcore.types import Verdict
+from ctcore.types import Proto, Verdict
 from datapath.frame import LINK_RAW, frames_of
 from datapath.refragment import Datagram, refragment, wire_length
 from datapath.rewrite import copied, translated
+
+# Bytes of a transport header that translation writes to, where these may be more than the first fragment has: it has 8 at least.
+WRITTEN: dict[int, int] = {Proto.PROTO_TCP: 20, Proto.PROTO_SCTP: 12}
 
 
 class Leaving(NamedTuple):
@@ -61,10 +64,23 @@ def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any
             return []
         start = int(place["offset"][0])
         packet = memory[start : start + int(place["caplen"][0])].tobytes()
+        datagram = datagram._replace(parts=_pulled(datagram.parts, WRITTEN.get(int(told["to"]["proto"][0]), 0)))
     try:
         return refragment(link + packet, datagram)
     except ValueError:
         return []
+
+
+def _pulled(parts: tuple[tuple[int, int, int], ...], size: int) -> tuple[tuple[int, int, int], ...]:
+    """Fragments whose first one has at least `size` bytes, taken from the next ones: Linux translates a header in one piece."""
+    (number, offset, have), *rest = parts
+    while have < size and rest:
+        other, at, length = rest.pop(0)
+        taken = min(size - have, length)
+        have += taken
+        if taken < length:
+            rest.insert(0, (other, at + taken, length - taken))
+    return (number, offset, have), *rest
 
 
 def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[Datagram], pieces: Sequence[list[bytes]]) -> Leaving:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, AddressFamily
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -58,7 +58,7 @@ def lead_back(namespace: Namespace, device: str, mac: bytes, interface: Interfac
             _speak_once(family)
 
 
-def _speak_once(family: socket.AddressFamily) -> None:
+def _speak_once(family: AddressFamily) -> None:
     """Let the gateway's neighbour entry keep the link header that it gives to packets.
 
     Until then a bridge sends a packet through its own device's queue, as no router would: that puts the fragments of a datagram into one buffer,

@@ -20,10 +20,10 @@ from ctcore.config import Config
 from ctcore.model.conn import Key
 from ctcore.tracker import Tracker
 from datapath.craft import address
+from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.scenario.build import Builder
 from datapath.scenario.steps import DEFAULT_HOSTS, Packet, Step
-from datapath.wire import parse_batch
 from pcap_tests.fuzz_kernel.far_side import AS_WRITTEN, FarSide
 from pcap_tests.fuzz_kernel.mangle import strange_ip
 
@@ -47,14 +47,19 @@ class Watcher:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tracker = Tracker(settings.config)
+        self.gatherer = Gatherer(settings.config, zone=settings.zone)
         self.now = SECOND
+
+    def begin(self) -> None:
+        """Forget what there was."""
+        self.tracker.flush()
+        self.gatherer = Gatherer(self.settings.config, zone=self.settings.zone)
 
     def see(self, frame: bytes) -> np.void:
         """What the engine says of the packet."""
         self.now += SECOND // 1000
         memory, frames = frames_of([frame], ts=self.now)
-        batch = parse_batch(memory, frames, zone=self.settings.zone, checksum=self.settings.config.checksum)
-        decision: np.void = self.tracker.advance(batch)[0]
+        decision: np.void = self.tracker.advance(self.gatherer.parse(memory, frames))[0]
         return decision
 
 
@@ -70,7 +75,7 @@ class Draft:
     """Steps so far. six: IPv6; hosts: their addresses; strange: share of packets whose IP header is not plain."""
 
     def __init__(self, dice: Random, watcher: Watcher, *, six: bool, hosts: Mapping[str, str], strange: float = STRANGE_IP) -> None:
-        watcher.tracker.flush()
+        watcher.begin()
         self.strange = strange
         self.dice, self.watcher, self.six, self.hosts = dice, watcher, six, hosts
         self.builder = Builder(hosts=hosts)
@@ -90,14 +95,14 @@ class Draft:
         self.wait += seconds
         self.watcher.now += round(seconds * SECOND)
 
-    def send(self, packet: Packet) -> np.void:
-        """Add a packet, now and then in a strange IP packet; what the engine says of it."""
-        if self.chance(self.strange):
+    def send(self, packet: Packet, *, plain: bool = False, remark: str = "") -> np.void:
+        """Add a packet, now and then in a strange IP packet unless that is to be plain; what the engine says of it. remark: for the far side."""
+        if not plain and self.chance(self.strange):
             packet = replace(packet, ip=strange_ip(self, packet.ip))
         step = sent = Step(packet, self.wait)
         self.wait = 0.0
         if self.far:
-            step = replace(step, remark=AS_WRITTEN if self.chance(NEAR) else "")
+            step = replace(step, remark=AS_WRITTEN if self.chance(NEAR) else remark)
             sent = self.far.seen(step, self.steps, self.sent)
         decision = self.watcher.see(self.builder.frame(sent))
         self.steps.append(step)

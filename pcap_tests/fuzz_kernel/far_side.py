@@ -3,6 +3,7 @@
 Theory of operation: talks speak as if nothing were translated. Before a packet is sent, the connection it answers is looked up by the tuple in which
 it was asked for; if that is translated, the packet takes the ends of its reply tuple. An error about a packet quotes it with the ends with which it
 left, and goes to whom it seemed to come from. All of this waits until the packet before has been judged, since Linux chooses ports at random.
+A connection that another one announced has no tuple to look up: its packets' remark names the one that did, and they go where that one's answers go.
 Invariant: a step whose remark is AS_WRITTEN stays as it is, which is what a packet from this side of the translation is, or one that goes astray.
 Not here: what is said (tcp, sctp, datagrams, icmp), rules (plan_nat).
 """
@@ -21,8 +22,14 @@ from datapath import craft
 from datapath.scenario.steps import L4, WITH_PORTS, Ends, Icmp, Other, Packet, Sctp, Step, Tcp, Udp, UdpLite
 
 AS_WRITTEN = "as written"
+ANNOUNCED = "announced by"
 PORTS: dict[type, int] = {Tcp: Proto.PROTO_TCP, Udp: Proto.PROTO_UDP, UdpLite: Proto.PROTO_UDPLITE, Sctp: Proto.PROTO_SCTP}
 Find = Callable[[bytes], np.ndarray | None]  # the connection one of whose tuples this is (Tracker.find)
+
+
+def announced(client: str, server: str, sport: int, dport: int) -> str:
+    """The remark of a packet from the server of a connection, which that one has announced."""
+    return f"{ANNOUNCED} {client} {server} {sport} {dport}"
 
 
 class FarSide:
@@ -40,7 +47,20 @@ class FarSide:
             return replace(
                 step, packet=self._error(packet, packet.l4, before[packet.l4.about], sent[packet.l4.about], inside=step.remark == AS_WRITTEN)
             )
+        if step.remark.startswith(ANNOUNCED):
+            return replace(step, packet=self._announced(packet, step.remark))
         return step if step.remark == AS_WRITTEN else replace(step, packet=self._answer(packet))
+
+    def _announced(self, packet: Packet, remark: str) -> Packet:
+        """To whom the server believes to speak; the port is the announced one, or that of the client's own if that was announced."""
+        client, server, *ports = remark.removeprefix(ANNOUNCED).split()
+        sport, dport = map(int, ports)
+        found = self._conn(self.key(replace(packet, src=client, dst=server, sport=sport, dport=dport)))
+        if found is None:
+            return packet
+        reply = Key.of(found[0]["flow"][Dir.REPLY]["key"].tobytes())
+        ends = _ends(reply, packet.l4)
+        return replace(packet, src=ends.src, dst=ends.dst, dport=ends.dport if packet.dport == sport else packet.dport)
 
     def _error(self, packet: Packet, icmp: Icmp, written: Step, sent: Step, *, inside: bool) -> Packet:
         """An error about a packet. inside: it was met before it was translated."""

@@ -1,20 +1,24 @@
 """Traces under address translation: random rules of every kind, and talks between few hosts and ports, so that tuples clash.
 
+Some blocks have no rules, some have helpers: fragments, FTP and TFTP are to be seen without translation, too.
 Three hosts of each trace's own, two servers and two public addresses of everybody's. Rules are those of a block: they match by host networks,
 protocol and ports, and translate into the public addresses (source) or to the servers (destination), with few ports, many, or none said. So a rule
 for the public address and one for the hosts make hairpins; few ports are exhausted; a port of each class is kept, or has to be searched.
-Invariants: half of the traces are IPv6; each kind of rule is there in every block of eight.
+Invariant: half of the traces are IPv6.
 Not here: what is said, and what of it goes to translated ends (far_side).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 from random import Random
 
 from ctcore.config import Config
-from ctcore.nat_rules import KINDS, Address, Match, NatRule, Ports, Range
+from ctcore.nat_rules import KINDS, Address, HelperRule, Match, NatRule, Ports, Range
 from pcap_tests.fuzz_kernel.draft import Draft, Settings, Watcher, hosts_of
+from pcap_tests.fuzz_kernel.fragments import FragmentTalk
+from pcap_tests.fuzz_kernel.helped import FTP, TFTP, FtpTalk, TftpTalk
 from pcap_tests.fuzz_kernel.icmp import ErrorTalk
 from pcap_tests.fuzz_kernel.plan import Talk, talk_of
 
@@ -31,8 +35,11 @@ CHOICES: tuple[Ports | None, ...] = (
     (40000, 40999), (0, 3),
 )  # fmt: skip
 SPANS = (1, 1, 1, 2, 3, 7, 200)
-WEIGHTS = {"tcp": 10, "sctp": 2, "udp": 5, "udplite": 1, "gre": 1, "echo": 3, "other": 1}
+WEIGHTS = {"tcp": 10, "sctp": 2, "udp": 5, "udplite": 1, "gre": 1, "echo": 3, "other": 1, "fragments": 5}
+HELPED: dict[str, type[FtpTalk] | type[TftpTalk]] = {"ftp": FtpTalk, "tftp": TftpTalk}
+HELPERS = (HelperRule("ftp", 6, FTP), HelperRule("tftp", 17, TFTP))
 KIND_OF_TALK = tuple(kind for kind, weight in WEIGHTS.items() for _ in range(weight))
+HELPED_WEIGHT = 8
 PACKETS = (20, 60)
 STRANGE_IP = 0.0  # what is not tracked is not translated
 
@@ -40,13 +47,14 @@ STRANGE_IP = 0.0  # what is not tracked is not translated
 def settings_of(seed: int, block: int) -> Settings:
     """The settings of the block's traces."""
     dice = Random(f"nat/{seed}/{block}")
-    rules = [_rule(dice, KINDS[(block + i) % len(KINDS)]) for i in range(dice.choice((1, 2, 3, 4, 6)))]
+    rules = [_rule(dice, KINDS[(block + i) % len(KINDS)]) for i in range(dice.choice((0, 1, 1, 2, 3, 4, 6)))]
     config = Config(
         tcp_liberal=dice.random() < 0.3,
         tcp_loose=dice.random() < 0.8,
         checksum=dice.random() < 0.7,
         timeouts={"udp_timeout": 2} if dice.random() < 0.2 else {},
         nat=tuple(rules),
+        helpers=HELPERS if dice.random() < 0.5 else (),
     )
     return Settings(config, dice.choice((0, 0, 1, 65535)))
 
@@ -73,7 +81,8 @@ def trace(seed: int, block: int, number: int, watcher: Watcher, *, slow: bool = 
     """One trace. slow: with a pause in which connections expire."""
     dice = Random(f"nat/{seed}/{block}/{number}")
     draft = Draft(dice, watcher, six=dice.random() < 0.5, hosts=hosts_of(number), strange=STRANGE_IP)
-    talks = _talks(draft, draft.pick((2, 3, 4, 6)))
+    kinds = KIND_OF_TALK + tuple(HELPED) * HELPED_WEIGHT if watcher.settings.config.helpers else KIND_OF_TALK
+    talks = _talks(draft, kinds, draft.pick((2, 3, 4, 6)))
     length = dice.randint(*PACKETS)
     pause = dice.randrange(length) if slow else -1
     while len(draft.steps) < length:
@@ -84,16 +93,22 @@ def trace(seed: int, block: int, number: int, watcher: Watcher, *, slow: bool = 
     return draft
 
 
-def _talks(draft: Draft, count: int) -> list[Talk]:
+def _talks(draft: Draft, kinds: Sequence[str], count: int) -> list[Talk]:
     """Most of them from different hosts to the same place, from the same port."""
     names, places = NAMES[draft.six], (*NAMES[draft.six], *SERVERS[draft.six], *PUBLIC[draft.six])
     few = [draft.pick(PORTS) for _ in range(2)]
-    dst, kind = draft.pick(places), draft.pick(KIND_OF_TALK)
+    dst, kind = draft.pick(places), draft.pick(kinds)
     talks: list[Talk] = []
     for _ in range(count):
         dst = draft.pick(places) if draft.chance(0.3) else dst
-        kind = draft.pick(KIND_OF_TALK) if draft.chance(0.3) else kind
+        kind = draft.pick(kinds) if draft.chance(0.3) else kind
         src = draft.pick(names) if draft.chance(0.9) else draft.pick(places)
-        talks += [talk_of(draft, kind, (src, dst), (draft.pick(few), draft.pick(few)))] * 3
+        talks += [_talk(draft, kind, (src, dst), (draft.pick(few), draft.pick(few)))] * 3
     talks.append(ErrorTalk(draft, names))
     return talks
+
+
+def _talk(draft: Draft, kind: str, names: tuple[str, str], ports: tuple[int, int]) -> Talk:
+    if kind == "fragments":
+        return FragmentTalk(draft, names, ports)
+    return HELPED[kind](draft, names, ports) if kind in HELPED else talk_of(draft, kind, names, ports)

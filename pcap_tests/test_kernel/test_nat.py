@@ -23,7 +23,7 @@ from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
 A, B, C = ("10.0.0.1", "2001:db8::1"), ("10.0.0.2", "2001:db8::2"), ("10.0.0.3", "2001:db8::3")
 NEW, OTHER = ("192.0.2.1", "2001:db8:9::1"), ("192.0.2.2", "2001:db8:9::2")
 TCP, UDP = 6, 17
-SEED, TRACES, PER_SETTING = 3, 160, 20
+SEED, TRACES, PER_SETTING = 6, 160, 20
 FAMILIES = pytest.mark.parametrize("v", [0, 1], ids=["ipv4", "ipv6"])
 
 
@@ -187,6 +187,20 @@ def test_small_fragments_of_ipv6_keep_their_borders(running_kernel: None, size: 
     assert [len(packet) for packet in compared.theirs.out[1]] == sizes
 
 
+@FAMILIES
+def test_a_header_that_comes_in_pieces_is_translated_in_one(running_kernel: None, v: int) -> None:
+    """The old borders are gone then: it is cut anew at the largest size. IPv6 drops a datagram whose first fragment ends so early (RFC 7112 5)."""
+    whole = craft.tcp_segment(A[v], B[v], 1000, 80, "PA", seq=1, ack=1, payload=bytes(1196))
+    frames = []
+    for start, end in ((0, 8), (8, 16), (16, 24), (24, 1024), (1024, len(whole))):
+        more = end < len(whole)
+        if v:
+            frames.append(craft.frame(A[1], B[1], TCP, whole[start:end], ext=((craft.FRAGMENT, craft.fragment6(start, more, 5)),)))
+        else:
+            frames.append(craft.frame(A[0], B[0], TCP, whole[start:end], ident=5, frag=start // 8 | 0x2000 * more))
+    assert len(judge([rule("snat", NEW[v])], *frames).theirs.out[-1]) == (2, 0)[v]
+
+
 @pytest.mark.parametrize("rules", [[], [rule("snat", NEW[1])]], ids=["plain", "snat"])
 @pytest.mark.parametrize("before", [(), ((craft.DESTINATION, bytes(7)),), ((craft.AH, bytes([4]) + bytes(22)),)], ids=["alone", "options", "ah"])
 def test_atomic_fragments_leave_without_their_header(running_kernel: None, rules: list[NatRule], before: tuple) -> None:
@@ -209,3 +223,4 @@ def test_a_short_run_of_random_rules_finds_no_difference(running_kernel: None, t
     assert not tally.differing, "\n".join(said)
     assert tally.packets > 5000
     assert {"nat_exhausted", "nat_icmp", "nat_gre"} <= set(tally.reasons), summary(SEED, tally)
+    assert {"fragment", "fragment_duplicate", "fragment_overlap", "helper_partial"} <= set(tally.reasons), summary(SEED, tally)
