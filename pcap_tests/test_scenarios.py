@@ -16,7 +16,7 @@ from datapath.scenario.text import format, parse
 
 FOLDER = Path(__file__).parent / "scenarios"
 FILES = sorted(FOLDER.rglob("*.ct"))
-LONGEST = 5.0  # seconds of a scenario: a kernel has to wait for real
+LONGEST = 7.0  # seconds of a scenario: a kernel has to wait for real
 # Reasons that no scenario can bring about: of the link layer and of captures.
 BEYOND = {"not_ip", "frame_short", "snapped"}
 # Reasons of short packets behind a check of the tuple that comes first.

@@ -22,6 +22,8 @@ from datapath.oracle.witness import CTINFO, Sighting
 NONE = 255
 ETHERNET = 14  # bytes of its header
 
+ANY_TICKS = 1 << 31
+
 
 @dataclass
 class Side:
@@ -88,6 +90,8 @@ class Kernel:
         record = sighting.final or sighting.asked
         if record is None:
             return 0
+        if self.oracle.config.helpers and sighting.leaving is None and record is sighting.judged:
+            return ANY_TICKS  # a helper dropped it, after it had renewed a timeout that was seen before
         deadline = self.oracle.layout.number(record, self.oracle.layout.timeout, 4)
         if self.deadlines.get(record.address, (None,))[0] != deadline:
             self.deadlines[record.address] = deadline, sighting.slack
