@@ -14,7 +14,8 @@ cdef enum:
 
 
 cdef inline int byte_at(const Text *t, uint32_t i) noexcept nogil:
-    return t.at[i] if i < t.size else NO_CHARACTER
+    # Each branch as int: of a byte and a constant Cython would make a byte, and NO_CHARACTER 255.
+    return <int>t.at[i] if i < t.size else <int>NO_CHARACTER
 
 
 cdef inline bint is_digit(int c) noexcept nogil:

@@ -83,7 +83,7 @@ def address_at(text: bytes, at: int, family: int, brackets: bool) -> tuple[bytes
 def place_at(text: bytes, at: int, family: int) -> Uri | None:
     """An address with or without a port, and something behind it. A port is believed if it has up to five digits."""
     found = address_at(text, at, family, True)
-    match = found and re.compile(rb"(?::([0-9]{1,5})(?![0-9]))?(?!:)", re.DOTALL).match(text, found[1])
+    match = found and re.compile(rb":([0-9]{1,5})(?![0-9])|(?!:)", re.DOTALL).match(text, found[1])
     if not found or not match or match.end() >= len(text):
         return None
     port = int(match.group(1) or DEFAULT_PORT)

@@ -61,6 +61,13 @@ def test_nonsense_is_dropped(make_tracker, message):
     assert (wire.seen.verdict, wire.seen.reason) == ("drop", "helper_partial")
 
 
+@pytest.mark.parametrize("message", [b"a" * 91, b"\xe2" * 91, b"INVITE sip:" + b"z" * 90, invite().removesuffix(b" RTP/AVP 0\r\n"), b"\xff" * 30])
+def test_a_message_may_end_in_the_middle_of_a_word(make_tracker, message):
+    wire = Wire(make_tracker(helpers=SIP, nat=(snat(4),)))
+    ask(wire, message)
+    assert wire.seen.state in ("new", "not-seen")
+
+
 def test_a_registration_lives_as_long_as_the_registrar_says(make_tracker):
     tracker = make_tracker(helpers=SIP)
     wire = Wire(tracker)
