@@ -2,7 +2,7 @@
 
 A rule says for which new connections it is (Match), what it changes (kind), and what there is to choose from (Range). The first rule that matches
 decides, for each half of the tuple; no rule at all means a null binding: addresses stay, a port changes only if its tuple is taken.
-Not here: choosing (nat), the text of the command line (datapath.nat_text).
+Not here: choosing (nat), the text of the command line (datapath.rule_text).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ctcore.evictions cimport evictions_take, note_eviction
 from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
 from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
-from ctcore.helpers.nat_text cimport follow
+from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.helper cimport HELPER_PPTP
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
 from ctcore.helpers.sip_nat cimport redirect

@@ -19,7 +19,7 @@ from ctcore.types import Dir, Manip, Reason, State, Status
 from datapath import fields
 from datapath.app import end_text
 from datapath.explain import Explained, find_conn, inverse_of
-from datapath.nat_text import rule_text
+from datapath.rule_text import rule_text
 
 Line = tuple[str, str]
 SRC, DST = Manip.MANIP_SRC, Manip.MANIP_DST

@@ -13,7 +13,7 @@ from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_t
 from ctcore.helpers.ftp cimport ftp
 from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_SIP, HELPER_TFTP, N_HELPERS, NO_HELPER, Aid, Helper
 from ctcore.helpers.irc cimport irc
-from ctcore.helpers.nat_text cimport edit_number
+from ctcore.helpers.payload_nat cimport edit_number
 from ctcore.helpers.pptp cimport forget_tunnels, pptp
 from ctcore.helpers.sip cimport keep_signalling, sip
 from ctcore.helpers.tftp cimport tftp

@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy
 from ctcore.engine cimport set_deadline
 from ctcore.expectations cimport Expectation, expect_remove
 from ctcore.helpers.helper cimport HELPER_SIP, KIND_SIGNALLING, Aid, announce_or_drop, draft_new, translated
-from ctcore.helpers.nat_text cimport move_sequence
+from ctcore.helpers.payload_nat cimport move_sequence
 from ctcore.helpers.sip_media cimport describe, names_sender
 from ctcore.helpers.sip_nat cimport edit_headers, expect_signalling, say_edits
 from ctcore.helpers.sip_text cimport *

@@ -49,7 +49,7 @@ class Assisted:
     def _give_helper(self, conn: Conn, name: str) -> bool:
         """False if too many connections have one: this one goes without."""
         if self._helped >= self.config.helper_max:
-            self._counters["helper_refused"] += 1
+            self._counters["helper_unassigned"] += 1
             return False
         self._helped += 1
         conn.ext = Extension(name)
@@ -196,9 +196,9 @@ class Assisted:
         own = e is None or e.master == self._ordinal(conn)
         return e if e and not own and e.owned and e.kind == draft.kind and self._helper_of(e) == conn.ext.helper else None
 
-    def draw_below(self, n: int) -> int:
+    def other_port(self, least: int, n: int) -> int:
         assert self._nat
-        return self._nat.draw() * n >> 16 if n else 0
+        return self._nat.other_port(least, n)
 
     def edit(self, edit: Edit) -> None:
         if self._asked:

@@ -100,6 +100,7 @@ class Translator:
         self._kill = kill
         self._draws = Draws(config.seed)
         self._preferred: dict[int, int] = {}  # by manip
+        self._announced: int | None = None
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
     def decide(self, conn: Conn) -> None:
@@ -120,13 +121,16 @@ class Translator:
             conn.status |= CHANGED[manip]
         conn.status |= DONE[manip]
 
-    def prefer(self, ports: dict[int, int]) -> None:
+    def prefer(self, ports: dict[int, int], announced: int | None) -> None:
         """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
-        self._preferred = ports
+        self._preferred, self._announced = ports, announced
 
-    def draw(self) -> int:
-        """16 random bits, for helpers: from where searches take theirs."""
-        return self._draws.port()
+    def other_port(self, least: int, n: int) -> int:
+        """For helpers: what to add to a port that is taken, below n. The preferred port's distance, once, if it is one of them."""
+        preferred, self._announced = self._announced, None
+        if preferred is not None and 0 <= preferred - least < n:
+            return preferred - least
+        return self._draws.port() * n >> 16 if n else 0
 
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""

@@ -104,7 +104,7 @@ class ModelTracker(Assisted, Administration):
             "expect_new",
             "expect_create",
             "expect_delete",
-            "helper_refused",
+            "helper_unassigned",
             "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
@@ -416,12 +416,11 @@ class ModelTracker(Assisted, Administration):
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
 
-    def prefer(self, port: int, destination: int | None = None) -> None:
-        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
-        if destination is not None:
-            ports[nat.DST] = whole("destination", destination, 0, 65535)
+    def prefer(self, port: int | None = None, destination: int | None = None, announced: int | None = None) -> None:
+        told = {"port": port, "destination": destination, "announced": announced}
+        ports = [None if value is None else whole(name, value, 0, 65535) for name, value in told.items()]
         if self._nat:
-            self._nat.prefer(ports)
+            self._nat.prefer({manip: p for manip, p in zip((nat.SRC, nat.DST), ports, strict=False) if p is not None}, ports[2])
 
     def find(self, key: bytes) -> np.ndarray | None:
         found = self._find(Key.of(bytes(key)))

@@ -21,11 +21,12 @@ BUFFER = 1 << 22
 MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
 FAMILY = struct.Struct("!BBH")  # nfgenmsg
 ATTRIBUTE = struct.Struct("=HH")  # nlattr
-ERROR = 2
+ERROR, DONE = 2, 3
 LOST = -1  # no type of message: messages are missing
-REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
-CONNTRACK, ULOG = 1, 4  # subsystems, the upper byte of a message's type
+REQUEST, ACK, CREATE, DUMP = 0x1, 0x4, 0x400, 0x300
+CONNTRACK, EXPECTATIONS, ULOG = 1, 2, 4  # subsystems, the upper byte of a message's type
 CT_NEW, CT_DELETE = CONNTRACK << 8, CONNTRACK << 8 | 2
+EXPECTATION_GET = EXPECTATIONS << 8 | 1
 LOG_PACKET, LOG_CONFIG = ULOG << 8, ULOG << 8 | 1
 PREFIX, COMMAND, BIND = 10, 1, 1
 EVENT_GROUPS = 0b111  # new, update, destroy
@@ -57,11 +58,15 @@ def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
     for data in _received(sock):
         if not data:
             yield LOST, 0, b""
-        at = 0
-        while at + MESSAGE.size <= len(data):
-            length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
-            yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
-            at += max(MESSAGE.size, (length + 3) & ~3)
+        yield from _split(data)
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    at = 0
+    while at + MESSAGE.size <= len(data):
+        length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
+        yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
+        at += max(MESSAGE.size, (length + 3) & ~3)
 
 
 def _text(attributes: bytes, wanted: int) -> str:
@@ -101,6 +106,19 @@ class Listener:
         """Delete all connections of the namespace; nothing of that is heard."""
         self._request(self._requests, CT_DELETE, b"")
         self.events()
+
+    def expectations(self) -> list[bytes]:
+        """The attributes of every expectation there is, in the order in which the kernel lists them."""
+        body = FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+        self._requests.send(MESSAGE.pack(MESSAGE.size + len(body), EXPECTATION_GET, REQUEST | DUMP, 1, 0) + body)
+        found: list[bytes] = []
+        while True:
+            for kind, _, attributes in _split(self._requests.recv(1 << 16)):
+                if kind == DONE:
+                    return found
+                if kind == ERROR:
+                    raise OSError(errno.EIO, "netlink request for expectations")
+                found.append(attributes)
 
     def sentences(self) -> list[str]:
         """What was logged since the last call; "(lost)" where the socket's buffer was full."""

@@ -128,7 +128,7 @@ class Oracle:
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 ruleset.load(self.bridge.box, self.config)
                 with self.bridge.box.entered():
-                    self.probes = Probes(self.bridge.box.inode)
+                    self.probes = Probes(self.bridge.box.inode, nat=bool(self.config.nat))
                 stack.callback(self.probes.close)
                 self.open = stack.pop_all()
         except OSError as error:
@@ -181,7 +181,8 @@ class Oracle:
         slack = max((record.jiffies for record in records.values()), default=self.tick) - self.tick
         said, events = self.listener.sentences(), self.listener.events()
         asked = self._ask(key()) if judged and not judged.nfct else None
-        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
+        translated = records.get(Moment.REDIRECTED), records.get(Moment.TRANSLATED)
+        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events, *translated)
         if leaving and leaving.address:
             self._remember(leaving)
         return sighting
