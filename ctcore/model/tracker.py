@@ -125,7 +125,7 @@ class ModelTracker(Assisted, Administration):
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
-            first_edit, self._moved = len(self._edits), (0, 0)
+            first_edit, self._moved, self._shifted = len(self._edits), (0, 0), False
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -163,6 +163,8 @@ class ModelTracker(Assisted, Administration):
         conn, d = found
         related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
         refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        if not refusal and d == Dir.ORIG and conn.ext and conn.has(Status.SEQ_ADJUST) and not self._move_error(packet, conn):
+            refusal = Reason.R_HELPER_REFUSED
         return untranslated(related, refusal) if refusal else related
 
     def _visit(self, packet: Packet) -> Decision:
