@@ -60,6 +60,11 @@ class Range:
             raise ConfigError(f"NAT ports {self.ports[0]}-{self.ports[1]}: expected 0 to 65535, the lower one first")
 
     @property
+    def keeps_address(self) -> bool:
+        """Whether only ports are translated, if any."""
+        return self.low is None or self.low.is_unspecified
+
+    @property
     def family(self) -> int | None:
         """4, 6, or None for either: a range without addresses."""
         return None if self.low is None else self.low.version

@@ -139,7 +139,7 @@ class Translator:
                 if self.is_free(leaving):
                     return leaving
             else:
-                known = self.known_source(leaving, choice)
+                known = self.known_source(conn, leaving, choice)
                 if known and self.is_free(known):
                     return known
         # The hash goes by the connection's zone, even where that is of the other direction.
@@ -148,9 +148,12 @@ class Translator:
             return tried
         return self.search(conn, tried, choice, manip)
 
-    def known_source(self, leaving: Key, choice: Choice) -> Key | None:
-        """The source that another connection of the same source has got, the latest one within the choice: whoever is outside then sees one host."""
-        for other in reversed(self._by_source.get(source_of(leaving), [])):
+    def known_source(self, conn: Conn, leaving: Key, choice: Choice) -> Key | None:
+        """The source that another connection of the same source has got, the latest one within the choice: whoever is outside then sees one host.
+
+        Zones of one direction are those of the original one here.
+        """
+        for other in reversed(self._by_source.get(source_of(leaving._replace(zone=conn.key[Dir.ORIG].zone)), [])):
             theirs = leaves_with(other, Dir.ORIG)
             same = leaving._replace(src=theirs.src, sport=theirs.sport)
             if choice.holds(same):

@@ -15,6 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
+from ctcore.model.conn import Key
 from ctcore.nat_rules import HELPERS
 from ctcore.tracker import Tracker
 from ctcore.types import Dir
@@ -124,6 +125,12 @@ def ours_of(tracker: Tracker) -> Iterator[tuple[Expected, float]]:
         yield one, row.timeout
 
 
+def key_of(ends: Ends, family: int, zone: int) -> bytes:
+    """A tuple as KEY_DTYPE."""
+    src, dst, sport, dport, proto = ends
+    return Key(*(ip_address(each).packed.ljust(16, b"\0") for each in (src, dst)), sport, dport, zone, proto, family).raw()
+
+
 # --- both ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +140,7 @@ class Watch:
 
     hz: int
     known: dict[Expected, int] = field(default_factory=dict)  # and the seconds left, in the kernel's order
+    masters: dict[Ends, bytes] = field(default_factory=dict)  # and the attributes that name them
     slack: int = 0  # most ticks that passed while the kernel judged a packet
     _said: Sequence[bytes] = ()
     _new: Sequence[Expected] = ()
@@ -145,7 +153,16 @@ class Watch:
             return
         before, self._said = self.known, messages
         self.known = dict(map(theirs_of, messages))
+        names = (attributes(message)[MASTER] for message in messages)
+        self.masters = {ends_of(name): name for name in names}
         self._new = [one for one in self.known if one not in before]
+
+    def without(self, tracker: Tracker, zone: int) -> Iterator[tuple[int, bytes]]:
+        """Families and names of masters that the engine does not have any more."""
+        for ends, name in self.masters.items():
+            family = 6 if ":" in ends[0] else 4
+            if tracker.find(key_of(ends, family, zone)) is None:
+                yield family, name
 
     def drawn(self) -> int | None:
         """The port of what the packet at hand has announced, of the class for which ports are drawn at random."""

@@ -25,7 +25,9 @@ ERROR, DONE = 2, 3
 LOST = -1  # no type of message: messages are missing
 REQUEST, ACK, CREATE, DUMP = 0x1, 0x4, 0x400, 0x300
 CONNTRACK, EXPECTATIONS, ULOG = 1, 2, 4  # subsystems, the upper byte of a message's type
-CT_NEW, CT_DELETE = CONNTRACK << 8, CONNTRACK << 8 | 2
+CT_NEW, CT_GET, CT_DELETE = (CONNTRACK << 8 | number for number in range(3))
+TUPLE_ORIG, ZONE = 1, 18  # attributes of a connection
+NESTED = 0x8000
 EXPECTATION_GET = EXPECTATIONS << 8 | 1
 LOG_PACKET, LOG_CONFIG = ULOG << 8, ULOG << 8 | 1
 PREFIX, COMMAND, BIND = 10, 1, 1
@@ -79,6 +81,10 @@ def _text(attributes: bytes, wanted: int) -> str:
     return ""
 
 
+def nested(kind: int, data: bytes) -> bytes:
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind | NESTED) + data + bytes(-len(data) % 4)
+
+
 class Listener:
     """Listens in a namespace until the stack it was made with ends."""
 
@@ -106,6 +112,12 @@ class Listener:
         """Delete all connections of the namespace; nothing of that is heard."""
         self._request(self._requests, CT_DELETE, b"")
         self.events()
+
+    def look_up(self, family: int, ends: bytes, zone: int) -> None:
+        """Let the kernel look for a connection, which deletes it if it has expired. family: AF_*; ends: the attributes of its original tuple."""
+        body = FAMILY.pack(family, 0, 0) + nested(TUPLE_ORIG, ends) + ATTRIBUTE.pack(6, ZONE) + zone.to_bytes(2, "big") + bytes(2)
+        self._requests.send(MESSAGE.pack(MESSAGE.size + len(body), CT_GET, REQUEST, 1, 0) + body)
+        self._requests.recv(1 << 16)  # the connection, or that there is none
 
     def expectations(self) -> list[bytes]:
         """The attributes of every expectation there is, in the order in which the kernel lists them."""

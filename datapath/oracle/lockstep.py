@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from datapath.oracle.witness import Sighting
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
+FAMILIES = {4: AF_INET, 6: AF_INET6}
 NO_LINK = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}  # what a packet that was shown is put into for the engine
 
 
@@ -75,6 +77,7 @@ class Lockstep:
         self.gatherer = Gatherer(self.config, zone=self.zone)
         self.kernel = Kernel(self.oracle)
         self.watch = Watch(self.config.hz)
+        self.buried = 0  # connections that had expired when that was looked at last
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
@@ -124,6 +127,8 @@ class Lockstep:
             frame["ts"] = self._now()
             return self.gatherer.parse(memory, frame)
 
+        if self.config.helpers:
+            self._bury()
         both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: gathered().array[0], both.theirs, i)
         both.slack[i], both.keys[i] = self.kernel.slack(sighting), gathered().array["key"][0]
         if self.config.helpers:
@@ -134,7 +139,18 @@ class Lockstep:
             both.expected[i] = unlike
         if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
             edits = self.tracker.edits() if self.config.helpers else None
-            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, self.gatherer.datagrams))
+            # A bridge forgets which fragments had their DF bit set (br_validate_ipv4), and so never sets it in those that it cuts anew.
+            datagrams = [datagram._replace(dont=False) for datagram in self.gatherer.datagrams]
+            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
+
+    def _bury(self) -> None:
+        """Let the kernel notice that connections have expired which still expect others: it keeps these until it comes by, whenever that is."""
+        self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
+        expired = self.tracker.counters()["expired"]
+        if expired != self.buried:
+            self.buried = expired
+            for family, master in self.watch.without(self.tracker, self.zone):
+                self.oracle.listener.look_up(FAMILIES[family], master, self.zone)
 
     def _now(self) -> int:
         """The kernel's clock in ns."""

@@ -16,6 +16,7 @@ from ctcore.types import State, Status, Verdict
 from datapath import craft, fields
 from datapath.frame import frames_of
 from datapath.oracle.compare import differences, out_differences, without_idents
+from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
@@ -79,6 +80,23 @@ def test_a_range_of_two_ports_serves_two_clients(running_kernel: None, v: int) -
     compared = judge([rule("snat", OTHER[v], ports=(7000, 7001))], *clients)
     assert compared.theirs.decisions["verdict"].tolist() == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DROP]
     assert compared.theirs.decisions["state"].tolist() == [State.NEW, State.NEW, State.NOT_SEEN]
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ports", [None, (5000, 5001)])
+def test_all_zeros_keep_the_address(running_kernel: None, kind: str, ports: tuple[int, int] | None, v: int) -> None:
+    """In words of nftables, which would translate to this very address: ports alone, or nothing."""
+    keep = rule(kind, ("0.0.0.0", "::")[v], ports=ports)
+    compared = judge([keep], *(craft.udp(client, B[v], 1000, 53, b"x") for client in (A[v], C[v])))
+    orig, reply = (compared.theirs.conns["flow"]["key"][:, d] for d in (0, 1))
+    assert orig["src"].tolist() == reply["dst"].tolist() and orig["dst"].tolist() == reply["src"].tolist()
+    assert ((orig["sport"] != reply["dport"]) | (orig["dport"] != reply["sport"])).tolist() == [ports is not None] * 2
+
+
+def test_no_rule_of_nftables_draws_any_port_at_the_packets_own_address(running_kernel: None) -> None:
+    with pytest.raises(KernelError, match="expected an address or ports, or no random port"):
+        judge([rule("snat", "0.0.0.0", random=True)])
 
 
 @FAMILIES
@@ -199,6 +217,15 @@ def test_a_header_that_comes_in_pieces_is_translated_in_one(running_kernel: None
         else:
             frames.append(craft.frame(A[0], B[0], TCP, whole[start:end], ident=5, frag=start // 8 | 0x2000 * more))
     assert len(judge([rule("snat", NEW[v])], *frames).theirs.out[-1]) == (2, 0)[v]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_df_bit_of_fragments(running_kernel: None, kept: bool) -> None:
+    """A bridge that cuts a datagram anew knows nothing of it any more, where a router sets it if the largest fragment had it."""
+    whole = craft.tcp_segment(A[0], B[0], 1000, 80, "S", seq=1, payload=bytes(24))
+    cuts = (0, 24, len(whole)) if kept else (0, 8, 24, len(whole))
+    frames = [craft.frame(A[0], B[0], TCP, whole[a:b], ident=5, frag=a // 8 | 0x2000 * (b < len(whole)) | 0x4000) for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert not any(packet[6] & 0x40 for packet in judge([rule("snat", NEW[0])], *frames).theirs.out[-1])
 
 
 @pytest.mark.parametrize("rules", [[], [rule("snat", NEW[1])]], ids=["plain", "snat"])
