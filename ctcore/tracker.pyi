@@ -68,6 +68,12 @@ class Tracker:
         """All connections as they are, CONN_DTYPE[count], by ordinal (flow[0].id); timeout is ticks left."""
     def conn(self, ordinal: int) -> NDArray[Any]:
         """One connection as it is, CONN_DTYPE[1]. Raises ConfigError if it does not live."""
+    def offsets(self, ordinal: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """By how much a connection's TCP sequence numbers are moved, of each direction: (position, before, after), in its sender's own numbers.
+
+        `before` is added to numbers up to position, `after` to later ones. All 0 where no helper has changed a payload. Raises ConfigError if it does
+        not live. Source: Linux nf_ct_seq_offset.
+        """
     def find(self, key: Buffer) -> NDArray[Any] | None:
         """The connection one of whose tuples is `key` (the 40 bytes of a KEY_DTYPE), CONN_DTYPE[1], or None; it may have expired by now."""
     def events(self) -> NDArray[Any]:

@@ -277,6 +277,14 @@ cdef class Tracker:
     def conn(self, ordinal):
         return self.snapshot(self.slot_of(ordinal))
 
+    def offsets(self, ordinal):
+        cdef const Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        cdef const Extension *ext
+        if not entry.cold & COLD_EXTENSION:
+            return (0, 0, 0), (0, 0, 0)
+        ext = &self.ct.ext.row[entry.extension & EXTENSION_ROW]
+        return tuple([(ext.adjust[d].position, ext.adjust[d].before, ext.adjust[d].after) for d in range(2)])
+
     def find(self, const uint8_t[::1] key not None):
         cdef Key wanted
         cdef uint32_t flow

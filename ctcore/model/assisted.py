@@ -16,11 +16,11 @@ from ctcore.model import l4, nat
 from ctcore.model.conn import MASK32, Conn, Key, Packet
 from ctcore.model.expectations import LIMITS, SIGNALLING, Announced, Expectation, Expectations, Follow
 from ctcore.model.helpers import HELPERS, UDP_HEADER, Aid, Edit, Extension, payload_of, pptp, sack_edits, sip
+from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.table import Table
 from ctcore.model.tcp_window import ACK
 from ctcore.nat_rules import Ports
 from ctcore.types import EDIT_DTYPE, Dir, End, Manip, Proto, Reason, RewriteFlag, State, Status
-
 
 DOFF_AT, FLAGS_AT = 12, 13  # in a TCP header
 

@@ -1,8 +1,8 @@
 """What is expected on both sides, packet by packet: the kernel's expectations as ctnetlink lists them, and the engine's in the same words.
 
-Theory of operation: where there are helpers, all expectations are asked for after each packet, and compared as a whole: which connection has announced
-them, what fits them, their class, flags, time, and what becomes of their connections' addresses. Where the kernel announces another port than it was
-asked for, it has drawn that at random: new() tells it, so that the engine can be given the same.
+Theory of operation: where there are helpers, all expectations are asked for after each packet, and compared as a whole: which connection has
+announced them, what fits them, their class, flags, time, and what becomes of their connections' addresses. Where the kernel announces another port
+than it was asked for, it has drawn that at random: Watch.drawn() tells it, so that the engine can be given the same.
 Invariant: seconds are compared as the kernel rounds them, down, with no more slack than its clock took.
 Not here: how the kernel is asked (listen), what comes of expectations (compare, by the connections).
 """
@@ -127,8 +127,8 @@ def ours_of(tracker: Tracker) -> Iterator[tuple[Expected, float]]:
 
 def key_of(ends: Ends, family: int, zone: int) -> bytes:
     """A tuple as KEY_DTYPE."""
-    src, dst, sport, dport, proto = ends
-    return Key(*(ip_address(each).packed.ljust(16, b"\0") for each in (src, dst)), sport, dport, zone, proto, family).raw()
+    src, dst = (ip_address(each).packed.ljust(16, b"\0") for each in ends[:2])
+    return Key(src, dst, ends[2], ends[3], zone, ends[4], family).raw()
 
 
 # --- both ------------------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ legal.
 from __future__ import annotations
 
 from ipaddress import ip_address
+from itertools import pairwise
 
 import pytest
 
@@ -224,7 +225,7 @@ def test_the_df_bit_of_fragments(running_kernel: None, kept: bool) -> None:
     """A bridge that cuts a datagram anew knows nothing of it any more, where a router sets it if the largest fragment had it."""
     whole = craft.tcp_segment(A[0], B[0], 1000, 80, "S", seq=1, payload=bytes(24))
     cuts = (0, 24, len(whole)) if kept else (0, 8, 24, len(whole))
-    frames = [craft.frame(A[0], B[0], TCP, whole[a:b], ident=5, frag=a // 8 | 0x2000 * (b < len(whole)) | 0x4000) for a, b in zip(cuts, cuts[1:], strict=False)]
+    frames = [craft.frame(A[0], B[0], TCP, whole[a:b], ident=5, frag=a // 8 | 0x2000 * (b < len(whole)) | 0x4000) for a, b in pairwise(cuts)]
     assert not any(packet[6] & 0x40 for packet in judge([rule("snat", NEW[0])], *frames).theirs.out[-1])
 
 

@@ -1,4 +1,4 @@
-"""Zones beside the running kernel: packets of several zones at once, few hosts and ports, zones of both directions and of one, with and without rules.
+"""Zones beside the running kernel: packets of several zones at once, few hosts and ports, zones of both directions and of one, rules or none.
 
 Clashes that Linux resolves for datagrams (two connections that begin at the same moment) cannot come of packets one after the other: here they are
 dropped by both. Zone 0 is not among the zones: where it meets others of one direction, Linux has a tuple twice and we refuse it (docs/decisions.md).
@@ -66,8 +66,8 @@ def test_engine_and_kernel_agree(running_kernel: None, direction: str, rules: tu
 def test_equal_datagrams_of_two_zones_are_not_merged(running_kernel: None, proto: str) -> None:
     """Their answers would be the same. Linux merges what it can only for one zone (nf_ct_match)."""
     packet = {
-        "udp": craft.udp("10.0.0.1", "10.0.0.2", 1000, 53, b"x"), "udplite": craft.udplite("10.0.0.1", "10.0.0.2", 1000, 53, b"x", sum_proto=craft.UDP),
-        "gre": craft.frame("10.0.0.1", "10.0.0.2", craft.GRE, bytes(8)), "echo": craft.icmp("10.0.0.1", "10.0.0.2", 8, ident=7),
+        "udp": craft.udp(*HOSTS[:2], 1000, 53, b"x"), "udplite": craft.udplite(*HOSTS[:2], 1000, 53, b"x", sum_proto=craft.UDP),
+        "gre": craft.frame(*HOSTS[:2], craft.GRE, bytes(8)), "echo": craft.icmp(*HOSTS[:2], 8, ident=7),
     }[proto]  # fmt: skip
     with Oracle(Config(zone_dir="original")) as oracle:
         lockstep = Lockstep(oracle)

@@ -158,7 +158,8 @@ def error_about(hosts: tuple[str, str, str], port: int, helper: str, which: int,
     fields = {} if six else {"ident": (which * 0x0F0D + off) & 0xFFFF | (0x10 if which % 3 else 0)}
     quoted = craft.udp(*ends, b"x", **fields) if helper in OVER_UDP else craft.tcp(*ends, "PA", seq=500, ack=101, payload=bytes(40), **fields)
     quote = 48 if bite is None or six else 28 + bite[1] % 30
-    return craft.icmp_error(server if quotes_client else client, outside if quotes_client else server, *((1, 4) if six else (3, 3)), quoted, quote=quote)
+    who, whom = (server, outside) if quotes_client else (client, server)
+    return craft.icmp_error(who, whom, *((1, 4) if six else (3, 3)), quoted, quote=quote)
 
 
 def open_announced(twins: Helped, outside: str, server: str, client: str, which: int) -> None:

@@ -22,7 +22,8 @@ def ends(kind: int, src: bytes, dst: bytes, sport: int, dport: int, proto: int) 
     """A tuple; the address family by the addresses' length."""
     six = len(src) == 16
     ip = attribute(1, attribute(3 if six else 1, src), attribute(4 if six else 2, dst))
-    return attribute(kind, ip, attribute(2, attribute(1, bytes([proto])), attribute(2, sport.to_bytes(2, "big")), attribute(3, dport.to_bytes(2, "big"))))
+    ports = (attribute(2 + i, port.to_bytes(2, "big")) for i, port in enumerate((sport, dport)))
+    return attribute(kind, ip, attribute(2, attribute(1, bytes([proto])), *ports))
 
 
 A, B, OUT, ANY, ALL = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), bytes([192, 0, 2, 1]), bytes(4), b"\xff" * 4
@@ -31,10 +32,12 @@ MASTER = ends(expected.MASTER, A, B, 40000, 21, 6)
 
 def message(*, mask: bytes = ALL, sport_mask: int = 0, dport: int = 2000, kind: int = 0, flags: int = 0, left: int = 300, nat: bool = True) -> bytes:
     numbers = {expected.TIMEOUT: left, expected.FLAGS: flags, expected.CLASS: kind}
-    saved = attribute(expected.NAT, attribute(1, (1).to_bytes(4, "big")), ends(2, ANY, ANY, 2000, 0, 6)) + attribute(expected.FUNCTION, b"nat-follow-master\0")
+    saved = attribute(expected.NAT, attribute(1, (1).to_bytes(4, "big")), ends(2, ANY, ANY, 2000, 0, 6))
+    texts = {expected.HELP_NAME: b"ftp\0", **({expected.FUNCTION: b"nat-follow-master\0"} if nat else {})}
     return b"".join([
-        MASTER, ends(expected.TUPLE, B, OUT, 0, dport, 6), ends(expected.MASK, mask, ALL, sport_mask, 0xFFFF, 6), attribute(expected.HELP_NAME, b"ftp\0"),
-        *(attribute(number, value.to_bytes(4, "big")) for number, value in numbers.items()), *([saved] if nat else []),
+        MASTER, ends(expected.TUPLE, B, OUT, 0, dport, 6), ends(expected.MASK, mask, ALL, sport_mask, 0xFFFF, 6),
+        *(attribute(number, value.to_bytes(4, "big")) for number, value in numbers.items()),
+        *(attribute(number, value) for number, value in texts.items()), saved if nat else b"",
     ])  # fmt: skip
 
 
