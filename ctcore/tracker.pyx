@@ -24,7 +24,7 @@ from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.helper cimport HELPER_PPTP
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
 from ctcore.helpers.sip_nat cimport redirect
-from ctcore.helpers.registry cimport adjust_error, assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
+from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, help_error, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
@@ -463,8 +463,8 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
 
 
 cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
-    """An ICMP error about a known flow: it changes nothing there, but is translated as the flow is."""
-    cdef const Entry *entry = &ct.pool.entry[flow >> 1]
+    """An ICMP error about a known flow: it changes nothing there (but a helper may), and is translated as the flow is."""
+    cdef Entry *entry = &ct.pool.entry[flow >> 1]
     p.state = RELATED
     p.verdict = ACCEPT
     if ct.nat.rule != NULL:
@@ -477,11 +477,11 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
             p.reason = R_NAT_ICMP
         elif entry.status & (SRC_NAT | DST_NAT):
             plan_error_rewrite(ct, entry, flow & 1)
-            if unlikely(entry.status & SEQ_ADJUST and entry.cold & COLD_EXTENSION) and flow & 1 == ORIG and not adjust_error(ct, entry, p):
-                p.verdict = DROP
-                p.reason = R_HELPER_REFUSED
-                if ct.rewrite != NULL:
-                    ct.rewrite.flags = 0
+    if unlikely(entry.cold & COLD_EXTENSION) and flow & 1 == ORIG and p.verdict == ACCEPT and not help_error(ct, entry, p):
+        p.verdict = DROP
+        p.reason = R_HELPER_REFUSED
+        if ct.rewrite != NULL:
+            ct.rewrite.flags = 0
     with_conn(ct, entry, p, flow & 1, d)
 
 

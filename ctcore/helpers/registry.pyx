@@ -16,7 +16,7 @@ from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_S
 from ctcore.helpers.irc cimport irc
 from ctcore.helpers.payload_nat cimport edit_number
 from ctcore.helpers.pptp cimport forget_tunnels, pptp
-from ctcore.helpers.sip cimport keep_signalling, sip
+from ctcore.helpers.sip cimport keep_connection, keep_signalling, sip
 from ctcore.helpers.tftp cimport tftp
 from ctcore.lowlevel cimport be32
 from ctcore.seqadj cimport offset_at, offset_of_ack
@@ -168,10 +168,10 @@ cdef void copy_error(const Entry *entry, const Packet *p, uint8_t *header) noexc
 
 
 cdef bint adjust_error(Engine *ct, const Entry *entry, const Packet *p) noexcept nogil:
-    """An ICMP error of the original direction about a connection whose numbers are moved. False if it is dropped.
+    """The error is moved as a segment would be. False if it is dropped.
 
-    Linux moves these in all that leaves in this direction (nf_confirm): where a TCP header has its numbers, checksum and options, an error has its
-    own last four bytes, and behind them the packet that it quotes. The error's checksum is not made to fit.
+    Linux does so to all that leaves in this direction: where a TCP header has its numbers, checksum and options, an error has its own last four
+    bytes, and behind them the packet that it quotes. The error's checksum is not made to fit.
     """
     cdef const Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
     cdef uint32_t end = (p.l4[DOFF_AT] >> 4) * 4
@@ -185,6 +185,17 @@ cdef bint adjust_error(Engine *ct, const Entry *entry, const Packet *p) noexcept
         return True
     copy_error(entry, p, header)
     return end <= p.l4_len and adjust_sack(ct, &ext.adjust[REPLY], header, end)
+
+
+cdef bint help_error(Engine *ct, Entry *entry, const Packet *p) noexcept nogil:
+    """An ICMP error of the original direction about a connection with a helper. False if it is dropped.
+
+    Linux takes it for a packet of the connection (nf_confirm), as it does not in the reply direction. Over UDP, SIP keeps its connection for it;
+    other helpers see that it is none of theirs.
+    """
+    if ct.ext.row[entry.extension & EXTENSION_ROW].helper == HELPER_SIP and entry.flow[ORIG].key.proto == PROTO_UDP:
+        keep_connection(ct, entry)
+    return not entry.status & SEQ_ADJUST or adjust_error(ct, entry, p)
 
 
 cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:

@@ -94,6 +94,12 @@ class Assisted:
             self._edits += edits
         return edits is not None
 
+    def _help_error(self, packet: Packet, conn: Conn) -> int:
+        """An ICMP error of the original direction is taken for a packet of its connection; a reason if it is dropped. Source: nf_confirm."""
+        if conn.ext.helper == "sip" and conn.key[Dir.ORIG].proto == Proto.PROTO_UDP:
+            self._keep(conn)
+        return Reason.R_HELPER_REFUSED if conn.has(Status.SEQ_ADJUST) and not self._move_error(packet, conn) else Reason.R_OK
+
     def _move_error(self, packet: Packet, conn: Conn) -> bool:
         """An ICMP error of the original direction is taken for a TCP segment of its connection: what lies where the numbers would is moved.
 
@@ -163,7 +169,12 @@ class Assisted:
         """A packet with data keeps its connection for an hour."""
         tcp = packet.key.proto == Proto.PROTO_TCP
         said = packet.l4_len > (packet.doff if tcp else UDP_HEADER) and (not tcp or state == State.ESTABLISHED)
-        if said and not conn.has(Status.FIXED_TIMEOUT):
+        if said:
+            self._keep(conn)
+
+    def _keep(self, conn: Conn) -> None:
+        """For an hour."""
+        if not conn.has(Status.FIXED_TIMEOUT):
             conn.deadline = self._tick + sip.LIFETIME * self.config.hz
 
     def _follow_sip(self, conn: Conn, expectation: Expectation, master: Conn) -> None:

@@ -163,8 +163,9 @@ class ModelTracker(Assisted, Administration):
         conn, d = found
         related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
         refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
-        if not refusal and d == Dir.ORIG and conn.ext and conn.has(Status.SEQ_ADJUST) and not self._move_error(packet, conn):
-            refusal = Reason.R_HELPER_REFUSED
+        if not refusal and d == Dir.ORIG and conn.ext:
+            refusal = self._help_error(packet, conn)
+            related = replace(related, timeout=self._left(conn))
         return untranslated(related, refusal) if refusal else related
 
     def _visit(self, packet: Packet) -> Decision:

@@ -135,22 +135,31 @@ class Lockstep:
             self.watch.hear(self.oracle.listener.expectations(), sighting.slack)
         self.tracker.prefer(*self.kernel.chosen(sighting), self.watch.drawn())
         decision, rewrites = self._engine(gathered(), both.ours, i)
-        if self.config.helpers and (unlike := self.watch.unlike(dict(ours_of(self.tracker)), self.oracle.probes.now() - sighting.tick)):
-            both.expected[i] = unlike
+        if self.config.helpers:
+            if self._bury():  # what expired in the tick of this very packet
+                self.watch.hear(self.oracle.listener.expectations(), sighting.slack)
+            if unlike := self.watch.unlike(dict(ours_of(self.tracker)), self.oracle.probes.now() - sighting.tick):
+                both.expected[i] = unlike
         if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
             edits = self.tracker.edits() if self.config.helpers else None
             # A bridge forgets which fragments had their DF bit set (br_validate_ipv4), and so never sets it in those that it cuts anew.
             datagrams = [datagram._replace(dont=False) for datagram in self.gatherer.datagrams]
             both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
 
-    def _bury(self) -> None:
-        """Let the kernel notice that connections have expired which still expect others: it keeps these until it comes by, whenever that is."""
+    def _bury(self) -> bool:
+        """Let the kernel notice that connections have expired which still expect others: it keeps these until it comes by, whenever that is.
+
+        Whether there was something to notice.
+        """
         self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
         expired = self.tracker.counters()["expired"]
-        if expired != self.buried:
-            self.buried = expired
-            for family, master in self.watch.without(self.tracker, self.zone):
-                self.oracle.listener.look_up(FAMILIES[family], master, self.zone)
+        if expired == self.buried:
+            return False
+        self.buried = expired
+        gone = list(self.watch.without(self.tracker, self.zone))
+        for family, master in gone:
+            self.oracle.listener.look_up(FAMILIES[family], master, self.zone)
+        return bool(gone)
 
     def _now(self) -> int:
         """The kernel's clock in ns."""
