@@ -6,7 +6,7 @@ legal.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 import pytest
@@ -252,3 +252,17 @@ def test_a_short_run_of_random_rules_finds_no_difference(running_kernel: None, t
     assert tally.packets > 5000
     assert {"nat_exhausted", "nat_icmp", "nat_gre"} <= set(tally.reasons), summary(SEED, tally)
     assert {"fragment", "fragment_duplicate", "fragment_overlap", "helper_partial"} <= set(tally.reasons), summary(SEED, tally)
+
+
+@FAMILIES
+def test_an_id_that_the_destination_drew_and_the_source_hid(running_kernel: None, v: int) -> None:
+    """A ping whose id is drawn with the destination, and then becomes what another ping of that very id has: the drawn one is nowhere to be seen.
+
+    Sixteen pings to another server have the sixteen ids, and one of a hundred each outside.
+    """
+    proto, kind = ((1, 8), (58, 128))[v]
+    rules = [rule("dnat", B[v], ports=(500, 515), random=True, proto=proto, dst=ip_network(OTHER[v])), rule("snat", NEW[v], ports=(600, 700), proto=proto)]
+    pings = [craft.icmp(A[v], C[v], kind, ident=500 + i) for i in range(16)]
+    compared = judge(rules, *pings, craft.icmp(A[v], OTHER[v], kind, ident=7))
+    ids = compared.theirs.conns["flow"]["key"][:, 1]["sport"].tolist()
+    assert ids[-1] in ids[:-1]
