@@ -128,6 +128,7 @@ class Lockstep:
             return self.gatherer.parse(memory, frame)
 
         if self.config.helpers:
+            self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
             self._bury()
         both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: gathered().array[0], both.theirs, i)
         both.slack[i], both.keys[i] = self.kernel.slack(sighting), gathered().array["key"][0]
@@ -147,11 +148,10 @@ class Lockstep:
             both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
 
     def _bury(self) -> bool:
-        """Let the kernel notice that connections have expired which still expect others: it keeps these until it comes by, whenever that is.
+        """Let the kernel notice that connections have expired, as the engine says, which still expect others: it keeps these until it comes by.
 
         Whether there was something to notice.
         """
-        self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
         expired = self.tracker.counters()["expired"]
         if expired == self.buried:
             return False

@@ -5,6 +5,7 @@ Invariant of every test: engine and kernel agree.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -195,3 +196,15 @@ def test_expectations_are_compared(running_kernel: None) -> None:
         assert lockstep.watch.unlike(expected, 0) == {}
         (name,) = lockstep.watch.unlike({one: seconds + 2 for one, seconds in expected.items()}, 0)
         assert name == "expectation.timeout"
+
+
+def test_what_an_expired_connection_expected_is_gone(running_kernel: None) -> None:
+    """The kernel keeps it until it comes by, which is within a minute or at the next packet of that connection; so it is made to look."""
+    request, data = craft.udp(CLIENT[0], SERVER[0], 7777, 69, b"\0\1file\0octet\0"), craft.udp(SERVER[0], CLIENT[0], 9999, 7777, b"\0\3\0\1data")
+    with Oracle(Config(helpers=HELPERS, timeouts={"udp_timeout": 1})) as oracle:
+        lockstep = Lockstep(oracle)
+        for frame, state in ((request, State.NEW), (data, State.NEW)):
+            compared = lockstep.run(*frames_of([frame]))
+            assert differences(compared, oracle.config.hz) == []
+            assert compared.theirs.decisions["state"][0] == state
+            time.sleep(1.1)
