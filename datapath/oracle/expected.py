@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 from ctcore.model.conn import Key
 from ctcore.nat_rules import HELPERS
 from ctcore.tracker import Tracker
-from ctcore.types import Dir
+from ctcore.types import Dir, Proto
 from datapath.fields import address
-from datapath.oracle.listen import ATTRIBUTE
+from datapath.oracle.listen import ATTRIBUTE, NESTED, attribute
 
 # Attributes by their numbers in linux/netfilter/nfnetlink_conntrack.h.
 MASTER, TUPLE, MASK, TIMEOUT, HELP_NAME, FLAGS, CLASS, NAT, FUNCTION = 1, 2, 3, 4, 6, 8, 9, 10, 11
 IP, PROTO = 1, 2  # of a tuple
 SOURCES, DESTINATIONS = (1, 3), (2, 4)  # of IP: IPv4 and IPv6
 NUMBER, SOURCE_PORT, DESTINATION_PORT = 1, 2, 3  # of PROTO
+ICMP: dict[int, tuple[int, int, int]] = {Proto.PROTO_ICMP: (4, 5, 6), Proto.PROTO_ICMPV6: (7, 8, 9)}  # and of these: id, type, code
 NAT_DIR, NAT_TUPLE = 1, 2
 PERMANENT, INACTIVE = 1, 2
 KIND_MASK = 0x3FFF  # without the bits that say nested and network order
@@ -125,10 +126,18 @@ def ours_of(tracker: Tracker) -> Iterator[tuple[Expected, float]]:
         yield one, row.timeout
 
 
-def key_of(ends: Ends, family: int, zone: int) -> bytes:
-    """A tuple as KEY_DTYPE."""
-    src, dst = (ip_address(each).packed.ljust(16, b"\0") for each in ends[:2])
-    return Key(src, dst, ends[2], ends[3], zone, ends[4], family).raw()
+def tuple_of(key: Key) -> bytes:
+    """A tuple's attributes."""
+    four = key.family == 4
+    size = 4 if four else 16
+    ip = attribute(SOURCES[not four], key.src[:size]) + attribute(DESTINATIONS[not four], key.dst[:size])
+    proto = attribute(NUMBER, bytes([key.proto]))
+    if key.proto in ICMP:
+        numbers = key.sport.to_bytes(2, "big"), bytes([key.dport >> 8]), bytes([key.dport & 0xFF])
+        proto += b"".join(map(attribute, ICMP[key.proto], numbers))
+    else:
+        proto += attribute(SOURCE_PORT, key.sport.to_bytes(2, "big")) + attribute(DESTINATION_PORT, key.dport.to_bytes(2, "big"))
+    return attribute(IP | NESTED, ip) + attribute(PROTO | NESTED, proto)
 
 
 # --- both ------------------------------------------------------------------------------------------------------------------------------
@@ -140,7 +149,6 @@ class Watch:
 
     hz: int
     known: dict[Expected, int] = field(default_factory=dict)  # and the seconds left, in the kernel's order
-    masters: dict[Ends, bytes] = field(default_factory=dict)  # and the attributes that name them
     slack: int = 0  # most ticks that passed while the kernel judged a packet
     _said: Sequence[bytes] = ()
     _new: Sequence[Expected] = ()
@@ -153,16 +161,7 @@ class Watch:
             return
         before, self._said = self.known, messages
         self.known = dict(map(theirs_of, messages))
-        names = (attributes(message)[MASTER] for message in messages)
-        self.masters = {ends_of(name): name for name in names}
         self._new = [one for one in self.known if one not in before]
-
-    def without(self, tracker: Tracker, zone: int) -> Iterator[tuple[int, bytes]]:
-        """Families and names of masters that the engine does not have any more."""
-        for ends, name in self.masters.items():
-            family = 6 if ":" in ends[0] else 4
-            if tracker.find(key_of(ends, family, zone)) is None:
-                yield family, name
 
     def drawn(self) -> int | None:
         """The port of what the packet at hand has announced, of the class for which ports are drawn at random."""

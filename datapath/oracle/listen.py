@@ -81,8 +81,9 @@ def _text(attributes: bytes, wanted: int) -> str:
     return ""
 
 
-def nested(kind: int, data: bytes) -> bytes:
-    return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind | NESTED) + data + bytes(-len(data) % 4)
+def attribute(kind: int, data: bytes) -> bytes:
+    """As netlink has it, with what fills it up."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 class Listener:
@@ -115,7 +116,7 @@ class Listener:
 
     def look_up(self, family: int, ends: bytes, zone: int) -> None:
         """Let the kernel look for a connection, which deletes it if it has expired. family: AF_*; ends: the attributes of its original tuple."""
-        body = FAMILY.pack(family, 0, 0) + nested(TUPLE_ORIG, ends) + ATTRIBUTE.pack(6, ZONE) + zone.to_bytes(2, "big") + bytes(2)
+        body = FAMILY.pack(family, 0, 0) + attribute(TUPLE_ORIG | NESTED, ends) + attribute(ZONE, zone.to_bytes(2, "big"))
         self._requests.send(MESSAGE.pack(MESSAGE.size + len(body), CT_GET, REQUEST, 1, 0) + body)
         self._requests.recv(1 << 16)  # the connection, or that there is none
 

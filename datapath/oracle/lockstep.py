@@ -11,7 +11,7 @@ Not here: which fields are compared, and how closely (compare).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from socket import AF_INET, AF_INET6
 from typing import Any
@@ -20,14 +20,15 @@ import numpy as np
 
 from ctcore.batch import Batch
 from ctcore.config import Config
+from ctcore.model.conn import Key
 from ctcore.tracker import Tracker
-from ctcore.types import REWRITE_DTYPE, Reason, State, Verdict
+from ctcore.types import REWRITE_DTYPE, Dir, End, Reason, State, Verdict
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.leave import Leaving, leaving
 from datapath.link import inner
 from datapath.oracle.exhibit import HEADER6, Unshown, exhibit, is_fragment
-from datapath.oracle.expected import Watch, ours_of
+from datapath.oracle.expected import Watch, ours_of, tuple_of
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
@@ -73,11 +74,10 @@ class Lockstep:
     def reset(self) -> None:
         """Both begin anew, without connections; ordinals count from 0."""
         self.oracle.flush()
-        self.tracker = Tracker(self.config)
+        self.tracker = Tracker(replace(self.config, events=frozenset({"destroy"})) if self.oracle.translates else self.config)
         self.gatherer = Gatherer(self.config, zone=self.zone)
         self.kernel = Kernel(self.oracle)
         self.watch = Watch(self.config.hz)
-        self.buried = 0  # connections that had expired when that was looked at last
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
@@ -127,7 +127,7 @@ class Lockstep:
             frame["ts"] = self._now()
             return self.gatherer.parse(memory, frame)
 
-        if self.config.helpers:
+        if self.oracle.translates:
             self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
             self._bury()
         both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: gathered().array[0], both.theirs, i)
@@ -148,18 +148,15 @@ class Lockstep:
             both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
 
     def _bury(self) -> bool:
-        """Let the kernel notice that connections have expired, as the engine says, which still expect others: it keeps these until it comes by.
+        """Let the kernel look for what has expired, as the engine says, and so delete it. Whether there was anything.
 
-        Whether there was something to notice.
+        Until it comes by such a connection it keeps what that expects, and gives others of the same source the port that it had.
         """
-        expired = self.tracker.counters()["expired"]
-        if expired == self.buried:
-            return False
-        self.buried = expired
-        gone = list(self.watch.without(self.tracker, self.zone))
-        for family, master in gone:
-            self.oracle.listener.look_up(FAMILIES[family], master, self.zone)
-        return bool(gone)
+        events = self.tracker.events()
+        over = events[events["end"] == End.END_TIMEOUT]["conn"]["flow"]["key"][:, Dir.ORIG]
+        for key in over:
+            self.oracle.listener.look_up(FAMILIES[int(key["family"])], tuple_of(Key.of(key.tobytes())), int(key["zone"]))
+        return len(over) > 0
 
     def _now(self) -> int:
         """The kernel's clock in ns."""

@@ -6,6 +6,7 @@ legal.
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
@@ -261,8 +262,23 @@ def test_an_id_that_the_destination_drew_and_the_source_hid(running_kernel: None
     Sixteen pings to another server have the sixteen ids, and one of a hundred each outside.
     """
     proto, kind = ((1, 8), (58, 128))[v]
-    rules = [rule("dnat", B[v], ports=(500, 515), random=True, proto=proto, dst=ip_network(OTHER[v])), rule("snat", NEW[v], ports=(600, 700), proto=proto)]
+    rules = [
+        rule("dnat", B[v], ports=(500, 515), random=True, proto=proto, dst=ip_network(OTHER[v])),
+        rule("snat", NEW[v], ports=(600, 700), proto=proto),
+    ]
     pings = [craft.icmp(A[v], C[v], kind, ident=500 + i) for i in range(16)]
     compared = judge(rules, *pings, craft.icmp(A[v], OTHER[v], kind, ident=7))
     ids = compared.theirs.conns["flow"]["key"][:, 1]["sport"].tolist()
     assert ids[-1] in ids[:-1]
+
+
+@FAMILIES
+def test_an_expired_connection_lends_its_port_to_nobody(running_kernel: None, v: int) -> None:
+    """A client whose port was taken got another one. Once both connections are over it keeps its own; a kernel that did not look would not know."""
+    with Oracle(Config(nat=(rule("snat", NEW[v]),), timeouts={"udp_timeout": 1})) as oracle:
+        lockstep = Lockstep(oracle)
+        for wait, client, server, kept in ((0, A, B, True), (0, C, B, False), (1.1, C, OTHER, True)):
+            time.sleep(wait)
+            compared = lockstep.run(*frames_of([craft.udp(client[v], server[v], 1000, 53, b"text")]))
+            assert differences(compared, oracle.config.hz) == []
+            assert (compared.theirs.conns["flow"]["key"]["dport"][0, 1] == 1000) == kept
