@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from ctcore.model.conn import Key
 from datapath.oracle import expected
 from datapath.oracle.expected import Expected, Watch, theirs_of
 
@@ -101,3 +102,18 @@ def test_a_port_is_drawn_for_what_is_new_and_of_the_first_class() -> None:
     assert watch.drawn() is None
     watch.hear([message(dport=3000), message(dport=4000, kind=1)], 0)
     assert watch.drawn() == 3000
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [
+        (Key(A.ljust(16, b"\0"), B.ljust(16, b"\0"), 1000, 53, 5, 17, 4), {1: b"\x11", 2: b"\x03\xe8", 3: b"\0\x35"}),
+        (Key(A.ljust(16, b"\0"), B.ljust(16, b"\0"), 7, 8 << 8 | 3, 0, 1, 4), {1: b"\1", 4: b"\0\7", 5: b"\x08", 6: b"\3"}),
+        (Key(b"\x20" * 16, bytes(15) + b"\1", 7, 128 << 8, 0, 58, 6), {1: b"\x3a", 7: b"\0\7", 8: b"\x80", 9: b"\0"}),
+    ],
+)  # fmt: skip
+def test_a_tuple_is_written_as_it_is_read(key: Key, parts: dict[int, bytes]) -> None:
+    written = expected.attributes(expected.tuple_of(key))
+    assert expected.attributes(written[expected.PROTO]) == parts
+    size = 4 if key.family == 4 else 16
+    assert list(expected.attributes(written[expected.IP]).values()) == [key.src[:size], key.dst[:size]]
