@@ -551,7 +551,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
+    if entry.status & (SRC_NAT | DST_NAT) and p.verdict == ACCEPT:
         if likely(translatable(entry, p, dir)):
             plan_rewrite(ct, entry, dir)
             if unlikely(entry.cold & COLD_EXTENSION):
