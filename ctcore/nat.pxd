@@ -13,11 +13,13 @@ ctypedef struct Choice:
     const Entry *entry          # the connection, which is not in the table yet
     Key tuple                   # as its packets leave
     int manip
+    uint16_t zone
     uint32_t victim             # connection that has to give way, or NO_CONN
 
 cdef uint16_t draw(Nat *nat) noexcept nogil
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil
 cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil
+cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil
 cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil

@@ -27,7 +27,7 @@ from ctcore.helpers.sip_nat cimport redirect
 from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
+from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_foresee, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
 from ctcore.nat_headers cimport header_fits, quote_fits
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.sctp cimport sctp_packet
@@ -37,6 +37,9 @@ from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
 from ctcore.zones cimport zone_confirmed, zone_died, zone_full, zone_gives_way, zone_has_place, zone_id, zone_of, zone_try
+
+cdef enum:
+    NEAR_BUCKETS = 1 << 14      # a megabyte: a table as small stays in the second-level cache, and nothing has to be foreseen
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
 
@@ -77,6 +80,17 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             prefetch_write(&entry.l4)
             if ct.nat.rule != NULL:
                 prefetch(&entry.flow[1 - (flow & 1)])       # what the packet leaves as
+        elif ct.table.n_buckets > NEAR_BUCKETS and row[i].verdict == PENDING:
+            foresee(ct, &row[i].key)
+
+
+cdef void foresee(Engine *ct, const Key *key) noexcept nogil:
+    """A connection will probably be opened: ask for the bucket of its answers. A guess, which nothing else rests on."""
+    cdef Key leaving = key[0], answer
+    if ct.nat.rule != NULL:
+        nat_foresee(ct, &leaving)
+    if invert(&leaving, &answer):
+        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
@@ -234,7 +248,6 @@ cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
     entry.flow[REPLY].key = answer
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
-    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
