@@ -4,7 +4,7 @@ from ctcore.engine cimport Engine
 from ctcore.nat_table cimport Nat, NatRange
 from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    DST_NAT, ORIG, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
+    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
 
 # A tuple being chosen.
