@@ -1,7 +1,8 @@
 """Rules as values: what a `tc filter ... flower ... action ...` line says, whoever wrote it (tc text, YAML, a policy compiler).
 
-A rule lies in a chain of a hook (a block of ingress, or egress of a device), has a priority there, matches fields and does actions one after the other.
-All values are whole numbers with masks, as flower compares them: a field matches if (packet & mask) == value, a range of ports if low <= port <= high.
+A rule lies in a chain of a hook (ingress or egress of a device, or a shared block), has a priority there, matches fields and does actions one
+after the other. All values are whole numbers with masks, as flower compares them: a field matches if (packet & mask) == value, a range of ports if
+low <= port <= high.
 Invariants: a Match has no bit outside of its field, and no value bit outside of its mask; matches of a rule are in the order of FIELDS, each once;
 every action has its control, what follows it, spelled out.
 Not here: text (tc_text, tc_print, yaml_rules), which combinations make sense (validate), what happens to packets (interpret, compile).
@@ -99,7 +100,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """kind: pass (accept, `ok`), pipe (next action), drop (`shot`), continue (next rule that matches), reclassify (from the start), goto (a chain)."""
+    """kind: pass (accept, `ok`), pipe (next action), drop (`shot`), continue (next rule), reclassify (from the start), goto (a chain)."""
 
     kind: str
     chain: int | None = None
@@ -210,8 +211,10 @@ class Vlan:
 
 @dataclass(frozen=True, slots=True)
 class Police:
-    """A token bucket. rate: bits a second; burst: bytes; or packet_rate a second and packet_burst. exceed: what happens to what has no token; control:
-    to the rest (tc's conform-exceed)."""
+    """A token bucket. rate: bits a second; burst: bytes; or packet_rate a second and packet_burst.
+
+    exceed: what happens to what has no token; control: to the rest (tc's conform-exceed).
+    """
 
     rate: int | None = None
     burst: int | None = None
