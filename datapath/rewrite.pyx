@@ -37,6 +37,7 @@ cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
 
 cdef enum:
+    CHANGES = REWRITE_SRC | REWRITE_DST | REWRITE_INNER_SRC | REWRITE_INNER_DST | REWRITE_SEQ | REWRITE_EDIT
     QUOTE = 8                   # an ICMP error's header; behind it the packet it is about (RFC 792, RFC 4443 3.1)
     ECHO6 = 128
     ECHO6_REPLY = 129
@@ -345,7 +346,7 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
     told = <const Rewrite *><size_t>rewrites.ctypes.data
     memset(&settings, 0, sizeof(ParseSettings))
     for i in range(n):
-        if told[i].flags == 0:
+        if told[i].flags & CHANGES == 0:
             continue
         parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
         if p.l4 != NULL and p.key.family != told[i].to.family:

@@ -219,6 +219,6 @@ def test_a_lost_fence_is_an_error_and_no_hang(running_kernel: None, monkeypatch:
 def test_a_kernel_without_taps_is_told(running_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
     before = left_behind()
     monkeypatch.setattr(namespace, "TUN_DEVICE", "/dev/net/no-such-device")
-    with pytest.raises(KernelError, match="^/dev/net/no-such-device: No such file or directory: expected CONFIG_TUN, or modprobe tun$"):
+    with pytest.raises(KernelError, match=r"^/dev/net/no-such-device: No such file or directory: expected CONFIG_TUN, or modprobe tun$"):
         Oracle(Config())
     assert left_behind() == before
