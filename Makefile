@@ -85,6 +85,7 @@ $(BUILT): $(SOURCES) | $(BIN)/python
 	    echo "compiling ctmirror and fetching what it needs (one to five minutes, once)"; \
 	    $(PIP) install --no-build-isolation --editable .; touch $(INSTALLED); \
 	else echo "building what has changed"; $(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS); fi
+	@$(BIN)/python -m compileall -q ctcore datapath offload  # as pip does for what it copies: a start without takes a fifth longer
 	@touch $@
 
 $(TEST_TOOLS): pyproject.toml | $(BUILT)

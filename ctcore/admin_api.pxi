@@ -1,4 +1,5 @@
-"""What an administrator asks of the connections: those that fit a Filter, read, changed or deleted. Part of tracker.pyx, whose kill() it needs.
+"""What an administrator asks of the connections: those that fit a Filter, read, changed or deleted. Part of tracker.pyx, for
+class Tracker lives there.
 
 The slab is read once, in order, without a Python object per connection; a filter that names a tuple whole needs one lookup only.
 Changes follow ctnetlink: status bits are set and never taken back, and a fixed timeout stays as it is.

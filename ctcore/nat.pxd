@@ -4,7 +4,7 @@ from ctcore.engine cimport Engine
 from ctcore.nat_table cimport Nat, NatRange
 from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    DST_NAT, ORIG, REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_QUOTE, REWRITE_SRC, SRC_NAT, Entry, Key,
+    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_QUOTE, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
 
 # A tuple being chosen.
@@ -13,11 +13,13 @@ ctypedef struct Choice:
     const Entry *entry          # the connection, which is not in the table yet
     Key tuple                   # as its packets leave
     int manip
+    uint16_t zone
     uint32_t victim             # connection that has to give way, or NO_CONN
 
 cdef uint16_t draw(Nat *nat) noexcept nogil
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil
 cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil
+cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil
 cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil
@@ -25,10 +27,14 @@ cdef str nat_fault(const Engine *ct)
 
 
 cdef inline uint8_t changed_by(const Entry *entry, int dir) noexcept nogil:
-    """Which half of its tuple a packet of this direction leaves with changed: replies show the other one."""
-    cdef bint src = (entry.status & (SRC_NAT if dir == ORIG else DST_NAT)) != 0
-    cdef bint dst = (entry.status & (DST_NAT if dir == ORIG else SRC_NAT)) != 0
-    return <uint8_t>(REWRITE_SRC * src | REWRITE_DST * dst)
+    """Which half of its tuple a packet of this direction leaves with changed: replies show the other one.
+
+    The two bits of the status lie in the order of REWRITE_SRC and REWRITE_DST; for replies they change places, which a table of four two-bit
+    values does: packets of both directions come mixed, and a branch would be foreseen half of the time.
+    """
+    cdef uint32_t as_they_are = 0b11_10_01_00, swapped = 0b11_01_10_00
+    cdef uint32_t table = as_they_are ^ ((as_they_are ^ swapped) & <uint32_t>-dir)
+    return <uint8_t>(table >> 2 * (entry.status // SRC_NAT & 3) & 3)
 
 
 cdef inline void plan_rewrite(Engine *ct, const Entry *entry, int dir) noexcept nogil:

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport mul_fold
+from ctcore.lowlevel cimport mul_fold, prefetch
 from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
 from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
@@ -94,9 +94,14 @@ cdef inline bint has_ports(uint8_t proto) noexcept nogil:
     return proto == PROTO_TCP or proto == PROTO_UDP or proto == PROTO_UDPLITE or proto == PROTO_SCTP
 
 
+cdef inline bint has_id(uint8_t proto) noexcept nogil:
+    """ICMP's id and GRE's call id may be translated as ports are."""
+    return proto == PROTO_ICMP or proto == PROTO_ICMPV6 or proto == PROTO_GRE
+
+
 cdef inline bint port_fits(const NatRange *range, Key *tuple, int manip) noexcept nogil:
     """Protocols without ports fit in any range of them."""
-    if not (has_ports(tuple.proto) or tuple.proto == PROTO_ICMP or tuple.proto == PROTO_ICMPV6 or tuple.proto == PROTO_GRE):
+    if not (has_ports(tuple.proto) or has_id(tuple.proto)):
         return True
     return range.port_low <= port_of(tuple, manip)[0] <= range.port_high
 
@@ -158,7 +163,7 @@ cdef bint is_free_harder(const Engine *ct, Choice *c, uint32_t attempts_left) no
 # --- the source's other connections ---------------------------------------------------------------------------------------------------------
 
 
-cdef inline uint32_t *chain_of(Nat *nat, const Key *original) noexcept nogil:
+cdef inline uint32_t *chain_of(const Nat *nat, const Key *original) noexcept nogil:
     """By source address, protocol and port, under a secret: sources are whatever strangers write into a packet, and a chain is read to its end."""
     cdef uint64_t port = <uint64_t>original.sport << 8 | original.proto
     cdef uint64_t address = mul_fold(original.src[0] ^ nat.secret[0], original.src[1] ^ nat.secret[1])
@@ -242,11 +247,11 @@ cdef void pick_address(Choice *c) noexcept nogil:
     cdef int i, words = 1 if c.tuple.family == 4 else 4
     if not c.range.flags & RANGE_ADDRESSES:
         return
-    memcpy(dst, c.tuple.dst, 16)
-    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ zone_of(c.entry))
-    if compare_addresses(c.range.low, c.range.high) == 0:
+    if (c.range.low[0] ^ c.range.high[0]) | (c.range.low[1] ^ c.range.high[1]) == 0:
         memcpy(chosen, low, 16)
         return
+    memcpy(dst, c.tuple.dst, 16)
+    j = hash_words(<const uint32_t *>c.tuple.src, 0 if c.range.flags & RANGE_PERSISTENT else dst[words - 1] ^ c.zone)
     for i in range(words):
         least = 0 if below else ntohl(low[i])
         n = <uint32_t>0xFFFFFFFF if below else ntohl(high[i]) - least + 1
@@ -369,6 +374,7 @@ cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *all
     c.range = allowed
     c.manip = manip
     c.entry = entry
+    c.zone = zone_of(entry)
     invert(&entry.flow[REPLY].key, &c.tuple)
     before = c.tuple
     choose(ct, &c)
@@ -380,6 +386,15 @@ cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *all
     return c.victim
 
 
+cdef inline uint16_t rule_for(const Nat *nat, const Key *leaving, int manip) noexcept nogil:
+    """The first rule that matches, counted from 1, or 0."""
+    cdef uint32_t i
+    for i in range(nat.n_rules):
+        if nat.rule[i].manip == manip and matches(&nat.rule[i], leaving):
+            return <uint16_t>(i + 1)
+    return 0
+
+
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
     """Decide one half of a new connection by the first rule that matches; the destination comes first. Without one it is a null binding.
 
@@ -388,18 +403,39 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef NatLink *link = &ct.nat.link[conn]
     cdef NatRange anything
-    cdef uint32_t i
     cdef Key leaving
     link.rule[manip] = 0
     if entry.status & DONE[manip]:
         return NO_CONN
     invert(&entry.flow[REPLY].key, &leaving)
-    for i in range(ct.nat.n_rules):
-        if ct.nat.rule[i].manip == manip and matches(&ct.nat.rule[i], &leaving):
-            link.rule[manip] = <uint16_t>(i + 1)
-            return nat_setup(ct, entry, manip, &ct.nat.rule[i].range)
+    link.rule[manip] = rule_for(&ct.nat, &leaving, manip)
+    if link.rule[manip]:
+        return nat_setup(ct, entry, manip, &ct.nat.rule[link.rule[manip] - 1].range)
+    if manip == MANIP_DST and (has_ports(leaving.proto) or not has_id(leaving.proto)):
+        entry.status |= DONE[manip]         # free or not: there is nothing to search, see port_space()
+        return NO_CONN
     anything.flags = 0
     return nat_setup(ct, entry, manip, &anything)
+
+
+cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil:
+    """What a packet will probably leave as if it opens a connection, as far as that is plain; asks for the chain of its source.
+
+    Only memory is asked for by it: a guess that is wrong costs a wait.
+    """
+    cdef Choice c
+    cdef uint16_t rule
+    cdef int manip
+    c.tuple = leaving[0]
+    c.zone = leaving.zone
+    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
+        rule = rule_for(&ct.nat, &c.tuple, manip)
+        if rule:
+            c.manip = manip
+            c.range = &ct.nat.rule[rule - 1].range
+            pick_address(&c)
+    prefetch(chain_of(&ct.nat, leaving))
+    leaving[0] = c.tuple
 
 
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil:

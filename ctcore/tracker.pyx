@@ -17,26 +17,28 @@ from ctcore.edits cimport edits_reset
 from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, set_deadline, ticks_left
 from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
 from ctcore.evictions cimport evictions_take, note_eviction
-from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect_find, expect_remove, expect_remove_of
+from ctcore.expectations cimport Expectation
 from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
-from ctcore.helpers.nat_text cimport follow
 from ctcore.helpers.helper cimport HELPER_PPTP
-from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, name_tunnel, take_tunnel, tunnel_ended
+from ctcore.helpers.pptp cimport name_tunnel
+from ctcore.helpers.registry cimport assign_helper, run_helper
 from ctcore.helpers.sip_nat cimport redirect
-from ctcore.helpers.registry cimport assign_helper, drop_helper, give_helper, helper_confirmed, run_helper
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
+from ctcore.lifetime cimport advance_clock, confirm, create, deadline_time, discard, find_current, hang_up, kill
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport changed_by, nat_decide, nat_exhausted, nat_link, nat_unlink, plan_error_rewrite, plan_rewrite
+from ctcore.nat cimport changed_by, nat_decide, nat_foresee, plan_error_rewrite, plan_rewrite
 from ctcore.nat_headers cimport header_fits, quote_fits
-from ctcore.pool cimport pool_give, pool_take
+from ctcore.room cimport find_place
 from ctcore.sctp cimport sctp_packet
-from ctcore.table cimport Bucket, Walk, bucket_of, key_of, same_key, table_candidate, table_erase, table_find, table_insert, walk_next, walk_start
+from ctcore.table cimport Bucket, bucket_of, key_of, same_key, table_candidate, table_find
 from ctcore.tcp cimport tcp_packet
-from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.tuples cimport invert
 from ctcore.types cimport *
-from ctcore.zones cimport zone_confirmed, zone_died, zone_full, zone_gives_way, zone_has_place, zone_id, zone_of, zone_try
+from ctcore.zones cimport zone_id, zone_try
+
+cdef enum:
+    NEAR_BUCKETS = 1 << 14      # a megabyte: a table as small stays in the second-level cache, and nothing has to be foreseen
 
 # --- stages -----------------------------------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,17 @@ cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
             prefetch_write(&entry.l4)
             if ct.nat.rule != NULL:
                 prefetch(&entry.flow[1 - (flow & 1)])       # what the packet leaves as
+        elif ct.table.n_buckets > NEAR_BUCKETS and row[i].verdict == PENDING:
+            foresee(ct, &row[i].key)
+
+
+cdef void foresee(Engine *ct, const Key *key) noexcept nogil:
+    """A connection will probably be opened: ask for the bucket of its answers. A guess, which nothing else rests on."""
+    cdef Key leaving = key[0], answer
+    if ct.nat.rule != NULL:
+        nat_foresee(ct, &leaving)
+    if invert(&leaving, &answer):
+        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
 
 
 cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
@@ -91,82 +104,6 @@ cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rew
     ct.rewrite = NULL
 
 
-# --- deletion ---------------------------------------------------------------------------------------------------------------------------
-
-
-cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
-    """Delete a confirmed connection and say so. What the slot holds stays readable until it is taken again."""
-    cdef Entry *entry = &ct.pool.entry[conn]
-    cdef uint64_t lost = ct.buffer.lost
-    entry.status |= DYING
-    if ct.set.events & EVENT_DESTROY:
-        buffer_put(&ct.buffer, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
-        if ct.buffer.lost == lost:
-            buffer_last(&ct.buffer).end = end
-    if entry.cold & COLD_MASTER:
-        expect_remove_of(&ct.expect, entry.flow[0].id)
-    if entry.cold & COLD_EXTENSION:
-        hang_up(ct, entry)
-        drop_helper(ct, conn)
-    if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
-        tunnel_ended(ct, entry)
-    if ct.nat.rule != NULL:
-        nat_unlink(ct, conn)
-    table_erase(&ct.table, entry.hash[ORIG], conn << 1)
-    table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
-    wheel_unlink(&ct.wheel, conn)
-    pool_give(&ct.pool, conn)
-    zone_died(&ct.zones, entry)
-    ct.live -= 1
-
-
-cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
-    """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
-    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
-    cdef uint32_t flow
-    cdef int dir
-    if ext.helper != HELPER_PPTP:
-        return
-    ext.memory.pptp.hang_up = 0
-    forget_tunnels(ct, ext)
-    for dir in range(2):
-        flow = take_tunnel(ct, entry, ext, dir)
-        if flow != NO_FLOW and tick_reached(ct.pool.entry[flow >> 1].deadline, ct.tick):
-            # It was over already, whoever of the two is noticed first.
-            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[flow >> 1], ct.tick))
-            ct.count.expired += 1
-        elif flow != NO_FLOW:
-            kill(ct, flow >> 1, END_FLUSHED, ct.now)
-
-
-cdef inline int64_t deadline_time(const Engine *ct, const Entry *entry, uint64_t base) noexcept nogil:
-    """When a connection expired, in ns. base: a tick near its deadline."""
-    return <int64_t>(base + <uint64_t><int64_t><int32_t>(entry.deadline - <uint32_t>base)) * ct.set.tick_ns
-
-
-cdef void expire_due(Engine *ct) noexcept nogil:
-    """Delete whatever has expired by now."""
-    cdef uint32_t conn = wheel_due(&ct.wheel, ct.tick)
-    while conn != NO_CONN:
-        kill(ct, conn, END_TIMEOUT, deadline_time(ct, &ct.pool.entry[conn], ct.wheel.cursor))
-        ct.count.expired += 1
-        conn = wheel_due(&ct.wheel, ct.tick)
-    if ct.tick >= ct.expect.next_due:
-        expect_expire(&ct.expect, ct.tick)
-
-
-cdef void advance_clock(Engine *ct, int64_t now) noexcept nogil:
-    """Time goes on, never back."""
-    cdef uint64_t tick
-    if now > ct.now:
-        ct.now = now
-    if ct.now >= ct.next_tick_at:
-        tick = <uint64_t>(ct.now // ct.set.tick_ns)
-        ct.tick = tick
-        ct.next_tick_at = <int64_t>((tick + 1) * <uint64_t>ct.set.tick_ns)
-        expire_due(ct)
-
-
 # --- lookup and creation ----------------------------------------------------------------------------------------------------------------
 
 
@@ -179,18 +116,6 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
         if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
             return flow
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
-
-
-cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
-    """The flow, unless it has expired since this tick began: a timeout of 0. Then it goes."""
-    cdef Entry *entry
-    if likely(flow != NO_FLOW):
-        entry = &ct.pool.entry[flow >> 1]
-        if unlikely(tick_reached(entry.deadline, ct.tick)):
-            kill(ct, flow >> 1, END_TIMEOUT, deadline_time(ct, entry, ct.tick))
-            ct.count.expired += 1
-            return NO_FLOW
-    return flow
 
 
 cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
@@ -208,118 +133,6 @@ cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
     if unlikely(flow == NO_FLOW) and unlikely(ct.zones.split):
         return find_split(ct, &p.key)
     return flow
-
-
-include "room.pxi"
-
-
-cdef uint32_t create(Engine *ct, Packet *p) noexcept nogil:
-    """An unconfirmed entry for a packet without one; NO_CONN with a reason if the tuple has no answer or there is no place."""
-    cdef Key answer
-    cdef Entry *entry
-    cdef uint32_t conn, generation
-    if not invert(&p.key, &answer):
-        p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
-        return NO_CONN
-    if not find_place(ct, p):
-        return NO_CONN
-    answer.zone = zone_id(&ct.zones, p.key.zone, REPLY)
-    conn = pool_take(&ct.pool)
-    entry = &ct.pool.entry[conn]
-    generation = entry.generation
-    memset(entry, 0, sizeof(Entry))
-    entry.generation = generation
-    entry.flow[ORIG].key = p.key
-    entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
-    entry.flow[REPLY].key = answer
-    entry.hash[ORIG] = p.hash
-    entry.hash[REPLY] = hash_of(&ct.hash_key, &answer)
-    prefetch_write(&ct.table.bucket[bucket_of(&ct.table, entry.hash[REPLY])])
-    entry.start = ct.now
-    entry.master = -1
-    if unlikely(ct.expect.count):
-        meet_expectation(ct, conn)
-    return conn
-
-
-cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
-    """An entry that is not confirmed never was."""
-    if ct.pool.entry[conn].cold & COLD_EXTENSION:
-        drop_helper(ct, conn)
-    if ct.rewrite != NULL:
-        ct.rewrite.flags = 0
-    pool_give(&ct.pool, conn)
-
-
-cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
-    cdef Entry *entry = &ct.pool.entry[conn]
-    cdef Key key = entry.flow[ORIG].key
-    cdef uint32_t row
-    cdef Expectation expected
-    key.zone = zone_of(entry)           # whatever direction it is of
-    row = expect_find(&ct.expect, &key, ct.tick)
-    if row == NO_CONN:
-        return
-    expected = ct.expect.row[row]
-    if not expected.permanent:
-        expect_remove(&ct.expect, row)
-    entry.status |= EXPECTED
-    entry.master = expected.master
-    entry.mark = ct.pool.entry[expected.master_conn].mark
-    if entry.mark:
-        entry.cold |= COLD_MARK
-    if expected.helper:
-        give_helper(ct, conn, expected.helper)
-    if expected.follow == FOLLOW_PPTP:
-        follow_pptp(ct, entry, &expected)
-    elif expected.follow and ct.nat.rule != NULL:
-        follow(ct, entry, &expected)
-    ct.expect.matched += 1
-
-
-cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
-    """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
-    cdef Entry *entry = &ct.pool.entry[conn]
-    cdef Key *answer = &entry.flow[REPLY].key
-    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
-    cdef uint8_t said = p.reason
-    cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
-        # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
-        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
-    ):
-        ct.count.insert_failed += 1
-        p.reason = R_CLASH
-        if ct.nat.rule != NULL:
-            nat_exhausted(ct, conn)
-            p.reason = R_NAT_EXHAUSTED
-        return False
-    p.reason = R_TABLE_FULL
-    if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
-        ct.count.drop += 1
-        return False
-    if not table_insert(&ct.table, entry.hash[REPLY], conn << 1 | 1):
-        table_erase(&ct.table, entry.hash[ORIG], conn << 1)
-        ct.count.drop += 1
-        return False
-    p.reason = said
-    entry.status |= CONFIRMED
-    entry.live = 1 << REPLY if mirrored else 1 << ORIG | 1 << REPLY
-    entry.flow[ORIG].id = ct.next_id
-    entry.flow[REPLY].id = ct.next_id
-    ct.next_id += 1
-    ct.live += 1
-    zone_confirmed(&ct.zones, entry)
-    ct.count.new += 1
-    wheel_link(&ct.wheel, conn)
-    if ct.nat.rule != NULL:
-        nat_link(ct, conn)
-    if unlikely(entry.cold & COLD_EXTENSION):
-        helper_confirmed(ct, entry)
-    if ct.set.events & EVENT_NEW:
-        buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
-    return True
 
 
 # --- one packet -------------------------------------------------------------------------------------------------------------------------
@@ -432,9 +245,18 @@ cdef inline bint translatable(const Entry *entry, Packet *p, int dir) noexcept n
     return False
 
 
+cdef inline uint32_t open_entry(Engine *ct, Packet *p) noexcept nogil:
+    """An unconfirmed entry for a packet without one; NO_CONN with a reason if its tuple has no answer or there is no place."""
+    cdef Key reply
+    if not invert(&p.key, &reply):
+        p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
+        return NO_CONN
+    return create(ct, p, &reply) if find_place(ct, p) else <uint32_t>NO_CONN
+
+
 cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
     """A packet without a connection.   note: reason to give if it opens one."""
-    cdef uint32_t conn = create(ct, p)
+    cdef uint32_t conn = open_entry(ct, p)
     cdef Entry *entry
     if conn == NO_CONN:
         if p.reason == R_TABLE_FULL or p.reason == R_ZONE_LIMIT:
@@ -551,7 +373,7 @@ cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
         help_packet(ct, flow >> 1, p, dir)
     if unlikely(ct.changes) and not entry.status & DYING:
         say_changes(ct, entry)
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)) and p.verdict == ACCEPT:
+    if entry.status & (SRC_NAT | DST_NAT) and p.verdict == ACCEPT:
         if likely(translatable(entry, p, dir)):
             plan_rewrite(ct, entry, dir)
             if unlikely(entry.cold & COLD_EXTENSION):

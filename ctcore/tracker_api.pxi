@@ -104,7 +104,7 @@ cdef class Tracker:
         cdef Nat *nat = &self.ct.nat
         cdef uint32_t i
         nat.n_rules = len(self.config.nat)
-        nat.n_heads = 1 << (self.config.capacity - 1).bit_length()
+        nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain: each is two cache lines to be read
         self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.config.capacity * sizeof(NatLink))
         nat.rule = <NatRule *>map_memory(self.nat_size)
         if nat.rule == NULL:

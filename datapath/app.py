@@ -33,7 +33,7 @@ from datapath.tally import Tally
 from datapath.worker import Pipeline
 from datapath.zones import zone_text
 
-CHUNK = 4096  # packets between two looks at the events: what the scan has fetched of them stays in the second-level cache
+CHUNK = 1 << 14  # packets between two looks at the events
 EVENTS_A_PACKET = 4
 MANY_EVENTS = 1 << 14  # where only the summary wants them: taking a few at a time costs more than what they say
 FIRST_EVICTIONS = 3
@@ -205,7 +205,7 @@ class _Run:
             with PcapSource(name) as source:
                 self._sink_for(source)
                 while True:
-                    memory, frames = source.read(CHUNK)
+                    memory, frames = source.read(CHUNK) if self.detailed else self.pipeline.replay(source, CHUNK)
                     if not len(frames):
                         break
                     self._chunk(facts, memory, frames)
@@ -227,8 +227,6 @@ class _Run:
         told: Any = None
         if self.detailed:
             told = self.pipeline.process(memory, frames, keys=True, rewrites=True)
-        else:
-            self.pipeline.process(memory, frames, decisions=False)
         facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
         if "packets" in self.writers:
             decisions, keys, rewrites = told

@@ -16,7 +16,8 @@ import sys
 import numpy as np
 
 from ctcore.errors import CaptureError
-from datapath.frame cimport Frame
+from ctcore.types cimport BATCH
+from datapath.frame cimport Frame, Taker
 from datapath.records cimport (
     BLOCK_MIN, FULL, HEADER, IFACES, INTERFACE, LINK, MORE, NO_SLOT, PCAP_HEADER, PCAP_RECORD, RECORD_LIMIT, SECTION, SNAPLEN, TRUNCATED,
     Iface, Scan, Stop, scan_pcap, scan_pcapng, u16, u32,
@@ -42,19 +43,6 @@ OTHER_MAGIC = {
 
 cdef class PcapSource:
     """The packets of one capture, batch by batch. See capture.pyi."""
-
-    cdef readonly str name
-    cdef readonly str format
-    cdef readonly object link
-    cdef readonly object snaplen
-    cdef readonly object packets
-    cdef object _stream
-    cdef object _memory
-    cdef object _damage
-    cdef bint _blocks
-    cdef uint32_t _n_ifaces     # of the whole capture
-    cdef Scan _scan
-    cdef bint _busy             # a thread is at work, some of the time without the GIL
 
     def __init__(self, path, *, name=None, window=None):
         if self._stream is not None:
@@ -109,34 +97,39 @@ cdef class PcapSource:
         return self._stream.size
 
     def read(self, n):
+        return self.hand(n, None)
+
+    cdef hand(self, n, Taker taker):
+        """read(n); unless None, the taker has taken all of its frames by then."""
         if n < 1:
             raise ValueError(f"n = {n}: expected at least 1")
         self._enter()
         try:
-            return self._read(n)
+            return self._read(n, taker)
         finally:
             self._busy = False
 
-    cdef _read(self, n):
+    cdef _read(self, n, Taker taker):
         if self._damage:
             raise CaptureError(self._damage)
         frames = np.empty(min(n, ROWS), dtype=FRAME_DTYPE)
-        self._walk(frames)
+        self._walk(frames, taker)
         cdef uint32_t k = self._scan.n
         self.packets += k
         if self._damage and not k:
             raise CaptureError(self._damage)
         return self._memory, frames[:k]
 
-    cdef _walk(self, frames):
+    cdef _walk(self, frames, Taker taker):
         """Fill the rows as far as the memory goes; the memory moves on only while no row points into it."""
         cdef Scan *s = &self._scan
+        cdef uint32_t rows = len(frames)
         cdef Stop why
         s.frames = <Frame *><size_t>frames.ctypes.data
-        s.rows, s.n = len(frames), 0
+        s.n = 0
         while not self._damage:
             with nogil:
-                why = scan_pcapng(s) if self._blocks else scan_pcap(s)
+                why = self._find(rows) if taker is None else self._find_for(taker, rows)
             if why == FULL or (why == MORE and s.n):
                 break
             if why == MORE:
@@ -152,6 +145,22 @@ cdef class PcapSource:
                 self._damaged(f"{link_name(s.a)} is not supported: expected {EXPECTED_LINKS}")
             else:
                 self._damaged(self._sentence(why, s.a, s.b))
+
+    cdef Stop _find(self, uint32_t rows) noexcept nogil:
+        """Scan on, until this many rows are full or something else is to be done."""
+        self._scan.rows = rows
+        return scan_pcapng(&self._scan) if self._blocks else scan_pcap(&self._scan)
+
+    cdef Stop _find_for(self, Taker taker, uint32_t rows) noexcept nogil:
+        """The same; a taker gets the frames batch by batch, while the scan's memory is still in the nearest caches."""
+        cdef Scan *s = &self._scan
+        cdef Stop why = FULL
+        cdef uint32_t taken
+        while why == FULL and s.n < rows:
+            taken = s.n
+            why = self._find(min(rows, taken + BATCH))
+            taker.take(s.memory, s.frames + taken, s.n - taken)
+        return why
 
     cdef _ended(self, uint64_t left):
         """There are no more bytes than these, fewer than are needed: a clean end, if they are none."""
@@ -194,7 +203,7 @@ cdef class PcapSource:
         self.format = ("pcapng" if self._blocks else "pcap") + (f", {codec.name}" if codec else "")
         if not self._blocks:
             self._pcap_header(head)
-        self._walk(np.empty(0, dtype=FRAME_DTYPE))
+        self._walk(np.empty(0, dtype=FRAME_DTYPE), None)
 
     cdef _refuse(self, text):
         raise CaptureError(f"{self.name}: {text}")

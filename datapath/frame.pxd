@@ -10,4 +10,8 @@ ctypedef struct Frame:
     uint32_t link               # LINKTYPE_* of its interface, a supported one
     uint32_t iface              # ordinal of its interface in the capture
 
+cdef class Taker:
+    """Whoever takes frames as a source finds them, without the GIL."""
+    cdef void take(self, const uint8_t *memory, const Frame *frames, int n) noexcept nogil
+
 cdef const Frame *checked_frames(const uint8_t[::1] memory, frames) except? NULL

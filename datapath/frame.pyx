@@ -1,5 +1,6 @@
 """Frames as arrays: FRAME_DTYPE is the C struct Frame, and frames_of() makes both memory and array from bytes.
 
+Taker is what a source can hand frames to without the GIL.
 Not here: reading captures (capture), looking into frames (wire).
 """
 
@@ -27,6 +28,11 @@ def frames_of(packets, ts=0, link=LINK_ETHERNET):
     frames["ts"] = ts
     frames["link"] = link
     return np.frombuffer(b"".join(packets), dtype=np.uint8), frames
+
+
+cdef class Taker:
+    cdef void take(self, const uint8_t *memory, const Frame *frames, int n) noexcept nogil:
+        pass
 
 
 cdef const Frame *checked_frames(const uint8_t[::1] memory, frames) except? NULL:

@@ -22,7 +22,7 @@ cdef extern from *:
         return ns > INT64_MAX ? INT64_MAX : ns < INT64_MIN ? INT64_MIN : (int64_t)ns;
     }
     /* Each header says where the next one is, so nothing but this overlaps the waits for memory. All of what lies ahead is fetched, not only
-       headers, since the checksums will read it: a fifth less for a whole replay of large packets, half for a scan of small ones. */
+       headers, since the checksums will read it, soon enough if each batch is processed before the next is scanned (Pipeline.replay). */
     #define AHEAD 8192
     #define MOST 2048
     static inline void fetch_ahead(const uint8_t *record, uint32_t length)

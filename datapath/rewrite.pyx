@@ -1,9 +1,10 @@
 """Rewriting: what address translation has decided about a packet, done to its bytes in place.
 
-Theory of operation: as in Linux, a packet is changed in up to two passes, destination first (PREROUTING), then source (POSTROUTING), and each
-changes the transport header, then the address. Checksums are adjusted by what was changed and not made anew (RFC 1624, equation 3), so that a
-wrong one stays exactly as wrong, and a packet that was captured in part can be translated. Made anew are SCTP's CRC and the checksum of an ICMP
-error, as in Linux. In such an error the quoted packet is translated too, the other way round: its destination where the error's source is.
+Theory of operation: Linux changes a packet in up to two passes, destination first (PREROUTING), then source (POSTROUTING). Both are done in one
+here, with the same bytes in the end: each field is written once, what that adds to the sums is put together and goes into each checksum once.
+Checksums are adjusted by what was changed and not made anew (RFC 1624, equation 3), so that a wrong one stays exactly as wrong, and a packet that
+was captured in part can be translated. Made anew are SCTP's CRC and the checksum of an ICMP error, as in Linux. In such an error the quoted packet
+is translated too, the other way round: its destination where the error's source is.
 One worked packet: 10.0.0.2:40000 > 198.51.100.1:80 leaves as 192.0.2.1:1024. The TCP sum gets, for each 16-bit word m that becomes m',
 ~m + m': of two words of the address and one of the port; the IP header's sum the same but for the port.
 
@@ -18,10 +19,10 @@ import numpy as np
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ctcore.lowlevel cimport be32, unlikely
+from ctcore.lowlevel cimport be32, likely, unlikely
 from ctcore.tuples cimport IP4_HEADER, IP6_HEADER, Chain, invert, skip_extensions
 from ctcore.types cimport (
-    ACCEPT, MANIP_DST, MANIP_SRC, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK,
+    ACCEPT, PROTO_GRE, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK,
     REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, ACK, Key, Packet, Rewrite,
 )
 from ctcore.types import REWRITE_DTYPE
@@ -84,130 +85,142 @@ cdef inline uint64_t put32(uint8_t *field, uint32_t value) noexcept nogil:
     return <uint64_t>(~old) + new
 
 
-cdef inline uint8_t *address_at(const Header *h, const Key *to, int manip) noexcept nogil:
-    return h.l3 + (12 + 4 * manip if to.family == 4 else 8 + 16 * manip)
+cdef inline uint64_t all_bits(uint8_t flag) noexcept nogil:
+    """A mask of ones if the flag is set. Which half of a tuple changes differs from packet to packet: a branch would be foreseen half of the time."""
+    return ~<uint64_t>0 * (flag != 0)
 
 
-cdef inline const uint8_t *wanted(const Key *to, int manip) noexcept nogil:
-    return <const uint8_t *>&to.src[0] if manip == MANIP_SRC else <const uint8_t *>&to.dst[0]
+cdef inline uint64_t put_port(uint8_t *field, uint16_t new, uint64_t mask) noexcept nogil:
+    """Store what of a port changes; what that adds to a sum over it."""
+    cdef uint16_t old
+    memcpy(&old, field, 2)
+    new = old ^ (<uint16_t>(old ^ htons(new)) & <uint16_t>mask)
+    memcpy(field, &new, 2)
+    return <uint64_t>(old ^ 0xFFFF) + new
 
 
-cdef inline uint64_t moved_by(const Header *h, const Key *to, int manip) noexcept nogil:
-    """What the new address adds to a sum over it."""
-    cdef const uint8_t *old = address_at(h, to, manip)
-    cdef const uint8_t *new = wanted(to, manip)
-    if to.family == 4:
-        return <uint64_t>(~load32(old)) + load32(new)
-    return add1(add1(~load64(old), ~load64(old + 8)), add1(load64(new), load64(new + 8)))
+cdef inline uint64_t put_ports(uint8_t *l4, const Key *to, uint8_t halves) noexcept nogil:
+    return put_port(l4, to.sport, all_bits(halves & REWRITE_SRC)) + put_port(l4 + 2, to.dport, all_bits(halves & REWRITE_DST))
 
 
-# --- transport: ports and ids. False where Linux drops the packet: there is less of it than the change needs --------------------------------
+cdef inline uint64_t put_address4(uint8_t *field, const uint64_t *new, uint64_t mask) noexcept nogil:
+    cdef uint32_t old = <uint32_t>load32(field)
+    cdef uint32_t then = old ^ ((old ^ <uint32_t>load32(<const uint8_t *>new)) & <uint32_t>mask)
+    memcpy(field, &then, 4)
+    return <uint64_t>(~old) + then
 
-cdef inline bint tcp(const Header *h, const Key *to, int manip) noexcept nogil:
-    """A quoted segment may end behind its first 8 bytes (RFC 792); then there is no checksum to adjust."""
+
+cdef inline uint64_t put_address6(uint8_t *field, const uint64_t *new, uint64_t mask) noexcept nogil:
+    cdef uint64_t moved = 0, old, then
+    cdef int i
+    for i in range(2):
+        old = load64(field + 8 * i)
+        then = old ^ ((old ^ new[i]) & mask)
+        memcpy(field + 8 * i, &then, 8)
+        moved = add1(moved, add1(~old, then))
+    return moved
+
+
+cdef inline uint64_t put_addresses6(uint8_t *l3, const Key *to, uint8_t halves) noexcept nogil:
+    return add1(
+        put_address6(l3 + 8, to.src, all_bits(halves & REWRITE_SRC)), put_address6(l3 + 24, to.dst, all_bits(halves & REWRITE_DST))
+    )
+
+
+cdef inline uint64_t put_addresses4(uint8_t *l3, const Key *to, uint8_t halves) noexcept nogil:
+    return put_address4(l3 + 12, to.src, all_bits(halves & REWRITE_SRC)) + put_address4(l3 + 16, to.dst, all_bits(halves & REWRITE_DST))
+
+
+cdef inline uint64_t put_addresses(const Header *h, const Key *to, uint8_t halves) noexcept nogil:
+    """Store the new addresses, and adjust IPv4's header for them; what that adds to a sum over them."""
     cdef uint64_t moved
-    if h.len < 8:
-        return False
+    if to.family == 6:
+        return put_addresses6(h.l3, to, halves)
+    moved = put_addresses4(h.l3, to, halves)
+    adjust(h.l3 + 10, moved)
+    return moved
+
+
+# --- transport: ports and ids. moved: what the addresses add. False where Linux drops the packet: there is less of it than the change needs ---
+
+cdef inline bint tcp(const Header *h, const Key *to, uint8_t halves, uint64_t moved) noexcept nogil:
+    """A quoted segment may end behind its first 8 bytes (RFC 792); then there is no checksum to adjust."""
     if unlikely(h.have < 4):
-        return True
-    moved = put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport)
-    if h.len >= 20 and h.have >= 18:
-        adjust(h.l4 + 16, add1(moved, moved_by(h, to, manip)))
-    return True
+        return h.len >= 8
+    moved = add1(moved, put_ports(h.l4, to, halves))
+    if likely(h.len >= 20 and h.have >= 18):
+        adjust(h.l4 + 16, moved)
+    return h.len >= 8
 
 
-cdef inline bint udp(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
+cdef inline bint udp(const Header *h, uint8_t proto, const Key *to, uint8_t halves, uint64_t moved) noexcept nogil:
     """0 stays 0, and what becomes 0 is 0xFFFF (RFC 768). UDP-Lite always has a checksum, which covers the ports at least (RFC 3828 3.1)."""
     cdef uint8_t *check = h.l4 + 6
-    cdef uint64_t moved
-    if h.len < 8:
-        return False
     if unlikely(h.have < 4):
-        return True
-    moved = moved_by(h, to, manip)
-    moved = add1(moved, put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport))
+        return h.len >= 8
+    moved = add1(moved, put_ports(h.l4, to, halves))
     if h.have >= 8 and (proto == PROTO_UDPLITE or check[0] | check[1]):
         adjust(check, moved)
         if check[0] | check[1] == 0:
             check[0] = check[1] = 0xFF
-    return True
+    return h.len >= 8
 
 
-cdef bint sctp(const Header *h, const Key *to, int manip) noexcept nogil:
+cdef bint sctp(const Header *h, const Key *to, uint8_t halves) noexcept nogil:
     """The CRC goes over what there is (RFC 9260 6.8), in a quoted packet too, where it may have been right for more than that."""
     cdef uint32_t crc
-    if h.len < 8:
-        return False
     if h.have < 4:
-        return True
-    put16(h.l4 + 2 * manip, to.sport if manip == MANIP_SRC else to.dport)
+        return h.len >= 8
+    put_ports(h.l4, to, halves)
     if h.len >= 12 and h.have == h.len:
         crc = crc32c(crc32c(0, h.l4, 8), <const uint8_t *>b"\0\0\0\0", 4)
         crc = crc32c(crc, h.l4 + 12, h.len - 12)
         h.l4[8], h.l4[9], h.l4[10], h.l4[11] = crc & 0xFF, crc >> 8 & 0xFF, crc >> 16 & 0xFF, crc >> 24
-    return True
+    return h.len >= 8
 
 
 cdef bint icmp(const Header *h, const Key *to) noexcept nogil:
     """The id belongs to both halves of the tuple."""
-    if h.len < 8:
-        return False
     if h.have >= 8 and h.l4[0] < 32 and WITH_ID >> h.l4[0] & 1:
         adjust(h.l4 + 2, put16(h.l4 + 4, to.sport))
-    return True
+    return h.len >= 8
 
 
-cdef bint icmpv6(const Header *h, const Key *to, int manip) noexcept nogil:
+cdef bint icmpv6(const Header *h, const Key *to, uint64_t moved) noexcept nogil:
     """The sum covers the addresses (RFC 4443 2.3), and the id of echo; Linux leaves that of node information alone."""
-    cdef uint64_t moved
-    if h.len < 8:
-        return False
     if h.have >= 8:
-        moved = moved_by(h, to, manip)
         if h.l4[0] == ECHO6 or h.l4[0] == ECHO6_REPLY:
             moved = add1(moved, put16(h.l4 + 4, to.sport))
         adjust(h.l4 + 2, moved)
-    return True
+    return h.len >= 8
 
 
-cdef bint gre(const Header *h, const Key *to, int manip) noexcept nogil:
+cdef bint gre(const Header *h, const Key *to, uint8_t halves) noexcept nogil:
     """Version 1 has the receiver's call id (RFC 2637 4.1) and nothing of the sender. Version 0 is translated by its addresses, others not at all."""
     cdef uint8_t version
-    if h.len < 8:
-        return False
-    if manip == MANIP_SRC or h.have < 8:
-        return True
+    if not halves & REWRITE_DST or h.have < 8:
+        return h.len >= 8
     version = h.l4[1] & 7
     if version == 1:
         put16(h.l4 + 6, to.dport)
     return version <= 1
 
 
-cdef inline bint transport(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
-    if proto == PROTO_TCP:
-        return tcp(h, to, manip)
+cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, uint8_t halves) noexcept nogil:
+    """One pair of headers: addresses and ports of these halves, REWRITE_SRC and REWRITE_DST."""
+    cdef uint64_t moved = put_addresses(h, to, halves)
+    if likely(proto == PROTO_TCP):
+        return tcp(h, to, halves, moved)
     if proto == PROTO_UDP or proto == PROTO_UDPLITE:
-        return udp(h, proto, to, manip)
+        return udp(h, proto, to, halves, moved)
     if proto == PROTO_SCTP:
-        return sctp(h, to, manip)
+        return sctp(h, to, halves)
     if proto == PROTO_ICMP:
         return icmp(h, to)
     if proto == PROTO_ICMPV6:
-        return icmpv6(h, to, manip)
+        return icmpv6(h, to, moved)
     if proto == PROTO_GRE:
-        return gre(h, to, manip)
-    return True
-
-
-cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, int manip) noexcept nogil:
-    """One pass over one pair of headers: ports, then the address, which the transport checksum counts as it was."""
-    if not transport(h, proto, to, manip):
-        return False
-    if to.family == 4:
-        adjust(h.l3 + 10, moved_by(h, to, manip))
-        memcpy(address_at(h, to, manip), wanted(to, manip), 4)
-    else:
-        memcpy(address_at(h, to, manip), wanted(to, manip), 16)
+        return gre(h, to, halves)
     return True
 
 
@@ -238,7 +251,7 @@ cdef bint quoted_header(const Header *outer, uint8_t family, Header *quoted) noe
     return True
 
 
-cdef bint translate_quoted(const Header *outer, const Packet *p, const Key *to, int manip) noexcept nogil:
+cdef bint translate_quoted(const Header *outer, const Key *to, uint8_t halves) noexcept nogil:
     """Translate the quoted packet, then set the error's checksum. That goes over all of the message; where the capture lacks some, over what changed.
 
     to: the tuple that the quoted packet is to have.
@@ -252,8 +265,8 @@ cdef bint translate_quoted(const Header *outer, const Packet *p, const Key *to, 
     if not whole:
         before = fold(sum_bytes(quoted.l3, outer.have - QUOTE, 0)) ^ 0xFFFF
     if quoted.l4 == NULL:
-        memcpy(address_at(&quoted, to, manip), wanted(to, manip), 16)
-    elif not translate(&quoted, to.proto, to, manip):
+        put_addresses(&quoted, to, halves)
+    elif not translate(&quoted, to.proto, to, halves):
         return False
     if not whole:
         adjust(check, add1(before, fold(sum_bytes(quoted.l3, outer.have - QUOTE, 0))))
@@ -268,17 +281,13 @@ cdef bint translate_quoted(const Header *outer, const Packet *p, const Key *to, 
 
 
 cdef bint rewrite_error(const Header *outer, const Packet *p, const Rewrite *r) noexcept nogil:
-    """An ICMP error about a translated connection: in each pass the quoted packet's other half, then the error's own address."""
+    """An ICMP error about a translated connection: the quoted packet, then the error's own addresses."""
     cdef Key back
-    cdef int manip
-    if not invert(&r.to, &back):
+    cdef uint8_t inner = (REWRITE_SRC if r.flags & REWRITE_INNER_SRC else 0) | (REWRITE_DST if r.flags & REWRITE_INNER_DST else 0)
+    cdef uint8_t own = r.flags & (REWRITE_SRC | REWRITE_DST)
+    if not invert(&r.to, &back) or not translate_quoted(outer, &back, inner):
         return False
-    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
-        if r.flags & REWRITE_INNER_SRC << (1 - manip) and not translate_quoted(outer, p, &back, 1 - manip):
-            return False
-        if r.flags & REWRITE_SRC << manip and not translate(outer, p.key.proto, &r.to, manip):
-            return False
-    return True
+    return own == 0 or translate(outer, p.key.proto, &r.to, own)
 
 
 # --- sequence numbers ------------------------------------------------------------------------------------------------------------------
@@ -311,9 +320,7 @@ cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrit
     own.have = p.l4_have
     if unlikely(r.flags & (REWRITE_INNER_SRC | REWRITE_INNER_DST)):
         return rewrite_error(&own, p, r)
-    if r.flags & REWRITE_DST and not translate(&own, p.key.proto, &r.to, MANIP_DST):
-        return False
-    if r.flags & REWRITE_SRC and not translate(&own, p.key.proto, &r.to, MANIP_SRC):
+    if likely(r.flags & (REWRITE_SRC | REWRITE_DST)) and not translate(&own, p.key.proto, &r.to, r.flags):
         return False
     if unlikely(r.flags & REWRITE_SEQ):
         return shift_numbers(l4, p, r)

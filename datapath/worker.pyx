@@ -3,6 +3,7 @@
     parse -> (defragment) -> hash -> find -> track -> rewrite (where asked for) -> sum up
 
 Each stage works on the whole batch before the next one starts, so that what one asked the memory for has arrived when the next needs it.
+The same holds for a capture's bytes: replay() has a source hand over its frames batch by batch, as the scan finds them.
 Not here: where frames come from and go to (capture, sink), what is shown to people (report).
 """
 
@@ -22,8 +23,9 @@ from ctcore.types cimport (
     BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet, Rewrite,
 )
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, REWRITE_DTYPE
+from datapath.capture cimport PcapSource
 from datapath.defragment cimport Gathering, datagrams_of, defragment
-from datapath.frame cimport Frame, checked_frames
+from datapath.frame cimport Frame, Taker, checked_frames
 from datapath.rewrite cimport rewrite_rows
 from datapath.wire cimport FRAGMENTS_GATHERED, FRAGMENTS_PASSED, ParseSettings, parse
 
@@ -66,7 +68,7 @@ cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept 
         s.translated += (rewrites[i].flags & (REWRITE_SRC | REWRITE_DST)) != 0
 
 
-cdef class Pipeline:
+cdef class Pipeline(Taker):
     """Parser and tracker, put together. See worker.pyi."""
     cdef readonly Tracker tracker
     cdef readonly Reassembler reassembler
@@ -156,24 +158,47 @@ cdef class Pipeline:
         if n == 0:
             return 0
         self.tracker.enter()
-        edits_reset(&self.tracker.ct.edits)
-        fragments_release(&self.reassembler.all)
-        self.first = self.sums.total_packets
-        if self.sums.total_packets == 0:
-            self.sums.first_ts = frame[0].ts
-            self.sums.last_ts = frame[0].ts
         with nogil:
             self.run(&memory[0] if memory.shape[0] else NULL, frame, n, wall, asked)
         self.tracker.busy = False
         return 0
 
+    def replay(self, PcapSource source not None, n):
+        """Read frames and run them through all stages; see worker.pyi."""
+        self.ready()
+        if self.clock == "wall":            # what is waited for has the time of its arrival
+            memory, frames = source.read(n)
+            self.process(memory, frames, decisions=False)
+            return memory, frames
+        self.tracker.enter()
+        try:
+            return source.hand(n, self)
+        finally:
+            self.tracker.busy = False
+
+    cdef void take(self, const uint8_t *memory, const Frame *frames, int n) noexcept nogil:
+        """A batch out of a source that replay() reads."""
+        cdef Asked nothing
+        memset(&nothing, 0, sizeof(Asked))
+        if n > 0:
+            self.run(memory, frames, n, 0, &nothing)
+
+    cdef void start(self, const Frame *first) noexcept nogil:
+        """What only the frames before had, goes."""
+        edits_reset(&self.tracker.ct.edits)
+        fragments_release(&self.reassembler.all)
+        self.first = self.sums.total_packets
+        if self.sums.total_packets == 0:
+            self.sums.first_ts = self.sums.last_ts = first.ts
+
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, int64_t wall, const Asked *asked) noexcept nogil:
-        """The straight line. wall: ns to use instead of the frames' own time, or 0."""
+        """The straight line, of one frame at least. wall: ns to use instead of the frames' own time, or 0."""
         cdef Packet *row = self.batch.row
         cdef Rewrite *rewrites
         cdef Py_ssize_t start = 0
         cdef bint fragments
         cdef int k, i
+        self.start(frame)
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>self.batch.capacity)
             rewrites = asked.rewrites + start if asked.rewrites != NULL else self.rewrites if self.translates else NULL

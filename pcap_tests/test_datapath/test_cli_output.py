@@ -10,8 +10,7 @@ import sys
 
 import pytest
 
-from datapath import craft
-from datapath.app import CHUNK
+from datapath import app, craft
 from datapath.craft import tcp
 from datapath.frame import LINK_RAW
 from pcap_tests import stories
@@ -226,13 +225,14 @@ def test_a_full_disk_is_named_by_forwarded_packets_too(capfd, tmp_path, office, 
 
 
 @FULL
-def test_a_full_disk_is_not_damage_of_the_capture(capfd, tmp_path):
+def test_a_full_disk_is_not_damage_of_the_capture(capfd, monkeypatch, tmp_path):
     """It ends the replay then and there: neither the rest of the capture is read nor the next one."""
     capture = stories.write(tmp_path / "many.pcap", [(i * MS, tcp(CLIENT, SERVER, 1024 + i, 80, payload=bytes(1400))) for i in range(5000)])
+    monkeypatch.setattr(app, "CHUNK", 4096)
     (tmp_path / "out.pcap").symlink_to("/dev/full")
     code, out, err = run(capfd, "replay", capture, capture, "-w", tmp_path / "out.pcap", "--packets", tmp_path / "p.jsonl")
     assert (code, out, err) == (2, "", f"ctmirror: {tmp_path}/out.pcap: cannot be written: No space left on device\n")
-    assert len(records((tmp_path / "p.jsonl").read_text())) == CHUNK
+    assert len(records((tmp_path / "p.jsonl").read_text())) == 4096
 
 
 def test_a_pcap_file_that_cannot_hold_a_second_link_type_ends_the_replay(capfd, tmp_path, office):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ctcore import Config, ConfigError
+from ctcore.errors import CaptureError
 from ctcore.reasons import NAMES
 from ctcore.types import State
 from datapath import Pipeline, craft, frames_of
+from pcap_tests.capture_files import enhanced, interface, opened, section, simple
 
 SECOND = 1_000_000_000
 PACKETS = [
@@ -82,6 +86,67 @@ def test_the_first_and_the_last_time_stamp_are_the_earliest_and_the_latest():
     pipeline = Pipeline()
     pipeline.process(*frames_of(PACKETS, ts=[5, 4, 6, 1, 7]))
     assert (pipeline.summary()["first_ts"], pipeline.summary()["last_ts"]) == (1, 7)
+
+
+# --- from a source ---------------------------------------------------------------------------------------------------------------------
+
+BLOCKS = [enhanced(packet, stamp) for stamp, packet in enumerate(PACKETS)] + [interface(), section() + interface(), simple(PACKETS[0])]
+
+
+def drained(source, read):
+    """What read() hands out until the source ends, and the damage it ends with, or None."""
+    found = []
+    try:
+        while len((got := read(source))[1]):
+            found.append((got[0][got[1]["offset"]].tolist(), got[1].tolist()))
+    except CaptureError as damage:
+        return found, str(damage)
+    return found, None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    picked=st.lists(st.sampled_from(BLOCKS), max_size=300), n=st.sampled_from([1, 63, 64, 65, 128, 1000]), window=st.sampled_from([None, 7, 4096]),
+    cut=st.integers(0, 40), clock=st.sampled_from(["capture", "wall"]),
+)  # fmt: skip
+def test_a_source_replayed_is_a_source_read_and_its_frames_processed(tmp_path, picked, n, window, cut, clock):
+    """The same frames call by call, the same damage behind them, the same counts and connections, wherever the capture breaks off."""
+    data = section() + interface() + b"".join(picked)
+    data = data[: max(len(section() + interface()), len(data) - cut)]
+    ours, theirs = Pipeline(clock=clock), Pipeline(clock=clock)
+
+    def both(source):
+        memory, frames = source.read(n)
+        theirs.process(memory, frames, decisions=False)
+        return memory, frames
+
+    with opened(tmp_path, data, window) as source:
+        replayed = drained(source, lambda source: ours.replay(source, n))
+    with opened(tmp_path, data, window) as source:
+        assert drained(source, both) == replayed
+    assert str(ours.summary()) == str(theirs.summary())
+    if clock == "capture":
+        assert ours.tracker.now == theirs.tracker.now
+        assert ours.tracker.conns().tobytes() == theirs.tracker.conns().tobytes()
+    ours.process(*frames_of(PACKETS))  # neither is left busy
+
+
+def test_what_cannot_be_replayed_takes_no_packet(tmp_path):
+    class Bare(Pipeline):
+        def __init__(self):
+            pass
+
+    pipeline = Pipeline()
+    with opened(tmp_path, section() + interface() + BLOCKS[0]) as source:
+        with pytest.raises(ValueError, match="n = 0: expected at least 1"):
+            pipeline.replay(source, 0)
+        with pytest.raises(ValueError, match="was never set up"):
+            Bare().replay(source, 1)
+        with pytest.raises(TypeError):
+            pipeline.replay(None, 1)
+        assert len(pipeline.replay(source, 9)[1]) == source.packets == pipeline.summary()["total_packets"] == 1
+    with pytest.raises(CaptureError, match=r"test.pcap: is closed"):
+        pipeline.replay(source, 1)
 
 
 # --- one thread, one set-up ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,19 @@
-"""Room for a new connection: the limits of its zone, the places left, and whom to evict if there are none. Part of tracker.pyx: it needs kill().
+"""Room for a new connection: the limits of its zone, the places left, and whom to evict if there are none.
 
 Without limits and reserves this is the kernel's early drop. A zone over its limit evicts nobody. With reserves, a place is looked for that
 this zone may use: one of its own zone's, or of a zone that has more than its reserve; and one connection goes for one, not a bucket's worth.
 Not here: the counts (zones.pxd), the audit's memory (evictions).
 """
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from ctcore.engine cimport Engine
+from ctcore.evictions cimport note_eviction
+from ctcore.lifetime cimport kill
+from ctcore.lowlevel cimport likely, unlikely
+from ctcore.table cimport Walk, walk_next, walk_start
+from ctcore.types cimport *
+from ctcore.zones cimport zone_full, zone_gives_way, zone_has_place, zone_of
 
 cdef enum:
     EVICTION_RANGE = 8          # of the kernel's buckets, that early drop looks at
