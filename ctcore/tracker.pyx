@@ -297,7 +297,7 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
         )):
             p.verdict = DROP
             p.reason = R_NAT_ICMP
-        elif entry.status & (SRC_NAT | DST_NAT):
+        else:
             plan_error_rewrite(ct, entry, flow & 1)
     if unlikely(entry.cold & COLD_EXTENSION) and flow & 1 == ORIG and p.verdict == ACCEPT and not help_error(ct, entry, p):
         p.verdict = DROP

@@ -198,6 +198,17 @@ cdef bint help_error(Engine *ct, Entry *entry, const Packet *p) noexcept nogil:
     return not entry.status & SEQ_ADJUST or adjust_error(ct, entry, p)
 
 
+cdef inline bint wants_all(const Aid *aid) noexcept nogil:
+    """Does Linux put a packet into one piece for its helper to read? FTP's asks before it looks whether there is any payload, SIP's after that.
+
+    The others copy what they read; whoever edits a packet has it put into one piece as well (edit).
+    """
+    cdef bint tcp = aid.p.key.proto == PROTO_TCP
+    if aid.ext.helper == HELPER_FTP:
+        return aid.state == ESTABLISHED
+    return aid.ext.helper == HELPER_SIP and aid.p.l4_len > (aid.p.doff if tcp else <uint32_t>UDP_HEADER) and (not tcp or aid.state == ESTABLISHED)
+
+
 cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:
     """An accepted packet of a connection with a helper.   Reads: payload.   Writes: the extension, expectations, ct.changes, ct.rewrite.
 
@@ -219,6 +230,8 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     # What the helper adds by this packet's payload moves later ones only.
     if entry.status & SEQ_ADJUST and p.key.proto == PROTO_TCP:
         readable = adjust_sequence(ct, ext, p, dir)
+    if ct.rewrite != NULL and wants_all(&aid):
+        ct.rewrite.flags |= REWRITE_WHOLE
     if ext.helper == HELPER_SIP:
         keep_signalling(&aid)
     if find_payload(p, &aid):

@@ -40,6 +40,7 @@ class Assisted:
     _asked: bool  # whether anybody wants them
     _moved: tuple[int, int]  # what is to be added to the sequence and acknowledgement number of the packet at hand
     _shifted: bool  # whether they are written again even if that is nothing
+    _joined: int  # REWRITE_QUOTE, REWRITE_WHOLE: what of it Linux has in one piece
 
     @property
     def _tick(self) -> int:
@@ -71,6 +72,8 @@ class Assisted:
             readable = self._move(packet, ext, d)
         if ext.helper == "sip":
             self._keep_signalling(conn, packet, state)
+        if self._wants_all(ext, packet, state):
+            self._joined |= RewriteFlag.REWRITE_WHOLE
         payload = payload_of(packet)
         if payload is not None:
             reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self))
@@ -81,6 +84,14 @@ class Assisted:
             return reason or Reason.R_HELPER_REFUSED
         conn.changes, ext.changes = conn.changes | ext.changes, 0
         return Reason.R_OK
+
+    @staticmethod
+    def _wants_all(ext: Extension, packet: Packet, state: int) -> bool:
+        """Whether Linux puts a packet into one piece for its helper to read: FTP's wants it before it knows of any payload."""
+        tcp = packet.key.proto == Proto.PROTO_TCP
+        established = not tcp or state == State.ESTABLISHED
+        payload = packet.l4_len > (packet.doff if tcp else UDP_HEADER)
+        return established and (ext.helper == "ftp" or (ext.helper == "sip" and payload))
 
     def _move(self, packet: Packet, ext: Extension, d: int) -> bool:
         """Sequence and acknowledgement numbers, selective ones too, by what was added so far. False if the options cannot be read."""
@@ -233,6 +244,7 @@ class Assisted:
         return self._nat.other_port(least, n)
 
     def edit(self, edit: Edit) -> None:
+        self._joined |= RewriteFlag.REWRITE_WHOLE
         if self._asked:
             self._edits.append(edit)
 
