@@ -1,7 +1,8 @@
 """Rewriting: what address translation has decided about a packet, done to its bytes in place.
 
 Theory of operation: Linux changes a packet in up to two passes, destination first (PREROUTING), then source (POSTROUTING). Both are done in one
-here, with the same bytes in the end: each field is written once, what that adds to the sums is put together and goes into each checksum once.
+here, with the same bytes in the end: each field is written once, what that adds to the sums is put together and goes into each checksum once. Only
+a quoted header whose fields overlap takes both (translate_overlapping).
 Checksums are adjusted by what was changed and not made anew (RFC 1624, equation 3), so that a wrong one stays exactly as wrong, and a packet that
 was captured in part can be translated. Made anew are SCTP's CRC and the checksum of an ICMP error, as in Linux. In such an error the quoted packet
 is translated too, the other way round: its destination where the error's source is.
@@ -206,9 +207,7 @@ cdef bint gre(const Header *h, const Key *to, uint8_t halves) noexcept nogil:
     return version <= 1
 
 
-cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, uint8_t halves) noexcept nogil:
-    """One pair of headers: addresses and ports of these halves, REWRITE_SRC and REWRITE_DST."""
-    cdef uint64_t moved = put_addresses(h, to, halves)
+cdef inline bint transport(const Header *h, uint8_t proto, const Key *to, uint8_t halves, uint64_t moved) noexcept nogil:
     if likely(proto == PROTO_TCP):
         return tcp(h, to, halves, moved)
     if proto == PROTO_UDP or proto == PROTO_UDPLITE:
@@ -222,6 +221,11 @@ cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, uint8_
     if proto == PROTO_GRE:
         return gre(h, to, halves)
     return True
+
+
+cdef inline bint translate(const Header *h, uint8_t proto, const Key *to, uint8_t halves) noexcept nogil:
+    """One pair of headers: addresses and ports of these halves, REWRITE_SRC and REWRITE_DST."""
+    return transport(h, proto, to, halves, put_addresses(h, to, halves))
 
 
 # --- ICMP errors -----------------------------------------------------------------------------------------------------------------------
@@ -251,6 +255,31 @@ cdef bint quoted_header(const Header *outer, uint8_t family, Header *quoted) noe
     return True
 
 
+cdef bint translate_overlapping(const Header *outer, const Key *to, uint8_t halves) noexcept nogil:
+    """A quoted IPv4 header that claims to be shorter than it can be: ports and addresses share bytes, so what is written last stays.
+
+    As in Linux: in the first pass the source, in the second the destination, with the header read anew, whose length a port may have overwritten;
+    in each the ports, then the address, which sums count as it is then.
+    """
+    cdef Header quoted
+    cdef uint8_t half
+    cdef uint8_t[8] before
+    cdef uint64_t moved
+    for half in range(REWRITE_SRC, REWRITE_DST + 1):
+        if not halves & half:
+            continue
+        quoted_header(outer, 4, &quoted)
+        # Of TCP the port has been written when the sum is adjusted by the address, of others it has not.
+        moved = put_ports(quoted.l4, to, half) if to.proto == PROTO_TCP and quoted.have >= 4 else 0
+        memcpy(before, quoted.l3 + 12, 8)
+        moved = add1(moved, put_addresses4(quoted.l3, to, half))
+        memcpy(quoted.l3 + 12, before, 8)
+        if not transport(&quoted, to.proto, to, half, moved):
+            return False
+        put_addresses(&quoted, to, half)
+    return True
+
+
 cdef bint translate_quoted(const Header *outer, const Key *to, uint8_t halves) noexcept nogil:
     """Translate the quoted packet, then set the error's checksum. That goes over all of the message; where the capture lacks some, over what changed.
 
@@ -266,6 +295,9 @@ cdef bint translate_quoted(const Header *outer, const Key *to, uint8_t halves) n
         before = fold(sum_bytes(quoted.l3, outer.have - QUOTE, 0)) ^ 0xFFFF
     if quoted.l4 == NULL:
         put_addresses(&quoted, to, halves)
+    elif unlikely(quoted.l4 < quoted.l3 + IP4_HEADER):
+        if not translate_overlapping(outer, to, halves):
+            return False
     elif not translate(&quoted, to.proto, to, halves):
         return False
     if not whole:

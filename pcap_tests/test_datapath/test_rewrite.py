@@ -276,6 +276,31 @@ def test_an_error_that_quotes_less_than_8_bytes_does_not_leave(proto, size, sent
     assert (leaves(came, told(INSIDE.back(), proto, DST | RewriteFlag.REWRITE_INNER_SRC)) is not None) == sent
 
 
+@pytest.mark.parametrize(("proto", "check"), [(craft.UDP, (0xC000, 0x0201)), (craft.TCP, (0x9C40, 0x0201))], ids=["udp", "tcp"])
+def test_ports_in_the_address_of_a_header_that_says_it_is_short(proto, check):
+    """Three words long, it has its ports where its source is. Linux writes the port there, and then the address: its sum counts the port as old.
+
+    check: what a sum of the transport counts as the old address: UDP's the one that came, TCP's with the port in it.
+    """
+    header = struct.pack("!BBHHHBBH4s4s", 0x43, 0, 80, 7, 0, 64, proto, 0x5555, craft.address("192.0.2.1"), craft.address("198.51.100.1"))
+    came = quoting(bytes(ETHERNET) + header + bytes(range(1, 61)), "198.51.100.1", "192.0.2.1")
+    row = told(INSIDE.back(), proto, DST | RewriteFlag.REWRITE_INNER_SRC)
+    left = leaves(came, row)
+    assert left is not None
+    quote = left[ETHERNET + 28 :]
+    new = (0x0A00, 0x0002)
+    assert quote[12:16] == struct.pack("!2H", *new)
+    assert quote[10:12] == adjusted(0x5555, (0x9C40, 0x0201), new)
+    at = {craft.UDP: 12 + 6, craft.TCP: 12 + 16}[proto]
+    assert quote[at : at + 2] == adjusted(int.from_bytes(came[ETHERNET + 28 :][at : at + 2], "big"), (*check, 0xC000), (*new, 0x9C40))
+
+
+def adjusted(value: int, old: tuple[int, ...], new: tuple[int, ...]) -> bytes:
+    """RFC 1624, equation 3, of 16-bit words."""
+    total = 0xFFFF - value + sum(0xFFFF - word for word in old) + sum(new)
+    return (0xFFFF - ((total - 1) % 0xFFFF + 1)).to_bytes(2, "big")
+
+
 # --- sequence numbers ---------------------------------------------------------------------------------------------------------------------
 
 

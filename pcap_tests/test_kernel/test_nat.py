@@ -6,6 +6,7 @@ legal.
 
 from __future__ import annotations
 
+import struct
 import time
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
@@ -122,6 +123,32 @@ def test_errors_about_a_translated_flow_both_ways(running_kernel: None, v: int, 
     compared = judge([rule("snat", NEW[v])], asked, answer, *errors)
     if quote != 28 or v == 0:
         assert compared.theirs.decisions["state"].tolist()[2:] == [State.RELATED] * 2
+
+
+# Source and destination port that a quoted header has where it is so many words long: version, length and type of service; identification and DF;
+# TTL and protocol; then the addresses.
+INSIDE_HEADER = {0: (0x4012, 80), 1: (0x1234, 0x4000), 2: (0x4000, 0x1234), 3: (0xC000, 0x0201), 4: (0x0A00, 0x0002)}
+
+
+@pytest.mark.parametrize("kinds", [("snat",), ("dnat",), ("dnat", "snat")], ids="-".join)
+@pytest.mark.parametrize("words", INSIDE_HEADER)
+@pytest.mark.parametrize("proto", ["tcp", "udp", "udplite", "sctp"])
+def test_a_quoted_header_whose_ports_are_its_own_fields(running_kernel: None, proto: str, words: int, kinds: tuple[str, ...]) -> None:
+    """Linux believes it to be as short as it says. What is written last stays, and the sums count what was there by then."""
+    number = {"tcp": TCP, "udp": UDP, "udplite": 136, "sctp": 132}[proto]
+    sport, dport = INSIDE_HEADER[words]
+    if words == 2:
+        sport |= number
+    front = OTHER[0] if "dnat" in kinds else B[0]
+    source = NEW[0] if "snat" in kinds else A[0]
+    rules = [rule("dnat", B[0])] * ("dnat" in kinds) + [rule("snat", NEW[0], ports=(sport, sport))] * ("snat" in kinds)
+    head = bytearray(struct.pack("!BBHHHBBH4s4s", 0x40 | words, 0x12, 80, 7, 0, 64, number, 0x5555, craft.address(source), craft.address(B[0])))
+    head[4 * words : 4 * words + 4] = struct.pack("!2H", sport, dport)
+    error = craft.icmp_error(C[0], source, 3, 3, bytes(14) + bytes(head) + bytes(range(60)), quote=60)
+    compared = judge(rules, packet(proto, A[0], front, 1000 if "snat" in kinds else sport, dport), error)
+    # Without SNAT, the third word is 10.0.0.1, and no connection has those ports.
+    found = State.INVALID if words == 3 and "snat" not in kinds else State.RELATED
+    assert compared.theirs.decisions["state"].tolist()[1] == found
 
 
 def closed(v: int, how: str) -> list[bytes]:
