@@ -21,7 +21,10 @@ Ports = tuple[int, int]  # lowest and highest, both included; of ICMP the id
 
 KINDS = ("snat", "masquerade", "dnat", "redirect")
 SOURCE_KINDS = ("snat", "masquerade")
-HELPERS = ("ftp", "tftp", "sip", "irc", "pptp")
+# With the protocols over which Linux has them: TCP, UDP.
+HELPER_PROTOS = {"ftp": (6,), "tftp": (17,), "sip": (6, 17), "irc": (6,), "pptp": (6,)}
+HELPERS = tuple(HELPER_PROTOS)
+PROTO_WORDS = {6: "tcp", 17: "udp"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class NatPool(NamedTuple):
 
 @dataclass(frozen=True)
 class HelperRule:
-    """A helper, for connections of a protocol to a port. name: one of HELPERS; proto: 6 or 17."""
+    """A helper, for connections of a protocol to a port. name: one of HELPERS; proto: 6 or 17, as HELPER_PROTOS says."""
 
     name: str
     proto: int
@@ -135,5 +138,6 @@ class HelperRule:
     def __post_init__(self) -> None:
         if self.name not in HELPERS:
             raise ConfigError(f"helper '{self.name}': expected {', '.join(HELPERS)}")
-        if self.proto not in (6, 17) or not 1 <= self.port <= 0xFFFF:
-            raise ConfigError(f"helper {self.name}:{self.proto}:{self.port}: expected tcp or udp, and a port from 1 to 65535")
+        if self.proto not in HELPER_PROTOS[self.name] or not 1 <= self.port <= 0xFFFF:
+            over = " or ".join(PROTO_WORDS[proto] for proto in HELPER_PROTOS[self.name])
+            raise ConfigError(f"helper {self.name}:{self.proto}:{self.port}: expected {over}, and a port from 1 to 65535")

@@ -102,6 +102,8 @@ def table_full(result: Replayed) -> str | None:
         return None
     limit = result.tracking.config.capacity
     if result.counters["new"] < limit:  # then it never was full, but for the place where these belong
+        if result.tracking.config.zone_reserves:
+            return f"{counted(lost, 'packet')} dropped because the places left are reserved for other zones (--zone-reserve); try a higher --max"
         return f"{counted(lost, 'packet')} dropped because the hashes of their tuples collide; another --seed tells if that is chance or intent"
     more = f"; try --max {min(2 * limit, CAPACITY_LIMIT)}" if limit < CAPACITY_LIMIT else ""
     return f"{counted(lost, 'packet')} dropped because {limit:,} connections are the limit{more}"

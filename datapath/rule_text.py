@@ -16,14 +16,13 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Any, NoReturn
 
 from ctcore.errors import ConfigError
-from ctcore.nat_rules import HELPERS, Address, HelperRule, Match, NatRule, Network, Ports, Range
+from ctcore.nat_rules import HELPER_PROTOS, HELPERS, PROTO_WORDS, Address, HelperRule, Match, NatRule, Network, Ports, Range
 from datapath.fields import PROTO_NAMES, WITH_PORTS
 
 ARROW = "=>"
 FLAGS = {"random": "random", "fully-random": "fully_random", "persistent": "persistent"}
 ONE_ADDRESS = ("masquerade", "redirect")
 PROTOS: dict[str, int] = {name: int(number) for number, name in PROTO_NAMES.items()}
-HELPER_PROTOS = {"tcp": 6, "udp": 17}
 WORDS = "ip_proto, src_ip, dst_ip, src_port, dst_port"
 _PORT = re.compile("[0-9]{1,5}")
 
@@ -91,15 +90,16 @@ def parse_helper(text: str) -> HelperRule:
     name, proto, port = parts
     if name not in HELPERS:
         whole.fail(name, 1, ", ".join(HELPERS))
-    if proto not in HELPER_PROTOS:
-        whole.fail(proto, len(name) + 2, "tcp or udp")
+    number = next((number for number in HELPER_PROTOS[name] if PROTO_WORDS[number] == proto), None)
+    if number is None:
+        whole.fail(proto, len(name) + 2, " or ".join(PROTO_WORDS[number] for number in HELPER_PROTOS[name]))
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= 0xFFFF:
         whole.fail(port, len(name) + len(proto) + 3, "a port from 1 to 65535")
-    return HelperRule(name, HELPER_PROTOS[proto], int(port))
+    return HelperRule(name, number, int(port))
 
 
 def helper_text(rule: HelperRule) -> str:
-    return f"{rule.name}:{next(name for name, proto in HELPER_PROTOS.items() if proto == rule.proto)}:{rule.port}"
+    return f"{rule.name}:{PROTO_WORDS[rule.proto]}:{rule.port}"
 
 
 # --- the match -------------------------------------------------------------------------------------------------------------------------

@@ -143,9 +143,7 @@ class Lockstep:
                 both.expected[i] = unlike
         if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
             edits = self.tracker.edits() if self.config.helpers else None
-            # A bridge forgets which fragments had their DF bit set (br_validate_ipv4), and so never sets it in those that it cuts anew.
-            datagrams = [datagram._replace(dont=False) for datagram in self.gatherer.datagrams]
-            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
+            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, self.gatherer.datagrams))
 
     def _bury(self) -> bool:
         """Let the kernel look for what has expired, as the engine says, and so delete it. Whether there was anything.

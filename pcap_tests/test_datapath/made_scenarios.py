@@ -104,7 +104,7 @@ RULES = st.sampled_from(
         )
     ]
 )  # fmt: skip
-HELPERS = st.builds(HelperRule, st.sampled_from(("ftp", "tftp")), st.sampled_from((6, 17)), st.integers(1, 65535))
+HELPERS = st.builds(lambda helped, port: HelperRule(*helped, port), st.sampled_from([("ftp", 6), ("tftp", 17), ("sip", 6)]), st.integers(1, 65535))
 PLACES = st.dictionaries(SHORT, st.integers(0, 9), max_size=2)  # reserves above limits are refused
 ZONES = st.tuples(
     maybe(st.tuples(SHORT, st.sampled_from(("both", "original", "reply")))), maybe(st.integers(9, 99)),

@@ -314,6 +314,10 @@ def test_a_table_that_is_full_in_one_place_only_has_collisions(tmp_path):
     assert "collide" in table_full(tmp_path, Config(max=100), new=99)
 
 
+def test_places_that_are_reserved_are_no_collision(tmp_path):
+    assert "are reserved for other zones" in table_full(tmp_path, Config(max=100, zone_reserves={5: 50}), new=50)
+
+
 def test_packets_that_are_not_ip_are_told(tmp_path):
     assert "are not IP" in told(tmp_path, [(i, eth(bytes(28), 0x0806)) for i in range(5)])
 

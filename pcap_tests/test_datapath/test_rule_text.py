@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctcore.errors import ConfigError
-from ctcore.nat_rules import HELPERS, KINDS, HelperRule, Match, NatRule, Range
+from ctcore.nat_rules import HELPER_PROTOS, KINDS, HelperRule, Match, NatRule, Range
 from datapath.rule_text import ONE_ADDRESS, helper_text, parse_helper, parse_rule, range_text, rule_text
 
 
@@ -122,7 +122,9 @@ def test_a_helper_is_read_and_written():
         ("ftp", 1, "ftp", "NAME:PROTO:PORT"),
         ("ftp:tcp:21:22", 1, "ftp:tcp:21:22", "NAME:PROTO:PORT"),
         ("http:tcp:80", 1, "http", "ftp, tftp"),
-        ("ftp:sctp:21", 5, "sctp", "tcp or udp"),
+        ("sip:sctp:21", 5, "sctp", "udp"),
+        ("ftp:udp:21", 5, "udp", "tcp"),
+        ("tftp:tcp:69", 6, "tcp", "udp"),
         ("ftp:tcp:0", 9, "0", "a port from 1"),
         ("ftp:tcp:65536", 9, "65536", "a port from 1"),
     ],
@@ -161,7 +163,10 @@ def test_the_text_of_a_rule_is_that_rule(rule):
     assert parse_rule(rule.kind, text) == replace(rule, text=text)
 
 
-@given(st.builds(HelperRule, st.sampled_from(HELPERS), st.sampled_from((6, 17)), st.integers(1, 0xFFFF)))
+HELPED = [(name, proto) for name, protos in HELPER_PROTOS.items() for proto in protos]
+
+
+@given(st.builds(lambda helped, port: HelperRule(*helped, port), st.sampled_from(HELPED), st.integers(1, 0xFFFF)))
 def test_the_text_of_a_helper_is_that_helper(rule):
     assert parse_helper(helper_text(rule)) == rule
 

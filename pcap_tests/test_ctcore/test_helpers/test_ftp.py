@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule
 from pcap_tests.scene import CLIENT, CLIENT6, SERVER, SERVER6, conversation, established
 
@@ -213,10 +214,18 @@ def test_in_a_zone(server):
 
 
 def test_only_by_rule(make_tracker):
-    tracker = make_tracker(helpers=(HelperRule("ftp", 6, 2121), HelperRule("ftp", 17, 21)))
+    tracker = make_tracker(helpers=(HelperRule("ftp", 6, 2121), HelperRule("tftp", 17, 21)))
     conn = session(tracker)
     conn.orig("PA", payload=b"PORT 10,0,0,1,7,208\r\n").is_("established", lacks={"helper"})
     assert expected(tracker) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "proto", "expected"), [("ftp", 17, "tcp"), ("irc", 17, "tcp"), ("pptp", 17, "tcp"), ("tftp", 6, "udp"), ("sip", 132, "tcp or udp")]
+)
+def test_only_over_the_protocol_that_linux_has_it_for(name, proto, expected):
+    with pytest.raises(ConfigError, match=f"helper {name}:{proto}:21: expected {expected}, and a port"):
+        HelperRule(name, proto, 21)
 
 
 def test_an_expected_connection_has_no_helper_of_its_own(server):
