@@ -5,11 +5,13 @@ after the other. All values are whole numbers with masks, as flower compares the
 low <= port <= high.
 Invariants: a Match has no bit outside of its field, and no value bit outside of its mask; matches of a rule are in the order of FIELDS, each once;
 every action has its control, what follows it, spelled out.
-Not here: text (tc_text, tc_print, yaml_rules), which combinations make sense (validate), what happens to packets (interpret, compile).
+Not here: text (tc_text, tc_print, yaml_rules), which combinations make sense (validate), which fields pedit knows (header_fields), what happens to
+packets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,7 +138,10 @@ class CtNat:
 
 @dataclass(frozen=True, slots=True)
 class Ct:
-    """Connection tracking (tc-ct(8)). mark, label: (value, mask); helper: (name, family 4 or 6, protocol)."""
+    """Connection tracking (tc-ct(8)). mark, label: (value, mask); helper: (name, family 4 or 6, protocol).
+
+    Bit n of a label's number is label n of the connection; tc writes labels as bytes in memory, the lowest first.
+    """
 
     zone: int = 0
     mark: tuple[int, int] | None = None
@@ -151,7 +156,10 @@ class Ct:
 
 @dataclass(frozen=True, slots=True)
 class Mirred:
-    """To another device (tc-mirred(8)). kind: redirect or mirror; direction: egress or ingress of that device."""
+    """To another device (tc-mirred(8)). kind: redirect or mirror; direction: egress or ingress of that device.
+
+    Nothing follows a redirect, whose packet is gone: its control is PIPE and has no say.
+    """
 
     kind: str
     device: str
@@ -161,9 +169,10 @@ class Mirred:
 
 @dataclass(frozen=True, slots=True)
 class Munge:
-    """One change of a header field. header: eth, ip, ip6, tcp, udp; field: tc's name (src, dst, ttl, sport, ...); op: set or add.
+    """One change of a header field. header: eth, ip, ip6, tcp, udp; field: tc's name (src, dst, ttl, sport, ...), a key of
+    header_fields.HEADER_FIELDS, which says where it lies; op: set or add.
 
-    The new field is (old & ~mask) | value for set; for add, what is added, modulo the field's width. mask: the bits that change (`retain`).
+    The new field is (old & ~mask) | value for set, and (old & ~mask) | (old + value & mask) for add. mask: the bits that change (`retain`).
     """
 
     header: str
@@ -241,9 +250,10 @@ class Hook(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One filter. protocol: the ethertype, ETH_ALL for any; prio: 1 is first, 0: to be given by order, as tc does; handle: 0: likewise.
+    """One filter. protocol: the ethertype, ETH_ALL for any; prio: 1 is first, 0: to be given as the kernel does (validate); handle: 0: likewise.
 
-    No actions: the rule only says that nothing follows it (tc's default is pass).
+    No actions: the rule only says that nothing follows it (tc's default is pass). parts: where its parts are written, by the names of its matches
+    and "action 0", "action 1", ...
     """
 
     hook: Hook
@@ -256,17 +266,19 @@ class Rule:
     skip_sw: bool = False
     skip_hw: bool = False
     place: Place = field(default=Place(), compare=False)
+    parts: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the rules of a chain may look like (`tc chain add ... flower`): these fields with these masks and no others."""
+    """What the rules of a chain may look like (`tc chain add ... flower`): these fields with no more than these masks, and no others."""
 
     hook: Hook
     protocol: int
     chain: int
     matches: tuple[Match, ...] = ()
     place: Place = field(default=Place(), compare=False)
+    parts: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +299,24 @@ class Ruleset:
     qdiscs: tuple[Qdisc, ...] = ()
     templates: tuple[Template, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+
+# --- what follows from rules ----------------------------------------------------------------------------------------------------------
+
+
+def innermost(protocol: int, matches: Iterable[Match]) -> int:
+    """The ethertype behind the VLAN tags that are matched: which of IPv4, IPv6 and ARP the keys of layer three and four are about."""
+    types = {match.name: match.value for match in matches if match.name in ("vlan_ethtype", "cvlan_ethtype")}
+    return types.get("cvlan_ethtype", types.get("vlan_ethtype", protocol))
+
+
+def in_order(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules of one chain in the order in which flower tries them: by prio; within one, masks in the order in which they first came up.
+
+    Rules of one prio and mask never match the same packet, but for ranges of ports, which are tried as they were written.
+    """
+    first: dict[tuple[int, tuple[object, ...]], int] = {}
+    keys = [(rule.prio, tuple((match.name, match.mask, match.high is None) for match in rule.matches)) for rule in rules]
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    return [rules[i] for i in sorted(range(len(rules)), key=lambda i: (rules[i].prio, first[keys[i]], i))]
