@@ -19,7 +19,7 @@ class Expected(ValueError):
 
 def rule_error(place: Place, text: str, expected: str) -> RuleError:
     """rules.tc:7:52: 'ct_state +trk+new+est': new and est exclude each other."""
-    return RuleError(line_of(place, text, expected))
+    return RuleError(line_of(place, text, expected), place)
 
 
 def line_of(place: Place, text: str, said: str) -> str:
@@ -43,7 +43,11 @@ class Findings:
     def warn(self, place: Place, text: str, said: str) -> None:
         self.warnings.append(line_of(place, text, said))
 
+    def in_order(self) -> list[RuleError]:
+        """The errors as they come in the file, each once."""
+        return sorted({str(error): error for error in self.errors}.values(), key=lambda error: error.place)
+
     def check(self) -> None:
-        """Raises the first error, if there is one."""
+        """Raises the first error of the file, if there is one."""
         if self.errors:
-            raise self.errors[0]
+            raise self.in_order()[0]

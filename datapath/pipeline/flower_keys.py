@@ -125,7 +125,10 @@ def _exact(form: str, bits: int, what: str, about: str) -> Key:
 
 
 def _ethertype(about: str) -> Key:
-    return Key("PROTOCOL", lambda text, version, bases: (quantities.ethertype(text), 0xFFFF, None, ""), lambda match: ethertype_text(match.value), about)
+    def read(text: str, version: int, bases: bool) -> Values:
+        return quantities.ethertype(text), 0xFFFF, None, ""
+
+    return Key("PROTOCOL", read, lambda match: ethertype_text(match.value), about)
 
 
 def ethertype_text(value: int) -> str:

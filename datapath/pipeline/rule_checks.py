@@ -13,9 +13,32 @@ from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import match_text
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.rules import (
-    CONTROLS, CT_STATES, ETH_ALL, ETH_ARP, ETH_IP, ETH_IPV6, ETH_QINQ, ETH_RARP, ETH_VLAN, FIELD, FIELD_ORDER, Action, Control, Csum, Ct, Match,
-    Mirred, Munge, Pedit, Police, Rule, Skbedit, Template, Vlan, innermost,
-)  # fmt: skip
+    CONTROLS,
+    CT_STATES,
+    ETH_ALL,
+    ETH_ARP,
+    ETH_IP,
+    ETH_IPV6,
+    ETH_QINQ,
+    ETH_RARP,
+    ETH_VLAN,
+    FIELD,
+    FIELD_ORDER,
+    Action,
+    Control,
+    Csum,
+    Ct,
+    Match,
+    Mirred,
+    Munge,
+    Pedit,
+    Police,
+    Rule,
+    Skbedit,
+    Template,
+    Vlan,
+    innermost,
+)
 from datapath.pipeline.tc_actions import CSUM_ORDER, MAX_ACTIONS, MAX_CHAIN, PTYPES, helper
 from datapath.pipeline.tc_print import action_text, control_text, helper_text, munge_text
 
@@ -25,7 +48,7 @@ TCP, PORTS, ICMP = (6,), (6, 17, 132), {ETH_IP: 1, ETH_IPV6: 58}
 # Keys by what the innermost ethertype has to be.
 OF_IP = ("ip_proto", "ip_tos", "ip_ttl", "dst_ip", "src_ip", "ip_flags")
 OF_ARP = ("arp_sip", "arp_tip", "arp_op", "arp_sha", "arp_tha")
-WANTED_TYPE = {name: (IP, "protocol ip or ipv6") for name in OF_IP} | {name: (ARP, "protocol arp or rarp") for name in OF_ARP}
+WANTED_TYPE = dict.fromkeys(OF_IP, (IP, "protocol ip or ipv6")) | dict.fromkeys(OF_ARP, (ARP, "protocol arp or rarp"))
 WANTED_PROTO = {
     "dst_port": (PORTS, "ip_proto tcp, udp or sctp"),
     "src_port": (PORTS, "ip_proto tcp, udp or sctp"),
@@ -198,7 +221,11 @@ def _action(action: Action, inner: int) -> str:
             flower_keys.device(action.device)
         except Expected as error:
             return str(error)
-        return "" if action.kind in ("redirect", "mirror") and action.direction in ("ingress", "egress") else "expected redirect or mirror, ingress or egress"
+        return (
+            ""
+            if action.kind in ("redirect", "mirror") and action.direction in ("ingress", "egress")
+            else "expected redirect or mirror, ingress or egress"
+        )
     if isinstance(action, Csum):
         fine = action.of and list(action.of) == [name for name in CSUM_ORDER if name in action.of]
         return "" if fine else f"expected {', '.join(CSUM_ORDER)}, each once, in this order"

@@ -26,10 +26,6 @@ ETH_IP, ETH_ARP, ETH_RARP, ETH_VLAN, ETH_IPV6, ETH_QINQ = 0x0800, 0x0806, 0x8035
 ETH_ALL = 0x0003  # `protocol all`: any
 
 
-class RuleError(CtmirrorError):
-    """A rules file is wrong: file, line, column, and what was expected."""
-
-
 class Place(NamedTuple):
     """Where a rule was written; line and column count from 1, 0: of no file."""
 
@@ -39,6 +35,14 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return ":".join(str(part) for part in self if part)
+
+
+class RuleError(CtmirrorError):
+    """A rules file is wrong: file, line, column, and what was expected."""
+
+    def __init__(self, text: str, place: Place = Place()) -> None:  # noqa: B008 (a named tuple is a value)
+        super().__init__(text)
+        self.place = place
 
 
 class Field(NamedTuple):

@@ -16,8 +16,24 @@ from datapath.pipeline.findings import Expected, rule_error
 from datapath.pipeline.flower_keys import device
 from datapath.pipeline.quantities import keyword, masked, number
 from datapath.pipeline.rules import (
-    PASS, PIPE, RECLASSIFY, Action, Control, Csum, Ct, CtNat, Gact, Mirred, Pedit, Place, Police, Skbedit, Vlan, goto,
-)  # fmt: skip
+    PASS,
+    PIPE,
+    RECLASSIFY,
+    Action,
+    Control,
+    Csum,
+    Ct,
+    CtNat,
+    Gact,
+    Mirred,
+    Munge,
+    Pedit,
+    Place,
+    Police,
+    Skbedit,
+    Vlan,
+    goto,
+)
 from datapath.pipeline.shell_words import Cursor, Word, fail
 from datapath.pipeline.tc_pedit import munge
 
@@ -110,7 +126,7 @@ def _action(cursor: Cursor, word: str) -> Action:
     if keyword(word, CONTROL_WORDS) is not None:
         return Gact(control(cursor))
     found = cursor.next("an action")
-    raise fail(found, SHARED.get(word, f"no action known here: expected {', '.join(ACTIONS)}, pass, drop, pipe, continue, reclassify or goto chain N"))
+    raise fail(found, SHARED.get(word, f"no action known here: expected {', '.join(ACTIONS)}, pass, drop, pipe, continue or goto chain N"))
 
 
 def _options(cursor: Cursor, table: dict[str, Callable[[Word], Any]], same: dict[str, str] | None = None) -> dict[str, Any]:
@@ -203,7 +219,8 @@ def _mirred(cursor: Cursor) -> Mirred:
 
 
 def _pedit(cursor: Cursor) -> Pedit:
-    extended, done = False, []
+    extended = False
+    done: list[Munge] = []
     while (text := cursor.peek()) is not None:
         if text == "ex" and not done:
             extended = bool(cursor.next("ex"))

@@ -14,8 +14,25 @@ from datapath.pipeline import quantities
 from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.rules import (
-    Action, Control, Csum, Ct, Gact, Hook, Match, Mirred, Munge, Pedit, Police, Qdisc, Rule, Ruleset, Skbedit, Template, Vlan, innermost,
-)  # fmt: skip
+    Action,
+    Control,
+    Csum,
+    Ct,
+    Gact,
+    Hook,
+    Match,
+    Mirred,
+    Munge,
+    Pedit,
+    Police,
+    Qdisc,
+    Rule,
+    Ruleset,
+    Skbedit,
+    Template,
+    Vlan,
+    innermost,
+)
 from datapath.pipeline.tc_pedit import field_text
 
 

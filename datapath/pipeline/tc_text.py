@@ -19,8 +19,19 @@ from datapath.pipeline.findings import Expected, Findings, rule_error
 from datapath.pipeline.flower_keys import KEYS, REFUSED_KEYS, TC, device, read_key
 from datapath.pipeline.quantities import keyword, number
 from datapath.pipeline.rules import (
-    ETH_ALL, FIELD_ORDER, Action, Hook, Match, Place, Qdisc, Rule, RuleError, Ruleset, Template, innermost,
-)  # fmt: skip
+    ETH_ALL,
+    FIELD_ORDER,
+    Action,
+    Hook,
+    Match,
+    Place,
+    Qdisc,
+    Rule,
+    RuleError,
+    Ruleset,
+    Template,
+    innermost,
+)
 from datapath.pipeline.shell_words import Cursor, Word, commands, fail
 from datapath.pipeline.tc_actions import MAX_CHAIN, read_actions, read_value
 

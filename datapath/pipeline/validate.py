@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import match_text
-from datapath.pipeline.rule_checks import check_rule, check_template, controls_of
+from datapath.pipeline.rule_checks import Looked, check_rule, check_template, controls_of
 from datapath.pipeline.rules import ETH_ALL, Hook, Match, Place, Qdisc, Rule, Ruleset, Template, innermost
 
 FIRST_PRIO = 0xC000  # of the first rule of a chain that has none (tcf_auto_prio)
@@ -55,7 +55,8 @@ def _hooks(ruleset: Ruleset, found: Findings) -> None:
         devices[qdisc.device] = qdisc
     blocks = {block for qdisc in ruleset.qdiscs for block in (qdisc.ingress_block, qdisc.egress_block)}
     said: set[Hook] = set()
-    for each in (*ruleset.templates, *ruleset.rules):
+    everything: list[Looked] = [*ruleset.templates, *ruleset.rules]
+    for each in everything:
         if each.hook not in said and (wrong := _hook_error(each.hook, devices, blocks)):
             said.add(each.hook)
             place = each.parts.get("dev", each.parts.get("block", each.place))
@@ -155,7 +156,7 @@ class _Chain:
         handle = rule.handle or self._handle(prio)
         if handle in handles:
             at = _at(handles[handle])
-            found.error(rule.parts.get("handle", rule.place), f"handle {handle:#x}", f"there is one in prio {prio} of this chain{at}: expected another")
+            found.error(rule.parts.get("handle", rule.place), f"handle {handle:#x}", f"prio {prio} of this chain has it{at}: expected another")
         handles.setdefault(handle, rule.place)
         other = self.same.setdefault((prio, rule.matches), rule.place)
         if other is not rule.place and protocol == rule.protocol:
