@@ -68,8 +68,8 @@ def _read(name: str, quiet: bool) -> Ruleset | None:
     found, ruleset = Findings(), None
     try:
         ruleset = read(name, found)
-    except RuleError as error:
-        found.errors.append(error)
+    except RuleError as unread:
+        found.errors.append(unread)
     for error in found.in_order():
         complain(str(error))
     for line in found.warnings if not quiet else ():
