@@ -11,7 +11,7 @@ packets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -312,15 +312,3 @@ def innermost(protocol: int, matches: Iterable[Match]) -> int:
     """The ethertype behind the VLAN tags that are matched: which of IPv4, IPv6 and ARP the keys of layer three and four are about."""
     types = {match.name: match.value for match in matches if match.name in ("vlan_ethtype", "cvlan_ethtype")}
     return types.get("cvlan_ethtype", types.get("vlan_ethtype", protocol))
-
-
-def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """The rules of one chain in the order in which flower tries them: by prio; within one, masks in the order in which they first came up.
-
-    Rules of one prio and mask never match the same packet, but for ranges of ports, which are tried as they were written.
-    """
-    first: dict[tuple[int, tuple[object, ...]], int] = {}
-    keys = [(rule.prio, tuple((match.name, match.mask, match.high is None) for match in rule.matches)) for rule in rules]
-    for i, key in enumerate(keys):
-        first.setdefault(key, i)
-    return [rules[i] for i in sorted(range(len(rules)), key=lambda i: (rules[i].prio, first[keys[i]], i))]

@@ -9,7 +9,8 @@ from collections import defaultdict
 from typing import TextIO
 
 from datapath.pipeline.flower_keys import ethertype_text, match_text
-from datapath.pipeline.rules import Hook, Rule, Ruleset, Template, in_order, innermost
+from datapath.pipeline.order import in_order
+from datapath.pipeline.rules import Hook, Rule, Ruleset, Template, innermost
 from datapath.pipeline.tc_print import action_text
 from datapath.pipeline.validate import hook_text
 
@@ -35,8 +36,8 @@ def print_rules(ruleset: Ruleset, file: TextIO) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name, justify in (("prio", "right"), ("handle", "right"), ("protocol", "left"), ("matches", "left"), ("does", "left")):
             table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
-        for rule in in_order(rules):
-            table.add_row(*map(Text, _row(rule)))
+        for placed in in_order(rules):
+            table.add_row(*map(Text, _row(placed.rule)))
         console.print(table if rules else Text("no rules"))
 
 

@@ -21,7 +21,8 @@ from datapath.pipeline.flower_keys import KEYS, device
 from datapath.pipeline.quantities import masked
 from datapath.pipeline.rules import CONTROLS, Control, Munge, RuleError
 from datapath.pipeline.shell_words import Cursor, commands
-from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, helper, vlan_protocol
+from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, vlan_protocol
+from datapath.pipeline.tc_actions import helper as read_helper
 from datapath.pipeline.tc_pedit import munge
 
 
@@ -130,7 +131,7 @@ class Ct(Model):
     force: bool = False
     clear: bool = False
     nat: Nat | None = None
-    helper: _text(helper, "FAMILY-PROTOCOL-NAME, as in ipv4-tcp-ftp", integer=False) = None  # type: ignore[valid-type]
+    helper: _text(read_helper, "FAMILY-PROTOCOL-NAME, as in ipv4-tcp-ftp", integer=False) = None  # type: ignore[valid-type]
     then: ControlText = PIPE
 
 
