@@ -140,7 +140,8 @@ def _mac(about: str) -> Key:
         address, rest = quantities.mac_text(match.value), (1 << 48) - 1 ^ match.mask
         if not rest:
             return address
-        return f"{address}/{48 - rest.bit_length() if quantities.is_prefix(match.mask, 48) else quantities.mac_text(match.mask)}"
+        short = match.mask and quantities.is_prefix(match.mask, 48)
+        return f"{address}/{48 - rest.bit_length() if short else quantities.mac_text(match.mask)}"
 
     return Key("MAC[/MASK]", lambda text, version, bases: (*quantities.masked_mac(text), None, ""), write, about)
 
@@ -174,7 +175,8 @@ def _port(about: str) -> Key:
     def write(match: Match) -> str:
         if match.high is not None:
             return f"{match.value}-{match.high}"
-        return str(match.value) if match.mask == 0xFFFF else f"{match.value}/{match.mask:#x}"
+        # tc takes port 0 only with a mask.
+        return str(match.value) if match.mask == 0xFFFF and match.value else f"{match.value}/{match.mask:#x}"
 
     return Key("PORT[/MASK] | LOW-HIGH", read, write, about)
 

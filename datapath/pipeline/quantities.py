@@ -78,12 +78,12 @@ def mac(text: str) -> int:
 
 
 def masked_mac(text: str) -> tuple[int, int]:
-    """MAC[/MASK]: the mask as a MAC, or as a number of leading bits."""
+    """MAC[/MASK]: the mask as a MAC, or as a number of leading bits, of which tc misreads 0."""
     address, slash, mask = text.partition("/")
     full = (1 << 48) - 1
     if not slash:
         return mac(address), full
-    chosen = mac(mask) if ":" in mask else full ^ (full >> number(mask, 10, 48, "a number of leading bits"))
+    chosen = mac(mask) if ":" in mask else full ^ (full >> number(mask, 10, 48, "a number of leading bits", low=1))
     return mac(address) & chosen, chosen
 
 
