@@ -19,7 +19,7 @@ class Expected(ValueError):
 
 def rule_error(place: Place, text: str, expected: str) -> RuleError:
     """rules.tc:7:52: 'ct_state +trk+new+est': new and est exclude each other."""
-    return RuleError(line_of(place, text, expected), place)
+    return RuleError(line_of(place, text, expected), place, expected)
 
 
 def line_of(place: Place, text: str, said: str) -> str:

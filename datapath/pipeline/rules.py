@@ -38,11 +38,11 @@ class Place(NamedTuple):
 
 
 class RuleError(CtmirrorError):
-    """A rules file is wrong: file, line, column, and what was expected."""
+    """A rules file is wrong: file, line, column, and what was expected (by itself in `expected`)."""
 
-    def __init__(self, text: str, place: Place = Place()) -> None:  # noqa: B008 (a named tuple is a value)
+    def __init__(self, text: str, place: Place = Place(), expected: str = "") -> None:  # noqa: B008 (a named tuple is a value)
         super().__init__(text)
-        self.place = place
+        self.place, self.expected = place, expected or text
 
 
 class Field(NamedTuple):

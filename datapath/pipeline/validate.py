@@ -15,7 +15,7 @@ from dataclasses import replace
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import match_text
 from datapath.pipeline.rule_checks import Looked, check_rule, check_template, controls_of
-from datapath.pipeline.rules import ETH_ALL, Hook, Match, Place, Qdisc, Rule, Ruleset, Template, innermost
+from datapath.pipeline.rules import Hook, Match, Place, Qdisc, Rule, Ruleset, Template, innermost
 
 FIRST_PRIO = 0xC000  # of the first rule of a chain that has none (tcf_auto_prio)
 ASKED_PRIO = 0x8000  # where the kernel looks for the prio below which the next one is given
@@ -77,7 +77,7 @@ def _hook_error(hook: Hook, devices: dict[str, Qdisc], blocks: set[int | None]) 
     if qdisc is None:
         return f"expected a line `tc qdisc add dev {hook.device} clsact` (or no qdisc lines at all)"
     if hook.direction == "egress" and qdisc.kind != "clsact":
-        return f"{hook.device} has an ingress qdisc: expected clsact for egress"
+        return f"{hook.device} has an ingress qdisc, which takes egress for ingress: expected clsact"
     shared = qdisc.ingress_block if hook.direction == "ingress" else qdisc.egress_block
     return f"is bound to a shared block: expected block {shared} instead of the device" if shared is not None else ""
 
@@ -86,7 +86,7 @@ def _hook_error(hook: Hook, devices: dict[str, Qdisc], blocks: set[int | None]) 
 
 
 def _templates(ruleset: Ruleset, found: Findings) -> None:
-    """A rule of a chain with a template may look at what the template looks at, and no more (fl_mask_fits_tmplt)."""
+    """A rule of a chain with a template may look at what the template looks at, and no more (fl_mask_fits_tmplt); its protocol is its own."""
     templates: dict[tuple[Hook, int], Template] = {}
     for template in ruleset.templates:
         if templates.setdefault((template.hook, template.chain), template) is not template:
@@ -103,26 +103,19 @@ def _templates(ruleset: Ruleset, found: Findings) -> None:
 
 
 def _fits(rule: Rule, template: Template, found: Findings) -> None:
-    inner, allowed = innermost(rule.protocol, rule.matches), _kinds(template.protocol, template.matches)
-    where = f"the template of chain {rule.chain}"
-    if rule.protocol != ETH_ALL and template.protocol == ETH_ALL:
-        found.error(rule.parts.get("protocol", rule.place), f"chain {rule.chain}", f"{where} has no protocol: expected protocol all")
-    for (name, mask, ranged, version), match in zip(_keys(rule.protocol, rule.matches), rule.matches, strict=True):
-        if mask & ~allowed.get((name, ranged, version), -1 if not mask and (name, ranged, version) in allowed else 0):
-            found.error(rule.parts.get(name, rule.place), match_text(match, inner), f"{where} does not look at that: expected its keys and masks")
-        elif name == "indev" and (name, ranged, version) not in allowed:
-            found.error(rule.parts.get(name, rule.place), match_text(match, inner), f"{where} has no indev: expected its keys")
+    inner, allowed = innermost(rule.protocol, rule.matches), {key[:3]: key[3] for key in _keys(template.protocol, template.matches)}
+    for (*key, mask), match in zip(_keys(rule.protocol, rule.matches), rule.matches, strict=True):
+        if mask & ~allowed.get(tuple(key), 0):
+            place, said = rule.parts.get(match.name, rule.place), f"the template of chain {rule.chain} does not look at that"
+            found.error(place, match_text(match, inner), f"{said}: expected its keys and masks")
 
 
-def _keys(protocol: int, matches: Sequence[Match]) -> list[tuple[str, int, bool, int]]:
-    """Name, mask, whether a range, and the ethertype where the same name is another field (addresses, ICMP types)."""
+def _keys(protocol: int, matches: Sequence[Match]) -> list[tuple[str, bool, int, int]]:
+    """Name, whether a range, the ethertype where the same name is another field (addresses, ICMP types); and the mask."""
     inner = innermost(protocol, matches)
     of_family = ("src_ip", "dst_ip", "type", "code")
-    return [(match.name, match.mask, match.high is not None, inner if match.name in of_family else 0) for match in matches]
-
-
-def _kinds(protocol: int, matches: Sequence[Match]) -> dict[tuple[str, bool, int], int]:
-    return {(name, ranged, version): mask for name, mask, ranged, version in _keys(protocol, matches)}
+    masks = [match.mask if match.name != "indev" else 1 for match in matches]
+    return [(each.name, each.high is not None, inner if each.name in of_family else 0, mask) for each, mask in zip(matches, masks, strict=True)]
 
 
 # --- priorities and handles -------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
     try:
         value = read(cursors[0])
     except RuleError as error:
-        raise Expected(str(error).partition(": ")[2] or str(error)) from None
+        raise Expected(error.expected) from None
     if cursors[0].peek() is not None:
         raise Expected(f"expected nothing behind '{' '.join(word.text for word in cursors[0].words[: cursors[0].at])}'")
     return value

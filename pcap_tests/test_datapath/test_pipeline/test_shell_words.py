@@ -30,7 +30,7 @@ def cut(text: str) -> list[list[str]]:
         ("tc a#b", [["tc", "a#b"]]),
         ("tc a; tc b && tc c", [["tc", "a"], ["tc", "b"], ["tc", "c"]]),
         ("tc 'a b' \"c d\" e\\ f", [["tc", "a b", "c d", "e f"]]),
-        ("tc \"a\\\"b\\$c\\d\" 'e\\'", [["tc", 'a"b$c\\d', "e\\"]]),
+        ('tc "a\\"b\\$c\\d" \'e\\\'', [["tc", 'a"b$c\\d', "e\\"]]),
         ("tc ''", [["tc", ""]]),
         ("tc 'a\nb' c", [["tc", "a\nb", "c"]]),
         ("", []),
