@@ -9,12 +9,18 @@ Invariant: every word has the line and column at which it begins, counted from 1
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from datapath.pipeline.findings import Expected, Findings, rule_error
 from datapath.pipeline.rules import Place, RuleError
 
 BLANK = " \t\r"
+# Most lines are words and blanks alone; most of a word is characters that stand for themselves.
+_PLAIN_LINE = re.compile(r"""[^\n'"\\$`|<>&();#]*(?:\n|\Z)""")
+_PLAIN_WORD = re.compile(r"[^ \t\r\n]+")
+_PLAIN_PART = re.compile(r"""[^ \t\r\n'"\\$`|<>&();]+""")
 SEPARATORS = ("&&", ";", "\n")
 # What a shell does by itself, and what we say to it.
 SHELL = {
@@ -89,15 +95,18 @@ class _Scanner:
     def ahead(self, *texts: str) -> str | None:
         return next((text for text in texts if self.text.startswith(text, self.at)), None)
 
-    def commands(self) -> list[Cursor]:
-        """All commands of the text that have words."""
-        done: list[Cursor] = []
+    def commands(self) -> Iterator[Cursor]:
+        """All commands of the text that have words, as they are cut."""
         words: list[Word] = []
         while self.at < len(self.text):
+            if self.at == self.start and (plain := _PLAIN_LINE.match(self.text, self.at)):
+                words += self.plain(plain.group())
+            if self.at == len(self.text):
+                break
             here = self.text[self.at]
             if separator := self.ahead(*SEPARATORS):
                 if words:
-                    done.append(Cursor(words, self.place()))
+                    yield Cursor(words, self.place())
                 words = []
                 self.step(len(separator))
             elif here in BLANK or self.ahead("\\\n", "\\\r\n"):
@@ -113,8 +122,13 @@ class _Scanner:
                     self.to_end()
                     words = []
         if words:
-            done.append(Cursor(words, self.place()))
-        return done
+            yield Cursor(words, self.place())
+
+    def plain(self, line: str) -> list[Word]:
+        """The words of a line in which every character stands for itself; to its line break, which is not passed."""
+        found = [Word(word.group(), Place(self.name, self.line, word.start() + 1)) for word in _PLAIN_WORD.finditer(line)]
+        self.at += len(line) - line.endswith("\n")
+        return found
 
     def to_end(self) -> None:
         """To the end of the line, which is not passed."""
@@ -125,6 +139,10 @@ class _Scanner:
         """One word, from its first character on. Raises Expected at what a shell would have to do."""
         parts: list[str] = []
         while self.at < len(self.text):
+            if plain := _PLAIN_PART.match(self.text, self.at):
+                parts.append(plain.group())
+                self.at = plain.end()
+                continue
             here = self.text[self.at]
             if here in BLANK or self.ahead(*SEPARATORS):
                 break
@@ -136,10 +154,8 @@ class _Scanner:
                 parts.append(self.double())
             elif continued := self.ahead("\\\r\n", "\\\n"):
                 self.step(len(continued))
-            elif here == "\\":
-                self.step()
-                parts.append(self.step())
             else:
+                self.step()
                 parts.append(self.step())
         return "".join(parts)
 
@@ -167,6 +183,6 @@ class _Scanner:
         return "".join(out)
 
 
-def commands(text: str, name: str, found: Findings) -> list[Cursor]:
-    """The commands of a script. name: of the file, for places. What cannot be cut goes to `found`, and its line is left out."""
+def commands(text: str, name: str, found: Findings) -> Iterator[Cursor]:
+    """The commands of a script, one after the other. name: of the file, for places. What cannot be cut goes to `found`, and its line is left out."""
     return _Scanner(text, name, found).commands()

@@ -103,19 +103,20 @@ def _templates(ruleset: Ruleset, found: Findings) -> None:
 
 
 def _fits(rule: Rule, template: Template, found: Findings) -> None:
-    inner, allowed = innermost(rule.protocol, rule.matches), {key[:3]: key[3] for key in _keys(template.protocol, template.matches)}
-    for (*key, mask), match in zip(_keys(rule.protocol, rule.matches), rule.matches, strict=True):
-        if mask & ~allowed.get(tuple(key), 0):
+    inner, allowed = innermost(rule.protocol, rule.matches), dict(_keys(template.protocol, template.matches))
+    for (key, mask), match in zip(_keys(rule.protocol, rule.matches), rule.matches, strict=True):
+        if mask & ~allowed.get(key, 0):
             place, said = rule.parts.get(match.name, rule.place), f"the template of chain {rule.chain} does not look at that"
             found.error(place, match_text(match, inner), f"{said}: expected its keys and masks")
 
 
-def _keys(protocol: int, matches: Sequence[Match]) -> list[tuple[str, bool, int, int]]:
+def _keys(protocol: int, matches: Sequence[Match]) -> list[tuple[tuple[str, bool, int], int]]:
     """Name, whether a range, the ethertype where the same name is another field (addresses, ICMP types); and the mask."""
     inner = innermost(protocol, matches)
     of_family = ("src_ip", "dst_ip", "type", "code")
     masks = [match.mask if match.name != "indev" else 1 for match in matches]
-    return [(each.name, each.high is not None, inner if each.name in of_family else 0, mask) for each, mask in zip(matches, masks, strict=True)]
+    names = [(each.name, each.high is not None, inner if each.name in of_family else 0) for each in matches]
+    return list(zip(names, masks, strict=True))
 
 
 # --- priorities and handles -------------------------------------------------------------------------------------------------------------

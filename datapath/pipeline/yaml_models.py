@@ -49,7 +49,7 @@ def _only_text(check: Callable[[str], object]) -> Callable[[object], object]:
 def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
     """What a reader of tc words makes of a text that has nothing else in it."""
     found = Findings()
-    cursors = commands(text, "", found)
+    cursors = list(commands(text, "", found))
     if found.errors or len(cursors) != 1:
         raise Expected("expected words as tc has them")
     try:

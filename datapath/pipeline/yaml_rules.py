@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from datapath.pipeline import rules, tc_print
@@ -51,6 +52,17 @@ def _libraries() -> Any:
     return yaml
 
 
+@cache
+def _loader(yaml: Any) -> Any:
+    """PyYAML's loader without its opinion on what a scalar is: it has that of YAML 1.1, where 12:34:56 is a number."""
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def resolve(self, kind: object, value: object, implicit: object) -> str:
+            return ""
+
+    return Loader
+
+
 # --- text to values -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +74,7 @@ class _Document:
         self.name, self.count = name, 0
         self.yaml = yaml
         try:
-            self.root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            self.root = yaml.compose(text, Loader=_loader(yaml))
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)

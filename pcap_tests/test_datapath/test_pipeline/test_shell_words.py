@@ -14,7 +14,7 @@ from datapath.pipeline.shell_words import commands
 
 def cut(text: str) -> list[list[str]]:
     found = Findings()
-    done = commands(text, "f", found)
+    done = list(commands(text, "f", found))
     assert not found.errors, found.errors
     return [[word.text for word in cursor.words] for cursor in done]
 
@@ -65,7 +65,7 @@ def test_every_word_has_its_line_and_column():
 )
 def test_the_rest_of_a_shell_is_an_error_that_says_so(text, error):
     found = Findings()
-    assert commands(f"{text}\n", "f", found) == []
+    assert list(commands(f"{text}\n", "f", found)) == []
     assert [str(each) for each in found.errors] == [error]
 
 

@@ -161,9 +161,8 @@ def test_aliases_are_copied():
 
 
 def test_aliases_of_aliases_end_in_one_line():
-    text = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{name}: &{name} [{','.join([f'*{last}'] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
-    )
+    lines = [f"{name}: &{name} [{','.join([f'*{last}'] * 9)}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)]
+    text = "\n".join(["a: &a [x,x,x,x,x,x,x,x,x]", *lines])
     assert errors(text)[0].endswith("levels and 4,000,000 values, aliases counted")
 
 
