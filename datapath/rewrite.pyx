@@ -38,6 +38,7 @@ cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
 
 cdef enum:
+    CHANGES = REWRITE_SRC | REWRITE_DST | REWRITE_INNER_SRC | REWRITE_INNER_DST | REWRITE_SEQ | REWRITE_EDIT
     QUOTE = 8                   # an ICMP error's header; behind it the packet it is about (RFC 792, RFC 4443 3.1)
     ECHO6 = 128
     ECHO6_REPLY = 129
@@ -296,8 +297,11 @@ cdef inline uint64_t shift(uint8_t *field, int32_t by) noexcept nogil:
 
 
 cdef bint shift_numbers(uint8_t *l4, const Packet *p, const Rewrite *r) noexcept nogil:
-    """Sequence numbers behind a payload that a helper has made longer or shorter. SACK blocks are edits, for each edge is moved by its own."""
-    if p.key.proto != PROTO_TCP or p.l4_have < 20:
+    """Sequence numbers behind a payload that a helper has made longer or shorter. SACK blocks are edits, for each edge is moved by its own.
+
+    Of an ICMP error it is what lies at their places, as in Linux (ctcore.helpers.registry, adjust_error).
+    """
+    if (p.key.proto != PROTO_TCP and p.key.proto != PROTO_ICMP and p.key.proto != PROTO_ICMPV6) or p.l4_have < 20:
         return False
     adjust(l4 + 16, shift(l4 + 4, r.seq_delta))
     if l4[13] & ACK:
@@ -318,8 +322,9 @@ cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrit
     own.len = p.l4_len
     own.have = p.l4_have
     if unlikely(r.flags & (REWRITE_INNER_SRC | REWRITE_INNER_DST)):
-        return rewrite_error(&own, p, r)
-    if likely(r.flags & (REWRITE_SRC | REWRITE_DST)) and not translate(&own, p.key.proto, &r.to, r.flags):
+        if not rewrite_error(&own, p, r):
+            return False
+    elif likely(r.flags & (REWRITE_SRC | REWRITE_DST)) and not translate(&own, p.key.proto, &r.to, r.flags):
         return False
     if unlikely(r.flags & REWRITE_SEQ):
         return shift_numbers(l4, p, r)
@@ -370,7 +375,7 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
     told = <const Rewrite *><size_t>rewrites.ctypes.data
     memset(&settings, 0, sizeof(ParseSettings))
     for i in range(n):
-        if told[i].flags == 0:
+        if told[i].flags & CHANGES == 0:
             continue
         parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
         if p.l4 != NULL and p.key.family != told[i].to.family:
