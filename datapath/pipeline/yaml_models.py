@@ -90,7 +90,11 @@ Priority = Annotated[
 Protocol = _text(quantities.ethertype, "an ethertype: ip, ipv6, arp, 802.1Q, ..., or a number")
 Device = _text(device, "a device's name", integer=False)
 Block = Annotated[int, Field(ge=1, le=0xFFFFFFFF)]
-PIPE, PASS, RECLASSIFY = Control("pipe"), Control("pass"), Control("reclassify")
+
+
+def _default(text: str) -> Any:
+    """What is meant where nothing is written, as it would be written."""
+    return Field(default=text, validate_default=True)
 
 
 class Model(BaseModel):
@@ -132,7 +136,7 @@ class Ct(Model):
     clear: bool = False
     nat: Nat | None = None
     helper: _text(read_helper, "FAMILY-PROTOCOL-NAME, as in ipv4-tcp-ftp", integer=False) = None  # type: ignore[valid-type]
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
 
 class Mirred(Model):
@@ -141,7 +145,7 @@ class Mirred(Model):
     redirect: Device = None  # type: ignore[valid-type]
     mirror: Device = None  # type: ignore[valid-type]
     direction: Literal["egress", "ingress"] = "egress"
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
     @model_validator(mode="after")
     def _kind(self) -> Mirred:
@@ -154,14 +158,14 @@ class Pedit(Model):
     """Changes of header fields, each as tc has it behind `pedit ex munge`."""
 
     munge: Annotated[list[_text(_munge, "ip ttl set 64", integer=False)], Field(min_length=1)]  # type: ignore[valid-type]
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
 
 class Csum(Model):
     """Checksums made anew."""
 
     of: Annotated[list[Literal[CSUM_ORDER]], Field(min_length=1)]  # type: ignore[valid-type]
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
 
 class Skbedit(Model):
@@ -171,7 +175,7 @@ class Skbedit(Model):
     priority: Priority = None
     queue: Annotated[int, Field(ge=0, le=0xFFFF)] | None = None
     ptype: Literal[PTYPES] | None = None  # type: ignore[valid-type]
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
 
 class Vlan(Model):
@@ -181,7 +185,7 @@ class Vlan(Model):
     id: Annotated[int, Field(ge=0, le=0xFFF)] | None = None
     protocol: _text(vlan_protocol, "802.1Q or 802.1ad") = None  # type: ignore[valid-type]
     priority: Annotated[int, Field(ge=0, le=7)] | None = None
-    then: ControlText = PIPE
+    then: ControlText = _default("pipe")
 
 
 class Police(Model):
@@ -192,8 +196,8 @@ class Police(Model):
     mtu: _text(quantities.size, "bytes, or with a unit") = None  # type: ignore[valid-type]
     packet_rate: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] | None = None
     packet_burst: Annotated[int, Field(ge=1, le=0xFFFFFFFF)] | None = None
-    exceed: ControlText = RECLASSIFY
-    then: ControlText = PASS
+    exceed: ControlText = _default("reclassify")
+    then: ControlText = _default("pass")
 
 
 ACTION_MODELS: dict[str, type[Model]] = {
@@ -243,7 +247,7 @@ class Hooked(Model):
     device: Device = None  # type: ignore[valid-type]
     direction: Literal["ingress", "egress"] = "ingress"
     block: Block | None = None
-    protocol: Protocol = 3  # type: ignore[valid-type]
+    protocol: Protocol = _default("all")  # type: ignore[valid-type]
     chain: Annotated[int, Field(ge=0, le=MAX_CHAIN)] = 0
     match: Matches = Field(default_factory=Matches)  # type: ignore[valid-type]
 
@@ -287,4 +291,17 @@ class RulesFile(Model):
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a rules file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RulesFile.model_json_schema(), "title": "Rules of ctmirror"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_tidy(RulesFile.model_json_schema()), "title": "Rules of ctmirror"}
+
+
+def _tidy(node: Any, names: bool = False) -> Any:
+    """Without what pydantic adds and says nothing: titles made of names, null for what may be left out. names: whether the keys are names."""
+    if isinstance(node, list):
+        return [_tidy(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    one = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
+    if not names and len(one) == 1:
+        node = {**{key: value for key, value in node.items() if key != "anyOf"}, **one[0]}
+    dropped = () if names else tuple(key for key in ("title", "default") if key == "title" or node.get(key, 0) is None)
+    return {key: _tidy(value, not names and key in ("properties", "$defs")) for key, value in node.items() if key not in dropped}

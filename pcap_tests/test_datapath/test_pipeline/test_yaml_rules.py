@@ -176,6 +176,14 @@ def test_the_schema_knows_every_key_and_refuses_others():
     assert all(each.get("additionalProperties") is False for each in [schema, *schema["$defs"].values()] if each.get("type") == "object")
 
 
+def test_defaults_in_the_schema_are_written_as_people_write_them():
+    defs = json.loads(yaml_rules.schema_text())["$defs"]
+    assert [defs[name]["properties"]["then"]["default"] for name in ("Ct", "Police")] == ["pipe", "pass"]
+    assert defs["Rule"]["properties"]["protocol"]["default"] == "all"
+    assert defs["Rule"]["properties"]["prio"] == {"maximum": 65535, "minimum": 1, "type": "integer"}
+    assert "title" not in defs["Ct"]
+
+
 def test_without_its_libraries_yaml_is_one_line():
     """And tc lines need none of them."""
     program = (
