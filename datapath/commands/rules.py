@@ -91,7 +91,7 @@ def _answer(action: str, name: str, ruleset: Ruleset, output: str | None, quiet:
         from datapath.pipeline import tc_print, yaml_rules
 
         with opened(output) as file:
-            click.echo(tc_print.script(ruleset) if action == "tc" else yaml_rules.dump(ruleset), file=file, nl=False)
+            click.echo(tc_print.print_ruleset(ruleset) if action == "tc" else yaml_rules.dump(ruleset), file=file, nl=False)
 
 
 def _schema(output: str | None) -> int:

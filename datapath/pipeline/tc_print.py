@@ -1,7 +1,7 @@
 """Rules as a script of tc lines: one line for each qdisc, template and rule, in words that tc itself takes.
 
 Everything is spelled out (what follows an action, what pedit retains), in the order that tc wants, so that the same rules always give the same text.
-Invariant: parse(script(rules)) is the rules again. Not here: rules that tc has no words for, which validate refuses.
+Invariant: parse(print_ruleset(rules)) is the rules again. Not here: rules that tc has no words for, which validate refuses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from datapath.pipeline.rules import (
 from datapath.pipeline.tc_pedit import field_text
 
 
-def script(ruleset: Ruleset) -> str:
+def print_ruleset(ruleset: Ruleset) -> str:
     """The whole as text, with a line break behind each line."""
     lines = [*map(qdisc_line, ruleset.qdiscs), *map(template_line, ruleset.templates), *map(rule_line, ruleset.rules)]
     return "".join(f"{line}\n" for line in lines)

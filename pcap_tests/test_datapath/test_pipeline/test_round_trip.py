@@ -20,9 +20,9 @@ def again(text: str):
 @given(rulesets())
 def test_rules_as_tc_lines_are_the_rules_again(ruleset):
     """And printing them again gives the same text: it is canonical."""
-    text = tc_print.script(ruleset)
+    text = tc_print.print_ruleset(ruleset)
     assert again(text) == ruleset
-    assert tc_print.script(again(text)) == text
+    assert tc_print.print_ruleset(again(text)) == text
 
 
 @given(rulesets())
@@ -34,6 +34,6 @@ def test_rules_as_yaml_are_the_rules_again(ruleset):
 
 @given(rulesets())
 def test_a_script_is_one_line_for_each_thing(ruleset):
-    lines = tc_print.script(ruleset).splitlines()
+    lines = tc_print.print_ruleset(ruleset).splitlines()
     assert len(lines) == len(ruleset.qdiscs) + len(ruleset.templates) + len(ruleset.rules)
     assert all(line.startswith("tc ") for line in lines)

@@ -40,7 +40,7 @@ def sound(text: str) -> None:
         assert line and len(line) < 1000 and line == printable(line)
     if found.errors:
         return
-    for again in (tc_print.script(ruleset), yaml_rules.dump(ruleset)):
+    for again in (tc_print.print_ruleset(ruleset), yaml_rules.dump(ruleset)):
         assert parse(again, "again", found) == ruleset
         assert not found.errors
 

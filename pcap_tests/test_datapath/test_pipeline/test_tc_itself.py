@@ -97,7 +97,7 @@ def _options(kind: bytes, data: bytes) -> dict[int, bytes]:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ruleset=rulesets())
 def test_tc_takes_every_line_that_is_printed(tc, knows_helpers, ruleset):
-    for line in tc_print.script(ruleset).splitlines():
+    for line in tc_print.print_ruleset(ruleset).splitlines():
         if knows_helpers or " helper " not in line:
             tc.request(line)
 
@@ -244,7 +244,7 @@ def with_chain(line: str) -> str:
 )
 def test_other_lines_mean_to_tc_what_we_print_of_them(tc, line):
     found = Findings()
-    printed = tc_print.script(tc_text.parse(line, "line", found))
+    printed = tc_print.print_ruleset(tc_text.parse(line, "line", found))
     assert not found.errors
     assert meaning(tc.request(printed)) == meaning(tc.request(line))
 
