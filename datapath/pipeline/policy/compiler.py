@@ -147,8 +147,10 @@ class _Hook:
         if stages is not None:
             policy = STAGE_CHAINS[stages[0].name] if stages else self._verdict(ALLOW)
             self._state(policy)
-            for stage, following in zip(stages, [*stages[1:], None], strict=True):
-                self._stage(stage, self._verdict(ALLOW) if following is None else STAGE_CHAINS[following.name])
+            # Behind the last stage nothing is left that could forbid it.
+            following = [*(STAGE_CHAINS[stage.name] for stage in stages[1:]), self._verdict(ALLOW)]
+            for stage, behind in zip(stages, following, strict=False):
+                self._stage(stage, behind)
             self._verdicts(denies=any(DENY in (stage.otherwise, *(clause.outcome for clause in stage.clauses)) for stage in stages))
         return self.made
 

@@ -7,25 +7,34 @@ of a pod hardly anything matters here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from datapath.pipeline.policy.documents import Document
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-# A port's name: IANA_SVC_NAME of the Kubernetes API (RFC 6335 section 5.1, in lower case).
-PortName = Annotated[str, Field(pattern=r"^(?=.*[a-z])[a-z0-9](-?[a-z0-9])*$", max_length=15)]
 Protocol = Literal["TCP", "UDP", "SCTP"]
+_PORT_NAME = re.compile("(?=.*[a-z])(?=.{1,15}$)[a-z0-9](-?[a-z0-9])*")  # IANA_SVC_NAME of the Kubernetes API (RFC 6335 section 5.1)
 PROTOCOLS: dict[str, int] = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
 def wrong(text: str, **values: Any) -> PydanticCustomError:
     """An error that a validator raises; its text says what was expected."""
     return PydanticCustomError("policy", text, values or None)
+
+
+def _port_name(value: str) -> str:
+    if not _PORT_NAME.fullmatch(value):
+        raise wrong("'{value}': expected a port's name: at most 15 lower case letters, digits and single hyphens within, one a letter", value=value)
+    return value
+
+
+PortName = Annotated[str, AfterValidator(_port_name)]
 
 
 class Open(BaseModel):
@@ -138,7 +147,6 @@ _SENTENCES = {
     "literal_error": "expected {expected}",
     "greater_than_equal": "expected at least {ge}",
     "less_than_equal": "expected at most {le}",
-    "string_pattern_mismatch": "no name of a port; expected lower case letters, digits and single hyphens within, at least one of them a letter",
     "string_too_short": "expected a name",
     "string_too_long": "expected at most {max_length} characters",
     "too_short": "expected at least {min_length}",
