@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ctcore.errors import CtmirrorError
 from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
 from datapath.hints import counted
@@ -34,6 +36,16 @@ def command(quiet: bool, verbose: bool) -> None:
     """
 
 
+def _load(files: tuple[str, ...]) -> Cluster:
+    """The cluster of these files. Its libraries are an extra."""
+    missing = [name for name, module in (("pydantic", "pydantic"), ("PyYAML", "yaml")) if find_spec(module) is None]
+    if missing:
+        raise CtmirrorError(f"policies need {' and '.join(missing)}: pip install 'ctmirror[policy]'")
+    from datapath.pipeline.policy.load import load
+
+    return load(files)
+
+
 def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What both commands take."""
     function = click.option(
@@ -55,7 +67,9 @@ def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--node", metavar="NAME", help="Rules for the pods of this node only.  [default: all pods]")
 @click.option("--device-of", "template", metavar="TEMPLATE", help="The device of a pod, of {namespace}, {name}, {node} and {hash} (11 digits); an "
               "annotation ctmirror/device comes first.  [default: veth{hash}]")  # fmt: skip
-@click.option("--devices", metavar="FILE", help="Devices by pod, before all else: a YAML mapping of NAMESPACE/POD to DEVICE or {device: ..., zone: N}.")
+@click.option(
+    "--devices", metavar="FILE", help="Devices by pod, before all else: a YAML mapping of NAMESPACE/POD to DEVICE or {device: ..., zone: N}."
+)
 @click.option("--format", "form", type=click.Choice(["tc", "yaml"]), default="tc", help="A script for tc, or YAML.  [default: tc]")
 @output_option
 @verbosity("No notes and no summary.", "Also how many rules each chain has.")
@@ -63,7 +77,8 @@ def compile_command(files: tuple[str, ...], output: str | None, quiet: bool, ver
     """The rules that enforce policies, at the devices of the pods.
 
     What a pod sends comes out of its device on the host, and meets its egress policies there; what it is to receive meets its ingress policies on
-    the way in. Each pod has a conntrack zone. Devices are, in this order: those of --devices, of annotations (ctmirror/device, ctmirror/zone), of --device-of.
+    the way in. Each pod has a conntrack zone. Devices are, in this order: those of --devices, of annotations (ctmirror/device, ctmirror/zone), of
+    --device-of.
 
     \b
     Examples:
@@ -71,10 +86,9 @@ def compile_command(files: tuple[str, ...], output: str | None, quiet: bool, ver
       ctmirror policy compile cluster.yaml --node worker-1 --devices devices.yaml
       ctmirror policy compile cluster.yaml --established connection --format yaml
     """
+    cluster = _load(files)
     from datapath.pipeline.policy.compiler import Options, compile_policies
-    from datapath.pipeline.policy.load import load
 
-    cluster = load(files)
     attachments = _attached(cluster, others.pop("node"), others.pop("template"), others.pop("devices"))
     ruleset = compile_policies(cluster, attachments, Options(**others))
     text = _text(ruleset, form)
@@ -140,11 +154,10 @@ def explain_command(
       ctmirror policy explain cluster.yaml --from shop/web --to shop/db --port 5432/tcp
       ctmirror policy explain cluster.yaml --from 198.51.100.7 --to shop/web --port 443
     """
+    cluster = _load(files)
     from datapath.pipeline.policy.explain import opinions, read_endpoint, read_service
-    from datapath.pipeline.policy.load import load
 
     asked = read_service(service)
-    cluster = load(files)
     ends = read_endpoint(cluster, "--from", source), read_endpoint(cluster, "--to", target)
     there = opinions(cluster, *ends, asked, node_traffic)
     if not quiet:

@@ -123,10 +123,7 @@ def _objects(document: Document) -> Iterator[Document]:
 @cache
 def _loader() -> Any:
     """The YAML library's safe loader, with its C parser where there is one; imported when a file is read, since few commands need it."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise PolicyError("reading YAML needs PyYAML and pydantic: pip install 'ctmirror[policy]'") from error
+    import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -18,11 +18,6 @@ class Lab:
         self.attachments = attach(pod for pod in cluster.pods if not pod.host_network)
         self.machine = Machine(compile_policies(cluster, self.attachments, self.options))
 
-    def change(self, cluster: Cluster) -> None:
-        """Other policies for the same pods; connections stay."""
-        self.cluster = cluster
-        self.machine = Machine(compile_policies(cluster, self.attachments, self.options), self.machine.conns)
-
     def device(self, address) -> str | None:
         pod = self.cluster.pod_by_address.get(address)
         return self.attachments[pod.title].device if pod else None

@@ -1,6 +1,6 @@
 """Rules, carried out as slowly and plainly as can be: all filters of a chain in order of priority, first match wins, and conntrack as a dictionary.
 
-Only for what policies compile to: flower matches on addresses, ports, protocols and ct_state; ct, goto, pass, drop. Whatever else comes up is an error.
+Only for what policies compile to: flower matches on addresses, ports, protocols and ct_state; ct, goto, pass, drop. All else is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ class Frame:
     def fields(self) -> dict[str, int]:
         if self.protocol == ETH_ARP:
             return {"arp_sip": int(self.src), "arp_tip": int(self.dst)}
-        values = {"src_ip": int(self.src), "dst_ip": int(self.dst), "ip_proto": self.proto, "src_port": self.sport, "dst_port": self.dport, "type": self.kind}
+        values = {
+            "src_ip": int(self.src),
+            "dst_ip": int(self.dst),
+            "ip_proto": self.proto,
+            "src_port": self.sport,
+            "dst_port": self.dport,
+            "type": self.kind,
+        }
         return {name: value for name, value in values.items() if value is not None}
 
 
