@@ -61,8 +61,8 @@ def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_cluster_options
 @click.option("--established", type=click.Choice(["packet", "connection"]), default="packet", help="What a changed policy means for connections that "
               "are established: judged again, packet by packet, or kept.  [default: packet]")  # fmt: skip
-@click.option("--invalid", type=click.Choice(["drop", "policy"]), default="drop", help="Packets that conntrack calls invalid: dropped, or judged like "
-              "others.  [default: drop]")  # fmt: skip
+@click.option("--invalid", type=click.Choice(["drop", "policy"]), default="drop", help="What conntrack calls invalid: dropped, or judged like the "
+              "rest.  [default: drop]")  # fmt: skip
 @click.option("--anti-spoof/--no-anti-spoof", default=True, help="Drop what a pod sends from addresses that are not its own.  [default: on]")
 @click.option("--node", metavar="NAME", help="Rules for the pods of this node only.  [default: all pods]")
 @click.option("--device-of", "template", metavar="TEMPLATE", help="The device of a pod, of {namespace}, {name}, {node} and {hash} (11 digits); an "
