@@ -4,6 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef enum:
     BLOCK = 512                 # bytes
+    LARGEST = 65535             # bytes of a datagram; IPv6: behind its fixed header
+    FIXED = 40                  # IPv6: that header
     NONE = 0xFFFFFFFF
 
 # One fragment. Its number is that of its first block, whose bytes are its header's and its payload's, as far as they were captured.
@@ -50,3 +52,6 @@ cdef void runs_insert(Store *s, Runs *runs, uint32_t piece, uint32_t before) noe
 cdef uint32_t runs_give(Store *s, Runs *runs) noexcept nogil
 cdef str runs_fault(const Store *s, const Runs *runs, set taken)
 cdef str store_fault(const Store *s, set taken)
+cdef void *map_lazily(size_t size) noexcept nogil
+cdef void unmap(void *memory, size_t size) noexcept nogil
+cdef void give_back(void *memory, size_t size) noexcept nogil

@@ -14,9 +14,36 @@ from libc.string cimport memcpy
 
 from ctcore.lowlevel cimport likely, mul_fold
 
+cdef extern from "sys/mman.h" nogil:
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int madvise(void *addr, size_t length, int advice)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    void *MAP_FAILED
+
 ctypedef struct Spot:
     uint32_t block
     uint32_t at
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void *map_lazily(size_t size) noexcept nogil:
+    """`size` zero bytes that cost nothing until they are touched, or NULL. Small pages: what is touched is scattered."""
+    cdef void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if memory == MAP_FAILED else memory
+
+
+cdef void unmap(void *memory, size_t size) noexcept nogil:
+    """NULL is no memory."""
+    if memory != NULL:
+        munmap(memory, size)
+
+
+cdef void give_back(void *memory, size_t size) noexcept nogil:
+    """It stays mapped, is zero, and costs nothing again."""
+    madvise(memory, size, MADV_DONTNEED)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------------------------

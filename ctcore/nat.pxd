@@ -4,7 +4,7 @@ from ctcore.engine cimport Engine
 from ctcore.nat_table cimport Nat, NatRange
 from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SRC, SRC_NAT, Entry, Key,
+    REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_QUOTE, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
 
 # A tuple being chosen.
@@ -45,9 +45,12 @@ cdef inline void plan_rewrite(Engine *ct, const Entry *entry, int dir) noexcept 
 
 
 cdef inline void plan_error_rewrite(Engine *ct, const Entry *entry, int dir) noexcept nogil:
-    """An ICMP error that travels in this direction quotes a packet of the other: its destination is that one's source (RFC 5508 4.2)."""
+    """An ICMP error that travels in this direction quotes a packet of the other: its destination is that one's source (RFC 5508 4.2).
+
+    Linux looks at what it quotes whether there is anything to be changed or not.
+    """
     cdef uint8_t outer = changed_by(entry, dir)
     if ct.rewrite != NULL:
         invert(&entry.flow[1 - dir].key, &ct.rewrite.to)
-        ct.rewrite.flags |= outer
+        ct.rewrite.flags |= outer | REWRITE_QUOTE
         ct.rewrite.flags |= (REWRITE_INNER_DST if outer & REWRITE_SRC else 0) | (REWRITE_INNER_SRC if outer & REWRITE_DST else 0)

@@ -297,7 +297,7 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
         )):
             p.verdict = DROP
             p.reason = R_NAT_ICMP
-        elif entry.status & (SRC_NAT | DST_NAT):
+        else:
             plan_error_rewrite(ct, entry, flow & 1)
     with_conn(ct, entry, p, flow & 1, d)
 

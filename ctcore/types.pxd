@@ -128,6 +128,9 @@ cpdef enum RewriteFlag:
     REWRITE_INNER_DST = 0x08
     REWRITE_SEQ = 0x10          # TCP sequence numbers: seq_delta, ack_delta
     REWRITE_EDIT = 0x20         # a helper's edits of the payload
+    # Nothing; but a datagram of fragments was put into one piece, so that it cannot leave within their borders:
+    REWRITE_QUOTE = 0x40        # up to the IP header that an ICMP error quotes, by address translation
+    REWRITE_WHOLE = 0x80        # all of it, by a helper
 
 cpdef enum EventKind:
     EVENT_NEW = 1

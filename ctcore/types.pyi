@@ -57,6 +57,8 @@ class RewriteFlag(IntEnum):
     REWRITE_INNER_DST = 8
     REWRITE_SEQ = 16
     REWRITE_EDIT = 32
+    REWRITE_QUOTE = 64
+    REWRITE_WHOLE = 128
 
 class TcpState(IntEnum):
     TCP_NONE = 0

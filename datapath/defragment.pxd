@@ -16,4 +16,4 @@ ctypedef struct Gathering:
     uint64_t number             # of the first row's packet
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil
-cdef list datagrams_of(const Fragments *all, uint64_t first)
+cdef list datagrams_of(const Fragments *all, uint64_t first, bint verified)

@@ -15,9 +15,9 @@ from libc.string cimport memset
 import numpy as np
 
 from ctcore.batch cimport Batch
+from ctcore.fragment_whole cimport Part, Whole, finished_next, fragments_room
 from ctcore.fragments cimport (
-    FRAGMENT_DROPPED, FRAGMENT_PASSED, FRAGMENT_WHOLE, Fragment, Fragments, Part, Reassembler, Whole, finished_next, fragment_add, fragments_release,
-    fragments_reserve, fragments_room,
+    FRAGMENT_DROPPED, FRAGMENT_PASSED, FRAGMENT_WHOLE, Fragment, Fragments, Reassembler, fragment_add, fragments_release, fragments_reserve,
 )
 from ctcore.lowlevel cimport be16
 from ctcore.tuples cimport IP6_AUTH, IP6_FRAGMENT, IP6_HEADER
@@ -146,13 +146,13 @@ cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number
         datagram.ts = p.now
         datagram.link = LINKTYPE_RAW
         datagram.iface = frame.iface
-        replace(g, g.all.finished, &datagram, p)
+        replace(g, g.all.finished.memory, &datagram, p)
 
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
     """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
     cdef int i
-    if not g.all.reserved:
+    if not g.all.finished.reserved:
         reserve(g)
     for i in range(n):
         g.now = max(g.now, row[i].now)
@@ -170,19 +170,19 @@ def refused(Batch batch not None, int i, reason):
     refuse(&batch.row[i], reason)
 
 
-cdef list datagrams_of(const Fragments *all, uint64_t first):
-    """What lies in the finished memory, as refragment.Datagram. first: number of the packet of row 0."""
+cdef list datagrams_of(const Fragments *all, uint64_t first, bint verified):
+    """What lies in the finished memory, as refragment.Datagram. first: number of the packet of row 0; verified: of all of them."""
     cdef size_t at = 0
     cdef const Whole *w
     cdef const Part *part
     cdef uint32_t i
     found = []
-    while at < all.finished_used:
-        w = <const Whole *>(all.finished + at)
-        part = <const Part *>(all.finished + w.parts)
+    while at < all.finished.used:
+        w = <const Whole *>(all.finished.memory + at)
+        part = <const Part *>(all.finished.memory + w.parts)
         parts = tuple([(part[i].number, part[i].offset, part[i].length) for i in range(w.n_parts)])
-        frame = PyBytes_FromStringAndSize(<const char *>(all.finished + w.frame), w.link_length + w.have)
-        found.append(Datagram(w.number - first, frame, w.link_length, w.length, w.largest, bool(w.dont), w.ident, parts))
+        frame = PyBytes_FromStringAndSize(<const char *>(all.finished.memory + w.frame), w.link_length + w.have)
+        found.append(Datagram(w.number - first, frame, w.link_length, w.length, w.largest, bool(w.dont), w.ident, parts, bool(verified)))
         at = finished_next(w.frame + w.link_length + w.have)
     return found
 
@@ -230,7 +230,7 @@ cdef class Gatherer:
             defragment(&g, batch.row, n)
         for i in range(n):
             self.now = max(self.now, batch.row[i].now)
-        self.datagrams = datagrams_of(all, self.packets)
+        self.datagrams = datagrams_of(all, self.packets, self.settings.checksum)
         self.packets += n
         own(batch, np.asarray(memory), all)
         return batch
@@ -238,11 +238,11 @@ cdef class Gatherer:
 
 cdef void own(Batch batch, object memory, Fragments *all) except *:
     """Let a batch keep what its rows point to: the frames, and a copy of the finished datagrams."""
-    cdef size_t start = <size_t>all.finished, here
+    cdef size_t start = <size_t>all.finished.memory, here
     cdef int i
-    finished = np.frombuffer(PyBytes_FromStringAndSize(<const char *>all.finished, all.finished_used), dtype=np.uint8)
+    finished = np.frombuffer(PyBytes_FromStringAndSize(<const char *>all.finished.memory, all.finished.used), dtype=np.uint8)
     here = finished.ctypes.data
     for i in range(batch.size):
-        if start <= <size_t>batch.row[i].l4 < start + all.finished_used:
+        if start <= <size_t>batch.row[i].l4 < start + all.finished.used:
             batch.row[i].l4 = <const uint8_t *>(<size_t>batch.row[i].l4 - start + here)
     batch._owner = (memory, finished)

@@ -1,6 +1,6 @@
 """What leaves: the packets of a chunk that pass, translated, their payload edited, and datagrams that were put together cut up again.
 
-Not here: deciding (the tracker), how bytes are changed (rewrite, edits, refragment), writing (sink).
+Not here: deciding (the tracker), how bytes are changed (rewrite, edits), where a datagram is cut (joined, refragment), writing (sink).
 Invariant: a chunk in which nothing is to be changed is handed on as it is, without a copy.
 """
 
@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ctcore.types import Proto, Verdict
+from ctcore.types import RewriteFlag, Verdict
 from datapath.frame import LINK_RAW, frames_of
+from datapath.joined import joined
 from datapath.refragment import Datagram, refragment, wire_length
 from datapath.rewrite import copied, translated
+from datapath.wire import parse_batch
 
-# Bytes of a transport header that translation writes to, where these may be more than the first fragment has: it has 8 at least.
-WRITTEN: dict[int, int] = {Proto.PROTO_TCP: 20, Proto.PROTO_SCTP: 12}
+CHANGES = sum(RewriteFlag) - RewriteFlag.REWRITE_QUOTE - RewriteFlag.REWRITE_WHOLE  # the flags that change anything
 
 
 class Leaving(NamedTuple):
@@ -44,43 +45,31 @@ def leaving(
     plain = np.setdiff1d(rows, [datagram.row for datagram in cut], assume_unique=True)
     told = None if rewrites is None else rewrites[plain]
     laid, sent = frames[plain], np.ones(len(plain), dtype=bool)
-    if told is not None and told["flags"].any():
+    if told is not None and (told["flags"] & CHANGES).any():
         memory, laid, sent = translated(memory, laid, told, edits)
     if not cut:
         return Leaving(memory, laid[sent], plain[sent])
     memory, laid = copied(memory, laid[sent])
-    pieces = [_fragments(one, None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
+    pieces = [_fragments(one, decisions[one.row], None if rewrites is None else rewrites[one.row : one.row + 1], edits) for one in cut]
     return _merged(Leaving(memory, laid, plain[sent]), frames, cut, pieces)
 
 
-def _fragments(datagram: Datagram, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
+def _fragments(datagram: Datagram, decision: np.void, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
     """The frames in which a datagram leaves; none if it cannot. It is changed without its link header, which may say how long a fragment was."""
     link, packet = datagram.frame[: datagram.l3], datagram.frame[datagram.l3 :]
-    if told is not None and told["flags"][0]:
-        memory, place = frames_of([packet], link=LINK_RAW)
-        place["len"] = datagram.length
+    memory, place = frames_of([packet], link=LINK_RAW)
+    place["len"] = datagram.length
+    datagram = joined(datagram, parse_batch(memory, place, checksum=False), decision, None if told is None else told[0])
+    if told is not None and told["flags"][0] & CHANGES:
         memory, place, sent = translated(memory, place, told, edits)
         if not sent[0]:
             return []
         start = int(place["offset"][0])
         packet = memory[start : start + int(place["caplen"][0])].tobytes()
-        datagram = datagram._replace(parts=_pulled(datagram.parts, WRITTEN.get(int(told["to"]["proto"][0]), 0)))
     try:
         return refragment(link + packet, datagram)
     except ValueError:
         return []
-
-
-def _pulled(parts: tuple[tuple[int, int, int], ...], size: int) -> tuple[tuple[int, int, int], ...]:
-    """Fragments whose first one has at least `size` bytes, taken from the next ones: Linux translates a header in one piece."""
-    (number, offset, have), *rest = parts
-    while have < size and rest:
-        other, at, length = rest.pop(0)
-        taken = min(size - have, length)
-        have += taken
-        if taken < length:
-            rest.insert(0, (other, at + taken, length - taken))
-    return (number, offset, have), *rest
 
 
 def _merged(plain: Leaving, frames: NDArray[Any], cut: Sequence[Datagram], pieces: Sequence[list[bytes]]) -> Leaving:

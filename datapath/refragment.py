@@ -28,7 +28,7 @@ class Datagram(NamedTuple):
     row: of the frame that completed it, among those that were parsed with it. frame: that one's link header, and the datagram, as far as its
     beginning was captured; l3: where its IP header begins. length: bytes of the datagram; largest: of its largest fragment from the IP header on;
     dont: IPv4: that one had its DF bit set; ident: their identification. parts: of each fragment (number of its packet since the start, offset in
-    the payload, length), by offset.
+    the payload, length), by offset. verified: a checksum was looked for in it (sysctl checksum).
     """
 
     row: int
@@ -39,6 +39,7 @@ class Datagram(NamedTuple):
     dont: bool
     ident: int
     parts: tuple[tuple[int, int, int], ...]
+    verified: bool = True
 
 
 def refragment(frame: bytes, datagram: Datagram, mtu: int = 65535) -> list[bytes]:
@@ -74,16 +75,21 @@ def relinked(link: bytes, length: int) -> bytes:
 def _borders(moved: int, datagram: Datagram, total: int, most: int) -> tuple[list[int], bool]:
     """Lengths of the fragments' payloads, and whether these are the old ones. moved: what the first has lost to the headers; most: of any.
 
-    Headers may reach into later fragments (RFC 8200 4.5 forbids it, and strangers do it): then there is no old border left.
+    Headers may reach into later fragments (RFC 8200 4.5 forbids it, and strangers do it): then there is no old border left; nor is there one in a
+    datagram that is in one piece (joined). Cut anew, only the last fragment has any length, and so it may be longer than the others by up to 7.
     """
     first, *later = (length for _, _, length in datagram.parts)
     old = [first - moved, *later]
-    if old[0] > 0 and sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
+    if later and old[0] > 0 and sum(old) == total and max(old) <= most and not any(length % 8 for length in old[:-1]):
         return old, True
-    most -= most % 8 if total > most else 0
-    if most <= 0:
+    step = most - most % 8
+    if step <= 0 and total > most:
         raise ValueError(f"fragments of {datagram.largest} bytes: no room for any payload behind the headers")
-    return [min(most, total - at) for at in range(0, total, most)], False
+    lengths = []
+    while total > most:
+        lengths.append(step)
+        total -= step
+    return [*lengths, total], False
 
 
 def _pieces(payload: bytes, lengths: list[int]) -> Iterator[tuple[int, int, bytes, bool]]:

@@ -237,7 +237,7 @@ cdef class Pipeline(Taker):
     def datagrams(self):
         """What the last process() put together; see worker.pyi."""
         self.ready()
-        return datagrams_of(&self.reassembler.all, self.first)
+        return datagrams_of(&self.reassembler.all, self.first, self.settings.checksum)
 
     def fragments(self):
         """Counters of reassembly; see worker.pyi."""

@@ -27,6 +27,7 @@ from ctcore.nat_rules import Match, NatRule, Range
 from ctcore.types import REWRITE_DTYPE, Dir, RewriteFlag, Verdict
 from datapath import craft
 from datapath.frame import frames_of
+from datapath.leave import CHANGES
 from datapath.wire import parse_batch
 from pcap_tests.scene import Conversation, Scene, Seen
 
@@ -86,7 +87,8 @@ class Passed(Seen):
 
     @property
     def flags(self) -> int:
-        return int(self.rewrite["flags"])
+        """Of what is changed."""
+        return int(self.rewrite["flags"]) & CHANGES
 
     @property
     def left(self) -> Key:

@@ -170,6 +170,8 @@ cdef bint edit(Aid *aid, uint32_t at, uint32_t old_len, const Line *line) noexce
     if by > 0 and <int64_t>aid.p.ip_len + aid.grown + by > LARGEST_PACKET:
         return False
     aid.grown += by
+    if aid.ct.rewrite != NULL:
+        aid.ct.rewrite.flags |= REWRITE_WHOLE
     return add_edit(aid.ct, <uint32_t>(aid.payload.at - aid.p.l4) + at, old_len, line.text, line.size)
 
 

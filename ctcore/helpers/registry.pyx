@@ -135,6 +135,17 @@ cdef bint adjust_sequence(Engine *ct, const Extension *ext, const Packet *p, int
     return not p.tcp_flags & ACK or adjust_sack(ct, &ext.adjust[1 - dir], p)
 
 
+cdef inline bint wants_all(const Aid *aid) noexcept nogil:
+    """Does Linux put a packet into one piece for its helper to read? FTP's asks before it looks whether there is any payload, SIP's after that.
+
+    The others copy what they read; whoever edits a packet has it put into one piece as well (edit).
+    """
+    cdef bint tcp = aid.p.key.proto == PROTO_TCP
+    if aid.ext.helper == HELPER_FTP:
+        return aid.state == ESTABLISHED
+    return aid.ext.helper == HELPER_SIP and aid.p.l4_len > (aid.p.doff if tcp else <uint32_t>UDP_HEADER) and (not tcp or aid.state == ESTABLISHED)
+
+
 cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:
     """An accepted packet of a connection with a helper.   Reads: payload.   Writes: the extension, expectations, ct.changes, ct.rewrite.
 
@@ -156,6 +167,8 @@ cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t s
     # What the helper adds by this packet's payload moves later ones only.
     if entry.status & SEQ_ADJUST and p.key.proto == PROTO_TCP:
         readable = adjust_sequence(ct, ext, p, dir)
+    if ct.rewrite != NULL and wants_all(&aid):
+        ct.rewrite.flags |= REWRITE_WHOLE
     if ext.helper == HELPER_SIP:
         keep_signalling(&aid)
     if find_payload(p, &aid):

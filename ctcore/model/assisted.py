@@ -35,6 +35,7 @@ class Assisted:
     _edits: list[Edit]  # of the last batch
     _asked: bool  # whether anybody wants them
     _moved: tuple[int, int]  # what is to be added to the sequence and acknowledgement number of the packet at hand
+    _joined: int  # REWRITE_QUOTE, REWRITE_WHOLE: what of it Linux has in one piece
 
     @property
     def _tick(self) -> int:
@@ -66,6 +67,8 @@ class Assisted:
             readable = self._move(packet, ext, d)
         if ext.helper == "sip":
             self._keep_signalling(conn, packet, state)
+        if self._wants_all(ext, packet, state):
+            self._joined |= RewriteFlag.REWRITE_WHOLE
         payload = payload_of(packet)
         if payload is not None:
             reason = HELPERS[ext.helper](Aid(conn, ext, packet, payload, d, state, self))
@@ -76,6 +79,14 @@ class Assisted:
             return reason or Reason.R_HELPER_REFUSED
         conn.changes, ext.changes = conn.changes | ext.changes, 0
         return Reason.R_OK
+
+    @staticmethod
+    def _wants_all(ext: Extension, packet: Packet, state: int) -> bool:
+        """Whether Linux puts a packet into one piece for its helper to read: FTP's wants it before it knows of any payload."""
+        tcp = packet.key.proto == Proto.PROTO_TCP
+        established = not tcp or state == State.ESTABLISHED
+        payload = packet.l4_len > (packet.doff if tcp else UDP_HEADER)
+        return established and (ext.helper == "ftp" or (ext.helper == "sip" and payload))
 
     def _move(self, packet: Packet, ext: Extension, d: int) -> bool:
         """Sequence and acknowledgement numbers, selective ones too, by what was added so far. False if the options cannot be read."""
@@ -201,6 +212,7 @@ class Assisted:
         return self._nat.draw() * n >> 16 if n else 0
 
     def edit(self, edit: Edit) -> None:
+        self._joined |= RewriteFlag.REWRITE_WHOLE
         if self._asked:
             self._edits.append(edit)
 

@@ -41,6 +41,7 @@ from ctcore.types import (
     EvictedFor,
     Proto,
     Reason,
+    RewriteFlag,
     State,
     Status,
     Verdict,
@@ -109,7 +110,7 @@ class ModelTracker(Assisted, Administration):
         )
         self._counters = dict.fromkeys(names, 0)
         self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
-        self._helped, self._asked, self._moved = 0, False, (0, 0)
+        self._helped, self._asked, self._moved, self._joined = 0, False, (0, 0), 0
         self._edits: list[Edit] = []
 
     # --- the packet's straight line ---------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class ModelTracker(Assisted, Administration):
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
-            first_edit, self._moved = len(self._edits), (0, 0)
+            first_edit, self._moved, self._joined = len(self._edits), (0, 0), 0
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -135,6 +136,8 @@ class ModelTracker(Assisted, Administration):
             if rewrites is not None and decision.rewrite:
                 decision.rewrite.store(rewrites[i])
                 self._store_moves(rewrites[i], first_edit)
+            if rewrites is not None and decision.verdict == Verdict.ACCEPT:
+                rewrites[i]["flags"] |= self._joined
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
@@ -163,6 +166,8 @@ class ModelTracker(Assisted, Administration):
         conn, d = found
         related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
         refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        if self._nat:  # it looks at what is quoted, whether there is anything to be changed or not
+            self._joined |= RewriteFlag.REWRITE_QUOTE
         return untranslated(related, refusal) if refusal else related
 
     def _visit(self, packet: Packet) -> Decision:

@@ -1,10 +1,13 @@
 """A bridge in a namespace of its own, whose packets go through the running kernel's conntrack.
 
-    outside              box: bridge with br_netfilter, conntrack             outside
-    ctm-in  ------------ ctm-left == ctm-bridge == ctm-right ----------------- ctm-out
+    this process         box: bridge with br_netfilter, conntrack             outside
+    Tap ---------------- ctm-left == ctm-bridge == ctm-right ----------------- ctm-out
 
 Why a bridge: it routes nothing, so no packet is lost to its TTL, its addresses or a missing route, and whatever reaches IP reaches conntrack and is
-confirmed. Both outer ends are in one namespace without addresses, whose stack looks at nothing: frames are addressed to nobody.
+confirmed. The far end is in a namespace without addresses, whose stack looks at nothing: frames are addressed to nobody.
+Why a tap at the near end: Linux keeps a datagram's fragments apart only if each has room in front for the headers of the first. A NIC's driver and a
+tap leave it, a veth pair does not: from there, fragments that came with smaller headers than the first are put together and cut anew. That has been
+tried with a router, too: it sends what came through a tap within the old borders, and what came through a veth pair otherwise.
 Invariant: after pass() returned, nothing of its frame is in flight. That is proved, not waited for: a fence, a frame of a private ethertype, follows
 it through the same queues of the same CPU, and has arrived. What the bridge device itself has to say (about its IPv6 address) does not count.
 Not here: what conntrack said (probes, witness), what it is told to do (ruleset).
@@ -18,9 +21,9 @@ import struct
 from contextlib import ExitStack
 
 from datapath.oracle.errors import KernelError
-from datapath.oracle.namespace import Namespace, cable
+from datapath.oracle.namespace import Namespace, Tap, cable
 
-IN, LEFT, BRIDGE, RIGHT, OUT = "ctm-in", "ctm-left", "ctm-bridge", "ctm-right", "ctm-out"
+LEFT, BRIDGE, RIGHT, OUT = "ctm-left", "ctm-bridge", "ctm-right", "ctm-out"
 LARGEST_MTU = 65535
 NOBODY, SENDER = bytes.fromhex("0200000000fe"), bytes.fromhex("0200000000fd")  # the latter of fences
 OF_ZONE = bytes.fromhex("06000000")  # and the zone, in the machine's byte order: of packets
@@ -45,10 +48,11 @@ class Bridge:
     def __init__(self, stack: ExitStack) -> None:
         """What is made here ends with the stack."""
         self.box, self.outside = self._namespace(stack), self._namespace(stack)
-        cable(self.outside, self.box, (IN, LEFT), ("02:00:00:00:00:01", "02:00:00:00:00:02"))
+        self.into = Tap(self.box, LEFT, "02:00:00:00:00:02")
+        stack.callback(self.into.close)
         cable(self.outside, self.box, (OUT, RIGHT), ("02:00:00:00:00:03", "02:00:00:00:00:04"))
         self._bridge()
-        self.into, self.out = self._end(stack, IN), self._end(stack, OUT)
+        self.out = self._end(stack)
         self.fences = 0
         self._pin(stack)
 
@@ -70,20 +74,19 @@ class Bridge:
             netlink.link("add", kind="bridge", ifname=BRIDGE, br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
             bridge = netlink.link_lookup(ifname=BRIDGE)[0]
             for name in (LEFT, RIGHT):
-                index = netlink.link_lookup(ifname=name)[0]
-                netlink.link("set", index=index, mtu=LARGEST_MTU)
-                netlink.link("set", index=index, master=bridge)
+                netlink.link("set", index=netlink.link_lookup(ifname=name)[0], master=bridge)
             netlink.link("set", index=bridge, mtu=LARGEST_MTU, state="up")
-        for name in (IN, OUT):
-            self.outside.mtu(name, LARGEST_MTU)
+        # What comes in is not held to an MTU.
+        self.box.mtu(RIGHT, LARGEST_MTU)
+        self.outside.mtu(OUT, LARGEST_MTU)
 
-    def _end(self, stack: ExitStack, name: str) -> socket.socket:
+    def _end(self, stack: ExitStack) -> socket.socket:
         with self.outside.entered():
             # No protocol yet: between socket() and bind() it would listen on all interfaces.
             end = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
             end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
             end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            end.bind((name, ETH_P_ALL if name == OUT else 0))
+            end.bind((OUT, ETH_P_ALL))
         end.settimeout(PATIENCE)
         return end
 

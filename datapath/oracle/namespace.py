@@ -1,4 +1,4 @@
-"""Network namespaces of this process's own, and the cables between them.
+"""Network namespaces of this process's own, and the cables between them, or from one to this process.
 
 Theory of operation: a namespace has no name and no mount: it lives as long as a file descriptor of this process does, and its interfaces with it. So
 there is nothing to clean up outside this process, not even after SIGKILL. A socket belongs to the namespace of the thread that made it and works
@@ -10,6 +10,7 @@ Not here: what is put into a namespace (bridge), what is sent (oracle).
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -19,10 +20,16 @@ from contextlib import contextmanager
 
 from pyroute2 import IPRoute
 
+from datapath.oracle.errors import KernelError
+
 CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946
 # ETHTOOL_S{RXCSUM,TXCSUM,SG,TSO,GSO,GRO} of linux/ethtool.h
 OFFLOADS = (0x15, 0x17, 0x19, 0x1F, 0x24, 0x2C)
+
+TUN_DEVICE = "/dev/net/tun"
+TUNSETIFF = 0x400454CA
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000  # linux/if_tun.h: Ethernet frames, and nothing in front of them
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -105,6 +112,40 @@ def cable(left: Namespace, right: Namespace, names: tuple[str, str], addresses: 
             offloads_off(name)
             netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
             netlink.link("set", index=1, state="up")
+
+
+class Tap:
+    """An interface of a namespace, up, whose cable ends in this process: what is sent arrives there.
+
+    Its packets lie in memory as a NIC's driver leaves them, with room in front (NET_SKB_PAD): those that come through a veth pair have just enough
+    for the header they came with.
+    """
+
+    def __init__(self, namespace: Namespace, name: str, address: str) -> None:
+        """address: MAC."""
+        try:
+            with namespace.entered():
+                self.fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+                raise
+            raise KernelError(f"{TUN_DEVICE}: {error.strerror}: expected CONFIG_TUN, or modprobe tun") from None
+        try:
+            fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+            with namespace.netlink() as netlink:
+                netlink.link("set", index=netlink.link_lookup(ifname=name)[0], address=address, state="up")
+                netlink.link("set", index=1, state="up")
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, frame: bytes) -> None:
+        """When it returns, the stack has taken the frame as far as the first queue."""
+        os.write(self.fd, frame)
+
+    def close(self) -> None:
+        """The interface goes with it."""
+        os.close(self.fd)
 
 
 def offloads_off(interface: str) -> None:

@@ -109,6 +109,12 @@ class Draft:
         self.sent.append(sent)
         return decision
 
+    def send_in_two(self, packet: Packet, at: int, remark: str = "") -> np.void:
+        """The same in two fragments, cut at a multiple of 8 bytes; what the engine says of the second."""
+        ip = replace(packet.ip, ident=self.dice.randrange(1, 0x10000))
+        self.send(replace(packet, ip=replace(ip, frag=(0, at))), plain=True, remark=remark)
+        return self.send(replace(packet, ip=replace(ip, frag=(at, None))), plain=True, remark=remark)
+
     def conn(self, packet: Packet) -> tuple[np.void, int] | None:
         """The connection (CONN_DTYPE) that packets between these hosts and ports belong to, and the direction of this one."""
         key = Key(

@@ -19,6 +19,7 @@ from pcap_tests.fuzz_kernel.far_side import AS_WRITTEN, announced
 FTP, FTP_DATA, TFTP = 21, 20, 69
 PORTS = (1, 255, 256, 1023, 1024, 40001, 40001, 40002, 65535)
 SHIFTS = (*(0,) * 16, -2, -2, -12, 1, 12)  # of an acknowledgement, by what an edit may have changed
+CUTS, TCP_HEADER = (16, 24, 32, 40, 48), 20  # where a segment is cut up, and its header's length
 START = (100, 500, 0xFFFFFFF0)
 SPOILT = (b"PORT 10,0,0,1,156\r\n", b"PORT 10,0,0,300,1,1\r\n", b"EPRT |3|x|1|\r\n", b"227 no numbers\r\n", b"PORT 1,2,3,4,5,6", b"EPSV\r\n", b"\r\n")
 REQUESTS = (b"\0\1file\0octet\0", b"\0\2file\0octet\0", b"\0\3\0\1", b"\0", b"\0\1")
@@ -57,7 +58,9 @@ class FtpTalk:
 
     def _send(self, side: int, segment: Tcp) -> bool:
         """Whether it is part of the connection; otherwise it is as good as lost."""
-        decision = self.draft.send(Packet(self.names[side], self.names[1 - side], segment, self.ports[side], self.ports[1 - side]))
+        draft, packet = self.draft, Packet(self.names[side], self.names[1 - side], segment, self.ports[side], self.ports[1 - side])
+        cuts = [at for at in CUTS if isinstance(segment.data, bytes) and at < TCP_HEADER + len(segment.data)]
+        decision = draft.send_in_two(packet, draft.pick(cuts)) if cuts and draft.chance(0.15) else draft.send(packet)
         return int(decision["state"]) != State.INVALID
 
     def _announce(self) -> None:

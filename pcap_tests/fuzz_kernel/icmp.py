@@ -13,6 +13,9 @@ QUOTES = (None, None, None, None, 8, 19, 20, 23, 24, 27, 28, 36, 39, 40, 43, 44,
 REDIRECT6 = 137
 
 
+CUTS = (8, 16, 24, 32, 40, 48, 56, 64)  # of an error in fragments, only where addresses are translated: there it matters
+
+
 class ErrorTalk:
     """A router, or somebody who plays one. names: the hosts of the trace."""
 
@@ -41,4 +44,8 @@ class ErrorTalk:
             src = src if draft.six else self.names[0]
         checksum: Checksum = "bad" if draft.chance(0.04) else "good"
         padding = draft.pick((0, 0, 0, 1, 100))
-        draft.send(Packet(src, dst, Icmp(kind, code, v6, about=about, quote=draft.pick(QUOTES), data=padding, checksum=checksum), ip=ip))
+        packet = Packet(src, dst, Icmp(kind, code, v6, about=about, quote=draft.pick(QUOTES), data=padding, checksum=checksum), ip=ip)
+        if draft.far and draft.chance(0.2):
+            draft.send_in_two(packet, draft.pick(CUTS))
+        else:
+            draft.send(packet)

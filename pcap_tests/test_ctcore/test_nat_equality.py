@@ -20,6 +20,7 @@ from ctcore.model.conn import Key
 from ctcore.nat_rules import NatRule
 from ctcore.types import Dir, Proto, RewriteFlag, Status, Verdict
 from datapath import craft
+from datapath.leave import CHANGES
 from pcap_tests.router import ANY, dnat, masquerade, redirect, snat
 from pcap_tests.scene import options
 from pcap_tests.test_ctcore.test_equality import EXAMPLES, ICMP4, ICMP6, config, end_batch, pick, run, series, steps
@@ -213,7 +214,7 @@ class Witness(Twins):
     def packet_left(self, decision: np.void, flags: int, to: Key, key: Key, conn: np.void | None) -> None:
         if decision["verdict"] != Verdict.ACCEPT or decision["conn"] < 0:
             assert flags == 0, "changed, though it has no connection or does not leave"
-        if not flags:
+        if not flags & CHANGES:
             return
         assert decision["status"] & (Status.SRC_NAT | Status.DST_NAT), "changed, though its connection is not translated"
         outer = bool(flags & RewriteFlag.REWRITE_SRC), bool(flags & RewriteFlag.REWRITE_DST)

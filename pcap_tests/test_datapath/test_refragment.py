@@ -70,6 +70,16 @@ def test_what_no_longer_fits_is_cut_at_the_largest_there_was():
     assert gathered(frames).frame[34:] == PAYLOAD[:2980]
 
 
+@pytest.mark.parametrize("six", [False, True])
+def test_cut_anew_only_the_last_one_has_any_length(six):
+    """Fragments of 23 and 16 bytes at most would be three if all but the first were cut to a multiple of 8."""
+    size = 1300 - 48 if six else 23
+    datagram = gathered(cut(PAYLOAD[: size + 16], [0, 16], six=six))
+    one_piece = datagram._replace(parts=((0, 0, size + 16),))
+    left = [len(frame) - datagram.l3 - (48 if six else 20) for frame in refragment(datagram.frame, one_piece)]
+    assert left == [size - size % 8, 16 + size % 8]
+
+
 def test_a_smaller_way_out_makes_smaller_fragments():
     datagram = gathered(cut(PAYLOAD, [0, 1480, 2960]))
     frames = refragment(datagram.frame, datagram, mtu=600)

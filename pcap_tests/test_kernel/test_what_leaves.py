@@ -1,4 +1,5 @@
-"""What leaves because of the scenarios of translation and helpers, byte for byte: addresses, ports, quoted packets, payload, numbers and checksums.
+"""What leaves because of the scenarios of translation, helpers and fragments, byte for byte: addresses, ports, quoted packets, payload, numbers,
+checksums, and where a datagram is cut up again.
 
 Not here: what scenarios expect of connections (test_datapath/test_oracle/test_judge.py).
 """
@@ -19,7 +20,7 @@ from datapath.scenario.run import settings_of
 from datapath.scenario.text import parse
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-SCENARIOS = sorted(path for kind in ("nat", "helpers") for path in (FOLDER / kind).glob("*.ct"))
+SCENARIOS = sorted(path for kind in ("nat", "helpers", "fragments") for path in (FOLDER / kind).glob("*.ct"))
 
 
 def compared(text: str) -> tuple[Compared, int]:

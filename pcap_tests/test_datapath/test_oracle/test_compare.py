@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, FLOW_DTYPE, KEY_DTYPE, SCTP_DTYPE, TCP_DTYPE, Proto
+from datapath import craft
 from datapath.oracle import compare
 from datapath.oracle.compare import ALL, CONN, FIELDS, ORPHAN, Field, differences
 from datapath.oracle.exhibit import FRAGMENT
@@ -90,6 +91,21 @@ def test_what_was_not_shown_is_not_compared() -> None:
     compared.theirs.decisions["state"] += 1
     compared.unshown = [FRAGMENT]
     assert differences(compared, HZ) == []
+
+
+def test_fragments_cut_anew_are_compared_as_a_bridge_sends_them() -> None:
+    """Without the DF bit that a router sets in them; every other bit counts."""
+    router = craft.frame("10.0.0.1", "10.0.0.2", 89, bytes(16), frag=0x6000)[14:], craft.frame("10.0.0.1", "10.0.0.2", 89, bytes(9), frag=0x4002)[14:]
+    bridge = craft.frame("10.0.0.1", "10.0.0.2", 89, bytes(16), frag=0x2000)[14:], craft.frame("10.0.0.1", "10.0.0.2", 89, bytes(9), frag=0x0002)[14:]
+    for ours, theirs, differs in ((router, bridge, False), (bridge, bridge, False), (bridge, router, True), (router, bridge[:1] + router[1:], True)):
+        compared = agreeing()
+        compared.ours.out[0], compared.theirs.out[0] = ours, theirs
+        assert bool(differences(compared, HZ)) == differs
+
+
+@pytest.mark.parametrize("packet", [craft.udp("10.0.0.1", "10.0.0.2", 1, 2, frag=0x4000)[14:], craft.udp("2001:db8::1", "2001:db8::2", 1, 2)[14:]])
+def test_of_whole_packets_each_bit_counts(packet: bytes) -> None:
+    assert compare.as_bridged((packet,)) == (packet,)
 
 
 def test_another_protocols_memory_is_not_compared() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import closing
 
 import pytest
 
@@ -16,10 +17,11 @@ from ctcore.types import Dir, State, Status, Verdict
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.link import inner
-from datapath.oracle import ruleset
+from datapath.oracle import namespace, ruleset
 from datapath.oracle.compare import differences
 from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
+from datapath.oracle.namespace import Tap
 from datapath.oracle.oracle import Oracle, kernel_config, kernel_hz
 from datapath.wire import parse_batch
 
@@ -205,12 +207,18 @@ def test_a_sysctl_the_kernel_lacks_is_named(running_kernel: None, monkeypatch: p
         Oracle(Config())
 
 
-def test_a_lost_fence_is_an_error_and_no_hang(running_kernel: None) -> None:
+def test_a_lost_fence_is_an_error_and_no_hang(running_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with Oracle(Config()) as oracle:
         oracle.bridge.out.settimeout(0.05)
-        oracle.bridge.into.close()
-        with oracle.bridge.outside.entered():
-            oracle.bridge.into = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        oracle.bridge.into.bind(("lo", 0))
-        with oracle.bridge.into, pytest.raises(KernelError, match="a fence has not come through the bridge"):
+        elsewhere = Tap(oracle.bridge.outside, "elsewhere", "02:00:00:00:00:05")
+        monkeypatch.setattr(oracle.bridge, "into", elsewhere)
+        with closing(elsewhere), pytest.raises(KernelError, match="a fence has not come through the bridge"):
             Lockstep(oracle).run(*frames_of(HANDSHAKE[:1]))
+
+
+def test_a_kernel_without_taps_is_told(running_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = left_behind()
+    monkeypatch.setattr(namespace, "TUN_DEVICE", "/dev/net/no-such-device")
+    with pytest.raises(KernelError, match=r"^/dev/net/no-such-device: No such file or directory: expected CONFIG_TUN, or modprobe tun$"):
+        Oracle(Config())
+    assert left_behind() == before

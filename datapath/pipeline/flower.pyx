@@ -1,0 +1,133 @@
+"""The fields that flower rules match, read from a packet that parse() has been over.
+
+Theory of operation: parse() says where the headers are and what is broken; the fields are read from there. As for Linux's flow dissector fragments
+have no ports, and of what is no sound IP packet only the Ethernet part is there.
+Invariants: nothing is read beyond frame.caplen; a FlowerKey has no padding, so that masks can be laid over it word by word.
+Not here: rules (rules), comparing (classify), what ct says (filled in by whoever does the ct action).
+"""
+
+import numpy as np
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from ctcore.lowlevel cimport be16
+from ctcore.tuples cimport IP6_HEADER, Chain, skip_extensions
+from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, Packet
+from datapath.frame cimport Frame, checked_frames
+from datapath.link cimport ETHER_IPV4, ETHER_IPV6, ETHER_QINQ, ETHER_VLAN, LINKTYPE_ETHERNET
+from datapath.wire cimport FRAGMENTS_GATHERED, ParseSettings, parse
+
+cdef enum:
+    ETHERNET = 14
+    TAG = 4
+    ARP = 28                    # Ethernet and IPv4 (RFC 826)
+    ETHER_ARP = 0x0806
+    ETHER_RARP = 0x8035
+
+assert sizeof(FlowerKey) == 8 * FLOWER_WORDS
+
+FLOWER_DTYPE = np.dtype([
+    ("dst_mac", "u1", 6), ("src_mac", "u1", 6), ("eth_type", "u2"), ("indev", "u2"), ("vlan_tci", "u2"), ("vlan_ethtype", "u2"),
+    ("cvlan_tci", "u2"), ("cvlan_ethtype", "u2"), ("ip_proto", "u1"), ("ip_tos", "u1"), ("ip_ttl", "u1"), ("ip_flags", "u1"),
+    ("src_port", "u2"), ("dst_port", "u2"), ("src_ip", "u1", 16), ("dst_ip", "u1", 16), ("tcp_flags", "u2"), ("icmp_type", "u1"),
+    ("icmp_code", "u1"), ("ct_mark", "u4"), ("ct_label", "u8", 2), ("ct_zone", "u2"), ("ct_state", "u1"), ("arp_op", "u1"), ("arp_sip", "u1", 4),
+    ("arp_tip", "u1", 4), ("arp_sha", "u1", 6), ("arp_tha", "u1", 6),
+])
+assert FLOWER_DTYPE.itemsize == sizeof(FlowerKey)
+
+
+cdef void read_arp(const uint8_t *arp, uint32_t have, FlowerKey *key) noexcept nogil:
+    """RFC 826, for Ethernet and IPv4; other kinds have no fields to match."""
+    if have < ARP or be16(arp) != 1 or be16(arp + 2) != ETHER_IPV4 or arp[4] != 6 or arp[5] != 4:
+        return
+    key.arp_op = arp[7] if arp[6] == 0 else 0
+    memcpy(key.arp_sha, arp + 8, 6)
+    memcpy(key.arp_sip, arp + 14, 4)
+    memcpy(key.arp_tha, arp + 18, 6)
+    memcpy(key.arp_tip, arp + 24, 4)
+
+
+cdef void read_ethernet(const uint8_t *frame, uint32_t have, FlowerKey *key) noexcept nogil:
+    """MACs, types, and two tags (IEEE 802.1Q 9.6)."""
+    cdef uint32_t at = ETHERNET
+    cdef uint16_t kind
+    if have < ETHERNET:
+        return
+    memcpy(key.dst_mac, frame, 12)
+    kind = key.eth_type = be16(frame + 12)
+    if (kind == ETHER_VLAN or kind == ETHER_QINQ) and have >= at + TAG:
+        key.vlan_tci = be16(frame + at) & 0xEFFF
+        kind = key.vlan_ethtype = be16(frame + at + 2)
+        at += TAG
+        if (kind == ETHER_VLAN or kind == ETHER_QINQ) and have >= at + TAG:
+            key.cvlan_tci = be16(frame + at) & 0xEFFF
+            kind = key.cvlan_ethtype = be16(frame + at + 2)
+            at += TAG
+    if kind == ETHER_ARP or kind == ETHER_RARP:
+        read_arp(frame + at, have - at, key)
+
+
+cdef void read_ip(const uint8_t *ip, uint32_t have, FlowerKey *key) noexcept nogil:
+    """Addresses, protocol, TOS, TTL, and whether it is a fragment. The fixed header is there."""
+    cdef Chain chain
+    if ip[0] >> 4 == 4:
+        key.ip_proto, key.ip_tos, key.ip_ttl = ip[9], ip[1], ip[8]
+        memcpy(key.src_ip, ip + 12, 4)
+        memcpy(key.dst_ip, ip + 16, 4)
+        if be16(ip + 6) & 0x3FFF:
+            key.ip_flags = IP_FRAGMENT if be16(ip + 6) & 0x1FFF else IP_FRAGMENT | IP_FIRST_FRAGMENT
+        return
+    chain.at = IP6_HEADER
+    chain.proto = ip[6]
+    skip_extensions(ip, be16(ip + 4) + <uint32_t>IP6_HEADER, have, &chain)
+    key.ip_proto, key.ip_tos, key.ip_ttl = chain.proto, <uint8_t>(be16(ip) >> 4), ip[7]
+    memcpy(key.src_ip, ip + 8, 16)
+    memcpy(key.dst_ip, ip + 24, 16)
+    if chain.fragmented:
+        key.ip_flags = IP_FRAGMENT if chain.frag & 0xFFF8 else IP_FRAGMENT | IP_FIRST_FRAGMENT
+
+
+cdef void read_l4(const Packet *p, FlowerKey *key) noexcept nogil:
+    """Ports, flags, ICMP's type and code. Flower looks for them in no fragment, not even in the first."""
+    if key.ip_flags or p.l4 == NULL:
+        return
+    if key.ip_proto == PROTO_ICMP or key.ip_proto == PROTO_ICMPV6:
+        if p.l4_have >= 2:
+            key.icmp_type, key.icmp_code = p.l4[0], p.l4[1]
+    elif p.l4_have >= 4 and (
+        key.ip_proto == PROTO_TCP or key.ip_proto == PROTO_UDP or key.ip_proto == PROTO_UDPLITE or key.ip_proto == PROTO_SCTP
+    ):
+        key.src_port, key.dst_port = be16(p.l4), be16(p.l4 + 2)
+        if key.ip_proto == PROTO_TCP and p.l4_have >= 14:
+            key.tcp_flags = be16(p.l4 + 12) & 0xFFF
+
+
+cdef void flower_key(const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *key) noexcept nogil:
+    """A row and its frame to the fields.   Writes: all of key; indev and the ct_* fields are 0."""
+    cdef const uint8_t *start = memory + frame.offset
+    memset(key, 0, sizeof(FlowerKey))
+    if frame.link == LINKTYPE_ETHERNET:
+        read_ethernet(start, frame.caplen, key)
+    elif p.key.family:
+        key.eth_type = ETHER_IPV4 if p.key.family == 4 else ETHER_IPV6
+    if p.key.family:                        # parse() has found a whole fixed header at l3_off
+        read_ip(start + p.l3_off, frame.caplen - p.l3_off, key)
+        read_l4(p, key)
+
+
+def flower_keys(const uint8_t[::1] memory not None, frames not None):
+    """The fields of frames; see flower.pyi."""
+    cdef const Frame *frame = checked_frames(memory, frames)
+    cdef Py_ssize_t n = len(frames), i
+    cdef ParseSettings settings
+    cdef Packet p
+    cdef FlowerKey *key
+    keys = np.zeros(n, dtype=FLOWER_DTYPE)
+    key = <FlowerKey *><size_t>keys.ctypes.data
+    memset(&settings, 0, sizeof(ParseSettings))
+    settings.fragments = FRAGMENTS_GATHERED
+    for i in range(n):
+        parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
+        flower_key(&memory[0] if memory.shape[0] else NULL, frame + i, &p, key + i)
+    return keys

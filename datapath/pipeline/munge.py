@@ -1,0 +1,197 @@
+"""What actions do to a frame's bytes: pedit, csum and vlan, in plain Python.
+
+The executable specification of these actions, for who reads and for the interpreter; frames are Ethernet. Each function takes a frame and gives
+another one. pedit changes bytes and no checksum, as in Linux: csum comes behind it.
+Not here: address translation (datapath.rewrite), which packets the actions are for (interpret).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from datapath.craft import crc32c
+from datapath.pipeline.rules import ETH_IP, ETH_IPV6, ETH_QINQ, ETH_VLAN, Csum, Munge, Pedit, Vlan
+
+ETHERNET, TAG, IP6_HEADER = 14, 4, 40
+ICMP, IGMP, TCP, UDP, ICMPV6, SCTP, UDPLITE = 1, 2, 6, 17, 58, 132, 136
+
+
+class Layers(NamedTuple):
+    """Offsets in a frame: of the ethertype that names the payload, of the IP header and of the transport header (-1: there is none)."""
+
+    kind_at: int
+    l3: int
+    l4: int
+    kind: int
+    proto: int
+
+
+def layers(frame: bytes) -> Layers:
+    """Where the headers lie: behind any tags; of IPv6 the transport header is only found right behind the fixed one, as pedit and csum do it."""
+    at = ETHERNET - 2
+    while int.from_bytes(frame[at : at + 2], "big") in (ETH_VLAN, ETH_QINQ) and len(frame) >= at + 2 + TAG:
+        at += TAG
+    kind, l3 = int.from_bytes(frame[at : at + 2], "big"), at + 2
+    if kind == ETH_IP and len(frame) >= l3 + 20:
+        return Layers(at, l3, l3 + (frame[l3] & 15) * 4, kind, frame[l3 + 9])
+    if kind == ETH_IPV6 and len(frame) >= l3 + IP6_HEADER:
+        return Layers(at, l3, l3 + IP6_HEADER, kind, frame[l3 + 6])
+    return Layers(at, -1, -1, kind, -1)
+
+
+# --- pedit ------------------------------------------------------------------------------------------------------------------------------
+
+# By header and field: offset from the header's first byte, and bytes.
+PLACES = {
+    ("eth", "dst"): (0, 6),
+    ("eth", "src"): (6, 6),
+    ("eth", "type"): (12, 2),
+    ("ip", "src"): (12, 4),
+    ("ip", "dst"): (16, 4),
+    ("ip", "tos"): (1, 1),
+    ("ip", "dsfield"): (1, 1),
+    ("ip", "ttl"): (8, 1),
+    ("ip", "protocol"): (9, 1),
+    ("ip6", "src"): (8, 16),
+    ("ip6", "dst"): (24, 16),
+    ("ip6", "traffic_class"): (0, 2),
+    ("ip6", "payload_len"): (4, 2),
+    ("ip6", "nexthdr"): (6, 1),
+    ("ip6", "hoplimit"): (7, 1),
+    ("tcp", "sport"): (0, 2),
+    ("tcp", "dport"): (2, 2),
+    ("tcp", "flags"): (13, 1),
+    ("udp", "sport"): (0, 2),
+    ("udp", "dport"): (2, 2),
+}
+SHIFT = {("ip6", "traffic_class"): 4}  # bits that lie below the field in its last byte
+WIDTH = {("ip6", "traffic_class"): 8}
+
+
+def pedit(frame: bytes, action: Pedit) -> bytes | None:
+    """All munges, one after the other; None where a field is not there: Linux drops such a packet."""
+    for munge in action.munges:
+        changed = munged(frame, munge)
+        if changed is None:
+            return None
+        frame = changed
+    return frame
+
+
+def munged(frame: bytes, munge: Munge) -> bytes | None:
+    where = layers(frame)
+    start = {"eth": 0, "ip": where.l3, "ip6": where.l3, "tcp": where.l4, "udp": where.l4}[munge.header]
+    offset, length = PLACES[munge.header, munge.field]
+    at = start + offset
+    if start < 0 or at + length > len(frame):
+        return None
+    shift = SHIFT.get((munge.header, munge.field), 0)
+    field = (1 << WIDTH.get((munge.header, munge.field), 8 * length)) - 1
+    whole = int.from_bytes(frame[at : at + length], "big")
+    old = whole >> shift & field
+    new = (old + munge.value) & field if munge.op == "add" else (old & ~munge.mask | munge.value & munge.mask) & field
+    whole = whole & ~(field << shift) | new << shift
+    return frame[:at] + whole.to_bytes(length, "big") + frame[at + length :]
+
+
+# --- csum -------------------------------------------------------------------------------------------------------------------------------
+
+
+def folded(data: bytes) -> int:
+    """The checksum of RFC 1071."""
+    total = sum(int.from_bytes((data[i : i + 2] + b"\0")[:2], "big") for i in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def put(frame: bytes, at: int, value: int, length: int = 2) -> bytes:
+    return frame[:at] + value.to_bytes(length, "big") + frame[at + length :]
+
+
+def csum(frame: bytes, action: Csum) -> bytes:
+    """Checksums made anew. Of a fragment, and of what is shorter than its header, none is; UDP's 0 stays 0 (RFC 768)."""
+    where = layers(frame)
+    if where.l3 < 0:
+        return frame
+    if where.kind == ETH_IP:
+        total = int.from_bytes(frame[where.l3 + 2 : where.l3 + 4], "big")
+        whole = not int.from_bytes(frame[where.l3 + 6 : where.l3 + 8], "big") & 0x3FFF
+        end = min(where.l3 + total, len(frame))
+    else:
+        end, whole = min(where.l4 + int.from_bytes(frame[where.l3 + 4 : where.l3 + 6], "big"), len(frame)), True
+    if whole:
+        frame = transport(frame, where, end, action.of)
+    if where.kind == ETH_IP and "ip4h" in action.of:
+        bare = put(frame, where.l3 + 10, 0)
+        frame = put(bare, where.l3 + 10, folded(bare[where.l3 : where.l4]))
+    return frame
+
+
+# By protocol: csum's name, the least header in bytes, where the checksum lies, and whether addresses are part of it.
+SUMS: dict[int, tuple[str, int, int, bool]] = {
+    ICMP: ("icmp", 8, 2, False),
+    IGMP: ("igmp", 8, 2, False),
+    ICMPV6: ("icmp", 8, 2, True),
+    TCP: ("tcp", 20, 16, True),
+    UDP: ("udp", 8, 6, True),
+    UDPLITE: ("udplite", 8, 6, True),
+    SCTP: ("sctp", 12, 8, False),
+}
+
+
+def transport(frame: bytes, where: Layers, end: int, of: tuple[str, ...]) -> bytes:
+    """The transport header's checksum, over the packet as long as it says it is."""
+    name, header, at, pseudo = SUMS.get(where.proto, ("", 0, 0, False))
+    if name not in of or end - where.l4 < header:
+        return frame
+    field, length = where.l4 + at, end - where.l4
+    if where.proto == SCTP:
+        bare = put(frame, field, 0, 4)
+        return put(bare, field, int.from_bytes(crc32c(bare[where.l4 : end]).to_bytes(4, "little"), "big"), 4)
+    if where.proto == UDP and frame[field : field + 2] == b"\0\0":
+        return frame
+    covered = length
+    if where.proto == UDPLITE:
+        covered = int.from_bytes(frame[where.l4 + 4 : where.l4 + 6], "big") or length
+        if covered > length or covered < header:
+            return frame
+    addresses = frame[where.l3 + 12 : where.l3 + 20] if where.kind == ETH_IP else frame[where.l3 + 8 : where.l3 + 40]
+    before = addresses + length.to_bytes(4, "big") + where.proto.to_bytes(4, "big") if pseudo else b""
+    bare = put(frame, field, 0)
+    value = folded(before + bare[where.l4 : where.l4 + covered])
+    return put(bare, field, value or 0xFFFF if where.proto in (UDP, UDPLITE) else value)
+
+
+# --- vlan -------------------------------------------------------------------------------------------------------------------------------
+
+
+def push(frame: bytes, action: Vlan) -> bytes:
+    tag = (action.priority or 0) << 13 | (action.id or 0)
+    return frame[:12] + (action.protocol or ETH_VLAN).to_bytes(2, "big") + tag.to_bytes(2, "big") + frame[12:]
+
+
+def pop(frame: bytes, action: Vlan) -> bytes:
+    """The outermost tag goes; a frame without stays as it is."""
+    return frame[:12] + frame[12 + TAG :] if is_tagged(frame) else frame
+
+
+def modify(frame: bytes, action: Vlan) -> bytes:
+    """What is given is changed; a frame without a tag stays as it is."""
+    if not is_tagged(frame):
+        return frame
+    tag = int.from_bytes(frame[14:16], "big")
+    if action.id is not None:
+        tag = tag & 0xF000 | action.id
+    if action.priority is not None:
+        tag = tag & 0x1FFF | action.priority << 13
+    kind = frame[12:14] if action.protocol is None else action.protocol.to_bytes(2, "big")
+    return frame[:12] + kind + tag.to_bytes(2, "big") + frame[16:]
+
+
+def is_tagged(frame: bytes) -> bool:
+    return len(frame) >= ETHERNET + TAG and int.from_bytes(frame[12:14], "big") in (ETH_VLAN, ETH_QINQ)
+
+
+VLAN: dict[str, Callable[[bytes, Vlan], bytes]] = {"push": push, "pop": pop, "modify": modify}

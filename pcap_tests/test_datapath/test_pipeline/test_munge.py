@@ -1,0 +1,107 @@
+"""pedit, csum and vlan, against scapy where it has an opinion."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+
+from datapath import craft
+from datapath.pipeline.munge import csum, modify, pedit, pop, push
+from datapath.pipeline.rules import ETH_QINQ, Csum, Munge, Pedit, Vlan
+
+ALL = Csum(("ip4h", "icmp", "igmp", "tcp", "udp", "udplite", "sctp"))
+A, B, A6, B6 = "192.0.2.1", "198.51.100.1", "2001:db8::1", "2001:db8::2"
+FRAMES = {
+    "tcp": craft.tcp(A, B, 40000, 80, "PA", payload=b"odd"),
+    "udp": craft.udp(A, B, 5000, 53, b"?"),
+    "icmp": craft.icmp(A, B, 8, ident=7, sequence=1, payload=b"ping"),
+    "tcp6": craft.tcp(A6, B6, 40000, 80, "PA", payload=b"odd"),
+    "udp6": craft.udp(A6, B6, 5000, 53, b"?"),
+    "icmp6": craft.icmp(A6, B6, 128, ident=7, sequence=1, payload=b"ping"),
+    "sctp": craft.sctp(A, B, 9000, 9001, 0, craft.sctp_init(7)),
+    "udplite": craft.udplite(A, B, 70, 80, b"xyz"),
+}
+
+
+def munge(header: str, field: str, value: int, *, op: str = "set", mask: int = (1 << 128) - 1) -> Pedit:
+    return Pedit((Munge(header, field, op, value, mask),))
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_csum_of_a_sound_packet_changes_nothing(name: str) -> None:
+    assert csum(FRAMES[name], ALL) == FRAMES[name]
+
+
+@given(name=st.sampled_from(sorted(FRAMES)), at=st.integers(0, 1000), byte=st.integers(1, 255))
+def test_csum_makes_a_broken_sum_good(name: str, at: int, byte: int) -> None:
+    """Whatever of the addresses, the ports or the payload was changed, what comes out has the checksum that scapy would give it."""
+    frame = bytearray(FRAMES[name])
+    start = 26 if len(name.rstrip("6")) == len(name) else 22
+    choices = [*range(start, start + 8), len(frame) - 1]
+    frame[choices[at % len(choices)]] ^= byte
+    done = Ether(csum(bytes(frame), ALL))
+    for layer, field in ((IP, "chksum"), (TCP, "chksum"), (UDP, "chksum"), (ICMP, "chksum"), (ICMPv6EchoRequest, "cksum")):
+        if layer in done and name != "udplite":
+            again = done.copy()
+            delattr(again[layer], field)
+            assert getattr(Ether(bytes(again))[layer], field) == getattr(done[layer], field)
+
+
+def test_only_what_is_asked_for_is_made_anew() -> None:
+    broken = bytearray(FRAMES["tcp"])
+    broken[26] ^= 1
+    assert csum(bytes(broken), Csum(("udp",))) == bytes(broken)
+    assert csum(bytes(broken), Csum(("ip4h",)))[34:] == broken[34:]
+
+
+def test_fragments_keep_their_sums() -> None:
+    fragment = bytearray(FRAMES["udp"])
+    fragment[20] |= 0x20
+    assert csum(bytes(fragment), Csum(("udp",))) == bytes(fragment)
+
+
+def test_udp_without_a_sum_stays_without() -> None:
+    frame = craft.udp(A, B, 5000, 53, b"?", l4_checksum=0)
+    assert csum(frame, ALL) == frame
+
+
+@pytest.mark.parametrize(
+    ("action", "layer", "field", "value"),
+    [
+        (munge("ip", "ttl", 9), IP, "ttl", 9),
+        (munge("ip", "ttl", 255, op="add"), IP, "ttl", 63),
+        (munge("ip", "dst", 0x0A000001), IP, "dst", "10.0.0.1"),
+        (munge("ip", "src", 0x0A000000, mask=0xFF000000), IP, "src", "10.0.2.1"),
+        (munge("ip", "tos", 0x10, mask=0xFC), IP, "tos", 0x10),
+        (munge("tcp", "dport", 8080), TCP, "dport", 8080),
+        (munge("eth", "dst", 0x020000000009), Ether, "dst", "02:00:00:00:00:09"),
+    ],
+)
+def test_pedit_sets_fields(action: Pedit, layer: type, field: str, value: object) -> None:
+    frame = pedit(FRAMES["tcp"], action)
+    assert frame is not None and getattr(Ether(frame)[layer], field) == value and len(frame) == len(FRAMES["tcp"])
+
+
+def test_pedit_of_ipv6() -> None:
+    frame = pedit(FRAMES["udp6"], Pedit((Munge("ip6", "traffic_class", "set", 0xB8, 0xFF), Munge("udp", "sport", "set", 7, 0xFFFF))))
+    assert frame is not None
+    assert (Ether(frame)[IPv6].tc, Ether(frame)[IPv6].version, Ether(frame)[UDP].sport) == (0xB8, 6, 7)
+
+
+def test_pedit_of_what_is_not_there() -> None:
+    assert pedit(FRAMES["tcp"][:36], munge("tcp", "dport", 1)) is None
+    assert pedit(craft.eth(b"", 0x88CC), munge("ip", "ttl", 1)) is None
+
+
+def test_tags_are_pushed_popped_and_modified() -> None:
+    once = push(FRAMES["tcp"], Vlan("push", id=5, priority=3))
+    twice = push(once, Vlan("push", id=9, protocol=ETH_QINQ))
+    assert (Ether(once)[Dot1Q].vlan, Ether(once)[Dot1Q].prio) == (5, 3) and twice[12:14] == b"\x88\xa8"
+    assert pop(pop(twice, Vlan("pop")), Vlan("pop")) == FRAMES["tcp"] == pop(FRAMES["tcp"], Vlan("pop"))
+    changed = modify(once, Vlan("modify", id=6))
+    assert (Ether(changed)[Dot1Q].vlan, Ether(changed)[Dot1Q].prio) == (6, 3)
+    assert modify(FRAMES["tcp"], Vlan("modify", id=6)) == FRAMES["tcp"]
