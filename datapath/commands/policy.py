@@ -11,7 +11,6 @@ import click
 from ctcore.errors import CtmirrorError
 from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
-from datapath.hints import counted
 from datapath.names import printable
 
 if TYPE_CHECKING:
@@ -125,8 +124,7 @@ def _report(cluster: Cluster, ruleset: Ruleset, attachments: dict[str, Attachmen
     for note in cluster.notes:
         click.echo(printable(f"note: {note}"), err=True)
     policies = len(cluster.policies) + len(cluster.admin) + (cluster.baseline is not None)
-    number = f"{policies:,} {'policy' if policies == 1 else 'policies'}"
-    click.echo(f"{number}, {counted(len(attachments), 'pod')}: {counted(len(ruleset.rules), 'rule')}", err=True)
+    click.echo(f"policies {policies:,}, pods {len(attachments):,}, rules {len(ruleset.rules):,}", err=True)
     if verbose:
         for name, rules in counts(ruleset).items():
             click.echo(f"  {name:9} {rules:8,}", err=True)

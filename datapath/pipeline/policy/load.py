@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ctcore.nat_rules import Address
-from datapath.hints import counted
 from datapath.names import printable
 from datapath.pipeline.policy.admin_policy import BASELINE_NAME, AdminObject, AdminPolicy, BaselineObject
 from datapath.pipeline.policy.cluster import Cluster
@@ -117,7 +116,7 @@ def gather(documents: Iterable[Document]) -> Cluster:
         if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
             if version.startswith(POLICY_GROUPS[1]):  # a kind of policy that is not known may forbid what we allow
                 document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
-            found.left_out[f"objects of kind {printable(kind)} ({printable(version)})"] += 1
+            found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
             continue
         take(found, document)
     return Cluster(
@@ -133,14 +132,14 @@ def gather(documents: Iterable[Document]) -> Cluster:
 
 def _notes(found: _Gathering) -> Iterable[str]:
     for what, number in found.left_out.items():
-        yield f"left out: {number:,} {what}"
+        yield f"left out: {what} ({number:,})"
     used = {pod.namespace for pod in found.pods} | {policy.namespace for policy in found.policies}
     missing = sorted(used - set(found.namespaces))
     if missing:
-        yield f"{counted(len(missing), 'namespace')} in no file, taken to have no labels but the name: {', '.join(missing)}"
+        yield f"namespaces that are in no file, taken to have no labels but the name: {', '.join(missing)}"
     unknown = sorted({pod.node for pod in found.pods if pod.node} - {node.name for node in found.nodes})
     if unknown:
-        yield f"{counted(len(unknown), 'node')} in no file, so that traffic between a pod and its node is not known as such: {', '.join(unknown)}"
+        yield f"nodes that are in no file, so that traffic between a pod and its node is not known as such: {', '.join(unknown)}"
     yield from _ties(found.admin)
 
 

@@ -140,18 +140,18 @@ def test_what_is_of_no_use_is_counted(tmp_path):
     cluster = loaded(tmp_path, ended, pending, service, service, other)
     assert list(cluster.pods) == list(cluster.policies) == []
     assert cluster.notes[:4] == [
-        "left out: 1 pods that have ended",
-        "left out: 1 pods without an address",
-        "left out: 2 objects of kind Service (v1)",
-        "left out: 1 objects of kind NetworkPolicy (crd.projectcalico.org/v1)",
+        "left out: pods that have ended (1)",
+        "left out: pods without an address (1)",
+        "left out: Service of v1 (2)",
+        "left out: NetworkPolicy of crd.projectcalico.org/v1 (1)",
     ]
 
 
 def test_what_is_taken_for_granted_is_noted(tmp_path):
     tie = ADMIN.replace("name: border", "name: another")
     assert loaded(tmp_path, POD, ADMIN, tie).notes == [
-        "1 namespace in no file, taken to have no labels but the name: shop",
-        "1 node in no file, so that traffic between a pod and its node is not known as such: n1",
+        "namespaces that are in no file, taken to have no labels but the name: shop",
+        "nodes that are in no file, so that traffic between a pod and its node is not known as such: n1",
         "2 AdminNetworkPolicies of priority 10, whose order the API leaves open, are asked by name: another, border",
     ]
 
