@@ -156,10 +156,10 @@ def explain_command(
     from datapath.pipeline.policy.explain import opinions, read_endpoint, read_service
 
     asked = read_service(service)
-    ends = read_endpoint(cluster, "--from", source), read_endpoint(cluster, "--to", target)
-    there = opinions(cluster, *ends, asked, node_traffic)
+    left, right = read_endpoint(cluster, "--from", source), read_endpoint(cluster, "--to", target)
+    there = opinions(cluster, left, right, asked, node_traffic)
     if not quiet:
-        back = opinions(cluster, *reversed(ends), asked, node_traffic)
+        back = opinions(cluster, right, left, asked, node_traffic)
         with opened(output) as file:
             for opinion in there:
                 click.echo("\n".join(map(printable, opinion.lines())), file=file)

@@ -6,7 +6,7 @@ own zone, so that each of the two ends of a connection between pods is judged by
 
      0 entry      ARP and neighbour discovery pass (conntrack does not follow them); other sources than the pod's own are dropped; ct -> 1
      1 state      established: replies -> 9 unless blocked, then they are dropped; requests -> policy.                          Else -> 2
-     2 fresh   *  invalid: dropped; related: committed -> 9, unless blocked.                                                    Else -> policy
+     2 fresh   *  invalid: dropped; related: nat, ct commit -> 9, unless blocked.                                           Else -> policy
      3 admin      the pod itself, AdminNetworkPolicy                                        -> 6, 8, or what follows;           end -> 4
      4 network    the pod's own node, what NetworkPolicy allows                             -> 6;                               end -> 8 or 5
      5 baseline   BaselineAdminNetworkPolicy                                                -> 6, 8;                            end -> 6
@@ -210,7 +210,8 @@ class _Hook:
             self._each_family(FRESH, [ct_state("+trk+inv")], Gact(DROP))
         # An ICMP error belongs to a connection, whose mark it has; so does what a helper announced, which needs an entry of its own.
         related = [ct_state("+trk+rel"), *([NOT_BLOCKED] if self.again else [])]
-        self._each_family(FRESH, related, Ct(zone=self.zone, commit=True, nat=CtNat()), Gact(goto(FORWARD)))
+        # Where somebody translates in this zone, an error quotes what it has to be translated for; tc takes a bare nat without commit only.
+        self._each_family(FRESH, related, Ct(zone=self.zone, nat=CtNat()), Ct(zone=self.zone, commit=True), Gact(goto(FORWARD)))
         if self.again:
             self._each_family(FRESH, [ct_state("+trk+rel")], Gact(DROP))
         self._add(FRESH, ETH_ALL, [], Gact(goto(policy)))

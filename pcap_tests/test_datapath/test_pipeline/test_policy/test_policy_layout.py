@@ -239,7 +239,7 @@ def test_commits_lie_where_software_looks():
     ruleset = compiled(shop(FROM_B, KEPT_IN))
     assert {rule.chain for rule in ruleset.rules if any(isinstance(each, Ct) and each.commit for each in rule.actions)} == {FRESH, COMMIT, DENIED}
     related = [rule for rule in ruleset.rules if rule.chain == FRESH and isinstance(rule.actions[0], Ct)]
-    assert related and all(rule.actions[0].nat is not None for rule in related)
+    assert related and all(rule.actions[0].nat is not None and rule.actions[1].commit for rule in related)
 
 
 def test_nothing_keeps_a_pod_from_itself():
