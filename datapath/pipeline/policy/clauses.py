@@ -12,15 +12,15 @@ Not here: rules (compiler). Nothing of evaluate is used here, which says the sam
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctcore.nat_rules import Network
 from datapath.pipeline.policy.admin_policy import AdminPolicy, AdminRule, EgressPeer, IngressPeer, PodsPeer
 from datapath.pipeline.policy.cluster import Cluster, NodeTraffic
 from datapath.pipeline.policy.models import PROTOCOLS, LabelSelector
-from datapath.pipeline.policy.network_policy import EGRESS, INGRESS, IngressRule, NetworkPolicy, Peer
+from datapath.pipeline.policy.network_policy import INGRESS, IngressRule, NetworkPolicy, Peer
 from datapath.pipeline.policy.objects import Pod
 from datapath.pipeline.policy.prefixes import EVERYTHING, Prefixes, aggregate, host, subtract, without_covered
 
@@ -56,15 +56,30 @@ class Stage:
     otherwise: str
 
 
-def stages_of(cluster: Cluster, pod: Pod, direction: str, node_traffic: NodeTraffic = "both") -> list[Stage]:
-    """What concerns this pod; the last stage never ends in NEXT."""
-    view = _View(cluster, pod, direction)
-    admin = [clause for policy in cluster.admin for clause in view.ordered(policy)]
+class Memo(dict[Any, tuple[Clause, ...]]):
+    """Clauses that have been made: of a pod's own, only its named ports have a part in them, so that most pods share theirs."""
+
+    def once(self, key: Any, make: Callable[[], Iterable[Clause]]) -> tuple[Clause, ...]:
+        if key not in self:
+            self[key] = tuple(make())
+        return self[key]
+
+
+def stages_of(cluster: Cluster, pod: Pod, direction: str, node_traffic: NodeTraffic = "both", memo: Memo | None = None) -> list[Stage]:
+    """What concerns this pod; the last stage never ends in NEXT. memo: of this cluster."""
+    view, memo = _View(cluster, pod, direction), Memo() if memo is None else memo
+    named = pod.ports if direction == INGRESS else ()
+
+    def ordered(policy: AdminPolicy) -> tuple[Clause, ...]:
+        return memo.once((policy.title, direction, named), lambda: view.ordered(policy)) if view.concerned(policy) else ()
+
+    admin = [clause for policy in cluster.admin for clause in ordered(policy)]
     policies = [each for each in cluster.policies if view.selects(each)]
-    baseline = list(view.ordered(cluster.baseline)) if cluster.baseline else []
+    baseline = list(ordered(cluster.baseline)) if cluster.baseline else []
     stages = [Stage("admin", tuple(admin), NEXT)] if admin else []
     if policies:
-        stages.append(Stage("network", tuple(_merged(part for policy in policies for part in view.allowed(policy))), DENY))
+        key = (tuple(policy.title for policy in policies), direction, named)
+        stages.append(Stage("network", memo.once(key, lambda: _merged(part for policy in policies for part in view.allowed(policy))), DENY))
     elif baseline:
         stages.append(Stage("network", (), NEXT))
     if stages and stages[-1].name == "network":
@@ -180,10 +195,11 @@ class _View:
 
     # --- AdminNetworkPolicy and the baseline --------------------------------------------------------------------------------------------
 
+    def concerned(self, policy: AdminPolicy) -> bool:
+        return self._chosen(self.pod, policy.subject.namespaces, policy.subject.pods)
+
     def ordered(self, policy: AdminPolicy) -> Iterator[Clause]:
-        """The clauses of a policy in the order of its rules, none if it is not about this pod."""
-        if not self._chosen(self.pod, policy.subject.namespaces, policy.subject.pods):
-            return
+        """The clauses of a policy in the order of its rules."""
         for rule in policy.rules[self.direction]:
             prefixes = aggregate(part for peer in rule.peers for part in self._admin_peer(peer))
             for part, spans in self._admin_ports(rule, prefixes):
@@ -228,8 +244,3 @@ def _ports_named(pod: Pod, name: str, proto: int | None) -> Iterator[Span]:
     for port in pod.ports:
         if port.name == name and proto in (None, port.proto):
             yield Span(port.proto, port.number, port.number)
-
-
-def concerned(cluster: Cluster, pod: Pod, node_traffic: NodeTraffic = "both") -> dict[str, list[Stage]]:
-    """The stages of both directions."""
-    return {direction: stages_of(cluster, pod, direction, node_traffic) for direction in (EGRESS, INGRESS)}

@@ -40,7 +40,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from datapath.pipeline.policy.clauses import ALLOW, DENY, NEXT, PASS, Clause, Span, Stage, concerned
+from datapath.pipeline.policy.clauses import ALLOW, DENY, NEXT, PASS, Clause, Memo, Span, Stage, stages_of
 from datapath.pipeline.policy.cluster import Cluster, NodeTraffic
 from datapath.pipeline.policy.devices import Attachment
 from datapath.pipeline.policy.errors import PolicyError
@@ -96,10 +96,10 @@ class Options:
 def compile_policies(cluster: Cluster, attachments: Mapping[str, Attachment], options: Options | None = None) -> Ruleset:
     """The rules for the pods that are attached (by NAMESPACE/POD). Raises PolicyError where there would be more than tc can number."""
     options = options or Options()
-    qdiscs, rules = [], []
+    qdiscs, rules, memo = [], [], Memo()
     for title in sorted(attachments):
         pod, attachment = cluster.pod_by_title[title], attachments[title]
-        stages = concerned(cluster, pod, options.node_traffic)
+        stages = {direction: stages_of(cluster, pod, direction, options.node_traffic, memo) for direction in DIRECTIONS}
         tracked = any(stages.values())
         made = [
             *_Hook(pod, attachment, EGRESS, options).rules(stages[EGRESS] if tracked else None),

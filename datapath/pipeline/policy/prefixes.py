@@ -6,6 +6,7 @@ Not here: which addresses a policy means (clauses).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any
 
@@ -23,6 +24,7 @@ def aggregate(networks: Iterable[Network]) -> Prefixes:
     return (*collapse_addresses(kept[4]), *collapse_addresses(kept[6]))
 
 
+@cache
 def host(address: Address) -> Network:
     return ip_network(address)
 
