@@ -63,6 +63,8 @@ def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--invalid", type=click.Choice(["drop", "policy"]), default="drop", help="What conntrack calls invalid: dropped, or judged like the "
               "rest.  [default: drop]")  # fmt: skip
 @click.option("--anti-spoof/--no-anti-spoof", default=True, help="Drop what a pod sends from addresses that are not its own.  [default: on]")
+@click.option("--forward", type=click.Choice(["pass", "redirect"]), default="pass", help="What passes goes to the host; or, for pods "
+              "among these, straight to their devices, as NICs need it.  [default: pass]")  # fmt: skip
 @click.option("--node", metavar="NAME", help="Rules for the pods of this node only.  [default: all pods]")
 @click.option("--device-of", "template", metavar="TEMPLATE", help="The device of a pod, of {namespace}, {name}, {node} and {hash} (11 digits); an "
               "annotation ctmirror/device comes first.  [default: veth{hash}]")  # fmt: skip

@@ -13,7 +13,7 @@ own zone, so that each of the two ends of a connection between pods is judged by
      6 allow      established and not blocked -> 9.                                                                             Else -> 7
      7 commit  *  ct commit, mark not blocked -> 9
      8 deny    *  established: ct commit, mark blocked, dropped.                                                                Else dropped
-     9 forward    ct clear, since the host tracks in zones of its own; pass: the host's bridge or routing takes it
+     9 forward    ct clear, since the host tracks in zones of its own; pass: the host's bridge or routing takes it (or Options.forward)
 
 What a NIC may do is in chains that match ct_state by trk, est and rpl only, the mark in one bit, and no label or original tuple. What is for
 software (*) has chains of its own, marked skip_hw: all that is new, related or invalid, and commits.
@@ -40,6 +40,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ctcore.nat_rules import Address
 from datapath.pipeline.policy.clauses import ALLOW, DENY, NEXT, PASS, Clause, Memo, Span, Stage, stages_of
 from datapath.pipeline.policy.cluster import Cluster, NodeTraffic
 from datapath.pipeline.policy.devices import Attachment
@@ -62,6 +63,7 @@ from datapath.pipeline.rules import (
     Gact,
     Hook,
     Match,
+    Mirred,
     Qdisc,
     Rule,
     Ruleset,
@@ -85,24 +87,29 @@ NEIGHBOURS = {EGRESS: (131, 132, 133, 135, 136, 143), INGRESS: (130, 134, 135, 1
 
 @dataclass(frozen=True)
 class Options:
-    """invalid: what becomes of packets that conntrack calls invalid: drop, or policy, which judges them like others. anti_spoof: only own sources."""
+    """invalid: what becomes of packets that conntrack calls invalid: drop, or policy, which judges them like others. anti_spoof: only own sources.
+
+    forward: what passes goes to the host (pass), or straight to the device of the pod it is for, if that is among those compiled for (redirect).
+    """
 
     established: Literal["packet", "connection"] = "packet"
     invalid: Literal["drop", "policy"] = "drop"
     anti_spoof: bool = True
     node_traffic: NodeTraffic = "both"
+    forward: Literal["pass", "redirect"] = "pass"
 
 
 def compile_policies(cluster: Cluster, attachments: Mapping[str, Attachment], options: Options | None = None) -> Ruleset:
     """The rules for the pods that are attached (by NAMESPACE/POD). Raises PolicyError where there would be more than tc can number."""
     options = options or Options()
     qdiscs, rules, memo = [], [], Memo()
+    neighbours = [(address, found.device) for title, found in sorted(attachments.items()) for address in cluster.pod_by_title[title].addresses]
     for title in sorted(attachments):
         pod, attachment = cluster.pod_by_title[title], attachments[title]
         stages = {direction: stages_of(cluster, pod, direction, options.node_traffic, memo) for direction in DIRECTIONS}
         tracked = any(stages.values())
         made = [
-            *_Hook(pod, attachment, EGRESS, options).rules(stages[EGRESS] if tracked else None),
+            *_Hook(pod, attachment, EGRESS, options).rules(stages[EGRESS] if tracked else None, neighbours if options.forward == "redirect" else ()),
             *(_Hook(pod, attachment, INGRESS, options).rules(stages[INGRESS]) if tracked else ()),
         ]
         if made:
@@ -141,9 +148,10 @@ class _Hook:
         self.handle: Counter[tuple[int, int]] = Counter()
         self.made: list[Rule] = []
 
-    def rules(self, stages: Sequence[Stage] | None) -> list[Rule]:
-        """All rules of the hook. stages: None: the pod is not tracked."""
-        self._entry(tracked=stages is not None)
+    def rules(self, stages: Sequence[Stage] | None, neighbours: Iterable[tuple[Address, str]] = ()) -> list[Rule]:
+        """All rules of the hook. stages: None: the pod is not tracked; neighbours: addresses that are behind other devices."""
+        neighbours = [(address, device) for address, device in neighbours if device != self.hook.device and address.version in self.families]
+        self._entry(tracked=stages is not None, forward=bool(neighbours))
         if stages is not None:
             policy = STAGE_CHAINS[stages[0].name] if stages else self._verdict(ALLOW)
             self._state(policy)
@@ -152,6 +160,9 @@ class _Hook:
             for stage, behind in zip(stages, following, strict=False):
                 self._stage(stage, behind)
             self._verdicts(denies=any(DENY in (stage.otherwise, *(clause.outcome for clause in stage.clauses)) for stage in stages))
+            self._forward(neighbours, Ct(clear=True))
+        elif neighbours:
+            self._forward(neighbours)
         return self.made
 
     # --- making one rule --------------------------------------------------------------------------------------------------------------
@@ -177,10 +188,10 @@ class _Hook:
 
     # --- chains -----------------------------------------------------------------------------------------------------------------------
 
-    def _entry(self, tracked: bool) -> None:
+    def _entry(self, tracked: bool, forward: bool) -> None:
         going, guarded = self.direction == EGRESS, self.options.anti_spoof and self.direction == EGRESS
-        on: tuple[Action, ...] = (Ct(zone=self.zone), Gact(goto(STATE))) if tracked else (Gact(PASS_ON),)
-        if not tracked and not guarded:
+        on: tuple[Action, ...] = (Ct(zone=self.zone), Gact(goto(STATE))) if tracked else (Gact(goto(FORWARD) if forward else PASS_ON),)
+        if not tracked and not guarded and not forward:
             return
         # Of ARP, a pod may say its own address, or none, where it asks whether an address is free (RFC 5227).
         senders = [int(each) for each in self.pod.addresses if each.version == 4] + [0] if guarded else [None]
@@ -254,7 +265,16 @@ class _Hook:
         if denies and self.again:
             self._each_family(DENIED, [ct_state("+trk+est")], Ct(zone=self.zone, commit=True, mark=(BLOCKED, BLOCKED)), Gact(DROP))
             self._add(DENIED, ETH_ALL, [], Gact(DROP))
-        self._each_family(FORWARD, [], Ct(clear=True), Gact(PASS_ON))
+
+    def _forward(self, neighbours: Sequence[tuple[Address, str]], *first: Action) -> None:
+        """first: what is done to every packet before it goes on."""
+        for family in self.families:
+            prio = self._new_prio(FORWARD) if neighbours else 0
+            for address, device in neighbours:
+                if address.version == family:
+                    here = match("dst_ip", int(address), address.max_prefixlen)
+                    self._add(FORWARD, ETHERTYPES[family], [here], *first, Mirred("redirect", device), prio=prio)
+        self._each_family(FORWARD, [], *first, Gact(PASS_ON))
 
 
 def _ports(span: Span | None) -> list[Match]:

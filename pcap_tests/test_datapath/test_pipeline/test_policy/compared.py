@@ -25,7 +25,11 @@ class Lab:
     def path(self, frame: Frame) -> tuple[bool, bool]:
         """What becomes of a packet at the device it comes out of, and, if it passes there, at the one it goes into."""
         source, target = self.device(frame.src), self.device(frame.dst)
+        self.machine.redirected.clear()
         left = source is None or self.machine.passes(source, "ingress", frame)
+        # Only what is for another pod of ours can be sent to its device, and then is.
+        direct = self.options.forward == "redirect" and left and source and target and source != target
+        assert self.machine.redirected == ([target] if direct else []), frame
         return left, left and (target is None or self.machine.passes(target, "egress", frame))
 
     def arrives(self, frame: Frame) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from datapath.pipeline.rules import CT_STATES, ETH_ALL, ETH_ARP, ETH_IP, ETH_IPV6, Ct, Gact, Hook, Match, Rule, Ruleset
+from datapath.pipeline.rules import CT_STATES, ETH_ALL, ETH_ARP, ETH_IP, ETH_IPV6, Ct, Gact, Hook, Match, Mirred, Rule, Ruleset
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Machine:
 
     ruleset: Ruleset
     conns: dict[tuple, Conn] = field(default_factory=dict)
+    redirected: list[str] = field(default_factory=list)  # devices that packets were sent to, in order
 
     def __post_init__(self) -> None:
         self.chains: dict[tuple[Hook, int], list[Rule]] = {}
@@ -86,6 +87,10 @@ class Machine:
                 if isinstance(action, Ct):
                     tracked = self._track(action, frame, tracked)
                     continue
+                if isinstance(action, Mirred):
+                    assert (action.kind, action.direction, tracked) == ("redirect", "egress", None), action
+                    self.redirected.append(action.device)
+                    return True
                 assert isinstance(action, Gact), action
                 if action.control.kind in ("pass", "drop"):
                     # What is left on a packet would keep the host from tracking it in its own zone.

@@ -22,6 +22,7 @@ options = st.builds(
     invalid=st.sampled_from(["drop", "policy"]),
     anti_spoof=st.booleans(),
     node_traffic=st.sampled_from(NODE_TRAFFIC),
+    forward=st.sampled_from(["pass", "redirect"]),
 )
 services = [*product((6, 17, 132), PORTS), (1, None)]
 

@@ -115,6 +115,15 @@ def test_connection_semantics_need_neither_mark_nor_two_of_the_chains():
     assert all(action.mark is None for rule in ruleset.rules for action in rule.actions if isinstance(action, Ct))
 
 
+def test_what_is_for_a_pod_here_may_go_straight_to_its_device():
+    lab = Lab(shop(FROM_B, dual=True), Options(forward="redirect"))
+    assert lab.arrives(Frame(B, A)) and lab.machine.redirected == [lab.device(A)]
+    assert lab.arrives(Frame(C, B)) and lab.machine.redirected == [lab.device(B)]
+    assert lab.arrives(Frame(ip_address("fd00:1::3"), ip_address("fd00:1::4"))) and lab.machine.redirected == [lab.device(C)]
+    assert lab.arrives(Frame(B, OUTSIDE)) and lab.machine.redirected == []
+    assert lab.arrives(Frame(A, A)) and lab.machine.redirected == []
+
+
 def test_a_pod_that_no_policy_concerns_is_not_tracked():
     ruleset = compiled(shop(FROM_B))
     devices = {title: found.device for title, found in attach(shop().pods).items()}
