@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctcore.nat_rules import Address
-from datapath.pipeline.policy.admin_policy import AdminPolicy, AdminPort, AdminRule, EgressPeer, IngressPeer
+from datapath.pipeline.policy.admin_policy import AdminPolicy, AdminPort, AdminRule, EgressPeer, IngressPeer, Subject
 from datapath.pipeline.policy.cluster import Cluster, NodeTraffic
 from datapath.pipeline.policy.models import PROTOCOLS
 from datapath.pipeline.policy.network_policy import EGRESS, INGRESS, NetworkPolicy, Peer, PolicyPort
@@ -104,8 +104,7 @@ class _Side:
 
     def _ordered(self, policy: AdminPolicy, subject: Pod) -> Decision | str | None:
         """The first rule that matches, if any; "Pass" of a rule that passes."""
-        chosen = policy.subject
-        selected = self._pods_match(subject, chosen)
+        selected = self._pods_match(subject, policy.subject)
         for i, rule in enumerate(policy.rules[self.direction] if selected else []):
             if any(self._admin_peer(peer) for peer in rule.peers) and self._admin_ports(rule):
                 if rule.action == "Pass":
@@ -115,12 +114,10 @@ class _Side:
                 return Decision(rule.action == "Allow", f"{policy.title} {words} it by {self.direction}[{i}]{name}", policy.title, i)
         return None
 
-    def _pods_match(self, pod: Pod, selector: object) -> bool:
-        """Subjects and peers have these two fields in common."""
-        namespaces, pods = getattr(selector, "namespaces", None), getattr(selector, "pods", None)
-        if namespaces is not None:
-            return self.cluster.selected(pod, namespaces, None)
-        return pods is not None and self.cluster.selected(pod, pods.namespace_selector, pods.pod_selector)
+    def _pods_match(self, pod: Pod, wanted: Subject | IngressPeer | EgressPeer) -> bool:
+        if wanted.namespaces is not None:
+            return self.cluster.selected(pod, wanted.namespaces, None)
+        return wanted.pods is not None and self.cluster.selected(pod, wanted.pods.namespace_selector, wanted.pods.pod_selector)
 
     def _admin_peer(self, peer: IngressPeer | EgressPeer) -> bool:
         if isinstance(peer, EgressPeer):

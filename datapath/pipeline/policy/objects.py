@@ -168,4 +168,6 @@ def _address(document: Document, text: str, path: list[str | int]) -> Address:
         address = ip_address(text)
     except ValueError:
         document.fail(path, f"'{text}': expected an IPv4 or IPv6 address")
-    return address if address.version == 4 or address.scope_id is None else document.fail(path, f"'{text}': expected an address without a zone")
+    if address.version == 6 and address.scope_id is not None:
+        document.fail(path, f"'{text}': expected an address without a zone")
+    return address

@@ -227,6 +227,7 @@ def test_a_baseline_has_one_name_and_does_not_pass(tmp_path):
 
 WRONG_OBJECTS = [
     (POD.replace("ip: fd00:1::2", "ip: ten"), "status.podIPs[1]: 'ten': expected an IPv4 or IPv6 address"),
+    (POD.replace("fd00:1::2", "fe80::1%eth0"), "status.podIPs[1]: 'fe80::1%eth0': expected an address without a zone"),
     (POD.replace("fd00:1::2", "10.1.0.3"), "status.podIPs: expected one address of each family at most"),
     (f"{POD}---{POD}", "0.yaml:31: document 2, Pod shop/web: it is there a second time"),
     (f"{POD}---{POD.replace('name: web', 'name: twin')}", "Pod shop/twin: status: 10.1.0.2 is the address of shop/web; expected each address once"),
