@@ -17,7 +17,7 @@ from ctcore.expectations cimport FOLLOW_PPTP, Expectation, expect_expire, expect
 from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
 from ctcore.helpers.helper cimport HELPER_PPTP
-from ctcore.helpers.nat_text cimport follow
+from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, take_tunnel, tunnel_ended
 from ctcore.helpers.registry cimport drop_helper, give_helper, helper_confirmed
 from ctcore.lowlevel cimport unlikely

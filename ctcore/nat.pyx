@@ -171,22 +171,21 @@ cdef inline uint32_t *chain_of(const Nat *nat, const Key *original) noexcept nog
 
 
 cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
-    return (
-        a.src[0] == b.src[0] and a.src[1] == b.src[1] and a.sport == b.sport and a.proto == b.proto and a.family == b.family and a.zone == b.zone
-    )
+    return a.src[0] == b.src[0] and a.src[1] == b.src[1] and a.sport == b.sport and a.proto == b.proto and a.family == b.family
 
 
 cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
     """Take what the newest connection of the same source has that is in the range (RFC 4787 4.1).
 
-    The source is that of the tuple at hand: an ICMP id may have been translated with the destination.
+    The source is that of the tuple at hand: an ICMP id may have been translated with the destination. Its zone is that of the original direction,
+    where the tuple has that of the reply.
     """
     cdef uint32_t conn = chain_of(&ct.nat, &c.tuple)[0]
     cdef const Entry *other
     cdef Key found
     while conn != NO_CONN:
         other = &ct.pool.entry[conn]
-        if same_source(&other.flow[ORIG].key, &c.tuple):
+        if same_source(&other.flow[ORIG].key, &c.tuple) and other.flow[ORIG].key.zone == c.entry.flow[ORIG].key.zone:
             found = c.tuple
             found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
             found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport

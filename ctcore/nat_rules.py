@@ -2,7 +2,7 @@
 
 A rule says for which new connections it is (Match), what it changes (kind), and what there is to choose from (Range). The first rule that matches
 decides, for each half of the tuple; no rule at all means a null binding: addresses stay, a port changes only if its tuple is taken.
-Not here: choosing (nat), the text of the command line (datapath.nat_text).
+Not here: choosing (nat), the text of the command line (datapath.rule_text).
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class Range:
             raise ConfigError(f"NAT range {self.low}-{self.high}: expected two addresses of one family, the lower one first")
         if self.ports is not None and not 0 <= self.ports[0] <= self.ports[1] <= 0xFFFF:
             raise ConfigError(f"NAT ports {self.ports[0]}-{self.ports[1]}: expected 0 to 65535, the lower one first")
+
+    @property
+    def keeps_address(self) -> bool:
+        """Whether only ports are translated, if any."""
+        return self.low is None or self.low.is_unspecified
 
     @property
     def family(self) -> int | None:

@@ -42,4 +42,5 @@ ctypedef struct Nat:
     uint64_t secret[3]          # of the chains' hash
     uint64_t random             # state of the generator
     int32_t prefer[2]           # by manip: port at which the next search begins, or -1
+    int32_t prefer_announced    # port for the next announcement that cannot have its own, or -1
     uint64_t exhausted          # of all rules, and null bindings

@@ -71,7 +71,7 @@ cdef void fill_nat_rule(NatRule *out, object rule) except *:
     out.family = rule.family or 0
     out.manip = MANIP_SRC if rule.source else MANIP_DST
     # The address of nobody keeps the packet's own: then only a port changes, and only if it has to.
-    if allowed.low is not None and not allowed.low.is_unspecified:
+    if not allowed.keeps_address:
         out.range.flags |= RangeFlag.RANGE_ADDRESSES
         store(out.range.low, allowed.low.packed)
         store(out.range.high, allowed.high.packed)

@@ -9,7 +9,11 @@ from ctcore.filter import Filter
 from ctcore.nat_rules import NatPool
 
 class ExpectationRow(NamedTuple):
-    """timeout: seconds left; src: an address, or "any"."""
+    """timeout: seconds left; src: an address, or "any"; sport: 0 is any.
+
+    kind: its class, each with a limit of its own; inactive: fits nothing yet; follow: what its connection's addresses become: "" (nothing), "master",
+    "pptp" or "sip"; if any, dir is the master's direction in which its packets go, and saved and saved_port their destination before translation.
+    """
 
     master: int
     src: str
@@ -20,6 +24,12 @@ class ExpectationRow(NamedTuple):
     zone: int
     timeout: float
     permanent: bool
+    kind: int
+    inactive: bool
+    follow: str
+    dir: int
+    saved: str
+    saved_port: int
 
 class Tracker:
     """One connection table: batches of parsed packets in, decisions out, as Linux conntrack would judge them.
@@ -58,6 +68,12 @@ class Tracker:
         """All connections as they are, CONN_DTYPE[count], by ordinal (flow[0].id); timeout is ticks left."""
     def conn(self, ordinal: int) -> NDArray[Any]:
         """One connection as it is, CONN_DTYPE[1]. Raises ConfigError if it does not live."""
+    def offsets(self, ordinal: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """By how much a connection's TCP sequence numbers are moved, of each direction: (position, before, after), in its sender's own numbers.
+
+        `before` is added to numbers up to position, `after` to later ones. All 0 where no helper has changed a payload. Raises ConfigError if it does
+        not live. Source: Linux nf_ct_seq_offset.
+        """
     def find(self, key: Buffer) -> NDArray[Any] | None:
         """The connection one of whose tuples is `key` (the 40 bytes of a KEY_DTYPE), CONN_DTYPE[1], or None; it may have expired by now."""
     def events(self) -> NDArray[Any]:
@@ -115,10 +131,11 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
-    def prefer(self, port: int, destination: int | None = None) -> None:
+    def prefer(self, port: int | None = None, destination: int | None = None, announced: int | None = None) -> None:
         """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
 
-        port: of the source, or the id; destination: the same for a destination's port, which is searched at random if the rule says so.
+        port: of the source, or the id; destination: the same for a destination's port, which is searched at random if the rule says so; announced: of
+        what a helper announces next where its own port is another one's. What is above the asked-for one is legal. None: as the seed has it.
         """
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""

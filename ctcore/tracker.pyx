@@ -22,7 +22,7 @@ from ctcore.extensions cimport Extension
 from ctcore.hashing cimport hash_of
 from ctcore.helpers.helper cimport HELPER_PPTP
 from ctcore.helpers.pptp cimport name_tunnel
-from ctcore.helpers.registry cimport assign_helper, run_helper
+from ctcore.helpers.registry cimport assign_helper, help_error, run_helper
 from ctcore.helpers.sip_nat cimport redirect
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lifetime cimport advance_clock, confirm, create, deadline_time, discard, find_current, hang_up, kill
@@ -285,8 +285,8 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
 
 
 cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
-    """An ICMP error about a known flow: it changes nothing there, but is translated as the flow is."""
-    cdef const Entry *entry = &ct.pool.entry[flow >> 1]
+    """An ICMP error about a known flow: it changes nothing there (but a helper may), and is translated as the flow is."""
+    cdef Entry *entry = &ct.pool.entry[flow >> 1]
     p.state = RELATED
     p.verdict = ACCEPT
     if ct.nat.rule != NULL:
@@ -299,6 +299,11 @@ cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexc
             p.reason = R_NAT_ICMP
         else:
             plan_error_rewrite(ct, entry, flow & 1)
+    if unlikely(entry.cold & COLD_EXTENSION) and flow & 1 == ORIG and p.verdict == ACCEPT and not help_error(ct, entry, p):
+        p.verdict = DROP
+        p.reason = R_HELPER_REFUSED
+        if ct.rewrite != NULL:
+            ct.rewrite.flags = 0
     with_conn(ct, entry, p, flow & 1, d)
 
 

@@ -11,7 +11,7 @@ from ctcore.batch cimport Batch
 from ctcore.config import TICKS_LIMIT, Config, whole
 from ctcore.errors import ConfigError
 from ctcore.edits cimport edits_free
-from ctcore.expectations cimport expect_add, expect_fault, expect_init
+from ctcore.expectations cimport FOLLOW_MASTER, FOLLOW_NONE, FOLLOW_PPTP, FOLLOW_SIP, expect_add, expect_fault, expect_init
 from ctcore.extensions cimport extensions_fault
 from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_seed
@@ -28,7 +28,10 @@ from ctcore.zones cimport ZoneRow, zones_fault, zones_fill
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
 
-ExpectationRow = namedtuple("ExpectationRow", "master src dst proto sport dport zone timeout permanent")
+ExpectationRow = namedtuple(
+    "ExpectationRow", "master src dst proto sport dport zone timeout permanent kind inactive follow dir saved saved_port"
+)
+FOLLOWS = {FOLLOW_NONE: "", FOLLOW_MASTER: "master", FOLLOW_PPTP: "pptp", FOLLOW_SIP: "sip"}
 
 
 cdef size_t whole_pages(size_t size):
@@ -117,6 +120,7 @@ cdef class Tracker:
         nat.secret = [self.ct.hash_key.word[0], self.ct.hash_key.word[1], self.ct.hash_key.word[2] | 1]
         nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
         nat.prefer = [-1, -1]
+        nat.prefer_announced = -1
 
     def __dealloc__(self):
         unmap_memory(self.ct.nat.rule, self.nat_size)
@@ -273,6 +277,14 @@ cdef class Tracker:
     def conn(self, ordinal):
         return self.snapshot(self.slot_of(ordinal))
 
+    def offsets(self, ordinal):
+        cdef const Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        cdef const Extension *ext
+        if not entry.cold & COLD_EXTENSION:
+            return (0, 0, 0), (0, 0, 0)
+        ext = &self.ct.ext.row[entry.extension & EXTENSION_ROW]
+        return tuple([(ext.adjust[d].position, ext.adjust[d].before, ext.adjust[d].after) for d in range(2)])
+
     def find(self, const uint8_t[::1] key not None):
         cdef Key wanted
         cdef uint32_t flow
@@ -337,14 +349,16 @@ cdef class Tracker:
                 e = &self.ct.expect.row[row]
                 rows.append(ExpectationRow(
                     e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto,
-                    e.key.sport, e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent)))
+                    e.key.sport, e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent),
+                    e.kind, bool(e.inactive), FOLLOWS[e.follow], e.dir, address_text(e.saved, e.key.family), e.saved_port))
                 row = e.next
         return sorted(rows)
 
-    def prefer(self, port, destination=None):
+    def prefer(self, port=None, destination=None, announced=None):
         self.idle()
-        self.ct.nat.prefer[MANIP_SRC] = whole("port", port, 0, 65535)
-        self.ct.nat.prefer[MANIP_DST] = -1 if destination is None else whole("destination", destination, 0, 65535)
+        told = {"port": port, "destination": destination, "announced": announced}
+        ports = [-1 if value is None else whole(name, value, 0, 65535) for name, value in told.items()]
+        self.ct.nat.prefer[MANIP_SRC], self.ct.nat.prefer[MANIP_DST], self.ct.nat.prefer_announced = ports
 
     def nat_pools(self):
         self.idle()
@@ -361,7 +375,7 @@ cdef class Tracker:
             "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
             "zone_limit": self.ct.zones.refused, "evictions_lost": self.ct.evictions.lost,
             "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
-            "helper_refused": self.ct.ext.refused,
+            "helper_unassigned": self.ct.ext.refused,
             "nat_exhausted": self.ct.nat.exhausted,
         }
 

@@ -28,7 +28,7 @@ from datapath.capture import PcapSource
 from datapath.evidence import BAD, Evidence
 from datapath.frame import LINK_ETHERNET
 from datapath.names import printable
-from datapath.nat_text import helper_text
+from datapath.rule_text import helper_text
 from datapath.tally import Tally
 from datapath.worker import Pipeline
 from datapath.zones import zone_text

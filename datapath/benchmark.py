@@ -32,7 +32,7 @@ from datapath.capture import PcapSource
 from datapath.export import STDOUT
 from datapath.frame import FRAME_DTYPE
 from datapath.limit import limit_pass
-from datapath.nat_text import parse_rule
+from datapath.rule_text import parse_rule
 from datapath.worker import Pipeline
 
 FRAME = 60  # bytes: Ethernet's least without the FCS

@@ -27,7 +27,7 @@ from datapath.capture import PcapSource
 from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
 from datapath.names import printable, quoted
-from datapath.nat_text import helper_text, rule_text
+from datapath.rule_text import helper_text, rule_text
 from datapath.scenario import run
 from datapath.scenario.cursor import split
 from datapath.scenario.expectation import expectation_text

@@ -19,6 +19,8 @@ LONGEST = 0xFFFF  # bytes of an IP packet, and of an IPv6 packet's payload
 IP6_HEADER = 40
 # Where a transport's checksum lies in its header.
 CHECKSUM_AT: dict[int, int] = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6}
+# The longest header of those in which numbers are edited: Linux takes an ICMP error for a TCP segment (ctcore.helpers.registry, adjust_error).
+HEADER: dict[int, int] = {Proto.PROTO_TCP: 60, Proto.PROTO_ICMP: 60, Proto.PROTO_ICMPV6: 60}
 
 
 def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> bytes | None:
@@ -28,11 +30,11 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
     `at`, which counts from there. None if it cannot be: not all of an edited payload was captured, it would be too long, or an edit lies outside.
     """
     proto, have = int(packet["key"]["proto"]), int(packet["l4_have"])
-    if proto not in CHECKSUM_AT:
+    if proto not in CHECKSUM_AT and proto not in HEADER:
         return None
     l3_at = int(packet["l3_off"])
     ip, l4 = bytearray(frame[l3_at:l4_at]), bytearray(frame[l4_at : l4_at + have])
-    header = int(packet["doff"]) if proto == Proto.PROTO_TCP else 8
+    header = int(packet["doff"]) if proto == Proto.PROTO_TCP else HEADER.get(proto, 8)
     at, pieces = 0, []
     for edit in edits:
         start, old = int(edit["at"]), int(edit["old_len"])
@@ -42,12 +44,14 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
         if start >= header and have < packet["l4_len"]:
             return None
         if start < header:
-            if proto != Proto.PROTO_TCP or len(text) != old or old % 2:
+            if proto not in HEADER or len(text) != old or old % 2:
                 return None
             _number(l4, start, text)
             continue
         pieces += [bytes(l4[at:start]), text]
         at = start + old
+    if proto not in CHECKSUM_AT and pieces:
+        return None
     if not pieces:
         return frame[:l4_at] + bytes(l4) + frame[l4_at + have :]
     l4 = bytearray(b"".join([*pieces, l4[at:]]))

@@ -15,9 +15,11 @@ import numpy as np
 
 from ctcore.errors import CaptureError, ConfigError, CtmirrorError
 from ctcore.model.conn import Key, Packet, Visit
+from ctcore.model.helpers import Extension
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
 from ctcore.model.protocols import begin, recall
-from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Verdict
+from ctcore.model.seqadj import SeqAdjust
+from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Status, Verdict
 from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
 from datapath.capture import PcapSource
@@ -38,7 +40,8 @@ class Explained:
     before, with the time it had left when the packet came, conn: the one it has after; None where there is none.
     error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection of its answers; None for other packets.
     gone: the destroy events (EVENT_DTYPE) it caused; others: the connections there were before it, with those it expired; count: of these, those that
-    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules.
+    were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules;
+    moved: by how much the connection's sequence numbers were moved before it, of each direction, or nothing.
     Of a fragment that completed its datagram, packet and l4 are the datagram's; datagram: its bytes, from the IP header on; siblings: the numbers
     of all its fragments, below 0 in captures before this one. Of one that was held, siblings are those of the datagram that is completed later."""
 
@@ -63,6 +66,7 @@ class Explained:
     about: Any = None
     datagram: bytes = b""
     siblings: tuple[int, ...] = ()
+    moved: tuple[SeqAdjust, ...] = ()
 
     @property
     def row(self) -> Packet:
@@ -82,6 +86,7 @@ class Explained:
         conn = begin(self.row.key, int(self.conn["start"]) if self.conn is not None else 0, self.tick, config.hz) if self.begins else None
         if not self.begins:
             conn = recall(self.had, self.tick)
+            conn.ext = Extension("", self.moved) if self.moved else None  # type: ignore[arg-type]
         return Visit(self.row, conn, Dir.ORIG if self.begins else self.direction, self.tick, config) if conn else None
 
     @property
@@ -220,6 +225,8 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
         pipeline.process(memory, frames[:row], decisions=False)
     pipeline.tracker.events()
     earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
+    changed = earlier["flow"]["id"][earlier["status"] & Status.SEQ_ADJUST != 0][:, Dir.ORIG].tolist()
+    moved = {ordinal: tuple(SeqAdjust(*offsets) for offsets in pipeline.tracker.offsets(ordinal)) for ordinal in changed}
     one = frames[row : row + 1]
     decisions, keys, rewrites = pipeline.process(memory, one, keys=True, rewrites=True)
     later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
@@ -249,6 +256,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
         error, quoted, about,
         datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"", tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
+        moved.get(int(had["flow"]["id"][Dir.ORIG]), ()) if had is not None else (),
     )  # fmt: skip
 
 

@@ -297,8 +297,11 @@ cdef inline uint64_t shift(uint8_t *field, int32_t by) noexcept nogil:
 
 
 cdef bint shift_numbers(uint8_t *l4, const Packet *p, const Rewrite *r) noexcept nogil:
-    """Sequence numbers behind a payload that a helper has made longer or shorter. SACK blocks are edits, for each edge is moved by its own."""
-    if p.key.proto != PROTO_TCP or p.l4_have < 20:
+    """Sequence numbers behind a payload that a helper has made longer or shorter. SACK blocks are edits, for each edge is moved by its own.
+
+    Of an ICMP error it is what lies at their places, as in Linux (ctcore.helpers.registry, adjust_error).
+    """
+    if (p.key.proto != PROTO_TCP and p.key.proto != PROTO_ICMP and p.key.proto != PROTO_ICMPV6) or p.l4_have < 20:
         return False
     adjust(l4 + 16, shift(l4 + 4, r.seq_delta))
     if l4[13] & ACK:
@@ -319,8 +322,9 @@ cdef bint rewrite_packet(uint8_t *l3, uint8_t *l4, const Packet *p, const Rewrit
     own.len = p.l4_len
     own.have = p.l4_have
     if unlikely(r.flags & (REWRITE_INNER_SRC | REWRITE_INNER_DST)):
-        return rewrite_error(&own, p, r)
-    if likely(r.flags & (REWRITE_SRC | REWRITE_DST)) and not translate(&own, p.key.proto, &r.to, r.flags):
+        if not rewrite_error(&own, p, r):
+            return False
+    elif likely(r.flags & (REWRITE_SRC | REWRITE_DST)) and not translate(&own, p.key.proto, &r.to, r.flags):
         return False
     if unlikely(r.flags & REWRITE_SEQ):
         return shift_numbers(l4, p, r)

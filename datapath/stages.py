@@ -70,13 +70,19 @@ def _tcp(it: Explained) -> Iterator[Line]:
     if index == TcpIndex.TCP_RST and had is not None and had["flags"][1 - direction] & TcpFlag.TF_MAXACK_SET:
         yield "", f"seq {it.packet['seq']}, the peer has acknowledged {had['side'][1 - direction]['maxack']}"
     if it.decision["reason"] not in UNCHECKED:
-        yield from window_lines(window_of(it.packet, it.l4, None if had is None else it.had, direction, it.tracking.config), direction)
+        window = window_of(it.packet, it.l4, None if had is None else it.had, direction, it.tracking.config, () if had is None else it.moved)
+        yield from window_lines(window, direction)
 
 
 def window_lines(window: Window, direction: int) -> Iterator[Line]:
     """The window check with its numbers."""
     seq, end, ack, sack = window.numbers
     yield "window", f"seq {seq}, end {end}, ack {ack}" + (f", sack {sack}" if sack != ack else "")
+    if window.added:
+        by, how = abs(window.added), "added to" if window.added > 0 else "taken out of"
+        came = (ack + window.added) & 0xFFFFFFFF
+        counted = f"{by} byte of it is" if by == 1 else f"{by} bytes of it are"
+        yield "", f"the ack came as {came}: {counted} what a helper has {how} the other side's payload"
     for role, d, side in (("sender", direction, window.sender), ("receiver", 1 - direction, window.receiver)):
         yield "", f"{role:<8} ({DIRS[d]}): end {side.end}, maxend {side.maxend}, maxwin {side.maxwin}, scale {side.scale}"
     if window.note:

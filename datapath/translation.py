@@ -15,11 +15,11 @@ import numpy as np
 from ctcore.model import nat, nat_choice
 from ctcore.model.conn import Key
 from ctcore.nat_rules import NatRule
-from ctcore.types import Dir, Manip, Reason, State, Status
+from ctcore.types import Dir, Manip, Reason, RewriteFlag, State, Status
 from datapath import fields
 from datapath.app import end_text
 from datapath.explain import Explained, find_conn, inverse_of
-from datapath.nat_text import rule_text
+from datapath.rule_text import rule_text
 
 Line = tuple[str, str]
 SRC, DST = Manip.MANIP_SRC, Manip.MANIP_DST
@@ -42,8 +42,20 @@ def nat_lines(it: Explained) -> Iterator[Line]:
         yield "nat", "not translated: its first packet was not"
     else:
         yield "nat", "as its first packet was: " + ", ".join(_changes(it))
+    if it.rewrite is not None and it.rewrite["flags"] & RewriteFlag.REWRITE_SEQ:
+        yield "", _moved_text(it, it.rewrite)
     if (out := out_of(it)) is not None:
         yield "leaves", f"as {out['src']} > {out['dst']}" + "".join(f" {name} {out[name]}" for name in PORTS if out.get(name) is not None)
+
+
+def _moved_text(it: Explained, rewrite: np.void) -> str:
+    """By how much numbers are moved, since a helper has made payload before them longer or shorter."""
+    seq, ack = int(rewrite["seq_delta"]), int(rewrite["ack_delta"])
+    if it.error:
+        return f"and moved like a segment of it, as in Linux: the last word of its header by {seq:+}, the first one that it quotes by {ack:+}"
+    came = int(it.packet["seq"]), int(it.packet["ack"])
+    parts = [f"{name} {old} -> {(old + by) & 0xFFFFFFFF}" for name, old, by in zip(("seq", "ack"), came, (seq, ack), strict=True) if by]
+    return f"numbers moved by what a helper has changed before: {', '.join(parts)}"
 
 
 def out_of(it: Explained) -> fields.Record | None:
@@ -144,8 +156,9 @@ def _holder(it: Explained, leaving: Key) -> Any:
 
 def _mapping(it: Explained, leaving: Key, after: Key) -> Any:
     """The latest connection there was of the same source that has been given the same one."""
+    source = nat.source_of(leaving._replace(zone=int(it.conn["flow"][Dir.ORIG]["key"]["zone"])))
     for conn in it.others[np.argsort(-it.others["flow"]["id"][:, Dir.ORIG])]:
         original, reply = (Key.of(conn["flow"][d]["key"].tobytes()) for d in Dir)
-        if nat.source_of(original) == nat.source_of(leaving) and nat.source_of(nat.answer_to(reply)) == nat.source_of(after):
+        if nat.source_of(original) == source and (reply.dst, nat.answer_to(reply).sport) == (after.src, after.sport):
             return conn
     return None

@@ -4,7 +4,7 @@ Theory of operation: commands are looked for at the start of a line only, and th
 such places are remembered of each direction, so that a retransmission between them is still understood. The very first command is never looked at.
 A command that is not whole, or makes no sense, drops its segment: the sender will bring it again, with the rest of it.
 Invariant: a place is remembered only if its segment was let through.
-Not here: how text is replaced, and at which port the connection is expected then (nat_text).
+Not here: how text is replaced, and at which port the connection is expected then (payload_nat).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy
 from ctcore.expectations cimport FOLLOW_MASTER, Expectation, expect_remove, expect_same
 from ctcore.extensions cimport FtpMemory
 from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce_or_drop, draft_new, translated
-from ctcore.helpers.nat_text cimport Line, add_byte, add_ip4, add_ip6, add_number, add_text, announce_at_port, edit, move_sequence
+from ctcore.helpers.payload_nat cimport Line, add_byte, add_ip4, add_ip6, add_number, add_text, announce_at_port, edit, move_sequence
 from ctcore.helpers.text cimport NO_CHARACTER, Text, byte_at, is_digit, read_ip6, word_at
 from ctcore.types cimport ESTABLISHED, Key, PROTO_TCP, R_HELPER_PARTIAL, R_HELPER_REFUSED, R_OK
 

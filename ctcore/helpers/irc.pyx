@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 from ctcore.expectations cimport FOLLOW_MASTER, Expectation, expect_remove, expect_same
 from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce_or_drop, draft_new, translated
-from ctcore.helpers.nat_text cimport Line, add_byte, add_number, announce_at_port, edit, move_sequence
+from ctcore.helpers.payload_nat cimport Line, add_byte, add_number, announce_at_port, edit, move_sequence
 from ctcore.helpers.text cimport Text, byte_at, bytes_at, is_digit, word_at
 from ctcore.lowlevel cimport be32
 from ctcore.types cimport ESTABLISHED, ORIG, PROTO_TCP, REPLY, R_HELPER_REFUSED, R_OK

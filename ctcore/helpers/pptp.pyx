@@ -16,7 +16,7 @@ from ctcore.expectations cimport ANNOUNCED, Expectation, FOLLOW_PPTP, expect_mat
 from ctcore.extensions cimport Extension, Extensions, PptpMemory
 from ctcore.hashing cimport hash_of
 from ctcore.helpers.helper cimport KIND_DEFAULT, Aid, announce, draft_new, translated
-from ctcore.helpers.nat_text cimport Line, add_byte, edit, set_half
+from ctcore.helpers.payload_nat cimport Line, add_byte, edit, set_half
 from ctcore.helpers.text cimport Text
 from ctcore.lowlevel cimport be16, be32, mul_fold
 from ctcore.table cimport table_find

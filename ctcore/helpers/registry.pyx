@@ -6,6 +6,7 @@ Not here: what helpers do (the modules beside this one).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.string cimport memcpy, memset
 
 from ctcore.engine cimport Engine
 from ctcore.expectations cimport expect_remove_owned
@@ -13,12 +14,13 @@ from ctcore.extensions cimport Extension, SeqAdjust, extension_give, extension_t
 from ctcore.helpers.ftp cimport ftp
 from ctcore.helpers.helper cimport HELPER_FTP, HELPER_IRC, HELPER_PPTP, HELPER_SIP, HELPER_TFTP, N_HELPERS, NO_HELPER, Aid, Helper
 from ctcore.helpers.irc cimport irc
-from ctcore.helpers.nat_text cimport edit_number
+from ctcore.helpers.payload_nat cimport edit_number
 from ctcore.helpers.pptp cimport forget_tunnels, pptp
-from ctcore.helpers.sip cimport keep_signalling, sip
+from ctcore.helpers.sip cimport keep_connection, keep_signalling, sip
 from ctcore.helpers.tftp cimport tftp
 from ctcore.lowlevel cimport be32
 from ctcore.seqadj cimport offset_at, offset_of_ack
+from ctcore.tuples cimport IP6_HEADER, Chain, skip_extensions
 from ctcore.types cimport *
 
 HELPER_IDS = {"ftp": HELPER_FTP, "tftp": HELPER_TFTP, "sip": HELPER_SIP, "irc": HELPER_IRC, "pptp": HELPER_PPTP}
@@ -34,6 +36,10 @@ cdef enum:
     PORTS = 65536
     UDP_HEADER = 8
     TCP_HEADER = 20
+    LONGEST_HEADER = 60         # of TCP
+    DOFF_AT = 12                # in it
+    FLAGS_AT = 13
+    QUOTED_AT = 8               # in an ICMP error
     OPT_END = 0
     OPT_NOP = 1
     OPT_SACK = 5
@@ -101,22 +107,22 @@ cdef inline bint find_payload(const Packet *p, Aid *aid) noexcept nogil:
     return True
 
 
-cdef bint adjust_sack(Engine *ct, const SeqAdjust *adjust, const Packet *p) noexcept nogil:
-    """The edges of all SACK options (RFC 2018), moved back. False if an option is cut off, or there is no memory."""
+cdef bint adjust_sack(Engine *ct, const SeqAdjust *adjust, const uint8_t *header, uint32_t end) noexcept nogil:
+    """The edges of all SACK options (RFC 2018) up to `end`, moved back. False if an option is cut off, or there is no memory."""
     cdef uint32_t at = TCP_HEADER, edge, size, number
     cdef int32_t by
-    while at < p.doff and p.l4[at] != OPT_END:
-        if p.l4[at] == OPT_NOP:
+    while at < end and header[at] != OPT_END:
+        if header[at] == OPT_NOP:
             at += 1
             continue
-        if at + 1 == p.doff:
+        if at + 1 == end:
             return False
-        size = p.l4[at + 1]
-        if size < 2 or at + size > p.doff:
+        size = header[at + 1]
+        if size < 2 or at + size > end:
             return False
-        if p.l4[at] == OPT_SACK and size >= 10 and size % 8 == 2:
+        if header[at] == OPT_SACK and size >= 10 and size % 8 == 2:
             for edge in range(at + 2, at + size, 4):
-                number = be32(p.l4 + edge)
+                number = be32(header + edge)
                 by = offset_of_ack(adjust, number)
                 if by != 0 and not edit_number(ct, edge, number - <uint32_t>by):
                     return False
@@ -132,7 +138,64 @@ cdef bint adjust_sequence(Engine *ct, const Extension *ext, const Packet *p, int
         rewrite.ack_delta = -offset_of_ack(&ext.adjust[1 - dir], p.ack) if p.tcp_flags & ACK else 0
         if rewrite.seq_delta or rewrite.ack_delta:
             rewrite.flags |= REWRITE_SEQ
-    return not p.tcp_flags & ACK or adjust_sack(ct, &ext.adjust[1 - dir], p)
+    return not p.tcp_flags & ACK or adjust_sack(ct, &ext.adjust[1 - dir], p.l4, p.doff)
+
+
+# --- ICMP errors ------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void copy_error(const Entry *entry, const Packet *p, uint8_t *header) noexcept nogil:
+    """The first LONGEST_HEADER bytes of an ICMP error of the original direction, as it leaves: what it quotes came in the reply direction.
+
+    Only what is read as options need be right: addresses and ports, not the checksum behind them.
+    """
+    cdef const Key *quoted = &entry.flow[REPLY].key
+    cdef uint32_t size = 4 if p.key.family == 4 else 16
+    cdef uint32_t at = QUOTED_AT + (12 if p.key.family == 4 else 8)
+    cdef Chain chain
+    memset(header, 0, LONGEST_HEADER)
+    memcpy(header, p.l4, min(p.l4_have, <uint32_t>LONGEST_HEADER))
+    chain.at = (header[QUOTED_AT] & 15) * 4 if p.key.family == 4 else IP6_HEADER
+    chain.proto = header[QUOTED_AT + 6]
+    if p.key.family == 6 and skip_extensions(p.l4 + QUOTED_AT, p.l4_len - QUOTED_AT, p.l4_have - QUOTED_AT, &chain) != R_OK:
+        return
+    memcpy(header + at, quoted.src, size)
+    memcpy(header + at + size, quoted.dst, size)
+    at = QUOTED_AT + chain.at
+    if at + 4 <= LONGEST_HEADER:
+        header[at], header[at + 1] = quoted.sport >> 8, quoted.sport & 0xFF
+        header[at + 2], header[at + 3] = quoted.dport >> 8, quoted.dport & 0xFF
+
+
+cdef bint adjust_error(Engine *ct, const Entry *entry, const Packet *p) noexcept nogil:
+    """The error is moved as a segment would be. False if it is dropped.
+
+    Linux does so to all that leaves in this direction: where a TCP header has its numbers, checksum and options, an error has its own last four
+    bytes, and behind them the packet that it quotes. The error's checksum is not made to fit.
+    """
+    cdef const Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef uint32_t end = (p.l4[DOFF_AT] >> 4) * 4
+    cdef bint acknowledges = p.l4[FLAGS_AT] & ACK
+    cdef uint8_t[LONGEST_HEADER] header
+    if ct.rewrite != NULL:
+        ct.rewrite.seq_delta = offset_at(&ext.adjust[ORIG], be32(p.l4 + 4))
+        ct.rewrite.ack_delta = -offset_of_ack(&ext.adjust[REPLY], be32(p.l4 + 8)) if acknowledges else 0
+        ct.rewrite.flags |= REWRITE_SEQ
+    if not acknowledges:
+        return True
+    copy_error(entry, p, header)
+    return end <= p.l4_len and adjust_sack(ct, &ext.adjust[REPLY], header, end)
+
+
+cdef bint help_error(Engine *ct, Entry *entry, const Packet *p) noexcept nogil:
+    """An ICMP error of the original direction about a connection with a helper. False if it is dropped.
+
+    Linux takes it for a packet of the connection (nf_confirm), as it does not in the reply direction. Over UDP, SIP keeps its connection for it;
+    other helpers see that it is none of theirs.
+    """
+    if ct.ext.row[entry.extension & EXTENSION_ROW].helper == HELPER_SIP and entry.flow[ORIG].key.proto == PROTO_UDP:
+        keep_connection(ct, entry)
+    return not entry.status & SEQ_ADJUST or adjust_error(ct, entry, p)
 
 
 cdef inline bint wants_all(const Aid *aid) noexcept nogil:

@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy
 from ctcore.engine cimport set_deadline
 from ctcore.expectations cimport Expectation, expect_remove
 from ctcore.helpers.helper cimport HELPER_SIP, KIND_SIGNALLING, Aid, announce_or_drop, draft_new, translated
-from ctcore.helpers.nat_text cimport move_sequence
+from ctcore.helpers.payload_nat cimport move_sequence
 from ctcore.helpers.sip_media cimport describe, names_sender
 from ctcore.helpers.sip_nat cimport edit_headers, expect_signalling, say_edits
 from ctcore.helpers.sip_text cimport *
@@ -274,12 +274,17 @@ cdef uint8_t stream(Aid *aid, Message *m) noexcept nogil:
 
 
 cdef void keep_signalling(Aid *aid) noexcept nogil:
-    """A packet with data keeps its connection, if its lifetime is not fixed. aid.payload is not looked at."""
+    """A packet with data keeps its connection. aid.payload is not looked at."""
     cdef const Packet *p = aid.p
-    cdef uint32_t hz = <uint32_t>(1_000_000_000 // aid.ct.set.tick_ns)
     cdef bint tcp = p.key.proto == PROTO_TCP
-    if p.l4_len > (p.doff if tcp else 8) and not (tcp and aid.state != ESTABLISHED) and not aid.entry.status & FIXED_TIMEOUT:
-        set_deadline(aid.ct, aid.entry, LIFETIME * hz)
+    if p.l4_len > (p.doff if tcp else 8) and not (tcp and aid.state != ESTABLISHED):
+        keep_connection(aid.ct, aid.entry)
+
+
+cdef void keep_connection(Engine *ct, Entry *entry) noexcept nogil:
+    """For an hour, if its lifetime is not fixed."""
+    if not entry.status & FIXED_TIMEOUT:
+        set_deadline(ct, entry, LIFETIME * <uint32_t>(1_000_000_000 // ct.set.tick_ns))
 
 
 cdef uint8_t sip(Aid *aid) noexcept nogil:

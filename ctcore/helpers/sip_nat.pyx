@@ -6,7 +6,7 @@ part of the payload which differs becomes the packet's edits.
 What is changed: the address of a request, the topmost Via with maddr=, received= and rport=, every Contact, the first From and To; of a session
 description each media's port and address, the owner's and the session's address, and the message's content length.
 Invariants: the copy never outgrows the longest packet; an expectation is withdrawn if its message cannot say where it is.
-Not here: where things are in the text (sip_text), what is to be expected (sip), the translation of what comes (nat_text.follow).
+Not here: where things are in the text (sip_text), what is to be expected (sip), the translation of what comes (payload_nat.follow).
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
@@ -16,7 +16,7 @@ from ctcore.engine cimport Engine
 from ctcore.expectations cimport ANNOUNCED, EXPECT_BUSY, FOLLOW_SIP, Announced, Expectation, expect_remove, expect_same
 from ctcore.extensions cimport SipMemory
 from ctcore.helpers.helper cimport HELPER_SIP, Aid, announce
-from ctcore.helpers.nat_text cimport (
+from ctcore.helpers.payload_nat cimport (
     LARGEST_PACKET,
     Line,
     add_byte,

@@ -121,6 +121,10 @@ class Administration:
     def conn(self, ordinal: int) -> np.ndarray:
         return self._snapshot(self._conn(ordinal))
 
+    def offsets(self, ordinal: int) -> tuple[tuple[int, int, int], ...]:
+        ext = self._conn(ordinal).ext
+        return tuple((a.position, a.before, a.after) for a in ext.adjust) if ext else ((0, 0, 0), (0, 0, 0))
+
     def _snapshot(self, conn: Conn) -> np.ndarray:
         record = np.zeros(1, dtype=CONN_DTYPE)
         conn.store(record[0], self._left(conn))

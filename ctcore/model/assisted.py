@@ -5,20 +5,24 @@ The part of ModelTracker that nobody needs who has no helpers. Not here: what he
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ctcore.config import Config
-from ctcore.model import nat
+from ctcore.model import l4, nat
 from ctcore.model.conn import MASK32, Conn, Key, Packet
 from ctcore.model.expectations import LIMITS, SIGNALLING, Announced, Expectation, Expectations, Follow
 from ctcore.model.helpers import HELPERS, UDP_HEADER, Aid, Edit, Extension, payload_of, pptp, sack_edits, sip
+from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.table import Table
 from ctcore.model.tcp_window import ACK
 from ctcore.nat_rules import Ports
 from ctcore.types import EDIT_DTYPE, Dir, End, Manip, Proto, Reason, RewriteFlag, State, Status
+
+DOFF_AT, FLAGS_AT = 12, 13  # in a TCP header
 
 
 class Assisted:
@@ -35,6 +39,7 @@ class Assisted:
     _edits: list[Edit]  # of the last batch
     _asked: bool  # whether anybody wants them
     _moved: tuple[int, int]  # what is to be added to the sequence and acknowledgement number of the packet at hand
+    _shifted: bool  # whether they are written again even if that is nothing
     _joined: int  # REWRITE_QUOTE, REWRITE_WHOLE: what of it Linux has in one piece
 
     @property
@@ -50,7 +55,7 @@ class Assisted:
     def _give_helper(self, conn: Conn, name: str) -> bool:
         """False if too many connections have one: this one goes without."""
         if self._helped >= self.config.helper_max:
-            self._counters["helper_refused"] += 1
+            self._counters["helper_unassigned"] += 1
             return False
         self._helped += 1
         conn.ext = Extension(name)
@@ -92,14 +97,36 @@ class Assisted:
         """Sequence and acknowledgement numbers, selective ones too, by what was added so far. False if the options cannot be read."""
         acknowledges = bool(packet.tcp_flags & ACK)
         self._moved = ext.adjust[d].at(packet.seq), -ext.adjust[1 - d].of_ack(packet.ack) if acknowledges else 0
-        edits = sack_edits(packet, ext.adjust[1 - d]) if acknowledges else []
+        return not acknowledges or self._move_options(packet.l4, packet.doff, ext.adjust[1 - d])
+
+    def _move_options(self, header: bytes, end: int, adjust: SeqAdjust) -> bool:
+        edits = sack_edits(header, end, adjust)
         if self._asked and edits:
             self._edits += edits
         return edits is not None
 
+    def _help_error(self, packet: Packet, conn: Conn) -> int:
+        """An ICMP error of the original direction is taken for a packet of its connection; a reason if it is dropped. Source: nf_confirm."""
+        if conn.ext.helper == "sip" and conn.key[Dir.ORIG].proto == Proto.PROTO_UDP:
+            self._keep(conn)
+        return Reason.R_HELPER_REFUSED if conn.has(Status.SEQ_ADJUST) and not self._move_error(packet, conn) else Reason.R_OK
+
+    def _move_error(self, packet: Packet, conn: Conn) -> bool:
+        """An ICMP error of the original direction is taken for a TCP segment of its connection: what lies where the numbers would is moved.
+
+        False if it is dropped, since where options would be there are none. Source: nf_confirm, nf_ct_seq_adjust.
+        """
+        adjust, end, acknowledges = conn.ext.adjust, (packet.l4[DOFF_AT] >> 4) * 4, packet.l4[FLAGS_AT] & ACK
+        seq, ack = struct.unpack_from("!2I", packet.l4, 4)
+        self._moved = adjust[Dir.ORIG].at(seq), -adjust[Dir.REPLY].of_ack(ack) if acknowledges else 0
+        self._shifted = True
+        if not acknowledges:
+            return True
+        return end <= packet.l4_len and self._move_options(l4.error_as_left(packet, conn.key[Dir.REPLY]).ljust(60, b"\0"), end, adjust[Dir.REPLY])
+
     def _store_moves(self, record: Any, first_edit: int) -> None:
         """The numbers and edits of the packet at hand, into its record of REWRITE_DTYPE."""
-        if any(self._moved):
+        if any(self._moved) or self._shifted:
             record["flags"] |= RewriteFlag.REWRITE_SEQ
             record["seq_delta"], record["ack_delta"] = self._moved
         if len(self._edits) > first_edit:
@@ -153,7 +180,12 @@ class Assisted:
         """A packet with data keeps its connection for an hour."""
         tcp = packet.key.proto == Proto.PROTO_TCP
         said = packet.l4_len > (packet.doff if tcp else UDP_HEADER) and (not tcp or state == State.ESTABLISHED)
-        if said and not conn.has(Status.FIXED_TIMEOUT):
+        if said:
+            self._keep(conn)
+
+    def _keep(self, conn: Conn) -> None:
+        """For an hour."""
+        if not conn.has(Status.FIXED_TIMEOUT):
             conn.deadline = self._tick + sip.LIFETIME * self.config.hz
 
     def _follow_sip(self, conn: Conn, expectation: Expectation, master: Conn) -> None:
@@ -207,9 +239,9 @@ class Assisted:
         own = e is None or e.master == self._ordinal(conn)
         return e if e and not own and e.owned and e.kind == draft.kind and self._helper_of(e) == conn.ext.helper else None
 
-    def draw_below(self, n: int) -> int:
+    def other_port(self, least: int, n: int) -> int:
         assert self._nat
-        return self._nat.draw() * n >> 16 if n else 0
+        return self._nat.other_port(least, n)
 
     def edit(self, edit: Edit) -> None:
         self._joined |= RewriteFlag.REWRITE_WHOLE

@@ -15,7 +15,7 @@ from ctcore.model.conn import Key
 
 
 class ExpectationRow(NamedTuple):
-    """An expectation as callers see it; timeout: seconds left; src: an address, or "any"."""
+    """An expectation as callers see it (tracker.pyi)."""
 
     master: int
     src: str
@@ -26,6 +26,12 @@ class ExpectationRow(NamedTuple):
     zone: int
     timeout: float
     permanent: bool
+    kind: int
+    inactive: bool
+    follow: str
+    dir: int
+    saved: str
+    saved_port: int
 
 
 class Kind(IntEnum):
@@ -47,6 +53,9 @@ class Follow(Enum):
     MASTER = auto()  # as the master is translated
     PPTP = auto()  # the same, and the other direction of the tunnel is expected no more
     SIP = auto()  # the destination as it was before, the source as the master's if it is the master's
+
+
+FOLLOWS = {Follow.NONE: "", Follow.MASTER: "master", Follow.PPTP: "pptp", Follow.SIP: "sip"}
 
 
 class Announced(Enum):
@@ -162,5 +171,6 @@ class Expectations:
 
 
 def _row_of(e: Expectation, left: float) -> ExpectationRow:
-    src, dst = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in e.key[:2])
-    return ExpectationRow(e.master, "any" if e.any_src else src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent)
+    src, dst, saved = (str(ipaddress.ip_address(address[: 4 if e.key.family == 4 else 16])) for address in (*e.key[:2], e.saved[0]))
+    own = e.master, "any" if e.any_src else src, dst, e.key.proto, e.key.sport, e.key.dport, e.key.zone, left, e.permanent
+    return ExpectationRow(*own, int(e.kind), e.inactive, FOLLOWS[e.follow], e.dir, saved, e.saved[1])

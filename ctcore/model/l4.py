@@ -6,6 +6,7 @@ Not here: lengths and checksums (wire); seen-reply, lookup (tracker).
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +147,17 @@ def quoted_header(packet: Packet) -> tuple[bytes, int]:
         chain = _skip_extensions(inner)
         header = 0 if isinstance(chain, str) else chain[1]
     return inner[header:], packet.l4_len - quote_at(packet) - header
+
+
+def error_as_left(packet: Packet, quoted: Key) -> bytes:
+    """An ICMP error whose quoted packet has the ends of a tuple; its checksums are as they came. For one whose quoted packet has a tuple."""
+    at, inner = quote_at(packet), bytearray(_quote(packet))
+    size, ends_at = (4, 12) if quoted.family == 4 else (16, 8)
+    inner[ends_at : ends_at + 2 * size] = quoted.src[:size] + quoted.dst[:size]
+    ports_at = len(inner) - len(quoted_header(packet)[0])
+    ports = struct.pack("!2H", quoted.sport, quoted.dport)
+    inner[ports_at : ports_at + 4] = ports[: max(len(inner) - ports_at, 0)]
+    return packet.l4[:at] + bytes(inner)
 
 
 def _inner4(ip: bytes, zone: int) -> Key | str:

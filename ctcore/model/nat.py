@@ -100,6 +100,7 @@ class Translator:
         self._kill = kill
         self._draws = Draws(config.seed)
         self._preferred: dict[int, int] = {}  # by manip
+        self._announced: int | None = None
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
     def decide(self, conn: Conn) -> None:
@@ -120,13 +121,16 @@ class Translator:
             conn.status |= CHANGED[manip]
         conn.status |= DONE[manip]
 
-    def prefer(self, ports: dict[int, int]) -> None:
+    def prefer(self, ports: dict[int, int], announced: int | None) -> None:
         """The next search that would begin at a random port begins at these, by manip, unless it is below all that may be tried."""
-        self._preferred = ports
+        self._preferred, self._announced = ports, announced
 
-    def draw(self) -> int:
-        """16 random bits, for helpers: from where searches take theirs."""
-        return self._draws.port()
+    def other_port(self, least: int, n: int) -> int:
+        """For helpers: what to add to a port that is taken, below n. The preferred port's distance, once, if it is one of them."""
+        preferred, self._announced = self._announced, None
+        if preferred is not None and 0 <= preferred - least < n:
+            return preferred - least
+        return self._draws.port() * n >> 16 if n else 0
 
     def unique(self, conn: Conn, leaving: Key, choice: Choice, manip: int) -> Key:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""
@@ -135,7 +139,7 @@ class Translator:
                 if self.is_free(leaving):
                     return leaving
             else:
-                known = self.known_source(leaving, choice)
+                known = self.known_source(conn, leaving, choice)
                 if known and self.is_free(known):
                     return known
         # The hash goes by the connection's zone, even where that is of the other direction.
@@ -144,9 +148,12 @@ class Translator:
             return tried
         return self.search(conn, tried, choice, manip)
 
-    def known_source(self, leaving: Key, choice: Choice) -> Key | None:
-        """The source that another connection of the same source has got, the latest one within the choice: whoever is outside then sees one host."""
-        for other in reversed(self._by_source.get(source_of(leaving), [])):
+    def known_source(self, conn: Conn, leaving: Key, choice: Choice) -> Key | None:
+        """The source that another connection of the same source has got, the latest one within the choice: whoever is outside then sees one host.
+
+        Zones of one direction are those of the original one here.
+        """
+        for other in reversed(self._by_source.get(source_of(leaving._replace(zone=conn.key[Dir.ORIG].zone)), [])):
             theirs = leaves_with(other, Dir.ORIG)
             same = leaving._replace(src=theirs.src, sport=theirs.sport)
             if choice.holds(same):

@@ -107,7 +107,7 @@ def choice_of(rule: NatRule | None, leaving: Key, manip: int) -> Choice:
     range_ = rule.range
     # Linux distinguishes random and fully-random no more: either skips the tuple as it is, the mapping of the same source, and the port as it is.
     random = range_.random or range_.fully_random
-    if range_.low is None or range_.high is None or range_.low.is_unspecified:
+    if range_.low is None or range_.high is None or range_.keeps_address:
         return Choice(None, None, range_.ports, random, range_.persistent)
     return Choice(packed(range_.low), packed(range_.high), range_.ports, random, range_.persistent)
 

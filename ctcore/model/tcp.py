@@ -8,11 +8,13 @@ Not here: the window check (tcp_window); seen-reply, accounting, lookup (tracker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 from ctcore import spec
 from ctcore.config import Config
 from ctcore.model.conn import MASK32, Answer, Conn, Visit, ignored, invalid, renewed, ticks_of
+from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.tcp_window import ACK, FIN, RST, SYN, URG, Segment, Side, Tcp, Window, before, check_window, read_options
 from ctcore.types import Change, Dir, Reason, Status
 from ctcore.types import TcpFlag as F
@@ -68,14 +70,18 @@ def track(visit: Visit) -> Answer:
         if belief is Belief.FULL:
             return move_on(visit, segment, old, new, note)
 
-    added = conn.ext.adjust[1 - d].at((segment.ack - 1) & MASK32) if conn.ext else 0
-    window, reason = check_window(tcp, segment, d, config, added)
+    window, reason = check_window(tcp, segment, d, config, acknowledged_offset(conn.ext.adjust if conn.ext else (), segment, d))
     if window is Window.INVALID:
         hopeless(visit, segment)
         return invalid(reason)
     if window is Window.IGNORE:
         return ignored(reason)
     return move_on(visit, segment, old, new, note or reason)
+
+
+def acknowledged_offset(moved: Sequence[SeqAdjust], segment: Segment, d: int) -> int:
+    """What a helper has added to the numbers that a segment acknowledges. moved: of each direction, or nothing."""
+    return moved[1 - d].at((segment.ack - 1) & MASK32) if moved else 0
 
 
 def refuse_first(segment: Segment, config: Config) -> int:

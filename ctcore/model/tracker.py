@@ -105,7 +105,7 @@ class ModelTracker(Assisted, Administration):
             "expect_new",
             "expect_create",
             "expect_delete",
-            "helper_refused",
+            "helper_unassigned",
             "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
@@ -126,7 +126,7 @@ class ModelTracker(Assisted, Administration):
         for i, row in enumerate(rows):
             self.expire(int(row["now"]))
             packet = Packet.of(row, batch.l4_bytes(i))
-            first_edit, self._moved, self._joined = len(self._edits), (0, 0), 0
+            first_edit, self._moved, self._shifted, self._joined = len(self._edits), (0, 0), False, 0
             if row["verdict"] == Verdict.PENDING:
                 decision = self._track(packet)
             else:  # parse() was sure
@@ -166,6 +166,9 @@ class ModelTracker(Assisted, Administration):
         conn, d = found
         related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
         refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        if not refusal and d == Dir.ORIG and conn.ext:
+            refusal = self._help_error(packet, conn)
+            related = replace(related, timeout=self._left(conn))
         if self._nat:  # it looks at what is quoted, whether there is anything to be changed or not
             self._joined |= RewriteFlag.REWRITE_QUOTE
         return untranslated(related, refusal) if refusal else related
@@ -421,12 +424,11 @@ class ModelTracker(Assisted, Administration):
     def nat_pools(self) -> list[NatPool]:
         return self._nat.rows() if self._nat else []
 
-    def prefer(self, port: int, destination: int | None = None) -> None:
-        ports: dict[int, int] = {nat.SRC: whole("port", port, 0, 65535)}
-        if destination is not None:
-            ports[nat.DST] = whole("destination", destination, 0, 65535)
+    def prefer(self, port: int | None = None, destination: int | None = None, announced: int | None = None) -> None:
+        told = {"port": port, "destination": destination, "announced": announced}
+        ports = [None if value is None else whole(name, value, 0, 65535) for name, value in told.items()]
         if self._nat:
-            self._nat.prefer(ports)
+            self._nat.prefer({manip: p for manip, p in zip((nat.SRC, nat.DST), ports, strict=False) if p is not None}, ports[2])
 
     def find(self, key: bytes) -> np.ndarray | None:
         found = self._find(Key.of(bytes(key)))

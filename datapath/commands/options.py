@@ -17,7 +17,7 @@ from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule, NatRule
 from datapath.app import Tracking
-from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
+from datapath.rule_text import helper_text, parse_helper, parse_rule, rule_text
 from datapath.zones import Places, Zone, limit_flags, limits_of, read_places, read_zone, zone_text
 
 

@@ -173,6 +173,8 @@ def differences(compared: Compared, hz: int) -> list[Difference]:
     for i, left in enumerate(zip(compared.ours.out, compared.theirs.out, strict=True)):
         if left[0] != left[1] and (unlike := out_differences(*map(without_idents, (as_bridged(left[0]), left[1])))):
             found.setdefault(i, {}).update(unlike)
+    for i, unlike in compared.expected.items():
+        found.setdefault(i, {}).update(unlike)
     return [Difference(i, found[i]) for i in sorted(found)]
 
 

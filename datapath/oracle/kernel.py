@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ctcore.types import CONN_DTYPE, DECISION_DTYPE, Dir, Proto, Reason, State, Verdict
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, KEY_DTYPE, Dir, Proto, Reason, State, Verdict
 from datapath.fields import WITHOUT_PORTS
 from datapath.oracle.exhibit import is_fragment
 from datapath.oracle.oracle import Oracle
@@ -124,12 +124,21 @@ class Kernel:
         decision["l4state"] = self._l4state(final)
         return final if layout.is_live(final) else None
 
-    def begun(self, sighting: Sighting) -> bytes | None:
-        """The reply tuple (KEY_DTYPE) of a connection that the packet began; None if it began none."""
-        layout, judged, final = self.oracle.layout, sighting.judged, sighting.final
-        if judged is None or final is None or layout.is_confirmed(judged) or not layout.is_confirmed(final):
-            return None
-        return layout.keys(final.conn)[Dir.REPLY]
+    def chosen(self, sighting: Sighting) -> tuple[int | None, int | None]:
+        """The ports, or id, that a connection got which the packet began, even in vain: of the source, and before that of the destination.
+
+        None: it began none, or was dropped before.
+        """
+        layout, judged = self.oracle.layout, sighting.judged
+        if judged is None or not judged.address or layout.is_confirmed(judged):
+            return None, None
+        replies = [layout.keys(record.conn)[Dir.REPLY] if record else None for record in (sighting.translated, sighting.redirected)]
+        source, destination = (np.frombuffer(reply, KEY_DTYPE)[0] if reply else None for reply in replies)
+        icmp = layout.proto(judged) in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6)
+        return (
+            None if source is None else int(source["sport" if icmp else "dport"]),
+            None if destination is None else int(destination["sport"]),
+        )
 
     def _ordinal(self, judged: Record, final: Record) -> int:
         if not self.oracle.layout.is_confirmed(judged):

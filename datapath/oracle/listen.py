@@ -21,11 +21,14 @@ BUFFER = 1 << 22
 MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
 FAMILY = struct.Struct("!BBH")  # nfgenmsg
 ATTRIBUTE = struct.Struct("=HH")  # nlattr
-ERROR = 2
+ERROR, DONE = 2, 3
 LOST = -1  # no type of message: messages are missing
-REQUEST, ACK, CREATE = 0x1, 0x4, 0x400
-CONNTRACK, ULOG = 1, 4  # subsystems, the upper byte of a message's type
-CT_NEW, CT_DELETE = CONNTRACK << 8, CONNTRACK << 8 | 2
+REQUEST, ACK, CREATE, DUMP = 0x1, 0x4, 0x400, 0x300
+CONNTRACK, EXPECTATIONS, ULOG = 1, 2, 4  # subsystems, the upper byte of a message's type
+CT_NEW, CT_GET, CT_DELETE = (CONNTRACK << 8 | number for number in range(3))
+TUPLE_ORIG, ZONE = 1, 18  # attributes of a connection
+NESTED = 0x8000
+EXPECTATION_GET = EXPECTATIONS << 8 | 1
 LOG_PACKET, LOG_CONFIG = ULOG << 8, ULOG << 8 | 1
 PREFIX, COMMAND, BIND = 10, 1, 1
 EVENT_GROUPS = 0b111  # new, update, destroy
@@ -57,11 +60,15 @@ def _messages(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
     for data in _received(sock):
         if not data:
             yield LOST, 0, b""
-        at = 0
-        while at + MESSAGE.size <= len(data):
-            length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
-            yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
-            at += max(MESSAGE.size, (length + 3) & ~3)
+        yield from _split(data)
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    at = 0
+    while at + MESSAGE.size <= len(data):
+        length, kind, flags, _, _ = MESSAGE.unpack_from(data, at)
+        yield kind, flags, data[at + MESSAGE.size + FAMILY.size : at + length]
+        at += max(MESSAGE.size, (length + 3) & ~3)
 
 
 def _text(attributes: bytes, wanted: int) -> str:
@@ -72,6 +79,11 @@ def _text(attributes: bytes, wanted: int) -> str:
             return attributes[at + ATTRIBUTE.size : at + length].rstrip(b"\0 ").decode(errors="replace")
         at += max(ATTRIBUTE.size, (length + 3) & ~3)
     return ""
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """As netlink has it, with what fills it up."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 class Listener:
@@ -101,6 +113,25 @@ class Listener:
         """Delete all connections of the namespace; nothing of that is heard."""
         self._request(self._requests, CT_DELETE, b"")
         self.events()
+
+    def look_up(self, family: int, ends: bytes, zone: int) -> None:
+        """Let the kernel look for a connection, which deletes it if it has expired. family: AF_*; ends: the attributes of its original tuple."""
+        body = FAMILY.pack(family, 0, 0) + attribute(TUPLE_ORIG | NESTED, ends) + attribute(ZONE, zone.to_bytes(2, "big"))
+        self._requests.send(MESSAGE.pack(MESSAGE.size + len(body), CT_GET, REQUEST, 1, 0) + body)
+        self._requests.recv(1 << 16)  # the connection, or that there is none
+
+    def expectations(self) -> list[bytes]:
+        """The attributes of every expectation there is, in the order in which the kernel lists them."""
+        body = FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+        self._requests.send(MESSAGE.pack(MESSAGE.size + len(body), EXPECTATION_GET, REQUEST | DUMP, 1, 0) + body)
+        found: list[bytes] = []
+        while True:
+            for kind, _, attributes in _split(self._requests.recv(1 << 16)):
+                if kind == DONE:
+                    return found
+                if kind == ERROR:
+                    raise OSError(errno.EIO, "netlink request for expectations")
+                found.append(attributes)
 
     def sentences(self) -> list[str]:
         """What was logged since the last call; "(lost)" where the socket's buffer was full."""

@@ -4,33 +4,38 @@ Theory of operation: each packet is shown to the kernel first, which judges it a
 whatever depends on time (timeouts, what has expired, the two seconds of UDP) is the same question to both.
 Invariants: rows of both sides are in the order of the packets; a packet that cannot be shown (exhibit) is marked, and reaches no tracker: the engine
 gets it only if it is not to track it either, for then it says why. So what comes after is the same question to both.
-Where addresses are translated, Linux chooses some ports at random: its choice for a new connection is where our search begins. It ends there only if
-our rules allow that port, and it is free.
+Where addresses are translated, Linux chooses some ports at random, of new connections and of announced ones: its choice is where our search begins.
+It ends there only if our rules allow that port, and it is free.
 Not here: which fields are compared, and how closely (compare).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
+from socket import AF_INET, AF_INET6
+from typing import Any
 
 import numpy as np
 
 from ctcore.batch import Batch
 from ctcore.config import Config
+from ctcore.model.conn import Key
 from ctcore.tracker import Tracker
-from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, Proto, Reason, State, Verdict
+from ctcore.types import REWRITE_DTYPE, Dir, End, Reason, State, Verdict
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.leave import Leaving, leaving
 from datapath.link import inner
 from datapath.oracle.exhibit import HEADER6, Unshown, exhibit, is_fragment
+from datapath.oracle.expected import Watch, ours_of, tuple_of
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
 from datapath.oracle.witness import Sighting
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
+FAMILIES = {4: AF_INET, 6: AF_INET6}
 NO_LINK = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}  # what a packet that was shown is put into for the engine
 
 
@@ -39,7 +44,8 @@ class Compared:
     """Both sides of n packets.
 
     keys: KEY_DTYPE[n]; unshown: why a packet was not shown to the kernel, or None; sightings: what was seen of the others; slack: int64[n], how many
-    ticks passed while the kernel set the timeout that the packet's connection has now: by so much it may be off.
+    ticks passed while the kernel set the timeout that the packet's connection has now: by so much it may be off; expected: by packet, where the sides
+    expect different connections after it, as {name: (ours, theirs)}.
     """
 
     ours: Side
@@ -48,10 +54,12 @@ class Compared:
     unshown: list[Unshown | None]
     sightings: list[Sighting | None]
     slack: np.ndarray
+    expected: dict[int, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
 
     def first(self, n: int) -> Compared:
         """The first n packets."""
-        return Compared(self.ours.first(n), self.theirs.first(n), self.keys[:n], self.unshown[:n], self.sightings[:n], self.slack[:n])
+        expected = {i: unlike for i, unlike in self.expected.items() if i < n}
+        return Compared(self.ours.first(n), self.theirs.first(n), self.keys[:n], self.unshown[:n], self.sightings[:n], self.slack[:n], expected)
 
 
 class Lockstep:
@@ -66,9 +74,10 @@ class Lockstep:
     def reset(self) -> None:
         """Both begin anew, without connections; ordinals count from 0."""
         self.oracle.flush()
-        self.tracker = Tracker(self.config)
+        self.tracker = Tracker(replace(self.config, events=frozenset({"destroy"})) if self.oracle.translates else self.config)
         self.gatherer = Gatherer(self.config, zone=self.zone)
         self.kernel = Kernel(self.oracle)
+        self.watch = Watch(self.config.hz)
 
     def run(self, memory: np.ndarray, frames: np.ndarray) -> Compared:
         """Judge frames (FRAME_DTYPE[n]) of memory (uint8[m]) by both. The frames' own times are not used.
@@ -118,24 +127,40 @@ class Lockstep:
             frame["ts"] = self._now()
             return self.gatherer.parse(memory, frame)
 
+        if self.oracle.translates:
+            self.tracker.expire(self.oracle.probes.now() * SECOND // self.config.hz)
+            self._bury()
         both.sightings[i] = sighting = self.kernel.show(family, packet, lambda: gathered().array[0], both.theirs, i)
         both.slack[i], both.keys[i] = self.kernel.slack(sighting), gathered().array["key"][0]
-        self._prefer(self.kernel.begun(sighting))
+        if self.config.helpers:
+            self.watch.hear(self.oracle.listener.expectations(), sighting.slack)
+        self.tracker.prefer(*self.kernel.chosen(sighting), self.watch.drawn())
         decision, rewrites = self._engine(gathered(), both.ours, i)
+        if self.config.helpers:
+            if self._bury():  # what expired in the tick of this very packet
+                self.watch.hear(self.oracle.listener.expectations(), sighting.slack)
+            if unlike := self.watch.unlike(dict(ours_of(self.tracker)), self.oracle.probes.now() - sighting.tick):
+                both.expected[i] = unlike
         if decision["verdict"][0] == Verdict.ACCEPT and (self.oracle.translates or is_fragment(family, packet)):
             edits = self.tracker.edits() if self.config.helpers else None
-            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, self.gatherer.datagrams))
+            # A bridge forgets which fragments had their DF bit set (br_validate_ipv4), and so never sets it in those that it cuts anew.
+            datagrams = [datagram._replace(dont=False) for datagram in self.gatherer.datagrams]
+            both.ours.out[i] = packets_of(leaving(memory, frame, decision, rewrites, edits, datagrams))
+
+    def _bury(self) -> bool:
+        """Let the kernel look for what has expired, as the engine says, and so delete it. Whether there was anything.
+
+        Until it comes by such a connection it keeps what that expects, and gives others of the same source the port that it had.
+        """
+        events = self.tracker.events()
+        over = events[events["end"] == End.END_TIMEOUT]["conn"]["flow"]["key"][:, Dir.ORIG]
+        for key in over:
+            self.oracle.listener.look_up(FAMILIES[int(key["family"])], tuple_of(Key.of(key.tobytes())), int(key["zone"]))
+        return len(over) > 0
 
     def _now(self) -> int:
         """The kernel's clock in ns."""
         return self.oracle.tick * SECOND // self.config.hz
-
-    def _prefer(self, reply: bytes | None) -> None:
-        """Let the engine begin its search for a port with what the kernel chose. reply: the reply tuple of the connection that begins."""
-        if reply:
-            key = np.frombuffer(reply, KEY_DTYPE)[0]
-            icmp = key["proto"] in (Proto.PROTO_ICMP, Proto.PROTO_ICMPV6)
-            self.tracker.prefer(int(key["sport" if icmp else "dport"]), int(key["sport"]))
 
     def _engine(self, batch: Batch, ours: Side, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Our decision, and the connection as it is then; the decision and what is to be changed in the packet."""

@@ -16,17 +16,18 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ctcore import spec
 from ctcore.config import Config
-from ctcore.types import Dir
+from ctcore.types import KEY_DTYPE, Dir
 from datapath.oracle import ruleset
 from datapath.oracle.bpf import Runnable
 from datapath.oracle.bridge import BRIDGE, NOBODY, Bridge
@@ -128,7 +129,7 @@ class Oracle:
                     lead_back(self.bridge.box, BRIDGE, NOBODY, ruleset.interface_of(self.config.nat))
                 ruleset.load(self.bridge.box, self.config)
                 with self.bridge.box.entered():
-                    self.probes = Probes(self.bridge.box.inode)
+                    self.probes = Probes(self.bridge.box.inode, nat=bool(self.config.nat))
                 stack.callback(self.probes.close)
                 self.open = stack.pop_all()
         except OSError as error:
@@ -171,7 +172,8 @@ class Oracle:
             ruleset.load_zones(self.bridge.box, DIRECTIONS[self.config.zone_dir])
             self._zones = True
         came = self.bridge.pass_(ETHERTYPES[family], packet, zone)
-        records = {record.moment: record for record in self.probes.records()}
+        observed = self.probes.records()
+        records = {record.moment: record for record in observed}
         judged, leaving = records.get(Moment.JUDGED), records.get(Moment.LEAVING)
         if Moment.ARRIVED in records:
             self.tick = records[Moment.ARRIVED].jiffies
@@ -181,7 +183,10 @@ class Oracle:
         slack = max((record.jiffies for record in records.values()), default=self.tick) - self.tick
         said, events = self.listener.sentences(), self.listener.events()
         asked = self._ask(key()) if judged and not judged.nfct else None
-        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events)
+        # What the bridge device says of its own accord is translated, too.
+        own = {record.moment: record for record in observed if judged and record.address == judged.address != 0}
+        translated = own.get(Moment.REDIRECTED), own.get(Moment.TRANSLATED)
+        sighting = Sighting(judged, leaving, asked, came, self.tick, slack, said, events, *translated)
         if leaving and leaving.address:
             self._remember(leaving)
         return sighting
@@ -200,12 +205,28 @@ class Oracle:
         Memory may have been used anew since, by other namespaces as well: the bytes have to say themselves whose they are.
         One that is overdue lies there until a lookup or the collector comes by, but no packet belongs to it any more.
         """
-        if key not in self._addresses:
-            return None
-        record = self.probes.conn(self._addresses[key])
-        lives = self.layout.is_live(record) and self.layout.left(record, self.tick) > 0
-        ours = self.layout.namespace(record) == self._namespace
-        return record if lives and ours and key in self.layout.keys(record.conn) else None
+        for d, own in self._keys(key):
+            if own not in self._addresses:
+                continue
+            record = self.probes.conn(self._addresses[own])
+            lives = self.layout.is_live(record) and self.layout.left(record, self.tick) > 0
+            ours = self.layout.namespace(record) == self._namespace
+            if lives and ours and own in (self.layout.keys(record.conn) if d is None else (self.layout.keys(record.conn)[d],)):
+                return record
+        return None
+
+    def _keys(self, key: bytes) -> Iterator[tuple[Dir | None, bytes]]:
+        """As what a connection would have a packet's tuple, and in which direction, in the order in which Linux looks; None: in either."""
+        only = DIRECTIONS[self.config.zone_dir]
+        if only is None or not key:
+            yield None, key
+            return
+        row = np.frombuffer(key, KEY_DTYPE).copy()
+        for d in Dir:
+            own = row.copy()
+            if d != only:
+                own["zone"] = 0
+            yield d, own.tobytes()
 
     def flush(self) -> None:
         """Delete all connections of the namespace. Fragments that wait cannot be deleted: then it takes a new one."""

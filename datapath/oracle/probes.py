@@ -2,11 +2,13 @@
 
     ARRIVED     right before conntrack in PRE_ROUTING: there is no connection yet
     JUDGED      right behind conntrack in PRE_ROUTING: the packet has its state, and a connection or none
+    REDIRECTED  where addresses are translated, right behind the translation of the destination in PRE_ROUTING
+    TRANSLATED  and right behind that of the source in POST_ROUTING: helper and confirmation, which may drop the packet, come later
     LEAVING     handed to the next device: the connection is confirmed, the protocol tracker has said all it has to say
     ASKED       not a packet's: a connection that this process asks for by its address
 
-Each probe is a few BPF instructions: copy struct nf_conn, its counters, and the clock. The first two are netfilter programs, which by their nature
-see one network namespace only; the third is at a tracepoint and compares the device's namespace; the last is run from here.
+Each probe is a few BPF instructions: copy struct nf_conn, its counters, and the clock. The first four are netfilter programs, which by their nature
+see one network namespace only; the fifth is at a tracepoint and compares the device's namespace; the last is run from here.
 Theory of operation, layout of a record: HEADER, the bytes of struct nf_conn, its counters. Members are found by the kernel's own BTF (btf.Types),
 so a probe knows no offset by heart. Lockdown "integrity" allows all of this; it forbids programs at arbitrary functions, which are not needed.
 Not here: what a record means for a packet (witness).
@@ -31,8 +33,8 @@ CTINFO_MASK = 7
 UNTRACKED = 7  # skb->_nfct without a connection: IP_CT_UNTRACKED
 ACCEPT = 1
 FAMILIES = (2, 10)  # NFPROTO_IPV4, NFPROTO_IPV6
-PRE_ROUTING = 0
-BEFORE_CONNTRACK, BEHIND_CONNTRACK = -201, -199  # priorities
+PRE_ROUTING, POST_ROUTING = 0, 4
+BEFORE_CONNTRACK, BEHIND_CONNTRACK, BEHIND_DNAT, BEHIND_SNAT = -201, -199, -99, 101  # priorities
 
 
 class Moment(IntEnum):
@@ -40,6 +42,12 @@ class Moment(IntEnum):
     JUDGED = 2
     LEAVING = 3
     ASKED = 4
+    REDIRECTED = 5
+    TRANSLATED = 6
+
+
+AT_CONNTRACK = ((Moment.ARRIVED, PRE_ROUTING, BEFORE_CONNTRACK), (Moment.JUDGED, PRE_ROUTING, BEHIND_CONNTRACK))
+AT_NAT = ((Moment.REDIRECTED, PRE_ROUTING, BEHIND_DNAT), (Moment.TRANSLATED, POST_ROUTING, BEHIND_SNAT))
 
 
 @dataclass(frozen=True)
@@ -152,17 +160,17 @@ CLOCK = [bpf.call(bpf.JIFFIES64), bpf.leave()]
 class Probes:
     """All probes, at work in the network namespace this thread is in when it makes them, until close()."""
 
-    def __init__(self, namespace: int) -> None:
-        """namespace: the inode number of that namespace. KernelError if the kernel lacks what is needed."""
+    def __init__(self, namespace: int, *, nat: bool = False) -> None:
+        """namespace: the inode number of that namespace; nat: also behind address translation. KernelError if the kernel lacks what is needed."""
         types = kernel_types()
         self.conn_size = types.size("nf_conn")
         with ExitStack() as stack:
             self.ring = bpf.Ring(RING_SIZE)
             stack.callback(self.ring.close)
-            for moment, priority in ((Moment.ARRIVED, BEFORE_CONNTRACK), (Moment.JUDGED, BEHIND_CONNTRACK)):
+            for moment, hook, priority in (*AT_CONNTRACK, *(AT_NAT if nat else ())):
                 program = at_hook(types, self.ring.fd, moment)
                 for family in FAMILIES:
-                    link = bpf.attach_netfilter(program, moment.name.lower(), bpf.Hook(family, PRE_ROUTING, priority))
+                    link = bpf.attach_netfilter(program, moment.name.lower(), bpf.Hook(family, hook, priority))
                     stack.callback(bpf.close, link)
             tracepoint = types.typedef("btf_trace_net_dev_queue")
             stack.callback(bpf.close, bpf.attach_tracepoint(leaving(types, self.ring.fd, namespace), "leaving", tracepoint))

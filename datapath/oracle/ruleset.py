@@ -76,7 +76,7 @@ def interface_of(rules: Sequence[NatRule]) -> Interface:
     """The addresses the bridge device is to have: those of the first rule of each family that means a device's."""
     found: dict[int, Address] = {}
     for rule in rules:
-        if rule.kind in ("masquerade", "redirect") and rule.range.low is not None:
+        if rule.kind in ("masquerade", "redirect") and rule.range.low is not None and not rule.range.keeps_address:
             found.setdefault(rule.range.low.version, rule.range.low)
     return found
 
@@ -203,6 +203,8 @@ def _statement(rule: NatRule, interface: Interface) -> list[Expression]:
     own = rule.kind in ("masquerade", "redirect") and rule.family is not None and interface.get(rule.family) == allowed.low
     ports, from_ports = _port_registers(allowed.ports)
     flags = _flags(allowed)
+    if allowed.keeps_address and not ports:
+        return [_decided(rule)]
     if own:
         return [*ports, genex("masq" if rule.source else "redir", {**from_ports, **flags})]
     kind, family = SNAT if rule.source else DNAT, NFPROTO_INET if allowed.low is None else NFPROTO[allowed.low.version]
@@ -210,9 +212,16 @@ def _statement(rule: NatRule, interface: Interface) -> list[Expression]:
     return [*addresses, *ports, genex("nat", {"type": kind, "family": family, **from_addresses, **from_ports, **flags})]
 
 
+def _decided(rule: NatRule) -> Expression:
+    """A rule that keeps address and ports is one that nftables has no statement for: without any, Linux avoids clashes as well."""
+    if rule.range.random or rule.range.fully_random:
+        raise KernelError(f"nftables: {rule.kind} {rule.text or rule.range}: expected an address or ports, or no random port")
+    return genex("immediate", {"dreg": 0, "data": {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", ACCEPT)]})]}})
+
+
 def _address_registers(allowed: Range) -> tuple[list[Expression], dict[str, int]]:
-    if allowed.low is None or allowed.high is None:
-        return [], {}
+    if allowed.low is None or allowed.high is None or allowed.keeps_address:
+        return [], {}  # all zeros would be an address to nftables
     low, high = REGISTERS[:2]
     return [_put(low, allowed.low.packed), _put(high, allowed.high.packed)], {"reg_addr_min": low, "reg_addr_max": high}
 

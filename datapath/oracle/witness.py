@@ -150,7 +150,7 @@ class Sighting:
 
     judged, leaving: observations, or None; asked: one of the connection that an invalid packet's tuple belongs to; came: the frames that left the
     bridge; tick: the kernel's clock when it was judged; slack: ticks that passed while it was; said: the kernel's sentences; events: new, update,
-    destroy.
+    destroy; redirected, translated: observations behind the two halves of address translation, also of a packet that is dropped later.
     """
 
     judged: Record | None
@@ -161,6 +161,8 @@ class Sighting:
     slack: int = 0
     said: Sequence[str] = ()
     events: Sequence[str] = ()
+    redirected: Record | None = None
+    translated: Record | None = None
 
     @property
     def final(self) -> Record | None:

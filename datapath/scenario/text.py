@@ -20,7 +20,7 @@ from ctcore import spec
 from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import KINDS, HelperRule, NatRule
-from datapath.nat_text import helper_text, parse_helper, parse_rule, rule_text
+from datapath.rule_text import helper_text, parse_helper, parse_rule, rule_text
 from datapath.scenario.cursor import Cursor, bytes_text, endpoint_text, seconds_text, split
 from datapath.scenario.expectation import expectation_text, read_expectation
 from datapath.scenario.steps import DEFAULT_HOSTS, SETTINGS, WITH_PORTS, Packet, Raw, Scenario, ScenarioError, Step

@@ -26,6 +26,7 @@ from pcap_tests.fuzz_kernel.plan import Talk, talk_of
 SERVERS = {False: ("10.255.0.1", "10.255.0.2"), True: ("2001:db8:ff::1", "2001:db8:ff::2")}
 PUBLIC = {False: ("198.51.100.1", "198.51.100.2"), True: ("2001:db8:f0::1", "2001:db8:f0::2")}
 NAMES = {False: ("A", "B", "C"), True: ("A6", "B6", "C6")}
+NOTHING = {False: ip_address("0.0.0.0"), True: ip_address("::")}
 INSIDE = {False: "10.0.0.0/8", True: "2001:db8::/32"}
 # Of each class, and at its borders.
 PORTS = (1, 80, 511, 512, 599, 600, 1000, 1023, 1024, 40000, 65535)
@@ -72,7 +73,7 @@ def _rule(dice: Random, kind: str) -> NatRule:
     if kind in ("snat", "dnat"):
         high = ip_address(int(low) + dice.choice(SPANS) - 1) if low else None
         if chosen and dice.random() < 0.2:
-            low = high = None
+            low = high = dice.choice((None, NOTHING[six]))
     flags = {name: dice.random() < 0.15 for name in ("random", "fully_random", "persistent")}
     return NatRule(kind, Range(low, high, chosen, **flags), match)
 

@@ -42,6 +42,7 @@ def test_what_is_expected_can_be_read(tracker):
     (row,) = tracker.expectations()
     assert row._asdict() == {
         "master": 0, "src": CLIENT, "dst": SERVER, "proto": 6, "sport": 20, "dport": 2000, "zone": 0, "timeout": 59.0, "permanent": True,
+        "kind": 0, "inactive": False, "follow": "", "dir": 0, "saved": "0.0.0.0", "saved_port": 0,
     }  # fmt: skip
 
 

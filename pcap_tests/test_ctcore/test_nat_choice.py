@@ -233,9 +233,14 @@ def test_prefer(make_tracker):
     net.udp(f"10.0.0.4:40000 > {SERVER}:53").orig().leaves(f"192.0.2.1:50001 > {SERVER}:53")
     net.tracker.prefer(1023)
     net.udp(f"10.0.0.5:40000 > {SERVER}:53").orig().leaves(f"192.0.2.1:{1024 + DRAWS[1] % 64512} > {SERVER}:53")
+    net.tracker.prefer(50000)
+    net.tracker.prefer()
+    net.udp(f"10.0.0.6:40000 > {SERVER}:53").orig().leaves(f"192.0.2.1:{1024 + DRAWS[2] % 64512} > {SERVER}:53")
     for wrong in (-1, 65536):
         with pytest.raises(ConfigError, match="port"):
             net.tracker.prefer(wrong)
+        with pytest.raises(ConfigError, match="announced"):
+            net.tracker.prefer(announced=wrong)
 
 
 def occupied(net: Router, ports: list[int]) -> None:

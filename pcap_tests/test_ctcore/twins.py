@@ -78,6 +78,8 @@ class Twins:
     def compare(self) -> None:
         """All but the events, which would be gone."""
         same(self.engine.conns(), self.model.conns(), "conns")
+        for ordinal in self.engine.conns()["flow"]["id"][:, 0].tolist() if self.engine.config.helpers else ():
+            assert self.engine.offsets(ordinal) == self.model.offsets(ordinal)
         ours, theirs = self.engine.counters(), self.model.counters()
         assert {name: ours[name] for name in theirs} == theirs
         assert self.engine.expectations() == self.model.expectations()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ctcore import spec
 from ctcore.nat_rules import HelperRule
-from datapath.nat_text import parse_rule
+from datapath.rule_text import parse_rule
 from datapath.scenario import expectation as e
 from datapath.scenario import steps as s
 
@@ -95,7 +95,7 @@ EXPECTATIONS = st.builds(
     ),
 ).filter(lambda expect: expect != s.Expect())
 STEPS = st.builds(s.Step, PACKETS, SECONDS, maybe(EXPECTATIONS), comments=st.lists(COMMENTS, max_size=2).map(tuple), remark=COMMENTS)
-# test_nat_text has all there is to be written in a rule.
+# test_rule_text has all there is to be written in a rule.
 RULES = st.sampled_from(
     [
         replace(parse_rule(kind, text), text="") for kind, text in (

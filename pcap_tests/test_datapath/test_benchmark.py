@@ -11,7 +11,7 @@ from ctcore import Config
 from ctcore.errors import CtmirrorError
 from datapath import Pipeline, benchmark
 from datapath.limit import limit_pass
-from datapath.nat_text import parse_rule
+from datapath.rule_text import parse_rule
 
 
 def test_frames_are_valid_and_established():

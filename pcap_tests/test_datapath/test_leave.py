@@ -7,7 +7,7 @@ import pytest
 
 from ctcore.config import Config
 from datapath import Pipeline, app, craft, frames_of
-from datapath.nat_text import parse_rule
+from datapath.rule_text import parse_rule
 from pcap_tests import stories
 from pcap_tests.test_datapath.test_nat_replay import read
 

@@ -19,8 +19,8 @@ from datapath import Pipeline, app, craft, explain, frames_of, narrate
 from datapath.capture import PcapSource
 from datapath.cli import main
 from datapath.commands import options
-from datapath.nat_text import parse_helper, parse_rule
 from datapath.report import print_summary
+from datapath.rule_text import parse_helper, parse_rule
 from datapath.wire import parse_batch
 from pcap_tests import stories
 

@@ -16,8 +16,8 @@ from ctcore.model.l4 import inner_key
 from ctcore.types import KEY_DTYPE, REWRITE_DTYPE, RewriteFlag, Verdict
 from datapath import Pipeline, craft, frames_of
 from datapath.fields import address
-from datapath.nat_text import parse_rule
 from datapath.rewrite import rewritten
+from datapath.rule_text import parse_rule
 from datapath.wire import parse_batch
 from pcap_tests.test_datapath.translating import Ends, packet
 

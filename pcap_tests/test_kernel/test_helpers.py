@@ -5,16 +5,20 @@ Invariant of every test: engine and kernel agree.
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from ctcore.config import Config
 from ctcore.nat_rules import HelperRule, Match, NatRule, Range
-from ctcore.types import State, Status
+from ctcore.tracker import Tracker
+from ctcore.types import State, Status, Verdict
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.oracle.compare import differences
+from datapath.oracle.expected import ours_of
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 
@@ -72,3 +76,135 @@ def test_tftp(running_kernel: None, translated: bool) -> None:
     asked, data = craft.udp(CLIENT[0], SERVER[0], 7777, 69, b"\0\1file\0octet\0"), craft.udp(SERVER[0], seen, 9999, 7777, b"\0\3\0\1data")
     compared = judge(rules, asked, data, craft.udp(CLIENT[0], SERVER[0], 7777, 9999, b"\0\4\0\1"))
     assert compared.theirs.decisions["state"].tolist() == [State.NEW, State.RELATED, State.ESTABLISHED]
+
+
+START = 0xF0000000  # of the client: 0 is behind it
+
+
+def error_about_an_answer(kind: str, address: str, port: int, ident: int) -> list[bytes]:
+    """A client whose command, or whose server's answer, was changed, and its ICMP error about a packet of the server's, as it came to the client.
+
+    kind: snat, with the client known as `address` and `port`; dnat: the server has the address, and is known by PUBLIC; ident: of the packet.
+    """
+    client, (known, sport) = CLIENT[0], (address, port) if kind == "snat" else (CLIENT[0], port)
+    server, asked = (SERVER[0], SERVER[0]) if kind == "snat" else (address, PUBLIC[0])
+    says = {"snat": (PORT, b""), "dnat": (b"PASV\r\n", b"227 (%s,200,1)\r\n" % address.replace(".", ",").encode())}[kind]
+    own = 40000 if kind == "snat" else port
+    return [
+        craft.tcp(client, asked, own, 21, "S", seq=START),
+        craft.tcp(server, known, 21, sport, "SA", seq=500, ack=START + 1),
+        craft.tcp(client, asked, own, 21, "A", seq=START + 1, ack=501),
+        craft.tcp(client, asked, own, 21, "PA", seq=START + 1, ack=501, payload=b"USER x\r\n"),
+        craft.tcp(server, known, 21, sport, "PA", seq=501, ack=START + 9, payload=b"331 ok\r\n"),
+        craft.tcp(client, asked, own, 21, "PA", seq=START + 9, ack=509, payload=says[0]),
+        *([craft.tcp(server, known, 21, sport, "PA", seq=509, ack=START + 15, payload=says[1])] if says[1] else []),
+        craft.icmp_error(client, asked, 3, 3, craft.tcp(asked, client, 21, own, "A", seq=509, ack=START + 9, ident=ident)),
+    ]
+
+
+NO_ACK, NO_OPTIONS, SIX_WORDS, EIGHT_WORDS = 0, 0x10, 0x6010, 0x8010
+NOPS, SACK, LENGTH_0 = "1.1.1.1", "5.10.1.2", "10.0.7.7"
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "port", "ident", "verdict"),
+    [
+        ("snat", "192.0.2.100", 7000, NO_ACK, Verdict.ACCEPT),
+        ("snat", "192.0.2.100", 7000, NO_OPTIONS, Verdict.ACCEPT),
+        ("snat", "192.0.2.100", 7000, SIX_WORDS, Verdict.DROP),
+        ("dnat", NOPS, 257, SIX_WORDS, Verdict.ACCEPT),
+        ("dnat", LENGTH_0, 257, SIX_WORDS, Verdict.DROP),
+        ("dnat", SACK, 257, EIGHT_WORDS, Verdict.ACCEPT),
+        ("dnat", SACK, 7000, EIGHT_WORDS, Verdict.DROP),
+    ],
+)
+def test_an_error_of_the_original_direction_is_moved_like_a_segment(
+    running_kernel: None, kind: str, address: str, port: int, ident: int, verdict: Verdict
+) -> None:
+    """Linux takes it for a TCP header: the quoted identification for its length and flags, the quoted addresses and ports for its options.
+
+    257 as a port is two NOPs.
+    """
+    ends = ip_address(address)
+    rule = {
+        "snat": NatRule("snat", Range(ends, ends, (port, port)), Match(src=ip_network(CLIENT[0]))),
+        "dnat": NatRule("dnat", Range(ends, ends), Match(dst=ip_network(PUBLIC[0]))),
+    }[kind]
+    compared = judge((rule,), *error_about_an_answer(kind, address, port, ident))
+    assert compared.theirs.decisions["state"][-1] == State.RELATED
+    assert compared.theirs.decisions["verdict"][-1] == verdict
+    assert compared.theirs.decisions["status"][-1] & Status.SEQ_ADJUST
+
+
+def test_an_error_of_the_original_direction_is_moved_over_ipv6(running_kernel: None) -> None:
+    """Its sum stays as it was before, and the quoted source address holds a part of what Linux takes for the sum."""
+    rule = NatRule("snat", Range(ip_address(PUBLIC[1]), ip_address(PUBLIC[1])), Match(src=ip_network(CLIENT[1])))
+    here, there = (CLIENT[1], SERVER[1], 40000, 21), (SERVER[1], PUBLIC[1], 21, 40000)
+    arrived = craft.tcp(SERVER[1], CLIENT[1], 21, 40000, "A", seq=501, ack=START + 36)
+    compared = judge(
+        (rule,),
+        craft.tcp(*here, "S", seq=START),
+        craft.tcp(*there, "SA", seq=500, ack=START + 1),
+        craft.tcp(*here, "PA", seq=START + 1, ack=501, payload=b"USER x\r\n"),
+        craft.tcp(*here, "PA", seq=START + 9, ack=501, payload=EPRT),
+        craft.icmp_error(CLIENT[1], SERVER[1], 1, 4, arrived),
+    )
+    moved = len(EPRT_LEFT) - len(EPRT)
+    assert compared.theirs.out[-1][0][44:48] == moved.to_bytes(4, "big")
+
+
+def test_ports_of_expectations_are_drawn_where_the_kernel_drew_them(running_kernel: None) -> None:
+    """Two clients with one public address announce the same port; the second one's becomes another one, any above it (RFC 2663 4.1.2)."""
+    rule = NatRule("snat", Range(ip_address(PUBLIC[0]), ip_address(PUBLIC[0])), Match())
+    frames = []
+    for n, client in enumerate(("10.0.0.1", "10.0.0.3")):
+        here, there = (client, SERVER[0], 40000 + n, 21), (SERVER[0], PUBLIC[0], 21, 40000 + n)
+        frames += [
+            craft.tcp(*here, "S", seq=100),
+            craft.tcp(*there, "SA", seq=500, ack=101),
+            craft.tcp(*here, "PA", seq=101, ack=501, payload=b"USER x\r\n"),
+            craft.tcp(*here, "PA", seq=109, ack=501, payload=b"PORT %s,156,65\r\n" % client.replace(".", ",").encode()),
+        ]
+    for _ in range(3):
+        left = judge((rule,), *frames).theirs.out
+        assert left[3][0].endswith(b"PORT 192,0,2,1,156,65\r\n")
+        high, low = left[7][0].rstrip(b"\r\n").split(b",")[-2:]
+        assert int(high) << 8 | int(low) > 40001
+
+
+def test_a_first_packet_that_a_helper_drops_has_the_kernels_port(running_kernel: None) -> None:
+    """A port is drawn at which something is expected already, or the other one: that decides whether the packet lives."""
+    ends = ip_address(PUBLIC[0])
+    rule = NatRule("snat", Range(ends, ends, (7000, 7001), fully_random=True), Match())
+    ask = [craft.udp(client, SERVER[0], 7777, 69, b"\0\1file\0octet\0") for client in ("10.0.0.1", "10.0.0.3", "10.0.0.4")]
+    for _ in range(4):
+        judge((rule,), *ask, *ask)
+
+
+def test_expectations_are_compared(running_kernel: None) -> None:
+    """Lest both lists be empty: an engine that expects nothing, and one that expects it a second too long, are told apart from the kernel."""
+    request = craft.udp(CLIENT[0], SERVER[0], 7777, 69, b"\0\1file\0octet\0")
+    with Oracle(Config(helpers=HELPERS)) as oracle:
+        lockstep = Lockstep(oracle)
+        lockstep.tracker = Tracker(replace(oracle.config, helpers=()))
+        (difference,) = differences(lockstep.run(*frames_of([request])), lockstep.config.hz)
+        ours, ((theirs,)) = difference.fields["expectations"]
+        assert ours == [] and theirs["dport"] == 7777 and theirs["helper"] == "tftp"
+        lockstep.reset()
+        lockstep.run(*frames_of([request]))
+        expected = dict(ours_of(lockstep.tracker))
+        assert lockstep.watch.unlike(expected, 0) == {}
+        (name,) = lockstep.watch.unlike({one: seconds + 2 for one, seconds in expected.items()}, 0)
+        assert name == "expectation.timeout"
+
+
+def test_what_an_expired_connection_expected_is_gone(running_kernel: None) -> None:
+    """The kernel keeps it until it comes by, which is within a minute or at the next packet of that connection; so it is made to look."""
+    request, data = craft.udp(CLIENT[0], SERVER[0], 7777, 69, b"\0\1file\0octet\0"), craft.udp(SERVER[0], CLIENT[0], 9999, 7777, b"\0\3\0\1data")
+    with Oracle(Config(helpers=HELPERS, timeouts={"udp_timeout": 1})) as oracle:
+        lockstep = Lockstep(oracle)
+        for frame, state in ((request, State.NEW), (data, State.NEW)):
+            compared = lockstep.run(*frames_of([frame]))
+            assert differences(compared, oracle.config.hz) == []
+            assert compared.theirs.decisions["state"][0] == state
+            time.sleep(1.1)

@@ -6,7 +6,9 @@ legal.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import time
+from ipaddress import ip_address, ip_network
+from itertools import pairwise
 
 import pytest
 
@@ -16,6 +18,7 @@ from ctcore.types import State, Status, Verdict
 from datapath import craft, fields
 from datapath.frame import frames_of
 from datapath.oracle.compare import differences, out_differences, without_idents
+from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
@@ -79,6 +82,23 @@ def test_a_range_of_two_ports_serves_two_clients(running_kernel: None, v: int) -
     compared = judge([rule("snat", OTHER[v], ports=(7000, 7001))], *clients)
     assert compared.theirs.decisions["verdict"].tolist() == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DROP]
     assert compared.theirs.decisions["state"].tolist() == [State.NEW, State.NEW, State.NOT_SEEN]
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ports", [None, (5000, 5001)])
+def test_all_zeros_keep_the_address(running_kernel: None, kind: str, ports: tuple[int, int] | None, v: int) -> None:
+    """In words of nftables, which would translate to this very address: ports alone, or nothing."""
+    keep = rule(kind, ("0.0.0.0", "::")[v], ports=ports)
+    compared = judge([keep], *(craft.udp(client, B[v], 1000, 53, b"x") for client in (A[v], C[v])))
+    orig, reply = (compared.theirs.conns["flow"]["key"][:, d] for d in (0, 1))
+    assert orig["src"].tolist() == reply["dst"].tolist() and orig["dst"].tolist() == reply["src"].tolist()
+    assert ((orig["sport"] != reply["dport"]) | (orig["dport"] != reply["sport"])).tolist() == [ports is not None] * 2
+
+
+def test_no_rule_of_nftables_draws_any_port_at_the_packets_own_address(running_kernel: None) -> None:
+    with pytest.raises(KernelError, match="expected an address or ports, or no random port"):
+        judge([rule("snat", "0.0.0.0", random=True)])
 
 
 @FAMILIES
@@ -201,6 +221,15 @@ def test_a_header_that_comes_in_pieces_is_translated_in_one(running_kernel: None
     assert len(judge([rule("snat", NEW[v])], *frames).theirs.out[-1]) == (2, 0)[v]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_df_bit_of_fragments(running_kernel: None, kept: bool) -> None:
+    """A bridge that cuts a datagram anew knows nothing of it any more, where a router sets it if the largest fragment had it."""
+    whole = craft.tcp_segment(A[0], B[0], 1000, 80, "S", seq=1, payload=bytes(24))
+    cuts = (0, 24, len(whole)) if kept else (0, 8, 24, len(whole))
+    frames = [craft.frame(A[0], B[0], TCP, whole[a:b], ident=5, frag=a // 8 | 0x2000 * (b < len(whole)) | 0x4000) for a, b in pairwise(cuts)]
+    assert not any(packet[6] & 0x40 for packet in judge([rule("snat", NEW[0])], *frames).theirs.out[-1])
+
+
 @pytest.mark.parametrize("rules", [[], [rule("snat", NEW[1])]], ids=["plain", "snat"])
 @pytest.mark.parametrize("before", [(), ((craft.DESTINATION, bytes(7)),), ((craft.AH, bytes([4]) + bytes(22)),)], ids=["alone", "options", "ah"])
 def test_atomic_fragments_leave_without_their_header(running_kernel: None, rules: list[NatRule], before: tuple) -> None:
@@ -224,3 +253,32 @@ def test_a_short_run_of_random_rules_finds_no_difference(running_kernel: None, t
     assert tally.packets > 5000
     assert {"nat_exhausted", "nat_icmp", "nat_gre"} <= set(tally.reasons), summary(SEED, tally)
     assert {"fragment", "fragment_duplicate", "fragment_overlap", "helper_partial"} <= set(tally.reasons), summary(SEED, tally)
+
+
+@FAMILIES
+def test_an_id_that_the_destination_drew_and_the_source_hid(running_kernel: None, v: int) -> None:
+    """A ping whose id is drawn with the destination, and then becomes what another ping of that very id has: the drawn one is nowhere to be seen.
+
+    Sixteen pings to another server have the sixteen ids, and one of a hundred each outside.
+    """
+    proto, kind = ((1, 8), (58, 128))[v]
+    rules = [
+        rule("dnat", B[v], ports=(500, 515), random=True, proto=proto, dst=ip_network(OTHER[v])),
+        rule("snat", NEW[v], ports=(600, 700), proto=proto),
+    ]
+    pings = [craft.icmp(A[v], C[v], kind, ident=500 + i) for i in range(16)]
+    compared = judge(rules, *pings, craft.icmp(A[v], OTHER[v], kind, ident=7))
+    ids = compared.theirs.conns["flow"]["key"][:, 1]["sport"].tolist()
+    assert ids[-1] in ids[:-1]
+
+
+@FAMILIES
+def test_an_expired_connection_lends_its_port_to_nobody(running_kernel: None, v: int) -> None:
+    """A client whose port was taken got another one. Once both connections are over it keeps its own; a kernel that did not look would not know."""
+    with Oracle(Config(nat=(rule("snat", NEW[v]),), timeouts={"udp_timeout": 1})) as oracle:
+        lockstep = Lockstep(oracle)
+        for wait, client, server, kept in ((0, A, B, True), (0, C, B, False), (1.1, C, OTHER, True)):
+            time.sleep(wait)
+            compared = lockstep.run(*frames_of([craft.udp(client[v], server[v], 1000, 53, b"text")]))
+            assert differences(compared, oracle.config.hz) == []
+            assert (compared.theirs.conns["flow"]["key"]["dport"][0, 1] == 1000) == kept

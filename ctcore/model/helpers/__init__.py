@@ -36,22 +36,22 @@ def payload_of(packet: Packet) -> bytes | None:
     return packet.l4[header:] if len(packet.l4) >= packet.l4_len >= header else None
 
 
-def sack_edits(packet: Packet, adjust: SeqAdjust) -> list[Edit] | None:
-    """The edges of all SACK options (RFC 2018), moved back; None if an option is cut off, as Linux then drops the packet."""
+def sack_edits(header: bytes, end: int, adjust: SeqAdjust) -> list[Edit] | None:
+    """The edges of all SACK options (RFC 2018) up to end, moved back; None if an option is cut off, as Linux then drops the packet."""
     edits, at = [], TCP_HEADER
-    while at < packet.doff:
-        kind = packet.l4[at]
+    while at < end:
+        kind = header[at]
         if kind == OPT_END:
             break
         if kind == OPT_NOP:
             at += 1
             continue
-        if at + 1 == packet.doff or packet.l4[at + 1] < 2 or at + packet.l4[at + 1] > packet.doff:
+        if at + 1 == end or header[at + 1] < 2 or at + header[at + 1] > end:
             return None
-        size = packet.l4[at + 1]
+        size = header[at + 1]
         if kind == OPT_SACK and size >= 10 and size % 8 == 2:
             for edge in range(at + 2, at + size, 4):
-                number = int.from_bytes(packet.l4[edge : edge + 4], "big")
+                number = int.from_bytes(header[edge : edge + 4], "big")
                 by = adjust.of_ack(number)
                 if by:
                     edits.append(Edit(edge, 4, ((number - by) & MASK32).to_bytes(4, "big")))

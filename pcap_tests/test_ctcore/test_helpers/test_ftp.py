@@ -230,7 +230,7 @@ def test_without_room_a_connection_goes_without_help(make_tracker):
     first = session(tracker)
     second = established(tracker, scene=first.scene, port=(40001, 21))
     assert "helper" in first.status and "helper" not in second.status
-    assert tracker.counters()["helper_refused"] == 1
+    assert tracker.counters()["helper_unassigned"] == 1
     first.reply("RA")
     first.wait(10)
     third = established(tracker, scene=first.scene, port=(40002, 21))

@@ -135,7 +135,9 @@ def talk(twins: Helped, helper: str, six: int, translated: bool, said) -> None:
         send(1, b"200 ok\r\n")
     for which, bite, off, wait in said:
         twins.wait(wait)
-        if which < 22:
+        if which % 7 == 6:
+            twins.packet(error_about((client, server, outside), port, helper, which, bite, off))
+        elif which < 22:
             d, payload = COMMANDS[helper][which % len(COMMANDS[helper])]
             send(d, damaged(payload, bite), off=off)
         elif helper == "pptp" and not six:
@@ -145,6 +147,19 @@ def talk(twins: Helped, helper: str, six: int, translated: bool, said) -> None:
             open_announced(twins, outside, server, client, which)
         if which % 3 == 0:
             twins.flush_batch()
+
+
+def error_about(hosts: tuple[str, str, str], port: int, helper: str, which: int, bite: tuple[str, int, int] | None, off: int) -> bytes:
+    """An ICMP error from either side. What it quotes is taken for a TCP header where numbers are moved: its identification may be anything."""
+    client, server, outside = hosts
+    six = ":" in client
+    quotes_client = which % 2
+    ends = (outside, server, 40000, port) if quotes_client else (server, client, port, 40000)
+    fields = {} if six else {"ident": (which * 0x0F0D + off) & 0xFFFF | (0x10 if which % 3 else 0)}
+    quoted = craft.udp(*ends, b"x", **fields) if helper in OVER_UDP else craft.tcp(*ends, "PA", seq=500, ack=101, payload=bytes(40), **fields)
+    quote = 48 if bite is None or six else 28 + bite[1] % 30
+    who, whom = (server, outside) if quotes_client else (client, server)
+    return craft.icmp_error(who, whom, *((1, 4) if six else (3, 3)), quoted, quote=quote)
 
 
 def open_announced(twins: Helped, outside: str, server: str, client: str, which: int) -> None:

@@ -178,6 +178,24 @@ def test_a_port_that_is_taken_is_exchanged(router):
     assert (int(second.rewrite["to"]["dport"]), second.rewrite["to"]["dst"][:4].tolist()) == (2000, [10, 0, 0, 2])
 
 
+@pytest.mark.parametrize(("preferred", "taken"), [(2001, True), (65534, True), (50000, True), (65535, False), (1999, False), (0, False)])
+def test_the_port_instead_of_one_that_is_taken_can_be_told(router, preferred, taken):
+    """Once, and only what might have been drawn: a port above the one asked for, below 65,535."""
+    tracker = router(snat(4))
+    clients = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    for n, client in enumerate(clients):
+        ends, back = (client, SERVER[4], 40000 + n, 21), (SERVER[4], OUTSIDE[4], 21, 40000 + n)
+        wire = Wire(tracker, client=client, port=(40000 + n, 21))
+        wire.frame(craft.tcp(*ends, "S", seq=100))
+        wire.frame(craft.tcp(*back, "SA", seq=500, ack=101))
+        wire.frame(craft.tcp(*ends, "A", seq=101, ack=501, payload=b"NOOP\r\n"))
+        if n == 1:
+            tracker.prefer(announced=preferred)
+        wire.frame(craft.tcp(*ends, "A", seq=107, ack=501, payload=b"PORT %s,7,208\r\n" % client.replace(".", ",").encode())).is_("established")
+    ports = [row.dport for row in tracker.expectations()]
+    assert ports[0] == 2000 and (ports[1] == preferred) == taken and len(set(ports)) == 3
+
+
 def test_port_0_is_none(router):
     wire = Wire(router(snat(4))).open(*GREETING)
     wire.tcp(0, "PA", b"PORT 10,0,0,1,0,0\r\n")

@@ -40,7 +40,14 @@ cdef uint16_t announce_at_port(Aid *aid, Expectation *draft, uint16_t port) noex
         left -= 1
         if outcome != EXPECT_BUSY or left < 0:
             return 0
-        port = <uint16_t>(least + draw_below(aid.ct, range))
+        port = <uint16_t>(least + other_port(aid.ct, least, range))
+
+
+cdef uint32_t other_port(Engine *ct, uint32_t least, uint32_t n) noexcept nogil:
+    """A number below n to be added to least: the preferred port's, once, if that is one of them, else a random one."""
+    cdef int32_t preferred = ct.nat.prefer_announced - <int32_t>least
+    ct.nat.prefer_announced = -1
+    return <uint32_t>preferred if 0 <= preferred < <int32_t>n else draw_below(ct, n)
 
 
 cdef uint32_t draw_below(Engine *ct, uint32_t n) noexcept nogil:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import HELPERS, KINDS, HelperRule, Match, NatRule, Range
-from datapath.nat_text import ONE_ADDRESS, helper_text, parse_helper, parse_rule, range_text, rule_text
+from datapath.rule_text import ONE_ADDRESS, helper_text, parse_helper, parse_rule, range_text, rule_text
 
 
 def one(text: str) -> Any:
