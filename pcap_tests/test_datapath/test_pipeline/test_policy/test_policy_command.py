@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datapath.pipeline import rules_file, tc_text
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.policy.compiler import Options, compile_policies
+from datapath.pipeline.policy.devices import attach
+from datapath.pipeline.policy.load import load
+from datapath.pipeline.tc_print import print_ruleset
+from datapath.pipeline.validate import validate
 from pcap_tests.test_datapath.command import run
-from pcap_tests.test_datapath.test_pipeline.test_policy.recipes import Recipe
+from pcap_tests.test_datapath.test_pipeline.test_policy.recipes import NAMES, Recipe
 
 PAGE = (Path(__file__).parents[4] / "docs/policy.md").read_text()
 
@@ -96,6 +103,34 @@ def test_what_explain_does_not_take(capfd, files, options, expected):
 
 
 # --- compile ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("established", ["packet", "connection"])
+@pytest.mark.parametrize("form", ["tc", "yaml"])
+def test_what_compile_prints_is_read_as_the_rules_that_were_compiled(capfd, files, form, established):
+    name = files("three-tiers")
+    code, out, err = run(capfd, "policy", "compile", name, "-o", f"rules.{form}", "--format", form, "--established", established)
+    found = compile_policies(load([name]), attach(load([name]).pods), Options(established=established))
+    assert (code, out, err) == (0, "", f"policies 3, pods 4, rules {len(found.rules)}\n")
+    assert rules_file.load(f"rules.{form}") == found
+    assert run(capfd, "rules", "check", f"rules.{form}")[0] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_s_rules_are_such_as_a_rules_file_may_hold(name):
+    cluster, said = Recipe(name).cluster(), Findings()
+    made = compile_policies(cluster, attach(pod for pod in cluster.pods if not pod.host_network), Options(forward="redirect"))
+    assert validate(made, said) == made
+    assert (said.errors, said.warnings) == ([], [])
+    assert tc_text.parse(print_ruleset(made), name, said) == made
+
+
+def test_compile_tells_with_verbose_whose_device_is_which(capfd, files):
+    Path("devices.yaml").write_text("shop/web: {device: web0, zone: 7}\n")
+    options = ("--devices", "devices.yaml", "--device-of", "{name}0", "-v", "-o", "rules.tc")
+    code, _, err = run(capfd, "policy", "compile", files("deny-all-ingress-to-app"), *options)
+    assert code == 0 and "  web0             zone     7  shop/web\n" in err and "  db0              zone     2  shop/db\n" in err
+    assert "tc qdisc add dev web0 clsact\n" in Path("rules.tc").read_text()
 
 
 def test_what_compile_does_not_take(capfd, files):
