@@ -42,7 +42,7 @@ lint: $(TEST_TOOLS)
 bench: $(BUILT) $(BENCH_TOOLS)  ## measure the engine against the limit of this machine
 	$(BIN)/ctmirror bench engine --flows 1000,100000,1000000
 
-fuzz: $(BUILT) $(FUZZ_TOOLS)  ## run each coverage-guided fuzzer for FUZZ_SECONDS
+fuzz: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run each coverage-guided fuzzer for FUZZ_SECONDS
 	set -e; for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
 	    echo "$$fuzzer"; $(BIN)/python $$fuzzer -max_total_time=$(FUZZ_SECONDS); done
 

@@ -36,8 +36,8 @@ cdef enum:
     JHASH = 0xDEADBEEF
 
 # Status bits, by manip.
-cdef uint16_t[2] CHANGED = [SRC_NAT, DST_NAT]
-cdef uint16_t[2] DONE = [SRC_NAT_DONE, DST_NAT_DONE]
+cdef uint16_t[2] CHANGED = [<uint16_t>SRC_NAT, <uint16_t>DST_NAT]
+cdef uint16_t[2] DONE = [<uint16_t>SRC_NAT_DONE, <uint16_t>DST_NAT_DONE]
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ COMMANDS = {
     "replay": "run captures through connection tracking and say what it says of each packet",
     "check": "run scenarios, or compare captures with saved packet records",
     "explain": "one packet stage by stage, or one connection's life, with the reason and its rule",
+    "rules": "rules of the pipeline, as tc lines or YAML: check, show, convert",
     "diff": "captures through ctmirror and through the running kernel, packet by packet; prints the differences",
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
+    "policy": "Kubernetes network policies as rules, and what they say of one connection",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine or the replay of a capture",
 }

@@ -1,8 +1,9 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, and the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md, and
+the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
-pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md stays as it is.
+pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md and docs/rules.md stays as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def printed(*argv: str) -> str:
 
 def pages() -> dict[str, str]:
     """The generated pages by their names under docs/."""
-    return {"states.md": printed("states", "--format", "markdown"), "reasons.md": printed("states", "--reasons", "--format", "markdown")}
+    return {
+        "states.md": printed("states", "--format", "markdown"),
+        "reasons.md": printed("states", "--reasons", "--format", "markdown"),
+        "rules.schema.json": printed("rules", "schema"),
+    }
 
 
 def parts() -> dict[str, str]:
@@ -42,8 +47,36 @@ def parts() -> dict[str, str]:
     }
 
 
+def tables() -> dict[str, str]:
+    """The marked parts of docs/rules.md by their names."""
+    sys.path.insert(0, str(ROOT))
+    from datapath.pipeline.flower_keys import KEYS, REFUSED_KEYS
+    from datapath.pipeline.header_fields import HEADER_FIELDS
+
+    reasons: dict[str, list[str]] = {}
+    for name, why in REFUSED_KEYS.items():
+        reasons.setdefault(why.partition(":")[0], []).append(f"`{name}`")
+    return {
+        "keys": table(("key", "value", ""), [(f"`{name}`", f"`{key.form}`", key.about) for name, key in KEYS.items()]),
+        "refused": table(("keys", ""), [(", ".join(names), why) for why, names in reasons.items()]),
+        "fields": table(
+            ("header", "field", "byte", "bytes", "changes without `retain`"),
+            [
+                (header, f"`{name}`", str(field.offset), str(field.size), "all of it" if field.whole else f"`{field.mask:#x}`")
+                for (header, name), field in HEADER_FIELDS.items()
+            ],
+        ),
+    }
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table of Markdown, with a blank line around it."""
+    lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
 def marked(name: str) -> re.Pattern[str]:
-    """The part of README.md between a pair of marks."""
+    """The part of a page between a pair of marks."""
     return re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
 
 
@@ -54,10 +87,16 @@ def block(text: str) -> str:
 def main() -> None:
     for name, text in pages().items():
         (ROOT / "docs" / name).write_text(text)
-    readme = (ROOT / "README.md").read_text()
-    for name, text in parts().items():
-        readme = marked(name).sub(lambda match, text=text: match[1] + block(text) + match[2], readme)
-    (ROOT / "README.md").write_text(readme)
+    put("README.md", {name: block(text) for name, text in parts().items()})
+    put("docs/rules.md", tables())
+
+
+def put(page: str, texts: dict[str, str]) -> None:
+    """Each text between its marks."""
+    whole = (ROOT / page).read_text()
+    for name, text in texts.items():
+        whole = marked(name).sub(lambda match, text=text: match[1] + text + match[2], whole)
+    (ROOT / page).write_text(whole)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 from ctcore.config import Config
 from datapath.cli import COMMANDS
 from datapath.differences import lines_of
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules_file import parse as parse_rules
 from datapath.scenario import expectation, steps, words
 from datapath.scenario.run import judged
 from datapath.scenario.text import parse
@@ -103,6 +105,23 @@ def test_the_generated_pages_are_those_of_today(generate):
         assert (ROOT / "docs" / name).read_text() == text, f"docs/{name} is old: run make docs"
 
 
+# --- docs/rules.md ---------------------------------------------------------------------------------------------------------------------
+
+RULES = (ROOT / "docs/rules.md").read_text()
+
+
+def test_the_tables_of_rules_are_those_of_today(generate):
+    for name, text in generate.tables().items():
+        assert text in generate.marked(name).search(RULES)[0], "docs/rules.md is old: run make docs"
+
+
+def test_the_rules_of_the_page_are_fine_and_the_same_in_both_languages():
+    (tc,), (yaml,) = (re.findall(rf"^```{kind}\n(.*?)^```$", RULES, re.MULTILINE | re.DOTALL) for kind in ("tc", "yaml"))
+    found = Findings()
+    assert parse_rules(tc, "rules.tc", found) == parse_rules(yaml, "rules.yaml", found)
+    assert (found.errors, found.warnings) == ([], [])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
@@ -133,8 +152,8 @@ def test_make_targets_in_the_documentation_exist():
 def test_libraries_are_justified():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
-    for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"]:
-        assert f"**{re.match(r'[a-z0-9]+', requirement)[0]}**" in decisions
+    for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"] + project["optional-dependencies"]["rules"]:
+        assert f"**{re.match(r'[a-z0-9]+', requirement.lower())[0]}**" in decisions
 
 
 def test_the_readme_says_what_is_not_supported_and_which_name_clashes():

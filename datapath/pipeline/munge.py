@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from datapath.craft import crc32c
+from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.rules import ETH_IP, ETH_IPV6, ETH_QINQ, ETH_VLAN, Csum, Munge, Pedit, Vlan
 
 ETHERNET, TAG, IP6_HEADER = 14, 4, 40
@@ -42,32 +43,6 @@ def layers(frame: bytes) -> Layers:
 
 # --- pedit ------------------------------------------------------------------------------------------------------------------------------
 
-# By header and field: offset from the header's first byte, and bytes.
-PLACES = {
-    ("eth", "dst"): (0, 6),
-    ("eth", "src"): (6, 6),
-    ("eth", "type"): (12, 2),
-    ("ip", "src"): (12, 4),
-    ("ip", "dst"): (16, 4),
-    ("ip", "tos"): (1, 1),
-    ("ip", "dsfield"): (1, 1),
-    ("ip", "ttl"): (8, 1),
-    ("ip", "protocol"): (9, 1),
-    ("ip6", "src"): (8, 16),
-    ("ip6", "dst"): (24, 16),
-    ("ip6", "traffic_class"): (0, 2),
-    ("ip6", "payload_len"): (4, 2),
-    ("ip6", "nexthdr"): (6, 1),
-    ("ip6", "hoplimit"): (7, 1),
-    ("tcp", "sport"): (0, 2),
-    ("tcp", "dport"): (2, 2),
-    ("tcp", "flags"): (13, 1),
-    ("udp", "sport"): (0, 2),
-    ("udp", "dport"): (2, 2),
-}
-SHIFT = {("ip6", "traffic_class"): 4}  # bits that lie below the field in its last byte
-WIDTH = {("ip6", "traffic_class"): 8}
-
 
 def pedit(frame: bytes, action: Pedit) -> bytes | None:
     """All munges, one after the other; None where a field is not there: Linux drops such a packet."""
@@ -82,17 +57,17 @@ def pedit(frame: bytes, action: Pedit) -> bytes | None:
 def munged(frame: bytes, munge: Munge) -> bytes | None:
     where = layers(frame)
     start = {"eth": 0, "ip": where.l3, "ip6": where.l3, "tcp": where.l4, "udp": where.l4}[munge.header]
-    offset, length = PLACES[munge.header, munge.field]
-    at = start + offset
-    if start < 0 or at + length > len(frame):
+    field = HEADER_FIELDS[munge.header, munge.field]
+    at = start + field.offset
+    if start < 0 or at + field.size > len(frame):
         return None
-    shift = SHIFT.get((munge.header, munge.field), 0)
-    field = (1 << WIDTH.get((munge.header, munge.field), 8 * length)) - 1
-    whole = int.from_bytes(frame[at : at + length], "big")
-    old = whole >> shift & field
-    new = (old + munge.value) & field if munge.op == "add" else (old & ~munge.mask | munge.value & munge.mask) & field
-    whole = whole & ~(field << shift) | new << shift
-    return frame[:at] + whole.to_bytes(length, "big") + frame[at + length :]
+    whole = int.from_bytes(frame[at : at + field.size], "big")
+    full = (1 << field.bits) - 1
+    old = whole >> field.shift & full
+    mask = munge.mask & full
+    new = old & ~mask | (old + munge.value if munge.op == "add" else munge.value) & mask
+    whole = whole & ~(full << field.shift) | new << field.shift
+    return frame[:at] + whole.to_bytes(field.size, "big") + frame[at + field.size :]
 
 
 # --- csum -------------------------------------------------------------------------------------------------------------------------------

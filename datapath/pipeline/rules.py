@@ -5,11 +5,13 @@ after the other. All values are whole numbers with masks, as flower compares the
 low <= port <= high.
 Invariants: a Match has no bit outside of its field, and no value bit outside of its mask; matches of a rule are in the order of FIELDS, each once;
 every action has its control, what follows it, spelled out.
-Not here: text (tc_text, tc_print, yaml_rules), which combinations make sense (validate), what happens to packets (interpret, compile).
+Not here: text (tc_text, tc_print, yaml_rules), which combinations make sense (validate), which fields pedit knows (header_fields), what happens to
+packets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,10 +26,6 @@ ETH_IP, ETH_ARP, ETH_RARP, ETH_VLAN, ETH_IPV6, ETH_QINQ = 0x0800, 0x0806, 0x8035
 ETH_ALL = 0x0003  # `protocol all`: any
 
 
-class RuleError(CtmirrorError):
-    """A rules file is wrong: file, line, column, and what was expected."""
-
-
 class Place(NamedTuple):
     """Where a rule was written; line and column count from 1, 0: of no file."""
 
@@ -37,6 +35,14 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return ":".join(str(part) for part in self if part)
+
+
+class RuleError(CtmirrorError):
+    """A rules file is wrong: file, line, column, and what was expected (by itself in `expected`)."""
+
+    def __init__(self, text: str, place: Place = Place(), expected: str = "") -> None:  # noqa: B008 (a named tuple is a value)
+        super().__init__(text)
+        self.place, self.expected = place, expected or text
 
 
 class Field(NamedTuple):
@@ -136,7 +142,10 @@ class CtNat:
 
 @dataclass(frozen=True, slots=True)
 class Ct:
-    """Connection tracking (tc-ct(8)). mark, label: (value, mask); helper: (name, family 4 or 6, protocol)."""
+    """Connection tracking (tc-ct(8)). mark, label: (value, mask); helper: (name, family 4 or 6, protocol).
+
+    Bit n of a label's number is label n of the connection; tc writes labels as bytes in memory, the lowest first.
+    """
 
     zone: int = 0
     mark: tuple[int, int] | None = None
@@ -151,7 +160,10 @@ class Ct:
 
 @dataclass(frozen=True, slots=True)
 class Mirred:
-    """To another device (tc-mirred(8)). kind: redirect or mirror; direction: egress or ingress of that device."""
+    """To another device (tc-mirred(8)). kind: redirect or mirror; direction: egress or ingress of that device.
+
+    Nothing follows a redirect, whose packet is gone: its control is PIPE and has no say.
+    """
 
     kind: str
     device: str
@@ -161,9 +173,10 @@ class Mirred:
 
 @dataclass(frozen=True, slots=True)
 class Munge:
-    """One change of a header field. header: eth, ip, ip6, tcp, udp; field: tc's name (src, dst, ttl, sport, ...); op: set or add.
+    """One change of a header field. header: eth, ip, ip6, tcp, udp; field: tc's name (src, dst, ttl, sport, ...), a key of
+    header_fields.HEADER_FIELDS, which says where it lies; op: set or add.
 
-    The new field is (old & ~mask) | value for set; for add, what is added, modulo the field's width. mask: the bits that change (`retain`).
+    The new field is (old & ~mask) | value for set, and (old & ~mask) | (old + value & mask) for add. mask: the bits that change (`retain`).
     """
 
     header: str
@@ -241,9 +254,10 @@ class Hook(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One filter. protocol: the ethertype, ETH_ALL for any; prio: 1 is first, 0: to be given by order, as tc does; handle: 0: likewise.
+    """One filter. protocol: the ethertype, ETH_ALL for any; prio: 1 is first, 0: to be given as the kernel does (validate); handle: 0: likewise.
 
-    No actions: the rule only says that nothing follows it (tc's default is pass).
+    No actions: the rule only says that nothing follows it (tc's default is pass). parts: where its parts are written, by the names of its matches
+    and "action 0", "action 1", ...
     """
 
     hook: Hook
@@ -256,17 +270,19 @@ class Rule:
     skip_sw: bool = False
     skip_hw: bool = False
     place: Place = field(default=Place(), compare=False)
+    parts: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the rules of a chain may look like (`tc chain add ... flower`): these fields with these masks and no others."""
+    """What the rules of a chain may look like (`tc chain add ... flower`): these fields with no more than these masks, and no others."""
 
     hook: Hook
     protocol: int
     chain: int
     matches: tuple[Match, ...] = ()
     place: Place = field(default=Place(), compare=False)
+    parts: Mapping[str, Place] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,3 +303,12 @@ class Ruleset:
     qdiscs: tuple[Qdisc, ...] = ()
     templates: tuple[Template, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+
+# --- what follows from rules ----------------------------------------------------------------------------------------------------------
+
+
+def innermost(protocol: int, matches: Iterable[Match]) -> int:
+    """The ethertype behind the VLAN tags that are matched: which of IPv4, IPv6 and ARP the keys of layer three and four are about."""
+    types = {match.name: match.value for match in matches if match.name in ("vlan_ethtype", "cvlan_ethtype")}
+    return types.get("cvlan_ethtype", types.get("vlan_ethtype", protocol))

@@ -10,6 +10,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
 from datapath import craft
+from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.munge import csum, modify, pedit, pop, push
 from datapath.pipeline.rules import ETH_QINQ, Csum, Munge, Pedit, Vlan
 
@@ -105,3 +106,35 @@ def test_tags_are_pushed_popped_and_modified() -> None:
     changed = modify(once, Vlan("modify", id=6))
     assert (Ether(changed)[Dot1Q].vlan, Ether(changed)[Dot1Q].prio) == (6, 3)
     assert modify(FRAMES["tcp"], Vlan("modify", id=6)) == FRAMES["tcp"]
+
+
+@pytest.mark.parametrize(
+    ("change", "byte", "before", "after"),
+    [
+        (Munge("ip", "df", "set", 0x40, 0x40), 6, 0x20, 0x60),
+        (Munge("ip", "mf", "set", 0, 0x20), 6, 0xFF, 0xDF),
+        (Munge("ip", "ihl", "set", 5, 0x0F), 0, 0x4F, 0x45),
+        (Munge("ip", "tos", "add", 3, 0x0F), 1, 0xBF, 0xB2),
+        (Munge("ip", "nofrag", "set", 0, 0x3F), 6, 0xFF, 0xC0),
+    ],
+)
+def test_pedit_changes_what_is_retained_for_it_and_no_more(change: Munge, byte: int, before: int, after: int) -> None:
+    """The bits that `retain` leaves open, also of a sum."""
+    frame = bytearray(FRAMES["tcp"])
+    frame[14 + byte] = before
+    changed = pedit(bytes(frame), Pedit((change,)))
+    assert changed is not None
+    assert changed[14 + byte] == after
+    assert changed[: 14 + byte] + changed[15 + byte :] == bytes(frame[: 14 + byte] + frame[15 + byte :])
+
+
+def test_pedit_of_a_flow_label_leaves_version_and_class() -> None:
+    frame = pedit(FRAMES["udp6"], Pedit((Munge("ip6", "flow_lbl", "set", 0xABCDE, 0xFFFFF),)))
+    assert frame is not None
+    assert (Ether(frame)[IPv6].fl, Ether(frame)[IPv6].version, Ether(frame)[IPv6].tc) == (0xABCDE, 6, 0)
+
+
+def test_every_field_that_rules_can_name_can_be_changed() -> None:
+    for (header, name), field in HEADER_FIELDS.items():
+        frame = FRAMES["udp6"] if header == "ip6" else FRAMES["udp" if header == "udp" else "tcp"]
+        assert pedit(frame, Pedit((Munge(header, name, "set", field.mask, field.mask),))) is not None, (header, name)

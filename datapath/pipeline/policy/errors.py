@@ -1,0 +1,9 @@
+"""What is wrong with policy files or with what is asked of them."""
+
+from __future__ import annotations
+
+from ctcore.errors import CtmirrorError
+
+
+class PolicyError(CtmirrorError):
+    """A file of Kubernetes objects is wrong, or cannot be compiled: file, line, document, field, and what was expected."""

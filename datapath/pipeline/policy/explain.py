@@ -1,0 +1,99 @@
+"""One connection, judged and told: who may open it, and which policy says so, at both ends and both ways.
+
+Not here: the judging (evaluate), the command (datapath.commands.policy).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from ctcore.nat_rules import Address
+from datapath.names import printable
+from datapath.pipeline.policy.cluster import Cluster, NodeTraffic
+from datapath.pipeline.policy.errors import PolicyError
+from datapath.pipeline.policy.evaluate import Judgement, Packet, judge
+
+PROTOS = {"tcp": 6, "udp": 17, "sctp": 132}
+PORTLESS = {"icmp": {4: 1, 6: 58}}  # by family
+_SERVICE = re.compile("([0-9]{1,5})(?:/([A-Za-z]+))?")
+
+
+class Service(NamedTuple):
+    """What is asked for. port: None of a protocol without ports."""
+
+    name: str
+    port: int | None
+
+    def __str__(self) -> str:
+        return self.name if self.port is None else f"{self.port}/{self.name}"
+
+    def proto(self, family: int) -> int:
+        return PROTOS.get(self.name) or PORTLESS[self.name][family]
+
+
+def read_service(text: str) -> Service:
+    """80/tcp, 80 (of TCP), icmp. Raises PolicyError."""
+    if text.lower() in PORTLESS:
+        return Service(text.lower(), None)
+    found = _SERVICE.fullmatch(text)
+    name = (found[2] or "tcp").lower() if found else ""
+    if found is None or name not in PROTOS or not 1 <= int(found[1]) <= 0xFFFF:
+        raise PolicyError(f"--port '{printable(text)}': expected N/tcp, N/udp or N/sctp with N from 1 to 65535, or icmp")
+    return Service(name, int(found[1]))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One end. title: the pod, the node or the address; addresses: one of each family at most."""
+
+    title: str
+    addresses: tuple[Address, ...]
+
+
+def read_endpoint(cluster: Cluster, option: str, text: str) -> Endpoint:
+    """A pod by NAMESPACE/POD, or whoever has an address. Raises PolicyError."""
+    if "/" in text:
+        pod = cluster.pod_by_title.get(text)
+        if pod is None:
+            raise PolicyError(f"{option} '{printable(text)}': no such pod with an address in the files; expected NAMESPACE/POD or an address")
+        return Endpoint(pod.title, pod.addresses)
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise PolicyError(f"{option} '{printable(text)}': expected NAMESPACE/POD or an address") from None
+    owner, node = cluster.pod_by_address.get(address), cluster.node_by_address.get(address)
+    return Endpoint(owner.title if owner else f"node {node.name}" if node else "outside", (address,))
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What is said of a connection between two addresses."""
+
+    source: str
+    target: str
+    packet: Packet
+    service: Service
+    judgement: Judgement
+
+    def lines(self) -> Iterator[str]:
+        verdict = "allowed, and so are its replies" if self.judgement.allowed else "denied"
+        yield f"{self.source} ({self.packet.src}) > {self.target} ({self.packet.dst}) {self.service}: {verdict}"
+        for word, decision in (("leaving", self.judgement.egress), ("entering", self.judgement.ingress)):
+            yield f"  {word:8}  {'allowed' if decision.allowed else 'denied':7}  {decision.text}"
+
+
+def opinions(cluster: Cluster, source: Endpoint, target: Endpoint, service: Service, node_traffic: NodeTraffic) -> list[Opinion]:
+    """One for each family that both ends have. Raises PolicyError if there is none."""
+    found = []
+    for src in source.addresses:
+        for dst in target.addresses:
+            if src.version == dst.version:
+                packet = Packet(src, dst, service.proto(src.version), service.port)
+                found.append(Opinion(source.title, target.title, packet, service, judge(cluster, packet, node_traffic)))
+    if not found:
+        raise PolicyError(f"{source.title} > {target.title}: expected two ends with addresses of one family")
+    return found

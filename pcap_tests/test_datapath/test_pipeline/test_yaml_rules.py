@@ -1,0 +1,223 @@
+"""Rules in YAML: the same rules as in tc lines; errors with their places; nothing hostile does harm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from datapath.pipeline import tc_text, yaml_rules
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.flower_keys import KEYS
+from datapath.pipeline.rules import Place, RuleError
+from datapath.pipeline.rules_file import is_yaml, parse
+from datapath.pipeline.validate import validate
+
+WHOLE = """\
+qdiscs:
+  - {device: eth0, kind: clsact, egress_block: 7}
+templates:
+  - {device: eth0, protocol: ip, chain: 2, match: {dst_ip: 0.0.0.0/24}}
+rules:
+  # what is not tracked yet
+  - device: eth0
+    protocol: ip
+    prio: 2
+    match: {ct_state: -trk, ip_proto: tcp, dst_port: 80-90, src_mac: 12:34:56:12:34:56, ip_ttl: 0x40/0xf0}
+    actions:
+      - ct: {zone: 5}
+      - goto chain 1
+  - device: eth0
+    protocol: ip
+    chain: 1
+    prio: 1
+    handle: 3
+    skip_hw: true
+    match: {ct_state: +trk+new, ct_label: 0x0201, ct_mark: 3/3}
+    actions:
+      - ct: {zone: 5, commit: true, force: true, mark: 1/0xff, label: 1, nat: {src: 192.0.2.1-192.0.2.9, port: 1024-2048}, helper: ipv4-tcp-ftp}
+      - ct: {nat: {}}
+      - pedit: {munge: [ip ttl decrement, eth dst set 02:00:00:00:00:01]}
+      - csum: {of: [udp, ip4h]}
+      - skbedit: {mark: 5, priority: "1:a", queue: 3, ptype: host}
+      - vlan: {kind: push, id: 5, protocol: 802.1ad, priority: 3}
+      - police: {rate: 10mbit, burst: 100k, exceed: drop, then: pipe}
+      - mirred: {mirror: eth1, direction: ingress}
+      - mirred: {redirect: eth1}
+  - {block: 7, actions: [drop]}
+"""
+SAME = """\
+tc qdisc add dev eth0 egress_block 7 clsact
+tc chain add dev eth0 ingress protocol ip chain 2 flower dst_ip 0.0.0.0/24
+tc filter add dev eth0 ingress protocol ip prio 2 flower ct_state -trk ip_proto tcp dst_port 80-90 src_mac 12:34:56:12:34:56 ip_ttl 64/f0 \
+    action ct zone 5 action goto chain 1
+tc filter add dev eth0 ingress protocol ip prio 1 chain 1 handle 3 flower skip_hw ct_state +trk+new ct_label 0102 ct_mark 3/3 \
+    action ct zone 5 commit force mark 1/0xff label 01 nat src addr 192.0.2.1-192.0.2.9 port 1024-2048 helper ipv4-tcp-ftp \
+    action ct nat pipe \
+    action pedit ex munge ip ttl decrement munge eth dst set 02:00:00:00:00:01 pipe \
+    action csum udp ip4h pipe \
+    action skbedit mark 5 priority 1:a queue_mapping 3 ptype host \
+    action vlan push id 5 protocol 802.1ad priority 3 \
+    action police rate 10mbit burst 100k conform-exceed drop/pipe \
+    action mirred ingress mirror dev eth1 \
+    action mirred egress redirect dev eth1
+tc filter add block 7 flower action drop
+"""
+
+
+def errors(text: str) -> list[str]:
+    found = Findings()
+    assert is_yaml(text)
+    parse(text, "rules.yaml", found)
+    return [str(error) for error in found.in_order()]
+
+
+def one_rule(rest: str) -> str:
+    return "rules:\n  - {device: eth0, " + rest + "}\n"
+
+
+def test_yaml_says_what_tc_lines_say():
+    found = Findings()
+    assert validate(yaml_rules.parse(WHOLE, "rules.yaml", found), found) == validate(tc_text.parse(SAME, "rules.tc", found), found)
+    assert [str(error) for error in found.errors] == []
+
+
+def test_rules_and_their_parts_know_their_places():
+    ruleset = yaml_rules.parse(WHOLE, "rules.yaml", Findings())
+    assert ruleset.rules[1].place == Place("rules.yaml", 14, 5)
+    assert ruleset.rules[0].parts["dst_port"] == Place("rules.yaml", 10, 44)
+    assert ruleset.rules[0].parts["action 1"] == Place("rules.yaml", 13, 9)
+    assert (ruleset.qdiscs[0].place.line, ruleset.templates[0].place.line) == (2, 4)
+
+
+def test_json_is_yaml():
+    text = json.dumps({"rules": [{"device": "eth0", "protocol": "ip", "match": {"ip_proto": 6, "dst_port": 80}, "actions": ["drop"]}]})
+    found = Findings()
+    (rule,) = parse(text, "rules.json", found).rules
+    assert [(match.name, match.value) for match in rule.matches] == [("ip_proto", 6), ("dst_port", 80)]
+    assert not found.errors
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("rules:\n  - device: eth0\n    actions: [drop, {ct: {zoen: 5}}]\n", "3:27: 'zoen: 5': no such key here"),
+        ("rule: []\n", "1:1: 'rule': no such key here"),
+        ("rules: 5\n", "1:1: 'rules: 5': expected a valid list"),
+        ("rules:\n  - {protocol: ip}\n", "2:5: expected one of device, block"),
+        ("rules:\n  - {device: eth0, block: 3}\n", "2:5: expected one of device, block"),
+        (one_rule("protocol: ipx"), "2:20: 'protocol: ipx': expected ip, ipv4, ipv6, arp"),
+        (one_rule("prio: 0"), "2:20: 'prio: 0': expected greater than or equal to 1"),
+        (one_rule("prio: '5'"), "2:20: 'prio: 5': expected a valid integer"),
+        (one_rule("skip_sw: yes"), "2:20: 'skip_sw: yes': expected a valid boolean"),
+        (one_rule("match: {bogus: 5}"), "2:28: 'bogus: 5': no such key here"),
+        (one_rule("protocol: ip, match: {src_ip: 2001:db8::1}"), "2:42: 'src_ip: 2001:db8::1': expected an IPv4 address, as in 192.0.2.1"),
+        (one_rule("match: {src_ip: 192.0.2.1}"), "2:28: 'src_ip: 192.0.2.1': expected protocol ip or ipv6 with it"),
+        (one_rule("match: {ct_state: +new}"), "2:28: 'ct_state +new': new is of tracked packets: expected +trk with it"),
+        (one_rule("match: {ct_mark: [1]}"), "2:28: 'ct_mark': expected a text or a number"),
+        (one_rule("actions: [pas]"), "2:30: 'pas': expected an action, pass, pipe, drop, continue, reclassify or goto chain N"),
+        (one_rule("actions: [goto 5]"), "2:30: 'goto 5': expected goto chain N"),
+        (one_rule("actions: [jump 5]"), "2:30: 'jump 5': jump skips actions, which no chain needs"),
+        (one_rule("actions: [drop now]"), "2:30: 'drop now': expected nothing behind 'drop'"),
+        (one_rule("actions: [{ct: {}, csum: {of: [tcp]}}]"), "2:30: expected one of ct, mirred, pedit, csum, skbedit, vlan, police"),
+        (one_rule("actions: [{ct: }]"), "2:30: expected a mapping with what the action is to do"),
+        (one_rule("actions: [{ct: {zone: 70000}}]"), "2:36: 'zone: 70000': expected less than or equal to 65535"),
+        (one_rule("actions: [{ct: {nat: {port: 80}}}]"), "2:36: 'nat': expected one of src, dst"),
+        (one_rule("actions: [{ct: {nat: {src: 192.0.2.1}}}]"), "2:30: 'ct nat src addr 192.0.2.1 pipe': expected commit with nat src"),
+        (one_rule("actions: [{mirred: {redirect: eth1, then: drop}}]"), "2:31: 'mirred': expected no `then` with redirect: nothing follows it"),
+        (one_rule("actions: [{pedit: {munge: [ip ttl set 300]}}]"), "2:47: 'ip ttl set 300': expected a value from 0 to 255"),
+        (one_rule("actions: [{csum: {of: [tpc]}}]"), "2:43: 'tpc': expected 'ip4h', 'icmp', 'igmp', 'tcp', 'udp', 'udplite' or 'sctp'"),
+        (one_rule("actions: [{police: {rate: 10mb, burst: 5}}]"), "2:40: 'rate: 10mb': expected a rate, as in 10mbit"),
+        (one_rule("device: eth1"), "2:20: 'device': expected it once"),
+        ("rules: [\n", "2:1: no YAML: "),
+        ("rules: !custom []\n", "1:8: '!custom': expected no tag"),
+        ("rules: \x01\n", ": no YAML: "),
+        ("? [a]\n: b\n", ""),
+        ("{" * 200, ": "),
+        ("[" * 100_000, ": no YAML: "),
+    ],
+)  # fmt: skip
+def test_an_error_says_where_and_what_was_expected(text, error):
+    found = Findings()
+    yaml_rules_only = parse if is_yaml(text) else lambda *told: validate(yaml_rules.parse(*told), found)
+    yaml_rules_only(text, "rules.yaml", found)
+    shown = [str(each) for each in found.in_order()]
+    assert shown
+    assert all(each.startswith("rules.yaml:") and "\n" not in each for each in shown)
+    assert error in shown[0]
+
+
+def test_all_errors_are_found_in_their_order():
+    text = "rules:\n  - {device: eth0, prio: 0}\n  - {device: eth0, chain: -1, actions: [nothing]}\n"
+    assert [error.split(":")[1] for error in errors(text)] == ["2", "3", "3"]
+
+
+def test_aliases_are_copied():
+    text = "rules:\n  - &one {device: eth0, prio: 1, actions: [&drop drop]}\n  - {device: eth1, prio: 2, actions: [*drop, *drop]}\n"
+    found = Findings()
+    assert [len(rule.actions) for rule in parse(text, "rules.yaml", found).rules] == [1, 2]
+
+
+def test_aliases_of_aliases_end_in_one_line():
+    lines = [f"{name}: &{name} [{','.join([f'*{last}'] * 9)}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)]
+    text = "\n".join(["a: &a [x,x,x,x,x,x,x,x,x]", *lines])
+    assert errors(text)[0].endswith("levels and 4,000,000 values, aliases counted")
+
+
+def test_an_alias_of_itself_ends_in_one_line():
+    assert "expected" in errors("rules: &a [*a]\n")[0]
+
+
+def test_the_schema_knows_every_key_and_refuses_others():
+    schema = json.loads(yaml_rules.schema_text())
+    assert list(schema["$defs"]["Matches"]["properties"]) == list(KEYS)
+    assert all(each.get("additionalProperties") is False for each in [schema, *schema["$defs"].values()] if each.get("type") == "object")
+
+
+def test_defaults_in_the_schema_are_written_as_people_write_them():
+    defs = json.loads(yaml_rules.schema_text())["$defs"]
+    assert [defs[name]["properties"]["then"]["default"] for name in ("Ct", "Police")] == ["pipe", "pass"]
+    assert defs["Rule"]["properties"]["protocol"]["default"] == "all"
+    assert defs["Rule"]["properties"]["prio"] == {"maximum": 65535, "minimum": 1, "type": "integer"}
+    assert "title" not in defs["Ct"]
+
+
+def test_without_its_libraries_yaml_is_one_line():
+    """And tc lines need none of them."""
+    program = (
+        "import sys; sys.modules['yaml'] = None\n"
+        "from datapath.pipeline.rules_file import parse; from datapath.pipeline.findings import Findings\n"
+        "found = Findings(); parse('tc filter add dev a ingress flower action drop', 'x', found); assert not found.errors\n"
+        "assert 'pydantic' not in sys.modules\n"
+        "parse('rules: []', 'x', found); print(found.errors[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{yaml_rules.MISSING}\n"
+
+
+def test_rules_without_anything_are_yaml_too():
+    found = Findings()
+    assert parse(yaml_rules.dump(parse("", "x", found)), "x", found) == parse("", "x", found)
+    assert not found.errors
+
+
+@pytest.mark.parametrize("text", ["rules: []", "{}", "---\nrules: []", '"rules": []', "# c\n\nqdiscs:\n", "%YAML 1.2\n---\n{}"])
+def test_yaml_is_recognised(text):
+    assert is_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["", "tc filter add", "# tc\nfilter add", "tc: a", "ip link", "\x00"])
+def test_all_else_is_tc_lines(text):
+    assert is_yaml(text) == text.startswith("tc:")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    from datapath.pipeline.rules_file import load
+
+    with pytest.raises(RuleError, match="cannot be read: No such file or directory"):
+        load(str(tmp_path / "nothing"))
+    (tmp_path / "bytes").write_bytes(b"tc filter\n\xff\n")
+    with pytest.raises(RuleError, match=r"bytes:2: byte 10 is no UTF-8: expected tc lines or YAML"):
+        load(str(tmp_path / "bytes"))
