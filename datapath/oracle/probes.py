@@ -185,12 +185,12 @@ class Probes:
     def conn(self, address: int) -> Record:
         """What lies now where a connection was; nobody but the bytes can tell whether it is still that one."""
         self._asked(address)
-        return self.records()[-1]
+        # The bridge device may have said something of its own right behind it.
+        return next(record for record in reversed(self.records()) if record.moment == Moment.ASKED)
 
     def now(self) -> int:
         """The kernel's clock."""
-        self._asked(0)
-        return self.records()[-1].jiffies
+        return self.conn(0).jiffies
 
     def _record(self, data: bytes) -> Record:
         moment, jiffies, nfct = HEADER.unpack_from(data)
