@@ -47,6 +47,7 @@ ctypedef struct Expectations:
     uint32_t free
     uint32_t count
     uint32_t n_heads            # a power of two
+    uint64_t secret             # of the chains' hash
     uint64_t next_due           # tick before which none expires
     uint64_t created
     uint64_t deleted

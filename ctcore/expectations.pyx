@@ -18,9 +18,9 @@ cdef uint64_t NEVER = <uint64_t>-1
 
 
 cdef inline uint32_t chain_of(const Expectations *all, const Key *key) noexcept nogil:
-    """By what is never left open: destination, port and protocol. Helpers make these, not strangers, and expect_max bounds a chain."""
+    """By what is never left open: destination, port and protocol. Under a secret, since what is announced stands in strangers' packets."""
     cdef uint64_t port = (<uint64_t>key.dport << 8) | key.proto
-    return <uint32_t>mul_fold(key.dst[0] ^ port, key.dst[1] ^ <uint64_t>0x9E3779B97F4A7C15) & (all.n_heads - 1)
+    return <uint32_t>mul_fold(key.dst[0] ^ port, key.dst[1] ^ all.secret) & (all.n_heads - 1)
 
 
 cdef inline bint same_target(const Key *a, const Key *b) noexcept nogil:

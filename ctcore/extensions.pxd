@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.types cimport Key
 
@@ -55,6 +55,7 @@ ctypedef struct Extensions:
     uint32_t *tunnel            # chains of PPTP's tunnels: 2 * row + direction; 0 ends one
     uint32_t n_tunnels          # chains, a power of two
     uint32_t tunnels            # in them
+    uint64_t secret             # of the chains' hash
 
 cdef uint32_t extension_take(Extensions *all) noexcept nogil
 cdef void extension_give(Extensions *all, uint32_t row) noexcept nogil

@@ -98,6 +98,7 @@ cdef class Tracker:
         ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
         ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
+        ct.expect.secret = ct.ext.secret = ct.hash_key.word[1] ^ ct.hash_key.word[4]
         self.prepare_helpers(config)
         zones_fill(&ct.zones, config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)

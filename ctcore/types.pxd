@@ -312,7 +312,7 @@ ctypedef struct Decision:
     uint8_t l4state             # NO_L4STATE where the protocol has none
     uint8_t proto
     uint8_t family
-    uint8_t pad
+    uint8_t pad[5]
 
 # What is to be changed in a packet before it leaves. The tuple of a packet quoted in an ICMP error becomes the inverse of `to`.
 ctypedef struct Rewrite:

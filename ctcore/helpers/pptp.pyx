@@ -8,7 +8,7 @@ Invariant: a tunnel is in its chain if and only if `known` of its control connec
 Not here: the death of the tunnel's connection, which is the tracker's (hang_up).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
@@ -70,7 +70,7 @@ cdef uint32_t[N_MESSAGES] SIZE = [0, 144, 144, 4, 4, 0, 0, 156, 20, 208, 12, 16,
 
 
 cdef inline uint32_t *chain_of(const Extensions *all, const Key *tunnel) noexcept nogil:
-    return &all.tunnel[mul_fold(tunnel.src[0] ^ tunnel.dport, tunnel.dst[0] ^ <uint64_t>0x9E3779B97F4A7C15) & (all.n_tunnels - 1)]
+    return &all.tunnel[mul_fold(tunnel.src[0] ^ tunnel.dport, tunnel.dst[0] ^ all.secret) & (all.n_tunnels - 1)]
 
 
 cdef inline bint same_tunnel(const Key *a, const Key *b) noexcept nogil:
