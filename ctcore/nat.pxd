@@ -7,6 +7,9 @@ from ctcore.types cimport (
     REWRITE_DST, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_QUOTE, REWRITE_SRC, SRC_NAT, Entry, Key,
 )
 
+cdef enum:
+    REFUSED = 0xFFFFFFFE        # instead of a connection that has to give way: there is nothing to translate to
+
 # A tuple being chosen.
 ctypedef struct Choice:
     const NatRange *range

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport mul_fold, prefetch
+from ctcore.lowlevel cimport be32, mul_fold, prefetch
 from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
 from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
@@ -394,10 +394,25 @@ cdef inline uint16_t rule_for(const Nat *nat, const Key *leaving, int manip) noe
     return 0
 
 
+cdef inline int scope_of(const uint64_t *address) noexcept nogil:
+    """As Linux numbers it for a choice between an interface's addresses (RFC 4291 2.5.3, 2.5.6, 2.5.7, 2.7): 0 is global."""
+    cdef const uint8_t *a = <const uint8_t *>address
+    if a[0] == 0xFF:
+        return a[1] & 15 if (a[1] & 15) in (1, 2, 5) else 0
+    if a[0] == 0xFE and a[1] & 0xC0 in (0x80, 0xC0):
+        return 2 if a[1] & 0xC0 == 0x80 else 5
+    return 1 if address[0] == 0 and be32(a + 8) == 0 and be32(a + 12) == 1 else 0
+
+
+cdef inline bint is_unknown(const Key *leaving) noexcept nogil:
+    """A source that has no address yet, as DHCP has: it is not masqueraded (nf_nat_masquerade_ipv4)."""
+    return leaving.family == 4 and leaving.src[0] == 0
+
+
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
     """Decide one half of a new connection by the first rule that matches; the destination comes first. Without one it is a null binding.
 
-    Returns the connection that has to give way, or NO_CONN. Whether the tuple is unique shows at confirm.
+    Returns the connection that has to give way, NO_CONN, or REFUSED. Whether the tuple is unique shows at confirm.
     """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef NatLink *link = &ct.nat.link[conn]
@@ -408,6 +423,12 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
         return NO_CONN
     invert(&entry.flow[REPLY].key, &leaving)
     link.rule[manip] = rule_for(&ct.nat, &leaving, manip)
+    if link.rule[manip] and ct.nat.rule[link.rule[manip] - 1].interface:
+        if manip == MANIP_SRC and is_unknown(&leaving):
+            link.rule[manip] = 0
+        elif manip == MANIP_DST and leaving.family == 6 and scope_of(leaving.dst) != scope_of(ct.nat.rule[link.rule[manip] - 1].range.low):
+            link.rule[manip] = 0
+            return REFUSED
     if link.rule[manip]:
         return nat_setup(ct, entry, manip, &ct.nat.rule[link.rule[manip] - 1].range)
     if manip == MANIP_DST and (has_ports(leaving.proto) or not has_id(leaving.proto)):

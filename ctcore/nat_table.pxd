@@ -22,6 +22,7 @@ ctypedef struct NatRule:
     uint8_t ports               # whether ports are looked at; protocols without have none that fit
     uint8_t family              # 0: any
     uint8_t manip
+    uint8_t interface           # masquerade, redirect: the address is an interface's own
     NatRange range
     uint32_t in_use             # live connections
     uint32_t high_water

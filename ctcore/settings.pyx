@@ -70,6 +70,7 @@ cdef void fill_nat_rule(NatRule *out, object rule) except *:
     out.proto = match.proto or 0
     out.family = rule.family or 0
     out.manip = MANIP_SRC if rule.source else MANIP_DST
+    out.interface = rule.kind in ("masquerade", "redirect")
     # The address of nobody keeps the packet's own: then only a port changes, and only if it has to.
     if not allowed.keeps_address:
         out.range.flags |= RangeFlag.RANGE_ADDRESSES

@@ -27,7 +27,7 @@ from ctcore.helpers.sip_nat cimport redirect
 from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
 from ctcore.lifetime cimport advance_clock, confirm, create, deadline_time, discard, find_current, hang_up, kill
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport changed_by, nat_decide, nat_foresee, plan_error_rewrite, plan_rewrite
+from ctcore.nat cimport REFUSED, changed_by, nat_decide, nat_foresee, plan_error_rewrite, plan_rewrite
 from ctcore.nat_headers cimport header_fits, quote_fits
 from ctcore.room cimport find_place
 from ctcore.sctp cimport sctp_packet
@@ -226,15 +226,19 @@ cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     return refusal == R_OK
 
 
-cdef void translate(Engine *ct, uint32_t conn) noexcept nogil:
-    """Decide what a new connection is on the other side. A closed one may have to give way."""
+cdef bint translate(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
+    """Decide what a new connection is on the other side. A closed one may have to give way. False with a reason if it cannot be translated."""
     cdef uint32_t victim
     cdef int manip
     for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
         victim = nat_decide(ct, conn, manip)
+        if unlikely(victim == REFUSED):
+            p.reason = R_NAT_SCOPE
+            return False
         if victim != NO_CONN:
             note_eviction(&ct.evictions, &ct.pool.entry[victim], &ct.pool.entry[conn].flow[ORIG].key, FOR_TUPLE, ct.now)
             kill(ct, victim, END_REPLACED, ct.now)
+    return True
 
 
 cdef inline bint translatable(const Entry *entry, Packet *p, int dir) noexcept nogil:
@@ -269,9 +273,7 @@ cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept
         discard(ct, conn)
         reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
         return
-    if ct.nat.rule != NULL:
-        translate(ct, conn)
-    if unlikely(not translatable(entry, p, ORIG)) or not help_first(ct, conn, p) or not confirm(ct, conn, p):
+    if ct.nat.rule != NULL and not translate(ct, conn, p) or unlikely(not translatable(entry, p, ORIG)) or not help_first(ct, conn, p) or not confirm(ct, conn, p):
         discard(ct, conn)
         reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
         return

@@ -189,6 +189,7 @@ cpdef enum Reason:
     R_CLASH
     R_NAT_EXHAUSTED
     R_NAT_ICMP
+    R_NAT_SCOPE
     R_NAT_GRE
     # TCP, invalid
     R_TCP_SHORT

@@ -110,11 +110,33 @@ def whereabouts() -> Iterator[tuple[str, str]]:
         yield name, (spec.origin or "?") if spec else "not found"
 
 
-def arrow() -> Finding:
+# By package: the extra that brings it, and what it is for.
+EXTRAS = {
+    "pyarrow": ("arrow", "Arrow and Parquet files"),
+    "pydantic": ("rules", "rules in YAML, and network policies"),
+    "PyYAML": ("rules", "rules in YAML, and network policies"),
+}
+
+
+def extra(package: str) -> Finding:
+    """Whether a library is there that only some commands need."""
+    name, purpose = EXTRAS[package]
     try:
-        return Finding("pyarrow", True, metadata.version("pyarrow"))
+        return Finding(package, True, metadata.version(package))
     except metadata.PackageNotFoundError:
-        return Finding("pyarrow", False, "not installed", "pip install 'ctmirror[arrow]', for Arrow and Parquet files")
+        return Finding(package, False, "not installed", f"pip install 'ctmirror[{name}]', for {purpose}")
+
+
+def arrow() -> Finding:
+    return extra("pyarrow")
+
+
+def models() -> Finding:
+    return extra("pydantic")
+
+
+def yaml() -> Finding:
+    return extra("PyYAML")
 
 
 def kernel() -> Finding:
@@ -321,8 +343,8 @@ def _tc_offload(name: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python_version, numpy_version, engine, name_clash, arrow, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces, veth, judge,
-    tc_flower, tc_ct, huge_pages, nics,
+    python_version, numpy_version, engine, name_clash, arrow, models, yaml, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces,
+    veth, judge, tc_flower, tc_ct, huge_pages, nics,
 )  # fmt: skip
 
 

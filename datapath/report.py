@@ -224,9 +224,11 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     table = _plain("NAT rule", *heads, right=heads)
     table.columns[0].overflow = "fold"
     for pool in result.pools:
-        table.add_row(f"{pool.kind} {pool.text}", *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+        table.add_row(Text(f"{pool.kind} {pool.text}"), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
     yield Text()
     yield table
+    if any(pool.high_water > pool.size for pool in result.pools):
+        yield Text("  in use: connections; those to different destinations may share a tuple")
     yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
 
 
@@ -288,7 +290,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
         table = _plain("largest connections", *heads, right=heads[:-1])
         table.columns[0].no_wrap = True
         for flow, row in zip(broken, rows, strict=True):
-            table.add_row(flow, *row)
+            table.add_row(Text(flow), *row)
         yield table
     else:
         yield Text("largest connections", "bold")
@@ -320,7 +322,7 @@ def _details(result: Replayed) -> Iterator[Table | Text]:
             codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
     settings = _plain("setting", "value", right=("value",))
     for name, setting in result.tracking.settings().items():
-        settings.add_row(name, str(setting))
+        settings.add_row(name, Text(str(setting)))
     for table in (counters, codes, settings):
         yield Text()
         yield table

@@ -65,6 +65,24 @@ def matches(rule: NatRule, leaving: Key) -> bool:
     return within_networks(match, leaving) and within_ports(match, leaving)
 
 
+UNKNOWN = bytes(16)  # the source of who has no address yet, as of DHCP: it is not masqueraded
+LOOPBACK, NODE, LINK, SITE, GLOBAL = (1).to_bytes(16, "big"), 1, 2, 5, 0
+
+
+def same_scope(rule: NatRule, leaving: Key) -> bool:
+    """Of an interface's addresses Linux redirects to one of the destination's scope (nf_nat_redirect_ipv6); IPv4 has none."""
+    return leaving.family == 4 or rule.range.low is None or scope_of(rule.range.low.packed) == scope_of(leaving.dst)
+
+
+def scope_of(address: bytes) -> int:
+    """RFC 4291 2.4 and 2.7; of a multicast address all that is wider than a site is global."""
+    if address[0] == 0xFF:
+        return address[1] & 15 if address[1] & 15 in (NODE, LINK, SITE) else GLOBAL
+    if address[0] == 0xFE and address[1] & 0x80:
+        return SITE if address[1] & 0x40 else LINK
+    return NODE if address == LOOPBACK else GLOBAL
+
+
 def within_networks(match: Match, leaving: Key) -> bool:
     kind, length = (IPv4Address, 4) if leaving.family == 4 else (IPv6Address, 16)
     pairs = ((match.src, leaving.src), (match.dst, leaving.dst))
@@ -103,14 +121,19 @@ class Translator:
         self._announced: int | None = None
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
 
-    def decide(self, conn: Conn) -> None:
-        """Both halves of a new connection's tuple, but for what is decided already."""
+    def decide(self, conn: Conn) -> int:
+        """Both halves of a new connection's tuple, but for what is decided already. R_OK, or why it cannot be translated."""
         for manip in (DST, SRC):
             if not conn.has(DONE[manip]):
                 leaving = leaves_with(conn, Dir.ORIG)
                 rule = next((i for i, rule in enumerate(self.rules) if rule.source == (manip == SRC) and matches(rule, leaving)), -1)
+                if rule >= 0 and self.rules[rule].kind == "redirect" and not same_scope(self.rules[rule], leaving):
+                    return Reason.R_NAT_SCOPE
+                if rule >= 0 and self.rules[rule].kind == "masquerade" and (leaving.family, leaving.src) == (4, UNKNOWN):
+                    rule = -1
                 conn.rules[manip] = rule
                 self.bind(conn, choice_of(self.rules[rule] if rule >= 0 else None, leaving, manip), manip)
+        return Reason.R_OK
 
     def bind(self, conn: Conn, choice: Choice, manip: int) -> None:
         """Choose one half of the tuple that a new connection's packets leave with."""

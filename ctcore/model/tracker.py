@@ -201,12 +201,13 @@ class ModelTracker(Assisted, Administration):
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
+        untranslatable: int = Reason.R_OK
         if not conn.confirmed:
             if self._nat:
-                self._nat.decide(conn)
-            if (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+                untranslatable = self._nat.decide(conn)
+            if not untranslatable and (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
                 conn.status |= Status.HELPER
-        stuck = nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
+        stuck = untranslatable or nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
         if not conn.confirmed:
             refusal = stuck or self._confirm(conn)
             if refusal:

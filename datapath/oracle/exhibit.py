@@ -29,6 +29,7 @@ class Unshown(str):
 
 
 NOT_IP, SNAPPED, FRAGMENT, TOO_LARGE, JUMBOGRAM = (Unshown(why) for why in ("not IP", "snapped", "snapped fragment", "too large", "jumbogram"))
+UNROUTED = Unshown("from no address a router takes")
 HEADER6 = 40
 HOP_BY_HOP = b"\0"
 FRAGMENT4 = 0x3FFF  # offset and more-fragments bit
@@ -36,6 +37,14 @@ FRAGMENT_HEADER, AUTHENTICATION = 44, 51
 # Hop-by-hop, routing and destination options, authentication: how many bytes a unit of their length is, and how many units it leaves out.
 SKIPPED = {0: (8, 1), 43: (8, 1), 60: (8, 1), AUTHENTICATION: (4, 2)}
 UNSHOWN: dict[int, Unshown] = {Reason.R_NOT_IP: NOT_IP, Reason.R_FRAME_SHORT: NOT_IP, Reason.R_SNAPPED: SNAPPED}
+
+
+def unrouted(family: int, packet: bytes) -> bool:
+    """Whether the routing table refuses a packet for its source (RFC 1812 5.3.7): this network, multicast, broadcast.
+
+    It is asked once the destination has been translated, by a router and by a bridge alike; then the packet is gone before conntrack confirms it.
+    """
+    return family == 4 and (packet[12] == 0 or packet[12] >= 224)
 
 
 def exhibit(row: np.void, place: np.void, memory: np.ndarray) -> bytes | Unshown:

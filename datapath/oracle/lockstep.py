@@ -27,7 +27,7 @@ from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.leave import Leaving, leaving
 from datapath.link import inner
-from datapath.oracle.exhibit import HEADER6, Unshown, exhibit, is_fragment
+from datapath.oracle.exhibit import HEADER6, UNROUTED, Unshown, exhibit, is_fragment, unrouted
 from datapath.oracle.expected import Watch, ours_of, tuple_of
 from datapath.oracle.kernel import Kernel, Side, key_of
 from datapath.oracle.oracle import Oracle
@@ -76,6 +76,7 @@ class Lockstep:
         self.oracle.flush()
         self.tracker = Tracker(replace(self.config, events=frozenset({"destroy"})) if self.oracle.translates else self.config)
         self.gatherer = Gatherer(self.config, zone=self.zone)
+        self._redirects = any(not rule.source for rule in self.config.nat)
         self.kernel = Kernel(self.oracle)
         self.watch = Watch(self.config.hz)
 
@@ -104,6 +105,8 @@ class Lockstep:
         """Row i of both sides."""
         row, place = parsed
         packet = exhibit(row, place, memory)
+        if self._redirects and isinstance(packet, bytes) and unrouted(int(place["family"]), packet):
+            packet = UNROUTED
         if isinstance(packet, Unshown):
             both.unshown[i] = packet
             if row["verdict"] == Verdict.PENDING:

@@ -333,3 +333,23 @@ def test_frames_that_helpers_could_make_longer_are_not_changed_in_place():
     memory, frames = frames_of([craft.udp(INSIDE, SERVER, 1, 2)])
     with pytest.raises(ConfigError, match="forward: expected no helpers"):
         Pipeline(Config(helpers=(parse_helper("tftp:udp:69"),))).forward(memory.copy(), frames)
+
+
+def shown(tmp_path: Path, frames: list[bytes], rule: str) -> str:
+    """The summary of frames that came one after the other, under a SNAT rule."""
+    story = [(i * MS, frame) for i, frame in enumerate(frames)]
+    out = StringIO()
+    print_summary(app.replay([stories.write(tmp_path / "in.pcap", story)], tracking(("snat", rule)), app.Outputs()), Console(file=out, width=100))
+    return out.getvalue()
+
+
+def test_addresses_that_begin_with_a_letter_are_seen_in_the_summary(tmp_path):
+    """Square brackets are no markup here."""
+    text = shown(tmp_path, [craft.tcp("fd00::2", "fd00::3", 40000, 80, "S", seq=100)], "[fd00::1]:2000-2999")
+    assert "[fd00::2]:40000 >" in text and "snat [fd00::1]:2000-2999" in text
+
+
+def test_connections_that_share_a_tuple_are_said_to(tmp_path):
+    frames = [craft.udp(INSIDE, f"198.51.100.{i}", 5000, 53, b"?") for i in range(1, 4)]
+    assert "may share a tuple" in shown(tmp_path, frames, f"{OUTSIDE}:2000")
+    assert "may share a tuple" not in shown(tmp_path, frames, f"{OUTSIDE}:2000-2999")
