@@ -1,4 +1,4 @@
-"""What an administrator asks of the model: connections that fit a Filter, read, changed or deleted; evictions; counts of zones.
+"""What an administrator asks of the model: connections that fit a Filter, read, changed or deleted; evictions; counts of zones; expectations.
 
 Changes follow ctnetlink: status bits are set and never taken back, and a fixed timeout stays as it is.
 Not here: the filters' fields and their checks (ctcore.filter), the packets' way (tracker).
@@ -16,6 +16,7 @@ from ctcore.config import TICKS_LIMIT, Config, whole
 from ctcore.errors import ConfigError
 from ctcore.filter import ALL_LABELS, ALL_MARKS, CHANGEABLE, Filter, Network
 from ctcore.model.conn import Conn, Key
+from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
 from ctcore.model.zones import Zones, zone_of
 from ctcore.types import CONN_DTYPE, EVICTION_DTYPE, Change, Dir, End, Status
 
@@ -26,6 +27,7 @@ TOLD: dict[int, int] = {
     Status.ASSURED: Change.CHANGE_ASSURED,
     Status.FIXED_TIMEOUT: Change.CHANGE_TIMEOUT,
 }
+LONGEST_EXPECTATION = (1 << 31) - 1  # ticks
 
 
 def fits(filter: Filter, conn: Conn) -> bool:
@@ -98,6 +100,7 @@ class Administration:
     _conns: dict[int, Conn]
     _counters: dict[str, int]
     _evictions: list[Any]
+    _expectations: Expectations
     _zones: Zones
 
     if TYPE_CHECKING:  # what the other part has
@@ -220,3 +223,42 @@ class Administration:
         if ordinal not in self._conns:
             raise ConfigError(f"connection {ordinal}: expected one that is in the table")
         return self._conns[ordinal]
+
+    # --- expectations -----------------------------------------------------------------------------------------------------------------
+
+    def expect(
+        self,
+        master: int,
+        src: str,
+        dst: str,
+        proto: int,
+        dport: int,
+        *,
+        sport: int = 0,
+        zone: int = 0,
+        timeout: float = 300.0,
+        permanent: bool = False,
+    ) -> None:
+        self._conn(master)
+        a, b = address_of(src), address_of(dst)
+        for what, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
+            whole(f"expect: {what} =", value, 0, most)
+        if a.version != b.version:
+            raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
+        if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
+            raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
+        key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
+        deadline = self._tick + int(timeout * self.config.hz)
+        expectation = Expectation(key, any_sport=sport == 0, master=master, deadline=deadline, permanent=permanent)
+        if not self._expectations.add(expectation):
+            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
+
+    def expectations(self) -> list[ExpectationRow]:
+        return self._expectations.rows(self._tick, self.config.hz)
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None

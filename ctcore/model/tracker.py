@@ -10,7 +10,6 @@ Not here: parsing (datapath.wire), speed.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, deque
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,7 @@ from ctcore.model import l4, nat
 from ctcore.model.admin import Administration
 from ctcore.model.assisted import Assisted, redirected
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
-from ctcore.model.expectations import Expectation, ExpectationRow, Expectations
+from ctcore.model.expectations import Expectations
 from ctcore.model.helpers import HELPERS, Edit, rule_for
 from ctcore.model.protocols import ask, begin
 from ctcore.model.table import Table
@@ -49,7 +48,6 @@ from ctcore.types import (
 
 NO_DIR = 255
 SECOND = 1_000_000_000
-LONGEST_EXPECTATION = (1 << 31) - 1  # ticks
 
 
 @dataclass(frozen=True)
@@ -435,38 +433,6 @@ class ModelTracker(Assisted, Administration):
         found = self._find(Key.of(bytes(key)))
         return self._snapshot(found[0]) if found else None
 
-    # --- expectations -----------------------------------------------------------------------------------------------------------------
-
-    def expect(
-        self,
-        master: int,
-        src: str,
-        dst: str,
-        proto: int,
-        dport: int,
-        *,
-        sport: int = 0,
-        zone: int = 0,
-        timeout: float = 300.0,
-        permanent: bool = False,
-    ) -> None:
-        self._conn(master)
-        a, b = address_of(src), address_of(dst)
-        for what, value, most in (("proto", proto, 255), ("dport", dport, 65535), ("sport", sport, 65535), ("zone", zone, 65535)):
-            whole(f"expect: {what} =", value, 0, most)
-        if a.version != b.version:
-            raise ConfigError(f"expect: {src} and {dst}: expected addresses of one family")
-        if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
-            raise ConfigError(f"expect: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
-        key = Key(a.packed.ljust(16, b"\0"), b.packed.ljust(16, b"\0"), sport, dport, zone, proto, a.version)
-        deadline = self._tick + int(timeout * self.config.hz)
-        expectation = Expectation(key, any_sport=sport == 0, master=master, deadline=deadline, permanent=permanent)
-        if not self._expectations.add(expectation):
-            raise ConfigError(f"expect: expected at most expect_max = {self.config.expect_max} expectations")
-
-    def expectations(self) -> list[ExpectationRow]:
-        return self._expectations.rows(self._tick, self.config.hz)
-
     # --- proof ------------------------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -497,10 +463,3 @@ def state_of(conn: Conn, d: int) -> int:
 def untranslated(decision: Decision, reason: int) -> Decision:
     """The packet is what it is to its connection, and is dropped: it cannot leave as it should."""
     return replace(decision, reason=reason, verdict=Verdict.DROP, rewrite=None)
-
-
-def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None
