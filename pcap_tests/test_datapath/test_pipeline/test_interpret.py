@@ -117,13 +117,13 @@ def test_marks_and_priorities() -> None:
 def test_a_policer_lets_pass_what_has_tokens() -> None:
     interpreter = Interpreter(Ruleset(rules=(rule(1, Police(rate=8 * len(SEGMENT), burst=2 * len(SEGMENT), exceed=DROP)),)))
     times = (0, 0, 0, SECOND // 2, SECOND, SECOND, 10 * SECOND, 10 * SECOND, 10 * SECOND)
-    verdicts = [interpreter.run(SEGMENT, now, HOOK).verdict for now in times]
+    verdicts = [interpreter.run(SEGMENT, time, HOOK).verdict for time in times]
     assert verdicts == ["pass", "pass", "drop", "drop", "pass", "drop", "pass", "pass", "drop"]
 
 
 def test_a_policer_of_packets() -> None:
     interpreter = Interpreter(Ruleset(rules=(rule(1, Police(packet_rate=10, packet_burst=1, exceed=DROP)),)))
-    assert [interpreter.run(SEGMENT, now, HOOK).verdict for now in (0, 0, SECOND // 10)] == ["pass", "drop", "pass"]
+    assert [interpreter.run(SEGMENT, time, HOOK).verdict for time in (0, 0, SECOND // 10)] == ["pass", "drop", "pass"]
 
 
 def test_what_is_redirected_comes_to_the_next_device() -> None:
