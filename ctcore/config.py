@@ -53,12 +53,14 @@ class Config:
     ipfrag_max_dist: int = 64  # fragments of a source that may come between two of a datagram (IPv4); 0: any number
     eviction_buffer: int = 1024  # records of evictions kept until they are taken
     nat: tuple[NatRule, ...] = ()  # in their order; with any at all, connections that none matches get null bindings
+    nat_actions: bool = False  # room for translation although no rule says so: `ct` actions may ask for it
     helpers: tuple[HelperRule, ...] = ()
+    helper_actions: bool = False  # the same for helpers
     helper_max: int = 65536  # connections with a helper at a time; later ones go without
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
-        for name in ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct"):
+        for name in ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct", "nat_actions", "helper_actions"):
             _check_range(self, name, 0, 1)
         _check_range(self, "tcp_max_retrans", 0, 255)
         _check_range(self, "max", 0, CAPACITY_LIMIT)
