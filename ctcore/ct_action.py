@@ -1,7 +1,7 @@
 """The `ct` action of a pipeline as a frozen value, and what a packet carries from one such action to the next.
 
-A pipeline asks for tracking action by action: look the packet up in a zone, translate it, commit its connection. Between two of them the packet has an
-association: the connection, which may still be unconfirmed, its direction, and what later rules match on. Tracker.act() does one action.
+A pipeline asks for tracking action by action: look the packet up in a zone, translate it, commit its connection. Between two of them the packet
+has an association: the connection, which may still be unconfirmed, its direction, and what later rules match on. Tracker.act() does one action.
 Source: tc-ct(8), net/sched/act_ct.c.
 Not here: rules (datapath.pipeline), which packets come to an action, doing it (act, model.act).
 """
