@@ -70,7 +70,9 @@ def transports(random: Random, src: str, dst: str) -> bytes:
     if kind == 5:
         return craft.icmp(src, dst, random.choice((0, 8, 3, 128, 129)), ident=random.choice(PORTS), sequence=1, payload=payload)
     if kind == 6:
-        return random.choice((craft.udplite(src, dst, *ports, payload), craft.sctp(src, dst, *ports, 7, craft.sctp_init(7))))
+        lite, at = craft.udplite(src, dst, *ports, payload), 14 + (40 if ":" in src else 20) + 4
+        lite = lite[:at] + random.choice((0, 3, 8, 9, 200)).to_bytes(2, "big") + lite[at + 2 :]  # its coverage, which may lie
+        return random.choice((lite, craft.sctp(src, dst, *ports, 7, craft.sctp_init(7))))
     return craft.frame(src, dst, random.choice((2, 47, 50, 89)), random.randbytes(8) + payload)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -55,11 +56,13 @@ def rule(prio: int, *actions: Action, chain: int = 0, hook: Hook = HOOK, matches
 
 
 def coming(random: Random, frames: list[bytes], n: int) -> list[Coming]:
-    """Frames at hooks, in time; some were not captured to their end."""
+    """Frames at hooks, mostly in time; some were not captured to their end."""
     now, found = 1_000 * SECOND, []
     for _ in range(n):
-        now += random.choice((0, 0, 1000, SECOND // 100, SECOND))
-        found.append(Coming(random.choice(frames), random.choice(ENTRIES), now, random.choice((0,) * 9 + (1000,))))
+        now += random.choice((0, 0, 1000, SECOND // 100, SECOND, -SECOND // 10))
+        frame = random.choice(frames)
+        cut = random.randrange(len(frame) + 1) if random.randrange(10) == 0 else len(frame)
+        found.append(Coming(frame[:cut], random.choice(ENTRIES), now, len(frame) - cut))
     return found
 
 
@@ -103,6 +106,15 @@ def run(frame: bytes, *rules: Rule, hook: Hook = HOOK, **settings: Any) -> tuple
 
 def reason_of(result: Any) -> str:
     return NAMES[int(result["reason"])]
+
+
+@pytest.mark.parametrize("make", [craft.udp, craft.udplite])
+def test_a_sum_of_zero_says_that_there_is_one(make: Callable[..., bytes]) -> None:
+    """RFC 768: a datagram whose checksum would be 0 has 0xFFFF; these two bytes of payload make it 0."""
+    plain = make("10.0.0.1", "10.0.0.2", 1, 2, b"\0\0")
+    frame = make("10.0.0.1", "10.0.0.2", 1, 2, plain[40:42], l4_checksum=1)
+    (said,) = compared(Ruleset(rules=(rule(1, Csum(("udp", "udplite"))),)), [Coming(frame, HOOK, 0)])
+    assert said.left[0].frame[40:42] == b"\xff\xff"
 
 
 # --- what leaves ------------------------------------------------------------------------------------------------------------------------
