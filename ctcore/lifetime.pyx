@@ -31,8 +31,11 @@ from ctcore.zones cimport zone_confirmed, zone_died, zone_id, zone_of
 # --- creation ---------------------------------------------------------------------------------------------------------------------------
 
 
-cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nogil:
-    """An unconfirmed entry, in a place that there is, for a packet without one. reply: the tuple of its answers, but for the zone."""
+cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply, bint take) noexcept nogil:
+    """An unconfirmed entry, in a place that there is, for a packet without one. reply: the tuple of its answers, but for the zone.
+
+    take: what was expected of it is expected no more.
+    """
     cdef uint32_t conn = pool_take(&ct.pool)
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t generation = entry.generation
@@ -47,7 +50,7 @@ cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nog
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
-        meet_expectation(ct, conn)
+        meet_expectation(ct, conn, take)
     return conn
 
 
@@ -60,8 +63,11 @@ cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
     pool_give(&ct.pool, conn)
 
 
-cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
+cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with.
+
+    take: with it the expectation has come true, unless that is permanent. Otherwise it waits for a connection that may be more than tried.
+    """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Key key = entry.flow[ORIG].key
     cdef uint32_t row
@@ -71,8 +77,9 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     if row == NO_CONN:
         return
     expected = ct.expect.row[row]
-    if not expected.permanent:
+    if take and not expected.permanent:
         expect_remove(&ct.expect, row)
+        row = NO_CONN
     entry.status |= EXPECTED
     entry.master = expected.master
     entry.mark = ct.pool.entry[expected.master_conn].mark
@@ -81,10 +88,10 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     if expected.helper:
         give_helper(ct, conn, expected.helper)
     if expected.follow == FOLLOW_PPTP:
-        follow_pptp(ct, entry, &expected)
+        follow_pptp(ct, entry, &expected, take)
     elif expected.follow and ct.nat.rule != NULL:
-        follow(ct, entry, &expected)
-    ct.expect.matched += 1
+        follow(ct, entry, &expected, row)
+    ct.expect.matched += take
 
 
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
@@ -136,6 +143,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
 
 cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
     """Delete a confirmed connection and say so. What the slot holds stays readable until it is taken again."""
+    end_life(ct, conn, end, time)
+    pool_give(&ct.pool, conn)
+
+
+cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
+    """The same, but nobody else gets the slot: whoever calls this gives it back, or carries it on."""
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint64_t lost = ct.buffer.lost
     entry.status |= DYING
@@ -155,7 +168,6 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
-    pool_give(&ct.pool, conn)
     zone_died(&ct.zones, entry)
     ct.live -= 1
 

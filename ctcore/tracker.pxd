@@ -1,11 +1,6 @@
 from libc.stdint cimport uint32_t
 
 from ctcore.engine cimport Engine
-from ctcore.types cimport Decision, Packet, Rewrite
-
-cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil
-cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil
-cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil
 
 
 cdef class Tracker:
