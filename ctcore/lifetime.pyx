@@ -21,7 +21,7 @@ from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, take_tunnel, tunnel_ended
 from ctcore.helpers.registry cimport drop_helper, give_helper, helper_confirmed
 from ctcore.lowlevel cimport unlikely
-from ctcore.nat cimport nat_exhausted, nat_link, nat_unlink
+from ctcore.nat cimport BOUND, nat_exhausted, nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.table cimport same_key, table_erase, table_find, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
@@ -94,6 +94,20 @@ cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
     ct.expect.matched += take
 
 
+cdef bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil:
+    """Is one of a new connection's tuples another one's?"""
+    return find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[dir], &entry.flow[dir].key)) != NO_FLOW
+
+
+cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
+    """One of a new connection's tuples is another one's: if address translation was to find one of its own, it has found none. The reason."""
+    ct.count.insert_failed += 1
+    if not ct.pool.entry[conn].status & BOUND:
+        return R_CLASH
+    nat_exhausted(ct, conn)
+    return R_NAT_EXHAUSTED
+
+
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
     cdef Entry *entry = &ct.pool.entry[conn]
@@ -101,15 +115,11 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
+    if taken(ct, entry, REPLY) or (
         # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
-        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
+        unlikely(ct.zones.split) and taken(ct, entry, ORIG)
     ):
-        ct.count.insert_failed += 1
-        p.reason = R_CLASH
-        if ct.nat.rule != NULL:
-            nat_exhausted(ct, conn)
-            p.reason = R_NAT_EXHAUSTED
+        p.reason = clash(ct, conn)
         return False
     p.reason = R_TABLE_FULL
     if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):

@@ -6,6 +6,7 @@ from ctcore.engine cimport Engine
 cdef class Tracker:
     cdef Engine ct
     cdef readonly object config
+    cdef object identity        # by which associations know whose they are
     cdef size_t conns_size      # slab and table
     cdef size_t buffer_size
     cdef size_t expect_size

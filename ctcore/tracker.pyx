@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import numpy as np
 
+from ctcore.act cimport MOST_CARRIED
 from ctcore.batch cimport Batch
 from ctcore.changes cimport put_label, put_mark, say_changes
 from ctcore.config import TICKS_LIMIT, Config, whole
@@ -40,6 +41,7 @@ from ctcore.types cimport *
 from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, REWRITE_DTYPE
 from ctcore.zones cimport ZoneRow, zone_id, zone_try, zones_fault, zones_fill
 
+include "act_api.pxi"
 include "admin_api.pxi"
 
 LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
@@ -85,11 +87,12 @@ cdef class Tracker:
         if not isinstance(config, Config):
             raise ConfigError(f"config = {config!r}: expected a Config")
         self.config = config
+        self.identity = object()
         cdef Engine *ct = &self.ct
         memset(ct, 0, sizeof(Engine))
         fill_settings(&ct.set, config)
         hash_seed(&ct.hash_key, config.seed)
-        ct.pool.capacity = config.capacity
+        ct.pool.capacity = config.capacity + MOST_CARRIED + 1       # and the one of the packet at hand
         ct.pool.free = NO_CONN
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.buffer.size = config.event_buffer if config.events else 0
@@ -101,7 +104,7 @@ cdef class Tracker:
         self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
         self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
-        if config.nat:
+        if config.nat or config.nat_actions:
             self.start_nat()
         ct.pool.entry = <Entry *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
@@ -120,12 +123,12 @@ cdef class Tracker:
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
     cdef int start_nat(self) except -1:
-        """Rules, links and chains in one mapping of their own."""
+        """Rules, if there are any, links and chains in one mapping of their own."""
         cdef Nat *nat = &self.ct.nat
         cdef uint32_t i
         nat.n_rules = len(self.config.nat)
         nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain: each is two cache lines to be read
-        self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.config.capacity * sizeof(NatLink))
+        self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.ct.pool.capacity * sizeof(NatLink))
         nat.rule = <NatRule *>map_memory(self.nat_size)
         if nat.rule == NULL:
             raise MemoryError(f"no memory to translate {self.config.capacity} connections")
@@ -153,9 +156,10 @@ cdef class Tracker:
         """Map the extensions and, behind them, who is helped by port, and room for a payload; without helpers there is nothing."""
         cdef Engine *ct = &self.ct
         cdef size_t rows
-        if not config.helpers:
+        if not config.helpers and not config.helper_actions:
             return 0
-        ct.ext.size = config.helper_max
+        ct.ext.most = config.helper_max
+        ct.ext.size = config.helper_max + MOST_CARRIED + 1
         ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
         rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
         self.help_size = rows + 3 * 65536
@@ -199,6 +203,12 @@ cdef class Tracker:
                 start += n
         self.busy = False
         return decisions
+
+    def act(self, Batch batch not None, action, before=NO_ASSOCIATION):
+        return act_one(self, batch, action, before)
+
+    def leave(self, association):
+        let_go(self, association)
 
     def edits(self):
         self.idle()
