@@ -64,8 +64,14 @@ class Tracker(Protocol):
     def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
         """What becomes of a frame: "go on", "drop" or "held" (a fragment); the frame, translated or put together; what later rules see.
 
-        now: ns; before: what the last `ct` said of this frame.
+        now: ns; before: what the last `ct` said of this frame. Where the frame does not go on, nothing is to be left any more.
         """
+
+    def leave(self, tracked: Tracked) -> None:
+        """The frame is over here, or goes on to another device, where nobody knows what was said of it: a connection without a commit never was."""
+
+    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
+        """The frames in which a frame leaves the hook: itself, or fragments again if it was put together from such; none: it cannot leave."""
 
 
 class Sent(NamedTuple):
@@ -78,7 +84,8 @@ class Sent(NamedTuple):
 
 @dataclass
 class Walk:
-    """One frame on its way. verdict: pass, drop, redirect or held; hits: the rules that matched, in order; reason: why it was dropped, in words."""
+    """One frame on its way. verdict: pass, drop, redirect or held; hits: the rules that matched, in order; reason: why it was dropped, in words;
+    passed: the frames in which it passes, several where `ct` had put it together from fragments."""
 
     frame: bytes
     now: int
@@ -90,6 +97,7 @@ class Walk:
     reason: str = ""
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
+    passed: list[bytes] = field(default_factory=list)
 
 
 class Bucket:
@@ -130,7 +138,10 @@ class Interpreter:
     def run(self, frame: bytes, now: int, hook: Hook) -> Walk:
         """A frame that comes to a hook. now: ns, and never back."""
         walk = Walk(frame, now, hook)
-        self._classify(walk)
+        try:
+            self._classify(walk)
+        finally:
+            self._leave(walk)
         return walk
 
     def deliver(self, frame: bytes, now: int, hook: Hook) -> Iterator[Walk]:
@@ -142,6 +153,19 @@ class Interpreter:
             for sent in walk.sent:
                 if hops < MOST_HOPS:
                     walks.append((self.run(sent.frame, now, Hook(sent.device, sent.direction)), hops + 1))
+
+    def _leave(self, walk: Walk) -> None:
+        """Whichever way it ends, here the packet and its connection part; what was said of it can still be read."""
+        if walk.verdict == "pass":
+            walk.passed = self._pieces(walk)
+            if not walk.passed:
+                walk.verdict, walk.reason = "drop", "what was put together from fragments cannot be cut up again"
+        if self.ct is not None:
+            self.ct.leave(walk.tracked)
+        walk.tracked = walk.tracked._replace(conn=None)
+
+    def _pieces(self, walk: Walk) -> list[bytes]:
+        return [walk.frame] if self.ct is None else self.ct.cut(walk.frame, walk.tracked)
 
     # --- chains -----------------------------------------------------------------------------------------------------------------------
 
@@ -222,7 +246,7 @@ class Interpreter:
         return DROP if what == "drop" else action.control
 
     def _mirred(self, walk: Walk, action: Mirred) -> Control:
-        walk.sent.append(Sent(action.device, action.direction, walk.frame))
+        walk.sent += [Sent(action.device, action.direction, piece) for piece in self._pieces(walk)]
         if action.kind == "redirect":
             walk.verdict = "redirect"
         return action.control
