@@ -250,6 +250,7 @@ cpdef enum Reason:
     R_RULE_HOPS
     R_RULE_FIELD
     R_RULE_ROOM
+    R_RULE_CUT
     N_REASONS
 
 # TCP header flags, RFC 9293 3.1.

@@ -69,8 +69,14 @@ class Tracker(Protocol):
     def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
         """What becomes of a frame: "go on", "drop" or "held" (a fragment); the frame, translated or put together; what later rules see.
 
-        now: ns; before: what the last `ct` said of this frame.
+        now: ns; before: what the last `ct` said of this frame. Where the frame does not go on, nothing is to be left any more.
         """
+
+    def leave(self, tracked: Tracked) -> None:
+        """The frame is over here, or goes on to another device, where nobody knows what was said of it: a connection without a commit never was."""
+
+    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
+        """The frames in which a frame leaves the hook: itself, or fragments again if it was put together from such; none: it cannot leave."""
 
 
 class Sent(NamedTuple):
@@ -94,7 +100,8 @@ class Walk:
 
     missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason: of a
     drop, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that matched, in order;
-    onward: the walk at the device that it was redirected to; delivery: what it is a part of, None if it is sent nowhere.
+    passed: the frames in which it passes, several where `ct` had put it together from fragments; onward: the walk at the device that it (the last of
+    its fragments) was redirected to; delivery: what it is a part of, None if it is sent nowhere.
     """
 
     frame: bytes
@@ -110,6 +117,8 @@ class Walk:
     decided: Rule | None = None
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
+    passed: list[bytes] = field(default_factory=list)
+    parted: bool = False  # from what `ct` gave it
     onward: Walk | None = None
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
     delivery: Delivery | None = None
@@ -123,11 +132,12 @@ class Walk:
 @dataclass
 class Delivery:
     """A frame and what it was sent on as. walks: in the order in which they began, the frame's own first; hits: of all of them, in time;
-    passed: the walks at whose end the frame passes, in the order of their ends: what leaves."""
+    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on."""
 
     walks: list[Walk] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     passed: list[Walk] = field(default_factory=list)
+    sent: int = 0
 
     @property
     def last(self) -> Walk:
@@ -184,7 +194,7 @@ class Interpreter:
     def run(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Walk:
         """A frame that comes to a hook; what it is sent as goes nowhere. now: ns, and never back; missing: bytes that were not captured."""
         walk = Walk(frame, now, hook, missing)
-        self._classify(walk)
+        self._whole_way(walk)
         return walk
 
     def deliver(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Delivery:
@@ -196,9 +206,28 @@ class Interpreter:
     def _go(self, walk: Walk, delivery: Delivery) -> None:
         walk.delivery = delivery
         delivery.walks.append(walk)
-        self._classify(walk)
+        self._whole_way(walk)
         if walk.verdict == "pass":
             delivery.passed.append(walk)
+
+    def _whole_way(self, walk: Walk) -> None:
+        try:
+            self._classify(walk)
+            if walk.verdict == "pass":
+                walk.passed = self._pieces(walk)
+                if not walk.passed:
+                    walk.verdict, walk.reason = "drop", "rule_cut"
+        finally:
+            self._part(walk)
+
+    def _part(self, walk: Walk) -> None:
+        """Here the packet and its connection part; what was said of it can still be read."""
+        if self.ct is not None and not walk.parted:
+            self.ct.leave(walk.tracked)
+        walk.tracked, walk.parted = walk.tracked._replace(conn=None), True
+
+    def _pieces(self, walk: Walk) -> list[bytes]:
+        return [walk.frame] if self.ct is None else self.ct.cut(walk.frame, walk.tracked)
 
     # --- chains -----------------------------------------------------------------------------------------------------------------------
 
@@ -283,17 +312,24 @@ class Interpreter:
         return DROP if what == "drop" else action.control
 
     def _mirred(self, walk: Walk, action: Mirred) -> Control:
-        if walk.hops >= MOST_HOPS or (walk.delivery is not None and len(walk.delivery.walks) > MOST_SENT):
+        if walk.hops >= MOST_HOPS or (walk.delivery is not None and walk.delivery.sent >= MOST_SENT):
             walk.verdict, walk.reason = "drop", "rule_hops"
             return DROP
-        walk.sent.append(Sent(action.device, action.direction, walk.frame))
+        pieces = self._pieces(walk)
+        if not pieces:
+            walk.verdict, walk.reason = "drop", "rule_cut"
+            return DROP
+        walk.sent += [Sent(action.device, action.direction, piece) for piece in pieces]
         if action.kind == "redirect":
             walk.verdict = "redirect"
+            self._part(walk)
         if walk.delivery is not None:
-            hook = Hook(action.device, action.direction)
-            onward = Walk(walk.frame, walk.now, hook, walk.missing, walk.hops + 1, mark=walk.mark, priority=walk.priority)
-            walk.onward = onward if action.kind == "redirect" else None
-            self._go(onward, walk.delivery)
+            walk.delivery.sent += 1
+            for piece in pieces:
+                onward = Walk(piece, walk.now, Hook(action.device, action.direction), walk.missing, walk.hops + 1)
+                onward.mark, onward.priority = walk.mark, walk.priority
+                walk.onward = onward if action.kind == "redirect" else None
+                self._go(onward, walk.delivery)
         return action.control
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:

@@ -134,14 +134,21 @@ def test_what_is_redirected_comes_to_the_next_device() -> None:
 
 
 class Remembers:
-    """Tracks nothing: says what it is told to say, and remembers what it was asked."""
+    """Tracks nothing: says what it is told to say, and remembers what it was asked, and what was given back. pieces: what a frame leaves as."""
 
-    def __init__(self, what: str, tracked: Tracked) -> None:
-        self.what, self.tracked, self.asked = what, tracked, list[Ct]()
+    def __init__(self, what: str, tracked: Tracked, pieces: list[bytes] | None = None) -> None:
+        self.what, self.tracked, self.pieces = what, tracked, pieces
+        self.asked, self.over = list[Ct](), list[Tracked]()
 
     def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
         self.asked.append(action)
-        return self.what, frame, self.tracked
+        return self.what, frame, self.tracked if self.what == "go on" else Tracked()
+
+    def leave(self, tracked: Tracked) -> None:
+        self.over.append(tracked)
+
+    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
+        return [frame] if self.pieces is None else self.pieces
 
 
 def test_rules_behind_ct_see_what_it_said() -> None:
@@ -154,3 +161,66 @@ def test_rules_behind_ct_see_what_it_said() -> None:
 @pytest.mark.parametrize(("what", "verdict"), [("drop", "drop"), ("held", "held"), ("go on", "pass")])
 def test_ct_may_drop_and_hold(what: str, verdict: str) -> None:
     assert Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers(what, Tracked(8))).run(SEGMENT, 0, HOOK).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("what", "actions", "verdict"),
+    [
+        ("go on", (Gact(PASS),), "pass"),
+        ("go on", (Gact(DROP),), "drop"),
+        ("go on", (Mirred("redirect", "eth1"),), "redirect"),
+        ("go on", (Mirred("mirror", "eth1"), Gact(RECLASSIFY)), "drop"),
+        ("drop", (), "drop"),
+        ("held", (), "held"),
+    ],
+)
+def test_whichever_way_a_packet_ends_it_gives_back_what_it_carries(what: str, actions: tuple[Action, ...], verdict: str) -> None:
+    carried = Tracked(8, conn="a connection")
+    tracker = Remembers(what, carried)
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), tracker).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.tracked.conn) == (verdict, None)
+    assert tracker.over == [carried if what == "go on" else Tracked()]
+
+
+def test_a_mistake_gives_back_what_is_carried_too() -> None:
+    class Mistaken(Remembers):
+        def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+            if self.asked:
+                raise ValueError("no such zone")
+            return super().act(action, frame, now, before)
+
+    tracker = Mistaken("go on", Tracked(8, conn="a connection"))
+    with pytest.raises(ValueError):
+        Interpreter(Ruleset(rules=(rule(1, Ct(), Ct()),)), tracker).run(SEGMENT, 0, HOOK)
+    assert tracker.over == [tracker.tracked]
+
+
+def test_what_was_put_together_leaves_in_pieces() -> None:
+    tracker = Remembers("go on", Tracked(8), [b"first", b"second"])
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), tracker).run(SEGMENT, 0, HOOK)
+    assert (walk.frame, walk.passed) == (SEGMENT, [b"first", b"second"])
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), Mirred("redirect", "eth1")),)), tracker).run(SEGMENT, 0, HOOK)
+    assert ([sent.frame for sent in walk.sent], walk.passed) == ([b"first", b"second"], [])
+
+
+def test_what_cannot_be_cut_up_again_is_dropped() -> None:
+    for actions in ((Ct(),), (Ct(), Mirred("redirect", "eth1"))):
+        walk = Interpreter(Ruleset(rules=(rule(1, *actions),)), Remembers("go on", Tracked(8), [])).run(SEGMENT, 0, HOOK)
+        assert (walk.verdict, walk.reason, walk.passed, walk.sent) == ("drop", "rule_cut", [], [])
+
+
+def test_pieces_come_to_the_next_device_one_by_one() -> None:
+    """And without what their whole carried, which ends before they begin."""
+    tracker = Remembers("go on", Tracked(8, conn="a connection"), [SEGMENT, DATAGRAM])
+    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (UDP,), (Gact(DROP),), 1)
+    delivery = Interpreter(Ruleset(rules=rules), tracker).deliver(SEGMENT, 0, HOOK)
+    assert [(walk.verdict, walk.frame) for walk in delivery.walks] == [("redirect", SEGMENT), ("pass", SEGMENT), ("drop", DATAGRAM)]
+    assert delivery.last is delivery.walks[2] and tracker.over == [tracker.tracked, Tracked(), Tracked()]
+
+
+def test_what_was_said_ends_at_the_next_device() -> None:
+    """Its hook sees a packet that nobody has tracked."""
+    untracked = Match("ct_state", 0, 8)
+    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (untracked,), (Gact(DROP),), 1)
+    delivery = Interpreter(Ruleset(rules=rules), Remembers("go on", Tracked(0x0A))).deliver(SEGMENT, 0, HOOK)
+    assert [walk.verdict for walk in delivery.walks] == ["redirect", "drop"]

@@ -41,6 +41,12 @@ class Follower:
         after = Tracked() if tracked is None else Tracked(tracked.state, tracked.zone, tracked.conn.mark if tracked.conn else 0, 0, tracked.conn)
         return "go on", frame, after
 
+    def leave(self, tracked: Tracked) -> None:
+        """Whatever the machine has not committed it has not kept."""
+
+    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
+        return [frame]
+
 
 def passes(lab: Lab, follower: Follower, interpreter: Interpreter, frame: Frame) -> list[bool]:
     """At the device it comes out of, and at the one it goes into."""
