@@ -143,6 +143,8 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
         buffer_put(&ct.buffer, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
         if ct.buffer.lost == lost:
             buffer_last(&ct.buffer).end = end
+    if unlikely(entry.status & OFFLOAD) and ct.offloaded_gone != NULL:
+        ct.offloaded_gone(ct.offloaded_who, conn)
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
     if entry.cold & COLD_EXTENSION:
