@@ -366,5 +366,5 @@ def _section_header():
 
 def _interface_block(link, snaplen, name):
     """Option 2: the name, if there is one; option 9: time stamps count 10^-9 s."""
-    named = struct.pack("=2H", 2, len(name)) + name + bytes(-len(name) % 4) if name else b""
+    named = struct.pack("=2H", 2, len(name)) + name + bytes((4 - len(name) % 4) % 4) if name else b""
     return _block(1, struct.pack("=2HI", link, 0, snaplen) + named + struct.pack("=2HB3x", 9, 1, 9) + bytes(4))
