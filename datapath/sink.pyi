@@ -27,7 +27,15 @@ class PcapSink:
     clamped: int
     """Of these, those whose time stamp the format cannot hold and which got the nearest it can."""
 
-    def __init__(self, path: str | os.PathLike[str], *, link: int = 1, format: str | None = None, snaplen: int = 262144, ifaces: Mapping[int, str] | None = None) -> None: ...
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        link: int = 1,
+        format: str | None = None,
+        snaplen: int = 262144,
+        ifaces: Mapping[int, str] | None = None,
+    ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None: ...
     def write(self, memory: npt.NDArray[np.uint8], frames: npt.NDArray[Any], comments: Sequence[str | None] | None = None) -> None:
