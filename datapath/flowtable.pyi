@@ -14,7 +14,7 @@ class Flows:
     def count(self) -> int:
         """Rows, those included that are torn down and wait for the next round."""
     def counters(self) -> dict[str, int]:
-        """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, teardown_idle, ...: rows torn down, and why."""
+        """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why."""
     def flush(self) -> None:
         """Tear down all rows: their connections go back to the tracker."""
     def check(self) -> None:
