@@ -244,6 +244,12 @@ cpdef enum Reason:
     # helpers
     R_HELPER_PARTIAL
     R_HELPER_REFUSED
+    # rules
+    R_RULE_DROP
+    R_RULE_CHAINS
+    R_RULE_HOPS
+    R_RULE_FIELD
+    R_RULE_ROOM
     N_REASONS
 
 # Where a packet's connection is served, after the packet; or why not by more than software's slow path. Nought: nobody asked.

@@ -219,7 +219,12 @@ class Reason(IntEnum):
     R_SCTP_IGNORED = 68
     R_HELPER_PARTIAL = 69
     R_HELPER_REFUSED = 70
-    N_REASONS = 71
+    R_RULE_DROP = 71
+    R_RULE_CHAINS = 72
+    R_RULE_HOPS = 73
+    R_RULE_FIELD = 74
+    R_RULE_ROOM = 75
+    N_REASONS = 76
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0
