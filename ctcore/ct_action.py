@@ -17,6 +17,7 @@ import numpy as np
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.filter import ALL_LABELS, ALL_MARKS
+from ctcore.nat_rules import HELPERS
 
 BARE_NAT = -1  # apply the mapping that the connection has
 
@@ -88,6 +89,8 @@ def checked_action(action: CtAction, config: Config) -> CtAction:
         raise ConfigError("ct: nat: expected a tracker whose settings have nat_actions")
     if action.nat not in (None, BARE_NAT):
         whole("ct: nat", action.nat, 0, len(config.nat) - 1)
+    if action.helper not in (None, *HELPERS):
+        raise ConfigError(f"ct: helper {action.helper}: expected {', '.join(HELPERS)}")
     if action.helper is not None and not (config.helpers or config.helper_actions):
         raise ConfigError(f"ct: helper {action.helper}: expected a tracker whose settings have helper_actions")
     return action

@@ -15,7 +15,7 @@ from ctcore.config import Config
 from ctcore.model import l4, nat
 from ctcore.model.conn import MASK32, Conn, Key, Packet
 from ctcore.model.expectations import LIMITS, SIGNALLING, Announced, Expectation, Expectations, Follow
-from ctcore.model.helpers import HELPERS, UDP_HEADER, Aid, Edit, Extension, payload_of, pptp, sack_edits, sip
+from ctcore.model.helpers import HELPERS, UDP_HEADER, Aid, Edit, Extension, payload_of, pptp, sack_edits, sip, speaks
 from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.table import Table
 from ctcore.model.tcp_window import ACK
@@ -35,7 +35,7 @@ class Assisted:
     _counters: dict[str, int]
     _nat: nat.Translator | None
     _next_id: int
-    _helped: int  # connections that have a helper
+    _helped: int  # confirmed connections that have a helper
     _edits: list[Edit]  # of the last batch
     _asked: bool  # whether anybody wants them
     _moved: tuple[int, int]  # what is to be added to the sequence and acknowledgement number of the packet at hand
@@ -57,17 +57,17 @@ class Assisted:
         if self._helped >= self.config.helper_max:
             self._counters["helper_unassigned"] += 1
             return False
-        self._helped += 1
         conn.ext = Extension(name)
         return True
 
-    def _take_helper(self, conn: Conn) -> None:
-        self._helped -= conn.ext is not None
-        conn.ext = None
-
     def _help(self, packet: Packet, conn: Conn, d: int, state: int) -> int:
-        """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's."""
+        """Let the helper look at an accepted packet; a reason if it is to be dropped. Its changes are then told of with the next one's.
+
+        A `ct` action may give a connection a helper that does not speak its protocol, which is never asked.
+        """
         ext, readable, reason = conn.ext, True, int(Reason.R_OK)
+        if not speaks(ext.helper, packet.key):
+            return reason
         if conn.has(Status.SEQ_ADJUST) and packet.key.proto == Proto.PROTO_TCP:  # by earlier packets
             readable = self._move(packet, ext, d)
         if ext.helper == "sip":
@@ -265,7 +265,6 @@ class Assisted:
             return
         ports: list[Ports | None] = [None, None]
         if expectation.follow is Follow.PPTP:
-            self._expectations.forget(pptp.other_end(expectation, master))
             ports[Manip.MANIP_SRC if expectation.dir == Dir.ORIG else Manip.MANIP_DST] = (expectation.saved[1],) * 2
         elif expectation.follow is Follow.MASTER:
             ports[Manip.MANIP_DST] = (expectation.saved[1],) * 2
@@ -274,9 +273,8 @@ class Assisted:
             self._nat.bind(conn, nat.Choice(back.src, back.src, ports[Manip.MANIP_DST]), Manip.MANIP_DST)
 
 
-def redirected(conn: Conn, d: int) -> nat.Rewrite | None:
+def redirected(conn: Conn, d: int, rewrite: nat.Rewrite | None) -> nat.Rewrite | None:
     """With what a packet leaves; a SIP answer to a phone that listens elsewhere goes there."""
-    rewrite = nat.rewrite_of(conn, d)
     port = conn.ext.memory.redirect if conn.ext and conn.ext.helper == "sip" and conn.ext.memory and d == Dir.REPLY else 0
     if rewrite is None or port in (0, rewrite.to.dport):
         return rewrite

@@ -13,7 +13,7 @@ table and what happens if one is taken (tracker), bytes (datapath).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -45,6 +45,7 @@ CHANGED = (Status.SRC_NAT, Status.DST_NAT)  # by Manip, as all pairs here
 DONE = (Status.SRC_NAT_DONE, Status.DST_NAT_DONE)
 OUTER = (RewriteFlag.REWRITE_SRC, RewriteFlag.REWRITE_DST)
 INNER = (RewriteFlag.REWRITE_INNER_SRC, RewriteFlag.REWRITE_INNER_DST)
+BOTH = frozenset((SRC, DST))
 
 ATTEMPTS = 128  # ports a search tries at once
 LEAST_ATTEMPTS = 16  # with fewer than that tried, it ends
@@ -134,6 +135,17 @@ class Translator:
                 conn.rules[manip] = rule
                 self.bind(conn, choice_of(self.rules[rule] if rule >= 0 else None, leaving, manip), manip)
         return Reason.R_OK
+
+    def bind_by(self, conn: Conn, rule: int | None, manip: int) -> None:
+        """One half by a rule whose match is not looked at, or by a null binding; so also where the rule has no addresses for such packets.
+
+        Unlike rules of the trackers' own, one with ports alone then gives nothing. Source: nf_ct_nat_execute.
+        """
+        leaving = leaves_with(conn, Dir.ORIG)
+        if rule is not None and (self.rules[rule].range.keeps_address or self.rules[rule].range.family != leaving.family):
+            rule = None
+        conn.rules[manip] = -1 if rule is None else rule
+        self.bind(conn, choice_of(None if rule is None else self.rules[rule], leaving, manip), manip)
 
     def bind(self, conn: Conn, choice: Choice, manip: int) -> None:
         """Choose one half of the tuple that a new connection's packets leave with."""
@@ -276,7 +288,8 @@ class Translator:
             assert pool.in_use == users <= pool.high_water, f"rule {i}: {pool} while {users} connections are its own"
         sources = [id(conn) for known in self._by_source.values() for conn in known]
         assert sorted(sources) == sorted(map(id, conns)), "the sources known are not those of the connections"
-        assert all(conn.has(done) for conn in conns for done in DONE), "a connection's tuple is not decided"
+        translated = [(conn, manip) for conn in conns for manip in BOTH if conn.has(CHANGED[manip])]
+        assert all(conn.has(DONE[manip]) for conn, manip in translated), "a connection is translated by nobody's decision"
 
 
 def source_of(key: Key) -> tuple[bytes, int, int, int, int]:
@@ -310,12 +323,13 @@ class Rewrite(NamedTuple):
         record["flags"] = self.flags
 
 
-def rewrite_of(conn: Conn, d: int, *, quoting: bool = False) -> Rewrite | None:
+def rewrite_of(conn: Conn, d: int, *, quoting: bool = False, only: Set[int] = BOTH) -> Rewrite | None:
     """For a packet of direction d, or for an ICMP error that is about the other direction and looks like one of d; None: it leaves as it came.
 
     What an error quotes went the other way, so where the error's source changes, the destination changes in the quoted packet.
+    only: the halves that may change.
     """
-    changes = changes_of(conn, d)
+    changes = changes_of(conn, d) & only
     flags = sum(OUTER[manip] | (INNER[1 - manip] if quoting else 0) for manip in changes)
     return Rewrite(leaves_with(conn, d), flags) if flags else None
 
@@ -333,27 +347,28 @@ REDIRECTS = {4: 5, 6: l4.REDIRECT}  # ICMP types by family
 L4_HEADER: dict[int, int] = dict.fromkeys(l4.PORTS, 8)  # bytes of a quoted header, though four tell whose it is
 
 
-def refusal(packet: Packet, conn: Conn, d: int) -> int:
+def refusal(packet: Packet, conn: Conn, d: int, only: Set[int] = BOTH) -> int:
     """Why a packet of a connection cannot be translated, or R_OK: GRE that is shorter than a call id, or of a version that has none."""
-    if packet.key.proto == Proto.PROTO_GRE and not fits_gre(packet.l4, packet.l4_len, changes_of(conn, d)):
+    if packet.key.proto == Proto.PROTO_GRE and not fits_gre(packet.l4, packet.l4_len, changes_of(conn, d) & only):
         return Reason.R_NAT_GRE
     return Reason.R_OK
 
 
-def fits_gre(header: bytes, length: int, changes: set[int]) -> bool:
+def fits_gre(header: bytes, length: int, changes: Set[int]) -> bool:
     """Linux gives up on GRE of a version it does not know only where the destination changes, for there the call id would be."""
     if not changes:
         return True
     return length >= GRE_HEADER and not (DST in changes and header[1] & GRE_VERSION > PPTP_VERSION)
 
 
-def error_refusal(packet: Packet, conn: Conn, d: int) -> int:
+def error_refusal(packet: Packet, conn: Conn, d: int, only: Set[int] = BOTH) -> int:
     """Why an ICMP error about a connection cannot be translated, or R_OK. Every error's checksum is looked at, translated or not."""
     changes = changes_of(conn, d)
     if packet.flaw & l4.FLAW_SUM:
         return Reason.R_NAT_ICMP
     if packet.key.dport >> 8 == REDIRECTS[packet.key.family] and (changes or not all(conn.has(done) for done in DONE)):
         return Reason.R_NAT_ICMP
+    changes &= only
     if not changes:
         return Reason.R_OK
     header, length = l4.quoted_header(packet)

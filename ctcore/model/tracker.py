@@ -1,17 +1,17 @@
 """The executable specification: connection tracking in plain Python, with the interface of ctcore.tracker.Tracker.
 
 This is what to read to understand conntrack; it is slow and meant to be clear. The engine is tested against it, packet by packet and field by
-field. Theory of operation: _track() is a packet's straight line: ICMP errors aside, its tuple is looked up; a miss allocates a connection,
-which only counts from confirm on; the protocol answers (tcp, sctp, l4); the answer is carried out.
-Invariants (check()): every confirmed connection is in the table with both its flows; no expectation outlives its master; the clock never goes
-back, and no connection outlives its deadline by a packet.
-Not here: parsing (datapath.wire), speed.
+field. Theory of operation: a packet's straight line has two halves. _meet(): ICMP errors aside, its tuple is looked up; a miss allocates a
+connection; the protocol answers (tcp, sctp, l4); the answer is carried out. _settle(): a new connection is translated by the rules and gets its
+helper, the helper has its say, and only then it is confirmed. A `ct` action (act) shares the first half.
+Invariants (check()): every confirmed connection is in the table with both its flows; no expectation outlives its master.
+Not here: how connections begin and end (lifetime), parsing (datapath.wire), speed.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,58 +20,23 @@ from ctcore.batch import Batch
 from ctcore.config import Config, whole
 from ctcore.errors import ConfigError
 from ctcore.model import l4, nat
+from ctcore.model.act import Acting
 from ctcore.model.admin import Administration
-from ctcore.model.assisted import Assisted, redirected
+from ctcore.model.assisted import redirected
 from ctcore.model.conn import NO_L4STATE, Conn, Key, Packet, Visit
+from ctcore.model.decision import Decision, Met, state_of, untranslated
 from ctcore.model.expectations import Expectations
 from ctcore.model.helpers import HELPERS, Edit, rule_for
-from ctcore.model.protocols import ask, begin
+from ctcore.model.protocols import ask
 from ctcore.model.table import Table
 from ctcore.model.zones import Zones, zone_of
 from ctcore.nat_rules import NatPool
-from ctcore.types import (
-    DECISION_DTYPE,
-    EVENT_DTYPE,
-    EVICTION_DTYPE,
-    Change,
-    Dir,
-    End,
-    EventKind,
-    EvictedFor,
-    Proto,
-    Reason,
-    RewriteFlag,
-    State,
-    Status,
-    Verdict,
-)
+from ctcore.types import DECISION_DTYPE, Change, Dir, End, Proto, Reason, RewriteFlag, State, Status, Verdict
 
-NO_DIR = 255
 SECOND = 1_000_000_000
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What comes out for one packet; without a connection all but the reason is empty."""
-
-    state: int
-    reason: int = Reason.R_OK
-    verdict: int = Verdict.ACCEPT
-    conn: int = -1
-    dir: int = NO_DIR
-    timeout: int = -1
-    status: int = 0
-    mark: int = 0
-    l4state: int = NO_L4STATE
-    rewrite: nat.Rewrite | None = None
-
-    def store(self, record: np.void, key: Key) -> None:
-        for name in ("state", "reason", "verdict", "conn", "dir", "timeout", "status", "mark", "l4state"):
-            record[name] = getattr(self, name)
-        record["zone"], record["proto"], record["family"] = key.zone, key.proto, key.family
-
-
-class ModelTracker(Assisted, Administration):
+class ModelTracker(Acting, Administration):
     """Connection tracking, one packet after the other. Arguments, results and errors are those of ctcore.tracker.Tracker."""
 
     def __init__(self, config: Config | None = None):
@@ -107,7 +72,7 @@ class ModelTracker(Assisted, Administration):
             "nat_exhausted",
         )
         self._counters = dict.fromkeys(names, 0)
-        self._nat = nat.Translator(config, self._table, self._give_up) if config.nat else None
+        self._nat = nat.Translator(config, self._table, self._give_up) if config.nat or config.nat_actions else None
         self._helped, self._asked, self._moved, self._joined = 0, False, (0, 0), 0
         self._edits: list[Edit] = []
 
@@ -139,6 +104,15 @@ class ModelTracker(Assisted, Administration):
         return decisions
 
     def _track(self, packet: Packet) -> Decision:
+        met = self._meet(packet, use_up=True)
+        if isinstance(met, Decision):
+            return met
+        return self._settle_error(packet, met) if met.error else self._settle(packet, met)
+
+    # The first half.
+
+    def _meet(self, packet: Packet, *, use_up: bool) -> Met | Decision:
+        """The connection a packet belongs to, be it new, or what is said of one that has none. use_up: an expectation that it fulfils is over."""
         if l4.is_icmp_of_family(packet.key):
             if l4.is_untracked(packet):
                 return Decision(State.UNTRACKED, Reason.R_ICMP6_UNTRACKED)
@@ -146,9 +120,9 @@ class ModelTracker(Assisted, Administration):
                 return self._relate(packet)
         if packet.key.proto == Proto.PROTO_GRE:
             packet = self._named(packet)
-        return self._visit(packet)
+        return self._visit(packet, use_up=use_up)
 
-    def _relate(self, packet: Packet) -> Decision:
+    def _relate(self, packet: Packet) -> Met | Decision:
         """An ICMP error belongs to the connection whose packet it quotes. It changes nothing there."""
         quoted, refusal = l4.inner_key(packet)
         if quoted is None:
@@ -161,21 +135,13 @@ class ModelTracker(Assisted, Administration):
             return Decision(State.INVALID, Reason.R_ICMP_NO_CONN)
         if packet.key.dst != answer.dst:
             return Decision(State.INVALID, Reason.R_ICMP_OUTER)
-        conn, d = found
-        related = replace(self._accept(conn, d, State.RELATED, Reason.R_OK), rewrite=nat.rewrite_of(conn, d, quoting=True))
-        refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
-        if not refusal and d == Dir.ORIG and conn.ext:
-            refusal = self._help_error(packet, conn)
-            related = replace(related, timeout=self._left(conn))
-        if self._nat:  # it looks at what is quoted, whether there is anything to be changed or not
-            self._joined |= RewriteFlag.REWRITE_QUOTE
-        return untranslated(related, refusal) if refusal else related
+        return Met(*found, State.RELATED, error=True)
 
-    def _visit(self, packet: Packet) -> Decision:
+    def _visit(self, packet: Packet, *, use_up: bool) -> Met | Decision:
         """Find the connection, or make one; let the protocol look at the packet; carry out its answer."""
         known = self._find(packet.key)
         self._counters["found"] += known is not None
-        found = known or self._allocate(packet.key)
+        found = known or self._allocate(packet.key, use_up=use_up)
         if isinstance(found, Decision):
             return found
         conn, d = found
@@ -183,8 +149,8 @@ class ModelTracker(Assisted, Administration):
         answer = ask(Visit(packet, conn, d, self._tick, self.config))
         if answer.repeat:
             self._destroy(conn, End.END_REPLACED)
-            again = self._visit(packet)
-            return again if again.conn < 0 else replace(again, reason=Reason.R_TCP_REOPENED)
+            again = self._visit(packet, use_up=use_up)
+            return again if isinstance(again, Decision) else again._replace(reason=Reason.R_TCP_REOPENED)
         if not answer.valid:
             if not conn.confirmed:
                 self._discard(conn)
@@ -199,21 +165,7 @@ class ModelTracker(Assisted, Administration):
         if d == Dir.REPLY and not conn.has(Status.SEEN_REPLY):
             conn.status |= Status.SEEN_REPLY
             conn.changes |= Change.CHANGE_REPLY
-        untranslatable: int = Reason.R_OK
-        if not conn.confirmed:
-            if self._nat:
-                untranslatable = self._nat.decide(conn)
-            if not untranslatable and (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
-                conn.status |= Status.HELPER
-        stuck = untranslatable or nat.refusal(packet, conn, d) or (self._help(packet, conn, d, state) if conn.ext else Reason.R_OK)
-        if not conn.confirmed:
-            refusal = stuck or self._confirm(conn)
-            if refusal:
-                self._discard(conn)
-                return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
-        self._report(conn)
-        accepted = self._accept(conn, d, state, answer.reason)
-        return untranslated(accepted, stuck) if stuck else accepted
+        return Met(conn, d, state, answer.reason)
 
     def _find(self, key: Key) -> tuple[Conn, int] | None:
         """The connection of a packet's tuple, and the direction: by what its zone is in the original one, then by what it is in the reply."""
@@ -223,199 +175,49 @@ class ModelTracker(Assisted, Administration):
                 return found
         return None
 
-    def _accept(self, conn: Conn, d: int, state: int, reason: int) -> Decision:
-        told = conn.id, d, self._left(conn), conn.status, conn.mark, conn.l4.state
-        return Decision(state, reason, Verdict.ACCEPT, *told, rewrite=redirected(conn, d))
-
     def _count(self, packet: Packet, conn: Conn, d: int) -> None:
         if self.config.acct:
             conn.packets[d] += 1
             conn.bytes[d] += packet.ip_len
 
-    # --- birth and death --------------------------------------------------------------------------------------------------------------
+    # The second half, as rules and helpers have it.
 
-    def _allocate(self, key: Key) -> tuple[Conn, int] | Decision:
-        """A connection for a packet that has none. It can still come to nothing."""
-        conn = begin(key, self.now, self._tick, self.config.hz)
-        if conn is None:
-            return Decision(State.INVALID, Reason.R_ICMP_TYPE if l4.is_icmp_of_family(key) else Reason.R_ICMP_FAMILY)
-        conn.key = self._zones.key(conn.key[Dir.ORIG], Dir.ORIG), self._zones.key(conn.key[Dir.REPLY], Dir.REPLY)
-        refusal = self._find_place(key)
-        if refusal:
-            return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
-        expectation = self._expectations.find(key)  # key: with the packet's zone
-        if expectation:
-            conn.status |= Status.EXPECTED
-            conn.master = expectation.master
-            conn.mark = self._conns[expectation.master].mark
-            self._follow(conn, expectation)
-            if expectation.helper:
-                self._give_helper(conn, expectation.helper)
-            self._counters["expect_new"] += 1
-            if not expectation.permanent:
-                self._expectations.drop(lambda e: e is expectation)
-        return conn, Dir.ORIG
+    def _settle(self, packet: Packet, met: Met) -> Decision:
+        """Translate the packet as its connection is, let the helper look at it, and confirm a new connection."""
+        conn, untranslatable = met.conn, int(Reason.R_OK)
+        if not conn.confirmed:
+            if self._nat:
+                untranslatable = self._nat.decide(conn)
+            if not untranslatable and (name := rule_for(conn, self.config)) and self._give_helper(conn, name):
+                conn.status |= Status.HELPER
+        stuck = untranslatable or nat.refusal(packet, conn, met.dir) or (self._help(packet, conn, met.dir, met.state) if conn.ext else Reason.R_OK)
+        if not conn.confirmed:
+            refusal = stuck or self._confirm(conn)
+            if refusal:
+                self._discard(conn)
+                return Decision(State.NOT_SEEN, refusal, Verdict.DROP)
+        self._report(conn)
+        accepted = self._accept(met, redirected(conn, met.dir, nat.rewrite_of(conn, met.dir)))
+        return untranslated(accepted, stuck) if stuck else accepted
 
-    def _find_place(self, key: Key) -> int:
-        """A place for one more connection, if need be somebody else's; or the reason why there is none. key: of the packet, with its zone."""
-        if self._zones.full(key.zone):
-            self._counters["zone_limit"] += 1
-            return Reason.R_ZONE_LIMIT
-        if self._zones.has_place(key.zone) or self._early_drop(key):
-            return Reason.R_OK
-        self._counters["drop"] += 1
-        return Reason.R_TABLE_FULL
+    def _settle_error(self, packet: Packet, met: Met) -> Decision:
+        """An ICMP error is translated as the connection it is about, outside and inside."""
+        conn, d = met.conn, met.dir
+        related = self._accept(met, nat.rewrite_of(conn, d, quoting=True))
+        refusal = nat.error_refusal(packet, conn, d) if self._nat else Reason.R_OK
+        if not refusal and d == Dir.ORIG and conn.ext:
+            refusal = self._help_error(packet, conn)
+            related = replace(related, timeout=self._left(conn))
+        if self._nat:  # it looks at what is quoted, whether there is anything to be changed or not
+            self._joined |= RewriteFlag.REWRITE_QUOTE
+        return untranslated(related, refusal) if refusal else related
 
-    def _early_drop(self, key: Key) -> bool:
-        """Evict what is not assured from the first bucket near the new tuple that has any such connection.
-
-        Where zones have reserves, only of those whose place this zone may use, and of these only the oldest.
-        """
-        why = EvictedFor.FOR_TABLE if self.count >= self.config.capacity else EvictedFor.FOR_ZONE
-        for conns in self._table.near(self._zones.key(key, Dir.ORIG)):
-            victims = [conn for conn in conns if not conn.has(Status.ASSURED)]
-            if self._zones.reserved:
-                victims = sorted((c for c in victims if self._zones.gives_way(zone_of(c), key.zone)), key=lambda c: c.id)[:1]
-            for conn in victims:
-                self._evict(conn, key, why)
-            if victims:
-                return True
-        return False
-
-    def _evict(self, conn: Conn, newcomer: Key, why: int) -> None:
-        """Take a connection's place, and note for whom."""
-        self._note_eviction(conn, newcomer, why)
-        self._destroy(conn, End.END_EVICTED)
-        self._counters["early_drop"] += 1
-
-    def _note_eviction(self, conn: Conn, newcomer: Key, why: int) -> None:
-        if len(self._evictions) < self.config.eviction_buffer:
-            record: Any = np.zeros((), dtype=EVICTION_DTYPE)
-            record["time"], record["conn"], record["status"], record["why"] = self.now, conn.id, conn.status, why
-            record["packets"], record["bytes"] = conn.packets, conn.bytes
-            for name, key in (("key", conn.key[Dir.ORIG]), ("newcomer", newcomer)):
-                record[name] = np.frombuffer(key.raw(), dtype=record.dtype[name])[0]
-            self._evictions.append(record)
-        else:
-            self._counters["evictions_lost"] += 1
-
-    def _confirm(self, conn: Conn) -> int:
-        """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
-        if self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
-            self._counters["insert_failed"] += 1
-            return self._exhausted(conn) if self._nat else Reason.R_CLASH
-        if not self._table.insert(conn):
-            self._counters["drop"] += 1
-            return Reason.R_TABLE_FULL
-        conn.id = self._next_id
-        self._next_id += 1
-        conn.status |= Status.CONFIRMED
-        self._conns[conn.id] = conn
-        self._zones.counts[zone_of(conn)] += 1
-        if self._nat:
-            self._nat.enter(conn)
-        self._counters["new"] += 1
-        self._emit(EventKind.EVENT_NEW, conn)
-        return Reason.R_OK
-
-    def _exhausted(self, conn: Conn) -> int:
-        """Address translation has found no tuple of its own for the connection."""
-        assert self._nat is not None
-        self._counters["nat_exhausted"] += 1
-        self._nat.exhausted(conn)
-        return Reason.R_NAT_EXHAUSTED
-
-    def _give_up(self, conn: Conn, newcomer: Conn) -> None:
-        """A closed connection whose tuple another one takes over."""
-        self._note_eviction(conn, newcomer.key[Dir.ORIG], EvictedFor.FOR_TUPLE)
-        self._destroy(conn, End.END_REPLACED)
-
-    def _destroy(self, conn: Conn, end: int) -> None:
-        """Take a connection out. The one that ends by timeout did so when its time was up, not when that is noticed."""
-        self._table.erase(conn)
-        del self._conns[conn.id]
-        self._zones.counts[zone_of(conn)] -= 1
-        if self._nat:
-            self._nat.leave(conn)
-        conn.status |= Status.DYING
-        if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory:
-            self._hang_up(conn)
-        if conn.master >= 0 and conn.key[Dir.ORIG].proto == Proto.PROTO_GRE:
-            self._tunnel_ended(conn)
-        self._expectations.drop(lambda e: e.master == conn.id)
-        time = conn.deadline * self._tick_ns if end == End.END_TIMEOUT else self.now
-        self._emit(EventKind.EVENT_DESTROY, conn, end=end, time=time)
-        self._take_helper(conn)
-
-    def _discard(self, conn: Conn) -> None:
-        """A connection that is not confirmed never was; nor is there anything it announced."""
-        self._expectations.drop(lambda e: e.master == self._next_id)
-        self._take_helper(conn)
-
-    # --- time -------------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def _tick(self) -> int:
-        return self.now // self._tick_ns
-
-    def _left(self, conn: Conn) -> int:
-        """Ticks until its deadline."""
-        return max(0, conn.deadline - self._tick)
-
-    def expire(self, now: int) -> None:
-        """Advance the clock, never back, and remove whatever has expired. now: ns."""
-        now = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
-        self.now = max(self.now, now)
-        self._expectations.drop(lambda e: e.deadline <= self._tick)
-        due = [conn for conn in self._conns.values() if conn.deadline <= self._tick]
-        for conn in sorted(due, key=lambda conn: conn.deadline):
-            if conn.id in self._conns:
-                self._expire(conn)
-
-    def _expire(self, conn: Conn) -> None:
-        self._destroy(conn, End.END_TIMEOUT)
-        self._counters["expired"] += 1
-
-    # --- events -----------------------------------------------------------------------------------------------------------------------
-
-    def _report(self, conn: Conn) -> None:
-        """At the end of a packet: one update event for all it changed. Birth and death have told theirs."""
-        changes, conn.changes = conn.changes, 0
-        if changes and conn.id in self._conns:
-            self._emit(EventKind.EVENT_UPDATE, conn, changes=changes)
-
-    def _emit(self, kind: int, conn: Conn, *, end: int = End.ALIVE, changes: int = 0, time: int | None = None) -> None:
-        conn.changes = 0
-        if not self.config.event_mask & kind:
-            return
-        if len(self._events) >= self.config.event_buffer:
-            self._counters["events_lost"] += 1
-            return
-        event: Any = np.zeros((), dtype=EVENT_DTYPE)
-        event["kind"], event["end"], event["changes"] = kind, end, changes
-        event["timeout"], event["time"] = self._left(conn), self.now if time is None else time
-        conn.store(event["conn"], self._left(conn))
-        self._events.append(event)
-
-    def events(self) -> np.ndarray:
-        taken = np.zeros(len(self._events), dtype=EVENT_DTYPE)
-        for i in range(len(taken)):
-            taken[i] = self._events.popleft()
-        return taken
-
-    @property
-    def events_waiting(self) -> int:
-        return len(self._events)
-
-    @property
-    def events_lost(self) -> int:
-        return self._counters["events_lost"]
+    def _accept(self, met: Met, rewrite: nat.Rewrite | None) -> Decision:
+        conn = met.conn
+        told = conn.id, met.dir, self._left(conn), conn.status, conn.mark, conn.l4.state
+        return Decision(met.state, met.reason, Verdict.ACCEPT, *told, rewrite=rewrite)
 
     # --- what a caller may see and set ------------------------------------------------------------------------------------------------
-
-    @property
-    def count(self) -> int:
-        return len(self._conns)
 
     def counters(self) -> dict[str, int]:
         return self._counters | {"expect_create": self._expectations.created, "expect_delete": self._expectations.deleted}
@@ -451,15 +253,3 @@ class ModelTracker(Assisted, Administration):
         assert len(self._events) <= self.config.event_buffer, f"{len(self._events)} events are kept"
         if self._nat:
             self._nat.check(list(self._conns.values()))
-
-
-def state_of(conn: Conn, d: int) -> int:
-    """What the packet is to its connection, before it changes anything there."""
-    if d == Dir.REPLY or conn.has(Status.SEEN_REPLY):
-        return State.ESTABLISHED
-    return State.RELATED if conn.has(Status.EXPECTED) else State.NEW
-
-
-def untranslated(decision: Decision, reason: int) -> Decision:
-    """The packet is what it is to its connection, and is dropped: it cannot leave as it should."""
-    return replace(decision, reason=reason, verdict=Verdict.DROP, rewrite=None)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ctcore.config import Config
-from ctcore.model.conn import MASK32, Conn, Packet
+from ctcore.model.conn import MASK32, Conn, Key, Packet
 from ctcore.model.helpers import ftp, irc, pptp, sip, tftp
 from ctcore.model.helpers.aid import Aid, Edit, Extension
 from ctcore.model.seqadj import SeqAdjust
 from ctcore.model.tcp_window import OPT_END, OPT_NOP, OPT_SACK
+from ctcore.nat_rules import HELPER_PROTOS
 from ctcore.types import Dir, Proto, Status
 
 HELPERS: dict[str, Callable[[Aid], int]] = {"ftp": ftp.help, "tftp": tftp.help, "sip": sip.help, "irc": irc.help, "pptp": pptp.help}
@@ -27,7 +28,12 @@ def rule_for(conn: Conn, config: Config) -> str | None:
     if conn.has(Status.EXPECTED):
         return None
     name = next((rule.name for rule in config.helpers if (rule.proto, rule.port) == (key.proto, key.dport)), None)
-    return None if name in ONLY_IPV4 and key.family == 6 else name
+    return name if name and speaks(name, key) else None
+
+
+def speaks(name: str, key: Key) -> bool:
+    """Whether Linux has the helper for packets of a tuple's protocol and family."""
+    return key.proto in HELPER_PROTOS[name] and not (name in ONLY_IPV4 and key.family == 6)
 
 
 def payload_of(packet: Packet) -> bytes | None:
@@ -59,4 +65,4 @@ def sack_edits(header: bytes, end: int, adjust: SeqAdjust) -> list[Edit] | None:
     return edits
 
 
-__all__ = ["HELPERS", "Aid", "Edit", "Extension", "payload_of", "rule_for", "sack_edits"]
+__all__ = ["HELPERS", "Aid", "Edit", "Extension", "payload_of", "rule_for", "sack_edits", "speaks"]
