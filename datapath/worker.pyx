@@ -226,6 +226,7 @@ cdef class Pipeline(Taker):
         """Reassembly, of a batch that has fragments. frames: of the batch and what comes behind it in this call, `left` of them."""
         cdef Gathering g
         g.all = &self.reassembler.all
+        g.first_link = False
         g.settings = self.settings
         g.settings.fragments = FRAGMENTS_PASSED
         g.now = self.tracker.ct.now

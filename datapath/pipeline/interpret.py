@@ -316,7 +316,7 @@ class Interpreter:
             walk.verdict, walk.reason = "drop", "rule_hops"
             return DROP
         pieces = self._pieces(walk)
-        if not pieces:
+        if not pieces and action.kind == "redirect":
             walk.verdict, walk.reason = "drop", "rule_cut"
             return DROP
         walk.sent += [Sent(action.device, action.direction, piece) for piece in pieces]
