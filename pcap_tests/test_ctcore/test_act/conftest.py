@@ -10,7 +10,7 @@ import pytest
 from ctcore.config import Config
 from pcap_tests.conftest import TRACKERS
 
-ACTING = ("model",)
+ACTING = tuple(TRACKERS)
 
 
 @pytest.fixture(params=ACTING)
