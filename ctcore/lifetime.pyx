@@ -180,9 +180,11 @@ cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcep
 cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
     """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
     cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef const Key *key = &entry.flow[ORIG].key
     cdef uint32_t flow
     cdef int dir
-    if ext.helper != HELPER_PPTP:
+    # A `ct` action may have given the helper to what is no control connection, such as a tunnel.
+    if ext.helper != HELPER_PPTP or key.proto != PROTO_TCP or key.family != 4:
         return
     ext.memory.pptp.hang_up = 0
     forget_tunnels(ct, ext)
