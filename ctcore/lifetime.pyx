@@ -23,7 +23,7 @@ from ctcore.helpers.registry cimport drop_helper, give_helper, helper_confirmed
 from ctcore.lowlevel cimport unlikely
 from ctcore.nat cimport BOUND, nat_exhausted, nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
-from ctcore.table cimport same_key, table_erase, table_find, table_insert
+from ctcore.table cimport same_key, table_erase, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.types cimport *
 from ctcore.zones cimport zone_confirmed, zone_died, zone_id, zone_of

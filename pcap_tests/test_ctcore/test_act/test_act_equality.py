@@ -1,5 +1,5 @@
-"""Whatever pipelines ask for, with whatever packets, engine and model agree: on outcomes, decisions, rewrites, edits and what is carried, on every event
-and every field of every connection, on counts, pools and expectations. So also where actions and batches are mixed.
+"""Whatever pipelines ask for, with whatever packets, engine and model agree: on outcomes, decisions, rewrites, edits and what is carried, on every
+event and every field of every connection, on counts, pools and expectations. So also where actions and batches are mixed.
 
 A few packets are on their way at a time; each has been through some actions, some of which have changed it. Not here: what an action should do (the
 tests beside this one), batches alone (test_equality, test_nat_equality, test_helpers_agree).
@@ -20,7 +20,6 @@ from ctcore.ct_action import BARE_NAT, NO_ASSOCIATION, Acted, CtAction, Outcome
 from ctcore.filter import Filter
 from ctcore.nat_rules import HELPERS
 from ctcore.types import RewriteFlag, State
-from datapath import craft
 from pcap_tests.acting import carried_out
 from pcap_tests.router import ANY, dnat, snat
 from pcap_tests.test_ctcore.test_equality import EXAMPLES, config, pick
@@ -54,9 +53,7 @@ class ActingTwins(Helped):
         """One action on a packet, which is changed as it asks, if it goes on."""
         self.flush_batch()
         trackers, times = (self.engine, self.model), np.array([self.now], dtype=np.int64)
-        ours, theirs = (
-            tracker.act(self.batch([hand.frame], times), action, before) for tracker, before in zip(trackers, hand.carried, strict=True)
-        )
+        ours, theirs = (tracker.act(self.batch([hand.frame], times), action, before) for tracker, before in zip(trackers, hand.carried, strict=True))
         same_acted(ours, theirs)
         hand.carried = [ours.association, theirs.association]
         if ours.outcome == Outcome.ON:
@@ -255,7 +252,9 @@ class Piped(ActingTwins):
 
 SNAT = tuple(snat(outside) for outside in OUTSIDE)
 sayings = st.lists(
-    st.tuples(st.integers(0, 30), st.none() | st.none() | bites, st.sampled_from([0, 0, 0, 0, 0, 1, -1, 7, -19]), st.sampled_from([0, 0, 0, 1, 31, 301])),
+    st.tuples(
+        st.integers(0, 30), st.none() | st.none() | bites, st.sampled_from([0, 0, 0, 0, 0, 1, -1, 7, -19]), st.sampled_from([0, 0, 0, 1, 31, 301])
+    ),
     min_size=4,
     max_size=24,
 )
