@@ -58,9 +58,10 @@ class Tracker:
         Returns what becomes of the packet, the decision on it (as advance() makes it; conn is -1 while a connection is not confirmed), what of the
         frame is to be changed because of this action before anything looks at it again, and what the packet carries to its next action. A
         connection that is not confirmed lives in there and nowhere else: leave() or the next action takes it. 256 of them may be carried at a time;
-        a packet that would be one more is dropped (table_full). One that is confirmed may end meanwhile: by the packet itself (a RST as the only answer), and then the packet keeps it; by somebody
-        else, and then the packet is looked up anew. Calls of advance() and act() may be mixed; config.nat's and config.helpers' rules are for the
-        former. With config.nat_actions and no rules, advance() makes null bindings, as it does where no rule matches.
+        a packet that would be one more is dropped (table_full). One that is confirmed may end meanwhile: by the packet itself (a RST as the only
+        answer), and then the packet keeps it; by somebody else, and then the packet is looked up anew. Calls of advance() and act() may be mixed;
+        config.nat's and config.helpers' rules are for the former. With config.nat_actions and no rules, advance() makes null bindings, as it does
+        where no rule matches.
 
         Raises ConfigError, before anything happens, for an action that this tracker cannot do, an association that is spent or of another tracker,
         and batches of other sizes; ValueError for a batch that has been through a tracker.
