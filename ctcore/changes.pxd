@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ctcore.engine cimport Engine, ticks_left
 from ctcore.events cimport buffer_last, buffer_put
-from ctcore.types cimport CHANGE_LABEL, CHANGE_MARK, COLD_MARK, EVENT_UPDATE, Entry
+from ctcore.types cimport CHANGE_LABEL, CHANGE_MARK, COLD_MARK, EVENT_UPDATE, OFFLOAD, Entry
 
 
 cdef inline void put_mark(Engine *ct, Entry *entry, uint32_t mark, uint32_t mask) noexcept nogil:
@@ -16,6 +16,7 @@ cdef inline void put_mark(Engine *ct, Entry *entry, uint32_t mark, uint32_t mask
         ct.changes |= CHANGE_MARK
         entry.mark = value
         entry.cold |= COLD_MARK
+        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
 
 
 cdef inline void put_label(Engine *ct, Entry *entry, const uint64_t *label, const uint64_t *mask) noexcept nogil:
@@ -23,6 +24,7 @@ cdef inline void put_label(Engine *ct, Entry *entry, const uint64_t *label, cons
     if entry.label[0] != low or entry.label[1] != high:
         ct.changes |= CHANGE_LABEL
         entry.label[0], entry.label[1] = low, high
+        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
 
 
 cdef inline void say_changes(Engine *ct, Entry *entry) noexcept nogil:

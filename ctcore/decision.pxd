@@ -8,7 +8,7 @@ from libc.string cimport memset
 from ctcore.engine cimport Engine, ticks_left
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
-    COLD_MARK, ESTABLISHED, EXPECTED, NEW, NO_DIR, NO_L4STATE, PROTO_SCTP, PROTO_TCP, RELATED, REPLY, SEEN_REPLY, Decision, Entry, Packet,
+    COLD_MARK, ESTABLISHED, EXPECTED, NEW, NO_DIR, NO_L4STATE, OFFLOAD_NONE, PROTO_SCTP, PROTO_TCP, RELATED, REPLY, SEEN_REPLY, Decision, Entry, Packet,
 )
 
 
@@ -48,6 +48,7 @@ cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p
     d.l4state = l4state_of(entry, dir)
     d.proto = p.key.proto
     d.family = p.key.family
+    d.offload = OFFLOAD_NONE
     memset(d.pad, 0, sizeof(d.pad))
 
 

@@ -29,7 +29,7 @@ from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_of, hash_seed
 from ctcore.helpers.registry cimport fill_helpers
 from ctcore.lifetime cimport advance_clock, deadline_time, kill
-from ctcore.nat cimport nat_fault
+from ctcore.nat_chain cimport nat_fault
 from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory
@@ -127,7 +127,7 @@ cdef class Tracker:
         cdef Nat *nat = &self.ct.nat
         cdef uint32_t i
         nat.n_rules = len(self.config.nat)
-        nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain: each is two cache lines to be read
+        nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain
         self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.ct.pool.capacity * sizeof(NatLink))
         nat.rule = <NatRule *>map_memory(self.nat_size)
         if nat.rule == NULL:

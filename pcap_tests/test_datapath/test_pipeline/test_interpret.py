@@ -82,7 +82,7 @@ def test_what_pipes_at_the_end_passes() -> None:
 @pytest.mark.parametrize("control", [RECLASSIFY, goto(0)])
 def test_a_circle_ends(control: Any) -> None:
     walk = run(SEGMENT, rule(1, Gact(control)))
-    assert (walk.verdict, walk.reason, len(walk.hits)) == ("drop", "more than 16 chains", MOST_TURNS)
+    assert (walk.verdict, walk.reason, len(walk.hits)) == ("drop", "rule_chains", MOST_TURNS)
 
 
 def test_skip_sw_is_for_hardware() -> None:
@@ -130,7 +130,7 @@ def test_what_is_redirected_comes_to_the_next_device() -> None:
     rules = rule(1, Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (UDP,), (Gact(DROP),), 1)
     interpreter = Interpreter(Ruleset(rules=rules))
     for frame, verdict in ((SEGMENT, "pass"), (DATAGRAM, "drop")):
-        assert [walk.verdict for walk in interpreter.deliver(frame, 0, HOOK)] == ["redirect", verdict]
+        assert [walk.verdict for walk in interpreter.deliver(frame, 0, HOOK).walks] == ["redirect", verdict]
 
 
 class Remembers:
