@@ -19,8 +19,9 @@ from ctcore.fragment_whole cimport Whole, fragments_room
 from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
-    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP, R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT,
-    REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, Entry, Packet, Rewrite,
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
+    Entry, Packet, Rewrite,
 )
 from datapath.defragment cimport Gathering, gather_one
 from datapath.flowtable cimport NO_ROW, FlowTable, flow_admit, flow_find, flow_passes, flow_serve
