@@ -33,7 +33,7 @@ from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs
 from datapath.pipeline.police cimport conforms
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
-    OP_CSUM, OP_GACT, OP_CT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
 )
 from datapath.pipeline.track cimport track
 from datapath.pipeline.trail cimport trail_begin, trail_follows, trail_leaves_script, trail_next, trail_step
@@ -148,7 +148,8 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     cdef uint8_t reason = R_OK
     if op.kind == OP_CT:
         return track_on(w, at, op)
-    w.trail.plain &= op.kind == OP_GACT or op.kind == OP_SKBEDIT or (op.kind == OP_MIRRED and op.told.send.redirect)
+    if op.kind != OP_GACT and op.kind != OP_SKBEDIT and not (op.kind == OP_MIRRED and op.told.send.redirect):
+        w.trail.plain = False
     if op.kind == OP_MIRRED:
         return send_on(w, at, op)
     if op.kind == OP_PEDIT:
