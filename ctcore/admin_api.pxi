@@ -118,6 +118,7 @@ cdef void put_mark(Engine *ct, Entry *entry, uint32_t mark, uint32_t mask) noexc
         ct.changes |= CHANGE_MARK
         entry.mark = value
         entry.cold |= COLD_MARK
+        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
 
 
 cdef void put_label(Engine *ct, Entry *entry, const uint64_t *label, const uint64_t *mask) noexcept nogil:
@@ -125,6 +126,7 @@ cdef void put_label(Engine *ct, Entry *entry, const uint64_t *label, const uint6
     if entry.label[0] != low or entry.label[1] != high:
         ct.changes |= CHANGE_LABEL
         entry.label[0], entry.label[1] = low, high
+        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
 
 
 cdef int fill_change(const Engine *ct, Amendment *c, object config, dict asked) except -1:

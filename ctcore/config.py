@@ -57,17 +57,22 @@ class Config:
     helpers: tuple[HelperRule, ...] = ()
     helper_actions: bool = False  # the same for helpers
     helper_max: int = 65536  # connections with a helper at a time; later ones go without
+    flowtable_tcp_timeout: int = 30  # seconds an idle connection stays in the flow table (nf_flowtable_tcp_timeout)
+    flowtable_udp_timeout: int = 30  # the same of UDP and all others
+    flowtable_extends: bool = True  # connections in the flow table are kept from expiring, as Linux does since 6.14; before, a day was all they had
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
-        for name in ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct", "nat_actions", "helper_actions"):
+        for name in ("tcp_liberal", "tcp_loose", "tcp_ignore_invalid_rst", "checksum", "acct", "nat_actions", "helper_actions", "flowtable_extends"):
             _check_range(self, name, 0, 1)
+        _check_range(self, "hz", 1, 1000)
         _check_range(self, "tcp_max_retrans", 0, 255)
         _check_range(self, "max", 0, CAPACITY_LIMIT)
         _check_range(self, "buckets", 1, CAPACITY_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "helper_max", 1, 1 << 20)
-        _check_range(self, "hz", 1, 1000)
+        _check_range(self, "flowtable_tcp_timeout", 1, TICKS_LIMIT // self.hz)
+        _check_range(self, "flowtable_udp_timeout", 1, TICKS_LIMIT // self.hz)
         _check_range(self, "event_buffer", 16, 1 << 27)
         _check_range(self, "ipfrag_high_thresh", 0, FRAGMENTS_LIMIT)
         _check_range(self, "frag6_high_thresh", 0, FRAGMENTS_LIMIT)

@@ -53,6 +53,9 @@ ctypedef struct Engine:
     uint32_t live               # confirmed connections
     Rewrite *rewrite            # where to say what is to be changed in the packet at hand; NULL: nobody asks
     uint16_t changes            # what the packet at hand changed in its connection
+    void (*offloaded_gone)(void *who, uint32_t conn) noexcept nogil     # whom to tell of the death of a connection with OFFLOAD; NULL: nobody
+    void *offloaded_who
+    uint64_t offloaded_changes  # marks and labels of connections with OFFLOAD that were changed
 
 
 cdef inline void account(Engine *ct, Entry *entry, const Packet *p, int dir) noexcept nogil:

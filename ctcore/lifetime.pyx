@@ -21,7 +21,8 @@ from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, take_tunnel, tunnel_ended
 from ctcore.helpers.registry cimport drop_helper, give_helper, helper_confirmed
 from ctcore.lowlevel cimport unlikely
-from ctcore.nat cimport nat_exhausted, nat_link, nat_unlink
+from ctcore.nat cimport nat_exhausted
+from ctcore.nat_chain cimport nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.table cimport same_key, table_erase, table_find, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
@@ -39,9 +40,10 @@ cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nog
     memset(entry, 0, sizeof(Entry))
     entry.generation = generation
     entry.flow[ORIG].key = p.key
-    entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
     entry.flow[REPLY].key = reply[0]
-    entry.flow[REPLY].key.zone = zone_id(&ct.zones, p.key.zone, REPLY)
+    if unlikely(ct.zones.split):
+        entry.flow[ORIG].key.zone = zone_id(&ct.zones, p.key.zone, ORIG)
+        entry.flow[REPLY].key.zone = zone_id(&ct.zones, p.key.zone, REPLY)
     entry.hash[ORIG] = p.hash
     entry.hash[REPLY] = hash_of(&ct.hash_key, &entry.flow[REPLY].key)
     entry.start = ct.now
@@ -143,6 +145,8 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
         buffer_put(&ct.buffer, EVENT_DESTROY, entry, 0 if end == END_TIMEOUT else ticks_left(ct, entry), time)
         if ct.buffer.lost == lost:
             buffer_last(&ct.buffer).end = end
+    if unlikely(entry.status & OFFLOAD) and ct.offloaded_gone != NULL:
+        ct.offloaded_gone(ct.offloaded_who, conn)
     if entry.cold & COLD_MASTER:
         expect_remove_of(&ct.expect, entry.flow[0].id)
     if entry.cold & COLD_EXTENSION:

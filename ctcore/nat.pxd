@@ -23,10 +23,7 @@ cdef uint16_t draw(Nat *nat) noexcept nogil
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil
 cdef uint32_t nat_setup(Engine *ct, Entry *entry, int manip, const NatRange *allowed) noexcept nogil
 cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil
-cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil
-cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil
 cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil
-cdef str nat_fault(const Engine *ct)
 
 
 cdef inline uint8_t changed_by(const Entry *entry, int dir) noexcept nogil:

@@ -7,8 +7,7 @@ One connection: 10.0.0.2:40000 > 192.0.2.9:80 under `snat 198.51.100.1`: reply t
 10.0.0.3:40000, finds this taken and searches 1024-65535 from a random port on.
 The order of choice is Linux's (nf_nat_core.c, get_unique_tuple): what the packet has, if it is in the range and free; what another connection of the
 same source has; an address by hash, with the packet's port; a port by search. Randomness comes from the seed.
-Invariants: every live connection of a tracker that translates is in one chain, that of its original source; pools count the live ones.
-Not here: rewriting of bytes (datapath.rewrite), helpers, who confirms (tracker).
+Not here: the chains of connections by source (nat_chain), rewriting of bytes (datapath.rewrite), helpers, who confirms (tracker).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,7 +15,8 @@ from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport be32, mul_fold, prefetch
+from ctcore.lowlevel cimport be32, prefetch
+from ctcore.nat_chain cimport NO_REF, REF_LAST, REF_SLOT, REF_TAG, chain_of, source_hash, tag_bits
 from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
 from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
@@ -163,13 +163,6 @@ cdef bint is_free_harder(const Engine *ct, Choice *c, uint32_t attempts_left) no
 # --- the source's other connections ---------------------------------------------------------------------------------------------------------
 
 
-cdef inline uint32_t *chain_of(const Nat *nat, const Key *original) noexcept nogil:
-    """By source address, protocol and port, under a secret: sources are whatever strangers write into a packet, and a chain is read to its end."""
-    cdef uint64_t port = <uint64_t>original.sport << 8 | original.proto
-    cdef uint64_t address = mul_fold(original.src[0] ^ nat.secret[0], original.src[1] ^ nat.secret[1])
-    return &nat.head[mul_fold(address ^ port, nat.secret[2]) & (nat.n_heads - 1)]
-
-
 cdef inline bint same_source(const Key *a, const Key *b) noexcept nogil:
     return a.src[0] == b.src[0] and a.src[1] == b.src[1] and a.sport == b.sport and a.proto == b.proto and a.family == b.family
 
@@ -180,53 +173,21 @@ cdef bint as_before(Engine *ct, Choice *c) noexcept nogil:
     The source is that of the tuple at hand: an ICMP id may have been translated with the destination. Its zone is that of the original direction,
     where the tuple has that of the reply.
     """
-    cdef uint32_t conn = chain_of(&ct.nat, &c.tuple)[0]
+    cdef uint64_t hash = source_hash(&ct.nat, &c.tuple)
+    cdef uint32_t ref = chain_of(&ct.nat, hash)[0]
     cdef const Entry *other
     cdef Key found
-    while conn != NO_CONN:
-        other = &ct.pool.entry[conn]
-        if same_source(&other.flow[ORIG].key, &c.tuple) and other.flow[ORIG].key.zone == c.entry.flow[ORIG].key.zone:
+    while ref != NO_REF:
+        other = &ct.pool.entry[ref & REF_SLOT]
+        if ref & REF_TAG == tag_bits(hash) and same_source(&other.flow[ORIG].key, &c.tuple) and other.flow[ORIG].key.zone == c.entry.flow[ORIG].key.zone:
             found = c.tuple
             found.src[0], found.src[1] = other.flow[REPLY].key.dst[0], other.flow[REPLY].key.dst[1]
             found.sport = other.flow[REPLY].key.sport if found.proto == PROTO_ICMP or found.proto == PROTO_ICMPV6 else other.flow[REPLY].key.dport
             if source_in_range(c.range, &found):
                 c.tuple = found
                 return True
-        conn = ct.nat.link[conn].next
+        ref = NO_REF if ref & REF_LAST else ct.nat.link[ref & REF_SLOT].next
     return False
-
-
-cdef void nat_link(Engine *ct, uint32_t conn) noexcept nogil:
-    """A connection is confirmed: others of its source can find it, and its rules' pools count it."""
-    cdef NatLink *link = &ct.nat.link[conn]
-    cdef uint32_t *head = chain_of(&ct.nat, &ct.pool.entry[conn].flow[ORIG].key)
-    cdef NatRule *rule
-    cdef int manip
-    link.prev = NO_CONN
-    link.next = head[0]
-    if head[0] != NO_CONN:
-        ct.nat.link[head[0]].prev = conn
-    head[0] = conn
-    for manip in range(2):
-        if link.rule[manip]:
-            rule = &ct.nat.rule[link.rule[manip] - 1]
-            rule.in_use += 1
-            rule.high_water = max(rule.high_water, rule.in_use)
-
-
-cdef void nat_unlink(Engine *ct, uint32_t conn) noexcept nogil:
-    """A confirmed connection goes."""
-    cdef NatLink *link = &ct.nat.link[conn]
-    cdef int manip
-    if link.prev == NO_CONN:
-        chain_of(&ct.nat, &ct.pool.entry[conn].flow[ORIG].key)[0] = link.next
-    else:
-        ct.nat.link[link.prev].next = link.next
-    if link.next != NO_CONN:
-        ct.nat.link[link.next].prev = link.prev
-    for manip in range(2):
-        if link.rule[manip]:
-            ct.nat.rule[link.rule[manip] - 1].in_use -= 1
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------------------------------
@@ -454,7 +415,7 @@ cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil:
             c.manip = manip
             c.range = &ct.nat.rule[rule - 1].range
             pick_address(&c)
-    prefetch(chain_of(&ct.nat, leaving))
+    prefetch(chain_of(&ct.nat, source_hash(&ct.nat, leaving)))
     leaving[0] = c.tuple
 
 
@@ -465,24 +426,3 @@ cdef void nat_exhausted(Engine *ct, uint32_t conn) noexcept nogil:
     ct.nat.exhausted += 1
     if rule:
         ct.nat.rule[rule - 1].exhausted += 1
-
-
-cdef str nat_fault(const Engine *ct):
-    """What breaks an invariant, or an empty string."""
-    cdef uint32_t chain, conn, chained = 0, i
-    cdef int manip
-    in_use = [0] * ct.nat.n_rules
-    for chain in range(ct.nat.n_heads):
-        conn = ct.nat.head[chain]
-        while conn != NO_CONN and chained <= ct.live:
-            if not ct.pool.entry[conn].live:
-                return f"connection in slot {conn} is in a chain of sources, and dead"
-            for manip in range(2):
-                if ct.nat.link[conn].rule[manip]:
-                    in_use[ct.nat.link[conn].rule[manip] - 1] += 1
-            chained += 1
-            conn = ct.nat.link[conn].next
-    for i in range(ct.nat.n_rules):
-        if ct.nat.rule[i].in_use != in_use[i]:
-            return f"NAT rule {i} counts {ct.nat.rule[i].in_use} connections, {in_use[i]} have it"
-    return "" if ct.nat.rule == NULL or chained == ct.live else f"{chained} connections are chained by source, {ct.live} live"

@@ -30,14 +30,14 @@ ctypedef struct NatRule:
 
 # What a connection has of NAT beside its tuples: a row for each slot of the pool.
 ctypedef struct NatLink:
-    uint32_t next               # in its source's chain, the newest first
-    uint32_t prev
+    uint32_t next               # reference, in its source's chain, the newest first
+    uint32_t prev               # slot, or NO_CONN: it is the first
     uint16_t rule[2]            # by manip, counted from 1; 0: a null binding
 
 ctypedef struct Nat:
     NatRule *rule               # NULL: no address translation
     NatLink *link
-    uint32_t *head              # chains of connections by source
+    uint32_t *head              # chains of connections by source: references
     uint32_t n_rules
     uint32_t n_heads            # a power of two
     uint64_t secret[3]          # of the chains' hash

@@ -174,6 +174,7 @@ cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p
     d.l4state = l4state_of(entry, dir)
     d.proto = p.key.proto
     d.family = p.key.family
+    d.offload = OFFLOAD_NONE
     memset(d.pad, 0, sizeof(d.pad))
 
 

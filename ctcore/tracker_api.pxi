@@ -16,7 +16,7 @@ from ctcore.extensions cimport extensions_fault
 from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_seed
 from ctcore.helpers.registry cimport fill_helpers
-from ctcore.nat cimport nat_fault
+from ctcore.nat_chain cimport nat_fault
 from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory

@@ -4,7 +4,7 @@
 # field between the two the capture's: R_SNAPPED. Functions that can fail return a Reason, R_OK where all went well.
 # Not here: checks of header contents (wire), which types open a connection (the trackers).
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport be16
@@ -99,20 +99,20 @@ cdef inline int icmp_opposite(uint8_t proto, uint8_t kind) noexcept nogil:
     return -1
 
 cdef inline bint invert(const Key *key, Key *out) noexcept nogil:
-    """The tuple of the answers to `key`. False, with out undefined, for an ICMP type that has no answer. out may not be key."""
+    """The tuple of the answers to `key`. False, with out undefined, for an ICMP type that has no answer. out may not be key.
+
+    The last word is put together in a register: whoever hashes or compares it next would wait for single fields to be written.
+    """
+    cdef const uint64_t *w = <const uint64_t *>key
+    cdef uint64_t *o = <uint64_t *>out
     cdef int opposite
-    memcpy(out.src, key.dst, 16)
-    memcpy(out.dst, key.src, 16)
-    out.zone = key.zone
-    out.proto = key.proto
-    out.family = key.family
+    o[0], o[1], o[2], o[3] = w[2], w[3], w[0], w[1]
     if key.proto == PROTO_ICMP or key.proto == PROTO_ICMPV6:
         opposite = icmp_opposite(key.proto, key.dport >> 8)
-        out.sport = key.sport
+        o[4] = w[4]
         out.dport = <uint16_t>(opposite << 8 | (key.dport & 0xFF)) if opposite >= 0 else 0
         return opposite >= 0
-    out.sport = key.dport
-    out.dport = key.sport
+    o[4] = (w[4] & <uint64_t>0xFFFFFFFF00000000) | (w[4] & 0xFFFF) << 16 | (w[4] >> 16 & 0xFFFF)
     return True
 
 cdef inline bint is_extension(uint8_t proto) noexcept nogil:

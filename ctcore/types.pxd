@@ -244,7 +244,42 @@ cpdef enum Reason:
     # helpers
     R_HELPER_PARTIAL
     R_HELPER_REFUSED
+    # rules
+    R_RULE_DROP
+    R_RULE_CHAINS
+    R_RULE_HOPS
+    R_RULE_FIELD
+    R_RULE_ROOM
     N_REASONS
+
+# Where a packet's connection is served, after the packet; or why not by more than software's slow path. Nought: nobody asked.
+cpdef enum Offload:
+    OFFLOAD_NONE = 0
+    OFFLOAD_SOFTWARE = 1        # in the flow table
+    OFFLOAD_HARDWARE = 2
+    # not there
+    NOT_PROTO
+    NOT_TCP_STATE
+    NOT_ASSURED
+    NOT_UNCONFIRMED
+    NOT_HELPER
+    NOT_SEQADJ
+    NOT_GRE_NAT
+    NOT_GRE_KEY
+    NOT_DYING
+    NOT_TUPLE_BUSY
+    # there, but not for this packet
+    NOT_FRAGMENT
+    NOT_IP_OPTIONS
+    NOT_TTL
+    NOT_TRUNCATED
+    # no longer there
+    NOT_TEARDOWN_FIN
+    NOT_TEARDOWN_RST
+    NOT_TEARDOWN_IDLE
+    NOT_TEARDOWN_DYING
+    NOT_TEARDOWN_FLUSH
+    N_OFFLOADS
 
 # TCP header flags, RFC 9293 3.1.
 cdef enum:
@@ -313,7 +348,8 @@ ctypedef struct Decision:
     uint8_t l4state             # NO_L4STATE where the protocol has none
     uint8_t proto
     uint8_t family
-    uint8_t pad[5]
+    uint8_t offload             # Offload
+    uint8_t pad[4]
 
 # What is to be changed in a packet before it leaves. The tuple of a packet quoted in an ICMP error becomes the inverse of `to`.
 ctypedef struct Rewrite:

@@ -81,6 +81,7 @@ DECISION_DTYPE = _dtype([
     ("zone", "u2", at(&_d, &_d.zone)), ("status", "u2", at(&_d, &_d.status)), ("state", "u1", at(&_d, &_d.state)),
     ("dir", "u1", at(&_d, &_d.dir)), ("verdict", "u1", at(&_d, &_d.verdict)), ("reason", "u1", at(&_d, &_d.reason)),
     ("l4state", "u1", at(&_d, &_d.l4state)), ("proto", "u1", at(&_d, &_d.proto)), ("family", "u1", at(&_d, &_d.family)),
+    ("offload", "u1", at(&_d, &_d.offload)),
 ], sizeof(Decision))
 
 REWRITE_DTYPE = _dtype([

@@ -27,6 +27,7 @@ from datapath import export, fields
 from datapath.capture import PcapSource
 from datapath.evidence import BAD, Evidence
 from datapath.frame import LINK_ETHERNET
+from datapath.interrupt import finished_first
 from datapath.names import printable
 from datapath.rule_text import helper_text
 from datapath.tally import Tally
@@ -208,7 +209,8 @@ class _Run:
                     memory, frames = source.read(CHUNK) if self.detailed else self.pipeline.replay(source, CHUNK)
                     if not len(frames):
                         break
-                    self._chunk(facts, memory, frames)
+                    with finished_first():
+                        self._chunk(facts, memory, frames)
                     facts.format, facts.links = source.format, sorted(source.links)
                     if progress:
                         progress(name, source.position, source.size or 0)

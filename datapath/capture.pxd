@@ -11,6 +11,7 @@ cdef class PcapSource:
     cdef readonly object link
     cdef readonly object snaplen
     cdef readonly object packets
+    cdef readonly list ifaces
     cdef object _stream
     cdef object _memory
     cdef object _damage

@@ -30,6 +30,8 @@ class PcapSource:
     """Bytes a packet was cut to, as the first interface says; 0: not cut."""
     packets: int
     """Packets read so far."""
+    ifaces: list[str]
+    """Names of the interfaces met so far, by the `iface` of frames; "" where the capture does not say."""
 
     def __init__(self, path: str | os.PathLike[str], *, name: str | None = None, window: int | None = None) -> None: ...
     def __enter__(self) -> Self: ...

@@ -32,6 +32,8 @@ cdef enum:
 
 NATIVE = "<" if sys.byteorder == "little" else ">"
 OPTION_END = 0
+OPTION_NAME = 2                 # if_name: where the interface was called so
+LONGEST_NAME = 64               # bytes; Linux knows none above 15
 OPTIONS = {9: ("tsresol", "B"), 13: ("fcslen", "B"), 14: ("tsoffset", "q")}
 
 # magic number as written -> factor from the fraction of a second to ns
@@ -54,6 +56,7 @@ cdef class PcapSource:
             raise ValueError(f"window = {window}: expected at least 1 byte")
         self.name = name or ("standard input" if path == "-" else path)
         self.packets = 0
+        self.ifaces = []
         self._stream = open_stream(path, self.name, window)
         try:
             self._open()
@@ -228,6 +231,7 @@ cdef class PcapSource:
         self._scan.limit = max(SNAPLEN, min(snaplen, RECORD_LIMIT))
         # Bit 26 says that the upper four bits hold the length of the frame check sequence, in 16-bit words.
         self._add_iface(link & 0xFFFF, snaplen, (PCAP_MAGIC[magic], 1, 0), 0, (link >> 28) * 2 if link & 1 << 26 else 0)
+        self.ifaces.append("")
         self._scan.at = PCAP_HEADER
 
     cdef _section(self):
@@ -256,6 +260,7 @@ cdef class PcapSource:
             self._damaged(f"implausible: interface block at byte {self._stream.start + s.at:,} is one of more than {IFACES:,}")
             return
         self._add_iface(link, snaplen, _resolution(options["tsresol"]), options["tsoffset"], options["fcslen"])
+        self.ifaces.append(options["name"])
         s.at += length
 
     cdef _add_iface(self, link, snaplen, resolution, seconds, fcs):
@@ -280,7 +285,7 @@ cdef class PcapSource:
 
 def _options(data, order):
     """What is needed of an interface's options. ValueError where they do not fit their block, or have another size than they must."""
-    found = {"tsresol": 6, "tsoffset": 0, "fcslen": 0}
+    found = {"tsresol": 6, "tsoffset": 0, "fcslen": 0, "name": ""}
     at = 0
     while at + 4 <= len(data):
         code, length = struct.unpack_from(order + "2H", data, at)
@@ -293,6 +298,8 @@ def _options(data, order):
             if length != struct.calcsize(form):
                 raise ValueError(f"option if_{name} says {length:,} bytes, expected {struct.calcsize(form)}")
             found[name], = struct.unpack_from(order + form, data, at + 4)
+        elif code == OPTION_NAME:
+            found["name"] = data[at + 4:at + 4 + min(length, LONGEST_NAME)].decode("utf-8", "replace").rstrip("\0")
         at += 4 + (length + 3) // 4 * 4
     # The specification counts bits, several writers bytes; no frame check sequence is longer than 8 bytes or shorter than 8 bits.
     found["fcslen"] = found["fcslen"] // 8 if found["fcslen"] > 8 else found["fcslen"]

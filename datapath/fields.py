@@ -27,6 +27,7 @@ from ctcore.types import (
     End,
     EventKind,
     EvictedFor,
+    Offload,
     Proto,
     Reason,
     RewriteFlag,
@@ -43,6 +44,13 @@ STATE_NAMES: dict[int, str] = {
     State.UNTRACKED: "untracked",
 }  # fmt: skip
 VERDICT_NAMES: dict[int, str | None] = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
+# "not:" and a reason code of offload (docs/records.md).
+OFFLOAD_NAMES: dict[int, str | None] = {
+    each: "not:" + {"NOT_ASSURED": "not_assured"}.get(name, name.removeprefix("NOT_").lower())
+    for name, each in Offload.__members__.items()
+    if name.startswith("NOT_")
+}
+OFFLOAD_NAMES |= {Offload.OFFLOAD_NONE: None, Offload.OFFLOAD_SOFTWARE: "software", Offload.OFFLOAD_HARDWARE: "hardware"}
 DIR_NAMES: dict[int, str] = {Dir.ORIG: "original", Dir.REPLY: "reply"}
 END_NAMES: dict[int, str] = {
     End.ALIVE: "alive", End.END_TIMEOUT: "timeout", End.END_RESET: "reset", End.END_EVICTED: "evicted", End.END_REPLACED: "replaced",
@@ -201,12 +209,13 @@ def _judgement(rest: bytes, hz: int) -> tuple[Record, Record, bool]:
     Most packets of a capture are judged in one of a few ways, so nearly all of their records are put together from these.
     """
     decision = np.frombuffer(bytes(CONN.stop) + rest, DECISION_DTYPE)[0]
-    names = ("state", "dir", "status", "zone", "mark", "proto", "l4state", "timeout", "verdict", "reason", "family")
-    state, direction, status, zone, mark, proto, l4state, timeout, verdict, reason, family = (int(decision[name]) for name in names)
+    names = ("state", "dir", "status", "zone", "mark", "proto", "l4state", "timeout", "verdict", "reason", "family", "offload")
+    state, direction, status, zone, mark, proto, l4state, timeout, verdict, reason, family, offload = (int(decision[name]) for name in names)
     before = {"state": STATE_NAMES[state], "dir": DIR_NAMES.get(direction), "status": status_names(status), "zone": zone, "mark": mark}
     after = {
         "proto": proto_name(proto) if family else None, "l4state": l4state_name(proto, l4state),
-        "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict], "reason": REASON_NAMES[reason], "offload": None,
+        "timeout": timeout / hz if timeout >= 0 else None, "verdict": VERDICT_NAMES[verdict], "reason": REASON_NAMES[reason],
+        "offload": OFFLOAD_NAMES[offload],
     }  # fmt: skip
     return before, after, reason in WITHOUT_PORTS
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ctcore.types import RewriteFlag, Verdict
 from datapath.frame import LINK_RAW, frames_of
-from datapath.joined import joined
 from datapath.refragment import Datagram, refragment, wire_length
 from datapath.rewrite import copied, translated
 from datapath.wire import parse_batch
@@ -56,6 +55,8 @@ def leaving(
 
 def _fragments(datagram: Datagram, decision: np.void, told: NDArray[Any] | None, edits: NDArray[Any] | None) -> list[bytes]:
     """The frames in which a datagram leaves; none if it cannot. It is changed without its link header, which may say how long a fragment was."""
+    from datapath.joined import joined  # it needs the model, which most captures' start would wait for in vain
+
     link, packet = datagram.frame[: datagram.l3], datagram.frame[datagram.l3 :]
     memory, place = frames_of([packet], link=LINK_RAW)
     place["len"] = datagram.length

@@ -157,6 +157,7 @@ cdef class PcapSink:
     cdef object _raw
     cdef object _file
     cdef dict _ifaces           # link << 32 | iface of the frames -> interface of the file
+    cdef object _names          # iface of the frames -> what the interface is called
     cdef bint _blocks
     cdef bint _to_stdout
     cdef object _buffer
@@ -165,7 +166,7 @@ cdef class PcapSink:
     cdef uint64_t _capacity
     cdef bint _busy             # a thread is at work, some of the time without the GIL
 
-    def __init__(self, path, *, link=1, format=None, snaplen=262144):
+    def __init__(self, path, *, link=1, format=None, snaplen=262144, ifaces=None):
         if self._start != NULL:
             raise RuntimeError(f"{self.name}: was opened already: expected a sink of its own for each file")
         path = os.fsdecode(path)
@@ -178,6 +179,7 @@ cdef class PcapSink:
         self.link, self.snaplen = link, snaplen
         self.packets = self.clamped = 0
         self._ifaces = {}
+        self._names = ifaces or {}
         try:
             self._raw, self._file = create(path)
         except (OSError, ValueError) as error:
@@ -204,7 +206,7 @@ cdef class PcapSink:
         try:
             # Readers refuse a pcapng capture without any interface, so one without packets gets one.
             if self._blocks and not self._ifaces:
-                self._append(_interface_block(self.link, self.snaplen))
+                self._append(_interface_block(self.link, self.snaplen, b""))
             self._flush()
             self._file.close()
             self._raw.close()
@@ -300,7 +302,7 @@ cdef class PcapSink:
         for key in map(int, unique):
             if key not in self._ifaces:
                 self._ifaces[key] = len(self._ifaces)
-                self._append(_interface_block(key >> 32, self.snaplen))
+                self._append(_interface_block(key >> 32, self.snaplen, self._names.get(key & 0xFFFFFFFF, "").encode()))
         return np.array([self._ifaces[int(key)] for key in unique], np.uint32)[place]
 
     cdef _append(self, bytes data):
@@ -362,6 +364,7 @@ def _section_header():
     return _block(0x0A0D0D0A, struct.pack("=I2Hq", 0x1A2B3C4D, 1, 0, -1) + struct.pack("=2H8s", 4, 8, b"ctmirror") + bytes(4))
 
 
-def _interface_block(link, snaplen):
-    """Option 9: time stamps count 10^-9 s."""
-    return _block(1, struct.pack("=2HI", link, 0, snaplen) + struct.pack("=2HB3x", 9, 1, 9) + bytes(4))
+def _interface_block(link, snaplen, name):
+    """Option 2: the name, if there is one; option 9: time stamps count 10^-9 s."""
+    named = struct.pack("=2H", 2, len(name)) + name + bytes((4 - len(name) % 4) % 4) if name else b""
+    return _block(1, struct.pack("=2HI", link, 0, snaplen) + named + struct.pack("=2HB3x", 9, 1, 9) + bytes(4))

@@ -90,7 +90,8 @@ class PlacesOption(click.ParamType):
         if isinstance(value, tuple):
             return value
         places = read_places(value, zone_needed=self.zone_needed)
-        return places if places else self.fail(f"'{value}': expected {self.name}, a zone and a number of connections, as in 5=1000", param, ctx)
+        expected = f"expected {self.name}, a zone up to 65535 and a number of connections, as in 5=1000"
+        return places if places else self.fail(f"'{value}': {expected}", param, ctx)
 
 
 class PlacedOption(click.Option):

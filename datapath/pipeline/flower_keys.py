@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from datapath.pipeline import quantities
@@ -53,6 +54,7 @@ class Key(NamedTuple):
     about: str
 
 
+@lru_cache(1 << 14)  # rules that are made by a program say the same again and again
 def read_key(name: str, text: str, ethertype: int, bases: bool) -> Match:
     """A match from its text. ethertype: the innermost one, which says of which version addresses are. Raises Expected."""
     if name in ("src_ip", "dst_ip") and ethertype not in (ETH_IP, ETH_IPV6):

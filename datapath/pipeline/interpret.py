@@ -5,20 +5,24 @@ long as each says `pipe`; what the last one says decides: pass, drop, another ch
 Whatever changes the frame changes what later rules see. No rule at all means pass. Source: tcf_classify() and the actions of net/sched.
 One packet: chain 0 `-trk: ct, goto 1`; chain 1 `+trk+est: redirect eth1`: looked at, tracked, looked at again, sent to eth1, whose egress hook has
 its say.
-Invariants: a frame goes through at most MOST_TURNS chains and MOST_HOPS devices; nothing but `ct` and `police` remembers anything.
+What mirred sends is at the other device before the next action is done, as in Linux (but for ingress of a device from egress of another, which waits
+there), with its marks and without what `ct` said of it. What `ct` has put together from fragments leaves a hook in fragments again.
+Invariants: a frame goes through at most MOST_TURNS chains at a hook, and is sent on at most MOST_HOPS times, and MOST_SENT times with all its
+copies; nothing but `ct` and `police` remembers anything.
 Not here: connection tracking (whoever is given as `ct`), the order of rules (order), bytes (munge).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from datapath.frame import frames_of
 from datapath.pipeline.flower import flower_keys
 from datapath.pipeline.layout import fields_of
-from datapath.pipeline.munge import VLAN, csum, pedit
+from datapath.pipeline.munge import VLAN, csum, layers, pedit
 from datapath.pipeline.order import Placed, chains_of
 from datapath.pipeline.rules import (
     DROP,
@@ -39,20 +43,30 @@ from datapath.pipeline.rules import (
     Skbedit,
     Vlan,
 )
+from datapath.refragment import ip_length
 
 MOST_TURNS = 16  # goto and reclassify of one packet (max_reclassify_loop); then it is dropped
-MOST_HOPS = 4  # devices a packet is sent through (MIRRED_NEST_LIMIT)
+MOST_HOPS = 4  # times a packet is sent on (MIRRED_NEST_LIMIT); then the next mirred drops it
+MOST_SENT = 64  # times it is sent on with all its copies; Linux has no such limit, and lets rules make millions of one packet
 SECOND = 1_000_000_000
 
 
 class Tracked(NamedTuple):
-    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label."""
+    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label. reason: why a frame goes on no more."""
 
     state: int = 0
     zone: int = 0
     mark: int = 0
     label: int = 0
     conn: Any = None  # for who tracks
+    reason: str = ""
+
+
+class Piece(NamedTuple):
+    """A frame that leaves. missing: bytes on the wire behind those that were captured."""
+
+    frame: bytes
+    missing: int = 0
 
 
 NOT_TRACKED = Tracked()
@@ -61,17 +75,18 @@ NOT_TRACKED = Tracked()
 class Tracker(Protocol):
     """Who does the `ct` action."""
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
         """What becomes of a frame: "go on", "drop" or "held" (a fragment); the frame, translated or put together; what later rules see.
 
-        now: ns; before: what the last `ct` said of this frame. Where the frame does not go on, nothing is to be left any more.
+        now: ns; before: what the last `ct` said of this frame; missing: bytes behind it that were not captured. But for `clear`, what goes on ends
+        with its IP packet, whose header tells what is missing then. Where the frame does not go on, nothing is to be left any more.
         """
 
     def leave(self, tracked: Tracked) -> None:
         """The frame is over here, or goes on to another device, where nobody knows what was said of it: a connection without a commit never was."""
 
-    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
-        """The frames in which a frame leaves the hook: itself, or fragments again if it was put together from such; none: it cannot leave."""
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        """In what a frame leaves the hook: as it is, or in fragments again if it was put together from such; none: it cannot leave."""
 
 
 class Sent(NamedTuple):
@@ -82,22 +97,77 @@ class Sent(NamedTuple):
     frame: bytes
 
 
+class Hit(NamedTuple):
+    """A rule that matched, and the bytes on the wire that the frame had then: what a rule counts."""
+
+    rule: Rule
+    length: int
+
+
 @dataclass
 class Walk:
-    """One frame on its way. verdict: pass, drop, redirect or held; hits: the rules that matched, in order; reason: why it was dropped, in words;
-    passed: the frames in which it passes, several where `ct` had put it together from fragments."""
+    """One frame on its way through the chains of a hook.
+
+    missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason: of a
+    drop, or of what is held, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that
+    matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the first piece; delivery: what it is a
+    part of, None if it is sent nowhere.
+    """
 
     frame: bytes
     now: int
     hook: Hook
+    missing: int = 0
+    hops: int = 0
     tracked: Tracked = field(default_factory=lambda: NOT_TRACKED)
     mark: int = 0
     priority: int = 0
     verdict: str = ""
     reason: str = ""
+    decided: Rule | None = None
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
-    passed: list[bytes] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    onward: Walk | None = None
+    acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
+    delivery: Delivery | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes on the wire."""
+        return len(self.frame) + self.missing
+
+
+@dataclass
+class Delivery:
+    """A frame and what it was sent on as. walks: in the order in which they began, the frame's own first; hits: of all of them, in time;
+    passed: the walks at whose end the frame passes, in the order of their ends: what leaves."""
+
+    walks: list[Walk] = field(default_factory=list)
+    hits: list[Hit] = field(default_factory=list)
+    passed: list[Walk] = field(default_factory=list)
+
+    @property
+    def last(self) -> Walk:
+        """Where the frame itself ended: its own walk, or the one it was redirected to."""
+        walk = self.walks[0]
+        while walk.onward is not None:
+            walk = walk.onward
+        return walk
+
+
+@lru_cache(maxsize=4096)
+def seen_in(frame: bytes, missing: int, state: int, zone: int, mark: int, label: int) -> Mapping[str, int]:
+    """The fields of a frame as a rule sees them: its headers, and what the last `ct` said."""
+    memory, frames = frames_of([frame])
+    frames["len"] += missing
+    return {**fields_of(flower_keys(memory, frames)[0]), "ct_state": state, "ct_zone": zone, "ct_mark": mark, "ct_label": label}
+
+
+def lacking(frame: bytes, missing: int) -> int:
+    """How much of a frame that ends with its IP packet was not captured. Of one without, as much as before."""
+    l3 = layers(frame).l3
+    return missing if l3 < 0 else max(l3 + ip_length(frame[l3:]) - len(frame), 0)
 
 
 class Bucket:
@@ -133,77 +203,84 @@ class Interpreter:
     def __init__(self, ruleset: Ruleset, ct: Tracker | None = None) -> None:
         self.ruleset, self.ct = ruleset, ct
         self._chains: dict[Hook, dict[int, list[Placed]]] = {}
-        self._buckets: dict[int, Bucket] = {}  # by id of the action
+        self._buckets: dict[tuple[int, int], Bucket] = {}  # by id of the rule and place of the action
 
-    def run(self, frame: bytes, now: int, hook: Hook) -> Walk:
-        """A frame that comes to a hook. now: ns, and never back."""
-        walk = Walk(frame, now, hook)
-        try:
-            self._classify(walk)
-        finally:
-            self._leave(walk)
+    def run(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Walk:
+        """A frame that comes to a hook; what it is sent as goes nowhere. now: ns, and never back; missing: bytes that were not captured."""
+        walk = Walk(frame, now, hook, missing)
+        self._through(walk)
         return walk
 
-    def deliver(self, frame: bytes, now: int, hook: Hook) -> Iterator[Walk]:
-        """The same, and then each device's hook that it is sent to. The last walks' `sent` are what leaves; a device without rules passes all."""
-        walks = [(self.run(frame, now, hook), 0)]
-        while walks:
-            walk, hops = walks.pop(0)
-            yield walk
-            for sent in walk.sent:
-                if hops < MOST_HOPS:
-                    walks.append((self.run(sent.frame, now, Hook(sent.device, sent.direction)), hops + 1))
+    def deliver(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Delivery:
+        """The same, and each device's hook that it is sent to. A device without rules passes all."""
+        delivery = Delivery()
+        self._go(Walk(frame, now, hook, missing), delivery)
+        return delivery
 
-    def _leave(self, walk: Walk) -> None:
-        """Whichever way it ends, here the packet and its connection part; what was said of it can still be read."""
+    def _go(self, walk: Walk, delivery: Delivery) -> None:
+        walk.delivery = delivery
+        delivery.walks.append(walk)
+        self._through(walk)
         if walk.verdict == "pass":
-            walk.passed = self._pieces(walk)
-            if not walk.passed:
-                walk.verdict, walk.reason = "drop", "what was put together from fragments cannot be cut up again"
-        if self.ct is not None:
-            self.ct.leave(walk.tracked)
-        walk.tracked = walk.tracked._replace(conn=None)
+            delivery.passed.append(walk)
 
-    def _pieces(self, walk: Walk) -> list[bytes]:
-        return [walk.frame] if self.ct is None else self.ct.cut(walk.frame, walk.tracked)
+    def _through(self, walk: Walk) -> None:
+        """All of a hook. Whichever way it ends, there the packet and its connection part; what was said of it can still be read."""
+        try:
+            self._classify(walk)
+            if walk.verdict == "pass":
+                walk.pieces = self._cut(walk)
+                if not walk.pieces:
+                    walk.verdict, walk.reason = "drop", "rule_field"
+        finally:
+            if self.ct is not None:
+                self.ct.leave(walk.tracked)
+            walk.tracked = walk.tracked._replace(conn=None)
+
+    def _cut(self, walk: Walk) -> list[Piece]:
+        return [Piece(walk.frame, walk.missing)] if self.ct is None else self.ct.cut(walk.frame, walk.tracked, walk.missing)
 
     # --- chains -----------------------------------------------------------------------------------------------------------------------
 
     def _classify(self, walk: Walk) -> None:
-        chains = self._chains.setdefault(walk.hook, {}) or chains_of(self.ruleset, walk.hook)
-        self._chains[walk.hook] = chains
-        chain, place = 0, 0
+        if walk.hook not in self._chains:
+            self._chains[walk.hook] = chains_of(self.ruleset, walk.hook)
+        chains, chain = self._chains[walk.hook], 0
         for _ in range(MOST_TURNS):
-            control, chain, place = self._turn(walk, chains, chain, place)
-            if walk.verdict or control.kind not in ("goto", "reclassify"):
-                walk.verdict = walk.verdict or ("drop" if control.kind == "drop" else "pass")
+            control = self._turn(walk, chains.get(chain, []))
+            if walk.verdict:
                 return
-        walk.verdict, walk.reason = "drop", f"more than {MOST_TURNS} chains"
+            if control.kind not in ("goto", "reclassify"):
+                walk.verdict = "drop" if control.kind == "drop" else "pass"
+                walk.reason = walk.reason or ("rule_drop" if walk.verdict == "drop" else "")
+                return
+            chain = control.chain or 0
+        walk.verdict, walk.reason = "drop", "rule_chains"
 
-    def _turn(self, walk: Walk, chains: dict[int, list[Placed]], chain: int, place: int) -> tuple[Control, int, int]:
-        """On to the first rule that matches, from a place in a chain on, and through its actions. Returns what is to follow, and where."""
-        rules = chains.get(chain, [])
+    def _turn(self, walk: Walk, rules: list[Placed]) -> Control:
+        """A chain, rule by rule, until one says what is to follow."""
+        place, walk.decided = 0, None
         while place < len(rules):
             placed = rules[place]
             if placed.rule.skip_sw or not self.matches(placed.rule, walk):
                 place += 1
                 continue
             walk.hits.append(placed.rule)
+            if walk.delivery is not None:
+                walk.delivery.hits.append(Hit(placed.rule, walk.length))
+            walk.decided = placed.rule
             control = self._act(walk, placed.rule)
-            if control.kind == "continue":
-                place = placed.behind
-                continue
-            return control, control.chain or 0, 0
-        return PASS, chain, place
+            if walk.verdict or control.kind != "continue":
+                return control
+            walk.decided, place = None, placed.behind
+        return PASS
 
     def matches(self, rule: Rule, walk: Walk) -> bool:
-        seen = fields_of(flower_keys(*frames_of([walk.frame]))[0])
-        tracked = walk.tracked
-        seen = {**seen, "ct_state": tracked.state, "ct_zone": tracked.zone, "ct_mark": tracked.mark, "ct_label": tracked.label}
+        seen = seen_in(walk.frame, walk.missing, *walk.tracked[:4])
         return rule.protocol in (ETH_ALL, seen["protocol"]) and all(self._match(match, seen, walk.hook) for match in rule.matches)
 
     @staticmethod
-    def _match(match: Match, seen: dict[str, int], hook: Hook) -> bool:
+    def _match(match: Match, seen: Mapping[str, int], hook: Hook) -> bool:
         if match.name == "indev":
             return match.device == hook.device
         if match.high is not None:
@@ -214,12 +291,12 @@ class Interpreter:
 
     def _act(self, walk: Walk, rule: Rule) -> Control:
         """A rule's actions, until one of them says something else than `pipe`. What pipes at the end passes, as in Linux."""
-        control = PASS
-        for action in rule.actions:
+        for at, action in enumerate(rule.actions):
+            walk.acting = (id(rule), at)
             control = self._one(walk, action)
             if walk.verdict or control.kind != "pipe":
                 return control
-        return PASS if control.kind == "pipe" else control
+        return PASS
 
     def _one(self, walk: Walk, action: Action) -> Control:
         does: dict[type, Callable[[Walk, Any], Control]] = {
@@ -240,27 +317,43 @@ class Interpreter:
     def _ct(self, walk: Walk, action: Ct) -> Control:
         if self.ct is None:
             raise ValueError("ct: expected somebody who tracks connections")
-        what, walk.frame, walk.tracked = self.ct.act(action, walk.frame, walk.now, walk.tracked)
-        if what == "held":
-            walk.verdict = "held"
-        return DROP if what == "drop" else action.control
+        what, walk.frame, walk.tracked = self.ct.act(action, walk.frame, walk.now, walk.tracked, walk.missing)
+        if what == "go on":
+            walk.missing = walk.missing if action.clear else lacking(walk.frame, walk.missing)
+            return action.control
+        walk.verdict, walk.reason = "held" if what == "held" else "", walk.tracked.reason
+        return DROP
 
     def _mirred(self, walk: Walk, action: Mirred) -> Control:
-        walk.sent += [Sent(action.device, action.direction, piece) for piece in self._pieces(walk)]
+        if walk.hops >= MOST_HOPS or (walk.delivery is not None and len(walk.delivery.walks) > MOST_SENT):
+            walk.verdict, walk.reason = "drop", "rule_hops"
+            return DROP
+        pieces = self._cut(walk)
+        walk.sent += [Sent(action.device, action.direction, piece.frame) for piece in pieces]
         if action.kind == "redirect":
-            walk.verdict = "redirect"
+            walk.verdict, walk.reason = ("redirect", "") if pieces else ("drop", "rule_field")
+        for piece in pieces if walk.delivery is not None else ():
+            self._send(walk, action, piece)
         return action.control
+
+    def _send(self, walk: Walk, action: Mirred, piece: Piece) -> None:
+        """To another device's hook, which knows nothing of its connection."""
+        assert walk.delivery is not None
+        hook = Hook(action.device, action.direction)
+        onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, mark=walk.mark, priority=walk.priority)
+        walk.onward = walk.onward or (onward if action.kind == "redirect" else None)
+        self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:
         changed = pedit(walk.frame, action)
         if changed is None:
-            walk.reason = "pedit of a field that is not there"
+            walk.reason = "rule_field"
             return DROP
         walk.frame = changed
         return action.control
 
     def _csum(self, walk: Walk, action: Csum) -> Control:
-        walk.frame = csum(walk.frame, action)
+        walk.frame = csum(walk.frame, action, walk.missing)
         return action.control
 
     def _skbedit(self, walk: Walk, action: Skbedit) -> Control:
@@ -276,5 +369,5 @@ class Interpreter:
         return action.control
 
     def _police(self, walk: Walk, action: Police) -> Control:
-        bucket = self._buckets.setdefault(id(action), Bucket(action, walk.now))
-        return action.control if bucket.conforms(len(walk.frame), walk.now) else action.exceed
+        bucket = self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
+        return action.control if bucket.conforms(walk.length, walk.now) else action.exceed

@@ -85,20 +85,23 @@ def put(frame: bytes, at: int, value: int, length: int = 2) -> bytes:
     return frame[:at] + value.to_bytes(length, "big") + frame[at + length :]
 
 
-def csum(frame: bytes, action: Csum) -> bytes:
-    """Checksums made anew. Of a fragment, and of what is shorter than its header, none is; UDP's 0 stays 0 (RFC 768)."""
-    where = layers(frame)
+def csum(frame: bytes, action: Csum, missing: int = 0) -> bytes:
+    """Checksums made anew. Of a fragment, and of what is shorter than its header, none is; UDP's 0 stays 0 (RFC 768).
+
+    missing: bytes behind the frame that were on the wire and not captured: a sum over any of them stays as it is.
+    """
+    where, size = layers(frame), len(frame) + missing
     if where.l3 < 0:
         return frame
     if where.kind == ETH_IP:
         total = int.from_bytes(frame[where.l3 + 2 : where.l3 + 4], "big")
         whole = not int.from_bytes(frame[where.l3 + 6 : where.l3 + 8], "big") & 0x3FFF
-        end = min(where.l3 + total, len(frame))
+        end = min(where.l3 + total, size)
     else:
-        end, whole = min(where.l4 + int.from_bytes(frame[where.l3 + 4 : where.l3 + 6], "big"), len(frame)), True
-    if whole:
+        end, whole = min(where.l4 + int.from_bytes(frame[where.l3 + 4 : where.l3 + 6], "big"), size), True
+    if whole and end <= len(frame):
         frame = transport(frame, where, end, action.of)
-    if where.kind == ETH_IP and "ip4h" in action.of:
+    if where.kind == ETH_IP and "ip4h" in action.of and (where.l4 <= len(frame) or not missing):
         bare = put(frame, where.l3 + 10, 0)
         frame = put(bare, where.l3 + 10, folded(bare[where.l3 : where.l4]))
     return frame

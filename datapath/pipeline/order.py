@@ -12,16 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from datapath.pipeline.rules import Hook, Rule, Ruleset
+from datapath.pipeline.rules import Hook, Qdisc, Rule, Ruleset
 
 Shape = tuple[tuple[str, int, bool], ...]
 
 
 class Placed(NamedTuple):
-    """A rule and where it goes on after `continue`: the place of the first rule of the next priority in the chain, which may not be there."""
+    """A rule and where it goes on after `continue`: the place of the first rule of the next priority in the chain, which may not be there.
+
+    at: its number among the rules that were put in order.
+    """
 
     rule: Rule
     behind: int
+    at: int
 
 
 def shape_of(rule: Rule) -> Shape:
@@ -38,21 +42,24 @@ def in_order(rules: Iterable[Rule]) -> list[Placed]:
         ranked.append((rule.prio, mask, at, rule))
     ranked.sort(key=lambda each: each[:3])
     ends: dict[int, int] = {prio: i + 1 for i, (prio, *_) in enumerate(ranked)}
-    return [Placed(rule, ends[prio]) for prio, _, _, rule in ranked]
+    return [Placed(rule, ends[prio], at) for prio, _, at, rule in ranked]
+
+
+def bindings(qdiscs: Iterable[Qdisc]) -> dict[Hook, Hook]:
+    """The hooks that are bound to a shared block, which has their rules: in Linux they have none of their own then."""
+    found = {}
+    for qdisc in qdiscs:
+        for direction, block in (("ingress", qdisc.ingress_block), ("egress", qdisc.egress_block)):
+            if block is not None:
+                found[Hook(qdisc.device, direction)] = Hook("", "", block)
+    return found
 
 
 def chains_of(ruleset: Ruleset, hook: Hook) -> dict[int, list[Placed]]:
-    """By chain, the rules of a hook in the order in which they are tried: of a device's hook also those of the shared block it is bound to.
-
-    A hook that is bound to a block has no rules of its own in Linux.
-    """
-    bound = {hook}
-    for qdisc in ruleset.qdiscs:
-        block = qdisc.ingress_block if hook.direction == "ingress" else qdisc.egress_block
-        if qdisc.device == hook.device and block is not None:
-            bound = {Hook("", "", block)}
+    """By chain, the rules of a hook in the order in which they are tried."""
+    bound = bindings(ruleset.qdiscs).get(hook, hook)
     found: dict[int, list[Rule]] = {}
     for rule in ruleset.rules:
-        if rule.hook in bound:
+        if rule.hook == bound:
             found.setdefault(rule.chain, []).append(rule)
     return {chain: in_order(rules) for chain, rules in sorted(found.items())}

@@ -7,7 +7,7 @@ A reader takes a text and gives numbers, or raises Expected with what was expect
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 from ctcore.nat_rules import Address, Ports
@@ -198,10 +198,9 @@ def label_text(value: int) -> str:
     return value.to_bytes(16, "little").hex()
 
 
-def keyword(word: str, words: Iterable[str]) -> str | None:
+def keyword(word: str, words: Collection[str]) -> str | None:
     """The word itself if it is one of them, or the only one that it begins, as tc has it; None otherwise."""
-    known = list(words)
-    if word in known:
+    if word in words:
         return word
-    begun = [each for each in known if word and each.startswith(word)]
+    begun = [each for each in words if word and each.startswith(word)]
     return begun[0] if len(begun) == 1 else None

@@ -40,7 +40,10 @@ def parse(text: str, name: str, found: Findings) -> Ruleset:
     was_on = gc.isenabled()
     gc.disable()
     try:
-        return _parse(text, name, found)
+        ruleset = _parse(text, name, found)
+        if not ruleset.rules and not found.errors:
+            found.warn(Place(name), "", "no rules: everything passes untracked")
+        return ruleset
     finally:
         if was_on:
             gc.enable()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from datapath.pipeline.findings import Expected, Findings, rule_error
 from datapath.pipeline.rules import Place, RuleError
@@ -35,12 +36,17 @@ SHELL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A word, without its quotes, and where it begins."""
+class Word(NamedTuple):
+    """A word, without its quotes, and where it begins: of most of them nobody ever asks for the place."""
 
     text: str
-    place: Place
+    file: str
+    line: int
+    column: int
+
+    @property
+    def place(self) -> Place:
+        return Place(self.file, self.line, self.column)
 
 
 @dataclass(slots=True)
@@ -116,7 +122,7 @@ class _Scanner:
             else:
                 place = self.place()
                 try:
-                    words.append(Word(self.word(), place))
+                    words.append(Word(self.word(), *place))
                 except Expected as error:
                     self.found.error(place, self.text[self.at : self.at + 40].partition("\n")[0] or "end of file", str(error))
                     self.to_end()
@@ -126,7 +132,8 @@ class _Scanner:
 
     def plain(self, line: str) -> list[Word]:
         """The words of a line in which every character stands for itself; to its line break, which is not passed."""
-        found = [Word(word.group(), Place(self.name, self.line, word.start() + 1)) for word in _PLAIN_WORD.finditer(line)]
+        name, number = self.name, self.line
+        found = [Word(word.group(), name, number, word.start() + 1) for word in _PLAIN_WORD.finditer(line)]
         self.at += len(line) - line.endswith("\n")
         return found
 

@@ -25,6 +25,7 @@ from datapath.pipeline.rules import (
     Hook,
     Match,
     Place,
+    Police,
     Qdisc,
     Rule,
     RuleError,
@@ -50,6 +51,7 @@ class _Script:
     templates: dict[object, Template] = field(default_factory=dict)
     rules: list[Rule] = field(default_factory=list)
     numbered: dict[object, int] = field(default_factory=dict)  # rules that have a prio and a handle, by their places in the list
+    done: dict[tuple[str, ...], list[tuple[Action, int]]] = field(default_factory=dict)  # actions by their words: each, and which word it is
 
 
 def parse(text: str, name: str, found: Findings) -> Ruleset:
@@ -207,7 +209,7 @@ def _filter(cursor: Cursor, place: Place, replace: bool, script: _Script, found:
     _flower(kind)
     hook, protocol = head.hook(place), head.get("protocol", ETH_ALL)
     matches, flags, parts = _matches(cursor, protocol, found)
-    actions = _actions(cursor, parts)
+    actions = _actions(cursor, parts, script)
     parts |= {name: word.place for name, word in head.words.items()}
     rule = Rule(
         hook, protocol, matches, actions, head.get("prio", 0), head.get("chain", 0), head.get("handle", 0),
@@ -223,13 +225,20 @@ def _filter(cursor: Cursor, place: Place, replace: bool, script: _Script, found:
     script.rules.append(rule)
 
 
-def _actions(cursor: Cursor, parts: dict[str, Place]) -> tuple[Action, ...]:
-    """The actions, if `action` is what comes next; their places go to parts."""
+def _actions(cursor: Cursor, parts: dict[str, Place], script: _Script) -> tuple[Action, ...]:
+    """The actions, if `action` is what comes next; their places go to parts. What many rules do is read once."""
     if cursor.peek() is None:
         return ()
     cursor.next("action")
-    done = read_actions(cursor)
-    parts |= {f"action {i}": place for i, (_, place) in enumerate(done)}
+    rest = cursor.words[cursor.at :]
+    texts = tuple(word.text for word in rest)
+    done = script.done.get(texts)
+    if done is None:
+        at = {word.place: i for i, word in enumerate(rest)}
+        done = [(action, at[place]) for action, place in read_actions(cursor)]
+        if not any(isinstance(action, Police) for action, _ in done):  # each has a bucket of its own, and who it is tells which
+            script.done[texts] = done
+    parts |= {f"action {i}": rest[at].place for i, (_, at) in enumerate(done)}
     return tuple(action for action, _ in done)
 
 
@@ -254,12 +263,15 @@ def _chain(cursor: Cursor, place: Place, replace: bool, script: _Script, found: 
 _COMMANDS: dict[str, Callable[[Cursor, Place, bool, _Script, Findings], None]] = {"qdisc": _qdisc, "filter": _filter, "chain": _chain}
 
 
+_WORDS = dict.fromkeys((*KEYS, *FLAGS, *REFUSED_KEYS, "action"))
+
+
 def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Match, ...], set[str], dict[str, Place]]:
     """The keys up to `action`, in the order of FIELDS; flags; where each key is. Read twice: addresses are of the version that other keys say."""
     written: dict[str, tuple[Word, Word]] = {}
     flags: set[str] = set()
     while (text := cursor.peek()) is not None:
-        name = keyword(text, [*KEYS, *FLAGS, *REFUSED_KEYS, "action"])
+        name = keyword(text, _WORDS)
         if name == "action":
             break
         word = cursor.next("a key")

@@ -138,7 +138,7 @@ class _Reader:
 
     def _places(self, cursor: Cursor, name: str) -> None:
         """A limit or a reserve."""
-        expected = "ZONE=N, a zone and a number of connections, as in 5=1000" + (", or N for each" if name == LIMIT else "")
+        expected = "ZONE=N, a zone up to 65535 and a number of connections, as in 5=1000" + (", or N for each" if name == LIMIT else "")
         places = read_places(cursor.take(expected), zone_needed=name == RESERVE)
         if places is None or places[0] in self.places[name]:
             cursor.fail(f"{expected}, each once")

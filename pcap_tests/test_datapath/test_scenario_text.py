@@ -187,10 +187,10 @@ def test_raw_bytes():
         ("set zone 5\nset zone 6", "my.ct:2:5: 'zone': expected the zone once"),
         (
             "set zone-limit 5:original=1",
-            "my.ct:1:16: '5:original=1': expected ZONE=N, a zone and a number of connections, as in 5=1000, or N for each",
+            "my.ct:1:16: '5:original=1': expected ZONE=N, a zone up to 65535 and a number of connections, as in 5=1000, or N for each",
         ),
         ("set zone-limit 5\nset zone-limit 6", "my.ct:2:16: '6': expected ZONE=N"),
-        ("set zone-reserve 5", "my.ct:1:18: '5': expected ZONE=N, a zone and a number of connections, as in 5=1000, each once"),
+        ("set zone-reserve 5", "my.ct:1:18: '5': expected ZONE=N, a zone up to 65535 and a number of connections, as in 5=1000, each once"),
         ("set max 3\nset zone-reserve 5=4", "my.ct:2:18: zone_reserves: 4 in all: expected at most max, 3"),
         ("+0 A:1 > B:2 udp zone 65536", "my.ct:1:23: '65536': expected a number from 0 to 65535"),
         ("+0 A > B icmp 256", "my.ct:1:15: '256': expected a type"),

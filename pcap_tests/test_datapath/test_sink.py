@@ -80,6 +80,25 @@ def test_each_link_and_iface_becomes_an_interface(tmp_path, rows):
     assert [(data[0], link, iface) for data, _, _, link, iface in packets_of(path)] == [(i, row[0], order.index(row)) for i, row in enumerate(rows)]
 
 
+def test_interfaces_keep_their_names(tmp_path):
+    memory, frames = frames_of([b"a" * 60, b"b" * 60, b"c" * 60])
+    frames["iface"] = [4, 2, 4]
+    with PcapSink(tmp_path / "two.pcapng", ifaces={2: "eth0", 4: "eth0_0"}) as sink:
+        sink.write(memory, frames)
+    with PcapSource(tmp_path / "two.pcapng") as source:
+        _, read = source.read(10)
+        assert [source.ifaces[i] for i in read["iface"]] == ["eth0_0", "eth0", "eth0_0"]
+
+
+def test_an_interface_without_a_name_has_none(tmp_path):
+    for ending in ("pcap", "pcapng"):
+        with PcapSink(tmp_path / f"one.{ending}") as sink:
+            sink.write(*frames_of([b"a" * 60]))
+        with PcapSource(tmp_path / f"one.{ending}") as source:
+            source.read(10)
+            assert source.ifaces == [""]
+
+
 @FOLDER
 @given(comments=st.lists(st.none() | st.text(max_size=50), max_size=12))
 def test_comments_stand_at_their_packets(tmp_path, comments):

@@ -53,7 +53,7 @@ def test_limits_are_put_together_and_taken_apart():
     "options, expected",
     [
         (["--zone", "5:both"], "'5:both': expected a number from 0 to 65,535, with :original or :reply"),
-        (["--zone-limit", "x"], "'x': expected [ZONE=]N, a zone and a number of connections, as in 5=1000"),
+        (["--zone-limit", "x"], "'x': expected [ZONE=]N, a zone up to 65535 and a number of connections, as in 5=1000"),
         (["--zone-reserve", "10"], "'10': expected ZONE=N"),
         (["--zone-reserve", "1=10", "--max", "5"], "zone_reserves: 10 in all: expected at most max, 5"),
     ],

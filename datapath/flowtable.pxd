@@ -1,0 +1,59 @@
+# The flow table: connections whose packets need no tracking any more; see flowtable.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from ctcore.engine cimport Engine
+from ctcore.tracker cimport Tracker
+from ctcore.types cimport Key, Packet
+
+cdef enum:
+    NO_ROW = 0xFFFFFFFF
+    # flags of a row
+    ROW_TEARDOWN = 1            # its packets go the slow way; it goes with the next round
+    ROW_BIDIRECTIONAL = 2       # replies may be served, too
+    ROW_ASSURED = 4             # its connection is, and stays so
+
+# A connection in the table. The first cache line is what a packet needs; the tuples are for who has none of the row's numbers.
+ctypedef struct FlowRow:
+    int64_t conn_id             # ordinal
+    uint32_t conn               # slot in the engine's pool
+    uint32_t serial             # lives of this row: tells it from the next connection in it
+    uint32_t timeout            # tick
+    uint32_t next[2]            # by direction, in the chain of its tuple's hash; of a free row: next[0] is the next free one
+    uint8_t flags
+    uint8_t cause               # Offload: why it is torn down
+    uint8_t live
+    uint8_t pad
+    uint8_t pads[8]
+    Key key[2]                  # as packets of each direction arrive
+    uint64_t spare              # two cache lines in all
+
+ctypedef struct FlowTable:
+    FlowRow *row
+    uint32_t *head              # chains, of row << 1 | direction
+    uint32_t *of                # by slot of the pool: its connection's row
+    uint32_t n_heads            # a power of two
+    uint32_t size
+    uint32_t used               # rows ever handed out
+    uint32_t free
+    uint32_t count
+    uint32_t timeout[2]         # ticks: TCP; UDP and all others
+    uint8_t extends             # whether connections in the table are kept from expiring
+    int64_t next_round          # ns
+    Engine *engine
+    uint64_t admitted
+    uint64_t served             # packets
+    uint64_t torn_down[32]      # by Offload
+
+cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil
+cdef uint32_t flow_find(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil
+cdef uint8_t flow_passes(const Packet *p, const uint8_t *ip) noexcept nogil
+cdef uint8_t flow_serve(FlowTable *all, Engine *ct, const Packet *p, uint32_t found) noexcept nogil
+cdef void flow_teardown(FlowTable *all, Engine *ct, uint32_t row, uint8_t cause, uint64_t tick) noexcept nogil
+cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil
+
+
+cdef class Flows:
+    cdef FlowTable all
+    cdef readonly Tracker tracker
+    cdef size_t size

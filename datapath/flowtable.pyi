@@ -1,0 +1,21 @@
+from ctcore.tracker import Tracker
+
+class Flows:
+    """A tracker's flow table: which of its connections need no tracking any more. Made for a whole pipeline; a tracker has one at most.
+
+    Its timeouts are the tracker's settings flowtable_tcp_timeout and flowtable_udp_timeout. Raises ValueError if the tracker has one already,
+    MemoryError.
+    """
+
+    def __init__(self, tracker: Tracker) -> None: ...
+    @property
+    def tracker(self) -> Tracker: ...
+    @property
+    def count(self) -> int:
+        """Rows, those included that are torn down and wait for the next round."""
+    def counters(self) -> dict[str, int]:
+        """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why."""
+    def flush(self) -> None:
+        """Tear down all rows: their connections go back to the tracker."""
+    def check(self) -> None:
+        """Raises AssertionError naming what breaks an invariant."""

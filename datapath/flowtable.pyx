@@ -1,0 +1,377 @@
+"""The flow table: which connections are so well established that their packets need no tracking any more, and for how long.
+
+Theory of operation: at the end of a `ct` action flow_admit() takes a connection in. From then on its packets are served here: looked up, accounted,
+and told what their connection is; neither window nor timeout is looked at. What may end or change the connection goes the slow way: FIN and RST tear
+down first. A row whose packets stay away expires; rounds, one a second, take out what is expired or torn down.
+One connection: SYN, SYN/ACK, ACK: the third makes it assured and is its admission; data is served; FIN tears it down, the tracker sees the FIN;
+the next round removes the row. An idle one comes back after 30 s with 432,000 - 30 s left.
+Invariants (check): a row is in the chains of both its tuples; OFFLOAD is set on exactly the connections whose rows are not torn down; none of
+these is dead.
+Source: net/sched/act_ct.c, net/netfilter/nf_flow_table_core.c.
+Not here: verdicts (a packet served has its rules still before it, see shortcut), hardware.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+import numpy as np
+
+from ctcore.engine cimport Engine, set_deadline, ticks_left
+from ctcore.hashing cimport hash_of
+from ctcore.lowlevel cimport be16, likely, unlikely
+from ctcore.pool cimport map_memory, unmap_memory
+from ctcore.table cimport same_key
+from ctcore.timers cimport tick_reached
+from ctcore.tracker cimport Tracker
+from ctcore.types cimport *
+
+from ctcore import types
+
+cdef enum:
+    DAY = 86400                 # seconds that an admitted connection has at least
+    FIVE_MINUTES = 300          # with less left, one in the table gets more
+    SECOND = 1_000_000_000      # ns between rounds
+    IP4_PLAIN = 20              # bytes of an IP header without options
+    IP6_PLAIN = 40
+    FLAGS_OVER = FIN | RST
+
+# Bytes of a transport header that have to be there.
+cdef inline uint32_t least_of(uint8_t proto) noexcept nogil:
+    return 20 if proto == PROTO_TCP else 8 if proto == PROTO_UDP else 4
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint32_t *chain_of(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil:
+    return &all.head[hash_of(&ct.hash_key, key) & (all.n_heads - 1)]
+
+
+cdef uint32_t flow_find(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil:
+    """The row and direction (row << 1 | direction) that has this tuple, torn down or not, or NO_ROW."""
+    cdef uint32_t at = chain_of(all, ct, key)[0]
+    while at != NO_ROW and not same_key(&all.row[at >> 1].key[at & 1], key):
+        at = all.row[at >> 1].next[at & 1]
+    return at
+
+
+cdef uint32_t row_take(FlowTable *all) noexcept nogil:
+    cdef uint32_t row = all.free
+    if row != NO_ROW:
+        all.free = all.row[row].next[0]
+    elif all.used < all.size:
+        row = all.used
+        all.used += 1
+    return row
+
+
+cdef void row_remove(FlowTable *all, const Engine *ct, uint32_t number) noexcept nogil:
+    """Out of both chains, and free. Whoever remembers it sees by the serial that it is another life."""
+    cdef FlowRow *row = &all.row[number]
+    cdef uint32_t *link
+    cdef int dir
+    for dir in range(2):
+        link = chain_of(all, ct, &row.key[dir])
+        while link[0] != (number << 1 | dir):
+            link = &all.row[link[0] >> 1].next[link[0] & 1]
+        link[0] = row.next[dir]
+    row.live = 0
+    row.serial += 1
+    row.next[0] = all.free
+    all.free = number
+    all.count -= 1
+
+
+cdef inline uint32_t idle_ticks(const FlowTable *all, uint8_t proto) noexcept nogil:
+    return all.timeout[0 if proto == PROTO_TCP else 1]
+
+
+# --- admission --------------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t tcp_refusal(const Entry *entry, uint8_t state) noexcept nogil:
+    if state != ESTABLISHED or entry.l4.tcp.state != TCP_ESTABLISHED:
+        return NOT_TCP_STATE
+    return OFFLOAD_NONE if entry.status & ASSURED else NOT_ASSURED
+
+
+cdef uint8_t gre_refusal(const Entry *entry, uint8_t state) noexcept nogil:
+    cdef const Key *key = &entry.flow[ORIG].key
+    if entry.status & (SRC_NAT | DST_NAT):
+        return NOT_GRE_NAT
+    if key.sport | key.dport | entry.flow[REPLY].key.sport | entry.flow[REPLY].key.dport:
+        return NOT_GRE_KEY
+    return OFFLOAD_NONE if state == ESTABLISHED and entry.status & ASSURED else NOT_ASSURED
+
+
+cdef uint8_t refusal(const Entry *entry, uint8_t state) noexcept nogil:
+    """Why a connection is not for the table, or OFFLOAD_NONE. state: that of the packet."""
+    cdef uint8_t proto = entry.flow[ORIG].key.proto, why
+    if proto == PROTO_TCP:
+        why = tcp_refusal(entry, state)
+    elif proto == PROTO_GRE:
+        why = gre_refusal(entry, state)
+    elif proto == PROTO_UDP:
+        why = OFFLOAD_NONE if entry.status & CONFIRMED else NOT_UNCONFIRMED
+    else:
+        why = NOT_PROTO
+    if why != OFFLOAD_NONE:
+        return why
+    if entry.cold & COLD_EXTENSION:
+        return NOT_HELPER if not entry.status & SEQ_ADJUST else NOT_SEQADJ
+    return NOT_SEQADJ if entry.status & SEQ_ADJUST else OFFLOAD_NONE
+
+
+cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil:
+    """Take a packet's connection in, at the end of a `ct` action. Returns OFFLOAD_SOFTWARE if it is in the table now, or why not."""
+    cdef Entry *entry = &ct.pool.entry[flow >> 1]
+    cdef uint8_t why
+    if entry.status & OFFLOAD:
+        return OFFLOAD_SOFTWARE
+    why = refusal(entry, state)
+    if why != OFFLOAD_NONE:
+        return why
+    if entry.status & DYING:
+        return NOT_DYING
+    if entry.flow[ORIG].key.proto == PROTO_TCP:
+        # Windows are no longer followed from here on, so that they must not be believed later either.
+        entry.l4.tcp.flags[ORIG] |= TF_BE_LIBERAL
+        entry.l4.tcp.flags[REPLY] |= TF_BE_LIBERAL
+    if not row_enter(all, ct, flow >> 1, p.key.zone):
+        return NOT_TUPLE_BUSY
+    entry.status |= OFFLOAD
+    set_deadline(ct, entry, DAY * <uint32_t>(SECOND // ct.set.tick_ns))
+    all.admitted += 1
+    return OFFLOAD_SOFTWARE
+
+
+cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) noexcept nogil:
+    """A row for a connection. False if one of its tuples is there: an older connection's, which no round has removed yet."""
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef Key key[2]
+    cdef FlowRow *row
+    cdef uint32_t number
+    cdef int dir
+    for dir in range(2):
+        key[dir] = entry.flow[dir].key
+        key[dir].zone = zone
+    if same_key(&key[ORIG], &key[REPLY]) or flow_find(all, ct, &key[ORIG]) != NO_ROW or flow_find(all, ct, &key[REPLY]) != NO_ROW:
+        return False
+    number = row_take(all)
+    if number == NO_ROW:
+        return False
+    row = &all.row[number]
+    row.conn_id, row.conn = entry.flow[ORIG].id, conn
+    row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
+    row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
+    row.cause, row.live = OFFLOAD_NONE, 1
+    for dir in range(2):
+        row.key[dir] = key[dir]
+        row.next[dir] = chain_of(all, ct, &key[dir])[0]
+        chain_of(all, ct, &key[dir])[0] = number << 1 | dir
+    all.of[conn] = number
+    all.count += 1
+    return True
+
+
+# --- packets ----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t flow_passes(const Packet *p, const uint8_t *ip) noexcept nogil:
+    """OFFLOAD_NONE if the table may be asked for a packet, or why it goes the slow way. ip: its IP header."""
+    cdef uint8_t proto = p.key.proto
+    if p.verdict != PENDING or p.reason == R_FRAGMENT:
+        return NOT_FRAGMENT
+    if proto != PROTO_TCP and proto != PROTO_UDP and proto != PROTO_GRE:
+        return NOT_PROTO
+    if p.l4 - ip != (IP4_PLAIN if p.key.family == 4 else IP6_PLAIN):
+        return NOT_IP_OPTIONS
+    if p.hop_limit <= 1:
+        return NOT_TTL
+    if p.l4_have < least_of(proto):
+        return NOT_TRUNCATED
+    return NOT_PROTO if proto == PROTO_GRE and be16(p.l4) & 7 else OFFLOAD_NONE
+
+
+cdef uint8_t flow_serve(FlowTable *all, Engine *ct, const Packet *p, uint32_t found) noexcept nogil:
+    """A packet whose tuple flow_find() found: OFFLOAD_SOFTWARE if it is served, or why it goes the slow way; OFFLOAD_NONE: the row is no longer."""
+    cdef FlowRow *row = &all.row[found >> 1]
+    cdef int dir = found & 1
+    cdef Entry *entry = &ct.pool.entry[row.conn]
+    cdef uint32_t timeout
+    cdef bint renewed = False
+    if unlikely(row.flags & ROW_TEARDOWN):
+        return OFFLOAD_NONE
+    if unlikely(not row.flags & ROW_ASSURED) and entry.status & ASSURED:
+        row.flags |= ROW_ASSURED
+    if unlikely(dir == REPLY and not row.flags & ROW_BIDIRECTIONAL):
+        row.flags |= ROW_BIDIRECTIONAL if row.flags & ROW_ASSURED else 0
+        renewed = True
+    if p.key.proto == PROTO_TCP and unlikely(p.tcp_flags & FLAGS_OVER):
+        flow_teardown(all, ct, found >> 1, NOT_TEARDOWN_FIN if p.tcp_flags & FIN else NOT_TEARDOWN_RST, ct.tick)
+        return row.cause
+    timeout = <uint32_t>ct.tick + idle_ticks(all, p.key.proto)
+    if unlikely(renewed or <int32_t>(timeout - row.timeout) > <int32_t>(SECOND // ct.set.tick_ns)):
+        row.timeout = timeout
+    if unlikely(not row.flags & ROW_ASSURED):
+        return NOT_ASSURED                  # so that it can become so
+    if likely(ct.set.acct):
+        entry.flow[dir].packets += 1
+        entry.flow[dir].bytes += p.ip_len
+    all.served += 1
+    return OFFLOAD_SOFTWARE
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void flow_teardown(FlowTable *all, Engine *ct, uint32_t number, uint8_t cause, uint64_t tick) noexcept nogil:
+    """The connection goes back to the tracker, which knows nothing of what passed meanwhile. tick: when, which may lie a little ahead."""
+    cdef FlowRow *row = &all.row[number]
+    cdef Entry *entry = &ct.pool.entry[row.conn]
+    if row.flags & ROW_TEARDOWN:
+        return
+    row.flags |= ROW_TEARDOWN
+    row.cause = cause
+    all.torn_down[cause] += 1
+    entry.status &= ~<uint16_t>OFFLOAD
+    give_back(all, ct, entry, tick_reached(row.timeout, tick), tick)
+
+
+cdef void give_back(const FlowTable *all, Engine *ct, Entry *entry, bint expired, uint64_t tick) noexcept nogil:
+    """Windows are learnt anew, and the timeout is what the tracker would have given, less the time that nothing came."""
+    cdef uint8_t proto = entry.flow[ORIG].key.proto
+    cdef uint32_t base, ahead = <uint32_t>tick - <uint32_t>ct.tick
+    cdef int dir
+    if proto == PROTO_TCP:
+        for dir in range(2):
+            entry.l4.tcp.side[dir].maxwin = 0
+            entry.l4.tcp.flags[dir] &= ~<uint8_t>TF_MAXACK_SET
+        base = ct.set.tcp_timeout[entry.l4.tcp.state]
+    elif proto == PROTO_UDP:
+        base = ct.set.udp_timeout[(entry.status & SEEN_REPLY) != 0]
+    else:
+        return
+    if expired:
+        base -= min(base, idle_ticks(all, proto))
+    if ticks_left(ct, entry) > <int32_t>(base + ahead):
+        set_deadline(ct, entry, base + ahead)
+
+
+cdef void connection_gone(void *who, uint32_t conn) noexcept nogil:
+    """The tracker has killed a connection in the table."""
+    cdef FlowTable *all = <FlowTable *>who
+    cdef FlowRow *row = &all.row[all.of[conn]]
+    row.flags |= ROW_TEARDOWN
+    row.cause = NOT_TEARDOWN_DYING
+    all.torn_down[<int>NOT_TEARDOWN_DYING] += 1
+
+
+cdef void extend(Engine *ct, Entry *entry) noexcept nogil:
+    """Keep what is in the table from expiring (nf_flow_table_extend_ct_timeout)."""
+    cdef uint32_t second = <uint32_t>(SECOND // ct.set.tick_ns)
+    cdef uint8_t proto = entry.flow[ORIG].key.proto
+    if ticks_left(ct, entry) >= <int32_t>(FIVE_MINUTES * second):
+        return
+    if proto == PROTO_UDP or (proto == PROTO_TCP and entry.l4.tcp.state == TCP_ESTABLISHED):
+        set_deadline(ct, entry, DAY * second)
+    elif proto == PROTO_TCP and FIN_WAIT <= entry.l4.tcp.state <= TIME_WAIT:
+        set_deadline(ct, entry, FIVE_MINUTES * second)
+
+
+cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
+    """What is to be done once a second, up to `now`, which may lie many seconds after the last call: each row is torn down as of its own second."""
+    cdef uint64_t second = <uint64_t>(SECOND // ct.set.tick_ns), tick = <uint64_t>(now // SECOND) * second, at
+    cdef FlowRow *row
+    cdef uint32_t i
+    all.next_round = (now // SECOND + 1) * SECOND
+    for i in range(all.used):
+        row = &all.row[i]
+        if not row.live:
+            continue
+        if not row.flags & ROW_TEARDOWN and tick_reached(row.timeout, tick):
+            at = tick - <uint64_t><int64_t><int32_t>(<uint32_t>tick - row.timeout)
+            at = (at + second - 1) // second * second       # the first round that finds it expired
+            flow_teardown(all, ct, i, NOT_TEARDOWN_IDLE, at)
+        if row.flags & ROW_TEARDOWN:
+            row_remove(all, ct, i)
+        elif all.extends:
+            extend(ct, &ct.pool.entry[row.conn])
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------------------------
+
+
+cdef class Flows:
+    """A tracker's flow table. See flowtable.pyi."""
+
+    def __cinit__(self, Tracker tracker not None):
+        cdef FlowTable *all = &self.all
+        cdef Engine *ct = &tracker.ct
+        cdef size_t rows, heads
+        if ct.offloaded_gone != NULL:
+            raise ValueError("flow table: expected a tracker that has none yet")
+        memset(all, 0, sizeof(FlowTable))
+        self.tracker = tracker
+        all.engine = ct
+        all.size = ct.pool.capacity
+        all.n_heads = 1 << (all.size - 1 if all.size > 1 else 1).bit_length()
+        rows, heads = all.size * sizeof(FlowRow), all.n_heads * sizeof(uint32_t)
+        self.size = (rows + heads + all.size * sizeof(uint32_t) + 4095) & ~<size_t>4095
+        all.row = <FlowRow *>map_memory(self.size)
+        if all.row == NULL:
+            raise MemoryError(f"no memory for a flow table of {all.size} connections")
+        all.head = <uint32_t *>(all.row + all.size)
+        all.of = all.head + all.n_heads
+        memset(all.head, 0xFF, heads)
+        all.free = NO_ROW
+        all.timeout = [tracker.config.flowtable_tcp_timeout * tracker.config.hz, tracker.config.flowtable_udp_timeout * tracker.config.hz]
+        all.extends = tracker.config.flowtable_extends
+        ct.offloaded_gone, ct.offloaded_who = connection_gone, all
+
+    def __dealloc__(self):
+        if self.all.row != NULL:
+            self.all.engine.offloaded_gone, self.all.engine.offloaded_who = NULL, NULL
+            unmap_memory(self.all.row, self.size)
+
+    @property
+    def count(self):
+        return self.all.count
+
+    def counters(self):
+        """See flowtable.pyi."""
+        cdef FlowTable *all = &self.all
+        ended = {each.name.removeprefix("NOT_").lower(): all.torn_down[<int>each] for each in types.Offload if each.name.startswith("NOT_TEARDOWN_")}
+        return {"flows": all.count, "admitted": all.admitted, "served": all.served, **ended}
+
+    def flush(self):
+        """See flowtable.pyi."""
+        cdef uint32_t i
+        self.tracker.idle()
+        for i in range(self.all.used):
+            if self.all.row[i].live:
+                flow_teardown(&self.all, self.all.engine, i, NOT_TEARDOWN_FLUSH, self.all.engine.tick)
+
+    def check(self):
+        """See flowtable.pyi."""
+        cdef FlowTable *all = &self.all
+        cdef FlowRow *row
+        cdef uint32_t i, live = 0, marked = 0
+        cdef int dir
+        for i in range(all.used):
+            row = &all.row[i]
+            if not row.live:
+                continue
+            live += 1
+            for dir in range(2):
+                if flow_find(all, all.engine, &row.key[dir]) != (i << 1 | dir):
+                    raise AssertionError(f"row {i}: not in the chain of its tuple of direction {dir}")
+            if not row.flags & ROW_TEARDOWN:
+                marked += 1
+                if not all.engine.pool.entry[row.conn].status & OFFLOAD or all.engine.pool.entry[row.conn].flow[ORIG].id != row.conn_id:
+                    raise AssertionError(f"row {i}: connection {row.conn_id} has no OFFLOAD, or is another one")
+        if live != all.count:
+            raise AssertionError(f"{live} rows live, {all.count} are counted")
+        offloaded = int(np.count_nonzero(self.tracker.conns()["status"] & <int>OFFLOAD))
+        if offloaded != marked:
+            raise AssertionError(f"{offloaded} connections have OFFLOAD, {marked} rows serve some")

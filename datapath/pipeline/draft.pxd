@@ -1,0 +1,58 @@
+# A frame that actions may change: where it lies, and in which memory a changed one does. See draft.pyx.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+cdef enum:
+    DRAFT_ROOM = 1 << 19        # bytes of memory for a changed frame: twice the largest that a capture may hold
+    DRAFT_HEADROOM = 256        # bytes free in front of it, for tags
+
+# data: of the frame as it is, in memory that is not to be written, or (own) in room.
+ctypedef struct Draft:
+    const uint8_t *data
+    uint8_t *room               # DRAFT_ROOM bytes
+    uint32_t have               # bytes
+    uint32_t missing            # bytes behind them that were on the wire and not captured
+    uint8_t own
+    uint8_t ethernet            # other frames have no headers that are known here
+
+# Where a munge's offset counts from.
+cdef enum:
+    BASE_FRAME = 0
+    BASE_L3 = 1
+    BASE_L4 = 2
+
+# One change of a header field: the bytes of the field become old & ~mask | value, or old & ~mask | (old + value) & mask if it is one byte to add to.
+ctypedef struct Munge:
+    uint8_t base
+    uint8_t offset
+    uint8_t size                # bytes, up to 16
+    uint8_t add
+    uint8_t[16] value
+    uint8_t[16] mask
+
+# Which checksums are made anew: a bit for each, by the places of their names in tc_actions.CSUM_ORDER.
+cdef enum:
+    SUM_IP4H = 0x01
+    SUM_ICMP = 0x02
+    SUM_IGMP = 0x04
+    SUM_TCP = 0x08
+    SUM_UDP = 0x10
+    SUM_UDPLITE = 0x20
+    SUM_SCTP = 0x40
+
+cdef enum:
+    VLAN_PUSH = 0
+    VLAN_POP = 1
+    VLAN_MODIFY = 2
+
+# A tag that is put in front, taken off, or changed. kept: the bits of the tag that stay; protocol: 0: that stays.
+ctypedef struct TagChange:
+    uint16_t protocol
+    uint16_t tag
+    uint16_t kept
+    uint8_t kind
+
+cdef bint draft_own(Draft *d) noexcept nogil
+cdef uint8_t draft_pedit(Draft *d, const Munge *munge, uint32_t n) noexcept nogil
+cdef uint8_t draft_csum(Draft *d, uint8_t sums) noexcept nogil
+cdef uint8_t draft_vlan(Draft *d, const TagChange *change) noexcept nogil

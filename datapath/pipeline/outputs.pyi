@@ -1,0 +1,9 @@
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+class OutputFlag(IntEnum):
+    OUTPUT_CHANGED = 1
+
+OUTPUT_DTYPE: np.dtype[Any]  # the C struct Output (outputs.pxd)

@@ -1,0 +1,27 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datapath.pipeline.classify import Classifier
+from datapath.pipeline.rules import Hook, Ruleset
+
+COUNT_DTYPE: np.dtype[Any]  # packets, bytes (on the wire), last (ns; -1: never)
+
+class Program:
+    """Rules, compiled. Counters and policers are its own: who wants them apart makes another one.
+
+    ruleset: as validate leaves it, with priorities; devices: names to be numbered beside those that it mentions; seed: of the classifier's hash.
+    Raises ValueError for more than 65535 devices, and for a pedit that validate would refuse.
+    """
+
+    ruleset: Ruleset
+    devices: tuple[str, ...]  # by number; 0 is none
+    classifier: Classifier
+    tracks: bool  # there is a ct action
+    def __init__(self, ruleset: Ruleset, devices: Sequence[str] = (), *, seed: int = 0) -> None: ...
+    def hook(self, hook: Hook) -> int:
+        """The number of a hook. One of number 0 or 1 is of a device that nobody named, and passes all. Raises ValueError for unknown devices."""
+    def counters(self) -> NDArray[Any]:
+        """COUNT_DTYPE[n], a copy: how often each rule matched, in the order of the ruleset."""

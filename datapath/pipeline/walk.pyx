@@ -1,0 +1,325 @@
+"""The walk: one packet through the chains of a hook, rule by rule and action by action, without the GIL and without allocating anything.
+
+The twin of interpret, which says in plain Python what is right; to the byte the same.
+Theory of operation: the packet's fields are looked up in the chain (classify), the rule found is counted and its actions are done; then its control
+says which chain or rule is next. The frame stays where it came from until an action changes it (draft); from then on it is parsed anew before the next
+look-up. What mirred sends begins a level of its own on top of this one, with this one's bytes, and has ended before the next action: so few levels
+are ever needed, and no queue.
+One packet: chain 0 `dst_port 80: pedit dport 8080, goto 1` finds it, copies it, changes two bytes; chain 1 sees port 8080.
+Invariants: at most MOST_TURNS chains at each of at most MOST_HOPS + 1 levels, and at most MOST_SENT of these begun in all; a level's bytes do not
+change while a level above is at work; every rule found is counted once each time.
+Not here: parsing the frame as it came (worker), what a rule is (program), sending.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from ctcore.lowlevel cimport likely, unlikely
+from ctcore.types cimport (
+    ACCEPT, BATCH, DROP, N_REASONS, PENDING, R_OK, R_RULE_CHAINS, R_RULE_DROP, R_RULE_HOPS, R_RULE_ROOM, Packet,
+)
+from datapath.frame cimport Frame, checked_frames
+from datapath.link cimport LINKTYPE_ETHERNET
+from datapath.pipeline.classify cimport NO_PLACE, classify
+from datapath.pipeline.draft cimport DRAFT_ROOM, draft_csum, draft_pedit, draft_vlan
+from datapath.pipeline.flower cimport flower_key
+from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs_reset
+from datapath.pipeline.police cimport conforms
+from datapath.pipeline.program cimport (
+    CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
+    OP_CSUM, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+)
+from datapath.wire cimport FRAGMENTS_GATHERED, parse
+
+from datapath.pipeline.outputs import OUTPUT_DTYPE
+
+RESULT_DTYPE = np.dtype([
+    ("rule", "u4"), ("mark", "u4"), ("priority", "u4"), ("n_hits", "u4"), ("device", "u2"), ("egress", "u1"), ("hops", "u1"), ("verdict", "u1"),
+    ("reason", "u1"), ("pad", "u1", 2), ("hit", "u4", MOST_HITS),
+])
+assert RESULT_DTYPE.itemsize == sizeof(Result)
+
+OUTPUT_BYTES = 1 << 30
+cdef Control PASS = Control(NO_CHAIN, CONTROL_PASS)
+cdef Control SHOT = Control(NO_CHAIN, CONTROL_DROP)
+
+
+# --- what a level sees ------------------------------------------------------------------------------------------------------------------
+
+
+cdef void read_draft(Walking *w, Level *v) noexcept nogil:
+    """Parse the draft as it is now."""
+    cdef Frame frame = w.frame[0]
+    frame.offset = 0
+    frame.caplen = v.draft.have
+    frame.len = v.draft.have + v.draft.missing
+    parse(&w.settings, v.draft.data, &frame, 1, &v.own)
+    v.packet = &v.own
+    v.parsed = True
+
+
+cdef void look(Walking *w, Level *v) noexcept nogil:
+    """Let packet and key tell what is there now."""
+    cdef Frame frame
+    if not v.parsed:
+        read_draft(w, v)
+    frame.offset = 0
+    frame.caplen = v.draft.have
+    frame.link = w.frame.link
+    flower_key(v.draft.data, &frame, v.packet, &v.key)
+    v.key.indev = <uint16_t>(v.hook >> 1)
+    v.keyed = True
+
+
+cdef inline uint8_t changed(Level *v, uint8_t reason) noexcept nogil:
+    """After an action on the draft."""
+    if v.draft.own:
+        v.in_place = v.parsed = v.keyed = False
+    return reason
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void fail(Level *v, uint8_t reason) noexcept nogil:
+    v.verdict = DROP
+    v.reason = reason
+
+
+cdef Control send_on(Walking *w, uint8_t at, const Send *send, Control then) noexcept nogil:
+    """To another hook, and through it."""
+    cdef Level *v = &w.level[at]
+    cdef Level *on = &w.level[at + 1]
+    cdef const Level *end
+    if at >= MOST_HOPS or w.sent >= MOST_SENT:
+        fail(v, R_RULE_HOPS)
+        return SHOT
+    w.sent += 1
+    begin(on, send.hook, v.mark, v.priority)
+    on.draft.data = v.draft.data
+    on.draft.have, on.draft.missing, on.draft.ethernet, on.draft.own = v.draft.have, v.draft.missing, v.draft.ethernet, False
+    on.packet, on.parsed, on.in_place = v.packet, v.parsed, v.in_place
+    go(w, at + 1)
+    if send.redirect:
+        v.verdict = ACCEPT
+        v.end = on.end
+        return then
+    end = &w.level[on.end]
+    w.lost[end.reason] += end.verdict == DROP
+    return then
+
+
+cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
+    """One action; what is to follow it. A verdict of the level says that nothing does."""
+    cdef Level *v = &w.level[at]
+    cdef uint8_t reason = R_OK
+    if op.kind == OP_MIRRED:
+        return send_on(w, at, &op.told.send, op.then)
+    if op.kind == OP_PEDIT:
+        reason = changed(v, draft_pedit(&v.draft, w.rules.munge + op.told.munges.first, op.told.munges.n))
+    elif op.kind == OP_CSUM:
+        reason = changed(v, draft_csum(&v.draft, op.told.sums))
+    elif op.kind == OP_VLAN:
+        reason = changed(v, draft_vlan(&v.draft, &op.told.tag))
+    elif op.kind == OP_SKBEDIT:
+        v.mark = (v.mark & op.told.marks.kept) | op.told.marks.mark
+        v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
+    elif op.kind == OP_POLICE:
+        if not conforms(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
+            return op.told.policed.exceed
+    if unlikely(reason != R_OK):
+        fail(v, reason)
+    return op.then
+
+
+cdef Control act_all(Walking *w, uint8_t at, const Seat *seat) noexcept nogil:
+    """A rule's actions, until one of them says something else than `pipe`. What pipes at the end passes, as in Linux."""
+    cdef Control then
+    cdef uint32_t i
+    for i in range(seat.first, seat.first + seat.n):
+        then = act(w, at, &w.rules.op[i])
+        if w.level[at].verdict != PENDING or then.kind != CONTROL_PIPE:
+            return then
+    return PASS
+
+
+# --- chains -----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline void begin(Level *v, uint32_t hook, uint32_t mark, uint32_t priority) noexcept nogil:
+    v.hook, v.mark, v.priority = hook, mark, priority
+    v.keyed = False
+    v.verdict, v.reason = PENDING, R_OK
+
+
+cdef inline void count(Walking *w, Level *v, uint32_t rule) noexcept nogil:
+    cdef Count *c = &w.rules.count[rule]
+    c.packets += 1
+    c.bytes += <uint64_t>v.draft.have + v.draft.missing
+    c.last = w.frame.ts
+    if likely(w.result.n_hits < MOST_HITS):
+        w.result.hit[w.result.n_hits] = rule
+    w.result.n_hits += 1
+
+
+cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
+    """A chain, rule by rule, until one says what is to follow."""
+    cdef Level *v = &w.level[at]
+    cdef const Seat *seat
+    cdef uint32_t place = 0
+    cdef Control then
+    while chain != NO_CHAIN:
+        if not v.keyed:
+            look(w, v)
+        place = classify(&w.rules.table, chain, &v.key, place)
+        if place == NO_PLACE:
+            break
+        seat = &w.rules.seat[w.rules.start[chain] + place]
+        v.rule = seat.rule
+        count(w, v, seat.rule)
+        then = act_all(w, at, seat)
+        if v.verdict != PENDING or then.kind != CONTROL_CONTINUE:
+            return then
+        place = seat.behind
+    v.rule = NO_RULE
+    return PASS
+
+
+cdef void go(Walking *w, uint8_t at) noexcept nogil:
+    """All chains of a level's hook, and what comes of it."""
+    cdef Level *v = &w.level[at]
+    cdef uint32_t chain = w.rules.first[v.hook]
+    cdef Control then
+    cdef int i
+    v.end = at
+    for i in range(MOST_TURNS):
+        then = turn(w, at, chain)
+        if v.verdict != PENDING:
+            return
+        if then.kind != CONTROL_GOTO:
+            break
+        chain = then.chain
+    if then.kind == CONTROL_GOTO:
+        fail(v, R_RULE_CHAINS)
+    elif then.kind == CONTROL_DROP:
+        fail(v, R_RULE_DROP)
+    else:
+        v.verdict = ACCEPT
+        pass_on(w, v)
+
+
+cdef void pass_on(Walking *w, Level *v) noexcept nogil:
+    """The frame leaves here."""
+    cdef Output *out
+    if w.outputs == NULL:
+        return
+    out = output_add(w.outputs, v.draft.data, v.draft.have, not v.in_place)
+    if unlikely(out == NULL):
+        fail(v, R_RULE_ROOM)
+        return
+    if v.in_place:
+        out.offset = w.frame.offset
+    out.frame = w.row
+    out.length = v.draft.have + v.draft.missing
+    out.mark, out.priority = v.mark, v.priority
+    out.device, out.egress = <uint16_t>(v.hook >> 1), v.hook & 1
+
+
+cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Packet *packet, uint32_t hook, Result *result) noexcept nogil:
+    """A frame that comes to a hook.   Reads: the frame; w.row, packet.   Writes: result; counters, buckets, w.lost; outputs, where asked for.
+
+    packet: what parse() made of the frame, with w.settings.
+    """
+    cdef Level *v = &w.level[0]
+    w.frame, w.result = frame, result
+    result.n_hits = w.sent = 0
+    begin(v, hook, 0, 0)
+    v.draft.data = memory + frame.offset
+    v.draft.have = frame.caplen
+    v.draft.missing = max(frame.len, frame.caplen) - frame.caplen
+    v.draft.ethernet = frame.link == LINKTYPE_ETHERNET
+    v.draft.own = False
+    v.packet, v.parsed, v.in_place = packet, True, True
+    go(w, 0)
+    result.hops = v.end
+    v = &w.level[v.end]
+    result.rule, result.mark, result.priority = v.rule, v.mark, v.priority
+    result.device, result.egress = <uint16_t>(v.hook >> 1), v.hook & 1
+    result.verdict, result.reason = v.verdict, v.reason
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------------------------
+
+
+cdef class Walker:
+    """See walk.pyi."""
+
+    def __init__(self, Program program not None, *, size_t output_bytes=OUTPUT_BYTES):
+        cdef int i
+        if self.rooms is not None:
+            raise RuntimeError("walker: was set up already: expected one of its own for each program")
+        if program.tracks:
+            raise ValueError("rules: a ct action: expected a tracker")
+        self.program = program
+        self.rooms = np.empty((MOST_HOPS + 1) * DRAFT_ROOM, dtype=np.uint8)     # touched only where something is changed
+        memset(&self.walking, 0, sizeof(Walking))
+        for i in range(MOST_HOPS + 1):
+            self.walking.level[i].draft.room = <uint8_t *><size_t>self.rooms.ctypes.data + <size_t>i * DRAFT_ROOM
+        self.walking.rules = &program.code
+        self.walking.settings.fragments = FRAGMENTS_GATHERED
+        self.all.most = output_bytes
+
+    def __dealloc__(self):
+        outputs_free(&self.all)
+
+    def run(self, const uint8_t[::1] memory not None, frames not None, hooks, *, bint outputs=True):
+        cdef const Frame *frame = checked_frames(memory, frames)
+        cdef Py_ssize_t n = len(frames), i
+        cdef const uint32_t[::1] hook = self._hooks(hooks, n)
+        cdef Result *result
+        cdef const uint8_t *base = &memory[0] if memory.shape[0] else NULL
+        results = np.zeros(n, dtype=RESULT_DTYPE)
+        result = <Result *><size_t>results.ctypes.data
+        self.walking.outputs = &self.all if outputs else NULL
+        outputs_reset(&self.all)
+        with nogil:
+            walk_all(&self.walking, base, frame, n, &hook[0] if n else NULL, result)
+        return results
+
+    def _hooks(self, hooks, n):
+        """A hook for each frame."""
+        if not isinstance(hooks, np.ndarray):
+            return np.full(n, self.program.hook(hooks), dtype=np.uint32)
+        if hooks.shape != (n,) or (n and not 0 <= hooks.min() <= hooks.max() < self.program.code.n_hooks):
+            raise ValueError(f"hooks: expected {n} numbers from 0 to {self.program.code.n_hooks - 1}")
+        return np.ascontiguousarray(hooks, dtype=np.uint32)
+
+    def outputs(self):
+        """What left because of the last run()."""
+        rows, data = np.empty(self.all.n, dtype=OUTPUT_DTYPE), np.empty(self.all.used, dtype=np.uint8)
+        if self.all.n:
+            memcpy(<void *><size_t>rows.ctypes.data, self.all.row, self.all.n * sizeof(Output))
+        if self.all.used:
+            memcpy(<void *><size_t>data.ctypes.data, self.all.memory, self.all.used)
+        return rows, data
+
+    def lost(self):
+        return np.array(self.walking.lost, dtype=np.uint64)[:N_REASONS]
+
+
+cdef void walk_all(
+    Walking *w, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const uint32_t *hook, Result *result
+) noexcept nogil:
+    """Frames in batches: all of one are parsed before the first of them begins its walk."""
+    cdef Packet[BATCH] row
+    cdef Py_ssize_t start = 0
+    cdef int k, i
+    while start < n:
+        k = <int>min(n - start, <Py_ssize_t>BATCH)
+        parse(&w.settings, memory, frame + start, k, row)
+        for i in range(k):
+            w.row = <uint32_t>(start + i)
+            walk(w, memory, frame + start + i, &row[i], hook[start + i], result + start + i)
+        start += k

@@ -1,0 +1,61 @@
+"""Where a capture's packets arrive."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctcore.errors import ConfigError
+from datapath.hooks import arrivals, hooks_of, read_hook
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules import Hook
+from datapath.pipeline.rules_file import parse
+
+UPLINK = "tc filter add dev eth0 ingress protocol ip prio 1 flower action drop\n"
+VF = "tc filter add dev eth0_0 ingress protocol ip prio 1 flower action drop\n"
+EGRESS = "tc filter add dev eth1 egress protocol ip prio 1 flower action drop\n"
+SHARED = "tc qdisc add dev eth5 ingress_block 7 clsact\ntc filter add block 7 protocol ip prio 1 flower action drop\n"
+
+
+def rules(text: str):
+    return parse(text, "some.tc", Findings())
+
+
+def test_devices_with_rules_at_their_ingress_are_where_packets_arrive():
+    assert arrivals(rules(UPLINK + EGRESS + VF + UPLINK + SHARED)) == ["eth0", "eth0_0", "eth5"]
+
+
+def test_interfaces_arrive_at_the_devices_of_their_names():
+    both = rules(UPLINK + VF)
+    assert hooks_of(both, ["eth0_0", "eth0"], "a.pcapng", None) == [Hook("eth0_0"), Hook("eth0")]
+
+
+def test_with_one_device_names_do_not_matter():
+    assert hooks_of(rules(UPLINK + EGRESS), ["", "en0"], "a.pcap", None) == [Hook("eth0"), Hook("eth0")]
+
+
+def test_who_has_no_name_arrives_where_the_user_says():
+    assert hooks_of(rules(UPLINK + VF), ["", "eth0"], "a.pcap", Hook("eth0_0")) == [Hook("eth0_0"), Hook("eth0")]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "error"),
+    [
+        (UPLINK + VF, "", "a.pcap: it does not say at which device its packets arrived: expected --device eth0 or eth0_0"),
+        (UPLINK + VF, "en0", "a.pcap: interface 'en0' is no device of the rules: expected --device eth0 or eth0_0"),
+        (EGRESS, "", "a.pcap: it does not say at which device its packets arrived: expected --device DEVICE"),
+    ],
+)
+def test_nobody_says_where(text, name, error):
+    with pytest.raises(ConfigError) as raised:
+        hooks_of(rules(text), [name], "a.pcap", None)
+    assert str(raised.value) == error
+
+
+@pytest.mark.parametrize(("text", "hook"), [("eth0", Hook("eth0")), ("eth0:egress", Hook("eth0", "egress")), ("eth0:1", Hook("eth0:1"))])
+def test_a_hook_is_read(text, hook):
+    assert read_hook(text) == hook
+
+
+def test_a_hook_needs_a_device():
+    with pytest.raises(ConfigError, match="expected DEVICE"):
+        read_hook(":egress")

@@ -1,0 +1,142 @@
+"""Rules at work twice: compiled (walk) and interpreted, and whether they say the same of every frame.
+
+Not here: which rules and frames (random_pipelines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctcore.reasons import NAMES
+from ctcore.types import Verdict
+from datapath.frame import FRAME_DTYPE, frames_of
+from datapath.pipeline.interpret import Delivery, Interpreter
+from datapath.pipeline.outputs import OutputFlag
+from datapath.pipeline.program import Program
+from datapath.pipeline.rules import Hook, Ruleset
+from datapath.pipeline.walk import Walker
+
+NO_RULE = 0xFFFFFFFF
+
+
+class Coming(NamedTuple):
+    """A frame that comes to a hook. missing: bytes that were not captured; now: ns."""
+
+    frame: bytes
+    hook: Hook
+    now: int
+    missing: int = 0
+
+
+class Left(NamedTuple):
+    """A frame that leaves, and where."""
+
+    device: str
+    egress: bool
+    frame: bytes
+    length: int
+    mark: int
+    priority: int
+
+
+class Said(NamedTuple):
+    """What became of a frame, in the words of both. hits: numbers of rules."""
+
+    verdict: str
+    reason: str
+    rule: int
+    device: str
+    egress: bool
+    hops: int
+    mark: int
+    priority: int
+    hits: tuple[int, ...]
+    left: tuple[Left, ...]
+
+
+def laid_out(coming: Sequence[Coming]) -> tuple[Any, Any]:
+    """Memory and frames, each with its time and what is missing of it."""
+    memory, frames = frames_of([each.frame for each in coming], np.array([each.now for each in coming], dtype=np.int64))
+    frames["len"] += np.array([each.missing for each in coming], dtype=np.uint32)
+    assert frames.dtype == FRAME_DTYPE
+    return memory, frames
+
+
+def walked(program: Program, walker: Walker, coming: Sequence[Coming]) -> list[Said]:
+    """The compiled rules' opinion."""
+    memory, frames = laid_out(coming)
+    numbers = {hook: program.hook(hook) if hook.device in program.devices else 0 for hook in {each.hook for each in coming}}
+    results = walker.run(memory, frames, np.array([numbers[each.hook] for each in coming], dtype=np.uint32))
+    rows, data = walker.outputs()
+    left: list[list[Left]] = [[] for _ in coming]
+    for row in rows.tolist():
+        out = dict(zip(rows.dtype.names, row, strict=True))
+        where = data if out["flags"] & OutputFlag.OUTPUT_CHANGED else memory
+        frame = where[out["offset"] : out["offset"] + out["caplen"]].tobytes()
+        left[out["frame"]].append(Left(program.devices[out["device"]], bool(out["egress"]), frame, out["length"], out["mark"], out["priority"]))
+    found = []
+    for row, passed, came in zip(results.tolist(), left, coming, strict=True):
+        it = dict(zip(results.dtype.names, row, strict=True))
+        verdict = Verdict(it["verdict"]).name.lower()
+        device = program.devices[it["device"]] or came.hook.device
+        egress = bool(it["egress"]) if it["device"] else came.hook.direction == "egress"
+        # A device that no rule names has no number.
+        passed = [each if each.device else each._replace(device=device, egress=egress) for each in passed]
+        hits = tuple(it["hit"][: it["n_hits"]])
+        said = Said(verdict, NAMES[it["reason"]], it["rule"], device, egress, it["hops"], it["mark"], it["priority"], hits, tuple(passed))
+        assert it["n_hits"] == len(hits) or len(hits) == 32
+        found.append(said)
+    return found
+
+
+VERDICTS = {"pass": "accept", "drop": "drop", "held": "held"}
+
+
+def told(delivery: Delivery, numbers: dict[int, int]) -> Said:
+    """The interpreter's opinion. numbers: of rules, by id."""
+    last = delivery.last
+    passed = [
+        Left(walk.hook.device, walk.hook.direction == "egress", frame, len(frame) + missing, walk.mark, walk.priority)
+        for walk in delivery.passed
+        for frame, missing in walk.pieces
+    ]
+    return Said(
+        VERDICTS[last.verdict],
+        last.reason or "ok",
+        NO_RULE if last.decided is None else numbers[id(last.decided)],
+        last.hook.device,
+        last.hook.direction == "egress",
+        last.hops,
+        last.mark,
+        last.priority,
+        tuple(numbers[id(hit.rule)] for hit in delivery.hits[:32]),
+        tuple(passed),
+    )
+
+
+def compared(ruleset: Ruleset, coming: Sequence[Coming]) -> list[Said]:
+    """Both, frame by frame and counter by counter; what they say, since that is the same."""
+    program, interpreter = Program(ruleset, seed=7), Interpreter(ruleset)
+    numbers = {id(rule): i for i, rule in enumerate(ruleset.rules)}
+    counted = np.zeros((len(ruleset.rules), 3), dtype=np.int64)
+    counted[:, 2] = -1
+    said = walked(program, Walker(program), coming)
+    for each, ours in zip(coming, said, strict=True):
+        delivery = interpreter.deliver(each.frame, each.now, each.hook, each.missing)
+        theirs = told(delivery, numbers)
+        assert ours == theirs, difference(ruleset, each, ours, theirs)
+        for hit in delivery.hits:
+            counted[numbers[id(hit.rule)]] += (1, hit.length, 0)
+            counted[numbers[id(hit.rule)], 2] = each.now
+    counters = program.counters()
+    assert [counters[name].tolist() for name in ("packets", "bytes", "last")] == counted.T.tolist()
+    return said
+
+
+def difference(ruleset: Ruleset, each: Coming, ours: Said, theirs: Said) -> str:
+    fields = [f"{name}: walk {a!r}, interpreter {b!r}" for name, a, b in zip(Said._fields, ours, theirs, strict=True) if a != b]
+    rules = [f"{i}: {rule}" for i, rule in enumerate(ruleset.rules) if i in {*ours.hits, *theirs.hits}]
+    return "\n".join([f"{each.hook}, {each.frame.hex()}", *fields, *rules])
