@@ -111,24 +111,6 @@ cdef bint change_it(Engine *ct, uint32_t conn, void *what) noexcept nogil:
     return True
 
 
-cdef void put_mark(Engine *ct, Entry *entry, uint32_t mark, uint32_t mask) noexcept nogil:
-    """The bits of the mask give way to the mark's, all of which are set: value | old & ~mask."""
-    cdef uint32_t value = mark | (entry.mark & ~mask)
-    if entry.mark != value:
-        ct.changes |= CHANGE_MARK
-        entry.mark = value
-        entry.cold |= COLD_MARK
-        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
-
-
-cdef void put_label(Engine *ct, Entry *entry, const uint64_t *label, const uint64_t *mask) noexcept nogil:
-    cdef uint64_t low = label[0] | (entry.label[0] & ~mask[0]), high = label[1] | (entry.label[1] & ~mask[1])
-    if entry.label[0] != low or entry.label[1] != high:
-        ct.changes |= CHANGE_LABEL
-        entry.label[0], entry.label[1] = low, high
-        ct.offloaded_changes += (entry.status & OFFLOAD) != 0
-
-
 cdef int fill_change(const Engine *ct, Amendment *c, object config, dict asked) except -1:
     """asked: update()'s arguments. Raises ConfigError for what cannot be, or is no change at all."""
     memset(c, 0, sizeof(Amendment))

@@ -47,7 +47,9 @@ ctypedef struct Extension:
 
 ctypedef struct Extensions:
     Extension *row              # [size + 1]; 0 is nobody's
-    uint32_t size
+    uint32_t size               # more than `most`: those of connections that are not confirmed come on top
+    uint32_t most               # confirmed connections that may have one
+    uint32_t confirmed          # that have one
     uint32_t used               # rows ever handed out
     uint32_t free               # 0: none
     uint32_t count

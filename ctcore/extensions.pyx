@@ -12,11 +12,11 @@ from ctcore.types cimport NO_CONN
 
 
 cdef uint32_t extension_take(Extensions *all) noexcept nogil:
-    """An empty row, or 0 if all are in use."""
-    cdef uint32_t row = all.free
+    """An empty row, or 0 if as many connections have one as may."""
+    cdef uint32_t row = all.free if all.confirmed < all.most else 0
     if row:
         all.free = all.row[row].youngest
-    elif all.used < all.size:
+    elif all.confirmed < all.most and all.used < all.size:
         all.used += 1
         row = all.used
     else:

@@ -5,9 +5,12 @@ from ctcore.lowlevel cimport likely, unlikely
 from ctcore.timers cimport tick_reached
 from ctcore.types cimport END_TIMEOUT, NO_FLOW, Entry, Key, Packet
 
-cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nogil
+cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply, bint take) noexcept nogil
 cdef void discard(Engine *ct, uint32_t conn) noexcept nogil
+cdef bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil
+cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil
+cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil
 cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil
 cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil
 cdef void expire_due(Engine *ct) noexcept nogil

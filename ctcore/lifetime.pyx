@@ -21,7 +21,7 @@ from ctcore.helpers.payload_nat cimport follow
 from ctcore.helpers.pptp cimport follow_pptp, forget_tunnels, take_tunnel, tunnel_ended
 from ctcore.helpers.registry cimport drop_helper, give_helper, helper_confirmed
 from ctcore.lowlevel cimport unlikely
-from ctcore.nat cimport nat_exhausted
+from ctcore.nat cimport BOUND, nat_exhausted
 from ctcore.nat_chain cimport nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.table cimport same_key, table_erase, table_find, table_insert
@@ -32,8 +32,11 @@ from ctcore.zones cimport zone_confirmed, zone_died, zone_id, zone_of
 # --- creation ---------------------------------------------------------------------------------------------------------------------------
 
 
-cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nogil:
-    """An unconfirmed entry, in a place that there is, for a packet without one. reply: the tuple of its answers, but for the zone."""
+cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply, bint take) noexcept nogil:
+    """An unconfirmed entry, in a place that there is, for a packet without one. reply: the tuple of its answers, but for the zone.
+
+    take: what was expected of it is expected no more.
+    """
     cdef uint32_t conn = pool_take(&ct.pool)
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t generation = entry.generation
@@ -49,7 +52,7 @@ cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply) noexcept nog
     entry.start = ct.now
     entry.master = -1
     if unlikely(ct.expect.count):
-        meet_expectation(ct, conn)
+        meet_expectation(ct, conn, take)
     return conn
 
 
@@ -62,8 +65,11 @@ cdef void discard(Engine *ct, uint32_t conn) noexcept nogil:
     pool_give(&ct.pool, conn)
 
 
-cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
-    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with."""
+cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
+    """If this connection was announced: it is related to its master and takes over its mark, and the helper it was announced with.
+
+    take: with it the expectation has come true, unless that is permanent. Otherwise it waits for a connection that may be more than tried.
+    """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Key key = entry.flow[ORIG].key
     cdef uint32_t row
@@ -73,8 +79,9 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     if row == NO_CONN:
         return
     expected = ct.expect.row[row]
-    if not expected.permanent:
+    if take and not expected.permanent:
         expect_remove(&ct.expect, row)
+        row = NO_CONN
     entry.status |= EXPECTED
     entry.master = expected.master
     entry.mark = ct.pool.entry[expected.master_conn].mark
@@ -83,10 +90,24 @@ cdef void meet_expectation(Engine *ct, uint32_t conn) noexcept nogil:
     if expected.helper:
         give_helper(ct, conn, expected.helper)
     if expected.follow == FOLLOW_PPTP:
-        follow_pptp(ct, entry, &expected)
+        follow_pptp(ct, entry, &expected, take)
     elif expected.follow and ct.nat.rule != NULL:
-        follow(ct, entry, &expected)
-    ct.expect.matched += 1
+        follow(ct, entry, &expected, row)
+    ct.expect.matched += take
+
+
+cdef bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil:
+    """Is one of a new connection's tuples another one's?"""
+    return find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[dir], &entry.flow[dir].key)) != NO_FLOW
+
+
+cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
+    """One of a new connection's tuples is another one's: if address translation was to find one of its own, it has found none. The reason."""
+    ct.count.insert_failed += 1
+    if not ct.pool.entry[conn].status & BOUND:
+        return R_CLASH
+    nat_exhausted(ct, conn)
+    return R_NAT_EXHAUSTED
 
 
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
@@ -96,15 +117,11 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
     cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
-    if find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[REPLY], answer)) != NO_FLOW or (
+    if taken(ct, entry, REPLY) or (
         # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
-        unlikely(ct.zones.split) and find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[ORIG], &entry.flow[ORIG].key)) != NO_FLOW
+        unlikely(ct.zones.split) and taken(ct, entry, ORIG)
     ):
-        ct.count.insert_failed += 1
-        p.reason = R_CLASH
-        if ct.nat.rule != NULL:
-            nat_exhausted(ct, conn)
-            p.reason = R_NAT_EXHAUSTED
+        p.reason = clash(ct, conn)
         return False
     p.reason = R_TABLE_FULL
     if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
@@ -138,6 +155,12 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
 
 cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
     """Delete a confirmed connection and say so. What the slot holds stays readable until it is taken again."""
+    end_life(ct, conn, end, time)
+    pool_give(&ct.pool, conn)
+
+
+cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil:
+    """The same, but nobody else gets the slot: whoever calls this gives it back, or carries it on."""
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint64_t lost = ct.buffer.lost
     entry.status |= DYING
@@ -159,7 +182,6 @@ cdef void kill(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept no
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)
     table_erase(&ct.table, entry.hash[REPLY], conn << 1 | 1)
     wheel_unlink(&ct.wheel, conn)
-    pool_give(&ct.pool, conn)
     zone_died(&ct.zones, entry)
     ct.live -= 1
 

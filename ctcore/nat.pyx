@@ -370,6 +370,24 @@ cdef inline bint is_unknown(const Key *leaving) noexcept nogil:
     return leaving.family == 4 and leaving.src[0] == 0
 
 
+cdef uint32_t nat_bind(Engine *ct, uint32_t conn, int manip, uint32_t rule) noexcept nogil:
+    """Translate one half of a new connection's tuple into a rule's range; rule: counted from 1. 0 is a null binding: the address stays.
+
+    Returns the connection that has to give way, or NO_CONN.
+    """
+    cdef Entry *entry = &ct.pool.entry[conn]
+    cdef uint8_t proto = entry.flow[ORIG].key.proto
+    cdef NatRange anything
+    ct.nat.link[conn].rule[manip] = <uint16_t>rule
+    if rule:
+        return nat_setup(ct, entry, manip, &ct.nat.rule[rule - 1].range)
+    if manip == MANIP_DST and (has_ports(proto) or not has_id(proto)):
+        entry.status |= DONE[manip]         # free or not: there is nothing to search, see port_space()
+        return NO_CONN
+    anything.flags = 0
+    return nat_setup(ct, entry, manip, &anything)
+
+
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
     """Decide one half of a new connection by the first rule that matches; the destination comes first. Without one it is a null binding.
 
@@ -377,7 +395,6 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
     """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef NatLink *link = &ct.nat.link[conn]
-    cdef NatRange anything
     cdef Key leaving
     link.rule[manip] = 0
     if entry.status & DONE[manip]:
@@ -390,13 +407,7 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
         elif manip == MANIP_DST and leaving.family == 6 and scope_of(leaving.dst) != scope_of(ct.nat.rule[link.rule[manip] - 1].range.low):
             link.rule[manip] = 0
             return REFUSED
-    if link.rule[manip]:
-        return nat_setup(ct, entry, manip, &ct.nat.rule[link.rule[manip] - 1].range)
-    if manip == MANIP_DST and (has_ports(leaving.proto) or not has_id(leaving.proto)):
-        entry.status |= DONE[manip]         # free or not: there is nothing to search, see port_space()
-        return NO_CONN
-    anything.flags = 0
-    return nat_setup(ct, entry, manip, &anything)
+    return nat_bind(ct, conn, manip, link.rule[manip])
 
 
 cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil:

@@ -7,6 +7,7 @@ ctypedef struct Pool:
     uint32_t capacity
     uint32_t used               # slots ever handed out: entry[used:] was never touched and costs no memory
     uint32_t free               # head of the list of returned slots, linked by wheel_next
+    uint32_t carried            # slots that only their packet knows: neither live nor free
 
 cdef void *map_memory(size_t size) noexcept nogil
 cdef void unmap_memory(void *memory, size_t size) noexcept nogil
@@ -23,6 +24,12 @@ cdef inline uint32_t pool_take(Pool *pool) noexcept nogil:
         return NO_CONN
     pool.used += 1
     return pool.used - 1
+
+
+cdef inline void pool_carry(Pool *pool, uint32_t conn) noexcept nogil:
+    """A slot that was taken, and is in no table (any more), is carried by its packet: who stops that counts it out, and gives it back or enters it."""
+    pool.entry[conn].live = 0
+    pool.carried += 1
 
 
 cdef inline void pool_give(Pool *pool, uint32_t conn) noexcept nogil:

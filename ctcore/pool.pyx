@@ -2,7 +2,7 @@
 
 The memory is reserved at the start and becomes resident as slots are first used. Huge pages are asked for, since a table of a million
 connections spans 60,000 small pages and a lookup would miss the TLB before it misses the cache.
-Invariant (check): every slot ever handed out is either live or in the free list.
+Invariant (check): every slot ever handed out is live, carried by a packet, or in the free list.
 Not here: what is in an entry, and when it dies.
 """
 
@@ -52,4 +52,6 @@ cdef str pool_fault(const Pool *pool):
         free.add(conn)
         conn = pool.entry[conn].wheel_next
     live = sum([pool.entry[conn].live != 0 for conn in range(pool.used)])
-    return "" if live + len(free) == pool.used else f"{live} slots live and {len(free)} are free, {pool.used} were handed out"
+    if live + len(free) + pool.carried == pool.used:
+        return ""
+    return f"{live} slots live, {len(free)} are free and {pool.carried} carried, {pool.used} were handed out"

@@ -1,16 +1,12 @@
 from libc.stdint cimport uint32_t
 
 from ctcore.engine cimport Engine
-from ctcore.types cimport Decision, Packet, Rewrite
-
-cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil
-cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil
-cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil
 
 
 cdef class Tracker:
     cdef Engine ct
     cdef readonly object config
+    cdef object identity        # by which associations know whose they are
     cdef size_t conns_size      # slab and table
     cdef size_t buffer_size
     cdef size_t expect_size

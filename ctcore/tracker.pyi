@@ -5,6 +5,7 @@ from typing_extensions import Buffer
 
 from ctcore.batch import Batch
 from ctcore.config import Config
+from ctcore.ct_action import Acted, Association, CtAction
 from ctcore.filter import Filter
 from ctcore.nat_rules import NatPool
 
@@ -48,8 +49,26 @@ class Tracker:
         Returns DECISION_DTYPE[len(batch)]: conn is the connection's ordinal or -1, timeout ticks (1/config.hz s) left after the packet or -1, dir
         255 and l4state 255 where there is none. Each packet's time (ns) moves the clock on; a time before the last one counts as the last one.
         """
+    def act(self, batch: Batch, action: CtAction, before: Association = ...) -> Acted:
+        """Do one `ct` action of a pipeline on one packet.
+
+        batch: one parsed packet that is no fragment; the zone of its key is set to the action's. before: what the packet's last action returned,
+        NO_ASSOCIATION for its first one; it is spent by this call, whatever comes of the packet.
+
+        Returns what becomes of the packet, the decision on it (as advance() makes it; conn is -1 while a connection is not confirmed), what of the
+        frame is to be changed because of this action before anything looks at it again, and what the packet carries to its next action. A connection
+        that is not confirmed lives in there and nowhere else: leave() or the next action takes it, and 256 of them may be carried at a time.
+        A connection that is confirmed may end meanwhile: by the packet itself (a RST as the only answer), and then the packet keeps it; by somebody
+        else, and then the packet is looked up anew. Calls of advance() and act() may be mixed; rules of config.nat and config.helpers are advance()'s.
+
+        Raises ConfigError, before anything happens, for an action that this tracker cannot do, an association that is spent or of another tracker, and
+        batches of other sizes; ValueError for a batch that has been through a tracker; RuntimeError where too many connections are carried.
+        Source: Linux tcf_ct_act.
+        """
+    def leave(self, association: Association) -> None:
+        """A packet is over: what it carries that is not confirmed comes to nothing, and the association is spent. Raises ConfigError as act() does."""
     def edits(self) -> NDArray[Any]:
-        """The edits of the last advance() that asked for rewrites, EDIT_DTYPE[k]; `first_edit` and `n_edits` of a rewrite name a packet's own."""
+        """The edits of the last advance() that asked for rewrites, or of the last act(), EDIT_DTYPE[k]; `first_edit` and `n_edits` of a rewrite name a packet's own."""
     @property
     def now(self) -> int:
         """The latest time seen, ns."""

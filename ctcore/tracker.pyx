@@ -1,395 +1,428 @@
-"""The engine: what Linux connection tracking makes of each packet.
+"""The engine from outside: class Tracker, one connection table with its settings and its memory.
 
-Theory of operation: a batch goes through three stages. hash_rows() hashes every tuple and asks for its bucket; find_rows() reads the buckets
-and asks for the two cache lines of the entry; track_rows() takes the packets one after the other, by now out of the cache: compare the key,
-run the protocol's tracker, decide. Order matters only in the last stage, which looks again where an earlier row of the batch has changed
-something: a candidate is believed only if it still lies in the table and its key is the packet's.
-One packet: clock -> (ICMP: error, untracked?) -> lookup -> new entry if none -> protocol tracker -> confirm -> decision.
 Invariants (check): the table holds exactly the flows that `live` of their entries names; each live entry is in one slot of the wheel, and counted.
-Not here: parsing (datapath.wire), I/O, the clock (packets bring it).
+Not here: what becomes of a packet (track, act: no Python there), what is asked of many connections (admin_api.pxi), `ct` actions (act_api.pxi).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from ctcore.datagram cimport datagram_packet
-from ctcore.edits cimport edits_reset
-from ctcore.engine cimport REJECTED, REPEAT, Counters, Engine, Outcome, set_deadline, ticks_left
-from ctcore.events cimport copy_out, buffer_last, buffer_put, buffer_take
-from ctcore.evictions cimport evictions_take, note_eviction
-from ctcore.expectations cimport Expectation
-from ctcore.extensions cimport Extension
-from ctcore.hashing cimport hash_of
-from ctcore.helpers.helper cimport HELPER_PPTP
-from ctcore.helpers.pptp cimport name_tunnel
-from ctcore.helpers.registry cimport assign_helper, help_error, run_helper
-from ctcore.helpers.sip_nat cimport redirect
-from ctcore.icmp_error cimport ICMP_DECIDED, ICMP_RELATED, Errand, icmp_errand, is_redirect
-from ctcore.lifetime cimport advance_clock, confirm, create, deadline_time, discard, find_current, hang_up, kill
-from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.nat cimport REFUSED, changed_by, nat_decide, nat_foresee, plan_error_rewrite, plan_rewrite
-from ctcore.nat_headers cimport header_fits, quote_fits
-from ctcore.room cimport find_place
-from ctcore.sctp cimport sctp_packet
-from ctcore.table cimport Bucket, bucket_of, key_of, same_key, table_candidate, table_find
-from ctcore.tcp cimport tcp_packet
-from ctcore.tuples cimport invert
+import ipaddress
+from collections import namedtuple
+
+import numpy as np
+
+from ctcore.act cimport MOST_CARRIED
+from ctcore.batch cimport Batch
+from ctcore.changes cimport put_label, put_mark, say_changes
+from ctcore.config import TICKS_LIMIT, Config, whole
+from ctcore.edits cimport edits_free, edits_reset
+from ctcore.engine cimport Counters, Engine, set_deadline, ticks_left
+from ctcore.errors import ConfigError
+from ctcore.events cimport buffer_take, copy_out
+from ctcore.evictions cimport evictions_take
+from ctcore.expectations cimport (
+    FOLLOW_MASTER, FOLLOW_NONE, FOLLOW_PPTP, FOLLOW_SIP, Expectation, expect_add, expect_fault, expect_init,
+)
+from ctcore.extensions cimport Extension, extensions_fault
+from ctcore.filter import ALL_LABELS, ALL_MARKS
+from ctcore.hashing cimport hash_of, hash_seed
+from ctcore.helpers.registry cimport fill_helpers
+from ctcore.lifetime cimport advance_clock, deadline_time, kill
+from ctcore.nat_chain cimport nat_fault
+from ctcore.nat_rules import NatPool
+from ctcore.nat_table cimport Nat, NatLink, NatRule
+from ctcore.pool cimport map_memory, pool_fault, unmap_memory
+from ctcore.settings cimport fill_nat_rule, fill_settings
+from ctcore.table cimport Bucket, key_of, table_fault, table_find
+from ctcore.timers cimport wheel_fault, wheel_init
+from ctcore.track cimport find_rows, hash_rows, track_rows
 from ctcore.types cimport *
-from ctcore.zones cimport zone_id, zone_try
+from ctcore.types import CONN_DTYPE, DECISION_DTYPE, EDIT_DTYPE, REWRITE_DTYPE
+from ctcore.zones cimport ZoneRow, zone_id, zone_try, zones_fault, zones_fill
 
-cdef enum:
-    NEAR_BUCKETS = 1 << 14      # a megabyte: a table as small stays in the second-level cache, and nothing has to be foreseen
-
-# --- stages -----------------------------------------------------------------------------------------------------------------------------
-
-
-cdef void hash_rows(Engine *ct, Packet *row, int n) noexcept nogil:
-    """Hash every tuple.   Reads: key.   Writes: hash. Asks for the home bucket."""
-    cdef int i
-    if unlikely(ct.zones.split):
-        hash_rows_split(ct, row, n)
-        return
-    for i in range(n):
-        row[i].hash = hash_of(&ct.hash_key, &row[i].key)
-        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
-
-
-cdef void hash_rows_split(Engine *ct, Packet *row, int n) noexcept nogil:
-    """The same where zones are of one direction: by the id in the original one, which is looked up first."""
-    cdef int i
-    cdef Key key
-    for i in range(n):
-        key = row[i].key
-        key.zone = zone_id(&ct.zones, key.zone, ORIG)
-        row[i].hash = hash_of(&ct.hash_key, &key)
-        prefetch(&ct.table.bucket[bucket_of(&ct.table, row[i].hash)])
-
-
-cdef void find_rows(Engine *ct, Packet *row, int n) noexcept nogil:
-    """Find a likely flow for every row.   Reads: hash.   Writes: flow (or NO_FLOW). Asks for the flow's line and the L4 line."""
-    cdef int i
-    cdef uint32_t flow
-    cdef Entry *entry
-    for i in range(n):
-        flow = table_candidate(&ct.table, row[i].hash)
-        row[i].flow = flow
-        if likely(flow != NO_FLOW):
-            entry = &ct.pool.entry[flow >> 1]
-            prefetch_write(&entry.flow[flow & 1])
-            prefetch_write(&entry.l4)
-            if ct.nat.rule != NULL:
-                prefetch(&entry.flow[1 - (flow & 1)])       # what the packet leaves as
-        elif ct.table.n_buckets > NEAR_BUCKETS and row[i].verdict == PENDING:
-            foresee(ct, &row[i].key)
-
-
-cdef void foresee(Engine *ct, const Key *key) noexcept nogil:
-    """A connection will probably be opened: ask for the bucket of its answers. A guess, which nothing else rests on."""
-    cdef Key leaving = key[0], answer
-    if ct.nat.rule != NULL:
-        nat_foresee(ct, &leaving)
-    if invert(&leaving, &answer):
-        prefetch_write(&ct.table.bucket[bucket_of(&ct.table, hash_of(&ct.hash_key, &answer))])
-
-
-cdef void track_rows(Engine *ct, Packet *row, int n, Decision *out, Rewrite *rewrites) noexcept nogil:
-    """Decide every packet, in order.   Reads: all of the row.   Writes: state, verdict, reason; out and rewrites (if not NULL); the engine."""
-    cdef int i
-    cdef Decision scratch
-    for i in range(n):
-        if rewrites != NULL:
-            ct.rewrite = &rewrites[i]
-            ct.rewrite.flags = 0
-        track(ct, &row[i], &scratch if out == NULL else &out[i])
-    ct.rewrite = NULL
-
-
-# --- lookup and creation ----------------------------------------------------------------------------------------------------------------
-
-
-cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
-    """The packet's flow: the candidate if it is still right, else a search."""
-    cdef uint32_t flow = p.flow
-    cdef Entry *entry
-    if likely(flow != NO_FLOW):
-        entry = &ct.pool.entry[flow >> 1]
-        if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
-            return flow
-    return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
-
-
-cdef uint32_t find_split(Engine *ct, const Key *key) noexcept nogil:
-    """The flow of a packet's tuple where zones are of one direction. What has expired does not hide what the second lookup finds."""
-    cdef uint32_t flow = NO_FLOW
-    cdef int dir
-    for dir in range(2):
-        if flow == NO_FLOW:
-            flow = find_current(ct, zone_try(&ct.zones, &ct.table, ct.pool.entry, &ct.hash_key, key, dir))
-    return flow
-
-
-cdef inline uint32_t lookup(Engine *ct, Packet *p) noexcept nogil:
-    cdef uint32_t flow = find_current(ct, find_live(ct, p))
-    if unlikely(flow == NO_FLOW) and unlikely(ct.zones.split):
-        return find_split(ct, &p.key)
-    return flow
-
-
-# --- one packet -------------------------------------------------------------------------------------------------------------------------
-
-
-cdef inline uint8_t l4state_of(const Entry *entry, int dir) noexcept nogil:
-    """dir: that of the packet at hand, whose line of the entry is in the cache; the protocol stands in the other one's, too."""
-    cdef uint8_t proto = entry.flow[dir].key.proto
-    if likely(proto == PROTO_TCP):
-        return entry.l4.tcp.state
-    return entry.l4.sctp.state if proto == PROTO_SCTP else NO_L4STATE
-
-
-cdef inline void without_conn(const Packet *p, uint8_t l4state, Decision *d) noexcept nogil:
-    """The decision on a packet that has no connection, or has lost it."""
-    memset(d, 0, sizeof(Decision))
-    d.conn = -1
-    d.timeout = -1
-    d.zone = p.key.zone
-    d.state = p.state
-    d.dir = NO_DIR
-    d.verdict = p.verdict
-    d.reason = p.reason
-    d.l4state = l4state
-    d.proto = p.key.proto
-    d.family = p.key.family
-
-
-cdef inline void with_conn(const Engine *ct, const Entry *entry, const Packet *p, int dir, Decision *d) noexcept nogil:
-    d.conn = entry.flow[dir].id
-    d.timeout = ticks_left(ct, entry)
-    d.mark = entry.mark if unlikely(entry.cold & COLD_MARK) else 0
-    d.zone = p.key.zone
-    d.status = entry.status
-    d.state = p.state
-    d.dir = <uint8_t>dir
-    d.verdict = p.verdict
-    d.reason = p.reason
-    d.l4state = l4state_of(entry, dir)
-    d.proto = p.key.proto
-    d.family = p.key.family
-    d.offload = OFFLOAD_NONE
-    memset(d.pad, 0, sizeof(d.pad))
-
-
-cdef inline uint8_t state_of(const Entry *entry, int dir) noexcept nogil:
-    """ctinfo, as it is before the packet has changed anything."""
-    if dir == REPLY or entry.status & SEEN_REPLY:
-        return ESTABLISHED
-    return RELATED if entry.status & EXPECTED else NEW
-
-
-cdef inline Outcome run_l4(Engine *ct, Entry *entry, Packet *p, int dir, bint fresh) noexcept nogil:
-    """The protocol's tracker. A fault that parse() found is the tracker's to report: the lookup has happened by now, as in the kernel."""
-    if unlikely(p.l4_reason != R_OK):
-        p.reason = p.l4_reason
-        return REJECTED
-    if likely(p.key.proto == PROTO_TCP):
-        return tcp_packet(ct, entry, p, dir, fresh)
-    if p.key.proto == PROTO_SCTP:
-        return sctp_packet(ct, entry, p, dir, fresh)
-    return datagram_packet(ct, entry, p, dir, fresh)
-
-
-cdef inline void say_changes(Engine *ct, Entry *entry) noexcept nogil:
-    """At most one update a packet, at its end."""
-    cdef uint64_t lost = ct.buffer.lost
-    if ct.changes and ct.set.events & EVENT_UPDATE:
-        buffer_put(&ct.buffer, EVENT_UPDATE, entry, ticks_left(ct, entry), ct.now)
-        if ct.buffer.lost == lost:
-            buffer_last(&ct.buffer).changes = ct.changes
-
-
-cdef void reject(Engine *ct, Packet *p, uint8_t state, uint8_t verdict, uint8_t l4state, Decision *d) noexcept nogil:
-    p.state = state
-    p.verdict = verdict
-    if state == INVALID:
-        ct.count.invalid += 1
-    without_conn(p, l4state, d)
-
-
-cdef bint help_first(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
-    """A new connection gets its helper, which looks at its first packet. False if that is to be dropped."""
-    cdef Entry *entry = &ct.pool.entry[conn]
-    cdef uint8_t refusal = R_OK
-    if unlikely(ct.helper_of[0] != NULL):
-        assign_helper(ct, conn)
-    if unlikely(entry.cold & COLD_EXTENSION):
-        refusal = run_helper(ct, conn, p, ORIG, state_of(entry, ORIG))
-    if unlikely(refusal != R_OK):
-        p.reason = refusal
-    return refusal == R_OK
-
-
-cdef bint translate(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
-    """Decide what a new connection is on the other side. A closed one may have to give way. False with a reason if it cannot be translated."""
-    cdef uint32_t victim
-    cdef int manip
-    for manip in range(MANIP_DST, MANIP_SRC - 1, -1):
-        victim = nat_decide(ct, conn, manip)
-        if unlikely(victim == REFUSED):
-            p.reason = R_NAT_SCOPE
-            return False
-        if victim != NO_CONN:
-            note_eviction(&ct.evictions, &ct.pool.entry[victim], &ct.pool.entry[conn].flow[ORIG].key, FOR_TUPLE, ct.now)
-            kill(ct, victim, END_REPLACED, ct.now)
-    return True
-
-
-cdef inline bint translatable(const Entry *entry, Packet *p, int dir) noexcept nogil:
-    """False with a reason: the packet would have to be changed, and cannot be."""
-    if likely(not entry.status & (SRC_NAT | DST_NAT) or header_fits(p, changed_by(entry, dir))):
-        return True
-    p.reason = R_NAT_GRE
-    return False
-
-
-cdef inline uint32_t open_entry(Engine *ct, Packet *p) noexcept nogil:
-    """An unconfirmed entry for a packet without one; NO_CONN with a reason if its tuple has no answer or there is no place."""
-    cdef Key reply
-    if not invert(&p.key, &reply):
-        p.reason = R_ICMP_TYPE if (p.key.family == 4) == (p.key.proto == PROTO_ICMP) else R_ICMP_FAMILY
-        return NO_CONN
-    return create(ct, p, &reply) if find_place(ct, p) else <uint32_t>NO_CONN
-
-
-cdef void track_first(Engine *ct, Packet *p, uint8_t note, Decision *d) noexcept nogil:
-    """A packet without a connection.   note: reason to give if it opens one."""
-    cdef uint32_t conn = open_entry(ct, p)
-    cdef Entry *entry
-    if conn == NO_CONN:
-        if p.reason == R_TABLE_FULL or p.reason == R_ZONE_LIMIT:
-            reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
-        else:
-            reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
-        return
-    entry = &ct.pool.entry[conn]
-    if run_l4(ct, entry, p, ORIG, True) == REJECTED:
-        discard(ct, conn)
-        reject(ct, p, INVALID, ACCEPT, NO_L4STATE, d)
-        return
-    if ct.nat.rule != NULL and not translate(ct, conn, p) or unlikely(not translatable(entry, p, ORIG)) or not help_first(ct, conn, p) or not confirm(ct, conn, p):
-        discard(ct, conn)
-        reject(ct, p, NOT_SEEN, DROP, NO_L4STATE, d)
-        return
-    p.state = state_of(entry, ORIG)
-    p.verdict = ACCEPT
-    if unlikely(entry.status & (SRC_NAT | DST_NAT)):
-        plan_rewrite(ct, entry, ORIG)
-    if note != R_OK:
-        p.reason = note
-    with_conn(ct, entry, p, ORIG, d)
-
-
-cdef void track_related(Engine *ct, Packet *p, uint32_t flow, Decision *d) noexcept nogil:
-    """An ICMP error about a known flow: it changes nothing there (but a helper may), and is translated as the flow is."""
-    cdef Entry *entry = &ct.pool.entry[flow >> 1]
-    p.state = RELATED
-    p.verdict = ACCEPT
-    if ct.nat.rule != NULL:
-        # A redirect names a router that is none where the packet goes; a sum that is bad would be made good.
-        # What it quotes may be too little to be changed.
-        if p.flaw & FLAW_SUM or (entry.status & (SRC_NAT | DST_NAT) and (
-            is_redirect(p) or not quote_fits(p, entry.flow[0].key.proto, changed_by(entry, flow & 1))
-        )):
-            p.verdict = DROP
-            p.reason = R_NAT_ICMP
-        else:
-            plan_error_rewrite(ct, entry, flow & 1)
-    if unlikely(entry.cold & COLD_EXTENSION) and flow & 1 == ORIG and p.verdict == ACCEPT and not help_error(ct, entry, p):
-        p.verdict = DROP
-        p.reason = R_HELPER_REFUSED
-        if ct.rewrite != NULL:
-            ct.rewrite.flags = 0
-    with_conn(ct, entry, p, flow & 1, d)
-
-
-cdef inline bint track_icmp(Engine *ct, Packet *p, Decision *d) noexcept nogil:
-    """True if an ICMP packet of the matching family needs no lookup of its own tuple."""
-    cdef uint32_t flow = NO_FLOW
-    cdef Errand errand
-    if p.key.proto != (PROTO_ICMP if p.key.family == 4 else PROTO_ICMPV6):
-        return False
-    errand = icmp_errand(ct, p, &flow)
-    if errand == ICMP_DECIDED:
-        reject(ct, p, p.state, ACCEPT, NO_L4STATE, d)
-    elif errand == ICMP_RELATED:
-        track_related(ct, p, flow, d)
-    return errand == ICMP_DECIDED or errand == ICMP_RELATED
-
-
-cdef void help_packet(Engine *ct, uint32_t conn, Packet *p, int dir) noexcept nogil:
-    """A packet of a connection with a helper: it may be dropped, and yet has been tracked."""
-    cdef uint8_t refusal = run_helper(ct, conn, p, dir, p.state)
-    cdef Entry *entry = &ct.pool.entry[conn]
-    cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
-    if ext.helper == HELPER_PPTP and ext.memory.pptp.hang_up:
-        hang_up(ct, entry)
-    if refusal != R_OK:
-        p.reason = refusal
-        p.verdict = DROP
-        if ct.rewrite != NULL:
-            ct.rewrite.flags = 0
-
-
-cdef void track(Engine *ct, Packet *p, Decision *d) noexcept nogil:
-    """One packet, from its row to its decision."""
-    cdef uint32_t flow
-    cdef Entry *entry
-    cdef int dir
-    cdef Outcome outcome
-    advance_clock(ct, p.now)
-    if unlikely(p.verdict != PENDING):
-        reject(ct, p, p.state, p.verdict, NO_L4STATE, d)
-        return
-    if unlikely(p.key.proto != PROTO_TCP and p.key.proto != PROTO_UDP) and track_icmp(ct, p, d):
-        return
-    if unlikely(ct.ext.tunnels) and p.key.proto == PROTO_GRE:
-        name_tunnel(ct, p)
-    flow = lookup(ct, p)
-    if unlikely(flow == NO_FLOW):
-        track_first(ct, p, R_OK, d)
-        return
-    ct.count.found += 1
-    entry = &ct.pool.entry[flow >> 1]
-    dir = flow & 1
-    ct.changes = 0
-    p.state = state_of(entry, dir)
-    outcome = run_l4(ct, entry, p, dir, False)
-    if unlikely(outcome == REPEAT):
-        kill(ct, flow >> 1, END_REPLACED, ct.now)
-        track_first(ct, p, R_TCP_REOPENED, d)
-        return
-    if unlikely(outcome == REJECTED):
-        reject(ct, p, INVALID, ACCEPT, l4state_of(entry, dir), d)
-        if ct.changes:
-            say_changes(ct, entry)
-        return
-    p.verdict = ACCEPT
-    if unlikely(entry.status & DYING):
-        kill(ct, flow >> 1, END_RESET, ct.now)
-    if unlikely(dir == REPLY and not entry.status & SEEN_REPLY):
-        entry.status |= SEEN_REPLY
-        ct.changes |= CHANGE_REPLY
-    if unlikely(entry.cold & COLD_EXTENSION):
-        help_packet(ct, flow >> 1, p, dir)
-    if unlikely(ct.changes) and not entry.status & DYING:
-        say_changes(ct, entry)
-    if entry.status & (SRC_NAT | DST_NAT) and p.verdict == ACCEPT:
-        if likely(translatable(entry, p, dir)):
-            plan_rewrite(ct, entry, dir)
-            if unlikely(entry.cold & COLD_EXTENSION):
-                redirect(ct, entry, dir)
-        else:
-            p.verdict = DROP
-    with_conn(ct, entry, p, dir, d)
-
-
+include "act_api.pxi"
 include "admin_api.pxi"
-include "tracker_api.pxi"
+
+LONGEST_EXPECTATION = (1 << 31) - 1     # ticks
+
+ExpectationRow = namedtuple(
+    "ExpectationRow", "master src dst proto sport dport zone timeout permanent kind inactive follow dir saved saved_port"
+)
+FOLLOWS = {FOLLOW_NONE: "", FOLLOW_MASTER: "master", FOLLOW_PPTP: "pptp", FOLLOW_SIP: "sip"}
+
+
+cdef size_t whole_pages(size_t size):
+    return (size + 4095) & ~<size_t>4095
+
+
+cdef int fill_address(uint64_t *words, str text) except -1:
+    """An address text into a Key's field; returns its family."""
+    cdef bytes packed
+    try:
+        packed = ipaddress.ip_address(text).packed
+    except ValueError:
+        raise ConfigError(f"address '{text}': expected an IPv4 or IPv6 address") from None
+    words[0] = words[1] = 0
+    memcpy(words, <const char *>packed, len(packed))
+    return 4 if len(packed) == 4 else 6
+
+
+cdef str address_text(const uint64_t *words, int family):
+    return str(ipaddress.ip_address((<const char *>words)[:4 if family == 4 else 16]))
+
+
+def whole_rewrites(rewrites, int n):
+    """The array a caller gives for a batch of n. Raises ValueError if it is not one that can be written to."""
+    if rewrites.dtype != REWRITE_DTYPE or rewrites.shape != (n,) or not rewrites.flags.carray:
+        raise ValueError(f"rewrites: expected a writable REWRITE_DTYPE[{n}], found {rewrites.dtype.name}{list(rewrites.shape)}")
+    return rewrites
+
+
+cdef class Tracker:
+    """One connection table with its settings. See tracker.pyi for what each method takes and gives."""
+
+    def __cinit__(self, config=None):
+        config = Config() if config is None else config
+        if not isinstance(config, Config):
+            raise ConfigError(f"config = {config!r}: expected a Config")
+        self.config = config
+        self.identity = object()
+        cdef Engine *ct = &self.ct
+        memset(ct, 0, sizeof(Engine))
+        fill_settings(&ct.set, config)
+        hash_seed(&ct.hash_key, config.seed)
+        ct.pool.capacity = config.capacity + MOST_CARRIED + 1       # and the one of the packet at hand
+        ct.pool.free = NO_CONN
+        ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
+        ct.buffer.size = config.event_buffer if config.events else 0
+        ct.expect.size = config.expect_max
+        ct.evictions.size = config.eviction_buffer
+        ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
+        self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
+        self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
+        self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
+        self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
+        self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
+        if config.nat or config.nat_actions:
+            self.start_nat()
+        ct.pool.entry = <Entry *>map_memory(self.conns_size)
+        ct.buffer.event = <Event *>map_memory(self.buffer_size)
+        ct.expect.row = <Expectation *>map_memory(self.expect_size)
+        ct.zones.row = <ZoneRow *>map_memory(self.zones_size)
+        ct.evictions.row = <Eviction *>map_memory(self.evictions_size)
+        if not (ct.pool.entry and ct.buffer.event and ct.expect.row and ct.zones.row and ct.evictions.row):
+            raise MemoryError(f"no memory for {config.capacity} connections")
+        # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
+        ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
+        ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
+        expect_init(&ct.expect)
+        ct.expect.secret = ct.ext.secret = ct.hash_key.word[1] ^ ct.hash_key.word[4]
+        self.prepare_helpers(config)
+        zones_fill(&ct.zones, config)
+        wheel_init(&ct.wheel, ct.pool.entry, config.hz)
+
+    cdef int start_nat(self) except -1:
+        """Rules, if there are any, links and chains in one mapping of their own."""
+        cdef Nat *nat = &self.ct.nat
+        cdef uint32_t i
+        nat.n_rules = len(self.config.nat)
+        nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain
+        self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.ct.pool.capacity * sizeof(NatLink))
+        nat.rule = <NatRule *>map_memory(self.nat_size)
+        if nat.rule == NULL:
+            raise MemoryError(f"no memory to translate {self.config.capacity} connections")
+        nat.link = <NatLink *>(nat.rule + nat.n_rules)
+        nat.head = <uint32_t *>(nat.link + self.ct.pool.capacity)
+        memset(nat.head, 0xFF, nat.n_heads * sizeof(uint32_t))
+        for i in range(nat.n_rules):
+            fill_nat_rule(&nat.rule[i], self.config.nat[i])
+        nat.secret = [self.ct.hash_key.word[0], self.ct.hash_key.word[1], self.ct.hash_key.word[2] | 1]
+        nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
+        nat.prefer = [-1, -1]
+        nat.prefer_announced = -1
+
+    def __dealloc__(self):
+        unmap_memory(self.ct.nat.rule, self.nat_size)
+        unmap_memory(self.ct.pool.entry, self.conns_size)
+        unmap_memory(self.ct.buffer.event, self.buffer_size)
+        unmap_memory(self.ct.expect.row, self.expect_size)
+        unmap_memory(self.ct.ext.row, self.help_size)
+        edits_free(&self.ct.edits)
+        unmap_memory(self.ct.zones.row, self.zones_size)
+        unmap_memory(self.ct.evictions.row, self.evictions_size)
+
+    cdef int prepare_helpers(self, object config) except -1:
+        """Map the extensions and, behind them, who is helped by port, and room for a payload; without helpers there is nothing."""
+        cdef Engine *ct = &self.ct
+        cdef size_t rows
+        if not config.helpers and not config.helper_actions:
+            return 0
+        ct.ext.most = config.helper_max
+        ct.ext.size = config.helper_max + MOST_CARRIED + 1
+        ct.ext.n_tunnels = 1 << (config.helper_max - 1).bit_length()
+        rows = whole_pages((<size_t>ct.ext.size + 1) * sizeof(Extension) + ct.ext.n_tunnels * sizeof(uint32_t))
+        self.help_size = rows + 3 * 65536
+        ct.ext.row = <Extension *>map_memory(self.help_size)
+        if ct.ext.row == NULL:
+            raise MemoryError(f"no memory for {config.helper_max} connections with helpers")
+        ct.ext.tunnel = <uint32_t *>(ct.ext.row + ct.ext.size + 1)
+        ct.expect.extension = ct.ext.row
+        ct.helper_of[0] = <uint8_t *>ct.ext.row + rows
+        ct.helper_of[1] = ct.helper_of[0] + 65536
+        ct.scratch = ct.helper_of[1] + 65536
+        fill_helpers(ct, config.helpers)
+
+    cdef int enter(self) except -1:
+        """Take the tracker for work without the GIL, or RuntimeError: packets of one table come one after the other."""
+        if self.busy:
+            raise RuntimeError("tracker: another thread is at work with it: expected one at a time")
+        self.busy = True
+
+    cdef int idle(self) except -1:
+        """What looks at or changes the table holds the GIL all the while; nobody without it may be at work then."""
+        if self.busy:
+            raise RuntimeError("tracker: another thread is at work with it: expected one at a time")
+
+    def advance(self, Batch batch not None, rewrites=None):
+        cdef Rewrite *changed = NULL
+        if rewrites is not None:
+            changed = <Rewrite *><size_t>whole_rewrites(rewrites, batch.size).ctypes.data
+        cdef object decisions = np.empty(batch.size, dtype=DECISION_DTYPE)
+        cdef Decision *out = <Decision *><size_t>decisions.ctypes.data
+        cdef int start = 0, n
+        batch.consume()
+        self.enter()
+        edits_reset(&self.ct.edits)
+        with nogil:
+            while start < batch.size:
+                n = min(batch.size - start, <int>BATCH)
+                hash_rows(&self.ct, batch.row + start, n)
+                find_rows(&self.ct, batch.row + start, n)
+                track_rows(&self.ct, batch.row + start, n, out + start, NULL if changed == NULL else changed + start)
+                start += n
+        self.busy = False
+        return decisions
+
+    def act(self, Batch batch not None, action, before=NO_ASSOCIATION):
+        return act_one(self, batch, action, before)
+
+    def leave(self, association):
+        let_go(self, association)
+
+    def edits(self):
+        self.idle()
+        cdef object taken = np.empty(self.ct.edits.used, dtype=EDIT_DTYPE)
+        if self.ct.edits.used:
+            memcpy(<void *><size_t>taken.ctypes.data, self.ct.edits.row, self.ct.edits.used * sizeof(Edit))
+        return taken
+
+    @property
+    def now(self):
+        return self.ct.now
+
+    @property
+    def count(self):
+        return self.ct.live
+
+    @property
+    def events_waiting(self):
+        return self.ct.buffer.length
+
+    @property
+    def events_lost(self):
+        return self.ct.buffer.lost
+
+    def expire(self, now):
+        cdef int64_t time = whole("now:", now, -(1 << 63), (1 << 63) - 1, " ns")
+        self.idle()
+        advance_clock(&self.ct, time)
+
+    def conns(self):
+        return self.select(Filter())
+
+    def select(self, filter):
+        cdef Sieve sieve
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        cdef object rows = np.empty(for_each(&self.ct, &sieve, count_it, NULL), dtype=CONN_DTYPE)
+        cdef Entry *out = <Entry *><size_t>rows.ctypes.data
+        for_each(&self.ct, &sieve, copy_it, &out)
+        # As opaque rows: NumPy would leave the gaps between fields to chance.
+        return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
+
+    def events(self):
+        self.idle()
+        return buffer_take(&self.ct.buffer)
+
+    def evictions(self):
+        self.idle()
+        return evictions_take(&self.ct.evictions)
+
+    @property
+    def evictions_lost(self):
+        return self.ct.evictions.lost
+
+    def zone_counts(self):
+        self.idle()
+        return counts_of(&self.ct.zones)
+
+    def flush(self, filter=None):
+        return self.delete(Filter() if filter is None else filter)
+
+    def delete(self, filter):
+        cdef Sieve sieve
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        return for_each(&self.ct, &sieve, kill_it, NULL)
+
+    def update(self, filter, *, mark=None, mark_mask=ALL_MARKS, label=None, label_mask=ALL_LABELS, timeout=None, status=0):
+        cdef Sieve sieve
+        cdef Amendment change
+        self.idle()
+        fill_sieve(&self.ct, &sieve, filter)
+        fill_change(&self.ct, &change, self.config, {
+            "mark": mark, "mark_mask": mark_mask, "label": label, "label_mask": label_mask, "timeout": timeout, "status": status,
+        })
+        return for_each(&self.ct, &sieve, change_it, &change)
+
+    cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
+        """The slot of a live connection, or ConfigError."""
+        cdef uint32_t conn
+        cdef int64_t wanted = whole("connection", ordinal, 0, (1 << 63) - 1)
+        self.idle()
+        for conn in range(self.ct.pool.used):
+            if self.ct.pool.entry[conn].live and self.ct.pool.entry[conn].flow[0].id == wanted:
+                return conn
+        raise ConfigError(f"connection {ordinal}: expected the ordinal of a live connection")
+
+    cdef object snapshot(self, uint32_t conn):
+        cdef object rows = np.empty(1, dtype=CONN_DTYPE)
+        copy_out(<Entry *><size_t>rows.ctypes.data, &self.ct.pool.entry[conn], ticks_left(&self.ct, &self.ct.pool.entry[conn]))
+        return rows
+
+    def conn(self, ordinal):
+        return self.snapshot(self.slot_of(ordinal))
+
+    def offsets(self, ordinal):
+        cdef const Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        cdef const Extension *ext
+        if not entry.cold & COLD_EXTENSION:
+            return (0, 0, 0), (0, 0, 0)
+        ext = &self.ct.ext.row[entry.extension & EXTENSION_ROW]
+        return tuple([(ext.adjust[d].position, ext.adjust[d].before, ext.adjust[d].after) for d in range(2)])
+
+    def find(self, const uint8_t[::1] key not None):
+        cdef Key wanted
+        cdef uint32_t flow
+        self.idle()
+        if key.shape[0] != sizeof(Key):
+            raise ConfigError(f"key: expected {sizeof(Key)} bytes of a KEY_DTYPE, found {key.shape[0]}")
+        memcpy(&wanted, &key[0], sizeof(Key))
+        flow = table_find(&self.ct.table, self.ct.pool.entry, hash_of(&self.ct.hash_key, &wanted), &wanted)
+        if self.ct.zones.split:
+            flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, ORIG)
+            if flow == NO_FLOW:
+                flow = zone_try(&self.ct.zones, &self.ct.table, self.ct.pool.entry, &self.ct.hash_key, &wanted, REPLY)
+        return None if flow == NO_FLOW else self.snapshot(flow >> 1)
+
+    def set_mark(self, ordinal, mark, mask=ALL_MARKS):
+        cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        cdef uint32_t value = whole("mark", mark, 0, ALL_MARKS), bits = whole("mask", mask, 0, ALL_MARKS)
+        self.ct.changes = 0
+        put_mark(&self.ct, entry, value, bits)
+        say_changes(&self.ct, entry)
+
+    def set_label(self, ordinal, label, mask=ALL_LABELS):
+        cdef Entry *entry = &self.ct.pool.entry[self.slot_of(ordinal)]
+        cdef uint64_t value[2]
+        cdef uint64_t bits[2]
+        split_label(value, whole("label", label, 0, ALL_LABELS))
+        split_label(bits, whole("mask", mask, 0, ALL_LABELS))
+        self.ct.changes = 0
+        put_label(&self.ct, entry, value, bits)
+        say_changes(&self.ct, entry)
+
+    def expect(self, master, str src, str dst, proto, dport, *, sport=0, zone=0, double timeout=300.0, bint permanent=False):
+        cdef uint32_t conn = self.slot_of(master)
+        cdef Expectation draft
+        memset(&draft, 0, sizeof(Expectation))
+        draft.key.family = <uint8_t>fill_address(draft.key.src, src)
+        if fill_address(draft.key.dst, dst) != draft.key.family:
+            raise ConfigError(f"expectation {src} > {dst}: expected two addresses of one family")
+        draft.key.proto = whole("expectation: proto =", proto, 0, 255)
+        draft.key.dport = whole("expectation: dport =", dport, 0, 65535)
+        draft.key.sport = whole("expectation: sport =", sport, 0, 65535)
+        draft.key.zone = whole("expectation: zone =", zone, 0, 65535)
+        if not 0 <= timeout * self.config.hz <= LONGEST_EXPECTATION:
+            raise ConfigError(f"expectation: timeout = {timeout}: expected 0 to {LONGEST_EXPECTATION // self.config.hz} seconds")
+        draft.any_sport = draft.key.sport == 0
+        draft.master = master
+        draft.master_conn = conn
+        draft.permanent = permanent
+        draft.deadline = self.ct.tick + <uint64_t>(timeout * self.config.hz)
+        if expect_add(&self.ct.expect, &draft, self.ct.tick) == NO_CONN:
+            raise ConfigError(f"expectation: expected at most {self.ct.expect.size} (expect_max)")
+        self.ct.pool.entry[conn].cold |= COLD_MASTER
+
+    def expectations(self):
+        self.idle()
+        cdef uint32_t chain, row
+        cdef Expectation *e
+        rows = []
+        for chain in range(self.ct.expect.n_heads if self.ct.expect.used else 0):
+            row = self.ct.expect.head[chain]
+            while row != NO_CONN:
+                e = &self.ct.expect.row[row]
+                rows.append(ExpectationRow(
+                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto,
+                    e.key.sport, e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent),
+                    e.kind, bool(e.inactive), FOLLOWS[e.follow], e.dir, address_text(e.saved, e.key.family), e.saved_port))
+                row = e.next
+        return sorted(rows)
+
+    def prefer(self, port=None, destination=None, announced=None):
+        self.idle()
+        told = {"port": port, "destination": destination, "announced": announced}
+        ports = [-1 if value is None else whole(name, value, 0, 65535) for name, value in told.items()]
+        self.ct.nat.prefer[MANIP_SRC], self.ct.nat.prefer[MANIP_DST], self.ct.nat.prefer_announced = ports
+
+    def nat_pools(self):
+        self.idle()
+        pools = []
+        for i, rule in enumerate(self.config.nat):
+            pools.append(NatPool(i, rule.kind, rule.text, rule.size, self.ct.nat.rule[i].in_use, self.ct.nat.rule[i].high_water,
+                                 self.ct.nat.rule[i].exhausted))
+        return pools
+
+    def counters(self):
+        cdef Counters *c = &self.ct.count
+        return {
+            "found": c.found, "new": c.new, "invalid": c.invalid, "early_drop": c.early_drop, "drop": c.drop,
+            "insert_failed": c.insert_failed, "expired": c.expired, "events_lost": self.ct.buffer.lost,
+            "zone_limit": self.ct.zones.refused, "evictions_lost": self.ct.evictions.lost,
+            "expect_new": self.ct.expect.matched, "expect_create": self.ct.expect.created, "expect_delete": self.ct.expect.deleted,
+            "helper_unassigned": self.ct.ext.refused,
+            "nat_exhausted": self.ct.nat.exhausted,
+        }
+
+    def check(self):
+        cdef uint32_t conn, flow, live = 0
+        cdef Entry *entry
+        self.idle()
+        fault = (table_fault(&self.ct.table, self.ct.pool.entry) or wheel_fault(&self.ct.wheel, self.ct.pool.used)
+                 or pool_fault(&self.ct.pool) or expect_fault(&self.ct.expect) or extensions_fault(&self.ct.ext)
+                 or nat_fault(&self.ct)
+                 or zones_fault(&self.ct.zones, self.ct.pool.entry, self.ct.pool.used))
+        for conn in range(self.ct.pool.used):
+            entry = &self.ct.pool.entry[conn]
+            live += entry.live != 0
+            for flow in range(2 * conn, 2 * conn + 2):
+                if not entry.live >> (flow & 1) & 1:
+                    continue
+                if table_find(&self.ct.table, self.ct.pool.entry, entry.hash[flow & 1], key_of(self.ct.pool.entry, flow)) != flow:
+                    fault = fault or f"flow {flow} is not found under its own key"
+        if live != self.ct.live:
+            fault = fault or f"{live} connections live, {self.ct.live} are counted"
+        if fault:
+            raise AssertionError(fault)

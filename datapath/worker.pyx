@@ -18,7 +18,8 @@ from ctcore.batch cimport Batch
 from ctcore.fragments cimport Reassembler, fragments_expire, fragments_release
 from ctcore.edits cimport edits_reset
 from ctcore.lowlevel cimport unlikely
-from ctcore.tracker cimport Tracker, find_rows, hash_rows, track_rows
+from ctcore.track cimport find_rows, hash_rows, track_rows
+from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
     BATCH, DROP, HELD, N_REASONS, N_STATES, LARGEST_BATCH, R_OK, REWRITE_DST, REWRITE_SRC, Decision, Key, Packet, Rewrite,
 )

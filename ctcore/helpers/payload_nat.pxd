@@ -25,4 +25,4 @@ cdef bint edit(Aid *aid, uint32_t at, uint32_t old_len, const Line *line) noexce
 cdef bint edit_number(Engine *ct, uint32_t at, uint32_t value) noexcept nogil
 cdef void move_sequence(Aid *aid, int32_t by) noexcept nogil
 cdef uint32_t set_half(Engine *ct, Entry *child, int manip, const uint64_t *address, int32_t port) noexcept nogil
-cdef void follow(Engine *ct, Entry *child, const Expectation *expected) noexcept nogil
+cdef void follow(Engine *ct, Entry *child, const Expectation *expected, uint32_t own) noexcept nogil

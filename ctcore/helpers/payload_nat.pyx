@@ -215,21 +215,27 @@ cdef uint32_t set_half(Engine *ct, Entry *child, int manip, const uint64_t *addr
     return nat_setup(ct, child, manip, &to)
 
 
-cdef uint32_t find_pair(Engine *ct, const Entry *child, const Expectation *expected) noexcept nogil:
-    """What the same call expects to be sent to where this stream comes from: by the place of that one it is known outside. NO_CONN: nothing."""
+cdef uint32_t find_pair(Engine *ct, const Entry *child, const Expectation *expected, uint32_t own) noexcept nogil:
+    """What the same call expects to be sent to where this stream comes from: by the place of that one it is known outside. NO_CONN: nothing.
+
+    own: the row that has announced the stream itself, if it is still there.
+    """
     cdef const Key *key = &child.flow[ORIG].key
     cdef uint32_t row = ct.ext.row[expected.owner].youngest if expected.kind else <uint32_t>NO_CONN
     cdef const Expectation *e
     while row != NO_CONN:
         e = &ct.expect.row[row]
-        if e.key.proto == key.proto and memcmp(key.src, e.saved, 16) == 0 and key.sport == e.saved_port:
+        if row != own and e.key.proto == key.proto and memcmp(key.src, e.saved, 16) == 0 and key.sport == e.saved_port:
             return row
         row = e.older
     return NO_CONN
 
 
-cdef void follow(Engine *ct, Entry *child, const Expectation *expected) noexcept nogil:
-    """Translate an expected connection as its master is: to where that sends, at the place its packet named."""
+cdef void follow(Engine *ct, Entry *child, const Expectation *expected, uint32_t own) noexcept nogil:
+    """Translate an expected connection as its master is: to where that sends, at the place its packet named.
+
+    own: the row of the expectation if it is still expected, or NO_CONN.
+    """
     cdef const Entry *master = &ct.pool.entry[expected.master_conn]
     cdef const Key *back = &master.flow[1 - expected.dir].key
     cdef uint32_t pair
@@ -238,7 +244,7 @@ cdef void follow(Engine *ct, Entry *child, const Expectation *expected) noexcept
         set_half(ct, child, MANIP_DST, back.src, expected.saved_port)
     elif expected.follow == FOLLOW_SIP:
         set_half(ct, child, MANIP_DST, expected.saved, expected.saved_port)
-        pair = find_pair(ct, child, expected)
+        pair = find_pair(ct, child, expected, own)
         if pair != NO_CONN:
             set_half(ct, child, MANIP_SRC, ct.expect.row[pair].key.dst, ct.expect.row[pair].key.dport)
         elif memcmp(child.flow[ORIG].key.src, master.flow[expected.dir].key.src, 16) == 0:

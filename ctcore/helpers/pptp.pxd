@@ -12,4 +12,4 @@ cdef void name_quoted(const Engine *ct, Key *key) noexcept nogil
 cdef void forget_tunnels(Engine *ct, Extension *ext) noexcept nogil
 cdef void tunnel_ended(Engine *ct, const Entry *entry) noexcept nogil
 cdef uint32_t take_tunnel(Engine *ct, const Entry *control, const Extension *ext, int dir) noexcept nogil
-cdef void follow_pptp(Engine *ct, Entry *child, const Expectation *expected) noexcept nogil
+cdef void follow_pptp(Engine *ct, Entry *child, const Expectation *expected, bint take) noexcept nogil

@@ -159,8 +159,11 @@ cdef uint32_t take_tunnel(Engine *ct, const Entry *control, const Extension *ext
     return flow
 
 
-cdef void follow_pptp(Engine *ct, Entry *child, const Expectation *expected) noexcept nogil:
-    """The tunnel has begun, from one end: from the other it is not expected any more. Then it is translated as its master is, ids and all."""
+cdef void follow_pptp(Engine *ct, Entry *child, const Expectation *expected, bint take) noexcept nogil:
+    """The tunnel has begun, from one end: from the other it is not expected any more. Then it is translated as its master is, ids and all.
+
+    take: whether it has begun in earnest.
+    """
     cdef const Entry *master = &ct.pool.entry[expected.master_conn]
     cdef const PptpMemory *m = &ct.ext.row[expected.owner].memory.pptp
     cdef const Key *back = &master.flow[1 - expected.dir].key
@@ -174,7 +177,7 @@ cdef void follow_pptp(Engine *ct, Entry *child, const Expectation *expected) noe
     else:
         other.sport, other.dport = m.own_pns, m.own_pac
     other.proto = PROTO_GRE
-    row = expect_match(&ct.expect, &other)
+    row = expect_match(&ct.expect, &other) if take else <uint32_t>NO_CONN
     if row != NO_CONN:
         expect_remove(&ct.expect, row)
     if moved and ct.nat.rule != NULL:

@@ -53,6 +53,13 @@ cdef void fill_helpers(Engine *ct, object rules) except *:
             ct.helper_of[0][<size_t>at] = <uint8_t>HELPER_IDS[rule.name]
 
 
+cdef inline bint speaks(uint8_t helper, const Key *key) noexcept nogil:
+    """Does Linux have the helper for packets of this protocol and family? DCC and PPTP name no IPv6 addresses."""
+    if key.proto == PROTO_UDP:
+        return helper == HELPER_TFTP or helper == HELPER_SIP
+    return key.proto == PROTO_TCP and helper != HELPER_TFTP and (key.family == 4 or helper == HELPER_FTP or helper == HELPER_SIP)
+
+
 cdef void assign_helper(Engine *ct, uint32_t conn) noexcept nogil:
     """A connection that is new and was not expected gets the helper of its rule."""
     cdef Entry *entry = &ct.pool.entry[conn]
@@ -61,10 +68,7 @@ cdef void assign_helper(Engine *ct, uint32_t conn) noexcept nogil:
     if entry.status & EXPECTED or (key.proto != PROTO_TCP and key.proto != PROTO_UDP):
         return
     helper = ct.helper_of[key.proto == PROTO_UDP][key.dport]
-    # DCC and PPTP name no IPv6 addresses.
-    if helper == NO_HELPER or ((helper == HELPER_IRC or helper == HELPER_PPTP) and key.family != 4):
-        return
-    if give_helper(ct, conn, helper):
+    if helper != NO_HELPER and speaks(helper, key) and give_helper(ct, conn, helper):
         entry.status |= HELPER
 
 
@@ -85,6 +89,7 @@ cdef void drop_helper(Engine *ct, uint32_t conn) noexcept nogil:
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint32_t row = entry.extension & EXTENSION_ROW
     expect_remove_owned(&ct.expect, row)
+    ct.ext.confirmed -= (entry.status & CONFIRMED) != 0
     if ct.ext.row[row].helper == HELPER_PPTP:
         forget_tunnels(ct, &ct.ext.row[row])
     extension_give(&ct.ext, row)
@@ -93,8 +98,9 @@ cdef void drop_helper(Engine *ct, uint32_t conn) noexcept nogil:
 
 
 cdef void helper_confirmed(Engine *ct, const Entry *entry) noexcept nogil:
-    """The connection has its ordinal now."""
+    """The connection has its ordinal now, and counts."""
     ct.ext.row[entry.extension & EXTENSION_ROW].master = entry.flow[ORIG].id
+    ct.ext.confirmed += 1
 
 
 cdef inline bint find_payload(const Packet *p, Aid *aid) noexcept nogil:
@@ -212,13 +218,16 @@ cdef inline bint wants_all(const Aid *aid) noexcept nogil:
 cdef uint8_t run_helper(Engine *ct, uint32_t conn, Packet *p, int dir, uint8_t state) noexcept nogil:
     """An accepted packet of a connection with a helper.   Reads: payload.   Writes: the extension, expectations, ct.changes, ct.rewrite.
 
-    R_OK, or why the packet is dropped: then its changes are told of with the next packet's.
+    R_OK, or why the packet is dropped: then its changes are told of with the next packet's. A `ct` action may have given a connection a helper
+    that does not speak its protocol; that one is never asked.
     """
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
     cdef uint8_t reason = R_OK
     cdef bint readable = True
     cdef Aid aid
+    if not speaks(ext.helper, &p.key):
+        return R_OK
     aid.ct = ct
     aid.entry = entry
     aid.ext = ext
