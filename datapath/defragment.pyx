@@ -199,7 +199,7 @@ cdef class Gatherer:
         self.reassembler = Reassembler(config)
         self.zone = zone
         self.settings.checksum = self.reassembler.config.checksum
-        self.settings.nat = len(self.reassembler.config.nat) > 0
+        self.settings.nat = len(self.reassembler.config.nat) > 0 or self.reassembler.config.nat_actions
         self.datagrams = []
 
     @property

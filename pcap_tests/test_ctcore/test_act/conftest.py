@@ -1,4 +1,4 @@
-"""Which trackers do `ct` actions."""
+"""The fixtures of all tests, for those trackers that do `ct` actions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from ctcore.config import Config
+from pcap_tests.acting import ACTING
 from pcap_tests.conftest import TRACKERS
-
-ACTING = tuple(TRACKERS)
 
 
 @pytest.fixture(params=ACTING)

@@ -13,10 +13,9 @@ from ctcore.config import Config
 from ctcore.ct_action import BARE_NAT
 from ctcore.nat_rules import HELPERS
 from datapath import craft
-from pcap_tests.acting import Walker
+from pcap_tests.acting import ACTING, Walker
 from pcap_tests.conftest import TRACKERS
 from pcap_tests.router import dnat, snat
-from pcap_tests.test_ctcore.test_act.conftest import ACTING
 
 HOSTS = ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.7")
 RULES = (snat("192.0.2.1", ports=(7, 9)), dnat("10.0.0.2"), snat("192.0.2.1-192.0.2.3"), dnat("10.0.0.2", ports=80))

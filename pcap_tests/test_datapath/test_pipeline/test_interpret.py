@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datapath import craft
-from datapath.pipeline.interpret import MOST_TURNS, Interpreter, Tracked, Walk
+from datapath.pipeline.interpret import MOST_TURNS, Interpreter, Piece, Tracked, Walk
 from datapath.pipeline.rules import (
     CONTINUE,
     DROP,
@@ -134,14 +134,21 @@ def test_what_is_redirected_comes_to_the_next_device() -> None:
 
 
 class Remembers:
-    """Tracks nothing: says what it is told to say, and remembers what it was asked."""
+    """Tracks nothing: says what it is told to say, and remembers what it was asked, and what was given back. pieces: what a frame leaves as."""
 
-    def __init__(self, what: str, tracked: Tracked) -> None:
-        self.what, self.tracked, self.asked = what, tracked, list[Ct]()
+    def __init__(self, what: str, tracked: Tracked, pieces: list[Piece] | None = None) -> None:
+        self.what, self.tracked, self.pieces = what, tracked, pieces
+        self.asked, self.over = list[Ct](), list[Tracked]()
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
         self.asked.append(action)
-        return self.what, frame, self.tracked
+        return self.what, frame, self.tracked if self.what == "go on" else Tracked(reason="table_full")
+
+    def leave(self, tracked: Tracked) -> None:
+        self.over.append(tracked)
+
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        return [Piece(frame, missing)] if self.pieces is None else self.pieces
 
 
 def test_rules_behind_ct_see_what_it_said() -> None:
@@ -154,3 +161,81 @@ def test_rules_behind_ct_see_what_it_said() -> None:
 @pytest.mark.parametrize(("what", "verdict"), [("drop", "drop"), ("held", "held"), ("go on", "pass")])
 def test_ct_may_drop_and_hold(what: str, verdict: str) -> None:
     assert Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers(what, Tracked(8))).run(SEGMENT, 0, HOOK).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("what", "actions", "verdict"),
+    [
+        ("go on", (Gact(PASS),), "pass"),
+        ("go on", (Gact(DROP),), "drop"),
+        ("go on", (Mirred("redirect", "eth1"),), "redirect"),
+        ("go on", (Mirred("mirror", "eth1"), Gact(RECLASSIFY)), "drop"),
+        ("drop", (), "drop"),
+        ("held", (), "held"),
+    ],
+)
+def test_whichever_way_a_packet_ends_it_gives_back_what_it_carries(what: str, actions: tuple[Action, ...], verdict: str) -> None:
+    carried = Tracked(8, conn="a connection")
+    tracker = Remembers(what, carried)
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), tracker).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.tracked.conn) == (verdict, None)
+    assert tracker.over == [carried if what == "go on" else Tracked(reason="table_full")]
+    assert walk.reason == {"pass": "", "redirect": "", "drop": walk.reason}.get(verdict, "table_full")
+
+
+def test_a_mistake_gives_back_what_is_carried_too() -> None:
+    class Mistaken(Remembers):
+        def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
+            if self.asked:
+                raise ValueError("no such zone")
+            return super().act(action, frame, now, before)
+
+    tracker = Mistaken("go on", Tracked(8, conn="a connection"))
+    with pytest.raises(ValueError):
+        Interpreter(Ruleset(rules=(rule(1, Ct(), Ct()),)), tracker).run(SEGMENT, 0, HOOK)
+    assert tracker.over == [tracker.tracked]
+
+
+PIECES = [Piece(craft.udp(A, B, 1, 2, b"first")), Piece(craft.udp(A, B, 1, 2, b"second"), 5)]
+
+
+def test_what_was_put_together_leaves_in_pieces() -> None:
+    tracker = Remembers("go on", Tracked(8), PIECES)
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), tracker).run(SEGMENT, 0, HOOK)
+    assert (walk.frame, walk.pieces) == (SEGMENT, PIECES)
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), Mirred("redirect", "eth1")),)), tracker).run(SEGMENT, 0, HOOK)
+    assert ([sent.frame for sent in walk.sent], walk.pieces) == ([piece.frame for piece in PIECES], [])
+
+
+def test_every_piece_comes_to_the_next_device() -> None:
+    delivery = Interpreter(Ruleset(rules=(rule(1, Ct(), Mirred("redirect", "eth1")),)), Remembers("go on", Tracked(8), PIECES)).deliver(
+        SEGMENT, 0, HOOK
+    )
+    assert [(walk.frame, walk.missing, walk.verdict) for walk in delivery.passed] == [(*piece, "pass") for piece in PIECES]
+    assert delivery.last is delivery.passed[0]
+
+
+@pytest.mark.parametrize("actions", [(), (Mirred("redirect", "eth1"),)])
+def test_what_cannot_be_cut_up_again_is_dropped(actions: tuple[Action, ...]) -> None:
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), Remembers("go on", Tracked(8), [])).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.reason, walk.pieces, walk.sent) == ("drop", "rule_field", [], [])
+
+
+def test_what_was_said_ends_at_the_next_device() -> None:
+    """Its hook sees a packet that nobody has tracked."""
+    untracked = Match("ct_state", 0, 8)
+    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (untracked,), (Gact(DROP),), 1)
+    delivery = Interpreter(Ruleset(rules=rules), Remembers("go on", Tracked(0x0A))).deliver(SEGMENT, 0, HOOK)
+    assert [walk.verdict for walk in delivery.walks] == ["redirect", "drop"]
+
+
+def test_a_drop_tells_the_trackers_reason() -> None:
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers("drop", Tracked())).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.reason) == ("drop", "table_full")
+
+
+def test_what_lies_behind_the_packet_is_missing_no_more() -> None:
+    """Of 20 bytes that were not captured, 10 are the packet's."""
+    frame = craft.udp(A, B, 1, 2, bytes(30))
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers("go on", Tracked(8))).run(frame[:-10], 0, HOOK, missing=20)
+    assert (walk.missing, walk.pieces) == (10, [Piece(frame[:-10], 10)])

@@ -98,7 +98,11 @@ VERDICTS = {"pass": "accept", "drop": "drop", "held": "held"}
 def told(delivery: Delivery, numbers: dict[int, int]) -> Said:
     """The interpreter's opinion. numbers: of rules, by id."""
     last = delivery.last
-    passed = [Left(walk.hook.device, walk.hook.direction == "egress", walk.frame, walk.length, walk.mark, walk.priority) for walk in delivery.passed]
+    passed = [
+        Left(walk.hook.device, walk.hook.direction == "egress", frame, len(frame) + missing, walk.mark, walk.priority)
+        for walk in delivery.passed
+        for frame, missing in walk.pieces
+    ]
     return Said(
         VERDICTS[last.verdict],
         last.reason or "ok",
