@@ -248,9 +248,9 @@ cdef inline bint stays(Engine *ct, Packet *p, const Carried *a) noexcept nogil:
 
 cdef bint carry_out(Engine *ct, Packet *p, const CtRequest *r, Carried *a, bint anew) noexcept nogil:
     """All that is asked of a connection. False with a reason if the packet is dropped for it.   anew: it has been tracked by this action."""
-    invert(&ct.pool.entry[a.flow >> 1].flow[1 - (a.flow & 1)].key, &ct.rewrite.to)
     if r.flags & CT_NAT and not translate(ct, p, r, a):
         return False
+    invert(&ct.pool.entry[a.flow >> 1].flow[1 - (a.flow & 1)].key, &ct.rewrite.to)
     if not help(ct, p, r, a, anew):
         return False
     if r.flags & CT_COMMIT and not commit(ct, p, r, a):

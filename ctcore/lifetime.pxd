@@ -2,12 +2,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.engine cimport Engine
 from ctcore.lowlevel cimport likely, unlikely
+from ctcore.table cimport table_find
 from ctcore.timers cimport tick_reached
 from ctcore.types cimport END_TIMEOUT, NO_FLOW, Entry, Key, Packet
 
 cdef uint32_t create(Engine *ct, const Packet *p, const Key *reply, bint take) noexcept nogil
 cdef void discard(Engine *ct, uint32_t conn) noexcept nogil
-cdef bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil
 cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil
 cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcept nogil
@@ -43,3 +43,8 @@ cdef inline uint32_t find_current(Engine *ct, uint32_t flow) noexcept nogil:
             ct.count.expired += 1
             return NO_FLOW
     return flow
+
+
+cdef inline bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil:
+    """Is one of a new connection's tuples another one's?"""
+    return find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[dir], &entry.flow[dir].key)) != NO_FLOW

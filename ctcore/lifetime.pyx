@@ -24,7 +24,7 @@ from ctcore.lowlevel cimport unlikely
 from ctcore.nat cimport BOUND, nat_exhausted
 from ctcore.nat_chain cimport nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
-from ctcore.table cimport same_key, table_erase, table_find, table_insert
+from ctcore.table cimport same_key, table_erase, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.types cimport *
 from ctcore.zones cimport zone_confirmed, zone_died, zone_id, zone_of
@@ -96,11 +96,6 @@ cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
     ct.expect.matched += take
 
 
-cdef bint taken(Engine *ct, const Entry *entry, int dir) noexcept nogil:
-    """Is one of a new connection's tuples another one's?"""
-    return find_current(ct, table_find(&ct.table, ct.pool.entry, entry.hash[dir], &entry.flow[dir].key)) != NO_FLOW
-
-
 cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
     """One of a new connection's tuples is another one's: if address translation was to find one of its own, it has found none. The reason."""
     ct.count.insert_failed += 1
@@ -113,16 +108,16 @@ cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
 cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     """Enter a new connection into the table. False if that cannot be: the packet is dropped, the connection never was."""
     cdef Entry *entry = &ct.pool.entry[conn]
-    cdef Key *answer = &entry.flow[REPLY].key
-    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
     cdef uint8_t said = p.reason
-    cdef bint mirrored = same_key(&entry.flow[ORIG].key, answer)
+    cdef bint mirrored
     if taken(ct, entry, REPLY) or (
         # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
         unlikely(ct.zones.split) and taken(ct, entry, ORIG)
     ):
         p.reason = clash(ct, conn)
         return False
+    # Both tuples the same (a host that speaks to itself): lookups must find the reply, as in the kernel's hash chains.
+    mirrored = same_key(&entry.flow[ORIG].key, &entry.flow[REPLY].key)
     p.reason = R_TABLE_FULL
     if not mirrored and not table_insert(&ct.table, entry.hash[ORIG], conn << 1):
         ct.count.drop += 1
@@ -189,9 +184,11 @@ cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcep
 cdef void hang_up(Engine *ct, const Entry *entry) noexcept nogil:
     """A PPTP call ends, and its tunnel with it. Of a connection with another helper there is none."""
     cdef Extension *ext = &ct.ext.row[entry.extension & EXTENSION_ROW]
+    cdef const Key *key = &entry.flow[ORIG].key
     cdef uint32_t flow
     cdef int dir
-    if ext.helper != HELPER_PPTP:
+    # A `ct` action may have given the helper to what is no control connection, such as a tunnel.
+    if ext.helper != HELPER_PPTP or key.proto != PROTO_TCP or key.family != 4:
         return
     ext.memory.pptp.hang_up = 0
     forget_tunnels(ct, ext)

@@ -370,7 +370,7 @@ cdef inline bint is_unknown(const Key *leaving) noexcept nogil:
     return leaving.family == 4 and leaving.src[0] == 0
 
 
-cdef uint32_t nat_bind(Engine *ct, uint32_t conn, int manip, uint32_t rule) noexcept nogil:
+cdef inline uint32_t bind(Engine *ct, uint32_t conn, int manip, uint32_t rule) noexcept nogil:
     """Translate one half of a new connection's tuple into a rule's range; rule: counted from 1. 0 is a null binding: the address stays.
 
     Returns the connection that has to give way, or NO_CONN.
@@ -386,6 +386,11 @@ cdef uint32_t nat_bind(Engine *ct, uint32_t conn, int manip, uint32_t rule) noex
         return NO_CONN
     anything.flags = 0
     return nat_setup(ct, entry, manip, &anything)
+
+
+cdef uint32_t nat_bind(Engine *ct, uint32_t conn, int manip, uint32_t rule) noexcept nogil:
+    """The same for `ct` actions, which name the rule."""
+    return bind(ct, conn, manip, rule)
 
 
 cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
@@ -407,7 +412,7 @@ cdef uint32_t nat_decide(Engine *ct, uint32_t conn, int manip) noexcept nogil:
         elif manip == MANIP_DST and leaving.family == 6 and scope_of(leaving.dst) != scope_of(ct.nat.rule[link.rule[manip] - 1].range.low):
             link.rule[manip] = 0
             return REFUSED
-    return nat_bind(ct, conn, manip, link.rule[manip])
+    return bind(ct, conn, manip, link.rule[manip])
 
 
 cdef void nat_foresee(const Engine *ct, Key *leaving) noexcept nogil:

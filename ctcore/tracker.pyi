@@ -56,19 +56,24 @@ class Tracker:
         NO_ASSOCIATION for its first one; it is spent by this call, whatever comes of the packet.
 
         Returns what becomes of the packet, the decision on it (as advance() makes it; conn is -1 while a connection is not confirmed), what of the
-        frame is to be changed because of this action before anything looks at it again, and what the packet carries to its next action. A connection
-        that is not confirmed lives in there and nowhere else: leave() or the next action takes it, and 256 of them may be carried at a time.
-        A connection that is confirmed may end meanwhile: by the packet itself (a RST as the only answer), and then the packet keeps it; by somebody
-        else, and then the packet is looked up anew. Calls of advance() and act() may be mixed; rules of config.nat and config.helpers are advance()'s.
+        frame is to be changed because of this action before anything looks at it again, and what the packet carries to its next action. A
+        connection that is not confirmed lives in there and nowhere else: leave() or the next action takes it. 256 of them may be carried at a time;
+        a packet that would be one more is dropped (table_full). One that is confirmed may end meanwhile: by the packet itself (a RST as the only
+        answer), and then the packet keeps it; by somebody else, and then the packet is looked up anew. Calls of advance() and act() may be mixed;
+        config.nat's and config.helpers' rules are for the former. With config.nat_actions and no rules, advance() makes null bindings, as it does
+        where no rule matches.
 
-        Raises ConfigError, before anything happens, for an action that this tracker cannot do, an association that is spent or of another tracker, and
-        batches of other sizes; ValueError for a batch that has been through a tracker; RuntimeError where too many connections are carried.
+        Raises ConfigError, before anything happens, for an action that this tracker cannot do, an association that is spent or of another tracker,
+        and batches of other sizes; ValueError for a batch that has been through a tracker.
         Source: Linux tcf_ct_act.
         """
     def leave(self, association: Association) -> None:
-        """A packet is over: what it carries that is not confirmed comes to nothing, and the association is spent. Raises ConfigError as act() does."""
+        """A packet is over: what it carries that is not confirmed comes to nothing. The association is spent. Raises ConfigError as act() does."""
     def edits(self) -> NDArray[Any]:
-        """The edits of the last advance() that asked for rewrites, or of the last act(), EDIT_DTYPE[k]; `first_edit` and `n_edits` of a rewrite name a packet's own."""
+        """The edits of the last advance() that asked for rewrites, or of the last act(), EDIT_DTYPE[k].
+
+        `first_edit` and `n_edits` of a rewrite name a packet's own.
+        """
     @property
     def now(self) -> int:
         """The latest time seen, ns."""

@@ -32,11 +32,12 @@ NAT = Status.SRC_NAT | Status.DST_NAT
 
 @dataclass(eq=False)
 class Token:
-    """A connection in a packet's hands. spent: the packet has let go of it."""
+    """A connection in a packet's hands. spent: the packet has let go of it; ended: it has ended by this very packet, which keeps it all the same."""
 
     owner: object
     conn: Conn
     spent: bool = False
+    ended: bool = False
 
 
 class Acting(Lifetime):
@@ -95,19 +96,27 @@ class Acting(Lifetime):
             token.spent = True
 
     def _kept(self, action: CtAction, before: Association, token: Token | None) -> Met | None:
-        """What the packet was to its connection, if it keeps that. Source: tcf_ct_skb_nfct_cached."""
+        """What the packet was to its connection, if it keeps that. Source: tcf_ct_skb_nfct_cached.
+
+        A connection that somebody else has ended meanwhile is none any more. Linux keeps that, too, but then has one packet in hand at a time.
+        """
         if token is None or before.zone != action.zone:
             return None
         conn = token.conn
+        if self._is_over(conn) and not token.ended:
+            return None
         if action.helper is not None and conn.ext and conn.ext.helper != action.helper:
             return None
         if action.force and before.dir == Dir.REPLY:
-            if conn.id in self._conns:  # whoever forces it begins a connection of its own
+            if not self._is_over(conn):  # whoever forces it begins a connection of its own
                 self._destroy(conn, End.END_REPLACED)
             return None
         if not conn.confirmed and (action.commit or action.nat is not None):
             return None
         return Met(conn, before.dir, before.state)
+
+    def _is_over(self, conn: Conn) -> bool:
+        return conn.confirmed and conn.id not in self._conns
 
     # --- what is done -----------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +142,7 @@ class Acting(Lifetime):
         if refusal:
             self._let_go(token)
             return self._ended(packet, action, untranslated(accepted, refusal))
-        token = token or Token(self, conn)
+        token = token or Token(self, conn, ended=self._is_over(conn))
         return self._acted(packet, accepted, Association(True, action.zone, token, met.state, met.dir, conn.mark, conn.label))
 
     def _assign(self, conn: Conn, helper: str) -> None:

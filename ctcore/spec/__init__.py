@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pkgutil import get_data
 
 from ctcore.errors import SpecError
 
@@ -62,7 +62,7 @@ class ReasonText:
 
 
 def _lines(name: str) -> list[tuple[int, str]]:
-    text = files("ctcore.spec").joinpath(name).read_text(encoding="utf-8")
+    text = (get_data(__name__, name) or b"").decode()  # importlib.resources takes a tenth of the start
     return [(n, line.rstrip()) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
 
 

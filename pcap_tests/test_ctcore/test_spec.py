@@ -22,7 +22,7 @@ def text_of(name: str) -> str:
 def load(monkeypatch, tmp_path, name: str, text: str):
     """Parse a text as if it were the one of that name."""
     (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(spec, "files", lambda _: tmp_path)
+    monkeypatch.setattr(spec, "get_data", lambda _, wanted: (tmp_path / wanted).read_bytes())
     return LOADERS[name].__wrapped__()
 
 

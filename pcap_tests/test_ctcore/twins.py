@@ -32,6 +32,7 @@ class Twins:
         self.zone = 0
         self.lost = self.audit_lost = 0
         self.waiting: list[tuple[bytes, int]] = []
+        self.helped = bool(config.helpers or config.helper_actions)
 
     def wait(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)
@@ -78,7 +79,7 @@ class Twins:
     def compare(self) -> None:
         """All but the events, which would be gone."""
         same(self.engine.conns(), self.model.conns(), "conns")
-        for ordinal in self.engine.conns()["flow"]["id"][:, 0].tolist() if self.engine.config.helpers else ():
+        for ordinal in self.engine.conns()["flow"]["id"][:, 0].tolist() if self.helped else ():
             assert self.engine.offsets(ordinal) == self.model.offsets(ordinal)
         ours, theirs = self.engine.counters(), self.model.counters()
         assert {name: ours[name] for name in theirs} == theirs

@@ -389,14 +389,34 @@ def test_a_tuple_that_another_has_is_a_clash(make_tracker):
     assert net.tracker.counters()["insert_failed"] == 1 and net.ordinals() == [0]
 
 
-def test_a_connection_that_ends_meanwhile(net):
-    """The packet keeps what it has: it was part of it when it was tracked."""
+def test_a_connection_that_somebody_else_ends_meanwhile(net):
+    """Then the packet has none, and is looked up anew."""
     net.send(question())
     packet = net.take(answer())
     packet.ct().is_("established", conn=0)
     net.tracker.flush()
-    packet.ct().is_("established", conn=0, dir="reply")
-    packet.ct(zone=1).is_("new", conn=None)
+    packet.ct().is_("new", conn=None, dir="original")
+    packet.over()
+
+
+def test_a_slot_that_another_connection_has_got_meanwhile(net):
+    """It is not taken for the old one."""
+    net.send(question())
+    packet = net.take(answer())
+    packet.ct().is_("established", conn=0)
+    net.tracker.flush()
+    net.send(craft.udp(CLIENT, SERVER, 40001, 53)).is_("new", conn=1)
+    packet.ct(commit=True, mark=(1, 1)).is_("new", conn=2, dir="original", mark=1)
+    packet.over()
+    assert net.entry(1)["mark"] == 0
+
+
+def test_time_ends_a_connection_between_two_actions(net):
+    net.send(question())
+    packet = net.take(answer())
+    packet.ct().is_("established", conn=0)
+    net.wait(31)
+    packet.ct().is_("new", conn=None)
     packet.over()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ctcore.ct_action import BARE_NAT
+from ctcore.filter import Filter
 from ctcore.nat_rules import HelperRule
 from ctcore.types import Dir
 from datapath import craft
@@ -124,6 +125,18 @@ def test_a_helper_of_another_protocol_has_nothing_to_read(make_tracker):
     net.look(craft.udp(SERVER, CLIENT, 21, 40000, PORT)).is_("established", verdict="accept")
     net.look(craft.tcp("2001:db8::1", "2001:db8::2", 40000, 6667, "S"), commit=True, helper="irc").is_("new", conn=1, verdict="accept")
     assert expected(net) == []
+
+
+def test_a_tunnel_that_is_given_its_own_helper_ends_alone(make_tracker):
+    """It is no control connection: when it ends, no call does."""
+    net = Walker(make_tracker(helper_actions=True))
+    net.look(craft.gre(CLIENT, SERVER), commit=True, helper="pptp").is_("new", conn=0, has={"helper"})
+    net.look(craft.tcp("2001:db8::1", "2001:db8::2", 40000, 1723, "S"), commit=True, helper="pptp").is_("new", conn=1)
+    net.look(craft.gre("2001:db8::1", "2001:db8::2"), commit=True).is_("new", conn=2)
+    net.tracker.delete(Filter(proto=6))
+    assert net.ordinals() == [0, 2]
+    net.tracker.delete(Filter(src=CLIENT))
+    assert net.ordinals() == [2]
 
 
 def test_more_than_may_have_one_go_without(make_tracker):
