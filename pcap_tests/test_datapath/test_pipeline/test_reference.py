@@ -25,7 +25,6 @@ from datapath.pipeline.interpret import Interpreter, Walk
 from datapath.pipeline.reference import RuleTracker
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.wire import parse_batch
-from pcap_tests.acting import ACTING
 from pcap_tests.conftest import TRACKERS
 from pcap_tests.scene import START
 
@@ -92,7 +91,7 @@ class Lab:
         return self.tracker.count
 
 
-@pytest.fixture(params=ACTING)
+@pytest.fixture(params=TRACKERS)
 def lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
     """lab(rules, **settings): the rules at work, with a tracker that can do what they ask for."""
 
@@ -338,7 +337,7 @@ def test_ranges_are_collected_once():
     assert (plain.nat, plain.nat_actions, plain.helper_actions) == ((), False, True)
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize("kind", TRACKERS)
 def test_a_tracker_of_other_settings_is_refused(kind):
     ruleset = ruleset_of(SNAT)
     tracker = TRACKERS[kind](Config(nat_actions=True))
