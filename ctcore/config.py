@@ -17,7 +17,8 @@ ZONE_DIRS = ("both", "original", "reply")
 EVENT_BITS = {"new": 1, "update": 2, "destroy": 4}
 # With max=0 the kernel has no limit but memory; here the slab and the table are sized once, at this many connections (1.1 GB when full).
 UNLIMITED_CAPACITY = 1 << 22
-CAPACITY_LIMIT = 1 << 26
+CAPACITY_LIMIT = (1 << 26) - 1024  # 26 bits name a slot (nat_chain), and connections that only packets carry (act) have some of their own
+BUCKETS_LIMIT = 1 << 26
 FRAGMENTS_LIMIT = 1 << 30
 RULES_LIMIT = 0xFFFF  # of address translation: a connection remembers its own in 16 bits, counted from 1
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
@@ -68,7 +69,7 @@ class Config:
         _check_range(self, "hz", 1, 1000)
         _check_range(self, "tcp_max_retrans", 0, 255)
         _check_range(self, "max", 0, CAPACITY_LIMIT)
-        _check_range(self, "buckets", 1, CAPACITY_LIMIT)
+        _check_range(self, "buckets", 1, BUCKETS_LIMIT)
         _check_range(self, "expect_max", 1, 1 << 20)
         _check_range(self, "helper_max", 1, 1 << 20)
         _check_range(self, "flowtable_tcp_timeout", 1, TICKS_LIMIT // self.hz)

@@ -9,7 +9,7 @@ from ctcore.types cimport Key
 
 # A reference in a chain: the slot of a connection, a few bits of its source's hash, and whether it is the chain's last.
 cdef enum:
-    REF_SLOT = 0x03FFFFFF       # config.CAPACITY_LIMIT is what this holds
+    REF_SLOT = 0x03FFFFFF       # config.CAPACITY_LIMIT, and what packets carry on top of it (act.MOST_CARRIED), is what this holds
     REF_TAG = 0x7C000000
     REF_TAG_SHIFT = 26
     REF_TAGS = 31               # the 32nd is NO_REF's alone

@@ -47,7 +47,7 @@ def test_the_examples_of_the_python_interface_run(number, tmp_path, monkeypatch,
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 # --- docs/scenarios.md -----------------------------------------------------------------------------------------------------------------

@@ -91,11 +91,9 @@ class Acting(Lifetime):
         return token
 
     def _let_go(self, token: Token | None) -> None:
-        """The packet's connection is its own no more; one that is not confirmed comes to nothing."""
+        """The packet's connection is its own no more. One that is not confirmed is nowhere else, and so comes to nothing."""
         if token is not None:
             token.spent = True
-            if not token.conn.confirmed:
-                self._discard(token.conn)
 
     def _kept(self, action: CtAction, before: Association, token: Token | None) -> Met | None:
         """What the packet was to its connection, if it keeps that. Source: tcf_ct_skb_nfct_cached.

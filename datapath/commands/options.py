@@ -154,7 +154,7 @@ SETTINGS = (
     ("tcp_ignore_invalid_rst", Switch(), "Let RST below what was acknowledged pass the window check."),
     ("checksum", Switch(), "Verify transport checksums; packets with bad ones are invalid."),
     ("acct", Switch(), "Count packets and bytes of each connection."),
-    ("max", Number(0, 1 << 26), "Most connections at a time; 0 is no limit."),
+    ("max", Number(0, (1 << 26) - 1024), "Most connections at a time; 0 is no limit."),
     ("buckets", Number(1, 1 << 26), "Buckets of the kernel's hash table: when it is full, a victim is looked for in eight of them."),
     ("ipfrag_high_thresh", Number(0, 1 << 30), "Bytes of IPv4 fragments beyond which further ones are dropped."),
     ("frag6_high_thresh", Number(0, 1 << 30), "The same of IPv6."),

@@ -6,7 +6,7 @@ Whatever changes the frame changes what later rules see. No rule at all means pa
 One packet: chain 0 `-trk: ct, goto 1`; chain 1 `+trk+est: redirect eth1`: looked at, tracked, looked at again, sent to eth1, whose egress hook has
 its say.
 What mirred sends is at the other device before the next action is done, as in Linux (but for ingress of a device from egress of another, which waits
-there), with its marks and without what `ct` said of it.
+there), with its marks and without what `ct` said of it. What `ct` has put together from fragments leaves a hook in fragments again.
 Invariants: a frame goes through at most MOST_TURNS chains at a hook, and is sent on at most MOST_HOPS times, and MOST_SENT times with all its
 copies; nothing but `ct` and `police` remembers anything.
 Not here: connection tracking (whoever is given as `ct`), the order of rules (order), bytes (munge).
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from datapath.frame import frames_of
 from datapath.pipeline.flower import flower_keys
 from datapath.pipeline.layout import fields_of
-from datapath.pipeline.munge import VLAN, csum, pedit
+from datapath.pipeline.munge import VLAN, csum, layers, pedit
 from datapath.pipeline.order import Placed, chains_of
 from datapath.pipeline.rules import (
     DROP,
@@ -43,6 +43,7 @@ from datapath.pipeline.rules import (
     Skbedit,
     Vlan,
 )
+from datapath.refragment import ip_length
 
 MOST_TURNS = 16  # goto and reclassify of one packet (max_reclassify_loop); then it is dropped
 MOST_HOPS = 4  # times a packet is sent on (MIRRED_NEST_LIMIT); then the next mirred drops it
@@ -51,13 +52,21 @@ SECOND = 1_000_000_000
 
 
 class Tracked(NamedTuple):
-    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label."""
+    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label. reason: why a frame goes on no more."""
 
     state: int = 0
     zone: int = 0
     mark: int = 0
     label: int = 0
     conn: Any = None  # for who tracks
+    reason: str = ""
+
+
+class Piece(NamedTuple):
+    """A frame that leaves. missing: bytes on the wire behind those that were captured."""
+
+    frame: bytes
+    missing: int = 0
 
 
 NOT_TRACKED = Tracked()
@@ -66,17 +75,18 @@ NOT_TRACKED = Tracked()
 class Tracker(Protocol):
     """Who does the `ct` action."""
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
         """What becomes of a frame: "go on", "drop" or "held" (a fragment); the frame, translated or put together; what later rules see.
 
-        now: ns; before: what the last `ct` said of this frame. Where the frame does not go on, nothing is to be left any more.
+        now: ns; before: what the last `ct` said of this frame; missing: bytes behind it that were not captured. But for `clear`, what goes on ends
+        with its IP packet, whose header tells what is missing then. Where the frame does not go on, nothing is to be left any more.
         """
 
     def leave(self, tracked: Tracked) -> None:
         """The frame is over here, or goes on to another device, where nobody knows what was said of it: a connection without a commit never was."""
 
-    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
-        """The frames in which a frame leaves the hook: itself, or fragments again if it was put together from such; none: it cannot leave."""
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        """In what a frame leaves the hook: as it is, or in fragments again if it was put together from such; none: it cannot leave."""
 
 
 class Sent(NamedTuple):
@@ -99,9 +109,9 @@ class Walk:
     """One frame on its way through the chains of a hook.
 
     missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason: of a
-    drop, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that matched, in order;
-    passed: the frames in which it passes, several where `ct` had put it together from fragments; onward: the walk at the device that it (the last of
-    its fragments) was redirected to; delivery: what it is a part of, None if it is sent nowhere.
+    drop, or of what is held, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that
+    matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the last piece; delivery: what it is a
+    part of, None if it is sent nowhere.
     """
 
     frame: bytes
@@ -117,8 +127,8 @@ class Walk:
     decided: Rule | None = None
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
-    passed: list[bytes] = field(default_factory=list)
-    parted: bool = False  # from what `ct` gave it
+    pieces: list[Piece] = field(default_factory=list)
+    parted: bool = False  # from its connection
     onward: Walk | None = None
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
     delivery: Delivery | None = None
@@ -154,6 +164,12 @@ def seen_in(frame: bytes, missing: int, state: int, zone: int, mark: int, label:
     memory, frames = frames_of([frame])
     frames["len"] += missing
     return {**fields_of(flower_keys(memory, frames)[0]), "ct_state": state, "ct_zone": zone, "ct_mark": mark, "ct_label": label}
+
+
+def lacking(frame: bytes, missing: int) -> int:
+    """How much of a frame that ends with its IP packet was not captured. Of one without, as much as before."""
+    l3 = layers(frame).l3
+    return missing if l3 < 0 else max(l3 + ip_length(frame[l3:]) - len(frame), 0)
 
 
 class Bucket:
@@ -194,7 +210,7 @@ class Interpreter:
     def run(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Walk:
         """A frame that comes to a hook; what it is sent as goes nowhere. now: ns, and never back; missing: bytes that were not captured."""
         walk = Walk(frame, now, hook, missing)
-        self._whole_way(walk)
+        self._through(walk)
         return walk
 
     def deliver(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Delivery:
@@ -206,28 +222,29 @@ class Interpreter:
     def _go(self, walk: Walk, delivery: Delivery) -> None:
         walk.delivery = delivery
         delivery.walks.append(walk)
-        self._whole_way(walk)
+        self._through(walk)
         if walk.verdict == "pass":
             delivery.passed.append(walk)
 
-    def _whole_way(self, walk: Walk) -> None:
+    def _through(self, walk: Walk) -> None:
+        """All of a hook."""
         try:
             self._classify(walk)
             if walk.verdict == "pass":
-                walk.passed = self._pieces(walk)
-                if not walk.passed:
+                walk.pieces = self._cut(walk)
+                if not walk.pieces:
                     walk.verdict, walk.reason = "drop", "rule_cut"
         finally:
             self._part(walk)
 
     def _part(self, walk: Walk) -> None:
-        """Here the packet and its connection part; what was said of it can still be read."""
+        """Whichever way the packet ends at a hook, there it parts from its connection; what was said of it can still be read."""
         if self.ct is not None and not walk.parted:
             self.ct.leave(walk.tracked)
         walk.tracked, walk.parted = walk.tracked._replace(conn=None), True
 
-    def _pieces(self, walk: Walk) -> list[bytes]:
-        return [walk.frame] if self.ct is None else self.ct.cut(walk.frame, walk.tracked)
+    def _cut(self, walk: Walk) -> list[Piece]:
+        return [Piece(walk.frame, walk.missing)] if self.ct is None else self.ct.cut(walk.frame, walk.tracked, walk.missing)
 
     # --- chains -----------------------------------------------------------------------------------------------------------------------
 
@@ -306,31 +323,35 @@ class Interpreter:
     def _ct(self, walk: Walk, action: Ct) -> Control:
         if self.ct is None:
             raise ValueError("ct: expected somebody who tracks connections")
-        what, walk.frame, walk.tracked = self.ct.act(action, walk.frame, walk.now, walk.tracked)
-        if what == "held":
-            walk.verdict = "held"
-        return DROP if what == "drop" else action.control
+        what, walk.frame, walk.tracked = self.ct.act(action, walk.frame, walk.now, walk.tracked, walk.missing)
+        if what == "go on":
+            walk.missing = walk.missing if action.clear else lacking(walk.frame, walk.missing)
+            return action.control
+        walk.verdict, walk.reason = "held" if what == "held" else "", walk.tracked.reason
+        return DROP
 
     def _mirred(self, walk: Walk, action: Mirred) -> Control:
         if walk.hops >= MOST_HOPS or (walk.delivery is not None and walk.delivery.sent >= MOST_SENT):
             walk.verdict, walk.reason = "drop", "rule_hops"
             return DROP
-        pieces = self._pieces(walk)
-        if not pieces and action.kind == "redirect":
-            walk.verdict, walk.reason = "drop", "rule_cut"
-            return DROP
-        walk.sent += [Sent(action.device, action.direction, piece) for piece in pieces]
+        pieces = self._cut(walk)
+        walk.sent += [Sent(action.device, action.direction, piece.frame) for piece in pieces]
         if action.kind == "redirect":
-            walk.verdict = "redirect"
+            walk.verdict, walk.reason = ("redirect", "") if pieces else ("drop", "rule_cut")
             self._part(walk)
         if walk.delivery is not None:
             walk.delivery.sent += 1
             for piece in pieces:
-                onward = Walk(piece, walk.now, Hook(action.device, action.direction), walk.missing, walk.hops + 1)
-                onward.mark, onward.priority = walk.mark, walk.priority
-                walk.onward = onward if action.kind == "redirect" else None
-                self._go(onward, walk.delivery)
+                self._send(walk, action, piece)
         return action.control
+
+    def _send(self, walk: Walk, action: Mirred, piece: Piece) -> None:
+        """To another device's hook, which knows nothing of its connection."""
+        assert walk.delivery is not None
+        hook = Hook(action.device, action.direction)
+        onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, mark=walk.mark, priority=walk.priority)
+        walk.onward = onward if action.kind == "redirect" else None
+        self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:
         changed = pedit(walk.frame, action)

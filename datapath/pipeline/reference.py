@@ -18,20 +18,21 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ctcore import reasons
 from ctcore.batch import Batch
 from ctcore.config import Config
 from ctcore.ct_action import NO_ASSOCIATION, Acted, Association, CtAction, Outcome
 from ctcore.errors import ConfigError
-from ctcore.types import Dir, State, Verdict
+from ctcore.types import Dir, Reason, RewriteFlag, State, Verdict
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.joined import joined
 from datapath.leave import CHANGES
 from datapath.pipeline.ct_settings import range_of, ranges_of
-from datapath.pipeline.interpret import NOT_TRACKED, Tracked
+from datapath.pipeline.interpret import NOT_TRACKED, Piece, Tracked, lacking
 from datapath.pipeline.munge import layers
 from datapath.pipeline.rules import CT_STATES, ETH_IP, ETH_IPV6, Ct, CtNat
-from datapath.refragment import Datagram, ip_length, refragment
+from datapath.refragment import Datagram, ip_length, refragment, wire_length
 from datapath.rewrite import translated
 from datapath.wire import parse_batch
 
@@ -85,20 +86,20 @@ class RuleTracker:
         self._ranges = ranges_of(tracker.config)
         self._fragments = Fragments(tracker.config)
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
-        """What becomes of a frame ("go on", "drop", "held"), the frame, and what is said of it."""
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
+        """What becomes of a frame ("go on", "drop", "held"), the frame, and what is said of it. missing: bytes that were not captured."""
         carried: Carried = before.conn or NOTHING
         if action.clear:
-            acted = self.tracker.act(parse_batch(*frames_of([frame], ts=now)), CtAction(clear=True), carried.association)
+            acted = self.tracker.act(parse_batch(*row_of(frame, missing, now)), CtAction(clear=True), carried.association)
             return "go on", frame, tracked_of(Carried(acted.association, carried.datagram))
         if layers(frame).kind not in FAMILIES:
-            return self._stop("drop", frame, before)
-        batch, datagram = self._fragments.gather(frame, now, action.zone)
+            return self._stop("drop", frame, before, Reason.R_NOT_IP)
+        batch, datagram = self._fragments.gather(frame, missing, now, action.zone)
         if batch.array["verdict"][0] == Verdict.HELD:
-            return self._stop("held", frame, before)
+            return self._stop("held", frame, before, Reason.R_FRAGMENT)
         acted = self.tracker.act(batch, self._asked(action, batch.array[0]), carried.association)
         if acted.outcome == Outcome.DROPPED:
-            return "drop", frame, NOT_TRACKED
+            return self._stop("drop", frame, NOT_TRACKED, int(acted.decision["reason"][0]))
         if datagram is not None:
             frame = datagram.frame
         datagram = datagram or carried.datagram
@@ -106,26 +107,32 @@ class RuleTracker:
             datagram = joined(datagram, batch, acted.decision[0], acted.rewrite[0])
         after = tracked_of(Carried(acted.association, datagram))
         changed = carried_out(trimmed(frame), acted)
-        return self._stop("drop", frame, after) if changed is None else ("go on", changed, after)
+        if changed is None:
+            return self._stop("drop", frame, after, Reason.R_HELPER_REFUSED if translates(trimmed(frame), acted) else Reason.R_RULE_FIELD)
+        return "go on", changed, after
 
     def leave(self, tracked: Tracked) -> None:
         """A frame is over, or goes where nobody knows of its connection."""
         self.tracker.leave((tracked.conn or NOTHING).association)
 
-    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
-        """The frames in which one leaves: several if it was put together from fragments; none if it cannot be cut up any more."""
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        """In what a frame leaves: in several pieces if it was put together from fragments; none if it cannot be cut up any more."""
         datagram = (tracked.conn or NOTHING).datagram
         if datagram is None:
-            return [frame]
+            return [Piece(frame, missing)]
         where = layers(frame)
+        if where.kind not in FAMILIES or where.l3 < 0:
+            return []
+        datagram = datagram._replace(l3=where.l3)
         try:
-            return refragment(frame, datagram._replace(l3=where.l3)) if where.kind in FAMILIES and where.l3 >= 0 else []
+            return [Piece(piece, wire_length(piece, datagram) - len(piece)) for piece in refragment(frame, datagram)]
         except ValueError:
             return []
 
-    def _stop(self, what: str, frame: bytes, tracked: Tracked) -> tuple[str, bytes, Tracked]:
+    def _stop(self, what: str, frame: bytes, tracked: Tracked, reason: int) -> tuple[str, bytes, Tracked]:
+        """Here the frame ends, and gives back what it carries."""
         self.leave(tracked)
-        return what, frame, NOT_TRACKED
+        return what, frame, NOT_TRACKED._replace(reason=reasons.NAMES[reason])
 
     def _asked(self, action: Ct, row: np.void) -> CtAction:
         """The same in the tracker's words."""
@@ -143,6 +150,13 @@ class RuleTracker:
             raise ConfigError(f"ct: nat {nat and nat.kind} {nat and nat.low}: expected a tracker with settings_of() these rules") from None
 
 
+def row_of(frame: bytes, missing: int, now: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Memory and frames of one frame."""
+    memory, frames = frames_of([frame], ts=now)
+    frames["len"] += missing
+    return memory, frames
+
+
 def trimmed(frame: bytes) -> bytes:
     """Without what lies behind the IP packet, by the length in its header. Source: nf_ct_skb_network_trim."""
     l3 = layers(frame).l3
@@ -150,12 +164,19 @@ def trimmed(frame: bytes) -> bytes:
 
 
 def carried_out(frame: bytes, acted: Acted) -> bytes | None:
-    """The frame as the tracker wants it; None if there is too little of it: Linux drops that."""
+    """A frame that ends with its IP packet as the tracker wants it; None if there is too little of it: Linux drops that."""
     if not int(acted.rewrite["flags"][0]) & CHANGES:
         return frame
-    memory, frames, sent = translated(*frames_of([frame]), acted.rewrite, acted.edits)
+    memory, frames, sent = translated(*row_of(frame, lacking(frame, 0)), acted.rewrite, acted.edits)
     start, size = int(frames["offset"][0]), int(frames["caplen"][0])
     return memory[start : start + size].tobytes() if sent[0] else None
+
+
+def translates(frame: bytes, acted: Acted) -> bool:
+    """Whether it is a helper's edits that cannot be carried out, and nothing else."""
+    told = acted.rewrite.copy()
+    told["flags"] &= np.uint8(0xFF ^ RewriteFlag.REWRITE_EDIT)
+    return carried_out(frame, acted._replace(rewrite=told)) is not None
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------------------------
@@ -174,13 +195,13 @@ class Fragments:
         self._parsed = 0
         self._now = 0
 
-    def gather(self, frame: bytes, now: int, zone: int) -> tuple[Batch, Datagram | None]:
+    def gather(self, frame: bytes, missing: int, now: int, zone: int) -> tuple[Batch, Datagram | None]:
         """The frame's row, and the datagram that it completes, as an Ethernet frame."""
         number, self._parsed, self._now = self._parsed, self._parsed + 1, max(self._now, now)
         while self._links and self._links[first := next(iter(self._links))][0] + self._longest < self._now:
             del self._links[first]
         self._gatherer.zone = zone
-        batch = self._gatherer.parse(*frames_of([frame], ts=now))
+        batch = self._gatherer.parse(*row_of(frame, missing, now))
         link = frame[: int(batch.array["l3_off"][0])]
         if batch.array["verdict"][0] == Verdict.HELD:
             self._links[number] = self._now, link

@@ -35,9 +35,9 @@ class Walker:
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last run(), copies: OUTPUT_DTYPE[k] and uint8[m].
 
-        A row for each frame that passed at the end of its way, mirrored ones and each fragment of a datagram included: frame, the row it was; device and egress, where; offset and
-        caplen, where its bytes are: with OUTPUT_CHANGED in flags in the array returned, or else, unchanged, in the memory given to run(); length,
-        bytes on the wire; mark, priority.
+        A row for each frame that passed at the end of its way, mirrored ones and each fragment of a datagram included: frame, the row it was; device
+        and egress, where; offset and caplen, where its bytes are: with OUTPUT_CHANGED in flags in the array returned, or else, unchanged, in the
+        memory given to run(); length, bytes on the wire; mark, priority.
         """
     def lost(self) -> NDArray[np.uint64]:
         """Mirrored copies that did not leave, by types.Reason of their drop."""

@@ -163,8 +163,8 @@ def test_without_reserves_early_drop_is_the_kernels(make_tracker):
         ({"zone_limits": {1: 5}, "zone_reserves": {1: 6}}, "zone_reserves: zone 1: 6: expected at most its limit, 5"),
         ({"zone_limit": 5, "zone_reserves": {1: 6}}, "zone_reserves: zone 1: 6: expected at most its limit, 5"),
         ({"zone_limits": {65536: 5}}, "zone_limits: zone 65536: expected 0 to 65535"),
-        ({"zone_reserves": {1: -1}}, "zone_reserves: zone 1: -1: expected 0 to 67108864 connections"),
-        ({"zone_limit": -1}, "zone_limit = -1: expected 0 to 67108864"),
+        ({"zone_reserves": {1: -1}}, "zone_reserves: zone 1: -1: expected 0 to 67107840 connections"),
+        ({"zone_limit": -1}, "zone_limit = -1: expected 0 to 67107840"),
     ],
 )
 def test_limits_that_cannot_be(make_tracker, settings, message):

@@ -89,5 +89,5 @@ def test_the_seed_decides_the_hash():
 
 
 def test_capacity_is_bounded():
-    with pytest.raises(ConfigError, match="max = 100000000: expected 0 to 67108864"):
+    with pytest.raises(ConfigError, match="max = 100000000: expected 0 to 67107840"):
         Config(max=100_000_000)

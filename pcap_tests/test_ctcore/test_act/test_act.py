@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctcore.ct_action import NO_ASSOCIATION, CtAction
+from ctcore.ct_action import BARE_NAT, NO_ASSOCIATION, CtAction
 from ctcore.types import Dir
 from datapath import craft
 from datapath.frame import frames_of
@@ -365,6 +365,17 @@ def test_two_packets_of_one_connection_that_is_not_there_yet(net):
     first.over()
     second.over()
     assert net.ordinals() == [0] and net.entry(0)["flow"]["packets"].tolist() == [2, 0]
+
+
+def test_what_is_not_there_yet_is_looked_for_again_for_translation(make_tracker):
+    """Not only by a commit."""
+    net = Walker(make_tracker(nat_actions=True))
+    first = net.take(question())
+    first.ct(zone=4).is_("new", conn=None)
+    net.look(question(), zone=4, commit=True, mark=(6, 0xFF)).is_("new", conn=0)
+    first.ct(zone=4).is_("new", conn=None, mark=0)
+    first.ct(zone=4, nat=BARE_NAT).is_("new", conn=0, mark=6)
+    first.over()
 
 
 def test_a_tuple_that_another_has_is_a_clash(make_tracker):

@@ -10,6 +10,7 @@ import gc
 import pytest
 
 from ctcore import Config, Tracker
+from ctcore.config import CAPACITY_LIMIT
 from ctcore.ct_action import BARE_NAT, NO_ASSOCIATION, Association, CtAction, Outcome
 from ctcore.errors import ConfigError
 from ctcore.model import ModelTracker
@@ -76,6 +77,11 @@ def test_what_is_carried_on_top_is_dropped(net):
     assert net.look(question(60002)).goes_on
     for packet in hands:
         packet.over()
+
+
+def test_the_largest_table_leaves_room_for_what_is_carried():
+    """Slots have names of 26 bits."""
+    assert CAPACITY_LIMIT + MOST + 1 <= 1 << 26
 
 
 def test_a_connection_that_its_packet_has_ended_is_carried_to_the_end(net):

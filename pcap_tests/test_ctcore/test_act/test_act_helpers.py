@@ -14,6 +14,8 @@ from ctcore.types import Dir
 from datapath import craft
 from pcap_tests.acting import Did, Hand, Walker
 from pcap_tests.router import Through, snat
+from pcap_tests.test_ctcore.test_helpers import sip_messages
+from pcap_tests.test_ctcore.test_helpers.sip_messages import call
 
 ORIG, REPLY = Dir.ORIG, Dir.REPLY
 CLIENT, SERVER, PUBLIC = "10.0.0.1", "198.51.100.7", "192.0.2.1"
@@ -82,6 +84,22 @@ def test_a_first_packet_that_already_announces(make_tracker):
     assert expected(net) == []
     net.look(request, commit=True, helper="tftp").is_("new", conn=0)
     assert [(row.src, row.dst, row.dport) for row in net.tracker.expectations()] == [(SERVER, CLIENT, 40000)]
+
+
+def test_what_was_announced_with_a_helper_is_read_when_it_is_committed(make_tracker):
+    """SIP's signalling to where a registration said; a call through it announces media."""
+    net = Walker(make_tracker(helper_actions=True))
+    contact = f"Contact: <sip:a@{CLIENT}:5070>;expires=300"
+    net.look(craft.udp(CLIENT, SERVER, 5060, 5060, call(f"REGISTER sip:{SERVER} SIP/2.0", contact, "CSeq: 1 REGISTER")), commit=True, helper="sip")
+    net.look(craft.udp(SERVER, CLIENT, 5060, 5060, call("SIP/2.0 200 OK", contact, "CSeq: 1 REGISTER"))).is_("established", verdict="accept")
+    body = sip_messages.session(SERVER, "m=audio 4000 RTP/AVP 0")
+    invite = craft.udp(SERVER, CLIENT, 5060, 5070, call(f"INVITE sip:a@{CLIENT}:5070 SIP/2.0", "CSeq: 7 INVITE", body=body))
+    before = net.known()
+    net.look(invite).is_("related", conn=None)
+    assert net.known() == before
+    net.look(invite, commit=True).is_("related", conn=1)
+    announced = [(row.dst, row.dport) for row in net.tracker.expectations()]
+    assert announced == [(CLIENT, 5070), (SERVER, 4000), (SERVER, 4001)], "signalling is expected as long as it was registered"
 
 
 def test_a_packet_is_read_once(net):

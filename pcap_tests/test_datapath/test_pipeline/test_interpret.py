@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datapath import craft
-from datapath.pipeline.interpret import MOST_TURNS, Interpreter, Tracked, Walk
+from datapath.pipeline.interpret import MOST_TURNS, Interpreter, Piece, Tracked, Walk
 from datapath.pipeline.rules import (
     CONTINUE,
     DROP,
@@ -136,19 +136,19 @@ def test_what_is_redirected_comes_to_the_next_device() -> None:
 class Remembers:
     """Tracks nothing: says what it is told to say, and remembers what it was asked, and what was given back. pieces: what a frame leaves as."""
 
-    def __init__(self, what: str, tracked: Tracked, pieces: list[bytes] | None = None) -> None:
+    def __init__(self, what: str, tracked: Tracked, pieces: list[Piece] | None = None) -> None:
         self.what, self.tracked, self.pieces = what, tracked, pieces
         self.asked, self.over = list[Ct](), list[Tracked]()
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
         self.asked.append(action)
-        return self.what, frame, self.tracked if self.what == "go on" else Tracked()
+        return self.what, frame, self.tracked if self.what == "go on" else Tracked(reason="table_full")
 
     def leave(self, tracked: Tracked) -> None:
         self.over.append(tracked)
 
-    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
-        return [frame] if self.pieces is None else self.pieces
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        return [Piece(frame, missing)] if self.pieces is None else self.pieces
 
 
 def test_rules_behind_ct_see_what_it_said() -> None:
@@ -179,12 +179,13 @@ def test_whichever_way_a_packet_ends_it_gives_back_what_it_carries(what: str, ac
     tracker = Remembers(what, carried)
     walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), tracker).run(SEGMENT, 0, HOOK)
     assert (walk.verdict, walk.tracked.conn) == (verdict, None)
-    assert tracker.over == [carried if what == "go on" else Tracked()]
+    assert tracker.over == [carried if what == "go on" else Tracked(reason="table_full")]
+    assert walk.reason == {"pass": "", "redirect": "", "drop": walk.reason}.get(verdict, "table_full")
 
 
 def test_a_mistake_gives_back_what_is_carried_too() -> None:
     class Mistaken(Remembers):
-        def act(self, action: Ct, frame: bytes, now: int, before: Tracked) -> tuple[str, bytes, Tracked]:
+        def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
             if self.asked:
                 raise ValueError("no such zone")
             return super().act(action, frame, now, before)
@@ -195,27 +196,45 @@ def test_a_mistake_gives_back_what_is_carried_too() -> None:
     assert tracker.over == [tracker.tracked]
 
 
+PIECES = [Piece(craft.udp(A, B, 1, 2, b"first")), Piece(craft.udp(A, B, 1, 2, b"second"), 5)]
+
+
 def test_what_was_put_together_leaves_in_pieces() -> None:
-    tracker = Remembers("go on", Tracked(8), [b"first", b"second"])
+    tracker = Remembers("go on", Tracked(8), PIECES)
     walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), tracker).run(SEGMENT, 0, HOOK)
-    assert (walk.frame, walk.passed) == (SEGMENT, [b"first", b"second"])
+    assert (walk.frame, walk.pieces) == (SEGMENT, PIECES)
     walk = Interpreter(Ruleset(rules=(rule(1, Ct(), Mirred("redirect", "eth1")),)), tracker).run(SEGMENT, 0, HOOK)
-    assert ([sent.frame for sent in walk.sent], walk.passed) == ([b"first", b"second"], [])
+    assert ([sent.frame for sent in walk.sent], walk.pieces) == ([piece.frame for piece in PIECES], [])
 
 
-def test_what_cannot_be_cut_up_again_is_dropped() -> None:
-    for actions in ((Ct(),), (Ct(), Mirred("redirect", "eth1"))):
-        walk = Interpreter(Ruleset(rules=(rule(1, *actions),)), Remembers("go on", Tracked(8), [])).run(SEGMENT, 0, HOOK)
-        assert (walk.verdict, walk.reason, walk.passed, walk.sent) == ("drop", "rule_cut", [], [])
+def test_every_piece_comes_to_the_next_device() -> None:
+    delivery = Interpreter(Ruleset(rules=(rule(1, Ct(), Mirred("redirect", "eth1")),)), Remembers("go on", Tracked(8), PIECES)).deliver(
+        SEGMENT, 0, HOOK
+    )
+    assert [(walk.frame, walk.missing, walk.verdict) for walk in delivery.passed] == [(*piece, "pass") for piece in PIECES]
+    assert delivery.last is delivery.passed[-1]
 
 
-def test_pieces_come_to_the_next_device_one_by_one() -> None:
-    """And without what their whole carried, which ends before they begin."""
-    tracker = Remembers("go on", Tracked(8, conn="a connection"), [SEGMENT, DATAGRAM])
-    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (UDP,), (Gact(DROP),), 1)
-    delivery = Interpreter(Ruleset(rules=rules), tracker).deliver(SEGMENT, 0, HOOK)
-    assert [(walk.verdict, walk.frame) for walk in delivery.walks] == [("redirect", SEGMENT), ("pass", SEGMENT), ("drop", DATAGRAM)]
-    assert delivery.last is delivery.walks[2] and tracker.over == [tracker.tracked, Tracked(), Tracked()]
+@pytest.mark.parametrize("actions", [(), (Mirred("redirect", "eth1"),)])
+def test_what_cannot_be_cut_up_again_is_dropped(actions: tuple[Action, ...]) -> None:
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), Remembers("go on", Tracked(8), [])).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.reason, walk.pieces, walk.sent) == ("drop", "rule_cut", [], [])
+
+
+def test_a_redirected_packet_has_parted_from_its_connection_before_it_is_anywhere_else() -> None:
+    log: list[str] = []
+
+    class Logs(Remembers):
+        def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
+            log.append(f"act {action.zone}")
+            return super().act(action, frame, now, before, missing)
+
+        def leave(self, tracked: Tracked) -> None:
+            log.append("leave")
+
+    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (), (Ct(zone=1),), 1)
+    Interpreter(Ruleset(rules=rules), Logs("go on", Tracked(8))).deliver(SEGMENT, 0, HOOK)
+    assert log == ["act 0", "leave", "act 1", "leave"]
 
 
 def test_what_was_said_ends_at_the_next_device() -> None:
@@ -224,3 +243,15 @@ def test_what_was_said_ends_at_the_next_device() -> None:
     rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (untracked,), (Gact(DROP),), 1)
     delivery = Interpreter(Ruleset(rules=rules), Remembers("go on", Tracked(0x0A))).deliver(SEGMENT, 0, HOOK)
     assert [walk.verdict for walk in delivery.walks] == ["redirect", "drop"]
+
+
+def test_a_drop_tells_the_trackers_reason() -> None:
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers("drop", Tracked())).run(SEGMENT, 0, HOOK)
+    assert (walk.verdict, walk.reason) == ("drop", "table_full")
+
+
+def test_what_lies_behind_the_packet_is_missing_no_more() -> None:
+    """Of 20 bytes that were not captured, 10 are the packet's."""
+    frame = craft.udp(A, B, 1, 2, bytes(30))
+    walk = Interpreter(Ruleset(rules=(rule(1, Ct()),)), Remembers("go on", Tracked(8))).run(frame[:-10], 0, HOOK, missing=20)
+    assert (walk.missing, walk.pieces) == (10, [Piece(frame[:-10], 10)])

@@ -25,7 +25,6 @@ from datapath.pipeline.interpret import Interpreter, Walk
 from datapath.pipeline.reference import RuleTracker
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.wire import parse_batch
-from pcap_tests.acting import ACTING
 from pcap_tests.conftest import TRACKERS
 from pcap_tests.scene import START
 
@@ -62,8 +61,8 @@ class Lab:
     interpreter: Interpreter
     now: int = START
 
-    def send(self, frame: bytes, device: str = "in0") -> Walk:
-        walk = self.interpreter.run(frame, self.now, Hook(device))
+    def send(self, frame: bytes, device: str = "in0", missing: int = 0) -> Walk:
+        walk = self.interpreter.run(frame, self.now, Hook(device), missing)
         self.tracker.check()
         return walk
 
@@ -92,7 +91,7 @@ class Lab:
         return self.tracker.count
 
 
-@pytest.fixture(params=ACTING)
+@pytest.fixture(params=TRACKERS)
 def lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
     """lab(rules, **settings): the rules at work, with a tracker that can do what they ask for."""
 
@@ -102,6 +101,12 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
         return Lab(tracker, Interpreter(ruleset, RuleTracker(tracker)))
 
     yield make
+
+
+def left(walk: Walk) -> list[bytes]:
+    """The frames in which it passes."""
+    assert walk.verdict == "pass"
+    return [piece.frame for piece in walk.pieces]
 
 
 def row(frame: bytes) -> Any:
@@ -205,7 +210,8 @@ def test_a_loop_through_ct_ends(lab):
 )
 def test_what_is_not_ip_is_dropped_by_ct(lab, frame):
     net = lab("tc filter add dev in0 ingress prio 1 protocol all flower action ct")
-    assert net.verdict(frame) == "drop"
+    walk = net.send(frame)
+    assert walk.verdict == "drop" and walk.reason in ("not_ip", "ip_header", "frame_short", "ip_version")
 
 
 def test_tags_are_no_hindrance(lab):
@@ -220,7 +226,7 @@ def test_what_lies_behind_the_packet_goes(lab):
     assert len(asked) < 60 and net.through(asked.ljust(60, b"\x55")) == asked
     asked = udp(CLIENT6, SERVER6, 40000, 53, b"?")
     net = lab("tc filter add dev in0 ingress prio 1 protocol ipv6 flower action ct")
-    assert net.send(asked + b"trailer").passed == [asked]
+    assert left(net.send(asked + b"trailer")) == [asked]
 
 
 # --- zones -------------------------------------------------------------------------------------------------------------------------------
@@ -313,7 +319,8 @@ def test_ipv6(lab):
 def test_an_exhausted_range_drops(lab):
     net = lab(SNAT.replace("addr 192.0.2.1", "addr 192.0.2.1 port 7"))
     assert net.through(udp(CLIENT, SERVER, 1, 53)) == udp(PUBLIC, SERVER, 7, 53)
-    assert net.verdict(udp(CLIENT, SERVER, 2, 53)) == "drop"
+    walk = net.send(udp(CLIENT, SERVER, 2, 53))
+    assert (walk.verdict, walk.reason) == ("drop", "nat_exhausted")
     assert [(pool.in_use, pool.exhausted) for pool in net.tracker.nat_pools()] == [(1, 1)]
 
 
@@ -330,7 +337,7 @@ def test_ranges_are_collected_once():
     assert (plain.nat, plain.nat_actions, plain.helper_actions) == ((), False, True)
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize("kind", TRACKERS)
 def test_a_tracker_of_other_settings_is_refused(kind):
     ruleset = ruleset_of(SNAT)
     tracker = TRACKERS[kind](Config(nat_actions=True))
@@ -368,7 +375,7 @@ def test_fragments_of_ipv6(lab):
     pieces = fragments(CLIENT6, SERVER6, 40000, 53, (1232, 200), ident=77)
     assert net.verdict(pieces[1]) == "held"
     walk = net.send(pieces[0])
-    assert (walk.verdict, walk.frame, walk.passed) == ("pass", craft.udp(CLIENT6, SERVER6, 40000, 53, bytes(1424)), pieces)
+    assert (walk.verdict, walk.frame, left(walk)) == ("pass", craft.udp(CLIENT6, SERVER6, 40000, 53, bytes(1424)), pieces)
 
 
 def test_borders_within_a_header_that_was_written_to_are_gone(lab):
@@ -377,7 +384,7 @@ def test_borders_within_a_header_that_was_written_to_are_gone(lab):
     one, two = (craft.frame(CLIENT, SERVER, craft.TCP, data, frag=frag) for data, frag in ((segment[:16], 0x2000), (segment[16:], 2)))
     net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
     net.send(one)
-    assert net.send(two).passed == [one, two]
+    assert left(net.send(two)) == [one, two]
     net = lab(SNAT)
     net.send(one)
     walk = net.send(two)
@@ -404,7 +411,7 @@ def test_a_datagram_goes_through_several_zones_in_one_piece(lab):
     one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
     net.send(one)
     walk = net.send(two)
-    assert walk.passed == [one, two] and net.tracker.zone_counts() == {1: 1, 2: 1}
+    assert left(walk) == [one, two] and net.tracker.zone_counts() == {1: 1, 2: 1}
 
 
 def test_a_mirror_sends_what_there_is_by_then_in_pieces_too(lab):
@@ -420,7 +427,7 @@ def test_a_tag_that_was_pushed_is_on_every_piece(lab):
     one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
     net.send(one)
     tag = b"\x81\x00\x00\x05"
-    assert net.send(two).passed == [frame[:12] + tag + frame[12:] for frame in (one, two)]
+    assert left(net.send(two)) == [frame[:12] + tag + frame[12:] for frame in (one, two)]
 
 
 def test_the_first_fragments_link_header_is_the_datagrams(lab):
@@ -449,7 +456,7 @@ def test_a_fragment_waits_half_a_minute(lab):
 def test_fragments_that_nobody_tracks_pass_as_they_are(lab):
     net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower ip_flags frag action pass\n")
     for frame in fragments(CLIENT, SERVER, 40000, 53, (800, 100)):
-        assert net.send(frame).passed == [frame]
+        assert left(net.send(frame)) == [frame]
 
 
 def test_a_datagram_that_cannot_be_a_packet_is_dropped(lab):
@@ -459,6 +466,24 @@ def test_a_datagram_that_cannot_be_a_packet_is_dropped(lab):
     one, two = (craft.frame(CLIENT, SERVER, craft.UDP, data[at : at + 56], frag=at // 8 | (at == 0) << 13) for at in (0, 56))
     assert net.verdict(one) == "held" and net.send(two).tracked.state == 0x18
     assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, ip_checksum=1)) == "drop"
+
+
+# --- what was not captured -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapped_packet_is_translated_as_far_as_it_is_there(lab):
+    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct commit nat src addr 192.0.2.1")
+    whole, after = udp(CLIENT, SERVER, 40000, 53, bytes(300)), udp(PUBLIC, SERVER, 40000, 53, bytes(300))
+    walk = net.send(whole[:100], missing=len(whole) - 100)
+    assert (left(walk), walk.pieces[0].missing, net.conns) == ([after[:100]], len(whole) - 100, 1)
+
+
+def test_snapped_fragments_leave_as_long_as_they_were(lab):
+    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
+    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
+    assert net.send(one[:200], missing=len(one) - 200).reason == "fragment"
+    walk = net.send(two)
+    assert [len(piece.frame) + piece.missing for piece in walk.pieces] == [len(one), len(two)] and left(walk)[0] == one[:200]
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------------------------------

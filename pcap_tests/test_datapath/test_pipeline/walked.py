@@ -99,9 +99,9 @@ def told(delivery: Delivery, numbers: dict[int, int]) -> Said:
     """The interpreter's opinion. numbers: of rules, by id."""
     last = delivery.last
     passed = [
-        Left(walk.hook.device, walk.hook.direction == "egress", frame, len(frame) + walk.missing, walk.mark, walk.priority)
+        Left(walk.hook.device, walk.hook.direction == "egress", frame, len(frame) + missing, walk.mark, walk.priority)
         for walk in delivery.passed
-        for frame in walk.passed
+        for frame, missing in walk.pieces
     ]
     return Said(
         VERDICTS[last.verdict],

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from datapath import craft
-from datapath.pipeline.interpret import Interpreter, Tracked
+from datapath.pipeline.interpret import Interpreter, Piece, Tracked
 from datapath.pipeline.policy.compiler import Options
 from datapath.pipeline.policy.evaluate import Packet, judge
 from datapath.pipeline.rules import Ct, Hook
@@ -36,7 +36,7 @@ class Follower:
     def __init__(self, lab: Lab) -> None:
         self.machine, self.frame = lab.machine, None
 
-    def act(self, action: Ct, frame: bytes, now: int, before: Tracked):
+    def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0):
         tracked = self.machine._track(action, self.frame, machine.Tracked(before.state, before.zone, before.conn) if before.state else None)
         after = Tracked() if tracked is None else Tracked(tracked.state, tracked.zone, tracked.conn.mark if tracked.conn else 0, 0, tracked.conn)
         return "go on", frame, after
@@ -44,8 +44,8 @@ class Follower:
     def leave(self, tracked: Tracked) -> None:
         """Whatever the machine has not committed it has not kept."""
 
-    def cut(self, frame: bytes, tracked: Tracked) -> list[bytes]:
-        return [frame]
+    def cut(self, frame: bytes, tracked: Tracked, missing: int = 0) -> list[Piece]:
+        return [Piece(frame, missing)]
 
 
 def passes(lab: Lab, follower: Follower, interpreter: Interpreter, frame: Frame) -> list[bool]:
