@@ -399,6 +399,21 @@ def test_a_connection_that_somebody_else_ends_meanwhile(net):
     packet.over()
 
 
+def test_a_connection_that_another_packet_ends_meanwhile(net):
+    """Who ended it keeps it, and nobody else."""
+    net.send(craft.tcp(CLIENT, SERVER, 40000, 80, "S", seq=1))
+    first = net.take(craft.tcp(CLIENT, SERVER, 40000, 80, "S", seq=1))
+    first.ct().is_("new", conn=0)
+    reset = net.take(craft.tcp(SERVER, CLIENT, 80, 40000, "RA", ack=2))
+    reset.ct().is_("established", conn=0, reason="tcp_rst_killed")
+    first.ct(commit=True).is_("new", conn=1)
+    reset.ct(commit=True, mark=(1, 1)).is_("established", conn=0, mark=1)
+    first.ct().is_("new", conn=1, mark=0)
+    first.over()
+    reset.over()
+    assert net.ordinals() == [1]
+
+
 def test_a_slot_that_another_connection_has_got_meanwhile(net):
     """It is not taken for the old one."""
     net.send(question())
