@@ -23,8 +23,8 @@ from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
 from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, ESTABLISHED, FIN, HELD, LARGEST_BATCH, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK,
-    R_RULE_DROP, RST, Decision, Entry, Key, Packet,
+    BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
+    Packet,
 )
 from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
 from datapath.frame cimport Frame, checked_frames
@@ -106,7 +106,9 @@ cdef class RulePipeline:
             raise ValueError("hooks: expected one for each interface, one at least")
         self.hooks = numbers
 
-    def process(self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint results=False, bint outputs=False):
+    def process(
+        self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint results=False, bint outputs=False
+    ):
         """See ruled.pyi."""
         cdef Wanted wanted
         cdef Py_ssize_t n = len(frames)
@@ -137,7 +139,10 @@ cdef class RulePipeline:
 
     def summary(self):
         """See ruled.pyi."""
-        return summary_of(&self.sums)
+        gathered = {}
+        if self.walker.reassembler is not None:
+            gathered = {**self.walker.reassembler.counters(), "waiting": sum(self.walker.reassembler.waiting())}
+        return {**summary_of(&self.sums), "fragments": gathered}
 
     def counters(self):
         """See ruled.pyi."""
