@@ -31,7 +31,7 @@ from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
 from datapath.pipeline.outputs cimport outputs_reset
-from datapath.pipeline.program cimport NO_RULE, Program
+from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (

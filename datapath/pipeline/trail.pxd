@@ -5,7 +5,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from datapath.flowtable cimport FlowTable
-from datapath.pipeline.classify cimport NO_PLACE
 
 cdef enum:
     MOST_CTS = 2                # connections that a packet may be of, one a zone
