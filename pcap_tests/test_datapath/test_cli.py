@@ -246,7 +246,7 @@ def test_an_internal_error_is_one_line_too(capfd, monkeypatch, office):
 def test_an_interrupt_reports_what_was_done(capfd, monkeypatch, tmp_path, office):
     from datapath import app
 
-    original, calls = app._Run._chunk, []
+    original, calls = app.Run.work, []
 
     def interrupted(self, facts, memory, frames):
         original(self, facts, memory, frames)
@@ -254,8 +254,8 @@ def test_an_interrupt_reports_what_was_done(capfd, monkeypatch, tmp_path, office
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(app._Run, "_chunk", interrupted)
-    monkeypatch.setattr(app, "CHUNK", 5)
+    monkeypatch.setattr(app.Run, "work", interrupted)
+    monkeypatch.setattr(app.Run, "chunk", 5)
     code, out, err = run(capfd, "replay", office, "--packets", tmp_path / "p.jsonl")
     assert (code, err) == (130, "")
     assert "10 packets" in out
@@ -266,7 +266,7 @@ def test_an_interrupt_reports_what_was_done(capfd, monkeypatch, tmp_path, office
 def test_an_interrupt_while_packets_are_written_takes_none_of_them_for_held(capfd, monkeypatch, tmp_path, office):
     from datapath import app
 
-    original, calls = app._Run._forward, []
+    original, calls = app.Run._forward, []
 
     def interrupted(*args):
         calls.append(args)
@@ -274,8 +274,8 @@ def test_an_interrupt_while_packets_are_written_takes_none_of_them_for_held(capf
             raise KeyboardInterrupt
         original(*args)
 
-    monkeypatch.setattr(app._Run, "_forward", interrupted)
-    monkeypatch.setattr(app, "CHUNK", 5)
+    monkeypatch.setattr(app.Run, "_forward", interrupted)
+    monkeypatch.setattr(app.Run, "chunk", 5)
     code, out, err = run(capfd, "replay", office, office, "-w", tmp_path / "out.pcap")
     assert (code, err) == (130, "")
     assert f"wrote {tmp_path}/out.pcap: 5 of 10 packets\n" in out

@@ -228,7 +228,7 @@ def test_a_full_disk_is_named_by_forwarded_packets_too(capfd, tmp_path, office, 
 def test_a_full_disk_is_not_damage_of_the_capture(capfd, monkeypatch, tmp_path):
     """It ends the replay then and there: neither the rest of the capture is read nor the next one."""
     capture = stories.write(tmp_path / "many.pcap", [(i * MS, tcp(CLIENT, SERVER, 1024 + i, 80, payload=bytes(1400))) for i in range(5000)])
-    monkeypatch.setattr(app, "CHUNK", 4096)
+    monkeypatch.setattr(app.Run, "chunk", 4096)
     (tmp_path / "out.pcap").symlink_to("/dev/full")
     code, out, err = run(capfd, "replay", capture, capture, "-w", tmp_path / "out.pcap", "--packets", tmp_path / "p.jsonl")
     assert (code, out, err) == (2, "", f"ctmirror: {tmp_path}/out.pcap: cannot be written: No space left on device\n")

@@ -231,7 +231,7 @@ def test_checksums_that_are_bad_are_called_bad(tmp_path):
 
 def test_a_bounded_number_of_bad_checksums_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "ENOUGH", 7)
-    monkeypatch.setattr(app, "CHUNK", 5)
+    monkeypatch.setattr(app.Run, "chunk", 5)
     story = [(i, tcp(CLIENT, SERVER, 1000 + i, 80, l4_checksum=0 if i % 2 else 0x1234)) for i in range(20)]
     text = unwrapped(told(tmp_path, story))
     assert "3 of the first 7 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0; the others are really bad" in text

@@ -1,0 +1,142 @@
+"""replay --rules from end to end: captures of a NIC's uplink and of a VM's representor go in; records, what leaves, and a summary come out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
+from scapy.utils import PcapNgReader
+
+from datapath import craft
+from datapath.capture import PcapSource
+from datapath.frame import frames_of
+from datapath.sink import PcapSink
+from pcap_tests.test_datapath.command import records, run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "vm-behind-vf"
+RULES, CAPTURE = EXAMPLE / "rules.tc", EXAMPLE / "traffic.pcapng"
+CLIENT, SERVER, PUBLIC = "10.0.0.2", "198.51.100.1", "192.0.2.7"
+MS, START = 10**6, 1_700_000_000 * 10**9
+SNAT = """
+tc qdisc add dev in0 ingress
+tc qdisc add dev out0 ingress
+tc filter add dev in0 ingress protocol ip prio 1 flower action ct commit nat src addr 192.0.2.7 pipe action mirred egress redirect dev out0
+tc filter add dev out0 ingress protocol ip prio 1 chain 0 flower ct_state -trk action ct nat pipe action goto chain 1
+tc filter add dev out0 ingress protocol ip prio 1 chain 1 flower ct_state +trk+est action mirred egress redirect dev in0
+tc filter add dev out0 ingress protocol ip prio 2 chain 1 flower action drop
+"""
+
+
+def packets(capfd, *argv):
+    code, out, err = run(capfd, "replay", *argv, "--packets", "-", "-q")
+    assert (code, err) == (0, "")
+    return records(out)
+
+
+@pytest.fixture
+def both_ways(tmp_path):
+    """A UDP question from inside, its answer, and a stranger's packet, at their two interfaces."""
+    said = [
+        (0, craft.udp(CLIENT, SERVER, 5353, 53, b"who?")),
+        (1, craft.udp(SERVER, PUBLIC, 53, 5353, b"you!")),
+        (1, craft.udp("203.0.113.9", PUBLIC, 53, 5353, b"me!")),
+    ]
+    memory, frames = frames_of([frame for _, frame in said])
+    frames["ts"], frames["iface"] = [START + i * MS for i in range(3)], [iface for iface, _ in said]
+    path = tmp_path / "nat.pcapng"
+    with PcapSink(path, ifaces={0: "in0", 1: "out0"}) as sink:
+        sink.write(memory, frames)
+    (tmp_path / "nat.tc").write_text(SNAT)
+    return path, tmp_path / "nat.tc"
+
+
+def test_every_packet_has_its_rule_and_where_it_went(capfd):
+    seen = packets(capfd, CAPTURE, "--rules", RULES)
+    assert Counter((each["verdict"], each["to"]) for each in seen) == {("accept", "eth0_0"): 17, ("accept", "eth0"): 36, ("drop", None): 2}
+    refused = [(each["src"], each["dport"], each["rule"].rpartition(":")[2]) for each in seen if each["verdict"] == "drop"]
+    assert refused == [("198.51.100.10", 80, "22"), ("192.0.2.10", 22, "16")]
+    assert all(each["reason"] == "rule_drop" and each["conn"] is None for each in seen if each["verdict"] == "drop")
+
+
+def test_the_flow_table_serves_a_connection_between_its_handshake_and_its_end(capfd):
+    seen = [each for each in packets(capfd, CAPTURE, "--rules", RULES) if each["conn"] == 0]
+    said = [each["offload"] for each in seen]
+    assert said[:3] == ["not:tcp_state", "not:tcp_state", "software"]
+    assert said[-3:] == ["not:teardown_fin", "not:tcp_state", "not:tcp_state"]
+    assert set(said[2:-3]) == {"software"}
+
+
+def test_without_a_flow_table_the_same_packets_go_the_same_way(capfd):
+    told = ("i", "state", "dir", "conn", "l4state", "verdict", "reason", "to", "rule")
+    with_it, without = (packets(capfd, CAPTURE, "--rules", RULES, *flag) for flag in ([], ["--no-flowtable"]))
+    assert [[each[name] for name in told] for each in with_it] == [[each[name] for name in told] for each in without]
+    assert {each["offload"] for each in without} == {None}
+
+
+def test_rules_in_yaml_are_the_same_rules(capfd):
+    told = ("i", "verdict", "to", "state")
+    tc, yaml = (packets(capfd, CAPTURE, "--rules", EXAMPLE / name) for name in ("rules.tc", "rules.yaml"))
+    assert [[each[name] for name in told] for each in tc] == [[each[name] for name in told] for each in yaml]
+
+
+def test_what_leaves_is_written_with_its_device(capfd, tmp_path, both_ways):
+    capture, rules = both_ways
+    out = tmp_path / "out.pcapng"
+    assert run(capfd, "replay", capture, "--rules", rules, "-q", "-w", out)[0] == 0
+    with PcapSource(out) as source:
+        _, frames = source.read(10)
+        assert [source.ifaces[i] for i in frames["iface"]] == ["out0", "in0"]
+    left = list(PcapNgReader(str(out)))
+    assert [(each[Ether][IP].src, each[Ether][IP].dst) for each in left] == [(PUBLIC, SERVER), (SERVER, CLIENT)]
+    assert [each.comment.decode().rpartition(" to ")[2] for each in left] == ["out0", "in0"]
+
+
+def test_a_record_says_what_its_packet_leaves_as(capfd, both_ways):
+    capture, rules = both_ways
+    question, answer, stranger = packets(capfd, capture, "--rules", rules)
+    assert question["out"] == {"src": PUBLIC, "dst": SERVER, "sport": 5353, "dport": 53}
+    assert answer["out"] == {"src": SERVER, "dst": CLIENT, "sport": 53, "dport": 5353}
+    assert (stranger["out"], stranger["verdict"], stranger["state"]) == (None, "drop", "new")
+
+
+def test_the_summary_has_the_rules_and_the_flow_table(capfd):
+    code, out, err = run(capfd, "replay", CAPTURE, "--rules", RULES)
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["rules.tc:21", "35"] in [line[:2] for line in lines] and ["rules.tc:22", "1"] in [line[:2] for line in lines]
+    assert "2 rules matched nothing" in out
+    assert "flow table: 1 connection admitted, 45 packets served" in out and "torn down: FIN 1" in out
+    assert "flow table" not in run(capfd, "replay", CAPTURE, "--rules", RULES, "--no-flowtable")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["--device", "eth0"], "--device: expected --rules with it"),
+        (["--no-flowtable"], "--no-flowtable: expected --rules with it"),
+        (["--rules", RULES, "--zone", "4"], "--zone: rules say that by their ct actions: expected it without --rules"),
+        (["--rules", RULES, "--snat", "192.0.2.1"], "--snat: rules say that by their ct actions: expected it without --rules"),
+        (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules, which go by the packets' own time"),
+        (["--rules", RULES, "--device", ":egress"], "--device ':egress': expected DEVICE, or DEVICE:egress"),
+        (["--rules", "/nowhere.tc"], "/nowhere.tc: cannot be read: No such file or directory"),
+    ],
+)
+def test_options_that_do_not_go_together(capfd, argv, error):
+    code, out, err = run(capfd, "replay", CAPTURE, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"ctmirror: {error}") and err.count("\n") == 1
+
+
+def test_a_capture_that_does_not_say_where_its_packets_arrive(capfd, tmp_path):
+    path = tmp_path / "plain.pcap"
+    with PcapSink(path) as sink:
+        sink.write(*frames_of([craft.tcp("192.0.2.10", "198.51.100.10", 40000, 80, "S")]))
+    code, _, err = run(capfd, "replay", path, "--rules", RULES, "-q")
+    assert (code, err) == (2, f"ctmirror: {path}: it does not say at which device its packets arrived: expected --device eth0 or eth0_0\n")
+    (only,) = packets(capfd, path, "--rules", RULES, "--device", "eth0")
+    assert (only["state"], only["to"]) == ("new", "eth0_0")
+    (other,) = packets(capfd, path, "--rules", RULES, "--device", "eth0_0")
+    assert (other["verdict"], other["reason"]) == ("drop", "rule_drop")
