@@ -12,5 +12,7 @@ def cut_up(frame: bytes, datagram: Datagram, joined: int = 0) -> list[tuple[byte
     """
 
 def joined_of(batch: Batch, decision: NDArray[np.void], rewrite: NDArray[np.void], carried: int, *, verified: bool) -> int:
-    """How much of a datagram is in one piece after a `ct` action on it, as datapath.joined has it. Arguments: those of joined(); carried: by its parts.
+    """How much of a datagram is in one piece after a `ct` action on it, as datapath.joined has it.
+
+    Arguments: those of joined(); carried: bytes of all parts.
     """
