@@ -42,9 +42,15 @@ cdef void carry_nothing(Carried *a) noexcept nogil:
     a.flow = NO_FLOW
 
 
+cdef inline bint is_there(const Engine *ct, const Carried *a) noexcept nogil:
+    """Is the connection still what it was, and its slot its own? What another packet has ended may be carried by that one, and by no other."""
+    cdef const Entry *entry = &ct.pool.entry[a.flow >> 1]
+    return entry.generation == a.generation and (a.own or entry.live)
+
+
 cdef void ct_leave(Engine *ct, Carried *a) noexcept nogil:
     """The packet lets go of its connection, which comes to nothing if nobody else knows it."""
-    if a.flow != NO_FLOW and a.own and ct.pool.entry[a.flow >> 1].generation == a.generation:
+    if a.flow != NO_FLOW and a.own and is_there(ct, a):
         ct.pool.carried -= 1
         discard(ct, a.flow >> 1)
     carry_nothing(a)
@@ -70,7 +76,7 @@ cdef bint keeps(Engine *ct, const CtRequest *r, const Carried *a) noexcept nogil
     """Whether the packet goes on with what it carries. Source: tcf_ct_skb_nfct_cached."""
     cdef const Entry *entry = &ct.pool.entry[a.flow >> 1]
     cdef uint8_t helper
-    if a.flow == NO_FLOW or a.zone != r.zone or entry.generation != a.generation:
+    if a.flow == NO_FLOW or a.zone != r.zone or not is_there(ct, a):
         return False
     helper = <uint8_t>(entry.extension >> EXTENSION_BITS)
     if r.helper and helper and helper != r.helper:

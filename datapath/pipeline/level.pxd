@@ -12,6 +12,7 @@ from datapath.pipeline.draft cimport Draft
 from datapath.pipeline.flower cimport FlowerKey
 from datapath.pipeline.outputs cimport Outputs
 from datapath.pipeline.program cimport Rules
+from datapath.pipeline.trail cimport Trail
 from datapath.wire cimport ParseSettings
 
 cdef enum:
@@ -77,6 +78,7 @@ ctypedef struct Walking:
     uint32_t sent               # it and its copies, so far
     uint32_t row                # which one it is for who takes the outputs
     ParseSettings settings
+    Trail trail
     Level[MOST_HOPS + 1] level
     uint64_t[N_REASONS] lost    # copies that did not come through, by reason
 

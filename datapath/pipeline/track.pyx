@@ -11,23 +11,27 @@ Not here: which packets come here (walk), what an action asks (program), trackin
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from ctcore.act cimport CT_CLEAR, CtRequest, ct_act, ct_leave
+from ctcore.act cimport CT_CLEAR, CT_FORCE, CT_NAT, CtRequest, ct_act, ct_leave
 from ctcore.edits cimport edits_reset
+from ctcore.engine cimport ticks_left
 from ctcore.fragment_store cimport LARGEST
 from ctcore.fragment_whole cimport Whole, fragments_room
 from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
-    ESTABLISHED, NEW, NO_FLOW, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP, R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT,
-    REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC, Entry, Packet, Rewrite,
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
+    Entry, Packet, Rewrite,
 )
 from datapath.defragment cimport Gathering, gather_one
+from datapath.flowtable cimport NO_ROW, FlowTable, flow_admit, flow_find, flow_passes, flow_serve
 from datapath.frame cimport Frame
 from datapath.link cimport ETHER_IPV4, ETHER_IPV6
 from datapath.pipeline.cut cimport origin_joined, origin_of
 from datapath.pipeline.draft cimport draft_own, layers_of
 from datapath.pipeline.draft_ct cimport draft_edit, draft_rewrite, draft_trim
 from datapath.pipeline.level cimport MOST_SENT, put_said, read_draft
+from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.wire cimport FRAGMENTS_PASSED
 
 cdef enum:
@@ -143,10 +147,69 @@ cdef uint8_t settle(Walking *w, Level *v, Packet *p, const Rewrite *rewrite) noe
     return R_OK
 
 
+# --- the flow table ---------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t serve(Walking *w, Level *v, Packet *p, CtRequest *request) noexcept nogil:
+    """Ask the flow table for the packet's connection, which it carries then, and is not tracked. OFFLOAD_SOFTWARE, or why not.
+
+    As in Linux it is asked for what the packet does not carry already, and before anything is forced.
+    """
+    cdef FlowTable *all = w.trail.flows
+    cdef uint8_t why
+    cdef uint32_t found
+    if v.carried.flow != NO_FLOW and v.carried.zone == request.zone:
+        return OFFLOAD_NONE
+    why = NOT_FRAGMENT if v.origin.whole != NULL else flow_passes(p, v.draft.data + p.l3_off)
+    if why != OFFLOAD_NONE:
+        return why
+    found = flow_find(all, w.ct, &p.key)
+    if found == NO_ROW:
+        return OFFLOAD_NONE
+    why = flow_serve(all, w.ct, p, found)
+    if why != OFFLOAD_SOFTWARE:
+        return why
+    ct_leave(w.ct, &v.carried)
+    v.carried.flow = all.row[found >> 1].conn << 1 | (found & 1)
+    v.carried.generation = w.ct.pool.entry[all.row[found >> 1].conn].generation
+    v.carried.zone, v.carried.state, v.carried.tracked = request.zone, ESTABLISHED, 1
+    request.flags &= ~<uint8_t>CT_FORCE
+    return OFFLOAD_SOFTWARE
+
+
+cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, uint8_t served) noexcept nogil:
+    """After an action: admission, what the record says of it, and whether the next packet of the flow finds all as this one did."""
+    cdef Trail *t = &w.trail
+    cdef Entry *entry
+    cdef uint8_t where = OFFLOAD_NONE
+    cdef uint32_t conn = v.carried.flow >> 1
+    if v.carried.flow == NO_FLOW or v.carried.error:
+        t.lasting = False
+        return
+    where = OFFLOAD_SOFTWARE if served == OFFLOAD_SOFTWARE else flow_admit(t.flows, w.ct, p, v.carried.flow, v.carried.state)
+    entry = &w.ct.pool.entry[conn]
+    if where != OFFLOAD_SOFTWARE or v.carried.state != ESTABLISHED or not entry.status & ASSURED or t.n_cts == MOST_CTS:
+        t.lasting = False
+    else:
+        t.row[t.n_cts] = t.flows.of[conn] << 1 | (v.carried.flow & 1)
+        t.translates[t.n_cts] = (request.flags & CT_NAT) != 0
+        t.n_cts += 1
+    if served != OFFLOAD_NONE and served != OFFLOAD_SOFTWARE and (where == OFFLOAD_SOFTWARE or served >= NOT_TEARDOWN_FIN):
+        t.lasting = False
+        where = served                          # it is in the table, or was until now, and yet this packet was not served
+    v.decision.offload = where
+    v.decision.status = entry.status            # with or without OFFLOAD
+    v.decision.timeout = ticks_left(w.ct, entry)
+
+
+# --- the action -------------------------------------------------------------------------------------------------------------------------
+
+
 cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
     """One action. R_OK: the packet goes on; R_FRAGMENT: it is held; others: it is dropped, for that reason.   Writes: all of v but its verdict."""
     cdef CtRequest request = ask.request
     cdef Rewrite rewrite
+    cdef uint8_t served = OFFLOAD_NONE
     cdef Packet *p = writable_packet(w, v)
     edits_reset(&w.ct.edits)
     v.tracked = True
@@ -158,10 +221,17 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
         return give_up(w, v, R_NOT_IP)
     w.gathered = max(w.gathered, p.now)
     p.key.zone = request.zone
-    if unlikely(p.reason == R_FRAGMENT) and not gather(w, v, p):
-        return give_up(w, v, R_FRAGMENT)
+    if unlikely(p.reason == R_FRAGMENT):
+        w.trail.lasting = False
+        if not gather(w, v, p):
+            return give_up(w, v, R_FRAGMENT)
     if unlikely(request.helper) and (ask.helper_family != p.key.family or ask.helper_proto != p.key.proto):
         request.helper = 0                      # Linux gives it to the connection as well, and never asks it (nf_ct_helper)
+    if w.trail.flows != NULL:
+        served = serve(w, v, p, &request)
     if not ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite):
+        w.trail.lasting = False
         return v.decision.reason if likely(v.decision.reason != R_OK) else R_RULE_DROP
+    if w.trail.flows != NULL:
+        note(w, v, p, &request, served)
     return settle(w, v, p, &rewrite)

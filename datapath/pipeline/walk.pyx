@@ -33,9 +33,10 @@ from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs
 from datapath.pipeline.police cimport conforms
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
-    OP_CSUM, OP_CT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
 )
 from datapath.pipeline.track cimport track
+from datapath.pipeline.trail cimport trail_begin, trail_follows, trail_leaves_script, trail_next, trail_step
 from datapath.wire cimport FRAGMENTS_GATHERED, parse
 
 from ctcore.errors import ConfigError
@@ -147,6 +148,8 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     cdef uint8_t reason = R_OK
     if op.kind == OP_CT:
         return track_on(w, at, op)
+    if op.kind != OP_GACT and op.kind != OP_SKBEDIT and not (op.kind == OP_MIRRED and op.told.send.redirect):
+        w.trail.plain = False
     if op.kind == OP_MIRRED:
         return send_on(w, at, op)
     if op.kind == OP_PEDIT:
@@ -160,6 +163,7 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
         v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
     elif op.kind == OP_POLICE:
         if not conforms(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
+            trail_leaves_script(&w.trail)
             return op.told.policed.exceed
     if unlikely(reason != R_OK):
         fail(v, reason)
@@ -199,6 +203,20 @@ cdef inline void count(Walking *w, Level *v, uint32_t rule) noexcept nogil:
     w.result.n_hits += 1
 
 
+cdef inline uint32_t find(Walking *w, Level *v, uint32_t chain, uint32_t least) noexcept nogil:
+    """The place of the next rule of a chain that matches: as a walk before has found it, if there was one."""
+    cdef uint32_t place
+    if trail_follows(&w.trail):
+        place = trail_next(&w.trail)
+    else:
+        if not v.keyed:
+            look(w, v)
+        place = classify(&w.rules.table, chain, &v.key, least)
+    if w.trail.flows != NULL:
+        trail_step(&w.trail, place)
+    return place
+
+
 cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
     """A chain, rule by rule, until one says what is to follow."""
     cdef Level *v = &w.level[at]
@@ -206,9 +224,7 @@ cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
     cdef uint32_t place = 0
     cdef Control then
     while chain != NO_CHAIN:
-        if not v.keyed:
-            look(w, v)
-        place = classify(&w.rules.table, chain, &v.key, place)
+        place = find(w, v, chain, place)
         if place == NO_PLACE:
             break
         seat = &w.rules.seat[w.rules.start[chain] + place]
@@ -291,6 +307,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     cdef Level *v = &w.level[0]
     w.frame, w.result = frame, result
     result.n_hits = w.sent = 0
+    trail_begin(&w.trail)
     begin(v, hook, 0, 0)
     v.draft.data = memory + frame.offset
     v.draft.have = frame.caplen
