@@ -48,6 +48,8 @@ def test_walk_and_engine_say_what_interpreter_and_model_say() -> None:
     random, seen = Random(os.environ.get("CTMIRROR_SEED", "talks")), Counter[str]()
     for _ in range(-(-PAIRS // FRAMES_EACH)):
         talk(random, seen)
+    if PAIRS < 10_000:
+        return  # asked to be short, and so not by everything
     assert {"ok", "fragment", "rule_drop", "not_ip", "table_full"} <= set(seen)
     assert min(seen["translated"], seen["pieces"], seen["conns"]) > PAIRS // 100
 
