@@ -15,7 +15,7 @@ ctypedef struct Group:
     uint32_t slots              # where its hash table begins, in Classifier.slot
     uint32_t size               # a power of two
 
-# A rule, or a part of one. place: in the chain's order, lower is earlier; NO_PLACE: a slot that is free.
+# A rule, or a part of one. place: in the chain's order, lower is earlier.
 ctypedef struct Slot:
     uint32_t place
     uint32_t next               # another entry with the same mask and value, of a later place, in Table.more; NO_PLACE: none
@@ -24,6 +24,7 @@ ctypedef struct Slot:
 ctypedef struct Table:
     Group *group                # by chain, each chain's in order of `first`
     uint32_t *start             # by chain: its first group, and behind the last chain the end
+    uint32_t *tag               # by slot: a part of its value's hash; 0: free. What does not match, mostly, costs no look at the slot itself
     Slot *slot
     Slot *more
     uint32_t n_chains

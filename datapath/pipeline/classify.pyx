@@ -3,6 +3,7 @@
 Theory of operation: tuple-space search. Entries with the same mask form a group, which is a hash table: the packet's fields under the group's mask are
 hashed, and one comparison tells whether an entry has just these values. Groups of a chain are tried in the order of their first entries, and none is
 tried that cannot have an entry before the one found already. Of each mask only the words that are not zero are read.
+A slot is looked at only if its tag, kept apart with those of many others in a cache line, is that of the packet.
 One packet: two groups, ports of servers (places 0-99) and networks (place 100): a packet to a server's port hits the first group at place 7, and the
 second one is not asked, since 100 is later.
 Invariants (check): every entry is found by its own value; a group's first and last are those of its entries; chains of equal entries rise.
@@ -37,6 +38,10 @@ cdef inline uint64_t hash_under(const Table *table, const Group *group, const ui
     return h
 
 
+cdef inline uint32_t tag_of(uint64_t hash) noexcept nogil:
+    return <uint32_t>hash | 1
+
+
 cdef inline bint is_entry(const Group *group, const Slot *slot, const uint64_t *words) noexcept nogil:
     cdef uint64_t differs = 0
     cdef uint32_t i, at
@@ -48,16 +53,17 @@ cdef inline bint is_entry(const Group *group, const Slot *slot, const uint64_t *
 
 cdef uint32_t find_in(const Table *table, const Group *group, const uint64_t *words, uint32_t least) noexcept nogil:
     """The place of the group's first entry from `least` on that matches, or NO_PLACE."""
-    cdef uint32_t at = <uint32_t>(hash_under(table, group, words) >> 32)
+    cdef uint64_t hash = hash_under(table, group, words)
+    cdef const uint32_t *tag = table.tag + group.slots
+    cdef uint32_t at = <uint32_t>(hash >> 32) & (group.size - 1), wanted = tag_of(hash)
     cdef const Slot *slot
     while True:
-        at &= group.size - 1
-        slot = &table.slot[group.slots + at]
-        if slot.place == NO_PLACE:
+        if likely(tag[at] == 0):
             return NO_PLACE
-        if is_entry(group, slot, words):
+        slot = &table.slot[group.slots + at]
+        if tag[at] == wanted and likely(is_entry(group, slot, words)):
             break
-        at += 1
+        at = (at + 1) & (group.size - 1)
     while slot.place < least:
         if slot.next == NO_PLACE:
             return NO_PLACE
@@ -95,10 +101,12 @@ cdef class Classifier:
         sizes = [table_size(len(values)) for each in by_mask for _, values in each]
         slots = np.zeros(sum(sizes), dtype=SLOT_DTYPE)
         slots["place"] = slots["next"] = NOTHING
+        tags = np.zeros(sum(sizes), dtype=np.uint32)
         more = np.zeros(sum([len(places) - 1 for each in by_mask for _, values in each for places in values.values()]), dtype=SLOT_DTYPE)
-        self.arrays = (groups, start, slots, more)
+        self.arrays = (groups, start, slots, more, tags)
         self.table.group = <Group *><size_t>groups.ctypes.data
         self.table.start = <uint32_t *><size_t>start.ctypes.data
+        self.table.tag = <uint32_t *><size_t>tags.ctypes.data
         self.table.slot = <Slot *><size_t>slots.ctypes.data
         self.table.more = <Slot *><size_t>more.ctypes.data
         self.table.n_chains = len(chains)
@@ -121,10 +129,12 @@ cdef class Classifier:
     def _enter(self, int group, bytes value, places, uint32_t more):
         """Entries with one mask and one value. more: free rows of Table.more from here on; returns the next."""
         cdef Group *g = &self.table.group[group]
-        cdef uint32_t at = <uint32_t>(hash_under(&self.table, g, <const uint64_t *><const char *>value) >> 32) & (g.size - 1)
+        cdef uint64_t hash = hash_under(&self.table, g, <const uint64_t *><const char *>value)
+        cdef uint32_t at = <uint32_t>(hash >> 32) & (g.size - 1)
         cdef Slot *slot
-        while self.table.slot[g.slots + at].place != NO_PLACE:
+        while self.table.tag[g.slots + at]:
             at = (at + 1) & (g.size - 1)
+        self.table.tag[g.slots + at] = tag_of(hash)
         slot = &self.table.slot[g.slots + at]
         for i, place in enumerate(places):
             if i:
@@ -152,7 +162,7 @@ cdef class Classifier:
         return places
 
     def check(self):
-        groups, start, slots, more = self.arrays
+        groups, start, slots, more, tags = self.arrays
         for chain in range(self.table.n_chains):
             firsts = groups["first"][start[chain]:start[chain + 1]]
             if (np.diff(firsts.astype(np.int64)) < 0).any():
@@ -160,6 +170,8 @@ cdef class Classifier:
         for i, group in enumerate(groups):
             table = slots[group["slots"]:group["slots"] + group["size"]]
             used = table[table["place"] != NOTHING]
+            if ((table["place"] != NOTHING) != (tags[group["slots"]:group["slots"] + group["size"]] != 0)).any():
+                raise AssertionError(f"group {i}: tags and slots differ in what is free")
             if len(used) == group["size"]:
                 raise AssertionError(f"group {i}: no slot is free, so a search would not end")
             for slot in used:

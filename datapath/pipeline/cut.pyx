@@ -9,8 +9,11 @@ Not here: reassembly (ctcore.fragments), when a packet leaves (walk).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+import numpy as np
+
+from ctcore.batch cimport Batch
 from ctcore.fragment_whole cimport Part, Whole
 from ctcore.lowlevel cimport be16
 from ctcore.tuples cimport (
@@ -22,6 +25,11 @@ from ctcore.types cimport (
 )
 from datapath.checksum cimport fold, sum_bytes
 from datapath.pipeline.draft cimport Draft, Layers, layers_of
+
+from ctcore.types import DECISION_DTYPE, REWRITE_DTYPE
+
+PART_DTYPE = np.dtype([("number", "u8"), ("offset", "u4"), ("length", "u4")])
+assert PART_DTYPE.itemsize == sizeof(Part)
 
 cdef enum:
     MTU = 65535                 # of any way out
@@ -276,3 +284,43 @@ cdef bint cut_next(Cutting *c) noexcept nogil:
     c.missing = length - there
     c.done += length
     return True
+
+
+# --- from Python, for who compares ------------------------------------------------------------------------------------------------------
+
+
+def cut_up(const uint8_t[::1] frame not None, datagram, uint32_t joined=0):
+    """See cut.pyi."""
+    cdef Draft d
+    cdef Origin origin
+    cdef Whole whole
+    cdef Cutting cutting
+    parts, room = np.array([(0, 0, 0)] * len(datagram.parts), dtype=PART_DTYPE), np.empty(PIECE_ROOM, dtype=np.uint8)
+    parts["offset"], parts["length"] = [part[1] for part in datagram.parts], [part[2] for part in datagram.parts]
+    memset(&whole, 0, sizeof(Whole))
+    whole.n_parts, whole.length, whole.largest, whole.dont, whole.ident = (
+        len(parts), datagram.length, datagram.largest, datagram.dont, datagram.ident,
+    )
+    origin.whole, origin.part, origin.joined, origin.carried = &whole, <const Part *><size_t>parts.ctypes.data, joined, parts["length"].sum()
+    memset(&d, 0, sizeof(Draft))
+    d.data, d.have, d.ethernet = &frame[0], frame.shape[0], True
+    if not cut_begin(&cutting, &origin, &d, <uint8_t *><size_t>room.ctypes.data):
+        return []
+    pieces = []
+    while cut_next(&cutting):
+        pieces.append((room[:cutting.size].tobytes(), cutting.missing))
+    return pieces
+
+
+def joined_of(Batch batch not None, decision not None, rewrite not None, uint32_t carried, *, bint verified):
+    """See cut.pyi."""
+    cdef Origin origin
+    cdef Decision d
+    cdef Rewrite r
+    decision, rewrite = np.ascontiguousarray(decision, dtype=DECISION_DTYPE), np.ascontiguousarray(rewrite, dtype=REWRITE_DTYPE)
+    memcpy(&d, <const void *><size_t>decision.ctypes.data, sizeof(Decision))
+    memcpy(&r, <const void *><size_t>rewrite.ctypes.data, sizeof(Rewrite))
+    memset(&origin, 0, sizeof(Origin))
+    origin.carried, origin.verified = carried, verified
+    origin_joined(&origin, &batch.row[0], &d, &r)
+    return origin.joined

@@ -39,12 +39,12 @@ cdef inline uint64_t refilled(uint64_t left, uint64_t passed, uint64_t full) noe
 cdef inline bint conforms(Bucket *b, uint64_t length, int64_t now) noexcept nogil:
     """Whether a packet of so many bytes has a token; if so it is spent."""
     cdef uint64_t passed, cost, of_bytes, of_packets
-    if length > b.mtu:
-        return False
     if unlikely(not b.begun):
         b.begun = True
         b.last = now
         b.bytes_left, b.packets_left = b.bytes_full, b.packets_full
+    if length > b.mtu:
+        return False
     passed = <uint64_t>now - <uint64_t>b.last if now > b.last else 0
     passed = min(passed, FOREVER)
     cost = mul_div(length, 8 * <uint64_t>SECOND, b.rate) if b.rate else 0

@@ -39,5 +39,7 @@ class Walker:
         and egress, where; offset and caplen, where its bytes are: with OUTPUT_CHANGED in flags in the array returned, or else, unchanged, in the
         memory given to run(); length, bytes on the wire; mark, priority.
         """
+    def check(self) -> None:
+        """Raise AssertionError if a packet that is over still carries a connection. For a tracker with which nobody else does `ct` actions."""
     def lost(self) -> NDArray[np.uint64]:
         """Mirrored copies that did not leave, by types.Reason of their drop."""

@@ -399,6 +399,10 @@ cdef class Walker:
             memcpy(<void *><size_t>data.ctypes.data, self.all.memory, self.all.used)
         return rows, data
 
+    def check(self):
+        if self.walking.ct != NULL and self.tracker.ct.pool.carried:
+            raise AssertionError(f"{self.tracker.ct.pool.carried} connections are carried, and no packet is on its way")
+
     def lost(self):
         return np.array(self.walking.lost, dtype=np.uint64)[:N_REASONS]
 

@@ -126,7 +126,9 @@ class Pipeline:
         if hook == NEAR or random.randrange(3) == 0:
             tail = random.choice(((onward,), (onward,), (Gact(goto(2)),), (Gact(PASS),)))
             self.add(hook, protocol, 1, 1, (state(TRK | NEW),), commit, *self.maybe(4, *edits), *tail)
-        self.add(hook, protocol, 1, 2, (state(TRK | EST), *self.maybe(6, Match("ct_mark", 1, 1))), *self.maybe(8, Vlan("push", id=5)), onward)
+        known = random.choice((state(TRK | EST), state(TRK | EST), state(TRK | EST | RPL), state(TRK | EST, RPL)))
+        said = random.choice((Match("ct_mark", 1, 1), Match("ct_label", 1, 1), Match("ct_zone", zone, 0xFFFF)))
+        self.add(hook, protocol, 1, 2, (known, *self.maybe(4, said)), *self.maybe(8, Vlan("push", id=5)), onward)
         related = Ct(zone, commit=True, nat=commit.nat if random.randrange(2) else nat)
         self.add(hook, protocol, 1, 3, (state(TRK | REL),), *self.maybe(2, related), onward)
         if random.randrange(2):
@@ -282,7 +284,7 @@ def control(random: Random, version: int) -> Script:
 
 # --- traffic ----------------------------------------------------------------------------------------------------------------------------
 
-PAUSES = (0, 0, 1000, *(SECOND // 100,) * 20, SECOND // 250, SECOND // 3, SECOND // 3, 2 * SECOND, 40 * SECOND)
+PAUSES = (0, 0, 1000, *(SECOND // 100,) * 20, SECOND // 250, SECOND // 3, SECOND // 3, 2 * SECOND, 40 * SECOND, -SECOND)
 
 
 class Traffic:

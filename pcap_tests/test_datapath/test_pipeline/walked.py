@@ -151,6 +151,7 @@ class Sides:
         assert [counters[name].tolist() for name in ("packets", "bytes", "last")] == self.counted.T.tolist()
         if self.twins:
             self.twins.compare()
+            self.walker.check()
             self.walker.reassembler.check()
 
 
