@@ -13,7 +13,7 @@ Not here: whether a fragment fits (fragments), where its bytes lie (fragment_sto
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from ctcore.fragment_store cimport BLOCK, FIXED, LARGEST, NONE, Piece, map_lazily, runs_fault, runs_give, store_fault
+from ctcore.fragment_store cimport BLOCK, FIXED, LARGEST, LINK, NONE, Piece, map_lazily, runs_fault, runs_give, store_fault
 from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport mul_fold
 from ctcore.table cimport same_key
@@ -188,7 +188,10 @@ cdef int side_init(Side *s, uint64_t limit, uint64_t timeout, uint32_t max_dist,
     cdef size_t n_blocks = most // BLOCK + 1, n_queues = most // QUEUE_CHARGE + 1, n_chains = 16
     while 2 * n_chains < n_queues:
         n_chains *= 2
-    sizes = [n_blocks * BLOCK, n_blocks * sizeof(Piece), n_blocks * 4, n_queues * sizeof(Queue), n_queues * sizeof(Peer), n_chains * 4, n_chains * 4]
+    sizes = [
+        n_blocks * BLOCK, n_blocks * sizeof(Piece), n_blocks * 4, n_queues * sizeof(Queue), n_queues * sizeof(Peer), n_chains * 4, n_chains * 4,
+        n_blocks * LINK,
+    ]
     s.size = sum([aligned(size) for size in sizes])
     s.memory = <uint8_t *>map_lazily(s.size)
     if s.memory == NULL:
@@ -201,6 +204,7 @@ cdef int side_init(Side *s, uint64_t limit, uint64_t timeout, uint32_t max_dist,
     s.peer = <Peer *>(s.memory + <size_t>places[4])
     s.chain = <uint32_t *>(s.memory + <size_t>places[5])
     s.peer_chain = <uint32_t *>(s.memory + <size_t>places[6])
+    s.store.link = s.memory + <size_t>places[7]
     s.store.n_blocks = n_blocks
     s.store.free = s.free = s.peers_free = s.oldest = s.youngest = NONE
     s.store.secret = secret

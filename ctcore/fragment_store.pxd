@@ -6,6 +6,7 @@ cdef enum:
     BLOCK = 512                 # bytes
     LARGEST = 65535             # bytes of a datagram; IPv6: behind its fixed header
     FIXED = 40                  # IPv6: that header
+    LINK = 64                   # bytes that a first fragment's link header may take, and its length in front of it
     NONE = 0xFFFFFFFF
 
 # One fragment. Its number is that of its first block, whose bytes are its header's and its payload's, as far as they were captured.
@@ -40,6 +41,7 @@ ctypedef struct Store:
     uint8_t *block
     uint32_t *behind            # the block behind one in its piece, or in the list of free ones
     Piece *piece
+    uint8_t *link               # by piece, LINK bytes each: of first fragments, for who asks for them
     uint32_t n_blocks
     uint32_t used               # blocks ever handed out: those behind were never touched and cost no memory
     uint32_t free
@@ -47,6 +49,7 @@ ctypedef struct Store:
 
 cdef uint32_t piece_take(Store *s, const uint8_t *head, uint32_t head_length, const uint8_t *data, uint32_t data_length) noexcept nogil
 cdef void piece_copy(const Store *s, uint32_t piece, uint32_t skip, uint32_t length, uint8_t *to) noexcept nogil
+cdef void link_keep(Store *s, uint32_t piece, const uint8_t *link, uint32_t length) noexcept nogil
 cdef uint8_t runs_place(const Store *s, const Runs *runs, uint32_t offset, uint32_t end, uint32_t *before) noexcept nogil
 cdef void runs_insert(Store *s, Runs *runs, uint32_t piece, uint32_t before) noexcept nogil
 cdef uint32_t runs_give(Store *s, Runs *runs) noexcept nogil

@@ -89,6 +89,13 @@ cdef uint32_t piece_take(Store *s, const uint8_t *head, uint32_t head_length, co
     return first
 
 
+cdef void link_keep(Store *s, uint32_t piece, const uint8_t *link, uint32_t length) noexcept nogil:
+    """Remember what stood in front of a first fragment. Of a longer one (a dozen tags), that there was none to be kept."""
+    cdef uint8_t *kept = s.link + <size_t>piece * LINK
+    kept[0] = <uint8_t>length if length < LINK else 0
+    memcpy(kept + 1, link, kept[0])
+
+
 cdef void piece_copy(const Store *s, uint32_t piece, uint32_t skip, uint32_t length, uint8_t *to) noexcept nogil:
     """`length` bytes of a piece from byte `skip` on; they are there."""
     cdef uint32_t block = piece, part

@@ -6,7 +6,7 @@ from ctcore.fragment_store cimport Store
 
 # A datagram put together. Offsets count in the finished memory, which holds it until fragments_release(); there, this stands in front of its parts.
 ctypedef struct Whole:
-    uint64_t frame              # of the link header of the completing fragment; the datagram follows it
+    uint64_t frame              # of a fragment's link header; the datagram follows it
     uint64_t parts              # of Part[n_parts], by offset
     uint64_t number             # of the completing packet
     uint32_t n_parts

@@ -29,6 +29,7 @@ ctypedef struct Fragment:
     uint8_t more
     uint8_t dont                # IPv4: its DF bit
     uint8_t ecn                 # two bits
+    uint8_t first_link          # the datagram gets the link header of its first fragment, or else of the completing one
     uint64_t number             # of its packet
 
 ctypedef struct Fragments:

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 from ctcore.fragment_queues cimport (
     FRAGMENT_CHARGE, FragmentCounters, Queue, Side, charge, heed_distance, queue_die, queue_end, queue_of, queues_expire, side_fault, side_init,
 )
-from ctcore.fragment_store cimport ACROSS, FIXED, INSIDE, LARGEST, piece_take, runs_insert, runs_place, unmap
+from ctcore.fragment_store cimport ACROSS, FIXED, INSIDE, LARGEST, LINK, link_keep, piece_take, runs_insert, runs_place, unmap
 from ctcore.fragment_whole cimport (
     BAD_ECN, Part, Whole, captured, datagram_at, finished_release, finished_reserve, fragments_room, joint_ecn, mend4, mend6,
     write_datagram,
@@ -120,6 +120,8 @@ cdef uint8_t store(Fragments *all, Side *s, Queue *q, const Fragment *f, uint32_
     s.store.piece[piece].offset = f.offset
     s.store.piece[piece].length = length
     s.store.piece[piece].number = f.number
+    if f.offset == 0 and f.first_link:
+        link_keep(&s.store, piece, f.link, f.link_length)
     runs_insert(&s.store, &q.runs, piece, before)
     charge(s, q, FRAGMENT_CHARGE + f.size)
     q.come += length
@@ -141,10 +143,13 @@ cdef uint8_t finish(Fragments *all, Side *s, Queue *q, const Fragment *f, Whole 
     """All is here: write the datagram, and end its queue."""
     cdef uint8_t ecn = joint_ecn(q.ecn)
     cdef bint six = q.key.family == 6
+    cdef const uint8_t *link = s.store.link + <size_t>q.runs.first * LINK
     if ecn == BAD_ECN or s.store.piece[q.runs.first].head + q.length - (FIXED if six else 0) > LARGEST:
         queue_die(&all.waiting, s, q, &all.waiting.count.died_malformed)
         return drop(all, R_FRAGMENT_MALFORMED, whole)
     whole.link_length = f.link_length
+    if f.first_link and link[0]:
+        whole.link_length = link[0]
     whole.length = s.store.piece[q.runs.first].head + q.length
     whole.have = captured(&s.store, q.runs.first)
     whole.largest = q.largest
@@ -153,7 +158,7 @@ cdef uint8_t finish(Fragments *all, Side *s, Queue *q, const Fragment *f, Whole 
     whole.number = f.number
     whole.ident = <uint32_t>f.key.sport << 16 | f.key.dport
     whole.reason = R_OK
-    if not write_datagram(&all.finished, &s.store, q.runs.first, f.link, whole):
+    if not write_datagram(&all.finished, &s.store, q.runs.first, link + 1 if f.first_link and link[0] else f.link, whole):
         queue_die(&all.waiting, s, q, &all.waiting.count.died_malformed)
         return drop(all, R_FRAGMENT_MEMORY, whole)
     if six:

@@ -224,7 +224,8 @@ class Reason(IntEnum):
     R_RULE_HOPS = 73
     R_RULE_FIELD = 74
     R_RULE_ROOM = 75
-    N_REASONS = 76
+    R_RULE_CUT = 76
+    N_REASONS = 77
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0

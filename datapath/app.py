@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from datapath.tally import Tally
 from datapath.worker import Pipeline
 from datapath.zones import zone_text
 
+if TYPE_CHECKING:
+    from datapath.pipeline.rules import Hook, Ruleset
+
 CHUNK = 1 << 14  # packets between two looks at the events
 EVENTS_A_PACKET = 4
 MANY_EVENTS = 1 << 14  # where only the summary wants them: taking a few at a time costs more than what they say
@@ -45,13 +48,35 @@ Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 
 @dataclass(frozen=True)
+class RulesGiven:
+    """Rules to go through. device: where packets arrive whose capture does not say; flowtable: whether established connections may pass them by."""
+
+    ruleset: Ruleset
+    name: str
+    device: Hook | None = None
+    flowtable: bool = True
+
+
+@dataclass(frozen=True)
+class RulesAtWork:
+    """What rules did. counters: COUNT_DTYPE, in the order of the rules; flows: of the flow table, None without; lost: mirrored copies, by reason."""
+
+    ruleset: Ruleset
+    counters: np.ndarray
+    flows: dict[str, int] | None
+    lost: np.ndarray
+
+
+@dataclass(frozen=True)
 class Tracking:
-    """How packets are to be tracked. flags: the options that differ from the defaults, to be repeated in a command that is suggested."""
+    """How packets are to be tracked. flags: the options that differ from the defaults, to be repeated in a command that is suggested; rules: if any,
+    they say what is tracked."""
 
     config: Config = field(default_factory=Config)
     zone: int = 0
     clock: Literal["capture", "wall"] = "capture"
     flags: str = ""
+    rules: RulesGiven | None = None
 
     def settings(self) -> dict[str, int | str]:
         """What was in force, by the names of the options. NAT rules and helpers, if any, are numbered in their order."""
@@ -124,6 +149,7 @@ class Replayed:
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
+    rules: RulesAtWork | None = None
 
 
 def check_files(captures: Sequence[str], outputs: Outputs) -> None:
@@ -173,7 +199,7 @@ def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, sum
     """Run captures through the datapath and write what is asked for. summary: whether connections are to be counted for people."""
     check_files(captures, outputs)
     with ExitStack() as stack:
-        run = _Run(stack, tracking, outputs, named=len(captures) > 1, summary=summary)
+        run = _kind_of_run(tracking)(stack, tracking, outputs, named=len(captures) > 1, summary=summary)
         start = perf_counter()
         try:
             for name in captures:
@@ -185,18 +211,35 @@ def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, sum
         return run.result
 
 
-class _Run:
+def _kind_of_run(tracking: Tracking) -> type[Run]:
+    if tracking.rules is None:
+        return Run
+    from datapath.ruled_run import RuledRun
+
+    return RuledRun
+
+
+class Run:
     """One replay while it lasts: the pipeline, the writers, and the result as it grows."""
+
+    chunk = CHUNK
 
     def __init__(self, stack: ExitStack, tracking: Tracking, outputs: Outputs, *, named: bool, summary: bool) -> None:
         self.outputs, self.named = outputs, named
         self.config = with_events(tracking.config, everything=bool(outputs.events), ends=bool(outputs.conns) or summary)
         self.result = Replayed(replace(tracking, config=self.config), tally=Tally(self.config) if summary else None)
-        self.pipeline = Pipeline(self.config, zone=tracking.zone, clock=tracking.clock)
+        self.pipeline = self.make_pipeline(tracking)
         self.writers = {kind: _open(stack, kind, name, outputs.form) for kind, name in _kinds(outputs) if name}
         self.stack = stack
         self.sink: Any = None
         self.detailed = bool(outputs.packets or outputs.forwarded)
+
+    def make_pipeline(self, tracking: Tracking) -> Any:
+        return Pipeline(self.config, zone=tracking.zone, clock=tracking.clock)
+
+    def read(self, source: PcapSource) -> tuple[Any, np.ndarray]:
+        """The next chunk, which has been through the pipeline unless details are asked for."""
+        return source.read(self.chunk) if self.detailed else self.pipeline.replay(source, self.chunk)
 
     def capture(self, name: str, progress: Progress | None) -> None:
         """Replay one capture to its end, or to where it is damaged."""
@@ -206,11 +249,13 @@ class _Run:
             with PcapSource(name) as source:
                 self._sink_for(source)
                 while True:
-                    memory, frames = source.read(CHUNK) if self.detailed else self.pipeline.replay(source, CHUNK)
+                    memory, frames = self.read(source)
                     if not len(frames):
                         break
                     with finished_first():
-                        self._chunk(facts, memory, frames)
+                        self.work(facts, memory, frames)
+                        if self.writers or self.pipeline.tracker.events_waiting >= MANY_EVENTS:
+                            self._drain()
                     facts.format, facts.links = source.format, sorted(source.links)
                     if progress:
                         progress(name, source.position, source.size or 0)
@@ -222,9 +267,14 @@ class _Run:
         if self.outputs.forwarded and self.sink is None:
             from datapath.sink import PcapSink
 
-            self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=LINK_ETHERNET if source.link is None else source.link))
+            link = LINK_ETHERNET if source.link is None else source.link
+            self.sink = self.stack.enter_context(PcapSink(self.outputs.forwarded, link=link, **self.options_of_sink()))
 
-    def _chunk(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+    def options_of_sink(self) -> dict[str, Any]:
+        return {}
+
+    def work(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+        """What is to be told of a chunk."""
         first, file = facts.packets, printable(facts.name) if self.named else None
         told: Any = None
         if self.detailed:
@@ -238,8 +288,6 @@ class _Run:
             self._forward((memory, frames), told, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, sum(self.pipeline.count(reason) for reason in BAD))
-        if self.writers or self.pipeline.tracker.events_waiting >= MANY_EVENTS:
-            self._drain()
 
     def _forward(self, chunk: tuple[Any, np.ndarray], told: tuple[np.ndarray, ...], first: int, file: str | None) -> None:
         """Write what leaves. told: decisions, keys and rewrites; first: the number of the chunk's first packet in its capture; file: its name, where

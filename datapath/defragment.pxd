@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from ctcore.fragment_whole cimport Whole
 from ctcore.fragments cimport Fragments
 from ctcore.types cimport Packet
 from datapath.frame cimport Frame
@@ -14,6 +15,8 @@ ctypedef struct Gathering:
     const Frame *frames
     Py_ssize_t left
     uint64_t number             # of the first row's packet
+    uint8_t first_link          # a datagram's link header is its first fragment's (Fragment)
 
+cdef uint8_t gather_one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number, Whole *whole) noexcept nogil
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil
 cdef list datagrams_of(const Fragments *all, uint64_t first, bint verified)

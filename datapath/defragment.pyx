@@ -124,17 +124,17 @@ cdef void replace(const Gathering *g, const uint8_t *memory, const Frame *frame,
     p.index = before.index
 
 
-cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number) noexcept nogil:
-    """One fragment."""
+cdef uint8_t gather_one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number, Whole *whole) noexcept nogil:
+    """One fragment, a row with R_FRAGMENT: what becomes of it (FragmentOutcome).   Writes: the row; whole, of FRAGMENT_WHOLE."""
     cdef Fragment f
-    cdef Whole whole
     cdef Frame datagram
     cdef uint8_t outcome, reason = read_fragment(g.memory, frame, p, &f)
     if reason != R_OK:
         refuse(p, reason)
-        return
+        return FRAGMENT_DROPPED
     f.number = number
-    outcome = fragment_add(g.all, &f, <uint64_t>(g.now // g.all.tick_ns), &whole)
+    f.first_link = g.first_link
+    outcome = fragment_add(g.all, &f, <uint64_t>(g.now // g.all.tick_ns), whole)
     if outcome == FRAGMENT_DROPPED:
         refuse(p, whole.reason)
     elif outcome == FRAGMENT_PASSED:
@@ -147,17 +147,19 @@ cdef void one(const Gathering *g, const Frame *frame, Packet *p, uint64_t number
         datagram.link = LINKTYPE_RAW
         datagram.iface = frame.iface
         replace(g, g.all.finished.memory, &datagram, p)
+    return outcome
 
 
 cdef void defragment(Gathering *g, Packet *row, int n) noexcept nogil:
     """Fragments to datagrams.   Reads: reason, key, l3_off, l4, now; frames.   Writes: of fragments all but now, index, wire_len, l3_off; g.now."""
     cdef int i
+    cdef Whole whole
     if not g.all.finished.reserved:
         reserve(g)
     for i in range(n):
         g.now = max(g.now, row[i].now)
         if row[i].reason == R_FRAGMENT:
-            one(g, &g.frames[i], &row[i], g.number + i)
+            gather_one(g, &g.frames[i], &row[i], g.number + i, &whole)
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
@@ -223,6 +225,7 @@ cdef class Gatherer:
             return batch
         fragments_release(all)
         self.settings.fragments = FRAGMENTS_GATHERED
+        g.first_link = False
         g.all, g.now, g.memory, g.frames, g.left, g.number = all, self.now, &memory[0] if memory.shape[0] else NULL, rows, n, self.packets
         if parse(&self.settings, g.memory, rows, n, batch.row):
             self.settings.fragments = FRAGMENTS_PASSED

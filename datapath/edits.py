@@ -17,6 +17,7 @@ from datapath.refragment import relinked
 
 LONGEST = 0xFFFF  # bytes of an IP packet, and of an IPv6 packet's payload
 IP6_HEADER = 40
+SUM_END = 18  # bytes of a TCP header with its checksum
 # Where a transport's checksum lies in its header.
 CHECKSUM_AT: dict[int, int] = {Proto.PROTO_TCP: 16, Proto.PROTO_UDP: 6}
 # The longest header of those in which numbers are edited: Linux takes an ICMP error for a TCP segment (ctcore.helpers.registry, adjust_error).
@@ -44,7 +45,7 @@ def edited(frame: bytes, packet: np.void, l4_at: int, edits: np.ndarray) -> byte
         if start >= header and have < packet["l4_len"]:
             return None
         if start < header:
-            if proto not in HEADER or len(text) != old or old % 2:
+            if proto not in HEADER or len(text) != old or old % 2 or have < SUM_END:
                 return None
             _number(l4, start, text)
             continue

@@ -102,6 +102,8 @@ def _pieces(payload: bytes, lengths: list[int]) -> Iterator[tuple[int, int, byte
 
 def _cut4(packet: bytes, datagram: Datagram, mtu: int) -> Iterator[bytes]:
     head = (packet[0] & 15) * 4
+    if not FIXED4 <= head <= len(packet) or head >= ip_length(packet):
+        raise ValueError(f"a datagram of {ip_length(packet)} bytes: nothing behind its header of {head}")
     lengths, kept = _borders(0, datagram, ip_length(packet) - head, min(mtu, datagram.largest) - head)
     dont = datagram.dont and not kept
     for at, length, piece, more in _pieces(packet[head:], lengths):

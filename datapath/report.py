@@ -60,6 +60,10 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield Text()
     yield _overview(result, width)
     yield from _whys(result, width)
+    if result.rules:
+        from datapath.report_rules import rules_parts
+
+        yield from rules_parts(result.rules, width)
     yield from _evictions(result)
     yield from _pools(result, width)
     yield from _fragments(result)
@@ -126,7 +130,7 @@ def _written(name: str, packets: int, stats: dict[str, Any], gathered: int, stuc
     return f"wrote {'stdout' if name == STDOUT else printable(name)}: {count(packets)} of {counted(total, 'packet')}{left_out}{lost}"
 
 
-def _plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
+def plain(*heads: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:
         table.add_column(head, justify="right" if head in right else "left", no_wrap=head in right)
@@ -149,7 +153,7 @@ def _overview(result: Replayed, width: int) -> Table:
 
 
 def _states(result: Replayed) -> Table:
-    table = _plain("state", "packets", "share", "wire bytes", right=("packets", "share", "wire bytes"))
+    table = plain("state", "packets", "share", "wire bytes", right=("packets", "share", "wire bytes"))
     packets, size, total = result.stats["packets"], result.stats["bytes"], result.stats["total_packets"]
     for state in STATES:
         if packets[state]:
@@ -162,7 +166,7 @@ def _protocols(result: Replayed) -> Table | None:
     rows = result.tally.by_protocol() if result.tally else []
     if not rows:
         return None
-    table = _plain("protocol", "connections", "ended by", right=("connections",))
+    table = plain("protocol", "connections", "ended by", right=("connections",))
     for proto, total, how in rows:
         table.add_row(fields.proto_name(proto), count(total), "  ".join(f"{name} {count(n)}" for name, n in how.items()))
     return table
@@ -221,7 +225,7 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     if not result.pools:
         return
     heads = ("tuples", "in use", "at most", "exhausted")
-    table = _plain("NAT rule", *heads, right=heads)
+    table = plain("NAT rule", *heads, right=heads)
     table.columns[0].overflow = "fold"
     for pool in result.pools:
         table.add_row(Text(f"{pool.kind} {pool.text}"), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
@@ -242,6 +246,8 @@ DEATHS = {
 def _fragments(result: Replayed) -> Iterator[Text]:
     """What became of fragments, if there were any."""
     seen = result.stats["fragments"]
+    if not seen:  # of rules without `ct`, which alone puts fragments together
+        return
     died = {words: seen[name] for name, words in DEATHS.items() if seen[name]}
     if not seen["datagrams"] and not seen["waiting"] and not died:
         return
@@ -287,7 +293,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     broken = [flow if len(flow) <= room else flow.replace(" > ", " >\n") for flow in flows]
     yield Text()
     if max(len(line) for flow in broken for line in flow.splitlines()) <= room:
-        table = _plain("largest connections", *heads, right=heads[:-1])
+        table = plain("largest connections", *heads, right=heads[:-1])
         table.columns[0].no_wrap = True
         for flow, row in zip(broken, rows, strict=True):
             table.add_row(Text(flow), *row)
@@ -313,14 +319,14 @@ def _hints(result: Replayed) -> Iterator[Table | Text]:
 
 def _details(result: Replayed) -> Iterator[Table | Text]:
     """What --verbose adds: the tracker's counters, every reason's code, and the settings that were in force."""
-    counters = _plain("counter", "value", right=("value",))
+    counters = plain("counter", "value", right=("value",))
     for name, value in result.counters.items():
         counters.add_row(name, count(int(value)))
-    codes = _plain("reason", "packets", right=("packets",))
+    codes = plain("reason", "packets", right=("packets",))
     for code, packets in enumerate(result.stats["reason_packets"]):
         if packets:
             codes.add_row(fields.REASON_NAMES[Reason(code)], count(int(packets)))
-    settings = _plain("setting", "value", right=("value",))
+    settings = plain("setting", "value", right=("value",))
     for name, setting in result.tracking.settings().items():
         settings.add_row(name, Text(str(setting)))
     for table in (counters, codes, settings):

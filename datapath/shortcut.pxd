@@ -5,11 +5,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ctcore.hashing cimport HashKey
 from ctcore.table cimport Bucket
 from ctcore.types cimport Key
+from ctcore.tracker cimport Tracker
 from datapath.pipeline.flower cimport FlowerKey
+from datapath.pipeline.level cimport Result
+from datapath.pipeline.program cimport Program
+from datapath.pipeline.trail cimport MOST_CTS, MOST_STEPS
 
 cdef enum:
-    MOST_CTS = 2                # connections, one a zone, that a packet with a shortcut may be of
-    MOST_HITS = 16              # rules it may hit
     MOST_PLANS = 65535
     NO_SHORTCUT = 0xFFFFFFFF
     NO_PLAN = 0xFFFF
@@ -17,24 +19,20 @@ cdef enum:
 
 # What becomes of a packet, and whose counters say so. All flows that go the same way through the rules share it.
 ctypedef struct Plan:
-    uint64_t packets            # that took a shortcut to it
+    Result result
+    uint64_t packets            # that took a shortcut to it, without walking
     uint64_t bytes
     int64_t last                # ns
-    uint32_t hits[16]           # numbers of the rules, in order
+    uint32_t[MOST_STEPS] step
     uint32_t next               # in the chain of its hash
-    uint16_t n_hits
-    uint16_t device             # to which it is sent at the end
-    uint8_t verdict
-    uint8_t reason
-    uint8_t n_cts
-    uint8_t translates[2]       # whether the `ct` of each connection does
+    uint16_t n_steps
     uint8_t plain               # nothing is to be done but to forward, or drop
 
 # A flow: packets of one tuple that come to one hook. One cache line.
 ctypedef struct Shortcut:
     Key key                     # as they arrive; instead of the zone, the hook
-    uint32_t row[2]             # of the flow table, << 1 | direction, one a `ct`; NO_ROW: no more
-    uint32_t serial[2]          # of the rows' lives
+    uint32_t[MOST_CTS] row      # of the flow table, << 1 | direction, one a `ct`; NO_ROW: no more
+    uint32_t[MOST_CTS] serial   # of the rows' lives
     uint32_t epoch
     uint16_t plan
     uint16_t flags
@@ -42,22 +40,27 @@ ctypedef struct Shortcut:
 ctypedef struct Shortcuts:
     Shortcut *one               # `size` of them
     FlowerKey *fields           # of each that is compared beyond its tuple, under the mask
-    FlowerKey mask              # of the fields that any rule looks at, but for those of the tuple and of `ct`
+    FlowerKey mask              # of the fields that any rule looks at, but for those of the tuple, the device, and of `ct`
     Bucket *bucket
     const HashKey *secret
     uint32_t n_buckets
     uint32_t size
     uint32_t used               # ever handed out; then the next one to be overwritten is `hand`
     uint32_t hand
-    uint32_t epoch              # of the rules, and of the marks and labels they look at
-    uint8_t exact               # whether the mask has a bit
+    uint8_t exact               # whether untagged frames have to be compared by more than their tuple
     Plan *plan
     uint32_t n_plans
     uint32_t chain[1024]        # plans by hash
     uint64_t hits
-    uint64_t misses
 
 cdef uint32_t shortcut_candidate(const Shortcuts *all, uint32_t hash) noexcept nogil
 cdef uint32_t shortcut_find(const Shortcuts *all, uint32_t hash, const Key *key) noexcept nogil
 cdef void shortcut_set(Shortcuts *all, uint32_t hash, const Shortcut *draft, const FlowerKey *fields) noexcept nogil
 cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil
+
+
+cdef class Cuts:
+    cdef Shortcuts all
+    cdef readonly Tracker tracker
+    cdef size_t size
+    cdef int look_at(self, Program program) except -1

@@ -10,16 +10,22 @@ Not here: when a flow may have one (ruled), the rules (walk), whether its connec
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport likely
+from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport SLOTS, Bucket, first_slot, same_key, tag_of
 from ctcore.types cimport Key
-from datapath.pipeline.flower cimport FlowerKey
+from ctcore.tracker cimport Tracker
+from datapath.pipeline.classify cimport Table
+from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey
+from datapath.pipeline.level cimport Result
+from datapath.pipeline.program cimport Program
 
 cdef enum:
     N_CHAINS = 1024
+    MEAN_LOAD = 5               # shortcuts to a bucket of ten: few have to lie in the bucket behind
 
 
 cdef inline uint32_t home_of(const Shortcuts *all, uint32_t hash) noexcept nogil:
@@ -102,20 +108,26 @@ cdef void shortcut_set(Shortcuts *all, uint32_t hash, const Shortcut *draft, con
         memcpy(&all.fields[number], fields, sizeof(FlowerKey))
 
 
+cdef inline bint same_result(const Result *a, const Result *b) noexcept nogil:
+    return (
+        a.n_hits == b.n_hits and a.rule == b.rule and a.mark == b.mark and a.priority == b.priority and a.device == b.device and a.egress == b.egress
+        and a.hops == b.hops and a.verdict == b.verdict and a.reason == b.reason and memcmp(a.hit, b.hit, a.n_hits * sizeof(uint32_t)) == 0
+    )
+
+
 cdef inline bint same_plan(const Plan *a, const Plan *b) noexcept nogil:
     return (
-        a.n_hits == b.n_hits and a.device == b.device and a.verdict == b.verdict and a.reason == b.reason and a.n_cts == b.n_cts
-        and a.translates[0] == b.translates[0] and a.translates[1] == b.translates[1] and a.plain == b.plain
-        and memcmp(a.hits, b.hits, a.n_hits * sizeof(uint32_t)) == 0
+        a.n_steps == b.n_steps and a.plain == b.plain and same_result(&a.result, &b.result)
+        and memcmp(a.step, b.step, a.n_steps * sizeof(uint32_t)) == 0
     )
 
 
 cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
     """The number of the plan that says the same, a new one if there is none, or NO_PLAN if there are too many."""
-    cdef uint32_t hash = draft.n_hits, number
+    cdef uint32_t hash = draft.result.device, number
     cdef int i
-    for i in range(draft.n_hits):
-        hash = (hash ^ draft.hits[i]) * <uint32_t>0x9E3779B1
+    for i in range(<int>draft.result.n_hits):
+        hash = (hash ^ draft.result.hit[i]) * <uint32_t>0x9E3779B1
     hash = hash >> 16 & (N_CHAINS - 1)
     number = all.chain[hash]
     while number != NO_PLAN:
@@ -131,3 +143,94 @@ cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
     all.plan[number].next = all.chain[hash]
     all.chain[hash] = number
     return number
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------------------------
+
+
+cdef class Cuts:
+    """The shortcuts of a pipeline, for so many flows at a time. Memory becomes resident as they are used."""
+
+    def __cinit__(self, size_t size, Tracker tracker not None):
+        cdef Shortcuts *all = &self.all
+        cdef size_t ones = size * sizeof(Shortcut), fields = size * sizeof(FlowerKey), buckets
+        memset(all, 0, sizeof(Shortcuts))
+        self.tracker = tracker
+        all.size = size
+        all.n_buckets = max(<size_t>2, size // <size_t>MEAN_LOAD)
+        buckets = all.n_buckets * sizeof(Bucket)
+        self.size = (ones + fields + buckets + MOST_PLANS * sizeof(Plan) + 4095) & ~<size_t>4095
+        all.one = <Shortcut *>map_memory(self.size)
+        if all.one == NULL:
+            raise MemoryError(f"no memory for shortcuts of {size} flows")
+        all.bucket = <Bucket *>(all.one + size)
+        all.fields = <FlowerKey *>(all.bucket + all.n_buckets)
+        all.plan = <Plan *>(all.fields + size)
+        all.secret = &tracker.ct.hash_key
+        memset(all.chain, 0xFF, sizeof(all.chain))
+        for i in range(N_CHAINS):
+            all.chain[i] = NO_PLAN
+
+    def __dealloc__(self):
+        unmap_memory(self.all.one, self.size)
+
+    cdef int look_at(self, Program program) except -1:
+        """New rules: which fields they look at. Old plans are nobody's any more, and their counters go with their rules."""
+        cdef Shortcuts *all = &self.all
+        cdef uint64_t *word = <uint64_t *>&all.mask
+        cdef const Table *table = &program.code.table
+        cdef FlowerKey rest
+        cdef uint32_t i
+        cdef int j
+        memset(&all.mask, 0, sizeof(FlowerKey))
+        for i in range(table.start[table.n_chains] if table.n_chains else 0):
+            for j in range(FLOWER_WORDS):
+                word[j] |= table.group[i].mask[j]
+        all.mask.indev = all.mask.src_port = all.mask.dst_port = all.mask.ct_mark = all.mask.ct_zone = 0
+        all.mask.ip_proto = all.mask.ct_state = 0
+        all.mask.ct_label[0] = all.mask.ct_label[1] = 0
+        memset(all.mask.src_ip, 0, sizeof(all.mask.src_ip))
+        memset(all.mask.dst_ip, 0, sizeof(all.mask.dst_ip))
+        rest = all.mask
+        # What an untagged TCP, UDP or GRE packet that is no fragment cannot differ in from another one of its family.
+        rest.eth_type = rest.vlan_tci = rest.vlan_ethtype = rest.cvlan_tci = rest.cvlan_ethtype = 0
+        rest.ip_flags = rest.icmp_type = rest.icmp_code = rest.arp_op = 0
+        memset(rest.arp_sip, 0, 20)
+        all.exact = any([(<uint64_t *>&rest)[j] != 0 for j in range(FLOWER_WORDS)])
+        all.n_plans = 0
+        for j in range(N_CHAINS):
+            all.chain[j] = NO_PLAN
+        return 0
+
+    def add_to(self, counts):
+        """Add to the rules' counters (COUNT_DTYPE) what went through them by shortcut."""
+        cdef const Plan *plan
+        cdef uint32_t i, k
+        for i in range(self.all.n_plans):
+            plan = &self.all.plan[i]
+            if not plan.packets:
+                continue
+            for k in range(plan.result.n_hits):
+                count = counts[plan.result.hit[k]]
+                count["packets"] += plan.packets
+                count["bytes"] += plan.bytes
+                count["last"] = max(int(count["last"]), plan.last)
+
+    def counters(self):
+        return {"plans": self.all.n_plans, "flows": self.all.used, "hits": self.all.hits}
+
+    def check(self):
+        """Raises AssertionError if a bucket holds what is not there, or where it does not belong."""
+        cdef const Shortcuts *all = &self.all
+        cdef uint32_t i, home, number
+        cdef int slot
+        for i in range(all.n_buckets):
+            for slot in range(SLOTS):
+                if not all.bucket[i].tag[slot]:
+                    continue
+                number = all.bucket[i].flow[slot]
+                if number >= all.used:
+                    raise AssertionError(f"bucket {i}: shortcut {number} of {all.used}")
+                home = home_of(all, hash_of(all.secret, &all.one[number].key))
+                if all.one[number].plan >= MOST_PLANS or (home != i and (behind(all, home) != i or not all.bucket[home].passed)):
+                    raise AssertionError(f"bucket {i}: shortcut {number} is at home in bucket {home}")

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from ctcore.types cimport Decision, Key, Rewrite
+from ctcore.types cimport Decision, Key, Packet, Rewrite
+from datapath.frame cimport Frame
 
 # What is to be done with packets beside tracking them. Each may be NULL: then not.
 ctypedef struct Asked:
@@ -23,3 +24,7 @@ ctypedef struct Summary:
     uint64_t snapped            # packets of which not all bytes were captured
     int64_t first_ts
     int64_t last_ts
+
+cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil
+cdef void summary_begin(Summary *s) noexcept nogil
+cdef dict summary_of(Summary *s)

@@ -63,6 +63,23 @@ cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noex
     s.total_packets += n
 
 
+cdef void summary_begin(Summary *s) noexcept nogil:
+    memset(s, 0, sizeof(Summary))
+    memset(s.reason_first, 0xFF, sizeof(s.reason_first))
+
+
+cdef dict summary_of(Summary *s):
+    """As NumPy arrays and numbers; see Pipeline.summary in worker.pyi."""
+    s.reason_packets[<int>R_OK] = s.total_packets - sum([s.reason_packets[i] for i in range(1, <int>N_REASONS)])
+    return {
+        "packets": np.array(s.packets, dtype=np.uint64), "bytes": np.array(s.bytes, dtype=np.uint64),
+        "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
+        "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
+        "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped, "translated": s.translated,
+        "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
+    }
+
+
 cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept nogil:
     cdef int i
     for i in range(n):
@@ -104,8 +121,7 @@ cdef class Pipeline(Taker):
         self.rewrites = <Rewrite *><size_t>self.room.ctypes.data
         self.settings.fragments = FRAGMENTS_GATHERED
         self.reassembler = Reassembler(config)
-        memset(&self.sums, 0, sizeof(Summary))
-        memset(self.sums.reason_first, 0xFF, sizeof(self.sums.reason_first))
+        summary_begin(&self.sums)
         self.tracker = Tracker(config)      # last: who has a tracker has all the rest
 
     cdef int ready(self) except -1:
@@ -226,6 +242,7 @@ cdef class Pipeline(Taker):
         """Reassembly, of a batch that has fragments. frames: of the batch and what comes behind it in this call, `left` of them."""
         cdef Gathering g
         g.all = &self.reassembler.all
+        g.first_link = False
         g.settings = self.settings
         g.settings.fragments = FRAGMENTS_PASSED
         g.now = self.tracker.ct.now
@@ -252,13 +269,4 @@ cdef class Pipeline(Taker):
 
     def summary(self):
         """What was counted so far; see worker.pyi."""
-        cdef Summary *s = &self.sums
-        s.reason_packets[<int>R_OK] = s.total_packets - sum([s.reason_packets[i] for i in range(1, <int>N_REASONS)])
-        return {
-            "packets": np.array(s.packets, dtype=np.uint64), "bytes": np.array(s.bytes, dtype=np.uint64),
-            "reason_packets": np.array(s.reason_packets, dtype=np.uint64)[:N_REASONS],
-            "reason_first": np.array(s.reason_first, dtype=np.int64)[:N_REASONS],
-            "dropped": s.dropped, "held": s.held, "backwards": s.backwards, "snapped": s.snapped,
-            "translated": s.translated, "fragments": {} if self.reassembler is None else self.fragments(),
-            "total_packets": s.total_packets, "total_bytes": s.total_bytes, "first_ts": s.first_ts, "last_ts": s.last_ts,
-        }
+        return {**summary_of(&self.sums), "fragments": {} if self.reassembler is None else self.fragments()}

@@ -32,7 +32,6 @@ from datapath.wire import parse_batch
 from pcap_tests.router import Passed, Router
 from pcap_tests.test_ctcore.twins import leaves
 
-ACTING = ("engine", "model")  # which of pcap_tests.conftest.TRACKERS do `ct` actions
 WITH_CONNECTION = {State.NEW, State.ESTABLISHED, State.RELATED}
 
 

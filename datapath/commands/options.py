@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import click
@@ -16,7 +17,7 @@ from click.core import ParameterSource
 from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import HelperRule, NatRule
-from datapath.app import Tracking
+from datapath.app import RulesGiven, Tracking
 from datapath.rule_text import helper_text, parse_helper, parse_rule, rule_text
 from datapath.zones import Places, Zone, limit_flags, limits_of, read_places, read_zone, zone_text
 
@@ -195,6 +196,57 @@ def _rules(given: Mapping[str, Any]) -> list[NatRule]:
     """The rules of all four options, in the order of the command line."""
     placed = [one for kind, _ in NAT_OPTIONS for one in given[kind]]
     return [rule for _, rule in sorted(placed, key=lambda one: one[0])]
+
+
+RULES_OPTIONS = (
+    click.option(
+        "--rules", "rules_file", metavar="FILE", help="Go through rules (tc lines or YAML), which say what is tracked, and where packets go."
+    ),
+    click.option(
+        "--device",
+        metavar="DEV[:egress]",
+        help="Where packets arrive whose capture does not name a device of the rules.  [default: the only one with rules at its ingress]",
+    ),
+    click.option("--no-flowtable", is_flag=True, help="Let every packet go through the rules, those of established connections as well."),
+)
+# What a rule says for itself: options that a replay through rules does not take.
+SAID_BY_RULES = ("zone", "helper", *(kind for kind, _ in NAT_OPTIONS))
+
+
+def rules_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of rules to a command with tracking options, whose `tracking` has them then."""
+
+    @functools.wraps(command)
+    def wrapper(*, rules_file: str | None, device: str | None, no_flowtable: bool, tracking: Tracking, **others: Any) -> Any:
+        if rules_file is None and (device or no_flowtable):
+            raise click.UsageError(f"{'--device' if device else '--no-flowtable'}: expected --rules with it")
+        if rules_file is not None:
+            tracking = with_rules(tracking, rules_file, device, not no_flowtable)
+        return command(tracking=tracking, **others)
+
+    for option in reversed(RULES_OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: bool) -> Tracking:
+    """The same with the rules of a file. Raises UsageError for options that only rules can say."""
+    from datapath.hooks import read_hook
+    from datapath.pipeline.findings import Findings
+    from datapath.pipeline.rules_file import read
+
+    context = click.get_current_context()
+    for option in SAID_BY_RULES:
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_option_name(option)}: rules say that by their ct actions: expected it without --rules")
+    if tracking.clock != "capture":
+        raise click.UsageError("--clock wall: expected it without --rules, which go by the packets' own time")
+    found = Findings()
+    ruleset = read(name, found)
+    found.check()
+    flags = ["--rules", name, *(["--device", device] if device else []), *([] if flowtable else ["--no-flowtable"])]
+    given = RulesGiven(ruleset, name, read_hook(device) if device else None, flowtable)
+    return replace(tracking, rules=given, flags=" ".join(filter(None, (tracking.flags, shlex.join(flags)))))
 
 
 CLOCK = click.option(

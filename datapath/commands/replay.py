@@ -6,7 +6,7 @@ import click
 
 from datapath import app
 from datapath.cli import INTERRUPTED, USAGE, complain
-from datapath.commands.options import tracking_options
+from datapath.commands.options import rules_options, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 from datapath.export import FORMATS, STDOUT
@@ -35,6 +35,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
+@rules_options
 def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
     """Run captures through connection tracking and say what it says of each packet.
 
@@ -51,6 +52,7 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay wan.pcap --dnat 'ip_proto tcp dst_port 80 => 10.0.0.2:8080'
       ctmirror replay lan.pcap --snat 'src_ip 10.0.0.0/8 => 192.0.2.1-192.0.2.9:1024-65535,persistent'
       ctmirror replay lan6.pcap --snat '[2001:db8:3::1]:2000-2999,random' --helper ftp:tcp:21
+      ctmirror replay vm.pcapng --rules rules.tc           through tc rules: which rule decided, what the flow table served
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     if form and not any(map(_file, (packets, conns, events))):

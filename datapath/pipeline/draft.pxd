@@ -1,6 +1,6 @@
 # A frame that actions may change: where it lies, and in which memory a changed one does. See draft.pyx.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
 cdef enum:
     DRAFT_ROOM = 1 << 19        # bytes of memory for a changed frame: twice the largest that a capture may hold
@@ -52,6 +52,14 @@ ctypedef struct TagChange:
     uint16_t kept
     uint8_t kind
 
+# Offsets in a frame: of the IP header and of the transport header, -1 without them. kind: ethertype of the payload.
+ctypedef struct Layers:
+    int64_t l3
+    int64_t l4
+    uint16_t kind
+    uint8_t proto
+
+cdef Layers layers_of(const Draft *d) noexcept nogil
 cdef bint draft_own(Draft *d) noexcept nogil
 cdef uint8_t draft_pedit(Draft *d, const Munge *munge, uint32_t n) noexcept nogil
 cdef uint8_t draft_csum(Draft *d, uint8_t sums) noexcept nogil

@@ -29,13 +29,6 @@ cdef enum:
     PROTO_IGMP = 2
     NOWHERE = -1
 
-# Offsets in a frame: of the IP header and of the transport header, NOWHERE without them. kind: ethertype of the payload.
-ctypedef struct Layers:
-    int64_t l3
-    int64_t l4
-    uint16_t kind
-    uint8_t proto
-
 
 cdef bint draft_own(Draft *d) noexcept nogil:
     """Let the draft be a copy that may be written. False if it is too large."""

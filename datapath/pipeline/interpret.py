@@ -110,7 +110,7 @@ class Walk:
 
     missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason: of a
     drop, or of what is held, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that
-    matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the first piece; delivery: what it is a
+    matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the last piece; delivery: what it is a
     part of, None if it is sent nowhere.
     """
 
@@ -128,6 +128,7 @@ class Walk:
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    parted: bool = False  # from its connection
     onward: Walk | None = None
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
     delivery: Delivery | None = None
@@ -141,11 +142,12 @@ class Walk:
 @dataclass
 class Delivery:
     """A frame and what it was sent on as. walks: in the order in which they began, the frame's own first; hits: of all of them, in time;
-    passed: the walks at whose end the frame passes, in the order of their ends: what leaves."""
+    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on."""
 
     walks: list[Walk] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     passed: list[Walk] = field(default_factory=list)
+    sent: int = 0
 
     @property
     def last(self) -> Walk:
@@ -225,17 +227,21 @@ class Interpreter:
             delivery.passed.append(walk)
 
     def _through(self, walk: Walk) -> None:
-        """All of a hook. Whichever way it ends, there the packet and its connection part; what was said of it can still be read."""
+        """All of a hook."""
         try:
             self._classify(walk)
             if walk.verdict == "pass":
                 walk.pieces = self._cut(walk)
                 if not walk.pieces:
-                    walk.verdict, walk.reason = "drop", "rule_field"
+                    walk.verdict, walk.reason = "drop", "rule_cut"
         finally:
-            if self.ct is not None:
-                self.ct.leave(walk.tracked)
-            walk.tracked = walk.tracked._replace(conn=None)
+            self._part(walk)
+
+    def _part(self, walk: Walk) -> None:
+        """Whichever way the packet ends at a hook, there it parts from its connection; what was said of it can still be read."""
+        if self.ct is not None and not walk.parted:
+            self.ct.leave(walk.tracked)
+        walk.tracked, walk.parted = walk.tracked._replace(conn=None), True
 
     def _cut(self, walk: Walk) -> list[Piece]:
         return [Piece(walk.frame, walk.missing)] if self.ct is None else self.ct.cut(walk.frame, walk.tracked, walk.missing)
@@ -325,15 +331,18 @@ class Interpreter:
         return DROP
 
     def _mirred(self, walk: Walk, action: Mirred) -> Control:
-        if walk.hops >= MOST_HOPS or (walk.delivery is not None and len(walk.delivery.walks) > MOST_SENT):
+        if walk.hops >= MOST_HOPS or (walk.delivery is not None and walk.delivery.sent >= MOST_SENT):
             walk.verdict, walk.reason = "drop", "rule_hops"
             return DROP
         pieces = self._cut(walk)
         walk.sent += [Sent(action.device, action.direction, piece.frame) for piece in pieces]
         if action.kind == "redirect":
-            walk.verdict, walk.reason = ("redirect", "") if pieces else ("drop", "rule_field")
-        for piece in pieces if walk.delivery is not None else ():
-            self._send(walk, action, piece)
+            walk.verdict, walk.reason = ("redirect", "") if pieces else ("drop", "rule_cut")
+            self._part(walk)
+        if walk.delivery is not None:
+            walk.delivery.sent += 1
+            for piece in pieces:
+                self._send(walk, action, piece)
         return action.control
 
     def _send(self, walk: Walk, action: Mirred, piece: Piece) -> None:
@@ -341,7 +350,7 @@ class Interpreter:
         assert walk.delivery is not None
         hook = Hook(action.device, action.direction)
         onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, mark=walk.mark, priority=walk.priority)
-        walk.onward = walk.onward or (onward if action.kind == "redirect" else None)
+        walk.onward = onward if action.kind == "redirect" else None
         self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from ctcore.act cimport CtRequest
 from datapath.pipeline.classify cimport Table
 from datapath.pipeline.draft cimport Munge, TagChange
 from datapath.pipeline.police cimport Bucket
@@ -50,6 +51,12 @@ ctypedef struct Policed:
     uint32_t bucket             # in Rules.bucket
     Control exceed
 
+# A `ct` action.
+ctypedef struct Ask:
+    CtRequest request
+    uint8_t helper_family       # a helper is for packets of this family and protocol only
+    uint8_t helper_proto
+
 ctypedef union Told:
     Send send
     Munges munges
@@ -57,6 +64,7 @@ ctypedef union Told:
     Marks marks
     TagChange tag
     Policed policed
+    uint32_t ask                # in Rules.ask
 
 # An action.
 ctypedef struct Op:
@@ -84,12 +92,14 @@ ctypedef struct Rules:
     Seat *seat
     Op *op
     Munge *munge
+    Ask *ask
     Bucket *bucket
     Count *count                # by rule
 
 cdef class Program:
     cdef Rules code
     cdef readonly object ruleset
+    cdef readonly object config         # that a tracker needs for these rules
     cdef readonly tuple devices
     cdef readonly object classifier
     cdef readonly bint tracks           # has a ct action
@@ -99,5 +109,7 @@ cdef class Program:
     cdef object counts
     cdef uint32_t n_munges              # that are in use while rules are compiled
     cdef uint32_t n_buckets
+    cdef uint32_t n_asks
+    cdef dict ranges                    # of config: their places
     cdef int lower(self, Op *op, object action, object hook) except -1
     cdef Control control(self, object control, object hook) except *

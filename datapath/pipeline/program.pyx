@@ -13,12 +13,17 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+from ctcore.act cimport CT_CLEAR, CT_COMMIT, CT_FORCE, CT_LABEL, CT_MARK, CT_NAT, CtRequest
 from datapath.pipeline.classify cimport Classifier
 from datapath.pipeline.draft cimport (
     BASE_FRAME, BASE_L3, BASE_L4, VLAN_MODIFY, VLAN_POP, VLAN_PUSH, Munge, TagChange,
 )
 from datapath.pipeline.police cimport FOREVER, SECOND, Bucket
 
+from ctcore.config import Config
+from ctcore.ct_action import CtAction, checked_action
+from ctcore.helpers.registry import HELPER_IDS
+from datapath.pipeline.ct_settings import range_of, ranges_of, settings_of
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.layout import laid
 from datapath.pipeline.order import bindings, in_order
@@ -85,6 +90,29 @@ cdef int lower_bucket(Bucket *b, object action) except -1:
     return 0
 
 
+cdef int lower_ask(Ask *ask, object action, object ranges, object config) except -1:
+    """ranges: the places of config.nat's rules."""
+    cdef CtRequest *r = &ask.request
+    name, ask.helper_family, ask.helper_proto = action.helper or (None, 0, 0)
+    nat = range_of(action.nat, ranges)
+    checked_action(CtAction(action.zone, action.commit, action.force, action.clear, nat, action.mark, action.label, name), config)
+    r.zone = action.zone
+    r.flags = CT_COMMIT * bool(action.commit) | CT_FORCE * bool(action.force) | CT_CLEAR * bool(action.clear)
+    if nat is not None:
+        r.flags |= CT_NAT
+        r.rule = nat + 1                # of BARE_NAT 0
+    if action.mark is not None:
+        r.flags |= CT_MARK
+        r.mark, r.mark_mask = action.mark
+    if action.label is not None:
+        r.flags |= CT_LABEL
+        value, mask = action.label
+        r.label[0], r.label[1] = value & (1 << 64) - 1, value >> 64
+        r.label_mask[0], r.label_mask[1] = mask & (1 << 64) - 1, mask >> 64
+    r.helper = HELPER_IDS[name] if name is not None else 0
+    return 0
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -113,8 +141,10 @@ def grouped(rules):
 cdef class Program:
     """See program.pyi."""
 
-    def __init__(self, ruleset, devices=(), *, seed=0):
+    def __init__(self, ruleset, devices=(), config=None, *, seed=0):
         self.ruleset = ruleset
+        self.config = settings_of(ruleset, Config() if config is None else config)
+        self.ranges = ranges_of(self.config)
         self.arrays = []
         self.devices = devices_of(ruleset, devices)
         self.numbers = {name: i for i, name in enumerate(self.devices)}
@@ -143,7 +173,8 @@ cdef class Program:
         self.code.op = <Op *>room_for(self.arrays, len(actions), sizeof(Op))
         self.code.munge = <Munge *>room_for(self.arrays, sum([len(action.munges) for action in actions if isinstance(action, Pedit)]), sizeof(Munge))
         self.code.bucket = <Bucket *>room_for(self.arrays, sum([isinstance(action, Police) for action in actions]), sizeof(Bucket))
-        self.n_munges = self.n_buckets = 0
+        self.code.ask = <Ask *>room_for(self.arrays, sum([isinstance(action, Ct) for action in actions]), sizeof(Ask))
+        self.n_munges = self.n_buckets = self.n_asks = 0
         for chain, ((hook, _), (numbers, order)) in enumerate(groups.items()):
             self.code.start[chain] = seats
             for placed in order:
@@ -190,6 +221,10 @@ cdef class Program:
             told.policed.bucket, told.policed.exceed = self.n_buckets, self.control(action.exceed, hook)
             lower_bucket(&self.code.bucket[self.n_buckets], action)
             self.n_buckets += 1
+        elif op.kind == OP_CT:
+            told.ask = self.n_asks
+            lower_ask(&self.code.ask[self.n_asks], action, self.ranges, self.config)
+            self.n_asks += 1
         return 0
 
     cdef Control control(self, object control, object hook) except *:

@@ -14,8 +14,6 @@ Not here: tracking (ctcore), rules (interpret), bytes (rewrite, edits, refragmen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,23 +21,22 @@ import numpy as np
 from ctcore import reasons
 from ctcore.batch import Batch
 from ctcore.config import Config
-from ctcore.ct_action import BARE_NAT, NO_ASSOCIATION, Acted, Association, CtAction, Outcome
+from ctcore.ct_action import NO_ASSOCIATION, Acted, Association, CtAction, Outcome
 from ctcore.errors import ConfigError
-from ctcore.nat_rules import NatRule, Range
-from ctcore.types import Dir, Reason, State, Verdict
+from ctcore.types import Dir, Reason, RewriteFlag, State, Verdict
 from datapath.defragment import Gatherer
 from datapath.frame import frames_of
 from datapath.joined import joined
 from datapath.leave import CHANGES
+from datapath.pipeline.ct_settings import range_of, ranges_of
 from datapath.pipeline.interpret import NOT_TRACKED, Piece, Tracked, lacking
 from datapath.pipeline.munge import layers
-from datapath.pipeline.rules import CT_STATES, ETH_IP, ETH_IPV6, Ct, CtNat, Ruleset
+from datapath.pipeline.rules import CT_STATES, ETH_IP, ETH_IPV6, Ct, CtNat
 from datapath.refragment import Datagram, ip_length, refragment, wire_length
 from datapath.rewrite import translated
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
-NAT_KINDS = {"src": "snat", "dst": "dnat"}
 FAMILIES = {ETH_IP: 4, ETH_IPV6: 6}
 # tcf_classify() sees a connection's state in these bits (skb_flow_dissect_ct); of a packet that has none, but was tracked, that it is invalid.
 STATE_BITS: dict[int, int] = {State.NEW: CT_STATES["new"], State.ESTABLISHED: CT_STATES["est"], State.RELATED: CT_STATES["rel"]}
@@ -64,33 +61,6 @@ class Carried(NamedTuple):
 NOTHING = Carried()
 
 
-# --- what rules ask of a tracker's settings --------------------------------------------------------------------------------------------
-
-
-def ct_actions(ruleset: Ruleset) -> Iterator[Ct]:
-    return (action for rule in ruleset.rules for action in rule.actions if isinstance(action, Ct))
-
-
-def nat_rule(nat: CtNat) -> NatRule:
-    """A range of `nat src` or `nat dst` as the tracker has it: its match is nobody's business."""
-    return NatRule(NAT_KINDS[nat.kind], Range(nat.low, nat.high, nat.ports))
-
-
-def settings_of(ruleset: Ruleset, config: Config) -> Config:
-    """Settings of a tracker that can do all `ct` actions of a ruleset: their ranges behind the rules it has, equal ones once.
-
-    Raises ConfigError for ranges that cannot be, or more than a tracker has room for.
-    """
-    asked = list(ct_actions(ruleset))
-    ranges = dict.fromkeys(nat_rule(action.nat) for action in asked if action.nat is not None and action.nat.kind)
-    return replace(
-        config,
-        nat=config.nat + tuple(rule for rule in ranges if rule not in config.nat),
-        nat_actions=config.nat_actions or any(action.nat is not None for action in asked),
-        helper_actions=config.helper_actions or any(action.helper is not None for action in asked),
-    )
-
-
 def state_bits(association: Association) -> int:
     """As flower matches it (rules.CT_STATES)."""
     if not association.tracked:
@@ -113,7 +83,7 @@ class RuleTracker:
 
     def __init__(self, tracker: Acting) -> None:
         self.tracker = tracker
-        self._ranges = {rule: i for i, rule in reversed(list(enumerate(tracker.config.nat)))}
+        self._ranges = ranges_of(tracker.config)
         self._fragments = Fragments(tracker.config)
 
     def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
@@ -137,7 +107,9 @@ class RuleTracker:
             datagram = joined(datagram, batch, acted.decision[0], acted.rewrite[0])
         after = tracked_of(Carried(acted.association, datagram))
         changed = carried_out(trimmed(frame), acted)
-        return self._stop("drop", frame, after, Reason.R_RULE_FIELD) if changed is None else ("go on", changed, after)
+        if changed is None:
+            return self._stop("drop", frame, after, Reason.R_HELPER_REFUSED if translates(trimmed(frame), acted) else Reason.R_RULE_FIELD)
+        return "go on", changed, after
 
     def leave(self, tracked: Tracked) -> None:
         """A frame is over, or goes where nobody knows of its connection."""
@@ -172,12 +144,10 @@ class RuleTracker:
         return CtAction(action.zone, action.commit, action.force, False, self._range(action.nat), action.mark, action.label, helper)
 
     def _range(self, nat: CtNat | None) -> int | None:
-        if nat is None or not nat.kind:
-            return None if nat is None else BARE_NAT
-        rule = nat_rule(nat)
-        if rule not in self._ranges:
-            raise ConfigError(f"ct: nat {nat.kind} {nat.low}: expected a tracker with settings_of() these rules")
-        return self._ranges[rule]
+        try:
+            return range_of(nat, self._ranges)
+        except KeyError:
+            raise ConfigError(f"ct: nat {nat and nat.kind} {nat and nat.low}: expected a tracker with settings_of() these rules") from None
 
 
 def row_of(frame: bytes, missing: int, now: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -200,6 +170,13 @@ def carried_out(frame: bytes, acted: Acted) -> bytes | None:
     memory, frames, sent = translated(*row_of(frame, lacking(frame, 0)), acted.rewrite, acted.edits)
     start, size = int(frames["offset"][0]), int(frames["caplen"][0])
     return memory[start : start + size].tobytes() if sent[0] else None
+
+
+def translates(frame: bytes, acted: Acted) -> bool:
+    """Whether it is a helper's edits that cannot be carried out, and nothing else."""
+    told = acted.rewrite.copy()
+    told["flags"] &= np.uint8(0xFF ^ RewriteFlag.REWRITE_EDIT)
+    return carried_out(frame, acted._replace(rewrite=told)) is not None
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------------------------

@@ -16,28 +16,36 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from ctcore.act cimport carry_nothing, ct_leave
+from ctcore.fragments cimport Reassembler, fragments_release
 from ctcore.lowlevel cimport likely, unlikely
+from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, N_REASONS, PENDING, R_OK, R_RULE_CHAINS, R_RULE_DROP, R_RULE_HOPS, R_RULE_ROOM, Packet,
+    ACCEPT, BATCH, DROP, HELD, N_REASONS, PENDING, R_FRAGMENT, R_OK, R_RULE_CHAINS, R_RULE_CUT, R_RULE_DROP, R_RULE_HOPS, R_RULE_ROOM, Packet,
 )
 from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.classify cimport NO_PLACE, classify
-from datapath.pipeline.draft cimport DRAFT_ROOM, draft_csum, draft_pedit, draft_vlan
-from datapath.pipeline.flower cimport flower_key
+from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
+from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_csum, draft_pedit, draft_vlan
+from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
 from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs_reset
 from datapath.pipeline.police cimport conforms
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
-    OP_CSUM, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
 )
+from datapath.pipeline.track cimport track
+from datapath.pipeline.trail cimport trail_begin, trail_follows, trail_leaves_script, trail_next, trail_step
 from datapath.wire cimport FRAGMENTS_GATHERED, parse
 
+from ctcore.errors import ConfigError
+from ctcore.types import DECISION_DTYPE
 from datapath.pipeline.outputs import OUTPUT_DTYPE
 
 RESULT_DTYPE = np.dtype([
     ("rule", "u4"), ("mark", "u4"), ("priority", "u4"), ("n_hits", "u4"), ("device", "u2"), ("egress", "u1"), ("hops", "u1"), ("verdict", "u1"),
-    ("reason", "u1"), ("pad", "u1", 2), ("hit", "u4", MOST_HITS),
+    ("reason", "u1"), ("tracked", "u1"), ("pad", "u1"), ("decision", DECISION_DTYPE), ("hit", "u4", MOST_HITS),
 ])
 assert RESULT_DTYPE.itemsize == sizeof(Result)
 
@@ -46,31 +54,7 @@ cdef Control PASS = Control(NO_CHAIN, CONTROL_PASS)
 cdef Control SHOT = Control(NO_CHAIN, CONTROL_DROP)
 
 
-# --- what a level sees ------------------------------------------------------------------------------------------------------------------
-
-
-cdef void read_draft(Walking *w, Level *v) noexcept nogil:
-    """Parse the draft as it is now."""
-    cdef Frame frame = w.frame[0]
-    frame.offset = 0
-    frame.caplen = v.draft.have
-    frame.len = v.draft.have + v.draft.missing
-    parse(&w.settings, v.draft.data, &frame, 1, &v.own)
-    v.packet = &v.own
-    v.parsed = True
-
-
-cdef void look(Walking *w, Level *v) noexcept nogil:
-    """Let packet and key tell what is there now."""
-    cdef Frame frame
-    if not v.parsed:
-        read_draft(w, v)
-    frame.offset = 0
-    frame.caplen = v.draft.have
-    frame.link = w.frame.link
-    flower_key(v.draft.data, &frame, v.packet, &v.key)
-    v.key.indev = <uint16_t>(v.hook >> 1)
-    v.keyed = True
+# --- actions ----------------------------------------------------------------------------------------------------------------------------
 
 
 cdef inline uint8_t changed(Level *v, uint8_t reason) noexcept nogil:
@@ -80,43 +64,94 @@ cdef inline uint8_t changed(Level *v, uint8_t reason) noexcept nogil:
     return reason
 
 
-# --- actions ----------------------------------------------------------------------------------------------------------------------------
-
-
 cdef void fail(Level *v, uint8_t reason) noexcept nogil:
     v.verdict = DROP
     v.reason = reason
 
 
-cdef Control send_on(Walking *w, uint8_t at, const Send *send, Control then) noexcept nogil:
-    """To another hook, and through it."""
+cdef void one_on(Walking *w, uint8_t at, const Send *send, const Draft *draft) noexcept nogil:
+    """A frame to another hook, and through it."""
     cdef Level *v = &w.level[at]
     cdef Level *on = &w.level[at + 1]
-    cdef const Level *end
+    begin(on, send.hook, v.mark, v.priority)
+    on.draft.data, on.draft.have, on.draft.missing = draft.data, draft.have, draft.missing
+    on.draft.ethernet, on.draft.own = v.draft.ethernet, False
+    on.packet, on.parsed, on.in_place = v.packet, v.parsed and draft.data == v.draft.data, v.in_place
+    if send.redirect:
+        on.decision, on.tracked = v.decision, v.tracked
+    go(w, at + 1)
+
+
+cdef inline void count_lost(Walking *w, const Level *on) noexcept nogil:
+    """What is sent on and is not what becomes of the frame itself."""
+    cdef const Level *end = &w.level[on.end]
+    w.lost[end.reason] += end.verdict == DROP
+
+
+cdef bint pieces_on(Walking *w, uint8_t at, const Send *send) noexcept nogil:
+    """A datagram to another hook, cut up again. False: it cannot be."""
+    cdef Level *v = &w.level[at]
+    cdef Cutting cutting
+    cdef Draft piece
+    cdef bint first = True
+    if not cut_begin(&cutting, &v.origin, &v.draft, v.piece):
+        return False
+    while cut_next(&cutting):
+        if not first:
+            count_lost(w, &w.level[at + 1])
+        first = False
+        piece.data, piece.have, piece.missing = v.piece, cutting.size, cutting.missing
+        one_on(w, at, send, &piece)
+    return True
+
+
+cdef Control send_on(Walking *w, uint8_t at, const Op *op) noexcept nogil:
+    """mirred: the frame's connection stays here, and comes to nothing before a redirected frame goes on."""
+    cdef Level *v = &w.level[at]
+    cdef const Send *send = &op.told.send
+    cdef bint sent = True
     if at >= MOST_HOPS or w.sent >= MOST_SENT:
         fail(v, R_RULE_HOPS)
         return SHOT
     w.sent += 1
-    begin(on, send.hook, v.mark, v.priority)
-    on.draft.data = v.draft.data
-    on.draft.have, on.draft.missing, on.draft.ethernet, on.draft.own = v.draft.have, v.draft.missing, v.draft.ethernet, False
-    on.packet, on.parsed, on.in_place = v.packet, v.parsed, v.in_place
-    go(w, at + 1)
-    if send.redirect:
+    if send.redirect and w.ct != NULL:
+        ct_leave(w.ct, &v.carried)
+    if unlikely(v.origin.whole != NULL):
+        sent = pieces_on(w, at, send)
+    else:
+        one_on(w, at, send, &v.draft)
+    if not send.redirect and sent:
+        count_lost(w, &w.level[at + 1])
+    elif not send.redirect:
+        w.lost[<int>R_RULE_CUT] += 1
+    elif sent:
         v.verdict = ACCEPT
-        v.end = on.end
-        return then
-    end = &w.level[on.end]
-    w.lost[end.reason] += end.verdict == DROP
-    return then
+        v.end = w.level[at + 1].end
+    else:
+        fail(v, R_RULE_CUT)
+    return op.then
+
+
+cdef Control track_on(Walking *w, uint8_t at, const Op *op) noexcept nogil:
+    cdef Level *v = &w.level[at]
+    cdef uint8_t reason = track(w, v, &w.rules.ask[op.told.ask])
+    if reason != R_OK:
+        fail(v, reason)
+        if reason == R_FRAGMENT:
+            v.verdict = HELD
+    return op.then
 
 
 cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     """One action; what is to follow it. A verdict of the level says that nothing does."""
     cdef Level *v = &w.level[at]
     cdef uint8_t reason = R_OK
+    if op.kind == OP_CT:
+        return track_on(w, at, op)
+    if op.kind != OP_GACT and op.kind != OP_SKBEDIT and not (op.kind == OP_MIRRED and op.told.send.redirect):
+        w.trail.plain = False
     if op.kind == OP_MIRRED:
-        return send_on(w, at, &op.told.send, op.then)
+        return send_on(w, at, op)
     if op.kind == OP_PEDIT:
         reason = changed(v, draft_pedit(&v.draft, w.rules.munge + op.told.munges.first, op.told.munges.n))
     elif op.kind == OP_CSUM:
@@ -128,6 +163,7 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
         v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
     elif op.kind == OP_POLICE:
         if not conforms(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
+            trail_leaves_script(&w.trail)
             return op.told.policed.exceed
     if unlikely(reason != R_OK):
         fail(v, reason)
@@ -150,8 +186,11 @@ cdef Control act_all(Walking *w, uint8_t at, const Seat *seat) noexcept nogil:
 
 cdef inline void begin(Level *v, uint32_t hook, uint32_t mark, uint32_t priority) noexcept nogil:
     v.hook, v.mark, v.priority = hook, mark, priority
-    v.keyed = False
+    v.keyed = v.tracked = False
     v.verdict, v.reason = PENDING, R_OK
+    v.origin.whole = NULL
+    memset(&v.said, 0, sizeof(v.said))
+    carry_nothing(&v.carried)
 
 
 cdef inline void count(Walking *w, Level *v, uint32_t rule) noexcept nogil:
@@ -164,6 +203,20 @@ cdef inline void count(Walking *w, Level *v, uint32_t rule) noexcept nogil:
     w.result.n_hits += 1
 
 
+cdef inline uint32_t find(Walking *w, Level *v, uint32_t chain, uint32_t least) noexcept nogil:
+    """The place of the next rule of a chain that matches: as a walk before has found it, if there was one."""
+    cdef uint32_t place
+    if trail_follows(&w.trail):
+        place = trail_next(&w.trail)
+    else:
+        if not v.keyed:
+            look(w, v)
+        place = classify(&w.rules.table, chain, &v.key, least)
+    if w.trail.flows != NULL:
+        trail_step(&w.trail, place)
+    return place
+
+
 cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
     """A chain, rule by rule, until one says what is to follow."""
     cdef Level *v = &w.level[at]
@@ -171,9 +224,7 @@ cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
     cdef uint32_t place = 0
     cdef Control then
     while chain != NO_CHAIN:
-        if not v.keyed:
-            look(w, v)
-        place = classify(&w.rules.table, chain, &v.key, place)
+        place = find(w, v, chain, place)
         if place == NO_PLACE:
             break
         seat = &w.rules.seat[w.rules.start[chain] + place]
@@ -187,13 +238,12 @@ cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
     return PASS
 
 
-cdef void go(Walking *w, uint8_t at) noexcept nogil:
+cdef void all_turns(Walking *w, uint8_t at) noexcept nogil:
     """All chains of a level's hook, and what comes of it."""
     cdef Level *v = &w.level[at]
     cdef uint32_t chain = w.rules.first[v.hook]
     cdef Control then
     cdef int i
-    v.end = at
     for i in range(MOST_TURNS):
         then = turn(w, at, chain)
         if v.verdict != PENDING:
@@ -207,24 +257,46 @@ cdef void go(Walking *w, uint8_t at) noexcept nogil:
         fail(v, R_RULE_DROP)
     else:
         v.verdict = ACCEPT
-        pass_on(w, v)
+        leave(w, v)
 
 
-cdef void pass_on(Walking *w, Level *v) noexcept nogil:
-    """The frame leaves here."""
+cdef void go(Walking *w, uint8_t at) noexcept nogil:
+    """A frame at a hook to its end there, whichever way."""
+    w.level[at].end = at
+    all_turns(w, at)
+    if w.ct != NULL:
+        ct_leave(w.ct, &w.level[at].carried)
+
+
+# --- leaving ----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void put_out(Walking *w, Level *v, const uint8_t *data, uint32_t have, uint32_t missing) noexcept nogil:
     cdef Output *out
     if w.outputs == NULL:
         return
-    out = output_add(w.outputs, v.draft.data, v.draft.have, not v.in_place)
+    out = output_add(w.outputs, data, have, not v.in_place)
     if unlikely(out == NULL):
         fail(v, R_RULE_ROOM)
         return
     if v.in_place:
         out.offset = w.frame.offset
     out.frame = w.row
-    out.length = v.draft.have + v.draft.missing
+    out.length = have + missing
     out.mark, out.priority = v.mark, v.priority
     out.device, out.egress = <uint16_t>(v.hook >> 1), v.hook & 1
+
+
+cdef void leave(Walking *w, Level *v) noexcept nogil:
+    """The frame passes: as it is, or cut up again."""
+    cdef Cutting cutting
+    if likely(v.origin.whole == NULL):
+        put_out(w, v, v.draft.data, v.draft.have, v.draft.missing)
+    elif not cut_begin(&cutting, &v.origin, &v.draft, v.piece):
+        fail(v, R_RULE_CUT)
+    else:
+        while cut_next(&cutting):
+            put_out(w, v, v.piece, cutting.size, cutting.missing)
 
 
 cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Packet *packet, uint32_t hook, Result *result) noexcept nogil:
@@ -235,6 +307,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     cdef Level *v = &w.level[0]
     w.frame, w.result = frame, result
     result.n_hits = w.sent = 0
+    trail_begin(&w.trail)
     begin(v, hook, 0, 0)
     v.draft.data = memory + frame.offset
     v.draft.have = frame.caplen
@@ -243,11 +316,15 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     v.draft.own = False
     v.packet, v.parsed, v.in_place = packet, True, True
     go(w, 0)
+    if unlikely(w.fragments != NULL and w.fragments.finished.reserved):
+        fragments_release(w.fragments)
     result.hops = v.end
     v = &w.level[v.end]
     result.rule, result.mark, result.priority = v.rule, v.mark, v.priority
     result.device, result.egress = <uint16_t>(v.hook >> 1), v.hook & 1
-    result.verdict, result.reason = v.verdict, v.reason
+    result.verdict, result.reason, result.tracked = v.verdict, v.reason, v.tracked
+    if v.tracked:
+        result.decision = v.decision
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
@@ -256,20 +333,33 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
 cdef class Walker:
     """See walk.pyi."""
 
-    def __init__(self, Program program not None, *, size_t output_bytes=OUTPUT_BYTES):
+    def __init__(self, Program program not None, Tracker tracker=None, *, size_t output_bytes=OUTPUT_BYTES):
         cdef int i
+        cdef uint8_t *room
         if self.rooms is not None:
             raise RuntimeError("walker: was set up already: expected one of its own for each program")
-        if program.tracks:
-            raise ValueError("rules: a ct action: expected a tracker")
-        self.program = program
-        self.rooms = np.empty((MOST_HOPS + 1) * DRAFT_ROOM, dtype=np.uint8)     # touched only where something is changed
+        self.program, self.tracker = program, tracker
+        self.rooms = np.empty((MOST_HOPS + 1) * (DRAFT_ROOM + PIECE_ROOM), dtype=np.uint8)      # touched only where something is changed
         memset(&self.walking, 0, sizeof(Walking))
         for i in range(MOST_HOPS + 1):
-            self.walking.level[i].draft.room = <uint8_t *><size_t>self.rooms.ctypes.data + <size_t>i * DRAFT_ROOM
+            room = <uint8_t *><size_t>self.rooms.ctypes.data + <size_t>i * (DRAFT_ROOM + PIECE_ROOM)
+            self.walking.level[i].draft.room, self.walking.level[i].piece = room, room + DRAFT_ROOM
         self.walking.rules = &program.code
         self.walking.settings.fragments = FRAGMENTS_GATHERED
         self.all.most = output_bytes
+        if program.tracks:
+            self._track(tracker)
+
+    def _track(self, Tracker tracker):
+        if tracker is None:
+            raise ValueError("rules: a ct action: expected a tracker")
+        config, wanted = tracker.config, self.program.config
+        if config.nat != wanted.nat or config.nat_actions < wanted.nat_actions or config.helper_actions < wanted.helper_actions:
+            raise ConfigError("tracker: expected one with the settings of the program (Program.config)")
+        self.reassembler = Reassembler(config)
+        self.walking.ct, self.walking.fragments = &tracker.ct, &self.reassembler.all
+        self.walking.settings.checksum = config.checksum
+        self.walking.settings.nat = len(config.nat) > 0 or config.nat_actions
 
     def __dealloc__(self):
         outputs_free(&self.all)
@@ -284,8 +374,12 @@ cdef class Walker:
         result = <Result *><size_t>results.ctypes.data
         self.walking.outputs = &self.all if outputs else NULL
         outputs_reset(&self.all)
+        if self.walking.ct != NULL:
+            self.tracker.enter()
         with nogil:
             walk_all(&self.walking, base, frame, n, &hook[0] if n else NULL, result)
+        if self.walking.ct != NULL:
+            self.tracker.busy = False
         return results
 
     def _hooks(self, hooks, n):

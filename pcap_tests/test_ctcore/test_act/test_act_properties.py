@@ -13,7 +13,7 @@ from ctcore.config import Config
 from ctcore.ct_action import BARE_NAT
 from ctcore.nat_rules import HELPERS
 from datapath import craft
-from pcap_tests.acting import ACTING, Walker
+from pcap_tests.acting import Walker
 from pcap_tests.conftest import TRACKERS
 from pcap_tests.router import dnat, snat
 
@@ -37,7 +37,7 @@ actions = st.fixed_dictionaries(
 waits = st.sampled_from((0, 0, 0, 1, 31, 200))
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize("kind", TRACKERS)
 @given(steps=st.lists(st.tuples(frames, plain_actions, waits), max_size=25))
 @settings(max_examples=150)
 def test_what_is_never_committed_was_never_there(kind, steps):
@@ -54,7 +54,7 @@ def test_what_is_never_committed_was_never_there(kind, steps):
         assert looks.known() == looks_not.known()
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize("kind", TRACKERS)
 @given(steps=st.lists(st.tuples(st.integers(0, 2), frames, actions, waits), max_size=25))
 @settings(max_examples=150)
 def test_packets_may_overtake_each_other(kind, steps):

@@ -212,13 +212,29 @@ def test_every_piece_comes_to_the_next_device() -> None:
         SEGMENT, 0, HOOK
     )
     assert [(walk.frame, walk.missing, walk.verdict) for walk in delivery.passed] == [(*piece, "pass") for piece in PIECES]
-    assert delivery.last is delivery.passed[0]
+    assert delivery.last is delivery.passed[-1]
 
 
 @pytest.mark.parametrize("actions", [(), (Mirred("redirect", "eth1"),)])
 def test_what_cannot_be_cut_up_again_is_dropped(actions: tuple[Action, ...]) -> None:
     walk = Interpreter(Ruleset(rules=(rule(1, Ct(), *actions),)), Remembers("go on", Tracked(8), [])).run(SEGMENT, 0, HOOK)
-    assert (walk.verdict, walk.reason, walk.pieces, walk.sent) == ("drop", "rule_field", [], [])
+    assert (walk.verdict, walk.reason, walk.pieces, walk.sent) == ("drop", "rule_cut", [], [])
+
+
+def test_a_redirected_packet_has_parted_from_its_connection_before_it_is_anywhere_else() -> None:
+    log: list[str] = []
+
+    class Logs(Remembers):
+        def act(self, action: Ct, frame: bytes, now: int, before: Tracked, missing: int = 0) -> tuple[str, bytes, Tracked]:
+            log.append(f"act {action.zone}")
+            return super().act(action, frame, now, before, missing)
+
+        def leave(self, tracked: Tracked) -> None:
+            log.append("leave")
+
+    rules = rule(1, Ct(), Mirred("redirect", "eth1")), Rule(Hook("eth1", "egress"), ETH_ALL, (), (Ct(zone=1),), 1)
+    Interpreter(Ruleset(rules=rules), Logs("go on", Tracked(8))).deliver(SEGMENT, 0, HOOK)
+    assert log == ["act 0", "leave", "act 1", "leave"]
 
 
 def test_what_was_said_ends_at_the_next_device() -> None:

@@ -1,129 +1,39 @@
 """Whole pipelines with connection tracking: rules as people write them, conversations through them, and the bytes that leave.
 
-Not here: what a single `ct` action does to connections (pcap_tests/test_ctcore/test_act), rules without tracking (test_interpret).
+Not here: fragments (test_reference_fragments), what a single `ct` action does to connections (pcap_tests/test_ctcore/test_act), rules without
+tracking (test_interpret).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import NatRule, Range
-from ctcore.types import Reason, Verdict
 from datapath import craft
-from datapath.frame import frames_of
-from datapath.pipeline import rules_file
-from datapath.pipeline.findings import Findings
-from datapath.pipeline.interpret import Interpreter, Walk
-from datapath.pipeline.reference import RuleTracker, settings_of
-from datapath.pipeline.rules import Hook, Ruleset
-from datapath.wire import parse_batch
-from pcap_tests.acting import ACTING
+from datapath.pipeline.ct_settings import settings_of
+from datapath.pipeline.interpret import Interpreter
+from datapath.pipeline.reference import RuleTracker
+from datapath.pipeline.rules import Hook
 from pcap_tests.conftest import TRACKERS
 from pcap_tests.scene import START
-
-CLIENT, SERVER, PUBLIC, INSIDE = "10.0.0.1", "198.51.100.7", "192.0.2.1", "10.0.0.7"
-CLIENT6, SERVER6 = "2001:db8:1::1", "2001:db8:2::7"
-MILLISECOND = 1_000_000
-
-QDISCS = "tc qdisc add dev in0 clsact\ntc qdisc add dev out0 clsact\n"
-# The pipeline everybody has: what is not tracked is; what is new is committed from inside, what is established passes both ways.
-CLASSIC = """
-tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ct_state -trk action ct pipe action goto chain 1
-tc filter add dev in0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev out0
-tc filter add dev in0 ingress chain 1 prio 2 protocol ip flower ct_state +trk+est action mirred egress redirect dev out0
-tc filter add dev in0 ingress chain 1 prio 3 protocol all flower action drop
-tc filter add dev out0 ingress chain 0 prio 1 protocol ip flower ct_state -trk action ct pipe action goto chain 1
-tc filter add dev out0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+est action mirred egress redirect dev in0
-tc filter add dev out0 ingress chain 1 prio 2 protocol ip flower ct_state +trk+rel action mirred egress redirect dev in0
-tc filter add dev out0 ingress chain 1 prio 3 protocol all flower action drop
-"""
-
-
-def ruleset_of(text: str) -> Ruleset:
-    found = Findings()
-    ruleset = rules_file.parse(QDISCS + text, "rules.tc", found)
-    assert [str(error) for error in found.errors] == []
-    return ruleset
-
-
-@dataclass
-class Lab:
-    """Two devices, the rules between them, and a clock."""
-
-    tracker: Any
-    interpreter: Interpreter
-    now: int = START
-
-    def send(self, frame: bytes, device: str = "in0", missing: int = 0) -> Walk:
-        walk = self.interpreter.run(frame, self.now, Hook(device), missing)
-        self.tracker.check()
-        return walk
-
-    def through(self, frame: bytes, device: str = "in0") -> bytes:
-        """The one frame that leaves by a redirect, which is sound."""
-        walk = self.send(frame, device)
-        assert (walk.verdict, len(walk.sent)) == ("redirect", 1), walk
-        return sound(walk.sent[0].frame)
-
-    def verdict(self, frame: bytes, device: str = "in0") -> str:
-        return self.send(frame, device).verdict
-
-    def tcp(self, *steps: tuple[str, str]) -> list[str]:
-        """A TCP conversation, port 40000 to 80: who sends ("client", "server") and which flags; what becomes of each packet."""
-        ends = {"client": (CLIENT, SERVER, 40000, 80, "in0"), "server": (SERVER, CLIENT, 80, 40000, "out0")}
-        number, verdicts = {"client": 100, "server": 500}, []
-        for who, flags in steps:
-            *addresses, device = ends[who]
-            ack = number["server" if who == "client" else "client"] if "A" in flags else 0
-            verdicts.append(self.verdict(craft.tcp(*addresses, flags, seq=number[who], ack=ack), device))
-            number[who] += ("S" in flags) + ("F" in flags)
-        return verdicts
-
-    @property
-    def conns(self) -> int:
-        return self.tracker.count
-
-
-@pytest.fixture(params=ACTING)
-def lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
-    """lab(rules, **settings): the rules at work, with a tracker that can do what they ask for."""
-
-    def make(text: str, **settings: Any) -> Lab:
-        ruleset = ruleset_of(text)
-        tracker = TRACKERS[request.param](settings_of(ruleset, Config(**settings)))
-        return Lab(tracker, Interpreter(ruleset, RuleTracker(tracker)))
-
-    yield make
-
-
-def left(walk: Walk) -> list[bytes]:
-    """The frames in which it passes."""
-    assert walk.verdict == "pass"
-    return [piece.frame for piece in walk.pieces]
-
-
-def row(frame: bytes) -> Any:
-    return parse_batch(*frames_of([frame])).array[0]
-
-
-def sound(frame: bytes) -> bytes:
-    """Every checksum is right, and the frame ends with its IP packet."""
-    parsed = row(frame)
-    assert (parsed["verdict"], parsed["l4_reason"]) == (Verdict.PENDING, Reason.R_OK)
-    assert len(frame) == parsed["l3_off"] + parsed["ip_len"]
-    return frame
-
-
-def udp(src: str, dst: str, sport: int, dport: int, payload: bytes = b"question", **fields: Any) -> bytes:
-    return craft.udp(src, dst, sport, dport, payload, **fields)
-
+from pcap_tests.test_datapath.test_pipeline.laboratory import (
+    CLASSIC,
+    CLIENT,
+    CLIENT6,
+    INSIDE,
+    PUBLIC,
+    SERVER,
+    SERVER6,
+    SNAT,
+    left,
+    row,
+    ruleset_of,
+    udp,
+)
 
 # --- the classic pipeline ----------------------------------------------------------------------------------------------------------------
 
@@ -258,16 +168,6 @@ def test_a_zone_on_each_side(lab):
 
 # --- translation -------------------------------------------------------------------------------------------------------------------------
 
-SNAT = r"""
-tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ct_state -trk action ct nat pipe action goto chain 1
-tc filter add dev in0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+new \
-    action ct commit nat src addr 192.0.2.1 pipe action mirred egress redirect dev out0
-tc filter add dev in0 ingress chain 1 prio 2 protocol ip flower ct_state +trk+est action mirred egress redirect dev out0
-tc filter add dev out0 ingress chain 0 prio 1 protocol ip flower ct_state -trk action ct nat pipe action goto chain 1
-tc filter add dev out0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+est action mirred egress redirect dev in0
-tc filter add dev out0 ingress chain 1 prio 2 protocol ip flower ct_state +trk+rel action mirred egress redirect dev in0
-tc filter add dev out0 ingress chain 1 prio 3 protocol all flower action drop
-"""
 DNAT = r"""
 tc filter add dev out0 ingress chain 0 prio 1 protocol ip flower action ct nat pipe action goto chain 1
 tc filter add dev out0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+new dst_ip 192.0.2.1 ip_proto tcp dst_port 80 \
@@ -337,153 +237,13 @@ def test_ranges_are_collected_once():
     assert (plain.nat, plain.nat_actions, plain.helper_actions) == ((), False, True)
 
 
-@pytest.mark.parametrize("kind", ACTING)
+@pytest.mark.parametrize("kind", TRACKERS)
 def test_a_tracker_of_other_settings_is_refused(kind):
     ruleset = ruleset_of(SNAT)
     tracker = TRACKERS[kind](Config(nat_actions=True))
     interpreter = Interpreter(ruleset, RuleTracker(tracker))
     with pytest.raises(ConfigError, match="settings_of"):
         interpreter.run(udp(CLIENT, SERVER, 40000, 53), START, Hook("in0"))
-
-
-# --- fragments ---------------------------------------------------------------------------------------------------------------------------
-
-
-def fragments(src: str, dst: str, sport: int, dport: int, sizes: tuple[int, ...], *, ident: int = 1, link: tuple[bytes, ...] = ()) -> list[bytes]:
-    """A UDP datagram in fragments with so many bytes of payload each."""
-    data, frames, at = craft.udp_segment(src, dst, sport, dport, bytes(sum(sizes) - 8)), [], 0
-    for size in sizes:
-        more = at + size < len(data)
-        fields = {"ext": ((craft.FRAGMENT, craft.fragment6(at, more, ident)),)} if ":" in src else {"ident": ident, "frag": at // 8 | more << 13}
-        frames.append(craft.frame(src, dst, craft.UDP, data[at : at + size], **fields))
-        at += size
-    return [(head or frame[:12]) + frame[12:] for head, frame in zip(link or (b"",) * len(frames), frames, strict=True)]
-
-
-def test_fragments_are_held_translated_and_leave_as_they_came(lab):
-    net = lab(SNAT)
-    first, second, third = fragments(CLIENT, SERVER, 40000, 53, (800, 400, 56))
-    assert [net.verdict(frame) for frame in (third, first)] == ["held", "held"]
-    walk = net.send(second)
-    assert walk.verdict == "redirect" and walk.frame == craft.udp(PUBLIC, SERVER, 40000, 53, bytes(1248))
-    assert [sent.frame for sent in walk.sent] == fragments(PUBLIC, SERVER, 40000, 53, (800, 400, 56))
-    assert net.conns == 1 and net.tracker.conns()["flow"]["packets"].tolist() == [[1, 0]]
-
-
-def test_fragments_of_ipv6(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ipv6 flower action ct commit")
-    pieces = fragments(CLIENT6, SERVER6, 40000, 53, (1232, 200), ident=77)
-    assert net.verdict(pieces[1]) == "held"
-    walk = net.send(pieces[0])
-    assert (walk.verdict, walk.frame, left(walk)) == ("pass", craft.udp(CLIENT6, SERVER6, 40000, 53, bytes(1424)), pieces)
-
-
-def test_borders_within_a_header_that_was_written_to_are_gone(lab):
-    """Translation has 20 bytes of TCP in one piece; left alone, they stay as they were cut."""
-    segment = craft.tcp_segment(CLIENT, SERVER, 40000, 80, "S", seq=1, payload=bytes(24))
-    one, two = (craft.frame(CLIENT, SERVER, craft.TCP, data, frag=frag) for data, frag in ((segment[:16], 0x2000), (segment[16:], 2)))
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    net.send(one)
-    assert left(net.send(two)) == [one, two]
-    net = lab(SNAT)
-    net.send(one)
-    walk = net.send(two)
-    assert walk.frame == craft.tcp(PUBLIC, SERVER, 40000, 80, "S", seq=1, payload=bytes(24))
-    assert [len(sent.frame) - 34 for sent in walk.sent] == [24, 20]
-
-
-def test_each_zone_puts_its_own_together(lab):
-    rules = "".join(
-        f"tc filter add dev {device} ingress prio 1 protocol ip flower action ct zone {zone}\n" for device, zone in (("in0", 1), ("out0", 2))
-    )
-    net = lab(rules)
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    assert [net.verdict(frame, device) for frame, device in ((one, "in0"), (two, "out0"), (two, "in0"), (one, "out0"))] == [
-        "held",
-        "held",
-        "pass",
-        "pass",
-    ]
-
-
-def test_a_datagram_goes_through_several_zones_in_one_piece(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct zone 1 commit pipe action ct clear pipe action ct zone 2 commit")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    net.send(one)
-    walk = net.send(two)
-    assert left(walk) == [one, two] and net.tracker.zone_counts() == {1: 1, 2: 1}
-
-
-def test_a_mirror_sends_what_there_is_by_then_in_pieces_too(lab):
-    rules = SNAT.replace("-trk action ct nat pipe", "-trk action ct nat pipe action mirred egress mirror dev out0 pipe")
-    net = lab(rules)
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    net.send(one)
-    assert [sent.frame for sent in net.send(two).sent] == [one, two, *fragments(PUBLIC, SERVER, 40000, 53, (800, 100))]
-
-
-def test_a_tag_that_was_pushed_is_on_every_piece(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct pipe action vlan push id 5")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    net.send(one)
-    tag = b"\x81\x00\x00\x05"
-    assert left(net.send(two)) == [frame[:12] + tag + frame[12:] for frame in (one, two)]
-
-
-def test_the_first_fragments_link_header_is_the_datagrams(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    near, far = b"\x02near\0\x02mac1\0"[:12].ljust(12, b"\1"), b"\x02far\0\0\x02mac2\0"[:12].ljust(12, b"\2")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100), link=(near, far))
-    for order in ((one, two), (two, one)):
-        assert net.verdict(order[0]) == "held"
-        assert net.send(order[1]).frame[:12] == near
-
-
-def test_fragments_that_contradict_each_other_are_dropped(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    assert [net.verdict(frame) for frame in (one, one, two)] == ["held", "drop", "pass"]
-
-
-def test_a_fragment_waits_half_a_minute(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    assert net.verdict(one) == "held"
-    net.now += 31_000 * MILLISECOND
-    assert [net.verdict(frame) for frame in (two, one)] == ["held", "pass"]
-
-
-def test_fragments_that_nobody_tracks_pass_as_they_are(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower ip_flags frag action pass\n")
-    for frame in fragments(CLIENT, SERVER, 40000, 53, (800, 100)):
-        assert left(net.send(frame)) == [frame]
-
-
-def test_a_datagram_that_cannot_be_a_packet_is_dropped(lab):
-    """Its checksum is wrong: invalid, which goes on. Its header is wrong: dropped."""
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    data = craft.udp_segment(CLIENT, SERVER, 40000, 53, bytes(92), l4_checksum=1)
-    one, two = (craft.frame(CLIENT, SERVER, craft.UDP, data[at : at + 56], frag=at // 8 | (at == 0) << 13) for at in (0, 56))
-    assert net.verdict(one) == "held" and net.send(two).tracked.state == 0x18
-    assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, ip_checksum=1)) == "drop"
-
-
-# --- what was not captured -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_snapped_packet_is_translated_as_far_as_it_is_there(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct commit nat src addr 192.0.2.1")
-    whole, after = udp(CLIENT, SERVER, 40000, 53, bytes(300)), udp(PUBLIC, SERVER, 40000, 53, bytes(300))
-    walk = net.send(whole[:100], missing=len(whole) - 100)
-    assert (left(walk), walk.pieces[0].missing, net.conns) == ([after[:100]], len(whole) - 100, 1)
-
-
-def test_snapped_fragments_leave_as_long_as_they_were(lab):
-    net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
-    one, two = fragments(CLIENT, SERVER, 40000, 53, (800, 100))
-    assert net.send(one[:200], missing=len(one) - 200).reason == "fragment"
-    walk = net.send(two)
-    assert [len(piece.frame) + piece.missing for piece in walk.pieces] == [len(one), len(two)] and left(walk)[0] == one[:200]
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------------------------------

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ctcore.config import Config
 from ctcore.reasons import NAMES
 from ctcore.types import Verdict
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.pipeline.interpret import Delivery, Interpreter
 from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.program import Program
+from datapath.pipeline.reference import RuleTracker
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.pipeline.walk import Walker
+from pcap_tests.test_ctcore.twins import Twins
 
 NO_RULE = 0xFFFFFFFF
 
@@ -117,22 +120,45 @@ def told(delivery: Delivery, numbers: dict[int, int]) -> Said:
     )
 
 
+class Sides:
+    """A ruleset at work in both. Where it tracks: the walk with the engine, the interpreter with the model."""
+
+    def __init__(self, ruleset: Ruleset, config: Config = Config()):  # noqa: B008 (frozen)
+        self.ruleset = ruleset
+        self.program = Program(ruleset, config=config, seed=7)
+        self.twins = Twins(self.program.config) if self.program.tracks else None
+        self.walker = Walker(self.program, self.twins.engine if self.twins else None)
+        self.interpreter = Interpreter(ruleset, RuleTracker(self.twins.model) if self.twins else None)
+        self.numbers = {id(rule): i for i, rule in enumerate(ruleset.rules)}
+        self.counted = np.zeros((len(ruleset.rules), 3), dtype=np.int64)
+        self.counted[:, 2] = -1
+
+    def send(self, coming: Sequence[Coming]) -> list[Said]:
+        """What both say, since that is the same."""
+        said = walked(self.program, self.walker, coming)
+        for each, ours in zip(coming, said, strict=True):
+            delivery = self.interpreter.deliver(each.frame, each.now, each.hook, each.missing)
+            theirs = told(delivery, self.numbers)
+            assert ours == theirs, difference(self.ruleset, each, ours, theirs)
+            for hit in delivery.hits:
+                self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0)
+                self.counted[self.numbers[id(hit.rule)], 2] = each.now
+        return said
+
+    def check(self) -> None:
+        """The same counters, and the same connections."""
+        counters = self.program.counters()
+        assert [counters[name].tolist() for name in ("packets", "bytes", "last")] == self.counted.T.tolist()
+        if self.twins:
+            self.twins.compare()
+            self.walker.reassembler.check()
+
+
 def compared(ruleset: Ruleset, coming: Sequence[Coming]) -> list[Said]:
-    """Both, frame by frame and counter by counter; what they say, since that is the same."""
-    program, interpreter = Program(ruleset, seed=7), Interpreter(ruleset)
-    numbers = {id(rule): i for i, rule in enumerate(ruleset.rules)}
-    counted = np.zeros((len(ruleset.rules), 3), dtype=np.int64)
-    counted[:, 2] = -1
-    said = walked(program, Walker(program), coming)
-    for each, ours in zip(coming, said, strict=True):
-        delivery = interpreter.deliver(each.frame, each.now, each.hook, each.missing)
-        theirs = told(delivery, numbers)
-        assert ours == theirs, difference(ruleset, each, ours, theirs)
-        for hit in delivery.hits:
-            counted[numbers[id(hit.rule)]] += (1, hit.length, 0)
-            counted[numbers[id(hit.rule)], 2] = each.now
-    counters = program.counters()
-    assert [counters[name].tolist() for name in ("packets", "bytes", "last")] == counted.T.tolist()
+    """Both, frame by frame and counter by counter."""
+    sides = Sides(ruleset)
+    said = sides.send(coming)
+    sides.check()
     return said
 
 

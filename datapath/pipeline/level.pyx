@@ -1,0 +1,41 @@
+"""A level of a walk: a frame at a hook, and how it is seen anew when it has changed.
+
+Not here: who changes it (walk, track).
+"""
+
+from libc.stdint cimport uint16_t
+
+from datapath.frame cimport Frame
+from datapath.pipeline.flower cimport flower_key
+from datapath.wire cimport parse
+
+
+cdef void read_draft(Walking *w, Level *v) noexcept nogil:
+    """Parse the draft as it is now."""
+    cdef Frame frame = w.frame[0]
+    frame.offset = 0
+    frame.caplen = v.draft.have
+    frame.len = v.draft.have + v.draft.missing
+    parse(&w.settings, v.draft.data, &frame, 1, &v.own)
+    v.packet = &v.own
+    v.parsed = True
+
+
+cdef void put_said(Level *v) noexcept nogil:
+    """What the last `ct` action said becomes part of the fields."""
+    v.key.ct_state, v.key.ct_zone, v.key.ct_mark = v.said.state, v.said.zone, v.said.mark
+    v.key.ct_label[0], v.key.ct_label[1] = v.said.label[0], v.said.label[1]
+
+
+cdef void look(Walking *w, Level *v) noexcept nogil:
+    """Let packet and key tell what is there now."""
+    cdef Frame frame
+    if not v.parsed:
+        read_draft(w, v)
+    frame.offset = 0
+    frame.caplen = v.draft.have
+    frame.link = w.frame.link
+    flower_key(v.draft.data, &frame, v.packet, &v.key)
+    v.key.indev = <uint16_t>(v.hook >> 1)
+    put_said(v)
+    v.keyed = True

@@ -1,0 +1,237 @@
+"""A `ct` action on its walk: what Linux does around connection tracking (tcf_ct_act), to the draft.
+
+The twin of reference.RuleTracker, which says in plain Python what is right; to the byte the same.
+Theory of operation: fragments are put together in the action's zone, the tracker has its say (ctcore.act), what lies behind the IP packet is cut off,
+and what the tracker wants changed is changed at once, so that later rules see it.
+One packet: the second fragment of two comes to `ct nat`: the draft is the datagram from now on, translated; its origin says how to cut it up again.
+Invariants: what a level carries is given back to the tracker before the level ends (walk); a packet that does not go on carries nothing.
+Not here: which packets come here (walk), what an action asks (program), tracking (ctcore).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memset
+
+from ctcore.act cimport CT_CLEAR, CT_FORCE, CT_NAT, CtRequest, ct_act, ct_leave
+from ctcore.edits cimport edits_reset
+from ctcore.engine cimport ticks_left
+from ctcore.fragment_store cimport LARGEST
+from ctcore.fragment_whole cimport Whole, fragments_room
+from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
+from ctcore.lowlevel cimport likely, unlikely
+from ctcore.types cimport (
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
+    Entry, Packet, Rewrite,
+)
+from datapath.defragment cimport Gathering, gather_one
+from datapath.flowtable cimport NO_ROW, FlowTable, flow_admit, flow_find, flow_passes, flow_serve
+from datapath.frame cimport Frame
+from datapath.link cimport ETHER_IPV4, ETHER_IPV6
+from datapath.pipeline.cut cimport origin_joined, origin_of
+from datapath.pipeline.draft cimport draft_own, layers_of
+from datapath.pipeline.draft_ct cimport draft_edit, draft_rewrite, draft_trim
+from datapath.pipeline.level cimport MOST_SENT, put_said, read_draft
+from datapath.pipeline.trail cimport MOST_CTS, Trail
+from datapath.wire cimport FRAGMENTS_PASSED
+
+cdef enum:
+    CHANGES = REWRITE_SRC | REWRITE_DST | REWRITE_INNER_SRC | REWRITE_INNER_DST | REWRITE_SEQ | REWRITE_EDIT
+    # As flower numbers them (rules.CT_STATES).
+    SAID_NEW = 0x01
+    SAID_EST = 0x02
+    SAID_REL = 0x04
+    SAID_TRK = 0x08
+    SAID_INV = 0x10
+    SAID_RPL = 0x20
+
+
+cdef void tell(Walking *w, Level *v) noexcept nogil:
+    """What later rules match, from what the packet carries now. Of a packet without a connection, which was tracked, that it is invalid."""
+    cdef const Entry *entry
+    memset(&v.said, 0, sizeof(v.said))
+    if v.carried.tracked:
+        v.said.zone = v.carried.zone
+        v.said.state = SAID_TRK | SAID_INV
+    if v.carried.flow != NO_FLOW:
+        entry = &w.ct.pool.entry[v.carried.flow >> 1]
+        v.said.state = SAID_TRK | (SAID_NEW if v.carried.state == NEW else SAID_EST if v.carried.state == ESTABLISHED else SAID_REL)
+        if v.carried.flow & 1:
+            v.said.state |= SAID_RPL
+        v.said.mark = entry.mark
+        v.said.label[0], v.said.label[1] = entry.label[0], entry.label[1]
+    if v.keyed:
+        put_said(v)
+
+
+cdef inline Packet *writable_packet(Walking *w, Level *v) noexcept nogil:
+    """The draft, parsed, in a row of the level's own."""
+    if not v.parsed:
+        read_draft(w, v)
+    elif v.packet != &v.own:
+        v.own = v.packet[0]
+        v.packet = &v.own
+    return &v.own
+
+
+cdef inline bint is_ip(const Level *v, const Packet *p) noexcept nogil:
+    """To Linux nothing but IP behind Ethernet and tags is; our parser looks into more."""
+    cdef uint32_t kind
+    if not v.draft.ethernet:
+        return p.key.family != 0
+    kind = layers_of(&v.draft).kind
+    return kind == ETHER_IPV4 or kind == ETHER_IPV6
+
+
+cdef inline uint8_t give_up(Walking *w, Level *v, uint8_t reason) noexcept nogil:
+    ct_leave(w.ct, &v.carried)
+    return reason
+
+
+# --- fragments --------------------------------------------------------------------------------------------------------------------------
+
+
+cdef bint gather(Walking *w, Level *v, Packet *p) noexcept nogil:
+    """A fragment: False if it is held. Else p is the datagram that it completes, which is the draft then; or says why it is dropped."""
+    cdef Gathering g
+    cdef Whole whole
+    cdef Frame frame = w.frame[0]
+    cdef uint8_t outcome
+    memset(&g, 0, sizeof(Gathering))
+    g.all, g.now, g.memory, g.first_link = w.fragments, w.gathered, v.draft.data, True
+    g.settings = w.settings
+    g.settings.zone = p.key.zone
+    g.settings.fragments = FRAGMENTS_PASSED
+    frame.offset, frame.caplen, frame.len = 0, v.draft.have, v.draft.have + v.draft.missing
+    if not w.fragments.finished.reserved:       # for this packet and its copies; lent by the page
+        fragments_reserve(w.fragments, (MOST_SENT + 1) * fragments_room(LARGEST))
+    outcome = gather_one(&g, &frame, p, w.row, &whole)
+    if outcome == FRAGMENT_HELD:
+        return False
+    v.parsed = False                            # but as what came out of reassembly; the next action asks for fragments again
+    if outcome == FRAGMENT_WHOLE:
+        v.draft.data = w.fragments.finished.memory + whole.frame
+        v.draft.have, v.draft.missing = whole.link_length + whole.have, whole.length - whole.have
+        v.draft.own = v.in_place = v.keyed = False
+        p.l3_off = <uint16_t>whole.link_length
+        origin_of(&v.origin, w.fragments.finished.memory, &whole, w.settings.checksum)
+    return True
+
+
+# --- what the tracker wants -------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t change(Walking *w, Level *v, uint32_t l4_at, const Rewrite *rewrite) noexcept nogil:
+    """The draft as the tracker wants it. l4_at: where the transport header is in it. R_OK, or why Linux drops it."""
+    if not draft_own(&v.draft):
+        return R_RULE_ROOM
+    if not draft_rewrite(&v.draft, &v.own, l4_at, rewrite):
+        return R_RULE_FIELD
+    if rewrite.flags & REWRITE_EDIT and not draft_edit(&v.draft, &v.own, l4_at, w.ct.edits.row + rewrite.first_edit, rewrite.n_edits):
+        return R_HELPER_REFUSED
+    v.in_place = v.parsed = v.keyed = False
+    return R_OK
+
+
+cdef uint8_t settle(Walking *w, Level *v, Packet *p, const Rewrite *rewrite) noexcept nogil:
+    """After an action that lets the packet go on."""
+    cdef uint32_t l4_at = <uint32_t>(p.l4 - v.draft.data)
+    cdef uint8_t reason = R_OK
+    draft_trim(&v.draft, p)
+    if unlikely(v.origin.whole != NULL):
+        origin_joined(&v.origin, p, &v.decision, rewrite)
+    if rewrite.flags & CHANGES:
+        reason = change(w, v, l4_at, rewrite)
+    if unlikely(reason != R_OK):
+        return give_up(w, v, reason)
+    tell(w, v)
+    return R_OK
+
+
+# --- the flow table ---------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t serve(Walking *w, Level *v, Packet *p, CtRequest *request) noexcept nogil:
+    """Ask the flow table for the packet's connection, which it carries then, and is not tracked. OFFLOAD_SOFTWARE, or why not.
+
+    As in Linux it is asked for what the packet does not carry already, and before anything is forced.
+    """
+    cdef FlowTable *all = w.trail.flows
+    cdef uint8_t why
+    cdef uint32_t found
+    if v.carried.flow != NO_FLOW and v.carried.zone == request.zone:
+        return OFFLOAD_NONE
+    why = NOT_FRAGMENT if v.origin.whole != NULL else flow_passes(p, v.draft.data + p.l3_off)
+    if why != OFFLOAD_NONE:
+        return why
+    found = flow_find(all, w.ct, &p.key)
+    if found == NO_ROW:
+        return OFFLOAD_NONE
+    why = flow_serve(all, w.ct, p, found)
+    if why != OFFLOAD_SOFTWARE:
+        return why
+    ct_leave(w.ct, &v.carried)
+    v.carried.flow = all.row[found >> 1].conn << 1 | (found & 1)
+    v.carried.generation = w.ct.pool.entry[all.row[found >> 1].conn].generation
+    v.carried.zone, v.carried.state, v.carried.tracked = request.zone, ESTABLISHED, 1
+    request.flags &= ~<uint8_t>CT_FORCE
+    return OFFLOAD_SOFTWARE
+
+
+cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, uint8_t served) noexcept nogil:
+    """After an action: admission, what the record says of it, and whether the next packet of the flow finds all as this one did."""
+    cdef Trail *t = &w.trail
+    cdef Entry *entry
+    cdef uint8_t where = OFFLOAD_NONE
+    cdef uint32_t conn = v.carried.flow >> 1
+    if v.carried.flow == NO_FLOW or v.carried.error:
+        t.lasting = False
+        return
+    where = OFFLOAD_SOFTWARE if served == OFFLOAD_SOFTWARE else flow_admit(t.flows, w.ct, p, v.carried.flow, v.carried.state)
+    entry = &w.ct.pool.entry[conn]
+    if where != OFFLOAD_SOFTWARE or v.carried.state != ESTABLISHED or not entry.status & ASSURED or t.n_cts == MOST_CTS:
+        t.lasting = False
+    else:
+        t.row[t.n_cts] = t.flows.of[conn] << 1 | (v.carried.flow & 1)
+        t.translates[t.n_cts] = (request.flags & CT_NAT) != 0
+        t.n_cts += 1
+    if served != OFFLOAD_NONE and served != OFFLOAD_SOFTWARE and (where == OFFLOAD_SOFTWARE or served >= NOT_TEARDOWN_FIN):
+        t.lasting = False
+        where = served                          # it is in the table, or was until now, and yet this packet was not served
+    v.decision.offload = where
+    v.decision.status = entry.status            # with or without OFFLOAD
+    v.decision.timeout = ticks_left(w.ct, entry)
+
+
+# --- the action -------------------------------------------------------------------------------------------------------------------------
+
+
+cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
+    """One action. R_OK: the packet goes on; R_FRAGMENT: it is held; others: it is dropped, for that reason.   Writes: all of v but its verdict."""
+    cdef CtRequest request = ask.request
+    cdef Rewrite rewrite
+    cdef uint8_t served = OFFLOAD_NONE
+    cdef Packet *p = writable_packet(w, v)
+    edits_reset(&w.ct.edits)
+    v.tracked = True
+    if request.flags & CT_CLEAR:
+        ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite)
+        tell(w, v)
+        return R_OK
+    if not is_ip(v, p):
+        return give_up(w, v, R_NOT_IP)
+    w.gathered = max(w.gathered, p.now)
+    p.key.zone = request.zone
+    if unlikely(p.reason == R_FRAGMENT):
+        w.trail.lasting = False
+        if not gather(w, v, p):
+            return give_up(w, v, R_FRAGMENT)
+    if unlikely(request.helper) and (ask.helper_family != p.key.family or ask.helper_proto != p.key.proto):
+        request.helper = 0                      # Linux gives it to the connection as well, and never asks it (nf_ct_helper)
+    if w.trail.flows != NULL:
+        served = serve(w, v, p, &request)
+    if not ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite):
+        w.trail.lasting = False
+        return v.decision.reason if likely(v.decision.reason != R_OK) else R_RULE_DROP
+    if w.trail.flows != NULL:
+        note(w, v, p, &request, served)
+    return settle(w, v, p, &rewrite)

@@ -1,0 +1,66 @@
+"""What rules did, for people: which matched how often, what never did, and what the flow table had of it.
+
+Not here: the rest of a replay's summary (report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from datapath import fields
+from datapath.app import RulesAtWork
+from datapath.hints import counted
+from datapath.names import printable
+from datapath.pipeline.rules import Rule
+from datapath.pipeline.tc_print import rule_line
+from datapath.report import count, plain, size_text
+
+MOST_ROWS = 12
+TORN_DOWN = {
+    "teardown_fin": "FIN", "teardown_rst": "RST", "teardown_idle": "idle", "teardown_dying": "ended by the tracker", "teardown_flush": "flushed",
+}  # fmt: skip
+
+
+def rules_parts(rules: RulesAtWork, width: int) -> Iterator[Table | Text]:
+    """The rules that matched, the most frequent first, and the flow table."""
+    matched = np.flatnonzero(rules.counters["packets"])
+    ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
+    table = plain("rule", "packets", "wire bytes", "", right=("packets", "wire bytes"))
+    table.columns[3].overflow = "ellipsis"
+    for i in ranked[:MOST_ROWS]:
+        rule, seen = rules.ruleset.rules[i], rules.counters[i]
+        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), Text(_text(rule)))
+    yield Text()
+    yield table
+    silent = len(rules.ruleset.rules) - len(matched)
+    if len(ranked) > MOST_ROWS:
+        yield Text(f"  and {counted(len(ranked) - MOST_ROWS, 'rule')} that matched less often")
+    if silent:
+        yield Text(f"  {counted(silent, 'rule')} matched nothing")
+    for reason in np.flatnonzero(rules.lost).tolist():
+        yield Text(f"  {counted(int(rules.lost[reason]), 'mirrored frame')} did not leave: {fields.REASON_NAMES[reason]}")
+    if rules.flows is not None:
+        yield from _flow_table(rules.flows)
+
+
+def _place(rule: Rule) -> str:
+    return f"{printable(rule.place.file.rpartition('/')[2])}:{rule.place.line}"
+
+
+def _text(rule: Rule) -> str:
+    """The rule as tc has it, from what it matches on."""
+    return rule_line(rule).removeprefix("tc filter add ")
+
+
+def _flow_table(flows: dict[str, int]) -> Iterator[Text]:
+    if not flows["admitted"]:
+        yield Text("flow table: no connection was admitted")
+        return
+    yield Text(f"flow table: {counted(flows['admitted'], 'connection')} admitted, {counted(flows['served'], 'packet')} served")
+    ended = [f"{words} {count(flows[name])}" for name, words in TORN_DOWN.items() if flows[name]]
+    if ended:
+        yield Text(f"  torn down: {', '.join(ended)}")

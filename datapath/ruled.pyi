@@ -1,0 +1,71 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.config import Config
+from ctcore.tracker import Tracker
+from ctcore.types import Reason
+from datapath.flowtable import Flows
+from datapath.pipeline.program import Program
+from datapath.pipeline.rules import Hook, Ruleset
+from datapath.pipeline.walk import Walker
+
+class RulePipeline:
+    """Frames through rules: parser, flow table, rules and tracker, put together.
+
+    ruleset: as validate leaves it; config: settings of the tracker, to which the rules add what their `ct` actions need; devices: names beside those
+    that the rules mention; flowtable: whether established connections are served without tracking, and pass by the rules by which they have passed
+    before. With and without it the same packets leave with the same bytes, but for what the offload contract says otherwise: a connection in the
+    flow table is tracked liberally. Raises ConfigError, MemoryError.
+
+        pipeline = RulePipeline(rules_file.read("rules.tc", Findings()))
+        pipeline.arrive([Hook("eth0")])
+        decisions, keys, results = pipeline.process(memory, frames, results=True)
+    """
+
+    program: Program
+    tracker: Tracker
+    walker: Walker
+    flows: Flows | None
+    """None without a flow table."""
+    cuts: Any
+    """The flows whose way through the rules is remembered; None without a flow table."""
+    def __init__(self, ruleset: Ruleset, config: Config | None = None, *, devices: Sequence[str] = (), flowtable: bool = True) -> None: ...
+    def arrive(self, hooks: Sequence[Hook]) -> None:
+        """Where packets arrive: a hook for each interface, by the `iface` of frames; frames of later interfaces arrive where the last one's do.
+
+        Until it is called everything passes. Raises ValueError for a device that nobody named.
+        """
+    def load(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> None:
+        """Go on with other rules, from the next packet on: what is tracked stays, counters begin anew, and packets pass until arrive() is called.
+
+        Raises ConfigError for rules whose `ct` actions translate to what the rules of the beginning did not.
+        """
+    def process(
+        self,
+        memory: NDArray[np.uint8],
+        frames: NDArray[Any],
+        *,
+        decisions: bool = True,
+        keys: bool = False,
+        results: bool = False,
+        outputs: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """Let frames come to their hooks, in order; time is their own.
+
+        memory: uint8[m]; frames: FRAME_DTYPE[n], each within memory. Returns what is asked for, None for the rest: DECISION_DTYPE[n], of the last
+        `ct` action, with verdict and reason of the rules, and `offload`; KEY_DTYPE[n], the tuples as they came; RESULT_DTYPE[n] (see Walker.run).
+        outputs: keep what leaves, for outputs(). Raises ValueError for frames that are none, RuntimeError if another thread is at work with it.
+        """
+    def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """What left because of the last process(): see Walker.outputs."""
+    def summary(self) -> dict[str, Any]:
+        """What was counted so far, as Pipeline.summary() has it."""
+    def counters(self) -> NDArray[Any]:
+        """COUNT_DTYPE[n]: packets, bytes on the wire and last use (ns, -1: never) of each rule, in the order of the ruleset."""
+    def count(self, reason: Reason) -> int:
+        """How many packets had this reason."""
+    def shortcuts(self) -> dict[str, int]:
+        """plans: ways through the rules that flows take; flows: remembered; hits: packets that went a way that was remembered."""

@@ -1,0 +1,416 @@
+"""The worker of a pipeline of rules: a packet's way through parser, flow table and rules, one batch at a time.
+
+    parse -> aim (which flow is it?) -> a shortcut, or a walk through the rules -> sum up
+
+Theory of operation: what a packet's flow did before is looked up for the whole batch, so that memory has arrived when it is needed. A flow with a
+shortcut whose connections are all in the flow table does as before: served, counted, done. All others walk; a walk that another one of the same flow
+would repeat leaves a shortcut.
+Invariants: with and without the flow table the same packets pass and leave with the same bytes, but for what the offload contract says otherwise.
+Not here: what rules do (walk), which connections are in the flow table (flowtable), captures without rules (worker).
+"""
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ctcore.batch cimport Batch
+from ctcore.decision cimport with_conn
+from ctcore.engine cimport Engine
+from ctcore.hashing cimport hash_of
+from ctcore.lifetime cimport advance_clock
+from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
+from ctcore.table cimport bucket_of, same_key
+from ctcore.tracker cimport Tracker
+from ctcore.types cimport (
+    BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
+    Packet,
+)
+from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
+from datapath.frame cimport Frame, checked_frames
+from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
+from datapath.pipeline.level cimport MOST_HITS, Result, Walking
+from datapath.pipeline.outputs cimport outputs_reset
+from datapath.pipeline.program cimport Program
+from datapath.pipeline.trail cimport MOST_CTS, Trail
+from datapath.pipeline.walk cimport Walker, walk
+from datapath.shortcut cimport (
+    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_candidate, shortcut_find, shortcut_set,
+)
+from datapath.wire cimport parse
+from datapath.worker cimport Summary, sum_up, summary_begin, summary_of
+
+from ctcore.config import Config
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE
+from datapath.pipeline.walk import RESULT_DTYPE
+
+cdef enum:
+    ETHERNET = 14               # bytes of a header without tags
+
+
+# What is asked of a call beside counting. Each may be NULL.
+ctypedef struct Wanted:
+    Decision *decisions
+    Key *keys
+    Result *results
+
+
+# A batch on its way: of each packet, where it came to, its flow's hash, and its shortcut, or NO_SHORTCUT.
+ctypedef struct Aim:
+    uint32_t[BATCH] hook
+    uint32_t[BATCH] hash
+    uint32_t[BATCH] cut
+
+
+cdef class RulePipeline:
+    """Frames through rules. See ruled.pyi."""
+    cdef readonly Program program
+    cdef readonly Tracker tracker
+    cdef readonly Walker walker
+    cdef readonly Flows flows           # None: no flow table
+    cdef Cuts cuts
+    cdef Batch batch
+    cdef Summary sums
+    cdef Aim aim
+    cdef uint32_t[::1] hooks            # by interface
+    cdef uint32_t loaded                # how often rules were
+    cdef uint16_t zone                  # of the last packet that was tracked
+
+    def __init__(self, ruleset, config=None, *, devices=(), bint flowtable=True):
+        config = Config() if config is None else config
+        program = Program(ruleset, devices, config, seed=config.seed)
+        self.tracker = Tracker(program.config)
+        self.flows = Flows(self.tracker) if flowtable else None
+        self.cuts = Cuts(2 * self.tracker.config.capacity, self.tracker) if flowtable else None
+        self.batch = Batch(BATCH)
+        summary_begin(&self.sums)
+        self.put_in(program)
+
+    cdef int put_in(self, Program program) except -1:
+        self.walker = Walker(program, self.tracker)
+        self.program = program
+        if self.flows is not None:
+            self.walker.walking.trail.flows = &self.flows.all
+            self.cuts.look_at(program)
+        self.hooks = np.zeros(1, dtype=np.uint32)
+        self.loaded += 1
+
+    def load(self, ruleset, *, devices=()):
+        """See ruled.pyi."""
+        self.tracker.idle()
+        self.put_in(Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed))
+
+    def arrive(self, hooks):
+        """See ruled.pyi."""
+        numbers = np.array([self.program.hook(hook) for hook in hooks], dtype=np.uint32)
+        if not len(numbers):
+            raise ValueError("hooks: expected one for each interface, one at least")
+        self.hooks = numbers
+
+    def process(
+        self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint results=False, bint outputs=False
+    ):
+        """See ruled.pyi."""
+        cdef Wanted wanted
+        cdef Py_ssize_t n = len(frames)
+        cdef const Frame *frame = checked_frames(memory, frames)
+        cdef const uint8_t *base = &memory[0] if memory.shape[0] else NULL
+        memset(&wanted, 0, sizeof(Wanted))
+        decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
+        found = np.empty(n, dtype=KEY_DTYPE) if keys else None
+        told = np.zeros(n, dtype=RESULT_DTYPE) if results else None
+        if decisions:
+            wanted.decisions = <Decision *><size_t>decided.ctypes.data
+        if keys:
+            wanted.keys = <Key *><size_t>found.ctypes.data
+        if results:
+            wanted.results = <Result *><size_t>told.ctypes.data
+        self.walker.walking.outputs = &self.walker.all if outputs else NULL
+        outputs_reset(&self.walker.all)
+        if n:
+            self.tracker.enter()
+            with nogil:
+                self.run(base, frame, n, &wanted)
+            self.tracker.busy = False
+        return decided, found, told
+
+    def outputs(self):
+        """See ruled.pyi."""
+        return self.walker.outputs()
+
+    def summary(self):
+        """See ruled.pyi."""
+        gathered = {}
+        if self.walker.reassembler is not None:
+            gathered = {**self.walker.reassembler.counters(), "waiting": sum(self.walker.reassembler.waiting())}
+        return {**summary_of(&self.sums), "fragments": gathered}
+
+    def counters(self):
+        """See ruled.pyi."""
+        counts = self.program.counters()
+        if self.cuts is not None:
+            self.cuts.add_to(counts)
+        return counts
+
+    def count(self, reason):
+        """See ruled.pyi."""
+        return self.sums.reason_packets[<int>reason]
+
+    def shortcuts(self):
+        """See ruled.pyi."""
+        return {"plans": 0, "flows": 0, "hits": 0} if self.cuts is None else self.cuts.counters()
+
+    # --- the straight line ----------------------------------------------------------------------------------------------------------------
+
+    cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil:
+        cdef Packet *row = self.batch.row
+        cdef Walking *w = &self.walker.walking
+        cdef Result scratch
+        cdef Result *result
+        cdef Decision unseen
+        cdef Decision *decision
+        cdef Py_ssize_t start = 0
+        cdef int k, i
+        if self.sums.total_packets == 0:
+            self.sums.first_ts = self.sums.last_ts = frame[0].ts
+        while start < n:
+            k = <int>min(n - start, <Py_ssize_t>BATCH)
+            parse(&w.settings, memory, frame + start, k, row)
+            self.take_aim(memory, frame + start, row, k)
+            for i in range(k):
+                result = &scratch if wanted.results == NULL else wanted.results + start + i
+                decision = &unseen if wanted.decisions == NULL else wanted.decisions + start + i
+                w.row = <uint32_t>(start + i)
+                self.tick(row[i].now)
+                if not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL):
+                    self.long_way(memory, frame + start + i, &row[i], i, result, decision)
+                row[i].state, row[i].verdict, row[i].reason = decision.state, result.verdict, decision.reason
+            sum_up(&self.sums, row, frame + start, k)
+            if wanted.keys != NULL:
+                for i in range(k):
+                    wanted.keys[start + i] = row[i].key
+            start += k
+
+    cdef inline void tick(self, int64_t now) noexcept nogil:
+        """Time goes on: what is due once a second in the flow table comes before what the tracker lets expire."""
+        cdef Engine *ct = &self.tracker.ct
+        if self.flows is not None and unlikely(now >= self.flows.all.next_round):
+            flow_round(&self.flows.all, ct, now)
+        advance_clock(ct, now)
+
+    cdef void take_aim(self, const uint8_t *memory, const Frame *frame, Packet *row, int n) noexcept nogil:
+        """Find each packet's shortcut, and ask for what it will need.   Writes: aim. A stage for each memory access that waits for another one."""
+        cdef Aim *aim = &self.aim
+        cdef Shortcuts *all
+        cdef Engine *ct = &self.tracker.ct
+        cdef FlowRow *flow
+        cdef uint32_t last = <uint32_t>self.hooks.shape[0] - 1
+        cdef Key key
+        cdef int i
+        for i in range(n):
+            aim.hook[i] = self.hooks[min(frame[i].iface, last)]
+            aim.cut[i] = NO_SHORTCUT
+        if self.flows is None:
+            return
+        all = &self.cuts.all
+        for i in range(n):
+            if likely(flow_passes(&row[i], memory + frame[i].offset + row[i].l3_off) == OFFLOAD_NONE):
+                key = row[i].key
+                (<uint64_t *>&key)[4] = flow_word(&row[i].key, aim.hook[i])
+                aim.hash[i] = hash_of(&ct.hash_key, &key)
+                aim.cut[i] = 0
+                prefetch(&all.bucket[(<uint64_t>aim.hash[i] * all.n_buckets) >> 32])
+        for i in range(n):
+            if likely(aim.cut[i] == 0):
+                aim.cut[i] = shortcut_candidate(all, aim.hash[i])
+                if likely(aim.cut[i] != NO_SHORTCUT):
+                    prefetch(&all.one[aim.cut[i]])
+                else:
+                    self.foresee(&row[i].key)
+        for i in range(n):
+            if likely(aim.cut[i] != NO_SHORTCUT):
+                prefetch(&self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1])
+        for i in range(n):
+            if likely(aim.cut[i] != NO_SHORTCUT):
+                flow = &self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1]
+                prefetch_write(&ct.pool.entry[flow.conn].flow[all.one[aim.cut[i]].row[0] & 1])
+
+    cdef void foresee(self, const Key *key) noexcept nogil:
+        """A packet will have to walk: ask for what the first `ct` on its way will need, if that is of the same zone as the last packet's."""
+        cdef Engine *ct = &self.tracker.ct
+        cdef Key guess = key[0]
+        cdef uint32_t hash
+        guess.zone = self.zone
+        hash = hash_of(&ct.hash_key, &guess)
+        prefetch(&self.flows.all.head[hash & (self.flows.all.n_heads - 1)])
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, hash)])
+
+    # --- the short way --------------------------------------------------------------------------------------------------------------------
+
+    cdef bint short_way(
+        self, const uint8_t *memory, const Frame *frame, Packet *p, int i, Result *result, Decision *decision, bint decided
+    ) noexcept nogil:
+        """Do as the flow did before. False: it has to walk."""
+        cdef Shortcuts *all
+        cdef const Shortcut *cut
+        cdef Plan *plan
+        cdef Trail *trail
+        if self.aim.cut[i] == NO_SHORTCUT:
+            return False
+        all = &self.cuts.all
+        cut = self.matching(memory, frame, p, i)
+        if cut == NULL:
+            return False
+        plan = &all.plan[cut.plan]
+        all.hits += 1
+        if unlikely(not plan.plain or self.walker.walking.outputs != NULL):
+            trail = &self.walker.walking.trail
+            trail.script, trail.n_script = plan.step, plan.n_steps
+            self.long_way(memory, frame, p, i, result, decision)
+            trail.script = NULL
+            return True
+        self.serve(p, cut, decision, decided)
+        plan.packets += 1
+        plan.bytes += max(frame.len, frame.caplen)
+        plan.last = frame.ts
+        result[0] = plan.result
+        decision.verdict, decision.reason = result.verdict, result.reason
+        return True
+
+    cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil:
+        """The packet's shortcut, if it still says what is true; or NULL."""
+        cdef Shortcuts *all = &self.cuts.all
+        cdef const Shortcut *cut = &all.one[self.aim.cut[i]]
+        cdef const FlowRow *row
+        cdef Key key
+        cdef int j
+        if unlikely(p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST)):
+            return NULL
+        key = p.key
+        (<uint64_t *>&key)[4] = flow_word(&p.key, self.aim.hook[i])
+        if unlikely(not same_key(&cut.key, &key)):
+            self.aim.cut[i] = shortcut_find(all, self.aim.hash[i], &key)
+            if self.aim.cut[i] == NO_SHORTCUT:
+                return NULL
+            cut = &all.one[self.aim.cut[i]]
+        if unlikely(cut.epoch != self.epoch()):
+            return NULL
+        for j in range(MOST_CTS):
+            if cut.row[j] == NO_ROW:
+                break
+            row = &self.flows.all.row[cut.row[j] >> 1]
+            if unlikely(row.serial != cut.serial[j] or row.flags & ROW_TEARDOWN or not row.flags & ROW_ASSURED):
+                return NULL
+        if unlikely(cut.flags & SHORTCUT_EXACT or p.l3_off != ETHERNET) and not self.same_fields(memory, frame, p, cut):
+            return NULL
+        return cut
+
+    cdef inline uint32_t epoch(self) noexcept nogil:
+        """Counts what may change the rules' mind about a flow: other rules, and other marks and labels."""
+        return self.loaded + <uint32_t>self.tracker.ct.offloaded_changes
+
+    cdef bint same_fields(self, const uint8_t *memory, const Frame *frame, const Packet *p, const Shortcut *cut) noexcept nogil:
+        """Whether the fields that rules look at, beside the tuple, are what they were."""
+        cdef FlowerKey fields
+        cdef const uint64_t *then = <const uint64_t *>&self.cuts.all.fields[cut - self.cuts.all.one]
+        cdef const uint64_t *now = <const uint64_t *>&fields
+        cdef int i
+        if not cut.flags & SHORTCUT_EXACT:
+            return False
+        self.read_fields(memory, frame, p, &fields)
+        for i in range(FLOWER_WORDS):
+            if now[i] != then[i]:
+                return False
+        return True
+
+    cdef void read_fields(self, const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *fields) noexcept nogil:
+        cdef const uint64_t *mask = <const uint64_t *>&self.cuts.all.mask
+        cdef uint64_t *word = <uint64_t *>fields
+        cdef int i
+        flower_key(memory, frame, p, fields)
+        for i in range(FLOWER_WORDS):
+            word[i] &= mask[i]
+
+    cdef void serve(self, const Packet *p, const Shortcut *cut, Decision *decision, bint decided) noexcept nogil:
+        """All connections of a packet are alive, and it is neither FIN nor RST: the flow table serves it, as often as a walk would ask it."""
+        cdef Engine *ct = &self.tracker.ct
+        cdef FlowTable *flows = &self.flows.all
+        cdef Packet seen
+        cdef uint32_t row = cut.row[0]
+        cdef int j
+        for j in range(MOST_CTS):
+            if cut.row[j] == NO_ROW:
+                break
+            row = cut.row[j]
+            flow_serve(flows, ct, p, row)
+        decision.state = ESTABLISHED
+        if decided:
+            seen = p[0]
+            seen.state, seen.key.zone = ESTABLISHED, flows.row[row >> 1].key[0].zone
+            with_conn(ct, &ct.pool.entry[flows.row[row >> 1].conn], &seen, row & 1, decision)
+            decision.offload = OFFLOAD_SOFTWARE
+
+    # --- the long way ---------------------------------------------------------------------------------------------------------------------
+
+    cdef void long_way(self, const uint8_t *memory, const Frame *frame, Packet *p, int i, Result *result, Decision *decision) noexcept nogil:
+        """Through the rules, and if the next packet of the flow would go the same way, remember it."""
+        walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
+        if result.tracked:
+            decision[0] = result.decision
+            self.zone = decision.zone
+        else:
+            never_tracked(p, decision)
+        decision.verdict = result.verdict
+        if result.reason != R_OK:
+            decision.reason = result.reason
+        if self.walker.walking.trail.lasting and self.walker.walking.trail.n_cts and self.walker.walking.trail.script == NULL:
+            self.remember(memory, frame, p, i, result)
+
+    cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
+        cdef const Trail *trail = &self.walker.walking.trail
+        cdef Shortcut draft
+        cdef FlowerKey fields
+        cdef uint32_t plan
+        cdef int j
+        if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS:
+            return
+        if result.reason != R_OK and result.reason != R_RULE_DROP:
+            return
+        plan = self.plan_of(trail, result)
+        if plan == NO_PLAN:
+            return
+        draft.key = p.key
+        (<uint64_t *>&draft.key)[4] = flow_word(&p.key, self.aim.hook[i])
+        for j in range(MOST_CTS):
+            draft.row[j] = trail.row[j] if j < trail.n_cts else <uint32_t>NO_ROW
+            draft.serial[j] = self.flows.all.row[trail.row[j] >> 1].serial if j < trail.n_cts else 0
+        draft.plan, draft.epoch = <uint16_t>plan, self.epoch()
+        draft.flags = SHORTCUT_EXACT if self.cuts.all.exact or p.l3_off != ETHERNET else 0
+        if draft.flags:
+            self.read_fields(memory, frame, p, &fields)
+        shortcut_set(&self.cuts.all, self.aim.hash[i], &draft, &fields)
+
+    cdef uint32_t plan_of(self, const Trail *trail, const Result *result) noexcept nogil:
+        cdef Plan draft
+        cdef uint32_t j
+        memset(&draft, 0, sizeof(Plan))
+        draft.result = result[0]
+        memset(&draft.result.decision, 0, sizeof(Decision))
+        draft.plain, draft.n_steps = trail.plain, trail.n_steps
+        for j in range(trail.n_steps):
+            draft.step[j] = trail.step[j]
+        return plan_intern(&self.cuts.all, &draft)
+
+
+cdef inline uint64_t flow_word(const Key *key, uint32_t hook) noexcept nogil:
+    """The last word of a tuple, with the hook in place of the zone: in a register, for its hash comes next."""
+    return ((<const uint64_t *>key)[4] & <uint64_t>0xFFFF0000FFFFFFFF) | <uint64_t>(hook & 0xFFFF) << 32
+
+
+cdef inline void never_tracked(const Packet *p, Decision *d) noexcept nogil:
+    """No rule has asked for tracking."""
+    memset(d, 0, sizeof(Decision))
+    d.conn = d.timeout = -1
+    d.state, d.dir, d.l4state = NOT_SEEN, NO_DIR, NO_L4STATE
+    d.proto, d.family = p.key.proto, p.key.family
+    d.reason = p.reason if p.verdict != PENDING else <uint8_t>R_OK

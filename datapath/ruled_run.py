@@ -1,0 +1,136 @@
+"""A replay through rules: the same captures, files and result as app's, with a pipeline of rules in between.
+
+Not here: what rules do (pipeline), where packets arrive (hooks), what is told to people (report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from datapath import fields
+from datapath.app import Capture, Outputs, RulesAtWork, Run, Tracking, comments
+from datapath.evidence import BAD
+from datapath.frame import FRAME_DTYPE
+from datapath.hooks import hook_of
+from datapath.names import printable
+from datapath.pipeline.outputs import OutputFlag
+from datapath.pipeline.rules import Hook, Rule
+from datapath.rewrite import copied
+from datapath.ruled import RulePipeline
+from datapath.wire import parse_batch
+
+
+class RuledRun(Run):
+    """One replay through rules while it lasts."""
+
+    pipeline: Any
+
+    def __init__(self, stack: ExitStack, tracking: Tracking, outputs: Outputs, *, named: bool, summary: bool) -> None:
+        super().__init__(stack, tracking, outputs, named=named, summary=summary)
+        assert tracking.rules is not None
+        self.rules = tracking.rules
+        self.names = [_place(rule) for rule in self.rules.ruleset.rules]
+        self.arrived: tuple[Hook, ...] = ()
+
+    def make_pipeline(self, tracking: Tracking) -> Any:
+        rules = tracking.rules
+        assert rules is not None
+        return RulePipeline(rules.ruleset, self.config, devices=(rules.device.device,) if rules.device else (), flowtable=rules.flowtable)
+
+    def read(self, source: Any) -> tuple[Any, np.ndarray]:
+        memory, frames = source.read(self.chunk)
+        if len(frames):
+            self._arrive(source, frames)
+            if not self.detailed:
+                self.pipeline.process(memory, frames, decisions=False)
+        return memory, frames
+
+    def _arrive(self, source: Any, frames: np.ndarray) -> None:
+        """Where packets arrive, of all interfaces seen so far; those without packets in this chunk need no hook yet."""
+        used = set(np.unique(frames["iface"]).tolist())
+        hooks = {i: hook_of(self.rules.ruleset, source.ifaces[i], printable(source.name), self.rules.device) for i in sorted(used)}
+        anywhere = next(iter(hooks.values()))
+        arrived = tuple(hooks.get(i, anywhere) for i in range(len(source.ifaces)))
+        if arrived != self.arrived:
+            self.arrived = arrived
+            self.pipeline.arrive(arrived)
+
+    def options_of_sink(self) -> dict[str, Any]:
+        return {"ifaces": dict(enumerate(self.pipeline.program.devices))}
+
+    def work(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+        first, file = facts.packets, printable(facts.name) if self.named else None
+        if self.detailed:
+            decisions, keys, results = self.pipeline.process(memory, frames, keys=True, results=True, outputs=True)
+        facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
+        if self.detailed:
+            left = self._leaving(memory, frames)
+            outs = dict(self._outs(left, keys, results))
+            if "packets" in self.writers:
+                records = fields.packet_records(frames, decisions, keys, first, self.config.hz, file)
+                self.writers["packets"].write(self._records(records, results, outs))
+            if self.sink is not None:
+                self._write(left, decisions, results, first, file)
+        if self.result.tally:
+            self.result.checksums.look(memory, frames, sum(self.pipeline.count(reason) for reason in BAD))
+
+    def _leaving(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+        """What left because of a chunk: memory, frames whose `iface` is the device, and the rows of OUTPUT_DTYPE."""
+        rows, changed = self.pipeline.outputs()
+        out = np.zeros(len(rows), dtype=FRAME_DTYPE)
+        out["ts"], out["link"] = frames["ts"][rows["frame"]], frames["link"][rows["frame"]]
+        out["offset"], out["caplen"], out["len"], out["iface"] = rows["offset"], rows["caplen"], rows["length"], rows["device"]
+        moved = (rows["flags"] & OutputFlag.OUTPUT_CHANGED) != 0
+        kept, placed = copied(memory, out[~moved])
+        out["offset"][~moved] = placed["offset"] + len(changed)
+        return np.concatenate([changed, kept]), out, rows
+
+    def _outs(self, left: tuple[Any, np.ndarray, np.ndarray], keys: np.ndarray, results: np.ndarray) -> Iterator[tuple[int, fields.Record]]:
+        """(row, what the packet leaves with) of those whose tuple is another one where they ended."""
+        memory, frames, rows = left
+        last = np.flatnonzero(rows["device"] == results["device"][rows["frame"]])
+        if not len(last):
+            return
+        gone = parse_batch(memory, frames[last], checksum=False).array["key"]
+        came = keys[rows["frame"][last]]
+        differs = np.zeros(len(last), dtype=bool)
+        for name in ("src", "dst", "sport", "dport"):
+            differs |= (gone[name] != came[name]).reshape(len(last), -1).any(axis=1)
+        for i in np.flatnonzero(differs & (gone["family"] != 0)).tolist():
+            ends = fields.endpoints(gone[i].tobytes())
+            yield int(rows["frame"][last[i]]), {name: ends[name] for name in fields.OUT_NAMES if name in ends}
+
+    def _records(self, records: Any, results: np.ndarray, outs: dict[int, fields.Record]) -> Iterator[fields.Record]:
+        """Records with where the packet went, and the last rule that matched: nobody behind it has had a say."""
+        devices, width = self.pipeline.program.devices, results["hit"].shape[1]
+        columns = (results[name].tolist() for name in ("device", "verdict", "n_hits", "hit"))
+        for i, (record, device, verdict, n_hits, hit) in enumerate(zip(records, *columns, strict=True)):
+            record["out"] = outs.get(i)
+            record["to"] = devices[device] if verdict == fields.Verdict.ACCEPT else None
+            record["rule"] = self.names[hit[min(n_hits, width) - 1]] if n_hits else None
+            yield record
+
+    def _write(self, left: tuple[Any, np.ndarray, np.ndarray], decisions: np.ndarray, results: np.ndarray, first: int, file: str | None) -> None:
+        memory, frames, rows = left
+        row, said = rows["frame"], None
+        if self.sink.format == "pcapng":
+            devices = self.pipeline.program.devices
+            judged = comments(decisions[row], (first + row.astype(np.int64)).tolist(), self.config.hz, file)
+            said = [f"{line} to {devices[device]}" for line, device in zip(judged, rows["device"].tolist(), strict=True)]
+        self.sink.write(memory, frames, comments=said)
+        self.result.forwarded, self.result.clamped = (self.outputs.forwarded or "", self.sink.packets), self.sink.clamped
+
+    def finish(self) -> None:
+        super().finish()
+        counters = self.pipeline.counters()
+        flows = self.pipeline.flows.counters() if self.pipeline.flows is not None else None
+        self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, self.pipeline.walker.lost())
+
+
+def _place(rule: Rule) -> str:
+    """A rule as records call it: file and line."""
+    return f"{printable(rule.place.file)}:{rule.place.line}"
