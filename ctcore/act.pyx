@@ -74,11 +74,10 @@ cdef inline bint is_confirmed(const Engine *ct, const Carried *a) noexcept nogil
 
 cdef bint keeps(Engine *ct, const CtRequest *r, const Carried *a) noexcept nogil:
     """Whether the packet goes on with what it carries. Source: tcf_ct_skb_nfct_cached."""
-    cdef const Entry *entry = &ct.pool.entry[a.flow >> 1]
     cdef uint8_t helper
     if a.flow == NO_FLOW or a.zone != r.zone or not is_there(ct, a):
         return False
-    helper = <uint8_t>(entry.extension >> EXTENSION_BITS)
+    helper = <uint8_t>(ct.pool.entry[a.flow >> 1].extension >> EXTENSION_BITS)
     if r.helper and helper and helper != r.helper:
         return False
     if r.flags & CT_FORCE and a.flow & 1 == REPLY:

@@ -99,22 +99,24 @@ cdef class Tracker:
         ct.expect.size = config.expect_max
         ct.evictions.size = config.eviction_buffer
         ct.expect.n_heads = 1 << max(4, (config.expect_max // 4).bit_length())
-        self.conns_size = whole_pages(ct.pool.capacity * sizeof(Entry) + ct.table.n_buckets * sizeof(Bucket))
+        cdef size_t table_size = (ct.table.n_buckets * sizeof(Bucket) + sizeof(Entry) - 1) // sizeof(Entry) * sizeof(Entry)
+        self.conns_size = whole_pages(table_size + ct.pool.capacity * sizeof(Entry))
         self.buffer_size = whole_pages(max(1, ct.buffer.size) * sizeof(ct.buffer.event[0]))
         self.zones_size = whole_pages(N_ZONES * sizeof(ZoneRow))
         self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
         if config.nat or config.nat_actions:
             self.start_nat()
-        ct.pool.entry = <Entry *>map_memory(self.conns_size)
+        ct.table.bucket = <Bucket *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
         ct.zones.row = <ZoneRow *>map_memory(self.zones_size)
         ct.evictions.row = <Eviction *>map_memory(self.evictions_size)
-        if not (ct.pool.entry and ct.buffer.event and ct.expect.row and ct.zones.row and ct.evictions.row):
+        if not (ct.table.bucket and ct.buffer.event and ct.expect.row and ct.zones.row and ct.evictions.row):
             raise MemoryError(f"no memory for {config.capacity} connections")
-        # Behind the slab and the rows: small tables pay for no page twice. Entries are whole cache lines, as buckets are.
-        ct.table.bucket = <Bucket *>(ct.pool.entry + ct.pool.capacity)
+        # One behind the other: small tables pay for no page twice. The slab comes last, since the end of it is touched by those only who carry much;
+        # it begins at a multiple of an entry's size, so that none lies on two pages.
+        ct.pool.entry = <Entry *>(<char *>ct.table.bucket + table_size)
         ct.expect.head = <uint32_t *>(ct.expect.row + ct.expect.size)
         expect_init(&ct.expect)
         ct.expect.secret = ct.ext.secret = ct.hash_key.word[1] ^ ct.hash_key.word[4]
@@ -144,7 +146,7 @@ cdef class Tracker:
 
     def __dealloc__(self):
         unmap_memory(self.ct.nat.rule, self.nat_size)
-        unmap_memory(self.ct.pool.entry, self.conns_size)
+        unmap_memory(self.ct.table.bucket, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)
         unmap_memory(self.ct.ext.row, self.help_size)
