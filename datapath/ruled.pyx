@@ -68,7 +68,7 @@ cdef class RulePipeline:
     cdef readonly Tracker tracker
     cdef readonly Walker walker
     cdef readonly Flows flows           # None: no flow table
-    cdef Cuts cuts
+    cdef readonly Cuts cuts             # None: likewise
     cdef Batch batch
     cdef Summary sums
     cdef Aim aim
@@ -255,6 +255,7 @@ cdef class RulePipeline:
         cdef const Shortcut *cut
         cdef Plan *plan
         cdef Trail *trail
+        cdef uint32_t length
         if self.aim.cut[i] == NO_SHORTCUT:
             return False
         all = &self.cuts.all
@@ -270,8 +271,10 @@ cdef class RulePipeline:
             trail.script = NULL
             return True
         self.serve(p, cut, decision, decided)
+        length = max(frame.len, frame.caplen)
         plan.packets += 1
-        plan.bytes += max(frame.len, frame.caplen)
+        plan.bytes += length
+        plan.behind += length - min(length, p.l3_off + p.ip_len)
         plan.last = frame.ts
         result[0] = plan.result
         decision.verdict, decision.reason = result.verdict, result.reason
@@ -354,6 +357,7 @@ cdef class RulePipeline:
 
     cdef void long_way(self, const uint8_t *memory, const Frame *frame, Packet *p, int i, Result *result, Decision *decision) noexcept nogil:
         """Through the rules, and if the next packet of the flow would go the same way, remember it."""
+        cdef uint32_t epoch = self.epoch()
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
         if result.tracked:
             decision[0] = result.decision
@@ -363,7 +367,9 @@ cdef class RulePipeline:
         decision.verdict = result.verdict
         if result.reason != R_OK:
             decision.reason = result.reason
-        if self.walker.walking.trail.lasting and self.walker.walking.trail.n_cts and self.walker.walking.trail.script == NULL:
+        if not self.walker.walking.trail.lasting or not self.walker.walking.trail.n_cts or self.walker.walking.trail.script != NULL:
+            return
+        if epoch == self.epoch():               # else it has set a mark, which the next packet will have from the beginning
             self.remember(memory, frame, p, i, result)
 
     cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
@@ -396,7 +402,7 @@ cdef class RulePipeline:
         memset(&draft, 0, sizeof(Plan))
         draft.result = result[0]
         memset(&draft.result.decision, 0, sizeof(Decision))
-        draft.plain, draft.n_steps = trail.plain, trail.n_steps
+        draft.plain, draft.n_steps, draft.whole = trail.plain, trail.n_steps, trail.whole
         for j in range(trail.n_steps):
             draft.step[j] = trail.step[j]
         return plan_intern(&self.cuts.all, &draft)

@@ -117,7 +117,7 @@ cdef inline bint same_result(const Result *a, const Result *b) noexcept nogil:
 
 cdef inline bint same_plan(const Plan *a, const Plan *b) noexcept nogil:
     return (
-        a.n_steps == b.n_steps and a.plain == b.plain and same_result(&a.result, &b.result)
+        a.n_steps == b.n_steps and a.plain == b.plain and a.whole == b.whole and same_result(&a.result, &b.result)
         and memcmp(a.step, b.step, a.n_steps * sizeof(uint32_t)) == 0
     )
 
@@ -139,7 +139,7 @@ cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
     number = all.n_plans
     all.n_plans += 1
     all.plan[number] = draft[0]
-    all.plan[number].packets = all.plan[number].bytes = 0
+    all.plan[number].packets = all.plan[number].bytes = all.plan[number].behind = 0
     all.plan[number].next = all.chain[hash]
     all.chain[hash] = number
     return number
@@ -213,7 +213,7 @@ cdef class Cuts:
             for k in range(plan.result.n_hits):
                 count = counts[plan.result.hit[k]]
                 count["packets"] += plan.packets
-                count["bytes"] += plan.bytes
+                count["bytes"] += plan.bytes - (plan.behind if k >= plan.whole else 0)
                 count["last"] = max(int(count["last"]), plan.last)
 
     def counters(self):
