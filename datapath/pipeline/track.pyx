@@ -19,7 +19,7 @@ from ctcore.fragment_whole cimport Whole, fragments_room
 from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
-    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, NOT_UNCONFIRMED, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
     R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
     Entry, Packet, Rewrite,
 )
@@ -231,7 +231,9 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
             return give_up(w, v, R_FRAGMENT)
     if unlikely(request.helper) and (ask.helper_family != p.key.family or ask.helper_proto != p.key.proto):
         request.helper = 0                      # Linux gives it to the connection as well, and never asks it (nf_ct_helper)
-    if w.trail.flows != NULL and not carried:
+    if carried and v.decision.offload != OFFLOAD_SOFTWARE and v.decision.offload != NOT_UNCONFIRMED:
+        served = v.decision.offload             # what the flow table said when it was asked is true of the packet still
+    elif w.trail.flows != NULL and not carried:
         served = serve(w, v, p, &request)
     if not ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite):
         w.trail.lasting = False
