@@ -17,9 +17,10 @@ from ctcore.types import Reason, Verdict
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.pipeline import rules_file
+from datapath.pipeline.ct_settings import settings_of
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.interpret import Interpreter, Walk
-from datapath.pipeline.reference import RuleTracker, settings_of
+from datapath.pipeline.reference import RuleTracker
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.wire import parse_batch
 from pcap_tests.conftest import TRACKERS
