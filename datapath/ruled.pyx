@@ -46,6 +46,7 @@ from datapath.pipeline.walk import RESULT_DTYPE
 
 cdef enum:
     ETHERNET = 14               # bytes of a header without tags
+    TWO_TAGS = 22               # the most that is compared; a third one may show when others are popped
 
 
 # What is asked of a call beside counting. Each may be NULL.
@@ -287,7 +288,7 @@ cdef class RulePipeline:
         cdef const FlowRow *row
         cdef Key key
         cdef int j
-        if unlikely(p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST)):
+        if unlikely(p.l3_off > TWO_TAGS or (p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST))):
             return NULL
         key = p.key
         (<uint64_t *>&key)[4] = flow_word(&p.key, self.aim.hook[i])
@@ -378,7 +379,7 @@ cdef class RulePipeline:
         cdef FlowerKey fields
         cdef uint32_t plan
         cdef int j
-        if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS:
+        if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS or p.l3_off > TWO_TAGS:
             return
         if result.reason != R_OK and result.reason != R_RULE_DROP:
             return

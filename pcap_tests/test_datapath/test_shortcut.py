@@ -175,3 +175,48 @@ def test_fields_that_rules_look_at_are_looked_at_again() -> None:
     assert seen.results["verdict"].tolist() == [1, 2, 2, 1] * 4 + [1] * 4
     assert crowd.hits >= 3
     crowd.ways.check()
+
+
+def tagged(port: int, *tags: int) -> tuple[bytes, int]:
+    frame, side = data(port)
+    return frame[:12] + b"".join(b"\x81\x00" + tag.to_bytes(2, "big") for tag in tags) + frame[12:], side
+
+
+POPS = (
+    "tc filter add dev in0 ingress chain 0 prio 1 protocol all flower action ct pipe action goto chain 1\n"
+    "tc filter add dev in0 ingress chain 1 prio 1 protocol all flower ct_state +trk+est action vlan pop {}pipe action goto chain 2\n"
+    "tc filter add dev in0 ingress chain 1 prio 2 protocol all flower action ct commit pipe action pass\n"
+    "tc filter add dev in0 ingress chain 2 prio 1 protocol 802.1q flower vlan_id 7 action drop\n"
+    "tc filter add dev out0 ingress chain 0 prio 1 protocol all flower action ct pipe action pass\n"
+)
+
+
+@pytest.mark.parametrize(("pops", "outer"), [("", (5,)), ("pipe action vlan pop ", (5, 6))])
+def test_a_tag_that_shows_when_others_are_popped_is_looked_at(pops: str, outer: tuple[int, ...]) -> None:
+    """A flow is a tuple at a hook, whatever its tags are."""
+    crowd = Crowd(ruleset_of(POPS.format(pops)))
+    crowd.open(range(4000, 4001))
+    for inner, verdict in ((7, 2), (8, 1)) * 3:
+        assert crowd.send(tagged(4000, *outer, inner)).results["verdict"].tolist() == [verdict]
+    assert crowd.send(tagged(4000, *outer), data(4000)).results["verdict"].tolist() == [1, 1]
+    crowd.ways.check()
+
+
+def test_a_header_that_an_edit_moves_is_looked_at() -> None:
+    """With a word more of IP header the length of the datagram is taken for its source port."""
+    crowd = Crowd(
+        ruleset_of(
+            "tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ip_proto udp action ct commit pipe"
+            " action pedit ex munge ip ihl set 6 pipe action csum ip4h pipe action goto chain 1\n"
+            "tc filter add dev in0 ingress chain 1 prio 1 protocol ip flower ip_proto udp src_port 20 action drop\n"
+            "tc filter add dev out0 ingress chain 0 prio 1 protocol ip flower action ct pipe action pass\n"
+        )
+    )
+    there = {length: (craft.udp(CLIENT, SERVER, 4000, 53, bytes(length - 8)), IN) for length in (20, 30)}
+    back = craft.udp(SERVER, CLIENT, 53, 4000, b"answer"), OUT
+    crowd.send(there[30], back)
+    crowd.now += 2500 * MILLISECOND
+    crowd.send(back, back)
+    for length, verdict in ((20, 2), (30, 1)) * 3:
+        assert crowd.send(there[length]).results["verdict"].tolist() == [verdict]
+    crowd.ways.check()
