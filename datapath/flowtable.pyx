@@ -4,7 +4,7 @@ Theory of operation: at the end of a `ct` action flow_admit() takes a connection
 and told what their connection is; neither window nor timeout is looked at. What may end or change the connection goes the slow way: FIN and RST tear
 down first. A row whose packets stay away expires; rounds, one a second, take out what is expired or torn down.
 One connection: SYN, SYN/ACK, ACK: the third makes it assured and is its admission; data is served; FIN tears it down, the tracker sees the FIN;
-the next round removes the row. An idle one comes back after 30 s with 432,000 - 30 s left.
+the next round removes the row. An idle one comes back after 30 s with what it has left of its day, or of its state's timeout less 30 s.
 Invariants (check): a row is in the chains of both its tuples; OFFLOAD is set on exactly the connections whose rows are not torn down; none of
 these is dead.
 Source: net/sched/act_ct.c, net/netfilter/nf_flow_table_core.c.
@@ -268,16 +268,17 @@ cdef void connection_gone(void *who, uint32_t conn) noexcept nogil:
     all.torn_down[<int>NOT_TEARDOWN_DYING] += 1
 
 
-cdef void extend(Engine *ct, Entry *entry) noexcept nogil:
-    """Keep what is in the table from expiring (nf_flow_table_extend_ct_timeout)."""
+cdef void extend(Engine *ct, Entry *entry, uint64_t tick) noexcept nogil:
+    """Keep what is in the table from expiring (nf_flow_table_extend_ct_timeout). tick: when, which may lie a little ahead."""
     cdef uint32_t second = <uint32_t>(SECOND // ct.set.tick_ns)
+    cdef uint32_t ahead = <uint32_t>tick - <uint32_t>ct.tick
     cdef uint8_t proto = entry.flow[ORIG].key.proto
-    if ticks_left(ct, entry) >= <int32_t>(FIVE_MINUTES * second):
+    if ticks_left(ct, entry) >= <int32_t>(FIVE_MINUTES * second + ahead):
         return
     if proto == PROTO_UDP or (proto == PROTO_TCP and entry.l4.tcp.state == TCP_ESTABLISHED):
-        set_deadline(ct, entry, DAY * second)
+        set_deadline(ct, entry, DAY * second + ahead)
     elif proto == PROTO_TCP and FIN_WAIT <= entry.l4.tcp.state <= TIME_WAIT:
-        set_deadline(ct, entry, FIVE_MINUTES * second)
+        set_deadline(ct, entry, FIVE_MINUTES * second + ahead)
 
 
 cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
@@ -297,7 +298,7 @@ cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
         if row.flags & ROW_TEARDOWN:
             row_remove(all, ct, i)
         elif all.extends:
-            extend(ct, &ct.pool.entry[row.conn])
+            extend(ct, &ct.pool.entry[row.conn], tick)
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from datapath.pipeline.walk import RESULT_DTYPE
 
 cdef enum:
     ETHERNET = 14               # bytes of a header without tags
+    TWO_TAGS = 22               # the most that is compared; a third one may show when others are popped
 
 
 # What is asked of a call beside counting. Each may be NULL.
@@ -68,7 +69,7 @@ cdef class RulePipeline:
     cdef readonly Tracker tracker
     cdef readonly Walker walker
     cdef readonly Flows flows           # None: no flow table
-    cdef Cuts cuts
+    cdef readonly Cuts cuts             # None: likewise
     cdef Batch batch
     cdef Summary sums
     cdef Aim aim
@@ -255,6 +256,7 @@ cdef class RulePipeline:
         cdef const Shortcut *cut
         cdef Plan *plan
         cdef Trail *trail
+        cdef uint32_t length
         if self.aim.cut[i] == NO_SHORTCUT:
             return False
         all = &self.cuts.all
@@ -270,8 +272,10 @@ cdef class RulePipeline:
             trail.script = NULL
             return True
         self.serve(p, cut, decision, decided)
+        length = max(frame.len, frame.caplen)
         plan.packets += 1
-        plan.bytes += max(frame.len, frame.caplen)
+        plan.bytes += length
+        plan.behind += length - min(length, p.l3_off + p.ip_len)
         plan.last = frame.ts
         result[0] = plan.result
         decision.verdict, decision.reason = result.verdict, result.reason
@@ -284,7 +288,7 @@ cdef class RulePipeline:
         cdef const FlowRow *row
         cdef Key key
         cdef int j
-        if unlikely(p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST)):
+        if unlikely(p.l3_off > TWO_TAGS or (p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST))):
             return NULL
         key = p.key
         (<uint64_t *>&key)[4] = flow_word(&p.key, self.aim.hook[i])
@@ -354,6 +358,7 @@ cdef class RulePipeline:
 
     cdef void long_way(self, const uint8_t *memory, const Frame *frame, Packet *p, int i, Result *result, Decision *decision) noexcept nogil:
         """Through the rules, and if the next packet of the flow would go the same way, remember it."""
+        cdef uint32_t epoch = self.epoch()
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
         if result.tracked:
             decision[0] = result.decision
@@ -363,7 +368,9 @@ cdef class RulePipeline:
         decision.verdict = result.verdict
         if result.reason != R_OK:
             decision.reason = result.reason
-        if self.walker.walking.trail.lasting and self.walker.walking.trail.n_cts and self.walker.walking.trail.script == NULL:
+        if not self.walker.walking.trail.lasting or not self.walker.walking.trail.n_cts or self.walker.walking.trail.script != NULL:
+            return
+        if epoch == self.epoch():               # else it has set a mark, which the next packet will have from the beginning
             self.remember(memory, frame, p, i, result)
 
     cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
@@ -372,7 +379,7 @@ cdef class RulePipeline:
         cdef FlowerKey fields
         cdef uint32_t plan
         cdef int j
-        if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS:
+        if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS or p.l3_off > TWO_TAGS:
             return
         if result.reason != R_OK and result.reason != R_RULE_DROP:
             return
@@ -396,7 +403,7 @@ cdef class RulePipeline:
         memset(&draft, 0, sizeof(Plan))
         draft.result = result[0]
         memset(&draft.result.decision, 0, sizeof(Decision))
-        draft.plain, draft.n_steps = trail.plain, trail.n_steps
+        draft.plain, draft.n_steps, draft.whole = trail.plain, trail.n_steps, trail.whole
         for j in range(trail.n_steps):
             draft.step[j] = trail.step[j]
         return plan_intern(&self.cuts.all, &draft)

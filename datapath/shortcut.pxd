@@ -22,11 +22,13 @@ ctypedef struct Plan:
     Result result
     uint64_t packets            # that took a shortcut to it, without walking
     uint64_t bytes
+    uint64_t behind             # of these, bytes behind the IP packet, which rules after the first `ct` do not see
     int64_t last                # ns
     uint32_t[MOST_STEPS] step
     uint32_t next               # in the chain of its hash
     uint16_t n_steps
     uint8_t plain               # nothing is to be done but to forward, or drop
+    uint32_t whole              # hits up to and with the first `ct`
 
 # A flow: packets of one tuple that come to one hook. One cache line.
 ctypedef struct Shortcut:

@@ -117,7 +117,7 @@ cdef inline bint same_result(const Result *a, const Result *b) noexcept nogil:
 
 cdef inline bint same_plan(const Plan *a, const Plan *b) noexcept nogil:
     return (
-        a.n_steps == b.n_steps and a.plain == b.plain and same_result(&a.result, &b.result)
+        a.n_steps == b.n_steps and a.plain == b.plain and a.whole == b.whole and same_result(&a.result, &b.result)
         and memcmp(a.step, b.step, a.n_steps * sizeof(uint32_t)) == 0
     )
 
@@ -139,7 +139,7 @@ cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
     number = all.n_plans
     all.n_plans += 1
     all.plan[number] = draft[0]
-    all.plan[number].packets = all.plan[number].bytes = 0
+    all.plan[number].packets = all.plan[number].bytes = all.plan[number].behind = 0
     all.plan[number].next = all.chain[hash]
     all.chain[hash] = number
     return number
@@ -186,6 +186,10 @@ cdef class Cuts:
         for i in range(table.start[table.n_chains] if table.n_chains else 0):
             for j in range(FLOWER_WORDS):
                 word[j] |= table.group[i].mask[j]
+        # What a tag hides shows when it is popped.
+        all.mask.vlan_tci = all.mask.cvlan_tci = all.mask.vlan_tci | all.mask.cvlan_tci
+        all.mask.eth_type = all.mask.eth_type | all.mask.vlan_ethtype | all.mask.cvlan_ethtype
+        all.mask.vlan_ethtype = all.mask.cvlan_ethtype = all.mask.eth_type
         all.mask.indev = all.mask.src_port = all.mask.dst_port = all.mask.ct_mark = all.mask.ct_zone = 0
         all.mask.ip_proto = all.mask.ct_state = 0
         all.mask.ct_label[0] = all.mask.ct_label[1] = 0
@@ -213,7 +217,7 @@ cdef class Cuts:
             for k in range(plan.result.n_hits):
                 count = counts[plan.result.hit[k]]
                 count["packets"] += plan.packets
-                count["bytes"] += plan.bytes
+                count["bytes"] += plan.bytes - (plan.behind if k >= plan.whole else 0)
                 count["last"] = max(int(count["last"]), plan.last)
 
     def counters(self):

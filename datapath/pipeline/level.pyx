@@ -3,21 +3,30 @@
 Not here: who changes it (walk, track).
 """
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from ctcore.types cimport Packet
 from datapath.frame cimport Frame
 from datapath.pipeline.flower cimport flower_key
 from datapath.wire cimport parse
 
 
+cdef inline uint64_t shape_of(const Packet *p) noexcept nogil:
+    """Which headers a packet has."""
+    return <uint64_t>p.key.proto << 40 | <uint64_t>p.key.family << 32 | <uint32_t>(p.ip_len - p.l4_len)
+
+
 cdef void read_draft(Walking *w, Level *v) noexcept nogil:
     """Parse the draft as it is now."""
     cdef Frame frame = w.frame[0]
+    cdef uint64_t was = shape_of(v.packet)
     frame.offset = 0
     frame.caplen = v.draft.have
     frame.len = v.draft.have + v.draft.missing
     parse(&w.settings, v.draft.data, &frame, 1, &v.own)
     v.packet = &v.own
+    if shape_of(v.packet) != was:
+        w.trail.lasting = False     # what was payload is a header now, and may say something else in the flow's next packet
     v.parsed = True
 
 

@@ -19,7 +19,7 @@ from ctcore.fragment_whole cimport Whole, fragments_room
 from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
-    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, NOT_UNCONFIRMED, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
     R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
     Entry, Packet, Rewrite,
 )
@@ -153,13 +153,11 @@ cdef uint8_t settle(Walking *w, Level *v, Packet *p, const Rewrite *rewrite) noe
 cdef uint8_t serve(Walking *w, Level *v, Packet *p, CtRequest *request) noexcept nogil:
     """Ask the flow table for the packet's connection, which it carries then, and is not tracked. OFFLOAD_SOFTWARE, or why not.
 
-    As in Linux it is asked for what the packet does not carry already, and before anything is forced.
+    As in Linux it is asked before anything is forced.
     """
     cdef FlowTable *all = w.trail.flows
     cdef uint8_t why
     cdef uint32_t found
-    if v.carried.flow != NO_FLOW and v.carried.zone == request.zone:
-        return OFFLOAD_NONE
     why = NOT_FRAGMENT if v.origin.whole != NULL else flow_passes(p, v.draft.data + p.l3_off)
     if why != OFFLOAD_NONE:
         return why
@@ -177,8 +175,11 @@ cdef uint8_t serve(Walking *w, Level *v, Packet *p, CtRequest *request) noexcept
     return OFFLOAD_SOFTWARE
 
 
-cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, uint8_t served) noexcept nogil:
-    """After an action: admission, what the record says of it, and whether the next packet of the flow finds all as this one did."""
+cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, uint8_t served, bint carried) noexcept nogil:
+    """After an action: admission, what the record says of it, and whether the next packet of the flow finds all as this one did.
+
+    carried: the packet had its connection already, so that the flow table was not asked.
+    """
     cdef Trail *t = &w.trail
     cdef Entry *entry
     cdef uint8_t where = OFFLOAD_NONE
@@ -188,9 +189,10 @@ cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, 
         return
     where = OFFLOAD_SOFTWARE if served == OFFLOAD_SOFTWARE else flow_admit(t.flows, w.ct, p, v.carried.flow, v.carried.state)
     entry = &w.ct.pool.entry[conn]
-    if where != OFFLOAD_SOFTWARE or v.carried.state != ESTABLISHED or not entry.status & ASSURED or t.n_cts == MOST_CTS:
+    t.whole = t.whole or w.result.n_hits
+    if where != OFFLOAD_SOFTWARE or v.carried.state != ESTABLISHED or not entry.status & ASSURED or (t.n_cts == MOST_CTS and not carried):
         t.lasting = False
-    else:
+    elif not carried:
         t.row[t.n_cts] = t.flows.of[conn] << 1 | (v.carried.flow & 1)
         t.translates[t.n_cts] = (request.flags & CT_NAT) != 0
         t.n_cts += 1
@@ -210,10 +212,12 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
     cdef CtRequest request = ask.request
     cdef Rewrite rewrite
     cdef uint8_t served = OFFLOAD_NONE
+    cdef bint carried = v.carried.flow != NO_FLOW and v.carried.zone == request.zone
     cdef Packet *p = writable_packet(w, v)
     edits_reset(&w.ct.edits)
     v.tracked = True
     if request.flags & CT_CLEAR:
+        w.trail.plain = False                   # what is said of the packet is not what the flow table says of its connection
         ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite)
         tell(w, v)
         return R_OK
@@ -227,11 +231,13 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
             return give_up(w, v, R_FRAGMENT)
     if unlikely(request.helper) and (ask.helper_family != p.key.family or ask.helper_proto != p.key.proto):
         request.helper = 0                      # Linux gives it to the connection as well, and never asks it (nf_ct_helper)
-    if w.trail.flows != NULL:
+    if carried and v.decision.offload != OFFLOAD_SOFTWARE and v.decision.offload != NOT_UNCONFIRMED:
+        served = v.decision.offload             # what the flow table said when it was asked is true of the packet still
+    elif w.trail.flows != NULL and not carried:
         served = serve(w, v, p, &request)
     if not ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite):
         w.trail.lasting = False
         return v.decision.reason if likely(v.decision.reason != R_OK) else R_RULE_DROP
     if w.trail.flows != NULL:
-        note(w, v, p, &request, served)
+        note(w, v, p, &request, served, carried)
     return settle(w, v, p, &rewrite)

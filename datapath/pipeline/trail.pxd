@@ -18,6 +18,7 @@ ctypedef struct Trail:
     uint8_t n_cts
     uint8_t lasting             # the next packet of the flow will go the same way
     uint8_t plain               # nothing was done but to track, to mark and to send
+    uint32_t whole              # rules that had matched when the first `ct` cut off what lies behind the IP packet
     uint16_t n_steps
     uint32_t[MOST_STEPS] step   # what each look-up found: a place in its chain, or NO_PLACE
     # what it follows
@@ -29,6 +30,7 @@ ctypedef struct Trail:
 cdef inline void trail_begin(Trail *t) noexcept nogil:
     t.n_cts = 0
     t.n_steps = t.at = 0
+    t.whole = 0
     t.lasting = t.plain = t.flows != NULL
 
 

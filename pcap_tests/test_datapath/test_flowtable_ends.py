@@ -1,0 +1,209 @@
+"""The flow table: how long connections stay, and how they come back to the tracker."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctcore.filter import Filter
+from ctcore.types import Status, TcpFlag
+from datapath import craft
+from pcap_tests.scene import START
+from pcap_tests.test_datapath.tabled import COMMITS, DAY, IN, OUT, SECOND, Net, Tcp, assured_udp, udp
+from pcap_tests.test_datapath.test_pipeline.laboratory import CLIENT, SERVER
+
+# --- aging (A6) ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [31, 3600])
+def test_an_idle_tcp_connection_comes_back_with_the_rest_of_its_day(jump: int) -> None:
+    """44, 56: a day is less than the 432,000 s of its state, so that nothing is to be shortened."""
+    net = Net()
+    Tcp(net).opened()
+    net.wait(jump)
+    net.tick()
+    assert net.flows.counters()["teardown_idle"] == 1
+    assert not net.offloaded()
+    assert net.left() == DAY - jump
+
+
+@pytest.mark.parametrize("jump", [31, 3600])
+def test_an_idle_tcp_connection_comes_back_as_of_the_second_it_expired(jump: int) -> None:
+    """44, 56: with its state's timeout less 30 s, however much later the capture goes on."""
+    net = Net(timeouts={"tcp_timeout_established": 7440})
+    Tcp(net).opened()
+    net.wait(jump)
+    net.tick()
+    assert not net.offloaded()
+    assert net.left() == 7440 - 30 - (jump - 30)
+
+
+def test_an_idle_connection_dies_with_its_day() -> None:
+    """56: nobody comes for two days."""
+    net = Net(events=frozenset({"destroy"}))
+    Tcp(net).opened()
+    net.wait(2 * DAY)
+    net.tick()
+    assert [int(row["flow"][0]["key"]["proto"]) for row in net.tracker.conns()] == [17]
+    assert net.tracker.events()["time"].tolist() == [START + DAY * SECOND]
+    assert net.flows.counters() == {**net.flows.counters(), "teardown_idle": 1, "teardown_dying": 0}
+
+
+def test_an_idle_stream_comes_back_with_90_s() -> None:
+    """55, 56: 120 - 30."""
+    net = Net()
+    assured_udp(net)
+    udp(net)
+    net.wait(31)
+    net.tick()
+    assert net.flows.counters()["teardown_idle"] == 1
+    assert 88 <= net.left() <= 90
+
+
+def test_an_idle_datagram_without_an_answer_comes_back_with_nothing() -> None:
+    """55, 56: 30 - 30."""
+    net = Net()
+    udp(net)
+    net.wait(32)
+    net.tick()
+    assert [int(row["flow"][0]["key"]["dport"]) for row in net.tracker.conns()] == [9]
+
+
+def test_traffic_keeps_a_connection_in_the_table() -> None:
+    """41: each packet gives it 30 s."""
+    net = Net()
+    talk = Tcp(net).opened()
+    for _ in range(20):
+        net.wait(29)
+        assert talk.say(OUT, "PA", b"hello").offload == "software"
+    assert net.flows.counters()["served"] == 20
+    assert (net.flows.counters()["teardown_idle"], net.flows.counters()["admitted"]) == (0, 1)
+
+
+def test_one_that_aged_out_is_admitted_again_by_its_next_packet() -> None:
+    """58."""
+    net = Net()
+    talk = Tcp(net).opened()
+    net.wait(40)
+    assert talk.say(OUT, "PA", b"hello").offload == "software"
+    assert (net.flows.counters()["admitted"], net.flows.counters()["served"]) == (2, 0)
+    assert talk.say(OUT, "PA", b"hello").offload == "software"
+    assert net.flows.counters()["served"] == 1
+
+
+def test_its_own_timeout_is_a_setting() -> None:
+    """6."""
+    net = Net(flowtable_tcp_timeout=5, timeouts={"tcp_timeout_established": 7440})
+    Tcp(net).opened()
+    net.wait(4)
+    net.tick()
+    assert net.offloaded()
+    net.wait(2)
+    net.tick()
+    assert not net.offloaded()
+    assert net.left() == 7440 - 5 - 1
+
+
+@pytest.mark.parametrize(("extends", "left"), [(True, DAY), (False, 200)])
+def test_less_than_five_minutes_are_made_a_day_if_that_is_wanted(extends: bool, left: int) -> None:
+    """45: an administrator's timeout, say."""
+    net = Net(flowtable_extends=extends)
+    Tcp(net).opened()
+    net.tracker.update(Filter(proto=6), timeout=201)
+    net.wait(1)
+    net.tick()
+    assert abs(net.left() - left) <= 1
+
+
+def test_more_than_five_minutes_stay_what_they_are() -> None:
+    """45."""
+    net = Net()
+    Tcp(net).opened()
+    net.tracker.update(Filter(proto=6), timeout=400)
+    net.wait(1)
+    net.tick()
+    assert net.left() == 399
+
+
+def test_a_fin_that_the_table_does_not_see_leaves_five_minutes() -> None:
+    """37, 45: with a TTL of 1 it goes the slow way, and the connection is still in the table while it closes."""
+    net = Net()
+    talk = Tcp(net).opened()
+    said = talk.say(OUT, "FA", ttl=1)
+    assert (said.offload, said.l4state) == ("not_ttl", "FIN_WAIT")
+    net.wait(1)
+    net.tick()
+    assert net.left() == 300
+    assert talk.say(IN).offload == "software"
+
+
+# --- teardown (A7) ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_learnt_anew_after_a_teardown() -> None:
+    """53, 54: what was not followed is not believed: the next packet passes, wherever its window is."""
+    net = Net()
+    talk = Tcp(net).opened()
+    talk.say(OUT, "PA", b"hello")
+    net.flows.flush()
+    assert net.conn()["tcp"]["side"]["maxwin"].tolist() == [0, 0]
+    assert not any(flags & TcpFlag.TF_MAXACK_SET for flags in net.conn()["tcp"]["flags"].tolist())
+    assert net.left() == DAY
+    assert net.flows.counters()["teardown_flush"] == 1
+    said = talk.say(OUT, "PA", b"far on", seq=2_000_000_000, ack=talk.next[IN])
+    assert (said.state, said.reason) == ("established", "ok")
+
+
+def test_a_rst_far_on_closes_what_was_served() -> None:
+    """54: the tracker's last acknowledgement is old, and would make it a challenge, or invalid."""
+    net = Net()
+    talk = Tcp(net).opened()
+    talk.next[OUT] += 1_000_000
+    talk.say(OUT, "PA", b"hello")
+    said = talk.say(OUT, "R")
+    assert (said.offload, said.l4state, said.state) == ("not_teardown_rst", "CLOSE", "established")
+
+
+@pytest.mark.parametrize("how", ["delete", "flush"])
+def test_a_connection_that_is_deleted_takes_its_row_with_it(how: str) -> None:
+    """59: its packets are tracked, and nothing remembers the way they took."""
+    net = Net()
+    talk = Tcp(net).opened()
+    talk.say(OUT, "PA", b"hello")
+    net.tracker.delete(Filter(proto=6)) if how == "delete" else net.tracker.flush()
+    net.flows.check()
+    assert net.flows.counters()["teardown_dying"] == 1
+    said = talk.say(OUT, "PA", b"hello")
+    assert (said.state, said.conn, said.offload) == ("new", -1, "not_tcp_state")
+    net.wait(1)
+    net.tick()
+    assert [int(row["status"]) & Status.OFFLOAD for row in net.tracker.conns()] == [Status.OFFLOAD]
+
+
+def test_an_administrator_may_end_one_by_its_timeout() -> None:
+    """59."""
+    net = Net()
+    Tcp(net).opened()
+    net.tracker.update(Filter(proto=6), timeout=0)
+    assert (net.tracker.count, net.flows.counters()["teardown_dying"]) == (0, 1)
+    net.flows.check()
+
+
+def test_early_drop_of_an_admitted_connection() -> None:
+    """59: what is in the table and not assured may go when the tracker is full."""
+    net = Net(COMMITS, max=2, buckets=1)
+    for port in range(1, 6):
+        net.send(craft.udp(CLIENT, SERVER, port, 53))
+    assert 1 <= net.tracker.count <= 2
+    assert net.flows.counters()["teardown_dying"] == 5 - net.tracker.count
+    assert net.flows.count == 5
+    net.wait(1)
+    net.send(craft.icmp(CLIENT, SERVER, 8, ident=1, sequence=1))
+    assert net.flows.count <= 2
+
+
+def test_a_tracker_has_one_flow_table() -> None:
+    from datapath.flowtable import Flows
+
+    net = Net()
+    with pytest.raises(ValueError, match="none yet"):
+        Flows(net.tracker)

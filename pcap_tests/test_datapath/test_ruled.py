@@ -1,0 +1,95 @@
+"""Pipelines of rules: with and without a flow table the same packets pass, by the same rules, and leave with the same bytes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+from ctcore.config import Config
+from ctcore.filter import Filter
+from ctcore.types import Offload
+from datapath.pipeline.rules import CONTINUE, Ct, Hook, Rule, Ruleset
+from pcap_tests.test_datapath.flowing import Ways
+from pcap_tests.test_datapath.flowing_rules import orderly
+from pcap_tests.test_datapath.flowing_talks import Talks
+from pcap_tests.test_datapath.test_pipeline.random_talks import some_pipeline
+
+HOOKS = (Hook("eth0"), Hook("eth1"))
+PIPELINES = int(os.environ.get("CTMIRROR_PAIRS", "100000")) // 500
+BATCHES = 60
+
+
+def unforced(ruleset: Ruleset) -> Ruleset:
+    """As in Linux the flow table is asked before anything is forced, so that `force` may make a difference."""
+    rules = (
+        replace(rule, actions=tuple(replace(each, force=False) if isinstance(each, Ct) else each for each in rule.actions)) for rule in ruleset.rules
+    )
+    return replace(ruleset, rules=tuple(rules))
+
+
+def fewer(random: Random, ruleset: Ruleset) -> Ruleset:
+    """Without some of the rules that only look on."""
+    return replace(ruleset, rules=tuple(rule for rule in ruleset.rules if random.randrange(3) or not looks_on(rule)))
+
+
+def looks_on(rule: Rule) -> bool:
+    return bool(rule.actions) and getattr(rule.actions[-1], "control", None) == CONTINUE
+
+
+def meddle(random: Random, ways: Ways, whole: Ruleset) -> None:
+    """Other rules, other marks and labels, or another table: the next packet sees them."""
+    kind = random.randrange(4)
+    if kind == 0:
+        ways.load(fewer(random, whole))
+        return
+    mark = random.randrange(4)
+    for each in ways.all:
+        if kind == 1:
+            each.tracker.update(Filter(), mark=mark, mark_mask=3)
+        elif kind == 2:
+            each.tracker.update(Filter(), label=mark, label_mask=3)
+        elif each.flows is not None:
+            each.flows.flush()
+
+
+def converse(random: Random, ruleset: Ruleset, seen: Counter[str], *, resets: bool) -> None:
+    """Conversations through rules, and now and then somebody who changes something. seen: what the flow table said."""
+    ways = Ways(ruleset, Config(tcp_liberal=True, max=random.choice((12, 1000)), seed=random.getrandbits(32)), HOOKS)
+    talks = Talks(random, resets=resets)
+    for _ in range(BATCHES):
+        coming, talking = talks.batch()
+        if coming:
+            said = ways.send(coming)
+            talks.told(talking, said.left)
+            seen.update(Offload(value).name for value in said.decisions["offload"].tolist())
+        if random.randrange(20) == 0:
+            ways.check()
+            meddle(random, ways, ruleset)
+    ways.check()
+    seen["hits"] += ways.blind.shortcuts()["hits"]
+
+
+def test_any_rules_that_track_say_the_same_with_a_flow_table() -> None:
+    """Rules of all kinds, in any order, with a RST nowhere: what a rule does not show the tracker may make one count or not."""
+    random, seen = Random(os.environ.get("CTMIRROR_SEED", "flows")), Counter[str]()
+    for number in range(PIPELINES):
+        try:
+            converse(random, unforced(some_pipeline(random)), seen, resets=False)
+        except AssertionError as error:
+            raise AssertionError(f"pipeline {number}: {error}") from error
+    assert seen["hits"] > 5 * PIPELINES, seen
+
+
+def test_orderly_rules_say_the_same_with_a_flow_table_and_resets() -> None:
+    """Two zones, translation, and rules that look at everything a flow's packets may differ in."""
+    random, seen = Random(os.environ.get("CTMIRROR_SEED", "orderly")), Counter[str]()
+    for number in range(PIPELINES):
+        try:
+            converse(random, orderly(random), seen, resets=True)
+        except AssertionError as error:
+            raise AssertionError(f"pipeline {number}: {error}") from error
+    served = {"OFFLOAD_SOFTWARE", "NOT_TEARDOWN_FIN", "NOT_TEARDOWN_RST", "NOT_TTL", "NOT_IP_OPTIONS", "NOT_ASSURED", "NOT_TCP_STATE", "NOT_PROTO"}
+    assert served <= set(seen), seen
+    assert seen["hits"] > 20 * PIPELINES
