@@ -17,7 +17,7 @@ import numpy as np
 
 from ctcore.errors import CaptureError, CtmirrorError
 from ctcore.tracker import Tracker
-from ctcore.types import Offload
+from ctcore.types import Offload, Status
 from datapath.app import CHUNK, Progress, RulesGiven, Tracking
 from datapath.capture import PcapSource
 from datapath.frame import LINK_ETHERNET
@@ -74,16 +74,15 @@ class Admissions:
 
     def note(self, decisions: np.ndarray, first: int) -> None:
         """A chunk. first: number of its first packet."""
-        rows = np.flatnonzero(decisions["conn"] >= 0)
-        conns, offload = decisions["conn"][rows].astype(np.int64), decisions["offload"][rows]
+        rows = np.flatnonzero((decisions["conn"] >= 0) & (decisions["offload"] != Offload.OFFLOAD_NONE))
+        conns = decisions["conn"][rows].astype(np.int64)
         if not len(rows):
             return
         missing = int(conns.max()) + 1 - len(self._since)
         if missing > 0:
             self._since = np.concatenate([self._since, np.full(max(missing, len(self._since)), NOWHERE, dtype=np.int64)])
-        there = offload == Offload.OFFLOAD_SOFTWARE
-        # Some packets are not for the table, though their connection is there.
-        gone = ~there & ((offload >= Offload.NOT_TEARDOWN_FIN) | ((offload >= Offload.NOT_PROTO) & (offload < Offload.NOT_FRAGMENT)))
+        there = decisions["status"][rows] & Status.OFFLOAD != 0  # of this packet or not: some are not served, though their connection is there
+        gone = ~there
         known, which = np.unique(conns, return_inverse=True)
         last = np.full(len(known), NOWHERE, dtype=np.int64)
         last[which[gone]] = rows[gone]
@@ -260,4 +259,3 @@ def _as_ethernet(memory: Any, frames: np.ndarray) -> bytes | None:
     packet = parse_batch(memory, frames, checksum=False).array[0]
     family = TYPES.get(int(packet["key"]["family"]))
     return None if family is None else bytes(12) + family + _bytes(memory, frames[0])[int(packet["l3_off"]) :]
-

@@ -279,4 +279,5 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
     elif it.served.offload == Offload.OFFLOAD_NONE:
         yield "flow table", "not asked: no connection of it was looked for there"
     else:
-        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[it.served.offload]}): {WHY_NOT[it.served.offload]}"
+        there = f"{conn} is in it{since}, but " if it.served.since is not None else ""
+        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[it.served.offload]}): {there}{WHY_NOT[it.served.offload]}"
