@@ -36,9 +36,9 @@ TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by family
 
 @dataclass(frozen=True)
 class Served:
-    """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet with
-    which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1: none;
-    result: RESULT_DTYPE, what became of it."""
+    """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet
+    with which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1:
+    none; result: RESULT_DTYPE, what became of it."""
 
     offload: int
     served: bool
@@ -49,9 +49,9 @@ class Served:
 
 @dataclass(frozen=True)
 class Ruled:
-    """One packet through rules. data: its bytes; frame: FRAME_DTYPE; iface: its interface in the capture, "" if that does not say; at: what was done at
-    its hook, and beyond; served: None without a flow table; tracking: its settings with what the rules add; slow: why all packets before it went
-    through the interpreter, "" if they did not."""
+    """One packet through rules. data: its bytes; frame: FRAME_DTYPE; iface: its interface in the capture, "" if that does not say; at: what was
+    done at its hook, and beyond; delivery: the same as the interpreter has it; served: None without a flow table; devices: names, by the numbers
+    in served.result; slow: why all packets before it went through the interpreter, "" if they did not."""
 
     name: str
     number: int
@@ -127,8 +127,10 @@ Chunk = tuple[Any, np.ndarray, tuple[Hook, ...]]
 
 
 def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, progress: Progress | None = None) -> Ruled:
-    """Packet `number`, counted from 0, of the last of `captures`, through the rules of `tracking`. Raises CtmirrorError if there is no such packet, or
-    none that rules are told of here."""
+    """Packet `number`, counted from 0, of the last of `captures`, through the rules of `tracking`.
+
+    Raises CtmirrorError if there is no such packet, or if it is neither Ethernet nor IP; ConfigError if nobody says where packets arrive.
+    """
     rules = tracking.rules
     assert rules is not None
     asked = pipeline_of(rules, tracking.config) if rules.flowtable else None
@@ -148,7 +150,9 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
     served = _served(asked, found, admissions, seen) if asked is not None else None
     data = _as_ethernet(found.memory, found.frames)
     if data is None:
-        raise CtmirrorError(f"{printable(captures[-1])}: packet {number:,}: neither Ethernet nor IP: rules see nothing of it, and it passes")
+        raise CtmirrorError(
+            f"{printable(captures[-1])}: packet {number:,}: neither Ethernet nor IP: expected one of them, to show its way through rules"
+        )
     if slow := _why_slow(rules, plain):
         watched = _slowly(captures, number, tracking, progress)
     else:

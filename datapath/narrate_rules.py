@@ -18,6 +18,7 @@ from datapath.names import printable
 from datapath.narrate import conn_text, packet_line
 from datapath.offload_words import WHY_NOT
 from datapath.pipeline.flower_keys import SHOWN_STATES, ethertype_text, match_text
+from datapath.pipeline.interpret import Walk
 from datapath.pipeline.rules import CT_STATES, ETH_IPV6, FIELD, Ct, Hook, Match, Mirred, Rule, innermost
 from datapath.pipeline.tc_print import action_text
 from datapath.stages import Line
@@ -235,11 +236,31 @@ def _ends(frame: bytes) -> dict[str, str]:
 def _result(it: Ruled) -> Iterator[Line]:
     last = it.delivery.last
     yield "result", _end_text(it, last.verdict, last.reason)
-    others = [walk for walk in it.delivery.passed if walk is not last]
-    for walk in others:
-        yield "", f"and a copy passes {hook_text(walk.hook)}"
+    parts = _parts_of_one(it.at, last)
+    if len(parts) > 1:
+        yield "", f"in {counted(len(parts), 'fragment')}, each on its own; what is told of the end is told of the last"
+    for walk in it.delivery.passed:
+        if walk is not last and id(walk) not in parts:
+            yield "", f"and a copy passes {hook_text(walk.hook)}"
     if it.served is not None and (difference := _differently(it)):
         yield "", difference
+
+
+def _parts_of_one(at: At, last: Walk) -> set[int]:
+    """Where a packet was redirected in fragments: the walks of these (by id), with whatever became of them."""
+    for done in (done for turn in at.turns for tried in turn.tried for done in tried.done if done.verdict == "redirect"):
+        under = [set(_walks(onward)) for onward in done.onward]
+        if len(under) > 1:
+            return set().union(*under)
+        if under and id(last) in under[0]:
+            return _parts_of_one(done.onward[0], last)
+    return set()
+
+
+def _walks(at: At) -> Iterator[int]:
+    yield id(at.walk)
+    for onward in (onward for turn in at.turns for tried in turn.tried for done in tried.done for onward in done.onward):
+        yield from _walks(onward)
 
 
 def _end_text(it: Ruled, verdict: str, reason: str) -> str:

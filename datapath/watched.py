@@ -121,25 +121,22 @@ class Watched(Interpreter):
     def __init__(self, ruleset: Ruleset, tracker: Tracker) -> None:
         self.listening = Listening(tracker)
         super().__init__(ruleset, RuleTracker(self.listening))
-        self._first: At | None = None
+        self._arrived: list[At] = []  # at the hook that it was given to, and at no other
         self._at: At | None = None
         self._sending: Done | None = None
 
     def watch(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> tuple[At, Delivery]:
         """A frame that comes to a hook, as deliver() has it, and what was done at it."""
-        self._first = self._at = self._sending = None
+        self._arrived.clear()
         self.listening.remember()
         delivery = self.deliver(frame, now, hook, missing)
-        assert self._first is not None
-        return self._first, delivery
+        return self._arrived[0], delivery
 
     # --- as the interpreter does it, and written down ------------------------------------------------------------------------------------
 
     def _go(self, walk: Walk, delivery: Delivery) -> None:
         outer, self._at = self._at, At(walk)
-        self._first = self._first or self._at
-        if self._sending is not None:
-            self._sending.onward.append(self._at)
+        (self._arrived if self._sending is None else self._sending.onward).append(self._at)
         super()._go(walk, delivery)
         self._at = outer
 

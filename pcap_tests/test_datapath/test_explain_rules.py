@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctcore.config import Config
+from ctcore.errors import CtmirrorError
 from ctcore.types import DECISION_DTYPE, Offload, Status
 from datapath import app, craft, explain_rules, narrate_rules
 from datapath.hooks import read_hook
@@ -203,7 +204,10 @@ def test_a_fragment_is_held_and_the_last_one_goes_on_as_the_datagram(tmp_path: P
     assert said(last, "arrives")[1] == "all packets before it have gone through the rules one by one, since fragments before it wait for others"
     assert has(last, "tracked as one datagram of 2 fragments; it leaves in fragments again")
     assert has(last, "conn 0: ", "committed by this action")
-    assert said(last, "result") == ["passes dev eth1 egress: it leaves there", "and a copy passes dev eth1 egress"]
+    assert said(last, "result") == [
+        "passes dev eth1 egress: it leaves there",
+        "in 2 fragments, each on its own; what is told of the end is told of the last",
+    ]
     assert said(last, "flow table")[0].startswith("not served (not:")
     assert len(said(lines_of(tmp_path, TRACK, in_fragments(), 2), "arrives")) == 1  # nothing waits any more
 
@@ -213,6 +217,26 @@ def test_a_policer_has_seen_what_comes_before(tmp_path: Path) -> None:
     story = [(i * MS, craft.udp(CLIENT, SERVER, 5000, 53)) for i in range(3)]
     ends = [said(lines_of(tmp_path, police, story, i), "result")[0].split()[0] for i in range(3)]
     assert ends == ["passes", "passes", "dropped"]
+
+
+# --- other link layers -----------------------------------------------------------------------------------------------------------------
+
+
+def made_of(tmp_path: Path, link: int, data: bytes) -> explain_rules.Ruled:
+    (tmp_path / "made.tc").write_text(TRACK)
+    capture = stories.write(tmp_path / "other.pcapng", [(0, data)], link=link)
+    return explain_rules.explain_packet([capture], 0, tracking(tmp_path / "made.tc", "eth0"))
+
+
+def test_ip_without_ethernet_goes_through_rules_as_well(tmp_path: Path) -> None:
+    lines = list(narrate_rules.rules_lines(made_of(tmp_path, 101, craft.udp(CLIENT, SERVER, 5000, 53)[14:])))
+    assert has(lines, "conn 0: ", "committed by this action")
+    assert said(lines, "udp")[0].startswith("5000 > 53")
+
+
+def test_of_what_is_neither_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    with pytest.raises(CtmirrorError, match="packet 0: neither Ethernet nor IP"):
+        made_of(tmp_path, 101, bytes(40))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------------------
