@@ -18,7 +18,7 @@ import numpy as np
 
 from ctcore.engine cimport Engine, set_deadline, ticks_left
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport be16, likely, unlikely
+from ctcore.lowlevel cimport be16, likely, prefetch_write, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport same_key
 from ctcore.timers cimport tick_reached
@@ -155,6 +155,7 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     for dir in range(2):
         key[dir] = entry.flow[dir].key
         key[dir].zone = zone
+        prefetch_write(chain_of(all, ct, &key[dir]))
     if same_key(&key[ORIG], &key[REPLY]) or flow_find(all, ct, &key[ORIG]) != NO_ROW or flow_find(all, ct, &key[REPLY]) != NO_ROW:
         return False
     number = row_take(all)
@@ -315,7 +316,7 @@ cdef class Flows:
         self.tracker = tracker
         all.engine = ct
         all.size = ct.pool.capacity
-        all.n_heads = 1 << (all.size - 1 if all.size > 1 else 1).bit_length()
+        all.n_heads = 8 << (all.size - 1).bit_length()      # most are empty: a new connection's tuples are looked up and not found
         rows, heads = all.size * sizeof(FlowRow), all.n_heads * sizeof(uint32_t)
         self.size = (rows + heads + all.size * sizeof(uint32_t) + 4095) & ~<size_t>4095
         all.row = <FlowRow *>map_memory(self.size)

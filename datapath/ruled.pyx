@@ -20,7 +20,7 @@ from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
 from ctcore.lifetime cimport advance_clock
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.table cimport same_key
+from ctcore.table cimport bucket_of, same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
     BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
@@ -74,6 +74,7 @@ cdef class RulePipeline:
     cdef Aim aim
     cdef uint32_t[::1] hooks            # by interface
     cdef uint32_t loaded                # how often rules were
+    cdef uint16_t zone                  # of the last packet that was tracked
 
     def __init__(self, ruleset, config=None, *, devices=(), bint flowtable=True):
         config = Config() if config is None else config
@@ -224,6 +225,8 @@ cdef class RulePipeline:
                 aim.cut[i] = shortcut_candidate(all, aim.hash[i])
                 if likely(aim.cut[i] != NO_SHORTCUT):
                     prefetch(&all.one[aim.cut[i]])
+                else:
+                    self.foresee(&row[i].key)
         for i in range(n):
             if likely(aim.cut[i] != NO_SHORTCUT):
                 prefetch(&self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1])
@@ -231,6 +234,16 @@ cdef class RulePipeline:
             if likely(aim.cut[i] != NO_SHORTCUT):
                 flow = &self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1]
                 prefetch_write(&ct.pool.entry[flow.conn].flow[all.one[aim.cut[i]].row[0] & 1])
+
+    cdef void foresee(self, const Key *key) noexcept nogil:
+        """A packet will have to walk: ask for what the first `ct` on its way will need, if that is of the same zone as the last packet's."""
+        cdef Engine *ct = &self.tracker.ct
+        cdef Key guess = key[0]
+        cdef uint32_t hash
+        guess.zone = self.zone
+        hash = hash_of(&ct.hash_key, &guess)
+        prefetch(&self.flows.all.head[hash & (self.flows.all.n_heads - 1)])
+        prefetch(&ct.table.bucket[bucket_of(&ct.table, hash)])
 
     # --- the short way --------------------------------------------------------------------------------------------------------------------
 
@@ -344,6 +357,7 @@ cdef class RulePipeline:
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
         if result.tracked:
             decision[0] = result.decision
+            self.zone = decision.zone
         else:
             never_tracked(p, decision)
         decision.verdict = result.verdict
