@@ -298,7 +298,7 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
     elif it.served.offload == Offload.OFFLOAD_SOFTWARE:
         yield "flow table", f"tracked, and {conn} is in the table{since}: its next packets are served"
     elif it.served.offload == Offload.OFFLOAD_NONE:
-        yield "flow table", "not asked: no connection of it was looked for there"
+        yield "flow table", "it has no connection of this packet"
     else:
         there = f"{conn} is in it{since}, but " if it.served.since is not None else ""
         yield "flow table", f"not served ({fields.OFFLOAD_NAMES[it.served.offload]}): {there}{WHY_NOT[it.served.offload]}"

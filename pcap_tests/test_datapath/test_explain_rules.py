@@ -117,7 +117,7 @@ def test_why_not_is_the_first_key_that_differs() -> None:
 def test_arp_is_sent_on_by_its_rule() -> None:
     lines = of_example(ARP)
     assert said(lines, "chain 0") == ["rules.tc:8 (prio 1) matches: protocol arp"]
-    assert said(lines, "flow table") == ["not asked: no connection of it was looked for there"]
+    assert said(lines, "flow table") == ["it has no connection of this packet"]
     assert not any(label == "ip" for label, _ in lines)
 
 
