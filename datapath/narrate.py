@@ -43,11 +43,15 @@ def time_text(ns: int) -> str:
         return f"{ns} ns since 1970"
 
 
+def packet_line(name: str, number: int, frame: np.void) -> str:
+    """Which packet it is."""
+    cut = "" if frame["caplen"] == frame["len"] else f", {frame['caplen']} of them captured"
+    return f"#{number:,} (frame {number + 1:,} in Wireshark) of {name}, {time_text(int(frame['ts']))}, {frame['len']} bytes{cut}"
+
+
 def packet_lines(it: Explained) -> Iterator[Line]:
     """Everything about one packet."""
-    cut = "" if it.frame["caplen"] == it.frame["len"] else f", {it.frame['caplen']} of them captured"
-    number = f"#{it.number:,} (frame {it.number + 1:,} in Wireshark)"
-    yield "packet", f"{number} of {it.name}, {time_text(int(it.frame['ts']))}, {it.frame['len']} bytes{cut}"
+    yield "packet", packet_line(it.name, it.number, it.frame)
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     yield from _headers(it)
     yield from check_lines(it)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ctcore.config import Config
 from datapath import fields
-from datapath.app import Capture, Outputs, RulesAtWork, Run, Tracking, comments
+from datapath.app import Capture, Outputs, RulesAtWork, RulesGiven, Run, Tracking, comments
 from datapath.evidence import BAD
 from datapath.frame import FRAME_DTYPE
 from datapath.hooks import hook_of
@@ -22,6 +23,23 @@ from datapath.pipeline.rules import Hook, Rule
 from datapath.rewrite import copied
 from datapath.ruled import RulePipeline
 from datapath.wire import parse_batch
+
+
+def pipeline_of(rules: RulesGiven, config: Config, *, flowtable: bool | None = None) -> RulePipeline:
+    """A pipeline of rules as they are given. flowtable: None: as is given, too."""
+    devices = (rules.device.device,) if rules.device else ()
+    return RulePipeline(rules.ruleset, config, devices=devices, flowtable=rules.flowtable if flowtable is None else flowtable)
+
+
+def arrivals_in(rules: RulesGiven, source: Any, frames: np.ndarray) -> tuple[Hook, ...]:
+    """Where packets of a chunk arrive, by interface, of all interfaces seen so far; those without packets in this chunk need no hook yet.
+
+    Raises ConfigError if nobody says where an interface's packets arrive.
+    """
+    used = sorted(set(np.unique(frames["iface"]).tolist()))
+    hooks = {i: hook_of(rules.ruleset, source.ifaces[i], printable(source.name), rules.device) for i in used}
+    anywhere = next(iter(hooks.values()))
+    return tuple(hooks.get(i, anywhere) for i in range(len(source.ifaces)))
 
 
 class RuledRun(Run):
@@ -37,9 +55,8 @@ class RuledRun(Run):
         self.arrived: tuple[Hook, ...] = ()
 
     def make_pipeline(self, tracking: Tracking) -> Any:
-        rules = tracking.rules
-        assert rules is not None
-        return RulePipeline(rules.ruleset, self.config, devices=(rules.device.device,) if rules.device else (), flowtable=rules.flowtable)
+        assert tracking.rules is not None
+        return pipeline_of(tracking.rules, self.config)
 
     def read(self, source: Any) -> tuple[Any, np.ndarray]:
         memory, frames = source.read(self.chunk)
@@ -50,11 +67,7 @@ class RuledRun(Run):
         return memory, frames
 
     def _arrive(self, source: Any, frames: np.ndarray) -> None:
-        """Where packets arrive, of all interfaces seen so far; those without packets in this chunk need no hook yet."""
-        used = set(np.unique(frames["iface"]).tolist())
-        hooks = {i: hook_of(self.rules.ruleset, source.ifaces[i], printable(source.name), self.rules.device) for i in sorted(used)}
-        anywhere = next(iter(hooks.values()))
-        arrived = tuple(hooks.get(i, anywhere) for i in range(len(source.ifaces)))
+        arrived = arrivals_in(self.rules, source, frames)
         if arrived != self.arrived:
             self.arrived = arrived
             self.pipeline.arrive(arrived)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from datapath.app import check_files
 from datapath.cli import USAGE, complain
-from datapath.commands.options import Number, tracking_options
+from datapath.commands.options import Number, rules_options, tracking_options
 from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
+
+if TYPE_CHECKING:
+    from datapath.app import Progress, Tracking
+    from datapath.stages import Line
 
 LIMIT = (1 << 63) - 1
 
@@ -36,6 +41,23 @@ def _print(rows: list[tuple[str, str]], file: TextIO) -> None:
         console.print(grid, highlight=False)
 
 
+def _explained(
+    captures: Sequence[str], packet: int | None, ordinal: int | None, tracking: Tracking, progress: Progress | None
+) -> tuple[Iterable[Line], bytes, str | None]:
+    """Lines, the packet's bytes, and what is wrong with the capture, if anything is."""
+    from datapath import explain, explain_rules, narrate, narrate_rules
+
+    if packet is None:
+        assert ordinal is not None
+        life = explain.explain_conn(captures, ordinal, tracking, progress)
+        return narrate.life_lines(life, tracking.config.hz), b"", life.damage
+    if tracking.rules is not None:
+        way = explain_rules.explain_packet(captures, packet, tracking, progress)
+        return narrate_rules.rules_lines(way), way.data, None
+    it = explain.explain_packet(captures, packet, tracking, progress)
+    return narrate.packet_lines(it), it.data, None
+
+
 @click.command("explain", short_help="one packet, or one connection's life")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
 @click.option("--packet", type=Number(0, LIMIT), metavar="N", help="The packet's number in the (last) capture, from 0 as in the records of replay.")
@@ -44,10 +66,12 @@ def _print(rows: list[tuple[str, str]], file: TextIO) -> None:
 @output_option
 @verbosity("No progress bar.", "The settings in force and the packet's bytes as well.")
 @tracking_options
+@rules_options
 def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) -> int:
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
-    The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given.
+    The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given. With --rules: the packet's way
+    through the rules, one by one, with what each of their actions did.
 
     \b
     Examples:
@@ -56,23 +80,20 @@ def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) 
       ctmirror explain office.pcap --conn 17 -o conn17.txt
       ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
       ctmirror explain lan.pcap --packet 7 --snat '192.0.2.1:1024-2047'        which rule translated it, and why to this port
+      ctmirror explain vm.pcapng --packet 0 --rules rules.tc        which rules it met, which of them matched, and where it went
     """
-    from datapath import explain, narrate
+    from datapath import narrate
     from datapath.app import Outputs
 
     if [packet, frame, ordinal].count(None) != 2:
         raise click.UsageError("expected one of --packet N, --frame N and --conn N")
+    if ordinal is not None and tracking.rules is not None:
+        raise click.UsageError("--conn: expected --packet N or --frame N with --rules, by which a packet's way is explained")
     packet = frame - 1 if frame is not None else packet
     for name in captures:  # a capture left out would change what is explained
         check_files([name], Outputs(packets=output))
-    damage = None
     with progress_bar(quiet=quiet) as progress:
-        if packet is not None:
-            it = explain.explain_packet(captures, packet, tracking, progress)
-            lines, data = narrate.packet_lines(it), it.data
-        else:
-            life = explain.explain_conn(captures, ordinal, tracking, progress)
-            lines, data, damage = narrate.life_lines(life, tracking.config.hz), b"", life.damage
+        lines, data, damage = _explained(captures, packet, ordinal, tracking, progress)
     rows = [*lines, *(narrate.detail_lines(tracking, data) if verbose else ())]
     with opened(output) as file:
         _print(rows, file)
