@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -19,6 +21,26 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable" if os.environ.get("CI") else "new")
 
 TRACKERS = {"engine": Tracker, "model": ModelTracker}
+
+
+def cannot(text: str) -> NoReturn:
+    """This machine cannot run a test: it is skipped and says why. CTMIRROR_REQUIRE_KERNEL=1 makes it fail: nothing is left out quietly."""
+    if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
+        pytest.fail(f"CTMIRROR_REQUIRE_KERNEL=1, but {text}")
+    pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def captures_of_others() -> Path:
+    """The folder of captures that are no part of the project: CTMIRROR_PCAPS, or what lies beside it. One that is named has to be there."""
+    named = os.environ.get("CTMIRROR_PCAPS")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "pcaps"
+    if not (folder / "PROVENANCE.tsv").exists():
+        text = f"no captures of other projects at {folder}: set CTMIRROR_PCAPS to where they are"
+        if named:
+            pytest.fail(text)
+        pytest.skip(text)
+    return folder
 
 
 @pytest.fixture(params=TRACKERS)
@@ -48,7 +70,4 @@ def running_kernel() -> None:
     from datapath.oracle.oracle import obstacle
 
     if why := obstacle():
-        text = f"the running kernel is not compared with: {why}"
-        if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
-            pytest.fail(f"CTMIRROR_REQUIRE_KERNEL=1, but {text}")
-        pytest.skip(text)
+        cannot(f"the running kernel is not compared with: {why}")

@@ -34,6 +34,7 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from pcap_tests import record
+from pcap_tests.conftest import cannot
 from pcap_tests.netns import Network, delay, unavailable
 
 CAPTURES = sorted(record.CAPTURES.glob("*.pcap"))
@@ -45,9 +46,7 @@ PR_CAPBSET_DROP, CAP_SYS_ADMIN = 24, 21
 @pytest.fixture(scope="session")
 def kernel() -> None:
     if obstacle := unavailable():
-        if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
-            pytest.fail(f"CTMIRROR_REQUIRE_KERNEL=1, but recording {obstacle}")
-        pytest.skip(f"recording {obstacle}")
+        cannot(f"recording {obstacle}")
 
 
 def rebuilt(packet: Packet) -> bytes:

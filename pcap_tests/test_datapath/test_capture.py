@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import struct
 import threading
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +14,6 @@ from ctcore.errors import CaptureError
 from datapath.capture import PcapSource
 from pcap_tests.capture_files import SECOND, T, block, enhanced, interface, obsolete, opened, option, packets_of, pcap, read, section, simple
 
-SHARED = Path(os.environ.get("CTMIRROR_PCAPS", Path(__file__).resolve().parents[2] / ".." / "shared" / "pcaps"))
 HOSTILE = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WINDOWS = pytest.mark.parametrize("window", [None, 1, 100], ids=["mapped", "window1", "window100"])
 
@@ -224,16 +221,14 @@ EXCEPTIONS = {
 }
 
 
-def test_captures_of_other_projects_have_the_packets_others_count():
-    if not (SHARED / "PROVENANCE.tsv").exists():
-        pytest.skip(f"no captures of other projects at {SHARED}: set CTMIRROR_PCAPS to where they are")
-    with open(SHARED / "PROVENANCE.tsv") as table:
+def test_captures_of_other_projects_have_the_packets_others_count(captures_of_others):
+    with open(captures_of_others / "PROVENANCE.tsv") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))
     assert len(rows) > 50
     for row in rows:
         expected = EXCEPTIONS.get(row["file"]) or (int(row["packets"]), "")
         for window in (None, 1000):
-            count, damage = counted(SHARED / row["file"], window)
+            count, damage = counted(captures_of_others / row["file"], window)
             assert count == expected[0] and expected[1] in (damage or ""), row["file"]
             assert (damage is None) == (not expected[1]), row["file"]
 

@@ -208,8 +208,6 @@ FULL = pytest.mark.skipif(not os.path.exists("/dev/full") and os.environ.get("CT
 @pytest.mark.parametrize("kind", ["packets", "conns", "events"])
 @pytest.mark.parametrize("form", ["jsonl", "csv", "conntrack", "arrow", "parquet"])
 def test_a_full_disk_is_named(capfd, office, kind, form):
-    if form in ("arrow", "parquet"):
-        pytest.importorskip("pyarrow")
     if (kind, form) == ("packets", "conntrack"):
         return
     code, out, err = run(capfd, "replay", office, f"--{kind}", "/dev/full", "--format", form)

@@ -62,11 +62,8 @@ def test_settings_reach_both_sides(running_kernel: None, options: tuple, capfd: 
     assert run(capfd, "diff", DEMO, *options)[0] == 0
 
 
-def test_captures_of_others_are_judged_alike(running_kernel: None, capfd: pytest.CaptureFixture) -> None:
-    folder = os.environ.get("CTMIRROR_PCAPS")
-    if not folder:
-        pytest.skip("CTMIRROR_PCAPS names no folder of captures")
-    captures = sorted(path for path in Path(folder).iterdir() if ".pcap" in path.name)
+def test_captures_of_others_are_judged_alike(running_kernel: None, captures_of_others: Path, capfd: pytest.CaptureFixture) -> None:
+    captures = sorted(path for path in captures_of_others.iterdir() if ".pcap" in path.name)
     code, out, _ = run(capfd, "diff", *captures)
     assert code != 1 and "\n0 of " in out, out
 

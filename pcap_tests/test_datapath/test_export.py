@@ -67,7 +67,6 @@ def test_csv_holds_what_json_holds(tmp_path, office, as_json, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ending", [".arrow", ".parquet"])
 def test_arrow_and_parquet_hold_what_json_holds(tmp_path, office, as_json, kind, ending):
-    pytest.importorskip("pyarrow")
     import pyarrow.ipc
     import pyarrow.parquet
 

@@ -6,7 +6,9 @@ import gzip
 import lzma
 import os
 import struct
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,12 +198,24 @@ def test_files_that_cannot_be_opened_are_one_line(tmp_path):
         PcapSource("/proc/self/mem")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_one_line(tmp_path):
-    (tmp_path / "secret.pcap").write_bytes(pcap())
-    (tmp_path / "secret.pcap").chmod(0)
-    with pytest.raises(CaptureError, match="cannot be opened: Permission denied"):
-        PcapSource(tmp_path / "secret.pcap")
+def test_a_file_without_permission_is_one_line():
+    """In a child, which gives up its rights if it has any: root may read everything. Its folder is one that everybody may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        secret = Path(folder) / "secret.pcap"
+        secret.write_bytes(pcap())
+        secret.chmod(0)
+        Path(folder).chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setuid(65534)
+            try:
+                PcapSource(secret)
+            except CaptureError as error:
+                os._exit(0 if str(error) == f"{secret}: cannot be opened: Permission denied" else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_memory_outlives_the_source_and_reading_does_not(tmp_path):
