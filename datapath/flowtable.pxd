@@ -53,6 +53,11 @@ cdef void flow_teardown(FlowTable *all, Engine *ct, uint32_t row, uint8_t cause,
 cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil
 
 
+cdef inline uint32_t *flow_chain(const FlowTable *all, uint32_t hash) noexcept nogil:
+    """The head of the chain in which a tuple of this hash is."""
+    return &all.head[hash & (all.n_heads - 1)]
+
+
 cdef class Flows:
     cdef FlowTable all
     cdef readonly Tracker tracker

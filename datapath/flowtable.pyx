@@ -44,7 +44,7 @@ cdef inline uint32_t least_of(uint8_t proto) noexcept nogil:
 
 
 cdef inline uint32_t *chain_of(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil:
-    return &all.head[hash_of(&ct.hash_key, key) & (all.n_heads - 1)]
+    return flow_chain(all, hash_of(&ct.hash_key, key))
 
 
 cdef uint32_t flow_find(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil:

@@ -26,7 +26,7 @@ from ctcore.types cimport (
     BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
     Packet,
 )
-from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
+from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_chain, flow_passes, flow_round, flow_serve
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
@@ -35,10 +35,10 @@ from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (
-    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_candidate, shortcut_find, shortcut_set,
+    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, home_of, plan_intern, shortcut_candidate, shortcut_find, shortcut_set,
 )
 from datapath.wire cimport parse
-from datapath.worker cimport Summary, sum_up, summary_begin, summary_of
+from datapath.worker cimport Summary, gathered_by, sum_up, summary_begin, summary_of
 
 from ctcore.config import Config
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
@@ -141,9 +141,7 @@ cdef class RulePipeline:
 
     def summary(self):
         """See ruled.pyi."""
-        gathered = {}
-        if self.walker.reassembler is not None:
-            gathered = {**self.walker.reassembler.counters(), "waiting": sum(self.walker.reassembler.waiting())}
+        gathered = {} if self.walker.reassembler is None else gathered_by(self.walker.reassembler, self.tracker.ct.now)
         return {**summary_of(&self.sums), "fragments": gathered}
 
     def counters(self):
@@ -216,11 +214,10 @@ cdef class RulePipeline:
         all = &self.cuts.all
         for i in range(n):
             if likely(flow_passes(&row[i], memory + frame[i].offset + row[i].l3_off) == OFFLOAD_NONE):
-                key = row[i].key
-                (<uint64_t *>&key)[4] = flow_word(&row[i].key, aim.hook[i])
+                key = flow_key(&row[i].key, aim.hook[i])
                 aim.hash[i] = hash_of(&ct.hash_key, &key)
                 aim.cut[i] = 0
-                prefetch(&all.bucket[(<uint64_t>aim.hash[i] * all.n_buckets) >> 32])
+                prefetch(&all.bucket[home_of(all, aim.hash[i])])
         for i in range(n):
             if likely(aim.cut[i] == 0):
                 aim.cut[i] = shortcut_candidate(all, aim.hash[i])
@@ -243,7 +240,7 @@ cdef class RulePipeline:
         cdef uint32_t hash
         guess.zone = self.zone
         hash = hash_of(&ct.hash_key, &guess)
-        prefetch(&self.flows.all.head[hash & (self.flows.all.n_heads - 1)])
+        prefetch(flow_chain(&self.flows.all, hash))
         prefetch(&ct.table.bucket[bucket_of(&ct.table, hash)])
 
     # --- the short way --------------------------------------------------------------------------------------------------------------------
@@ -290,8 +287,7 @@ cdef class RulePipeline:
         cdef int j
         if unlikely(p.l3_off > TWO_TAGS or (p.key.proto == PROTO_TCP and p.tcp_flags & (FIN | RST))):
             return NULL
-        key = p.key
-        (<uint64_t *>&key)[4] = flow_word(&p.key, self.aim.hook[i])
+        key = flow_key(&p.key, self.aim.hook[i])
         if unlikely(not same_key(&cut.key, &key)):
             self.aim.cut[i] = shortcut_find(all, self.aim.hash[i], &key)
             if self.aim.cut[i] == NO_SHORTCUT:
@@ -386,8 +382,7 @@ cdef class RulePipeline:
         plan = self.plan_of(trail, result)
         if plan == NO_PLAN:
             return
-        draft.key = p.key
-        (<uint64_t *>&draft.key)[4] = flow_word(&p.key, self.aim.hook[i])
+        draft.key = flow_key(&p.key, self.aim.hook[i])
         for j in range(MOST_CTS):
             draft.row[j] = trail.row[j] if j < trail.n_cts else <uint32_t>NO_ROW
             draft.serial[j] = self.flows.all.row[trail.row[j] >> 1].serial if j < trail.n_cts else 0
@@ -409,9 +404,11 @@ cdef class RulePipeline:
         return plan_intern(&self.cuts.all, &draft)
 
 
-cdef inline uint64_t flow_word(const Key *key, uint32_t hook) noexcept nogil:
-    """The last word of a tuple, with the hook in place of the zone: in a register, for its hash comes next."""
-    return ((<const uint64_t *>key)[4] & <uint64_t>0xFFFF0000FFFFFFFF) | <uint64_t>(hook & 0xFFFF) << 32
+cdef inline Key flow_key(const Key *key, uint32_t hook) noexcept nogil:
+    """A tuple with the hook in place of the zone, its last word put together in a register, for its hash comes next."""
+    cdef Key flow = key[0]
+    (<uint64_t *>&flow)[4] = ((<const uint64_t *>key)[4] & <uint64_t>0xFFFF0000FFFFFFFF) | <uint64_t>(hook & 0xFFFF) << 32
+    return flow
 
 
 cdef inline void never_tracked(const Packet *p, Decision *d) noexcept nogil:

@@ -61,6 +61,10 @@ cdef void shortcut_set(Shortcuts *all, uint32_t hash, const Shortcut *draft, con
 cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil
 
 
+cdef inline uint32_t home_of(const Shortcuts *all, uint32_t hash) noexcept nogil:
+    return <uint32_t>((<uint64_t>hash * all.n_buckets) >> 32)
+
+
 cdef class Cuts:
     cdef Shortcuts all
     cdef readonly Tracker tracker

@@ -28,10 +28,6 @@ cdef enum:
     MEAN_LOAD = 5               # shortcuts to a bucket of ten: few have to lie in the bucket behind
 
 
-cdef inline uint32_t home_of(const Shortcuts *all, uint32_t hash) noexcept nogil:
-    return <uint32_t>((<uint64_t>hash * all.n_buckets) >> 32)
-
-
 cdef inline uint32_t behind(const Shortcuts *all, uint32_t bucket) noexcept nogil:
     return bucket + 1 if bucket + 1 < all.n_buckets else 0
 
@@ -167,9 +163,6 @@ cdef class Cuts:
         all.fields = <FlowerKey *>(all.bucket + all.n_buckets)
         all.plan = <Plan *>(all.fields + size)
         all.secret = &tracker.ct.hash_key
-        memset(all.chain, 0xFF, sizeof(all.chain))
-        for i in range(N_CHAINS):
-            all.chain[i] = NO_PLAN
 
     def __dealloc__(self):
         unmap_memory(self.all.one, self.size)

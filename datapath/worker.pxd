@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from ctcore.fragments cimport Reassembler
 from ctcore.types cimport Decision, Key, Packet, Rewrite
 from datapath.frame cimport Frame
 
@@ -28,3 +29,4 @@ ctypedef struct Summary:
 cdef void sum_up(Summary *s, const Packet *row, const Frame *frames, int n) noexcept nogil
 cdef void summary_begin(Summary *s) noexcept nogil
 cdef dict summary_of(Summary *s)
+cdef dict gathered_by(Reassembler reassembler, int64_t now)

@@ -80,6 +80,12 @@ cdef dict summary_of(Summary *s):
     }
 
 
+cdef dict gathered_by(Reassembler reassembler, int64_t now):
+    """Counters of reassembly: what has expired by now (ns) is waiting no more."""
+    fragments_expire(&reassembler.all, <uint64_t>(max(now, 0) // reassembler.all.tick_ns))
+    return {**reassembler.counters(), "waiting": sum(reassembler.waiting())}
+
+
 cdef void count_translated(Summary *s, const Rewrite *rewrites, int n) noexcept nogil:
     cdef int i
     for i in range(n):
@@ -260,8 +266,7 @@ cdef class Pipeline(Taker):
     def fragments(self):
         """Counters of reassembly; see worker.pyi."""
         self.ready()
-        fragments_expire(&self.reassembler.all, <uint64_t>(max(self.tracker.ct.now, 0) // self.reassembler.all.tick_ns))
-        return {**self.reassembler.counters(), "waiting": sum(self.reassembler.waiting())}
+        return gathered_by(self.reassembler, self.tracker.ct.now)
 
     def count(self, reason):
         """How many packets had this reason; see worker.pyi."""

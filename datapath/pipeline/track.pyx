@@ -11,7 +11,7 @@ Not here: which packets come here (walk), what an action asks (program), trackin
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from ctcore.act cimport CT_CLEAR, CT_FORCE, CT_NAT, CtRequest, ct_act, ct_leave
+from ctcore.act cimport CT_CLEAR, CT_FORCE, CtRequest, ct_act, ct_leave
 from ctcore.edits cimport edits_reset
 from ctcore.engine cimport ticks_left
 from ctcore.fragment_store cimport LARGEST
@@ -194,7 +194,6 @@ cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, 
         t.lasting = False
     elif not carried:
         t.row[t.n_cts] = t.flows.of[conn] << 1 | (v.carried.flow & 1)
-        t.translates[t.n_cts] = (request.flags & CT_NAT) != 0
         t.n_cts += 1
     if served != OFFLOAD_NONE and served != OFFLOAD_SOFTWARE and (where == OFFLOAD_SOFTWARE or served >= NOT_TEARDOWN_FIN):
         t.lasting = False

@@ -14,7 +14,6 @@ cdef enum:
 ctypedef struct Trail:
     FlowTable *flows
     uint32_t[MOST_CTS] row      # of the connections in the flow table, << 1 | direction
-    uint8_t[MOST_CTS] translates
     uint8_t n_cts
     uint8_t lasting             # the next packet of the flow will go the same way
     uint8_t plain               # nothing was done but to track, to mark and to send
