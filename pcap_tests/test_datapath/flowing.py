@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.types import Status, Verdict
 from datapath.frame import frames_of
-from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.ruled import RulePipeline
+from pcap_tests.test_datapath.test_pipeline.walked import Left, what_left
 
 SAID = ("conn", "mark", "zone", "state", "dir", "verdict", "l4state", "proto", "family")
 ENDED = ("rule", "mark", "priority", "n_hits", "device", "egress", "hops", "verdict", "reason", "tracked")
@@ -31,15 +31,6 @@ class Coming(NamedTuple):
     iface: int
     now: int
     missing: int = 0
-
-
-class Left(NamedTuple):
-    device: str
-    egress: bool
-    frame: bytes
-    length: int
-    mark: int
-    priority: int
 
 
 class Seen(NamedTuple):
@@ -61,14 +52,7 @@ def seen_by(pipeline: RulePipeline, coming: Sequence[Coming], outputs: bool = Tr
     """What a pipeline makes of a batch."""
     memory, frames = laid_out(coming)
     decisions, _, results = pipeline.process(memory, frames, results=True, outputs=outputs)
-    left: list[list[Left]] = [[] for _ in coming]
-    rows, data = pipeline.outputs()
-    for row in rows:
-        where = data if row["flags"] & OutputFlag.OUTPUT_CHANGED else memory
-        frame = where[int(row["offset"]) : int(row["offset"]) + int(row["caplen"])].tobytes()
-        device = pipeline.program.devices[row["device"]]
-        left[row["frame"]].append(Left(device, bool(row["egress"]), frame, int(row["length"]), int(row["mark"]), int(row["priority"])))
-    return Seen(decisions, results, left)
+    return Seen(decisions, results, what_left(pipeline.outputs(), memory, pipeline.program.devices, len(coming)))
 
 
 class Ways:

@@ -61,8 +61,8 @@ def test_tuples_are_compared(field: str, d: int) -> None:
 
 
 def test_every_column_is_compared_or_said_not_to_be() -> None:
-    """Reasons and offload are ours alone (hooks ask no flow table of rules); times of beginning and labels are not observed, of helpers only the status;
-    ordinals and states are decisions'.
+    """Reasons and offload are ours alone (hooks ask no flow table of rules); times of beginning and labels are not observed, of helpers only the
+    status; ordinals and states are decisions'.
     """
     compared_columns = {field.name.split(".")[-1] for field in FIELDS} | {"key"}
     alone = {"reason", "offload", "proto", "family", "start", "label", "helper", "id", "stream_ts", "flow", "tcp", "sctp", "side", "state"}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctcore.config import Config
 from ctcore.reasons import NAMES
@@ -45,6 +46,18 @@ class Left(NamedTuple):
     priority: int
 
 
+def what_left(outputs: tuple[NDArray[Any], NDArray[np.uint8]], memory: NDArray[np.uint8], devices: Sequence[str], n: int) -> list[list[Left]]:
+    """Outputs of a walker or a pipeline, by the frame they come of. memory: of the n frames that came."""
+    rows, data = outputs
+    left: list[list[Left]] = [[] for _ in range(n)]
+    for row in rows.tolist():
+        out = dict(zip(rows.dtype.names, row, strict=True))
+        where = data if out["flags"] & OutputFlag.OUTPUT_CHANGED else memory
+        frame = where[out["offset"] : out["offset"] + out["caplen"]].tobytes()
+        left[out["frame"]].append(Left(devices[out["device"]], bool(out["egress"]), frame, out["length"], out["mark"], out["priority"]))
+    return left
+
+
 class Said(NamedTuple):
     """What became of a frame, in the words of both. hits: numbers of rules."""
 
@@ -73,13 +86,7 @@ def walked(program: Program, walker: Walker, coming: Sequence[Coming]) -> list[S
     memory, frames = laid_out(coming)
     numbers = {hook: program.hook(hook) if hook.device in program.devices else 0 for hook in {each.hook for each in coming}}
     results = walker.run(memory, frames, np.array([numbers[each.hook] for each in coming], dtype=np.uint32))
-    rows, data = walker.outputs()
-    left: list[list[Left]] = [[] for _ in coming]
-    for row in rows.tolist():
-        out = dict(zip(rows.dtype.names, row, strict=True))
-        where = data if out["flags"] & OutputFlag.OUTPUT_CHANGED else memory
-        frame = where[out["offset"] : out["offset"] + out["caplen"]].tobytes()
-        left[out["frame"]].append(Left(program.devices[out["device"]], bool(out["egress"]), frame, out["length"], out["mark"], out["priority"]))
+    left = what_left(walker.outputs(), memory, program.devices, len(coming))
     found = []
     for row, passed, came in zip(results.tolist(), left, coming, strict=True):
         it = dict(zip(results.dtype.names, row, strict=True))
