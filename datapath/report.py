@@ -285,10 +285,13 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
         return
     heads = ("conn", "duration", "packets", "IP bytes", "state")
     flows = [f"{fields.proto_name(int(one.conn['flow'][Dir.ORIG]['key']['proto']))} {flow_text(one.conn)}" for one in large]
+    # The flow table sets deadlines of its own, which do not tell when the last packet came.
+    tells = result.rules is None or not (result.rules.flows or {}).get("admitted")
     rows = [
-        (str(int(one.conn["flow"][Dir.ORIG]["id"])), duration_text(one.stop - one.start), count(one.packets), size_text(one.bytes), _state_of(one))
+        (str(int(one.conn["flow"][Dir.ORIG]["id"])), duration_text(one.stop - one.start) if tells else "unknown", count(one.packets),
+         size_text(one.bytes), _state_of(one))
         for one in large
-    ]
+    ]  # fmt: skip
     room = width - sum(2 + max(map(len, column)) for column in zip(heads, *rows, strict=True))
     broken = [flow if len(flow) <= room else flow.replace(" > ", " >\n") for flow in flows]
     yield Text()
@@ -301,7 +304,7 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     else:
         yield Text("largest connections", "bold")
         for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
-            yield Text(f"{flow}\n  conn {conn}, {duration} long, packets: {packets}, {size} of IP sent, {state}")
+            yield Text(f"{flow}\n  conn {conn}, {duration + ' long' if tells else 'duration unknown'}, packets: {packets}, {size} of IP sent, {state}")
     if result.tracking.rules is not None:  # explain shows the way of packets through rules, and not a connection's life
         return
     names = " ".join(quoted(capture.name) for capture in result.captures if capture.packets)
