@@ -20,7 +20,7 @@ import socket
 import struct
 from contextlib import ExitStack
 
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 from datapath.oracle.namespace import Namespace, Tap, cable
 
 LEFT, BRIDGE, RIGHT, OUT = "ctm-left", "ctm-bridge", "ctm-right", "ctm-out"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 MAGIC = 0xEB9F

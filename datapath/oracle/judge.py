@@ -17,10 +17,10 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.config import Config
 from datapath.defragment import Gatherer
+from datapath.errors import KernelError
 from datapath.fields import OUT_NAMES, Record, conn_records, endpoints, packet_records
 from datapath.frame import frames_of
 from datapath.link import inner
-from datapath.oracle.errors import KernelError
 from datapath.oracle.exhibit import Unshown, exhibit
 from datapath.oracle.kernel import Kernel, Side
 from datapath.oracle.oracle import Oracle

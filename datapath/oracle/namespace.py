@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from pyroute2 import IPRoute
 
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 
 CLONE_NEWNET = 0x40000000
 SIOCETHTOOL = 0x8946

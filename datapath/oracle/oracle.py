@@ -28,11 +28,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ctcore import spec
 from ctcore.config import Config
 from ctcore.types import KEY_DTYPE, Dir
+from datapath.bpf import Runnable
+from datapath.errors import KernelError
 from datapath.oracle import ruleset
-from datapath.oracle.bpf import Runnable
 from datapath.oracle.bridge import BRIDGE, NOBODY, Bridge
 from datapath.oracle.btf import kernel_types
-from datapath.oracle.errors import KernelError
 from datapath.oracle.listen import Listener
 from datapath.oracle.probes import CLOCK, Moment, Probes, Record
 from datapath.oracle.routes import lead_back

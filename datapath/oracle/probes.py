@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 
-from datapath.oracle import bpf
-from datapath.oracle.bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9, Instruction
+from datapath import bpf
+from datapath.bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9, Instruction
 from datapath.oracle.btf import Types, kernel_types
 
 RING_SIZE = 1 << 20

@@ -29,7 +29,7 @@ from pyroute2.nftables.main import NFTables
 from ctcore.config import Config
 from ctcore.nat_rules import Address, HelperRule, Match, NatRule, Network, Ports, Range
 from ctcore.types import Dir, Proto
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 from datapath.oracle.namespace import Namespace
 
 Expression = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary
 
 

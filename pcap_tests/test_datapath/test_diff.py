@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from datapath.cli import main
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 from datapath.oracle.lockstep import Lockstep
 from pcap_tests import stories
 from pcap_tests.record import CAPTURES

@@ -17,9 +17,9 @@ from ctcore.config import Config
 from ctcore.nat_rules import KINDS, Match, NatRule, Range
 from ctcore.types import State, Status, Verdict
 from datapath import craft, fields
+from datapath.errors import KernelError
 from datapath.frame import frames_of
 from datapath.oracle.compare import differences, out_differences, without_idents
-from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.oracle import Oracle
 from pcap_tests.fuzz_kernel.campaign import PLANS, Campaign, summary

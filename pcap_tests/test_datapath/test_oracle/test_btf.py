@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
+from datapath.errors import KernelError
 from datapath.oracle import btf
 from datapath.oracle.btf import MAGIC, Types
-from datapath.oracle.errors import KernelError
 
 STRUCT, UNION, INT, CONST, TYPEDEF, ENUM = 4, 5, 1, 10, 8, 6
 

@@ -14,7 +14,7 @@ import pytest
 from ctcore.config import Config
 from ctcore.types import State
 from datapath.differences import lines_of
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 from datapath.oracle.judge import LONGEST_WAIT, KernelJudge
 from datapath.oracle.oracle import Oracle
 from datapath.scenario.judge import open_judge

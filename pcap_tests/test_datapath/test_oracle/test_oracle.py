@@ -15,11 +15,11 @@ import pytest
 from ctcore.config import Config
 from ctcore.types import Dir, State, Status, Verdict
 from datapath import craft
+from datapath.errors import KernelError
 from datapath.frame import frames_of
 from datapath.link import inner
 from datapath.oracle import namespace, ruleset
 from datapath.oracle.compare import differences
-from datapath.oracle.errors import KernelError
 from datapath.oracle.lockstep import Compared, Lockstep
 from datapath.oracle.namespace import Tap
 from datapath.oracle.oracle import Oracle, kernel_config, kernel_hz

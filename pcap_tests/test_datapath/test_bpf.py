@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from datapath.oracle import bpf
-from datapath.oracle.bpf import FP, R0, R1, R2, assemble
-from datapath.oracle.errors import KernelError
+from datapath import bpf
+from datapath.bpf import FP, R0, R1, R2, assemble
+from datapath.errors import KernelError
 
 
 def decoded(code: bytes) -> list[tuple[int, int, int, int, int]]:

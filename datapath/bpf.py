@@ -1,9 +1,10 @@
-"""The least of BPF that observing takes: an assembler of named instructions, and the system calls that load and attach what it makes.
+"""The least of BPF that observing and steering take: an assembler of named instructions, and the system calls that load and attach what it makes.
 
 Theory of operation: a program is a list of instructions, some with labels; assemble() turns jumps to labels into distances. It is loaded to run at
-a netfilter hook, at a tracepoint, or when it is called; it changes nothing. What it observes goes through a Ring.
+a netfilter hook, at a tracepoint, on the frames of an interface (XDP), or when it is called. What it observes goes through a Ring; what it looks up
+lies in a Map.
 There is no compiler, no libbpf and no file: maps, programs and links are descriptors of this process, and end with it, even with SIGKILL.
-Not here: what is observed (probes). Instruction format: RFC 9669.
+Not here: what is observed (oracle.probes), which frames are steered (live.xdp_filter). Instruction format: RFC 9669.
 """
 
 from __future__ import annotations
@@ -18,20 +19,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from datapath.oracle.errors import KernelError
+from datapath.errors import KernelError
 
 SYSCALL = {"x86_64": 321, "aarch64": 280}
-MAP_CREATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 5, 10, 17, 28
-RINGBUF = 27
-TRACING, SYSCALL_PROGRAM, NETFILTER_PROGRAM = 26, 31, 32
-TRACE_RAW_TP, NETFILTER = 23, 45
+MAP_CREATE, MAP_UPDATE, MAP_DELETE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 2, 3, 5, 10, 17, 28
+LPM_TRIE, XSKMAP, RINGBUF = 11, 17, 27  # kinds of maps
+XDP_PROGRAM, TRACING, SYSCALL_PROGRAM, NETFILTER_PROGRAM = 6, 26, 31, 32
+TRACE_RAW_TP, XDP, NETFILTER = 23, 37, 45  # where programs are attached
+XDP_SKB_MODE, XDP_DRIVER_MODE = 1 << 1, 1 << 2  # linux/if_link.h: in the stack, on copies; in the driver
+NO_PREALLOC = 1 << 0
 SLEEPABLE = 1 << 4
+LIVE_FRAMES = 1 << 1  # of a run: what the program says is done with the frame
 PSEUDO_MAP_FD = 1
 LOG_SIZE = 1 << 18
 # What Linux asks of a program that reads kernel memory; it is about the few instructions that are loaded, which are offered under both.
 LICENCE = b"Dual BSD/GPL"
 
 # Helper functions by their number in linux/bpf.h.
+MAP_LOOKUP, REDIRECT, REDIRECT_MAP = 1, 23, 51
 PROBE_READ_KERNEL, JIFFIES64 = 113, 118
 RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
 NO_WAKEUP = 1
@@ -93,6 +98,15 @@ def and_value(dst: int, value: int) -> Instruction:
     return Instruction(0x57, dst, value=value)
 
 
+def and_value32(dst: int, value: int) -> Instruction:
+    """The upper half becomes 0."""
+    return Instruction(0x54, dst, value=value)
+
+
+def shift_left(dst: int, bits: int) -> Instruction:
+    return Instruction(0x67, dst, value=bits)
+
+
 def jump(target: str) -> Instruction:
     return Instruction(0x05, target=target)
 
@@ -103,6 +117,25 @@ def jump_equal(dst: int, value: int, target: str) -> Instruction:
 
 def jump_unequal(dst: int, value: int, target: str) -> Instruction:
     return Instruction(0x55, dst, value=value, target=target)
+
+
+def jump_above(dst: int, src: int, target: str) -> Instruction:
+    """Compares without signs, as addresses want it."""
+    return Instruction(0x2D, dst, src, target=target)
+
+
+def jump_above_value(dst: int, value: int, target: str) -> Instruction:
+    return Instruction(0x25, dst, value=value, target=target)
+
+
+def jump_any_bit(dst: int, value: int, target: str) -> Instruction:
+    """If dst & value is not 0."""
+    return Instruction(0x45, dst, value=value, target=target)
+
+
+def jump_equal32(dst: int, value: int, target: str) -> Instruction:
+    """Compares the lower 32 bits."""
+    return Instruction(0x16, dst, value=value, target=target)
 
 
 def jump_unequal32(dst: int, value: int, target: str) -> Instruction:
@@ -195,8 +228,63 @@ def attach_tracepoint(program: Sequence[Instruction], name: str, number: int) ->
         os.close(fd)
 
 
+def load_xdp(program: Sequence[Instruction], name: str) -> int:
+    """A descriptor of a program for the frames of interfaces."""
+    return _load(XDP_PROGRAM, program, name, attach=XDP)
+
+
+def attach_xdp(program: int, index: int, mode: int) -> int:
+    """Run a program on what interface `index` of this thread's network namespace receives; a descriptor of the link, which lasts until it is closed.
+
+    mode: XDP_DRIVER_MODE or XDP_SKB_MODE. EBUSY: another program is there already.
+    """
+    return _bpf(LINK_CREATE, struct.pack("<IIIII", program, index, XDP, mode, 0), "XDP link")[0]
+
+
+def run_xdp(program: int, frame: bytes) -> int:
+    """What the program says of a frame, which is said to come from queue 0 of the loopback interface: XDP_PASS, ..."""
+    data = ctypes.create_string_buffer(frame, len(frame))
+    attributes = struct.pack("<IIIIQQII", program, 0, len(frame), 0, ctypes.addressof(data), 0, 1, 0)
+    return int(struct.unpack_from("<I", _bpf(PROG_RUN, attributes.ljust(80, b"\0"), "XDP program")[1], 4)[0])
+
+
+def run_xdp_live(program: int, frame: bytes, count: int, *, index: int, batch: int = 256) -> None:
+    """Let the program have `count` copies of a frame as if interface `index` had received them, and do with them what it says.
+
+    Pages are used again with what the program has written into them, so it writes its headers into each frame. Returns when all are gone.
+    """
+    data = ctypes.create_string_buffer(frame, len(frame))
+    context = ctypes.create_string_buffer(struct.pack("<IIIIII", 0, len(frame), 0, index, 0, 0), 24)
+    attributes = struct.pack(
+        "<IIIIQQIIIIQQIII", program, 0, len(frame), 0, ctypes.addressof(data), 0, count, 0, 24, 0, ctypes.addressof(context), 0, LIVE_FRAMES, 0, batch
+    )
+    _bpf(PROG_RUN, attributes, "XDP program with live frames")
+
+
 def close(fd: int) -> None:
     os.close(fd)
+
+
+class Map:
+    """What programs look up, and this process writes."""
+
+    def __init__(self, kind: int, key: int, value: int, entries: int, name: str) -> None:
+        """key, value: bytes."""
+        flags = NO_PREALLOC if kind == LPM_TRIE else 0
+        attributes = struct.pack("<IIIIIII16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
+        self.fd = _bpf(MAP_CREATE, attributes, f"BPF map {name}")[0]
+        self.name = name
+
+    def put(self, key: bytes, value: bytes) -> None:
+        held = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+        _bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, *map(ctypes.addressof, held), 0), f"BPF map {self.name}")
+
+    def drop(self, key: bytes) -> None:
+        held = ctypes.create_string_buffer(key, len(key))
+        _bpf(MAP_DELETE, struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(held), 0, 0), f"BPF map {self.name}")
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class Runnable:

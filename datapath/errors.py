@@ -1,4 +1,4 @@
-"""What goes wrong with the running kernel as judge, in a line fit for users."""
+"""What goes wrong with the running kernel, as judge or as what packets are taken from, in a line fit for users."""
 
 from __future__ import annotations
 
