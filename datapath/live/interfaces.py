@@ -1,0 +1,86 @@
+"""What the kernel says of an interface of this thread's network namespace, and its errors in words.
+
+By ioctl, since these are single questions that need no library. Not here: changing interfaces, watching them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+
+from datapath.errors import KernelError
+
+SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8933, 0x8946
+ETHTOOL_SGRO, ETHTOOL_GCHANNELS = 0x2C, 0x3C
+IFF_UP = 1
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h: what begins with an Ethernet header
+
+
+def say(what: str, number: int, meanings: Mapping[int, str]) -> KernelError:
+    """A KernelError of errno `number`, with what it means here, if that is known."""
+    meaning = f": {meanings[number]}" if number in meanings else ""
+    return KernelError(f"{what}: {os.strerror(number)}{meaning}", number)
+
+
+def _ask(name: str, request: int, argument: bytes = b"") -> bytes:
+    """SIOC...: the answer's 24 bytes behind the name."""
+    if not 0 < len(name.encode()) < 16:
+        raise KernelError(f"{name!r}: expected the name of an interface, of at most 15 bytes", errno.ENODEV)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            return fcntl.ioctl(asker, request, struct.pack("16s24s", name.encode(), argument))[16:]
+        except OSError as error:
+            raise say(name, error.errno or 0, {errno.ENODEV: "no such interface in this network namespace"}) from None
+
+
+def _ethtool(name: str, data: bytes) -> bytes | None:
+    """What the driver answers; None if it does not know the question."""
+    held = ctypes.create_string_buffer(data, len(data))
+    try:
+        _ask(name, SIOCETHTOOL, struct.pack("P", ctypes.addressof(held)))
+    except KernelError as error:
+        if error.number in (errno.EOPNOTSUPP, errno.EINVAL):
+            return None
+        raise
+    return held.raw
+
+
+def index_of(name: str) -> int:
+    """Its number. KernelError (ENODEV) if there is none of that name."""
+    return int(struct.unpack_from("i", _ask(name, SIOCGIFINDEX))[0])
+
+
+def mtu_of(name: str) -> int:
+    """Bytes of an IP packet."""
+    return int(struct.unpack_from("i", _ask(name, SIOCGIFMTU))[0])
+
+
+def is_up(name: str) -> bool:
+    return bool(struct.unpack_from("H", _ask(name, SIOCGIFFLAGS))[0] & IFF_UP)
+
+
+def mac_of(name: str) -> bytes:
+    """6 bytes. KernelError if its frames have no Ethernet header."""
+    kind, address = struct.unpack_from("H6s", _ask(name, SIOCGIFHWADDR))
+    if kind not in (ARPHRD_ETHER, ARPHRD_LOOPBACK):
+        raise KernelError(f"{name}: link type {kind}: expected Ethernet")
+    return bytes(address)
+
+
+def queues_of(name: str) -> int:
+    """How many receive queues are in use: each needs a socket of its own."""
+    answer = _ethtool(name, struct.pack("9I", ETHTOOL_GCHANNELS, *bytes(8)))
+    if answer is None:
+        return 1
+    _, _, _, _, _, receive, _, _, combined = struct.unpack("9I", answer)
+    return max(receive + combined, 1)
+
+
+def gro_off(name: str) -> bool:
+    """Have received packets come as they were sent, not several in one. Whether the driver has done it."""
+    return _ethtool(name, struct.pack("II", ETHTOOL_SGRO, 0)) is not None
