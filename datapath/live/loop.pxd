@@ -1,0 +1,60 @@
+# A worker's loop over its ifaces; see loop.pyx.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from datapath.frame cimport Frame
+from datapath.live.rows cimport Send
+from datapath.live.umem cimport Pool, Umem
+from datapath.pipeline.outputs cimport Output, Outputs
+from datapath.ruled cimport RulePipeline, Wanted
+
+cdef enum:
+    ROUND = 256                 # frames of an iface in a round
+    MOST_OUT = 2048             # that may leave because of them
+    MOST_IFACES = 64
+    N_BUCKETS = 32              # of the histogram: powers of two, ns
+    NOBODY = -1
+    ROUTED = -2
+
+# What the loop counts itself; packets that rules drop are in the pipeline's summary, what ifaces refuse in their statistics.
+ctypedef struct LoopCounts:
+    uint64_t rounds
+    uint64_t frames
+    uint64_t waits              # rounds that found nothing often enough to sleep
+    uint64_t sent               # frames that ifaces took
+    uint64_t nobody             # passed at a device where nobody takes what passes
+    uint64_t no_chunk           # copies for which there was no free chunk
+    uint64_t too_long           # changed frames that fit in no chunk
+    uint64_t too_many           # more frames than a round has places for
+    uint64_t not_sent           # frames that ifaces did not take
+
+cdef class Loop:
+    cdef readonly RulePipeline pipeline
+    cdef readonly tuple ifaces
+    cdef readonly Umem umem
+    cdef readonly int bell      # an eventfd: wakes it
+    cdef void *iface[MOST_IFACES]
+    cdef int n_ifaces
+    cdef Pool *pool
+    cdef Wanted wanted
+    cdef LoopCounts counts
+    cdef int[::1] leaves        # by device: the iface that sends what leaves there, or NOBODY
+    cdef int[::1] enters        # by device: who takes what passes at its ingress: an iface, NOBODY
+    cdef Frame[ROUND] frame
+    cdef uint8_t[ROUND] claimed # the frame's own chunk leaves
+    cdef uint64_t[MOST_OUT] place
+    cdef int[MOST_OUT] exit
+    cdef Send[MOST_OUT] ready
+    cdef uint64_t[N_BUCKETS] took
+    cdef volatile bint stopping
+
+    cdef int round(self) noexcept nogil
+    cdef void forward(self, int n) noexcept nogil
+    cdef size_t place_all(self, int n) noexcept nogil
+    cdef uint64_t own(self, const Output *out) noexcept nogil
+    cdef uint64_t fresh(self, const uint8_t *data, uint32_t size) noexcept nogil
+    cdef void send_all(self, size_t n) noexcept nogil
+    cdef void flush(self, int iface, int n) noexcept nogil
+    cdef int exit_of(self, const Output *out) noexcept nogil
+    cdef void wait(self, int64_t most) noexcept nogil
+    cdef void go(self, int64_t until) noexcept nogil
