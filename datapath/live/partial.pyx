@@ -56,7 +56,7 @@ cdef inline bint ipv6_segment(uint8_t *l3, uint32_t have, Segment *s) noexcept n
     end, proto = 40 + be16(l3 + 4), l3[6]
     if end > have:
         return False
-    for i in range(MOST_OPTIONS):
+    for i in range(<uint32_t>MOST_OPTIONS):
         if likely(proto != HOP_BY_HOP and proto != DESTINATION):
             break
         if end - at < 8:

@@ -1,0 +1,147 @@
+"""How an interface is opened: which driver, tried in which order, and why the one that was taken was taken.
+
+    auto    native XDP, then generic XDP, then AF_PACKET: the first that works
+    xdp-native, xdp-generic, packet, tap     that one, or an error
+
+Whatever is tried leaves a sentence for the log: what it was, what the kernel said, what that means. Invariants: what failed is closed before the next
+thing is tried. Another XDP program on an interface is an error in any case: whoever attached it decides what happens to these frames, and taking
+them by another way would handle them twice.
+Not here: the filter (xdp_filter), the ifaces themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from ctcore.errors import ConfigError
+from datapath.errors import KernelError
+from datapath.live.iface import Iface
+from datapath.live.interfaces import queues_of
+from datapath.live.packet_socket import PacketSocket
+from datapath.live.settings import PacketSettings, XskSettings
+from datapath.live.tap import Tap
+from datapath.live.umem import Umem
+from datapath.live.xdp_filter import Filter, Steering
+from datapath.live.xsk import Xsk
+
+AUTO = ("xdp-native", "xdp-generic", "packet")
+DRIVERS = ("auto", *AUTO, "tap")
+# What errno means where XDP was tried; without an entry, strerror has to do.
+MEANINGS = {
+    errno.EOPNOTSUPP: "the interface's driver has no XDP",
+    errno.EINVAL: "the driver refuses this program as the interface is set up now (MTU, queues, offloads such as LRO)",
+    errno.ERANGE: "the MTU is larger than the driver can do with XDP",
+    errno.EPERM: "this process may not: expected root, or cap_bpf and cap_net_admin",
+    errno.EAFNOSUPPORT: "the kernel has no AF_XDP (CONFIG_XDP_SOCKETS)",
+    errno.ENOBUFS: "too little memory may be locked: ulimit -l, or cap_ipc_lock",
+    errno.ENOSYS: "the kernel has no BPF",
+}
+GROUP = "senders on this machine have to make packets of the MTU's size (ethtool -K NAME tso off gso off): larger ones are dropped and counted"
+TAKEN = {
+    "xdp-native": "XDP in the driver",
+    "xdp-generic": f"XDP in the stack, on copies: slower than in the driver; {GROUP}",
+    "packet": f"AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing; {GROUP}",
+    "tap": "a tap device",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How an interface is to be opened. driver: one of DRIVERS; ordinal: `iface` of its frames; filter: which frames are ours (XDP only)."""
+
+    driver: str = "auto"
+    ordinal: int = 0
+    filter: Filter = Filter()
+    xsk: XskSettings = XskSettings()
+    packet: PacketSettings = PacketSettings()
+
+    def __post_init__(self) -> None:
+        if self.driver not in DRIVERS:
+            raise ConfigError(f"driver = {self.driver}: expected one of {', '.join(DRIVERS)}")
+
+
+@dataclass
+class Opened:
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how it
+    came to that, sentences for the log."""
+
+    name: str
+    driver: str
+    ifaces: Sequence[Iface]
+    steering: Steering | None = None
+    said: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """First nothing comes in any more, then the sockets go."""
+        if self.steering is not None:
+            self.steering.close()
+            self.steering = None
+        for iface in self.ifaces:
+            iface.close()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_interface(umem: Umem, name: str, wanted: Wanted | None = None) -> Opened:
+    """Open interface `name` of this thread's network namespace, with chunks of `umem`.
+
+    Raises KernelError if it cannot be, with all that was tried in its text, ConfigError for settings that cannot be.
+    """
+    wanted = Wanted() if wanted is None else wanted
+    said: list[str] = []
+    for driver in AUTO if wanted.driver == "auto" else (wanted.driver,):
+        try:
+            opened = _open(umem, name, driver, wanted, said)
+        except KernelError as error:
+            said.append(_refusal(name, driver, error))
+            if error.number in (0, errno.EBUSY, errno.ENODEV) or wanted.driver != "auto":
+                raise KernelError("; ".join(said), error.number) from None
+            continue
+        said.append(f"{name}: {TAKEN[driver]}" + (f", {len(opened.ifaces)} queues" if len(opened.ifaces) > 1 else ""))
+        opened.said = said
+        return opened
+    raise KernelError("; ".join(said))
+
+
+def _refusal(name: str, driver: str, error: KernelError) -> str:
+    code = f" ({errno.errorcode[error.number]})" if error.number in errno.errorcode else ""
+    meaning = f": {MEANINGS[error.number]}" if error.number in MEANINGS and driver.startswith("xdp") else ""
+    return f"{name}: {driver}: {str(error).removeprefix(f'{name}: ')}{code}{meaning}"
+
+
+def _open(umem: Umem, name: str, driver: str, wanted: Wanted, said: list[str]) -> Opened:
+    if driver == "packet":
+        return Opened(name, driver, [PacketSocket(umem, name, ordinal=wanted.ordinal, settings=wanted.packet)])
+    if driver == "tap":
+        return Opened(name, driver, [Tap(umem, name, ordinal=wanted.ordinal)])
+    try:
+        return _xdp(umem, name, driver, wanted)
+    except KernelError as error:
+        if not wanted.xsk.zero_copy or error.number != errno.EOPNOTSUPP or wanted.driver != "auto":
+            raise
+        said.append(f"{name}: zero-copy: {error} (EOPNOTSUPP): frames are copied between the kernel's memory and ours")
+    return _xdp(umem, name, driver, replace(wanted, xsk=replace(wanted.xsk, zero_copy=False)))
+
+
+def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
+    """The sockets of all queues, then the program: so the first frame that it takes has somewhere to go."""
+    with ExitStack() as stack:
+        ifaces: list[Iface] = []
+        for queue in range(queues_of(name)):
+            worker = queue % umem.workers
+            ifaces.append(Xsk(umem, name, queue=queue, worker=worker, ordinal=wanted.ordinal, settings=wanted.xsk))
+            stack.callback(ifaces[-1].close)
+        steering = Steering(wanted.filter)
+        stack.callback(steering.close)  # before the sockets: the last one in is the first one out
+        for queue, iface in enumerate(ifaces):
+            steering.put(queue, iface.fd)
+        steering.attach(name, driver.removeprefix("xdp-"))
+        stack.pop_all()
+    return Opened(name, driver, ifaces, steering)

@@ -1,0 +1,14 @@
+from datapath.live.iface import Iface
+from datapath.live.settings import PacketSettings
+from datapath.live.umem import Umem
+
+class PacketSocket(Iface):
+    """An interface of this thread's network namespace by AF_PACKET, all of its queues; for where XDP cannot be had.
+
+    Frames are copied into chunks of `worker` and out of chunks. The host sees all that is received as well. Checksums that a local stack has left to
+    its NIC are completed (rx_completed), VLAN tags are where they were. The interface is made promiscuous, and told not to merge frames (GRO).
+    Raises KernelError, with its errno as `number`; no number for an MTU that does not fit in a chunk.
+    """
+
+    settings: PacketSettings
+    def __init__(self, umem: Umem, name: str, *, worker: int = 0, ordinal: int = 0, settings: PacketSettings | None = None) -> None: ...
