@@ -26,6 +26,7 @@ COMMANDS = {
     "diff": "captures through ctmirror and through the running kernel, packet by packet; prints the differences",
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
     "policy": "Kubernetes network policies as rules, and what they say of one connection",
+    "run": "the live datapath: packets of real interfaces through rules",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine or the replay of a capture",
 }

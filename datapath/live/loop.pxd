@@ -20,6 +20,7 @@ cdef enum:
 ctypedef struct LoopCounts:
     uint64_t rounds
     uint64_t frames
+    uint64_t completed          # of these, those whose checksum a local stack had left to its NIC
     uint64_t waits              # rounds that found nothing often enough to sleep
     uint64_t sent               # frames that ifaces took
     uint64_t nobody             # passed at a device where nobody takes what passes
@@ -46,7 +47,7 @@ cdef class Loop:
     cdef int[MOST_OUT] exit
     cdef Send[MOST_OUT] ready
     cdef uint64_t[N_BUCKETS] took
-    cdef volatile bint stopping
+    cdef volatile bint asked    # somebody wants a turn
 
     cdef int round(self) noexcept nogil
     cdef void forward(self, int n) noexcept nogil

@@ -21,6 +21,7 @@ from libc.string cimport memcpy, memset
 from ctcore.lowlevel cimport likely, unlikely
 from datapath.frame cimport Frame
 from datapath.live.iface cimport Iface, wall_ns
+from datapath.live.partial cimport complete
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
@@ -43,7 +44,7 @@ cdef enum:
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
-COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
+COUNTERS = ("rounds", "frames", "completed", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
 
@@ -58,8 +59,8 @@ cdef class Loop:
         self.n_ifaces = len(self.ifaces)
         workers = {iface.worker for iface in self.ifaces}
         for i, iface in enumerate(self.ifaces):
-            if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1 or iface.ordinal != i:
-                raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker, numbered from 0")
+            if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
+                raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
             self.iface[i] = <void *>iface
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
@@ -80,7 +81,10 @@ cdef class Loop:
             raise ValueError(f"devices: {missing[0]} is none of the pipeline's")
         self.leaves = np.array([first.get(name, NOBODY) for name in devices], dtype=np.intc)
         self.enters = np.array([first.get(inward.get(name, ""), NOBODY) for name in devices], dtype=np.intc)
-        self.pipeline.arrive([Hook(iface.name) for iface in self.ifaces])
+        names = {iface.ordinal: iface.name for iface in self.ifaces}
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"ifaces: ordinals {sorted(names)}: expected them from 0 on")
+        self.pipeline.arrive([Hook(names[i]) for i in range(len(names))])
         self.pipeline.walker.walking.outputs = &self.pipeline.walker.all
 
     def run(self, double seconds):
@@ -93,15 +97,14 @@ cdef class Loop:
         with nogil:
             self.go(until)
         self.pipeline.tracker.busy = False
+        if self.asked:
+            self.asked = False
+            os.eventfd_read(self.bell)
         return self.counts.frames - before
 
-    def stop(self):
+    def ring(self):
         """See loop.pyi."""
-        self.stopping = True
-        self.wake()
-
-    def wake(self):
-        """See loop.pyi."""
+        self.asked = True
         os.eventfd_write(self.bell, 1)
 
     def counters(self):
@@ -123,7 +126,7 @@ cdef class Loop:
             now = wall_ns()
             if idle:
                 self.pipeline.tick(now)
-            if self.stopping or now >= until:
+            if self.asked or now >= until:
                 return
             if idle > PATIENCE:
                 self.wait(until - now)
@@ -147,6 +150,7 @@ cdef class Loop:
         cdef int64_t start = wall_ns()
         cdef uint64_t took
         cdef int bucket = 0, i
+        self.counts.completed += complete(self.umem.base, self.frame, n)
         outputs_reset(&self.pipeline.walker.all)
         self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
         memset(self.claimed, 0, n)

@@ -1,0 +1,245 @@
+"""The configuration of a node: a TOML file, its sections and their defaults, and what is wrong with it by line.
+
+    rules = "node.tc"
+    [[iface]]
+    name = "eth0"
+    [conntrack]
+    max = 1000000
+
+Invariant: a Config that exists can be tried: every value is of its kind and within its bounds; whether the machine has such interfaces, opening them
+tells. Imported only by `run`: needs the extra `live`. Not here: opening anything (node).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ctcore.config import Config as Tracking
+from ctcore.errors import ConfigError, CtmirrorError
+from datapath.live.drivers import DRIVERS, Wanted
+from datapath.live.settings import PacketSettings, XskSettings
+from datapath.live.xdp_filter import EVERYTHING, Filter
+
+Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
+_PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
+LEVELS = ("debug", "info", "warning", "error")
+# Sections of settings that another module checks: what each of its keys may be is said there.
+_TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz"}
+
+
+class Section(BaseModel):
+    """Unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _port(text: str) -> str:
+    if not _PORT.fullmatch(text):
+        raise ValueError("expected a protocol and a port, as 'tcp 22'")
+    return text
+
+
+class FilterSection(Section):
+    """Which frames are taken from the host: see xdp_filter.Filter. all: every frame, as a wire does."""
+
+    all: bool = False
+    passed_types: list[Annotated[int, Field(ge=0x600, le=0xFFFF)]] = []
+    other_types: bool = False
+    vlans: bool = False
+    neighbours: bool = True
+    local: list[str] = []
+    ports: list[Annotated[str, AfterValidator(_port)]] = []
+    prefixes: list[str] = []
+
+    def filter(self) -> Filter:
+        """Raises ConfigError."""
+        if self.all:
+            return EVERYTHING
+        ports = tuple((protocol, int(port)) for protocol, port in (text.split(" ") for text in self.ports))
+        return Filter(
+            frozenset(self.passed_types), self.other_types, self.vlans, self.neighbours, tuple(self.local), ports, tuple(self.prefixes)  # type: ignore[arg-type]
+        )
+
+
+class IfaceSection(Section):
+    """One interface. inward: the name of the interface that takes what passes here, as a bridge does; without it only rules send."""
+
+    name: Name
+    driver: Literal[DRIVERS] = "auto"  # type: ignore[valid-type]
+    inward: Name | None = None
+    filter: FilterSection = FilterSection()
+    ring: int = XskSettings.ring
+    zero_copy: bool = XskSettings.zero_copy
+    busy_poll: int = XskSettings.busy_poll
+
+    def wanted(self, ordinal: int) -> Wanted:
+        """Raises ConfigError."""
+        xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll)
+        return Wanted(self.driver, ordinal, self.filter.filter(), xsk, PacketSettings())
+
+
+class ControlSection(Section):
+    """Where commands come in. group: whose members may command, beside the owner."""
+
+    socket: str = "/run/ctmirror/control.sock"
+    group: str | None = None
+
+
+class MetricsSection(Section):
+    """Prometheus metrics; off without `listen`."""
+
+    listen: Annotated[str, Field(pattern=r"^(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}$")] | None = None
+
+
+class StateSection(Section):
+    """Where connections are kept over a restart; off without `file`."""
+
+    file: str | None = None
+
+
+class LogSection(Section):
+    level: Literal[LEVELS] = "info"  # type: ignore[valid-type]
+    format: Literal["text", "json"] = "text"
+
+
+class MemorySection(Section):
+    """chunks: frames that can be under way at a time; 0: as many as the rings of all interfaces hold, twice. chunk: bytes of each."""
+
+    chunks: Annotated[int, Field(ge=0, le=1 << 22)] = 0
+    chunk: Literal[2048, 4096] = 2048
+
+
+class NodeConfig(Section):
+    """A node. cpu: where its thread runs, None: wherever the system has it."""
+
+    rules: str
+    flowtable: bool = True
+    cpu: Annotated[int, Field(ge=0)] | None = None
+    iface: Annotated[list[IfaceSection], Field(min_length=1, max_length=64)]
+    conntrack: dict[str, Any] = {}
+    memory: MemorySection = MemorySection()
+    control: ControlSection = ControlSection()
+    metrics: MetricsSection = MetricsSection()
+    state: StateSection = StateSection()
+    log: LogSection = LogSection()
+
+    def tracking(self) -> Tracking:
+        """Raises ConfigError."""
+        return Tracking(**self.conntrack)
+
+
+def load(name: str) -> NodeConfig:
+    """Read a file. Raises ConfigError: file, line, key, what was expected. Names of files in it are relative to it."""
+    path = Path(name)
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: byte {error.start} is no UTF-8: expected TOML") from None
+    config = parse(text, name)
+    return config.model_copy(update={"rules": str(path.parent / config.rules)})
+
+
+def parse(text: str, name: str) -> NodeConfig:
+    """The same of a text. name: for places."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_toml_error(str(error), name)) from None
+    lines = dict(_lines(text))
+    try:
+        config = NodeConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(_place(name, lines, tuple(first["loc"])) + _said(first)) from None
+    _check(config, name, lines)
+    return config
+
+
+def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
+    """What other modules say of their own settings, and what sections mean together."""
+    names = [iface.name for iface in config.iface]
+    for i, iface in enumerate(config.iface):
+        if names.index(iface.name) != i:
+            raise ConfigError(_place(name, lines, ("iface", i, "name")) + f"{iface.name}: expected each interface once")
+        if iface.inward is not None and (iface.inward not in names or iface.inward == iface.name):
+            raise ConfigError(_place(name, lines, ("iface", i, "inward")) + f"{iface.inward}: expected another interface of this file")
+        try:
+            iface.wanted(i)
+        except ConfigError as error:
+            key = str(error).split(" ")[0].rstrip(":")
+            raise ConfigError(_place(name, lines, ("iface", i, key)) + str(error)) from None
+    for key in config.conntrack:
+        if key not in _TRACKING:
+            raise ConfigError(_place(name, lines, ("conntrack", key)) + f"no such setting: expected one of {', '.join(sorted(_TRACKING))}")
+    for key, value in config.conntrack.items():
+        try:
+            Tracking(**{key: value})
+        except (CtmirrorError, TypeError, ValueError) as error:
+            raise ConfigError(_place(name, lines, ("conntrack", key)) + str(error)) from None
+    config.tracking()
+
+
+def _said(error: Any) -> str:
+    """What pydantic says of a value, as a sentence of ours."""
+    if error["type"] == "extra_forbidden":
+        return "no such setting"
+    if error["type"] == "missing":
+        return "missing"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return text if text.startswith("expected") else f"{error['input']!r}: {text[0].lower()}{text[1:]}".replace("input should be", "expected")
+
+
+def _toml_error(text: str, name: str) -> str:
+    """tomllib ends with the place: put it in front."""
+    found = re.search(r" \(at line ([0-9]+), column ([0-9]+)\)$", text)
+    if not found:
+        return f"{name}: {text}"
+    return f"{name}:{found[1]}:{found[2]}: {text[: found.start()]}"
+
+
+def _place(name: str, lines: dict[tuple[Any, ...], int], path: tuple[Any, ...]) -> str:
+    """File, line and key: of the key itself, or of the nearest section around it that is written down."""
+    for end in range(len(path), 0, -1):
+        if path[:end] in lines:
+            return f"{name}:{lines[path[:end]]}: {_spelled(path)}: "
+    return f"{name}: {_spelled(path)}: "
+
+
+def _spelled(path: tuple[Any, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _lines(text: str) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Path and line of each section and each key at the beginning of a line. Of keys in inline tables there is the line of the table."""
+    section: tuple[Any, ...] = ()
+    counts: dict[tuple[Any, ...], int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if found := re.match(r"\s*\[\[\s*([\w.\-]+)\s*\]\]", line):
+            base = _inside(tuple(found[1].split(".")), counts)
+            counts[base] = counts.get(base, -1) + 1
+            section = (*base, counts[base])
+            yield section, number
+        elif found := re.match(r"\s*\[\s*([\w.\-]+)\s*\]", line):
+            section = _inside(tuple(found[1].split(".")), counts)
+            yield section, number
+        elif found := re.match(r"\s*([\w.\-]+)\s*=", line):
+            yield (*section, *found[1].split(".")), number
+
+
+def _inside(path: tuple[str, ...], counts: dict[tuple[Any, ...], int]) -> tuple[Any, ...]:
+    """A section's path, with the number of the array's element that it belongs to."""
+    whole: tuple[Any, ...] = ()
+    for i, part in enumerate(path):
+        whole = (*whole, part)
+        if whole in counts and i + 1 < len(path):
+            whole = (*whole, counts[whole])
+    return whole
