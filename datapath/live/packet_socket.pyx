@@ -26,7 +26,7 @@ from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_take
 
 from datapath.errors import KernelError
-from datapath.live.interfaces import gro_off, index_of, is_up, mac_of, mtu_of, say
+from datapath.live.interfaces import Unmerged, index_of, is_up, mac_of, mtu_of, say
 from datapath.live.settings import PacketSettings
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -128,6 +128,7 @@ cdef void put_tag(uint8_t *target, const tpacket3_hdr *h) noexcept nogil:
 cdef class PacketSocket(Iface):
     """An interface by AF_PACKET. See packet_socket.pyi."""
     cdef readonly object settings
+    cdef object unmerged
     cdef int out                # the socket that sends
     cdef int index
     cdef uint8_t *ring
@@ -177,7 +178,7 @@ cdef class PacketSocket(Iface):
         self.fd = open_socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0)
         if self.fd < 0:
             raise say(f"{self.name}: AF_PACKET", last_error, OPEN_ERRORS)
-        gro_off(self.name)
+        self.unmerged = Unmerged(self.name)
         self.blocks, self.block_size = self.settings.blocks, self.settings.block_size
         memset(&request, 0, sizeof(tpacket_req3))
         request.tp_block_size, request.tp_block_nr, request.tp_frame_size = self.block_size, self.blocks, FRAME_SIZE
@@ -333,6 +334,8 @@ cdef class PacketSocket(Iface):
             if fd >= 0:
                 os.close(fd)
         self.fd = self.out = -1
+        if self.unmerged is not None:
+            self.unmerged.restore()
 
     cdef void unmap(self) noexcept:
         if self.ring != NULL:
