@@ -55,9 +55,9 @@ class Wanted:
 
     driver: str = "auto"
     ordinal: int = 0
-    filter: Filter = Filter()
-    xsk: XskSettings = XskSettings()
-    packet: PacketSettings = PacketSettings()
+    filter: Filter = field(default_factory=Filter)
+    xsk: XskSettings = field(default_factory=XskSettings)
+    packet: PacketSettings = field(default_factory=PacketSettings)
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
@@ -66,8 +66,8 @@ class Wanted:
 
 @dataclass
 class Opened:
-    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how it
-    came to that, sentences for the log."""
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how
+    it came to that, sentences for the log."""
 
     name: str
     driver: str

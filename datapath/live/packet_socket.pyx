@@ -1,9 +1,9 @@
 """AF_PACKET: frames of an interface where XDP cannot be had. Each is copied twice, from the kernel's ring and out of a chunk.
 
-Theory of operation: the kernel copies frames into blocks of a ring (TPACKET_V3) and hands over a block when it is full or `wait` ms old. Here they are
-copied on into chunks, and a block goes back when its last frame has been. Sending is sendmmsg(2), straight out of chunks, by a second socket, which
-receives nothing. The kernel says of each frame whether its checksum was left to a NIC, and what VLAN tag was taken out of it: both are put right.
-Invariants: frames we send do not come back. A frame that does not fit in a chunk (several segments in one) is dropped and counted.
+Theory of operation: the kernel copies frames into blocks of a ring (TPACKET_V3) and hands over a block when it is full or `wait` ms old. Here they
+are copied on into chunks, and a block goes back when its last frame has been. Sending is sendmmsg(2), straight out of chunks, by a second socket,
+which receives nothing. The kernel says of each frame whether its checksum was left to a NIC, and what VLAN tag was taken out of it: both are put
+right. Invariants: frames we send do not come back. A frame that does not fit in a chunk (several segments in one) is dropped and counted.
 What is different from XDP: the host sees every frame as well, so what is ours must not have a meaning to it: no addresses and no forwarding there.
 """
 

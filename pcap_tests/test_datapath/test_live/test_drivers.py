@@ -85,7 +85,7 @@ def test_a_driver_that_is_asked_for_is_the_only_one_tried(wire):
     with wire.here.entered():
         with wire.here.netlink() as netlink:
             netlink.link("set", index=1, mtu=1500, state="up")
-        with pytest.raises(KernelError, match="^lo: xdp-native: XDP in native mode: [^;]*$"):
+        with pytest.raises(KernelError, match=r"^lo: xdp-native: XDP in native mode: [^;]*$"):
             open_interface(Umem(4096), "lo", Wanted(driver="xdp-native", xsk=XskSettings(ring=64, tx_budget=32)))
 
 

@@ -77,7 +77,7 @@ def test_a_tap_that_is_down_refuses(stack):
 
 
 def test_a_tap_of_another_process_is_refused(stack):
-    with stack.entered(), Tap(Umem(4), "tap0"), pytest.raises(KernelError, match="tap0: tap: .*another process has a device of this name"):
+    with stack.entered(), Tap(Umem(4), "tap0"), pytest.raises(KernelError, match=r"tap0: tap: .*another process has a device of this name"):
         Tap(Umem(4), "tap0")
 
 

@@ -130,7 +130,7 @@ def test_down_up_and_gone(wire):
 
 def test_what_cannot_be_says_what_was_expected(wire):
     with wire.here.entered():
-        with pytest.raises(KernelError, match="nowhere: .*no such interface"):
+        with pytest.raises(KernelError, match=r"nowhere: .*no such interface"):
             PacketSocket(Umem(64), "nowhere")
         wire.set(wire.here, wire.near, mtu=2100)
         with pytest.raises(KernelError, match="near: MTU 2100: expected at most 2030 with chunks of 2048 bytes"):

@@ -52,7 +52,7 @@ def test_a_chunk_that_is_not_held_cannot_be_given():
 def test_workers_take_from_their_own():
     umem = Umem(2, workers=3)
     offsets = [umem.put([b"a", b"b"], worker=worker)["offset"].tolist() for worker in range(3)]
-    assert sorted(sum(offsets, [])) == [2048 * i for i in range(6)]
+    assert sorted(offset for own in offsets for offset in own) == [2048 * i for i in range(6)]
     umem.give(offsets[0], worker=2)  # as after sending by another worker's iface
     assert [umem.free(worker) for worker in range(3)] == [0, 0, 2]
     umem.check()

@@ -132,7 +132,7 @@ def test_the_first_sharer_may_go_before_the_second(wires):
 
 
 def test_a_queue_has_one_socket(wire):
-    with opened(Umem(4096), wire), pytest.raises(KernelError, match="near: queue 0: .*another AF_XDP socket has this queue") as refused:
+    with opened(Umem(4096), wire), pytest.raises(KernelError, match=r"near: queue 0: .*another AF_XDP socket has this queue") as refused:
         Xsk(Umem(4096), wire.near, settings=XskSettings(patience=0.05))
     assert refused.value.number in (errno.EBUSY, errno.EINVAL)
 
@@ -162,7 +162,7 @@ def test_each_queue_is_a_workers(wires):
             for frame in numbered(10):
                 far.send(frame)
         until(lambda: give_back(umem, both) or sum(one.statistics()["rx"] for one in both) == 10, "all frames")
-        with pytest.raises(KernelError, match="queue 2: .*expected a queue that the interface has"):
+        with pytest.raises(KernelError, match=r"queue 2: .*expected a queue that the interface has"):
             Xsk(umem, wire.near, queue=2)
         sound(umem, *both)
     assert [umem.free(worker) for worker in range(2)] == [4096, 4096]
@@ -286,9 +286,9 @@ def test_busy_polling(wire):
 def test_what_cannot_be_says_what_was_expected(wire):
     umem = Umem(64)
     with wire.here.entered():
-        with pytest.raises(KernelError, match="nowhere: .*no such interface in this network namespace"):
+        with pytest.raises(KernelError, match=r"nowhere: .*no such interface in this network namespace"):
             Xsk(umem, "nowhere")
-        with pytest.raises(KernelError, match="near: queue 0: .*expected a driver that can do zero-copy"):
+        with pytest.raises(KernelError, match=r"near: queue 0: .*expected a driver that can do zero-copy"):
             Xsk(umem, wire.near, settings=XskSettings(zero_copy=True))
         wire.set(wire.here, wire.near, mtu=1800)
         with pytest.raises(
