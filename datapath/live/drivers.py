@@ -44,7 +44,7 @@ GROUP = "senders on this machine have to make packets of the MTU's size (ethtool
 TAKEN = {
     "xdp-native": "XDP in the driver",
     "xdp-generic": f"XDP in the stack, on copies: slower than in the driver; {GROUP}",
-    "packet": f"AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing; {GROUP}",
+    "packet": "AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing",
     "tap": "a tap device",
 }
 

@@ -14,7 +14,7 @@ import struct
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EMSGSIZE, ENETDOWN, ENOBUFS, ENODEV, ENXIO
 from libc.errno cimport errno as last_error
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport unlikely
@@ -23,6 +23,7 @@ from datapath.live.iface cimport Iface
 from datapath.live.partial cimport complete
 from datapath.live.ring cimport load_acquire, store_release
 from datapath.live.rows cimport Send
+from datapath.live.segments cimport Cut, GSO_NONE, cut_begin, cut_length, cut_next
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_take
 
 from datapath.errors import KernelError
@@ -102,8 +103,8 @@ cdef extern from "<linux/if_packet.h>" nogil:
         unsigned short sll_protocol
         int sll_ifindex
     enum:
-        PACKET_RX_RING, PACKET_VERSION, PACKET_STATISTICS, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING, TPACKET_V3, TP_STATUS_KERNEL, TP_STATUS_USER
-        TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
+        PACKET_RX_RING, PACKET_VERSION, PACKET_VNET_HDR, PACKET_STATISTICS, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING, TPACKET_V3, TP_STATUS_KERNEL
+        TP_STATUS_USER, TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
 
 cdef enum:
     LINK_ETHERNET = 1
@@ -111,6 +112,7 @@ cdef enum:
     TAG = 4                     # bytes of a VLAN tag
     ETH_VLAN = 0x8100
     ADDRESSES = 12              # bytes in front of it
+    VNET_HEADER = 10            # struct virtio_net_hdr, in front of the frame
     BATCH = 64                  # frames of one system call
 
 PACKET_MR_PROMISC = 1
@@ -123,6 +125,11 @@ cdef void put_tag(uint8_t *target, const tpacket3_hdr *h) noexcept nogil:
     cdef uint16_t kind = h.hv1.tp_vlan_tpid if h.tp_status & TP_STATUS_VLAN_TPID_VALID else <uint16_t>ETH_VLAN
     target[0], target[1] = kind >> 8, kind & 0xFF
     target[2], target[3] = h.hv1.tp_vlan_tci >> 8 & 0xFF, h.hv1.tp_vlan_tci & 0xFF
+
+
+cdef inline void fill(Frame *row, const tpacket3_hdr *h, uint64_t chunk, uint32_t length, uint32_t ordinal) noexcept nogil:
+    row.offset, row.caplen, row.len = chunk, length, length
+    row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINK_ETHERNET, ordinal
 
 
 cdef class PacketSocket(Iface):
@@ -138,6 +145,8 @@ cdef class PacketSocket(Iface):
     cdef uint32_t block_size
     cdef uint32_t left          # frames of it that are still to be read; 0: none is being read
     cdef const uint8_t *at      # the next of these
+    cdef Cut cut                # the frame that is being cut up
+    cdef bint cutting
 
     def __cinit__(self):
         self.out = -1
@@ -185,6 +194,7 @@ cdef class PacketSocket(Iface):
         request.tp_frame_nr, request.tp_retire_blk_tov = self.block_size // FRAME_SIZE * self.blocks, self.settings.wait
         self.set(self.fd, PACKET_VERSION, &version, sizeof(int))
         self.set(self.fd, PACKET_IGNORE_OUTGOING, &one, sizeof(int))
+        self.set(self.fd, PACKET_VNET_HDR, &one, sizeof(int))
         self.set(self.fd, PACKET_RX_RING, &request, sizeof(tpacket_req3))
         self.ring_size = <size_t>self.block_size * self.blocks
         mapped = mmap(NULL, self.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
@@ -237,19 +247,50 @@ cdef class PacketSocket(Iface):
         if tag:
             put_tag(target + ADDRESSES, h)
         memcpy(target + ADDRESSES + tag, data + ADDRESSES, h.tp_snaplen - ADDRESSES)
-        row.offset, row.caplen, row.len = chunk, h.tp_snaplen + tag, h.tp_snaplen + tag
-        row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINK_ETHERNET, self.ordinal
+        fill(row, h, chunk, h.tp_snaplen + tag, self.ordinal)
         if h.tp_status & TP_STATUS_CSUMNOTREADY:
             self.counts.rx_completed += complete(self.pool.memory, row, 1)
         self.counts.rx_bytes += row.len
         return True
 
+    cdef bint cut_off(self, const tpacket3_hdr *h, Frame *row) noexcept nogil:
+        """The next segment of the frame that is being cut up, into a chunk. False: dropped, and counted."""
+        cdef uint32_t tag = TAG if h.tp_status & TP_STATUS_VLAN_VALID else 0
+        cdef uint32_t length = cut_length(&self.cut)
+        cdef uint64_t chunk = 0
+        cdef uint8_t *target
+        if unlikely(length + tag > <uint32_t>self.umem.chunk_size or pool_take(self.pool, &chunk, 1, HELD) == 0):
+            self.counts.rx_oversize += length + tag > <uint32_t>self.umem.chunk_size
+            self.counts.rx_no_chunk += length + tag <= <uint32_t>self.umem.chunk_size
+            self.cut.at += length - self.cut.head
+            self.cut.number += 1
+            return False
+        target = self.pool.memory + chunk
+        cut_next(&self.cut, target + tag)
+        if tag:
+            memmove(target, target + tag, ADDRESSES)
+            put_tag(target + ADDRESSES, h)
+        fill(row, h, chunk, length + tag, self.ordinal)
+        self.counts.rx_bytes += row.len
+        return True
+
     cdef int receive(self, Frame *rows, int most) noexcept nogil:
         cdef const tpacket3_hdr *h
+        cdef const uint8_t *vnet
         cdef int n = 0
         while n < most and (self.left > 0 or self.next_block()):
             h = <const tpacket3_hdr *>self.at
-            n += self.copy(h, &rows[n])
+            vnet = self.at + h.tp_mac - VNET_HEADER
+            if unlikely(vnet[1] != GSO_NONE) and not self.cutting:
+                self.cutting = cut_begin(&self.cut, vnet + VNET_HEADER, h.tp_snaplen, vnet[1], vnet[4] | vnet[5] << 8)
+                self.counts.rx_cut += self.cutting
+            if unlikely(self.cutting):
+                n += self.cut_off(h, &rows[n])
+                self.cutting = cut_length(&self.cut) > 0
+                if self.cutting:
+                    continue
+            else:
+                n += self.copy(h, &rows[n])
             self.at += h.tp_next_offset
             self.left -= 1
             if self.left == 0:
