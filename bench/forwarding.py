@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from bench.wire_traffic import Generator, Sink
+from bench.wire_traffic import Generator, Sink, let_pass
 from datapath.live.drivers import Opened, Wanted, open_interface
 from datapath.live.forwarder import Forwarder
 from datapath.live.iface import Iface
@@ -64,6 +64,8 @@ def topology(driver: str, ring: int) -> Iterator[tuple[Namespace, Opened, Opened
         with here.entered():
             left = stack.enter_context(open_interface(umem, "in", wanted[0]))
             right = stack.enter_context(open_interface(umem, "out", wanted[1]))
+            if driver == "packet":
+                stack.callback(os.close, let_pass("in"))
         with there.entered():
             sink = Sink("sink")
             stack.callback(sink.close)

@@ -18,7 +18,7 @@ from datapath import bpf, craft
 from datapath.bpf import FP, R0, R1, R2, R6, R7, R8, label
 from datapath.live.interfaces import index_of
 
-XDP_ABORTED, XDP_DROP = 0, 1
+XDP_ABORTED, XDP_DROP, XDP_PASS = 0, 1, 2
 CALL = 1_000_000  # frames of one system call: each ends with a pause of 20 ms
 SOURCE_PORT = 34
 FIRST_PORT = 1024
@@ -75,6 +75,14 @@ class Generator:
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+
+
+def let_pass(name: str) -> int:
+    """Have interface `name` run a program that does nothing, until the descriptor is closed: only so does a veth take redirected frames."""
+    program = bpf.load_xdp([bpf.move_value(R0, XDP_PASS), bpf.leave()], "pass")
+    link = bpf.attach_xdp(program, index_of(name), bpf.XDP_DRIVER_MODE)
+    bpf.close(program)
+    return link
 
 
 class Sink:

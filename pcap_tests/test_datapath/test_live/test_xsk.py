@@ -251,6 +251,7 @@ def test_no_chunks_no_frames_until_there_are_some(wire):
         for frame in numbered(80):
             far.send(frame)
         until(lambda: xsk.statistics()["rx_fill_empty"] == 16, "frames without a chunk")
+        assert xsk.statistics()["rx_dropped"] == 0  # each is counted once
         rows = xsk.receive_batch(64)
         assert len(rows) == 64
         assert xsk.tidy_up() == 0
