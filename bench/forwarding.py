@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=numbers, default=[64, 256])
-    parser.add_argument("--drivers", type=lambda text: text.split(","), default=["xdp-native", "xdp-generic", "packet"])
+    parser.add_argument("--drivers", type=lambda text: text.split(","), default=["xdp-native", "packet"])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--ring", type=int, default=2048)
     parser.add_argument("--verbose", action="store_true")

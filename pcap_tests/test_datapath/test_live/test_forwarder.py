@@ -89,6 +89,37 @@ def test_without_completing_checksums_no_connection_comes_about(wires):
         listener.close()
 
 
+def test_two_workers_share_memory_and_nothing_else(wires):
+    """A thread for each queue, chunks of its own for each; whichever queue a frame comes by, it arrives, and every chunk is found again."""
+    umem = Umem(8192, workers=2)
+    left, right = wires("left", queues=2), wires("right", queues=2)
+    with (
+        left.here.entered(),
+        open_interface(umem, "left", Wanted(filter=EVERYTHING)) as a,
+        open_interface(umem, "right", Wanted(ordinal=1, filter=EVERYTHING)) as b,
+        left.end() as client,
+        right.end() as server,
+    ):
+        workers = [Forwarder(*pair) for pair in zip(a.ifaces, b.ifaces, strict=True)]
+        threads = [threading.Thread(target=worker.run) for worker in workers]
+        for thread in threads:
+            thread.start()
+        try:
+            for start in range(0, 1000, 100):  # as many as the receiving socket has room for
+                for number in range(start, start + 100):  # a flow each: a veth's queue is chosen by it
+                    client.send(craft.udp(CLIENT, SERVER, 1000 + number, 2, number.to_bytes(4, "big")))
+                assert sorted(int.from_bytes(server.recv(2048)[-4:], "big") for _ in range(100)) == list(range(start, start + 100))
+        finally:
+            for worker in workers:
+                worker.stop()
+            for thread in threads:
+                thread.join(PATIENCE)
+        sound(umem, *a.ifaces, *b.ifaces)
+        assert all(iface.statistics()["rx"] > 0 for iface in a.ifaces)
+    assert umem.places() == {"free": 16384}
+    assert [umem.free(worker) for worker in range(2)] == [8192, 8192]
+
+
 def test_mac_addresses_are_rewritten_by_direction(wires):
     there, back = bytes.fromhex("0200000000aa0200000000bb"), bytes.fromhex("0200000000cc0200000000dd")
     with joined(wires, "xdp-native", to_right=there, to_left=back) as (_, left, right), left.end() as client, right.end() as server:

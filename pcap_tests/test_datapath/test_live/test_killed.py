@@ -49,6 +49,7 @@ def test_nothing_stays_and_the_next_one_starts(wires, driver, busy):
                 far.send(FRAME)
             assert sink.recv(2048)
             os.kill(holder.pid, signal.SIGKILL)
+            holder.wait()
             killed = time.monotonic()
             until(lambda: not attached(left) and not attached(right), "no program any more")
             assert time.monotonic() - killed < SOON
