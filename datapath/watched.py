@@ -125,11 +125,11 @@ class Watched(Interpreter):
         self._at: At | None = None
         self._sending: Done | None = None
 
-    def watch(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> tuple[At, Delivery]:
+    def watch(self, frame: bytes, now: int, hook: Hook, missing: int = 0, *, bare: bool = False) -> tuple[At, Delivery]:
         """A frame that comes to a hook, as deliver() has it, and what was done at it."""
         self._arrived.clear()
         self.listening.remember()
-        delivery = self.deliver(frame, now, hook, missing)
+        delivery = self.deliver(frame, now, hook, missing, bare=bare)
         return self._arrived[0], delivery
 
     # --- as the interpreter does it, and written down ------------------------------------------------------------------------------------
