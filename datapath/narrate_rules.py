@@ -55,7 +55,7 @@ def _headers(it: Ruled) -> Iterator[Line]:
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     memory, frames = frames_of([it.data], link=int(it.frame["link"]))
     frames["len"] = it.frame["len"]
-    batch = parse_batch(memory, frames, checksum=False, fragments="passed")
+    batch = parse_batch(memory, frames, checksum=False, fragments="passed", header_sum=False)
     packet, l4 = batch.array[0], batch.l4_bytes(0)
     if not packet["key"]["family"]:
         return
@@ -220,7 +220,7 @@ def _changes(done: Done) -> Iterator[str]:
 
 
 def _ends(frame: bytes) -> dict[str, str]:
-    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed").array[0]
+    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed", header_sum=False).array[0]
     if not packet["key"]["family"]:
         return {}
     ends = fields.endpoints(packet["key"].tobytes())

@@ -265,7 +265,6 @@ def test_a_frame_is_its_packet(capfd) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--conn", 0, "--rules", RULES], "--conn: expected --packet N or --frame N with --rules"),
         (["--packet", PACKETS, "--rules", RULES], f"no packet {PACKETS}: expected 0 to {PACKETS - 1}"),
         (["--packet", 0, "--no-flowtable"], "--no-flowtable: expected --rules with it"),
     ],
