@@ -13,6 +13,7 @@ from ctcore.tracker import ExpectationRow
 from ctcore.types import Proto, State, Status
 from datapath import fields
 from datapath.explain import Explained
+from datapath.hints import counted
 from datapath.stages import Line
 
 UDP_HEADER = 8
@@ -22,7 +23,7 @@ def zone_limit_text(config: Config, zone: int, counts: Mapping[int, int]) -> str
     """Which limit a new connection of a zone would have gone beyond."""
     own = zone in config.zone_limits
     limit = config.zone_limits[zone] if own else config.zone_limit
-    return f"zone {zone} has {counts.get(zone, 0):,} connections and may have {limit:,} (--zone-limit {f'{zone}=' if own else ''}{limit})"
+    return f"zone {zone} has {counted(counts.get(zone, 0), 'connection')} and may have {limit:,} (--zone-limit {f'{zone}=' if own else ''}{limit})"
 
 
 def helper_lines(it: Explained) -> Iterator[Line]:
@@ -31,12 +32,12 @@ def helper_lines(it: Explained) -> Iterator[Line]:
     helper = int(it.conn["helper"]) if it.conn is not None else 0
     if helper and _is_read(it):
         name = HELPERS[helper - 1]
-        announced = [f"announces {_text(row)}, within {row.timeout:g} s" for row in fresh]
+        announced = [f"announces {expectation_text(row)}, within {row.timeout:g} s" for row in fresh]
         for i, text in enumerate(announced or ["announces no connection"]):
             yield "helper" if i == 0 else "", f"{name} has read its payload, which {text}" if i == 0 else f"and {text}"
     if it.begins and it.conn is not None and int(it.conn["status"]) & Status.EXPECTED:
         gone = appeared(it.awaits, it.awaited)
-        awaited = f": {_text(gone[0])}" if len(gone) == 1 else ""
+        awaited = f": {expectation_text(gone[0])}" if len(gone) == 1 else ""
         yield "expected", f"conn {int(it.conn['master'])} has announced this connection{awaited}"
 
 
@@ -53,7 +54,7 @@ def _is_read(it: Explained) -> bool:
     return int(it.packet["l4_len"]) > (int(it.packet["doff"]) if it.proto == Proto.PROTO_TCP else UDP_HEADER)
 
 
-def _text(row: ExpectationRow) -> str:
+def expectation_text(row: ExpectationRow) -> str:
     """An expectation: protocol, and both ends as far as they are known."""
     source = row.src if not row.sport else f"{row.src} sport {row.sport}"
     inactive = ", which is not active yet" if row.inactive else ""

@@ -157,7 +157,7 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
         watched = _slowly(captures, number, tracking, progress)
     else:
         watched = Watched(rules.ruleset, plain.tracker)
-    at, delivery = watched.watch(data, found.now, found.hook, found.missing, bare=_is_bare(found.frames))
+    at, delivery = watched.watch(data, found.now, found.hook, found.missing, bare=_bare(found.memory, found.frames))
     name = printable(captures[-1])
     devices = tuple(plain.program.devices)
     return Ruled(name, number, found.data, found.frames[0], found.iface, at, delivery, served, tracking, devices, slow)
@@ -247,7 +247,7 @@ def _slowly(captures: Sequence[str], number: int, tracking: Tracking, progress: 
             hook = hooks[min(int(frames["iface"][row]), len(hooks) - 1)]
             if data is not None:
                 missing = max(int(frames["len"][row]) - int(frames["caplen"][row]), 0)
-                watched.deliver(data, latest, hook, missing, bare=_is_bare(frames[row : row + 1]))
+                watched.deliver(data, latest, hook, missing, bare=_bare(memory, frames[row : row + 1]))
 
     _replay(captures, number, rules, work, progress)
     return watched
@@ -258,15 +258,17 @@ def _bytes(memory: Any, frame: np.void) -> bytes:
     return bytes(memory[start : start + int(frame["caplen"])])
 
 
-def _is_bare(frames: np.ndarray) -> bool:
-    """Whether a frame came without an Ethernet header."""
-    return bool(frames["link"][0] != LINK_ETHERNET)
-
-
 def _as_ethernet(memory: Any, frames: np.ndarray) -> bytes | None:
     """A frame as the interpreter takes it: IP behind other link headers gets one without addresses, as rules see it; None for what is neither."""
-    if not _is_bare(frames):
+    if frames["link"][0] == LINK_ETHERNET:
         return _bytes(memory, frames[0])
     packet = parse_batch(memory, frames, checksum=False, header_sum=False).array[0]
     family = TYPES.get(int(packet["key"]["family"]))
     return None if family is None else bytes(12) + family + _bytes(memory, frames[0])[int(packet["l3_off"]) :]
+
+
+def _bare(memory: Any, frames: np.ndarray) -> int | None:
+    """Of a frame that came with another link header: how long that is."""
+    if frames["link"][0] == LINK_ETHERNET:
+        return None
+    return int(parse_batch(memory, frames, checksum=False, header_sum=False).array["l3_off"][0])

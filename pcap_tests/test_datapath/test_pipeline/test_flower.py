@@ -17,7 +17,7 @@ from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower import flower_keys
 from datapath.pipeline.rules import Hook, Ruleset
-from pcap_tests.test_datapath.test_pipeline.walked import Coming, Said, Sides, compared
+from pcap_tests.test_datapath.test_pipeline.walked import BARE, Coming, Said, Sides, compared
 
 A, B, A6, B6 = "10.0.0.1", "192.0.2.9", "2001:db8::1", "2001:db8::9"
 IN = "tc filter add dev eth0 ingress "
@@ -114,7 +114,6 @@ def test_any_bytes_are_read_within_the_frame_and_checksums_change_nothing(body: 
 
 # --- frames without Ethernet ------------------------------------------------------------------------------------------------------------
 
-LINKS = [(LINK_RAW, b""), (113, craft.sll(b"")), (276, craft.sll2(b"")), (0, b"\2\0\0\0")]
 CHANGE = (
     IN + "chain 0 protocol ip prio 1 flower ip_proto tcp action pedit ex munge ip ttl set 9 munge tcp dport set 8080 pipe "
     "action csum ip4h and tcp pipe action goto chain 1\n"
@@ -132,14 +131,14 @@ def bare(rules: str, packet: bytes, link: int, head: bytes) -> tuple[Said, list[
     return said, [left.frame[14:] for left in said.left]
 
 
-@pytest.mark.parametrize(("link", "head"), LINKS)
+@pytest.mark.parametrize(("link", "head"), BARE)
 def test_fields_from_the_ip_header_on_are_changed_behind_any_link_header(link: int, head: bytes) -> None:
     said, left = bare(CHANGE, craft.tcp(A, B, 40000, 80, "S")[14:], link, head)
     assert said.device == "eth1"
     assert left == [craft.tcp(A, B, 40000, 8080, "S", ttl=9)[14:]]
 
 
-@pytest.mark.parametrize(("link", "head"), LINKS)
+@pytest.mark.parametrize(("link", "head"), BARE)
 def test_what_ethernet_has_is_not_there(link: int, head: bytes) -> None:
     packet = craft.tcp(A, B, 40000, 80, "S")[14:]
     for action in ("pedit ex munge eth dst set 02:00:00:00:00:09 pipe", "vlan push id 5 pipe"):

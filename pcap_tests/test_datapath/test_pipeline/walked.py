@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.reasons import NAMES
 from ctcore.types import Verdict
-from datapath.frame import FRAME_DTYPE, LINK_ETHERNET, frames_of
+from datapath import craft
+from datapath.frame import FRAME_DTYPE, LINK_ETHERNET, LINK_RAW, frames_of
 from datapath.pipeline.interpret import Delivery, Interpreter
 from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.program import Program
@@ -39,25 +40,20 @@ class Coming(NamedTuple):
     head: bytes = b""
 
     @property
-    def bare(self) -> bool:
-        return self.link != LINK_ETHERNET
+    def bare(self) -> int | None:
+        return None if self.link == LINK_ETHERNET else len(self.head)
 
     @property
     def data(self) -> bytes:
         """As it came."""
-        return self.head + self.frame[ETHERNET:] if self.bare else self.frame
-
-    @property
-    def longer(self) -> int:
-        """By how many bytes `frame` is longer."""
-        return ETHERNET - len(self.head) if self.bare else 0
+        return self.frame if self.bare is None else self.head + self.frame[ETHERNET:]
 
     def shown(self, left: Left) -> Left:
         """What left of it, with the Ethernet header in `frame` again."""
-        assert not self.bare or left.frame.startswith(self.head)
-        if not self.bare:
+        assert self.bare is None or left.frame.startswith(self.head)
+        if self.bare is None:
             return left
-        return left._replace(frame=self.frame[:ETHERNET] + left.frame[len(self.head) :], length=left.length + self.longer)
+        return left._replace(frame=self.frame[:ETHERNET] + left.frame[self.bare :], length=left.length + ETHERNET - self.bare)
 
 
 class Left(NamedTuple):
@@ -96,6 +92,17 @@ class Said(NamedTuple):
     priority: int
     hits: tuple[int, ...]
     left: tuple[Left, ...]
+
+
+# Link types that say nothing but that IP follows, with their headers: raw, cooked (both versions), BSD loopback.
+BARE = [(LINK_RAW, b""), (113, craft.sll(b"")), (276, craft.sll2(b"")), (0, b"\2\0\0\0")]
+
+
+def without_ethernet(coming: Coming, link: int, head: bytes) -> Coming:
+    """The same IP packet behind another link header. What is no whole IPv4 header right behind Ethernet stays as it is."""
+    if coming.frame[12:15] not in {b"\x08\x00" + bytes([0x40 | words]) for words in range(16)} or len(coming.frame) < ETHERNET + 20:
+        return coming
+    return coming._replace(frame=bytes(12) + coming.frame[12:], link=link, head=head)
 
 
 def laid_out(coming: Sequence[Coming]) -> tuple[Any, Any]:
@@ -174,7 +181,7 @@ class Sides:
             theirs = told(delivery, self.numbers)
             assert ours == theirs, difference(self.ruleset, each, ours, theirs)
             for hit in delivery.hits:
-                self.counted[self.numbers[id(hit.rule)]] += (1, hit.length - each.longer, 0)
+                self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0)
                 self.counted[self.numbers[id(hit.rule)], 2] = each.now
         return said
 
