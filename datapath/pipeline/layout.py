@@ -19,6 +19,7 @@ CT = ("ct_state", "ct_zone", "ct_mark")
 ICMP = {"type": "icmp_type", "code": "icmp_code"}
 TAGS = {"vlan_id": ("vlan_tci", 0), "vlan_prio": ("vlan_tci", 13), "cvlan_id": ("cvlan_tci", 0), "cvlan_prio": ("cvlan_tci", 13)}
 ADDRESSES = ("src_ip", "dst_ip")
+LIES: Mapping[str, Any] = FLOWER_DTYPE.fields or {}
 
 
 class Part(NamedTuple):
@@ -31,7 +32,7 @@ class Part(NamedTuple):
 
 
 def _part(name: str, field: str, shift: int = 0) -> tuple[str, Part]:
-    kind, offset = FLOWER_DTYPE.fields[field][:2]
+    kind, offset = LIES[field][:2]
     return name, Part(8 * offset, kind.itemsize, "big" if name in BYTES or name in ADDRESSES else "little", shift)
 
 
