@@ -259,9 +259,9 @@ cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noe
 cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
     """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique.
 
-    Or the preferred one, for that is where the search ended that is followed.
+    Or the preferred one, for that is where the search ended that is followed. How many attempts that had left is not known: few enough.
     """
-    cdef uint32_t low, size, attempts, i
+    cdef uint32_t low, size, attempts, left, i
     cdef uint16_t *port = port_of(&c.tuple, c.manip)
     cdef uint16_t offset, first
     cdef bint told
@@ -273,7 +273,8 @@ cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
     while True:
         for i in range(attempts):
             port[0] = <uint16_t>(low + offset % size)
-            if is_free_harder(ct, c, attempts - i):
+            left = <uint32_t>TAKE_OVER if told and offset == first else attempts - i
+            if is_free_harder(ct, c, left):
                 return
             offset += 1
         if attempts >= size or attempts < FEWEST_ATTEMPTS:

@@ -159,7 +159,8 @@ class Tracker:
         """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
 
         port: of the source, or the id; destination: the same for a destination's port, which is searched at random if the rule says so; announced: of
-        what a helper announces next where its own port is another one's. What is above the asked-for one is legal. None: as the seed has it.
+        what a helper announces next where its own port is another one's. A closed connection gives way at once on a port that is preferred, since
+        the search that is followed may have begun elsewhere. What is above the asked-for one is legal. None: as the seed has it.
         """
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""

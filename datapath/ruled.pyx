@@ -9,6 +9,7 @@ Invariants: with and without the flow table the same packets pass and leave with
 Not here: asking for memory ahead (aim), what rules do (walk), which connections are in the flow table (flowtable), captures without rules (worker).
 """
 
+cimport cython
 import numpy as np
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -22,15 +23,15 @@ from ctcore.lowlevel cimport unlikely
 from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
+    ACCEPT, BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
     Packet,
 )
-from datapath.aim cimport Aim, flow_key, take_aim
+from datapath.aim cimport flow_key, take_aim
 from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
-from datapath.pipeline.outputs cimport outputs_reset
+from datapath.pipeline.outputs cimport Output, output_add, outputs_reset
 from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
@@ -38,7 +39,7 @@ from datapath.shortcut cimport (
     NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_find, shortcut_set,
 )
 from datapath.wire cimport parse
-from datapath.worker cimport Summary, gathered_by, sum_up, summary_begin, summary_of
+from datapath.worker cimport gathered_by, sum_up, summary_begin, summary_of
 
 from ctcore.config import Config
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
@@ -49,25 +50,9 @@ cdef enum:
     TWO_TAGS = 22               # the most that is compared; a third one may show when others are popped
 
 
-# What is asked of a call beside counting. Each may be NULL.
-ctypedef struct Wanted:
-    Decision *decisions
-    Key *keys
-    Result *results
-
-
+@cython.final
 cdef class RulePipeline:
     """Frames through rules. See ruled.pyi."""
-    cdef readonly Program program
-    cdef readonly Tracker tracker
-    cdef readonly Walker walker
-    cdef readonly Flows flows           # None: no flow table
-    cdef readonly Cuts cuts             # None: likewise
-    cdef Batch batch
-    cdef Summary sums
-    cdef Aim aim
-    cdef uint32_t[::1] hooks            # by interface
-    cdef uint32_t loaded                # how often rules were
 
     def __init__(self, ruleset, config=None, *, devices=(), bint flowtable=True):
         config = Config() if config is None else config
@@ -214,7 +199,7 @@ cdef class RulePipeline:
             return False
         plan = &all.plan[cut.plan]
         all.hits += 1
-        if unlikely(not plan.plain or self.walker.walking.outputs != NULL):
+        if unlikely(not plan.plain) or (self.walker.walking.outputs != NULL and not self.put_out(frame, p, i, plan)):
             trail = &self.walker.walking.trail
             trail.script, trail.n_script = plan.step, plan.n_steps
             self.long_way(memory, frame, p, i, result, decision)
@@ -228,6 +213,23 @@ cdef class RulePipeline:
         plan.last = frame.ts
         result[0] = plan.result
         decision.verdict, decision.reason = result.verdict, result.reason
+        return True
+
+    cdef inline bint put_out(self, const Frame *frame, const Packet *p, int i, const Plan *plan) noexcept nogil:
+        """The frame leaves as it came, but for what `ct` cuts off behind the IP packet. False: it does not, or there is no memory left."""
+        cdef const Result *result = &plan.result
+        cdef Output *out
+        cdef uint32_t length = p.l3_off + p.ip_len, whole = max(frame.len, frame.caplen)
+        if result.verdict != ACCEPT:
+            return True
+        if not plan.untouched:
+            return False
+        out = output_add(self.walker.walking.outputs, NULL, min(frame.caplen, length), False)
+        if unlikely(out == NULL):
+            return False
+        out.offset, out.frame, out.length = frame.offset, self.walker.walking.row, min(whole, length)
+        out.mark, out.priority = result.mark, result.priority
+        out.device, out.egress = result.device, result.egress
         return True
 
     cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil:
@@ -350,7 +352,7 @@ cdef class RulePipeline:
         memset(&draft, 0, sizeof(Plan))
         draft.result = result[0]
         memset(&draft.result.decision, 0, sizeof(Decision))
-        draft.plain, draft.n_steps, draft.whole = trail.plain, trail.n_steps, trail.whole
+        draft.plain, draft.untouched, draft.n_steps, draft.whole = trail.plain, trail.untouched, trail.n_steps, trail.whole
         for j in range(trail.n_steps):
             draft.step[j] = trail.step[j]
         return plan_intern(&self.cuts.all, &draft)

@@ -28,6 +28,7 @@ ctypedef struct Plan:
     uint32_t next               # in the chain of its hash
     uint16_t n_steps
     uint8_t plain               # nothing is to be done but to forward, or drop
+    uint8_t untouched           # and it leaves with the bytes it came with
     uint32_t whole              # hits up to and with the first `ct`
 
 # A flow: packets of one tuple that come to one hook. One cache line.

@@ -127,7 +127,8 @@ cdef inline bint same_result(const Result *a, const Result *b) noexcept nogil:
 
 cdef inline bint same_plan(const Plan *a, const Plan *b) noexcept nogil:
     return (
-        a.n_steps == b.n_steps and a.plain == b.plain and a.whole == b.whole and same_result(&a.result, &b.result)
+        a.n_steps == b.n_steps and a.plain == b.plain and a.untouched == b.untouched and a.whole == b.whole
+        and same_result(&a.result, &b.result)
         and memcmp(a.step, b.step, a.n_steps * sizeof(uint32_t)) == 0
     )
 

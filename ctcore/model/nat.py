@@ -218,7 +218,9 @@ class Translator:
         while True:
             for i in range(attempts):
                 tried = with_port(tried, manip, low + (offset + i & MASK16) % size)
-                if self.is_free(tried) or self.take_over(conn, tried, attempts - i):
+                # How many attempts the search had left that is followed is not known: few enough.
+                left = LAST_ATTEMPTS if told and offset == first and i == 0 else attempts - i
+                if self.is_free(tried) or self.take_over(conn, tried, left):
                     return tried
             if attempts >= size or attempts < LEAST_ATTEMPTS:
                 return with_port(tried, manip, low + first % size) if told else tried

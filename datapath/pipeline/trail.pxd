@@ -17,6 +17,7 @@ ctypedef struct Trail:
     uint8_t n_cts
     uint8_t lasting             # the next packet of the flow will go the same way
     uint8_t plain               # nothing was done but to track, to mark and to send
+    uint8_t untouched           # the frame leaves with the bytes it came with
     uint32_t whole              # rules that had matched when the first `ct` cut off what lies behind the IP packet
     uint16_t n_steps
     uint32_t[MOST_STEPS] step   # what each look-up found: a place in its chain, or NO_PLACE

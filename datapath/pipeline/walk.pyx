@@ -320,6 +320,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
         fragments_release(w.fragments)
     result.hops = v.end
     v = &w.level[v.end]
+    w.trail.untouched = v.in_place
     result.rule, result.mark, result.priority = v.rule, v.mark, v.priority
     result.device, result.egress = <uint16_t>(v.hook >> 1), v.hook & 1
     result.verdict, result.reason, result.tracked = v.verdict, v.reason, v.tracked

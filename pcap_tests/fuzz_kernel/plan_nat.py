@@ -16,6 +16,7 @@ from random import Random
 
 from ctcore.config import Config
 from ctcore.nat_rules import KINDS, Address, HelperRule, Match, NatRule, Ports, Range
+from datapath.fields import WITH_PORTS
 from pcap_tests.fuzz_kernel.draft import Draft, Settings, Watcher, hosts_of
 from pcap_tests.fuzz_kernel.fragments import FragmentTalk
 from pcap_tests.fuzz_kernel.helped import FTP, TFTP, FtpTalk, TftpTalk
@@ -66,6 +67,8 @@ def _rule(dice: Random, kind: str) -> NatRule:
     proto = dice.choice(PROTOCOLS) if dice.random() < 0.4 else None
     network = ip_network(dice.choice((INSIDE[six], *(SERVERS if source else PUBLIC)[six]))) if dice.random() < 0.7 else None
     ports = {dice.choice(("sport", "dport")): dice.choice(((1, 1023), (80, 80), (512, 65535)))} if dice.random() < 0.3 else {}
+    if ports and proto not in WITH_PORTS:  # the language of rules has ports of a protocol only
+        proto = 6
     match = Match(proto, **{dice.choice(("src", "dst")) if source else "dst": network}, **ports)  # type: ignore[arg-type]
     low: Address | None = ip_address(dice.choice((PUBLIC if source else SERVERS)[six]))
     high = low

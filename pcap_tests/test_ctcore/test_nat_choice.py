@@ -366,13 +366,23 @@ def test_not_from_a_connection_whose_source_was_not_changed(make_tracker):
 
 
 def test_only_near_the_end_of_a_search(make_tracker):
-    """33 ports, all of them closed connections': the first attempt has 33 left, the second 32, and takes the second port."""
-    net = router(make_tracker, snat("192.0.2.1", ports=(2000, 2032)))
-    for port in range(2000, 2033):
+    """34 ports, all but the first of closed connections: the second attempt has 33 left, the third 32, and takes the third port."""
+    net = router(make_tracker, snat("192.0.2.1", ports=(2000, 2033)))
+    net.tcp(f"10.1.0.1:2000 > {SERVER}:80").establish()
+    for port in range(2001, 2034):
         net.tcp(f"10.1.0.1:{port} > {SERVER}:80").establish().close()
     net.tracker.prefer(2000)
-    net.tcp(f"10.0.0.2:40000 > {SERVER}:80", isn=(1000, 500)).orig("S").leaves(f"192.0.2.1:2001 > {SERVER}:80").is_("new", conn=33)
-    assert net.tracker.count == 33
+    net.tcp(f"10.0.0.2:40000 > {SERVER}:80", isn=(1000, 500)).orig("S").leaves(f"192.0.2.1:2002 > {SERVER}:80").is_("new", conn=34)
+    assert net.tracker.count == 34
+
+
+def test_a_search_that_is_followed_ended_where_it_took_over(make_tracker):
+    """Where it had begun is not known: of 33 ports the preferred one is taken over as if it had not been the first."""
+    net = router(make_tracker, snat("192.0.2.1", ports=(2000, 2032)))
+    net.tcp(f"10.1.0.1:2005 > {SERVER}:80").establish().close()
+    net.tracker.prefer(2005)
+    net.tcp(f"10.0.0.2:40000 > {SERVER}:80", isn=(1000, 500)).orig("S").leaves(f"192.0.2.1:2005 > {SERVER}:80").is_("new", conn=1)
+    assert net.ordinals() == [1]
 
 
 def test_a_destination_search_takes_over_too(make_tracker):
