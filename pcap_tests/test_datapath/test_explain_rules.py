@@ -22,6 +22,7 @@ from datapath.offload_words import WHY_NOT
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules_file import read
 from pcap_tests import stories
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_datapath.explained import said
@@ -122,7 +123,7 @@ def test_arp_is_sent_on_by_its_rule() -> None:
     assert not any(label == "ip" for label, _ in lines)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, PACKETS - 1), st.booleans())
 def test_the_way_is_the_one_that_replay_took(number: int, flowtable: bool) -> None:
     it = explain_rules.explain_packet([str(TRAFFIC)], number, tracking(RULES, flowtable=flowtable))
