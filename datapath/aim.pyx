@@ -13,8 +13,8 @@ from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport likely, prefetch, prefetch_write
 from ctcore.table cimport bucket_of, table_candidate
-from ctcore.types cimport BATCH, NO_CONN, NO_FLOW, OFFLOAD_NONE, Key, Packet
-from datapath.flowtable cimport NO_ROW, FlowRow, FlowTable, flow_chain, flow_passes
+from ctcore.types cimport NO_CONN, NO_FLOW, OFFLOAD_NONE, Key, Packet
+from datapath.flowtable cimport NO_ROW, FlowRow, flow_chain, flow_passes
 from datapath.frame cimport Frame
 from datapath.shortcut cimport NO_SHORTCUT, Shortcut, Shortcuts, home_of, shortcut_candidate
 
