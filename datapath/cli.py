@@ -28,7 +28,7 @@ COMMANDS = {
     "policy": "Kubernetes network policies as rules, and what they say of one connection",
     "run": "the live datapath: packets of real interfaces through rules",
     "doctor": "what this machine can do, and what to do about what is missing",
-    "bench": "measure the engine or the replay of a capture",
+    "bench": "measure the engine, rules, or the replay of a capture",
 }
 # NumPy's linear algebra would start a thread for every core, which nothing here needs and every start would pay for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
