@@ -64,7 +64,13 @@ class FilterSection(Section):
             return EVERYTHING
         ports = tuple((protocol, int(port)) for protocol, port in (text.split(" ") for text in self.ports))
         return Filter(
-            frozenset(self.passed_types), self.other_types, self.vlans, self.neighbours, tuple(self.local), ports, tuple(self.prefixes)  # type: ignore[arg-type]
+            frozenset(self.passed_types),
+            self.other_types,
+            self.vlans,
+            self.neighbours,
+            tuple(self.local),
+            ports,
+            tuple(self.prefixes),  # type: ignore[arg-type]
         )
 
 

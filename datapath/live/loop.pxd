@@ -20,7 +20,6 @@ cdef enum:
 ctypedef struct LoopCounts:
     uint64_t rounds
     uint64_t frames
-    uint64_t completed          # of these, those whose checksum a local stack had left to its NIC
     uint64_t waits              # rounds that found nothing often enough to sleep
     uint64_t sent               # frames that ifaces took
     uint64_t nobody             # passed at a device where nobody takes what passes
@@ -35,6 +34,7 @@ cdef class Loop:
     cdef readonly Umem umem
     cdef readonly int bell      # an eventfd: wakes it
     cdef void *iface[MOST_IFACES]
+    cdef uint64_t *unsummed[MOST_IFACES]    # counts those completed here: AF_XDP does not say whose checksums were left to a NIC; others: NULL
     cdef int n_ifaces
     cdef Pool *pool
     cdef Wanted wanted

@@ -44,7 +44,7 @@ cdef enum:
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
-COUNTERS = ("rounds", "frames", "completed", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
+COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
 
@@ -62,6 +62,7 @@ cdef class Loop:
             if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
             self.iface[i] = <void *>iface
+            self.unsummed[i] = &(<Iface>iface).counts.rx_completed if iface.driver == "xdp" else NULL
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -137,6 +138,8 @@ cdef class Loop:
         for i in range(self.n_ifaces):
             n = (<Iface>self.iface[i]).receive(self.frame, ROUND)
             if n:
+                if self.unsummed[i] != NULL:
+                    self.unsummed[i][0] += complete(self.umem.base, self.frame, n)
                 self.forward(n)
                 all += n
         for i in range(self.n_ifaces):
@@ -150,7 +153,6 @@ cdef class Loop:
         cdef int64_t start = wall_ns()
         cdef uint64_t took
         cdef int bucket = 0, i
-        self.counts.completed += complete(self.umem.base, self.frame, n)
         outputs_reset(&self.pipeline.walker.all)
         self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
         memset(self.claimed, 0, n)
