@@ -1,6 +1,6 @@
 """A node as a service: a thread that works, signals, and what is told to systemd and the log.
 
-Theory of operation: the main thread waits for signals and rings; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
+Theory of operation: the main thread waits for signals; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
 systemd is told when the node is ready, reloading or stopping, and as long as it works, by the rules of sd_notify(3): a node whose loop hangs is not
 reported as alive. Invariant: whatever ends the service, interfaces are given back.
 Not here: the node itself (node), its configuration (config).
@@ -90,7 +90,7 @@ class Service:
     def run(self) -> int:
         """Until it is to stop. The exit code."""
         signals = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
-        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}  # type: ignore[misc]
+        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}
         self.thread.start()
         try:
             notify("READY=1")

@@ -224,7 +224,7 @@ def test_other_rules_while_a_download_is_under_way(between):
 def test_wrong_rules_leave_the_old_ones(between):
     with between() as net, serving(net.right, SERVER, b"still") as port:
         net.rules.write_text("tc filter add dev left ingress flower nonsense 1\n")
-        with pytest.raises(RuleError, match="rules.tc:1:"):
+        with pytest.raises(RuleError, match=r"rules\.tc:1:"):
             net.node.ask(lambda node: node.load_rules()).result(10)
         assert fetch(net.left, SERVER, port)[0] == hashlib.sha256(b"still").hexdigest()
 
