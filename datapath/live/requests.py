@@ -215,7 +215,7 @@ class Desk:
         level = request.get("level")
         if level not in LEVELS:
             raise RequestError(f"level: expected one of {', '.join(LEVELS)}")
-        before = logging.getLevelName(LOG.level).lower()
+        before = logging.getLevelName(LOG.getEffectiveLevel()).lower()
         self._changed(session, f"log level {level}")
         LOG.setLevel(level.upper())
         yield Done({"level": level, "before": before})
