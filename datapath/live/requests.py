@@ -96,9 +96,9 @@ class Desk:
         except ConfigError as error:
             raise RequestError(str(error)) from None
 
-    async def _ranges(self, job: Callable[[Node, range], T], size: int = SLOTS) -> AsyncIterator[T]:
+    async def _ranges(self, job: Callable[[Node, range], T], size: int | None = None) -> AsyncIterator[T]:
         """A job for each range of slots, until all are done."""
-        first = 0
+        first, size = 0, size or SLOTS
         while True:
             slots = range(first, first + size)
             found, used = await self.ask(lambda node, slots=slots: (job(node, slots), node.pipeline.tracker.slots))  # type: ignore[misc]
