@@ -114,7 +114,7 @@ class Tracker:
     def zone_counts(self) -> dict[int, int]:
         """How many connections each zone has, of those that have any."""
     def forget_events(self) -> int:
-        """Empty the buffer of events without a look at them; how many they were. While nobody takes events and the buffer is full, they cost nothing."""
+        """Empty the buffer of events without a look at them; how many they were. As long as it is full, a further one costs next to nothing."""
     def select(self, filter: Filter, *, slots: range | None = None) -> NDArray[Any]:
         """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A whole tuple is looked up.
 

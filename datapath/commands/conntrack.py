@@ -25,7 +25,23 @@ COMMANDS = {
     "counters": ("-S", "--stats", "The tracker's counters."),
     "count": ("-C", "--count", "How many connections there are."),
 }
-FILTER = ("src", "dst", "reply_src", "reply_dst", "sport", "dport", "reply_sport", "reply_dport", "proto", "family", "zone", "l4state", "src_nat", "dst_nat", "any_nat")
+FILTER = (
+    "src",
+    "dst",
+    "reply_src",
+    "reply_dst",
+    "sport",
+    "dport",
+    "reply_sport",
+    "reply_dport",
+    "proto",
+    "family",
+    "zone",
+    "l4state",
+    "src_nat",
+    "dst_nat",
+    "any_nat",
+)
 CHANGE = ("timeout", "label_add", "label_del")
 SHARED = ("mark", "label", "status")  # conditions, of -U what is to be set
 TAKES: dict[str, tuple[str, ...]] = {
@@ -38,13 +54,13 @@ DONE = {"list": "shown", "get": "shown", "delete": "deleted", "update": "updated
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of them, in the order of the help."""
-    number, text = click.IntRange(0, 65535), {"metavar": "ADDRESS[/BITS]"}
+    number, network = click.IntRange(0, 65535), "ADDRESS[/BITS]"
     options = [
         *(click.option(*names[:2], name, is_flag=True, help=names[2]) for name, names in (("do_" + name, names) for name, names in COMMANDS.items())),
-        click.option("-s", "--src", "--orig-src", "src", help="Source of the original direction.", **text),
-        click.option("-d", "--dst", "--orig-dst", "dst", help="Destination of the original direction.", **text),
-        click.option("-r", "--reply-src", "reply_src", help="Source of the reply.", **text),
-        click.option("-q", "--reply-dst", "reply_dst", help="Destination of the reply.", **text),
+        click.option("-s", "--src", "--orig-src", "src", help="Source of the original direction.", metavar=network),
+        click.option("-d", "--dst", "--orig-dst", "dst", help="Destination of the original direction.", metavar=network),
+        click.option("-r", "--reply-src", "reply_src", help="Source of the reply.", metavar=network),
+        click.option("-q", "--reply-dst", "reply_dst", help="Destination of the reply.", metavar=network),
         click.option("-p", "--proto", "proto", metavar="PROTO", help="Protocol, by name or number."),
         click.option("--sport", "--orig-port-src", "sport", type=number, help="Port of the original source."),
         click.option("--dport", "--orig-port-dst", "dport", type=number, help="Port of the original destination."),

@@ -26,8 +26,13 @@ def command() -> None:
 
 @command.command("rules")
 @click.argument("file")
-@click.option("--established", type=click.Choice(["keep", "reevaluate"]), default="keep", show_default=True,
-              help="What becomes of connections: they stay, or those go that the new rules would not let begin, and the others leave the flow table.")  # fmt: skip
+@click.option(
+    "--established",
+    type=click.Choice(["keep", "reevaluate"]),
+    default="keep",
+    show_default=True,
+    help="Connections stay; or those go that the new rules would not let begin, and the others leave the flow table.",
+)
 @socket_option
 @verbosity("No warnings, and nothing if it is done.")
 def rules(file: str, established: str, socket: str, quiet: bool, verbose: bool) -> None:

@@ -21,7 +21,9 @@ ROWS_AROUND = 4  # lines of a terminal that are no connections
 @click.option("-i", "--interval", type=click.FloatRange(0.1, 10), default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--by", type=click.Choice(["bytes", "packets"]), default="bytes", show_default=True, help="What they are sorted by.")
 @click.option("--once", is_flag=True, help="Look once, print, and end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a connection, with packet_rate and byte_rate; with --once, or once an interval.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a connection, with packet_rate and byte_rate; with --once, or once an interval."
+)
 @socket_option
 @verbosity()
 def command(most: int | None, interval: float, by: str, once: bool, as_json: bool, socket: str, quiet: bool, verbose: bool) -> None:
@@ -63,23 +65,24 @@ def _print(answer: dict[str, Any], console: Any, as_json: bool) -> None:
             sys.stdout.buffer.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         sys.stdout.buffer.flush()
         return
-    from datapath.live.shown import top_table
+    from datapath.live.shown import top_parts
 
     with console.capture() as captured:
-        console.print(top_table(answer, console.width), highlight=False)
+        console.print(*top_parts(answer), sep="\n", highlight=False)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _on_screen(client: Client, asked: dict[str, Any], console: Any) -> None:
+    from rich.console import Group
     from rich.live import Live
 
-    from datapath.live.shown import top_table
+    from datapath.live.shown import top_parts
 
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             most = asked["most"] or max(console.height - ROWS_AROUND, 1)
             answer = client.ask("top", **{**asked, "most": min(most, 1000)})
-            live.update(top_table(answer, console.width), refresh=True)
+            live.update(Group(*top_parts(answer)), refresh=True)
             _sleep(asked["seconds"])
 
 

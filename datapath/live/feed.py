@@ -23,7 +23,7 @@ from ctcore.tracker import Tracker
 from ctcore.types import EventKind
 from datapath import fields
 from datapath.fields import Record
-from datapath.live.wanted import Wanted
+from datapath.live.wanted import EVERYTHING, Wanted
 
 PERIOD = 0.05  # seconds
 QUEUE = 16384  # events that wait for one listener
@@ -105,7 +105,7 @@ class _Batch:
 class Listener:
     """What one client wants to hear, and what waits for it."""
 
-    wanted: Wanted = Wanted()
+    wanted: Wanted = EVERYTHING
     kinds: int = sum(KINDS.values())
     waiting: int = 0
     lost: int = 0

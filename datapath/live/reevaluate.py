@@ -57,7 +57,16 @@ class Trial:
     def __init__(self, ruleset: Ruleset, config: Config, ifaces: Sequence[str]) -> None:
         # Room for what one part begins in several zones; UDP-Lite's sums are as Linux wants them of few packets only.
         small = replace(
-            config, max=8 * PART, events=NO_EVENTS, zone_limit=0, zone_limits={}, zone_reserves={}, helper_max=1024, nat=(), helpers=(), checksum=False
+            config,
+            max=8 * PART,
+            events=NO_EVENTS,
+            zone_limit=0,
+            zone_limits={},
+            zone_reserves={},
+            helper_max=1024,
+            nat=(),
+            helpers=(),
+            checksum=False,
         )
         self.pipeline = RulePipeline(ruleset, small, devices=list(ifaces), flowtable=False)
         self.pipeline.arrive([Hook(name) for name in ifaces])

@@ -26,8 +26,8 @@ from datapath.live.feed import PART, Tap
 from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
 from datapath.live.message import Message, RequestError
 from datapath.live.node import LOG, Node
-from datapath.live.reevaluate import Trial, parts
-from datapath.live.wanted import Wanted, label_of, status_bits, wanted_of
+from datapath.live.reevaluate import Trial
+from datapath.live.wanted import ALL, EVERYTHING, Wanted, label_of, status_bits, wanted_of
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Ruleset
@@ -109,9 +109,7 @@ class Desk:
 
     def _records(self, conns: NDArray[Any]) -> list[Message]:
         """Parts of an answer."""
-        return [
-            {"conns": list(fields.conn_records(conns[start : start + PART], self.hz, self.acct))} for start in range(0, len(conns), PART)
-        ]
+        return [{"conns": list(fields.conn_records(conns[start : start + PART], self.hz, self.acct))} for start in range(0, len(conns), PART)]
 
     # --- reading --------------------------------------------------------------------------------------------------------------------------
 
@@ -154,16 +152,24 @@ class Desk:
             span = when - self.rates.when
             packets, sizes = self.rates.since(rows, when)
         ranked = np.argsort(packets if by == "packets" else sizes, kind="stable")[::-1]
-        speeds = {int(rows["conn"][i]): (float(packets[i]), float(sizes[i])) for i in ranked[: MOST_TOP if wanted != Wanted() else int(most)]}
+        speeds = {int(rows["conn"][i]): (float(packets[i]), float(sizes[i])) for i in ranked[: MOST_TOP if wanted != EVERYTHING else int(most)]}
         records = await self._by_ordinal(list(speeds), wanted)
         shown = [{**record, "packet_rate": speeds[record["conn"]][0], "byte_rate": speeds[record["conn"]][1]} for record in records]
         order = {ordinal: place for place, ordinal in enumerate(speeds)}
         shown.sort(key=lambda record: order[record["conn"]])
-        yield Done({"top": shown[: int(most)], "seconds": span, "connections": len(rows), "packet_rate": float(packets.sum()), "byte_rate": float(sizes.sum())})
+        yield Done(
+            {
+                "top": shown[: int(most)],
+                "seconds": span,
+                "connections": len(rows),
+                "packet_rate": float(packets.sum()),
+                "byte_rate": float(sizes.sum()),
+            }
+        )
 
     async def _look(self) -> tuple[NDArray[Any], float]:
         found = [NO_ROWS]
-        async for rows in self._ranges(lambda node, slots: counted_rows(node.pipeline.tracker.select(Filter(), slots=slots))):
+        async for rows in self._ranges(lambda node, slots: counted_rows(node.pipeline.tracker.select(ALL, slots=slots))):
             found.append(rows)
         rows = np.concatenate(found)
         return rows[np.argsort(rows["conn"], kind="stable")], time.monotonic()
@@ -253,7 +259,7 @@ class Desk:
     async def _reevaluate(self, ruleset: Ruleset) -> int:
         """Delete what the rules would not let begin, and track all others again instead of having the flow table serve them."""
         trial = await _in_thread(lambda: Trial(ruleset, self.node.pipeline.tracker.config, [iface.name for iface in self.node.config.iface]))
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(Filter(), slots=slots)):
+        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(ALL, slots=slots)):
             await _in_thread(lambda conns=conns: trial.add(conns))  # type: ignore[misc]
         gone, deleted = np.array(trial.unwanted(), dtype=np.int64), 0
         async for n in self._ranges(lambda node, slots: _delete_ordinals(node, gone, slots), FEW):
@@ -300,7 +306,7 @@ def _delete(node: Node, wanted: Wanted, slots: range) -> NDArray[Any]:
 
 def _delete_ordinals(node: Node, gone: NDArray[np.int64], slots: range) -> int:
     tracker = node.pipeline.tracker
-    conns = tracker.select(Filter(), slots=slots)
+    conns = tracker.select(ALL, slots=slots)
     return sum(tracker.delete(each) for each in _each(conns[np.isin(conns["flow"]["id"][:, 0], gone)]))
 
 
@@ -318,7 +324,7 @@ def _update(node: Node, wanted: Wanted, change: dict[str, Any], slots: range) ->
             tracker.update(each, **change)
     if change.get("timeout") == 0:
         return before
-    after = tracker.select(Filter(), slots=slots)
+    after = tracker.select(ALL, slots=slots)
     return after[np.isin(after["flow"]["id"][:, 0], before["flow"]["id"][:, 0])]
 
 

@@ -91,7 +91,7 @@ class Service:
     def run(self) -> int:
         """Until it is to stop. The exit code."""
         signals = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
-        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}  # type: ignore[misc]
+        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}
         self.thread.start()
         try:
             notify("READY=1")

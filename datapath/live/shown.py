@@ -83,7 +83,9 @@ def _pools(pools: list[dict[str, Any]]) -> Iterator[Table | Text]:
         return
     table = plain("translation", "kind", "size", "in use", "most", "exhausted", right=("size", "in use", "most", "exhausted"))
     for pool in pools:
-        table.add_row(Text(pool["text"] or f"rule {pool['rule']}"), pool["kind"], *(count(pool[name]) for name in ("size", "in_use", "high_water", "exhausted")))
+        table.add_row(
+            Text(pool["text"] or f"rule {pool['rule']}"), pool["kind"], *(count(pool[name]) for name in ("size", "in_use", "high_water", "exhausted"))
+        )
     yield Text()
     yield table
 
@@ -103,29 +105,25 @@ def _rules(rules: dict[str, Any]) -> Iterator[Table | Text]:
 # --- top --------------------------------------------------------------------------------------------------------------------------------
 
 
-def top_table(answer: dict[str, Any], width: int) -> Table:
-    """The connections of an answer to `top`, the busiest first."""
-    head = (
-        f"{count(answer['connections'])} connections, {rate_text(answer['packet_rate'])}, {size_text(answer['byte_rate'])}/s "
-        f"in the last {answer['seconds']:.1f} s"
-    )
-    table = plain("proto", "from", "to", "state", "flow", "pps", "per second", right=("pps", "per second"))
-    table.title, table.title_justify, table.title_style = head, "left", ""
+def top_parts(answer: dict[str, Any]) -> tuple[Text, Table]:
+    """An answer to `top`: all connections in a line, then the busiest ones."""
+    speed = f"{rate_text(answer['packet_rate'])}, {size_text(answer['byte_rate'])}/s in the last {answer['seconds']:.1f} s"
+    zones = any(record["zone"] for record in answer["top"])
+    table = plain("proto", *["zone"] * zones, "from", "to", "state", "flow", "pps", "per second", right=("zone", "pps", "per second"))
     for record in answer["top"]:
         table.add_row(
-            record["proto"], Text(_end(record, "src", "sport"), overflow="fold"), Text(_end(record, "dst", "dport"), overflow="fold"),
+            record["proto"], *[str(record["zone"])] * zones,
+            Text(_end(record, "src", "sport"), overflow="fold"), Text(_end(record, "dst", "dport"), overflow="fold"),
             record["l4state"] or ("replied" if "seen-reply" in record["status"] else "unreplied"), _flow(record),
             f"{record['packet_rate']:,.0f}", f"{size_text(record['byte_rate'])}",
         )  # fmt: skip
-    table.width = min(width, 120) if width else None
-    return table
+    return Text(f"{count(answer['connections'])} connections, {speed}"), table
 
 
 def _end(record: Record, address: str, port: str) -> str:
     flow = record["original"]
     shown = f"[{flow[address]}]" if ":" in flow[address] else flow[address]
-    zone = f" zone {record['zone']}" if address == "src" and record["zone"] else ""
-    return f"{shown}:{flow[port]}{zone}" if flow.get(port) is not None else f"{flow[address]}{zone}"
+    return f"{shown}:{flow[port]}" if flow.get(port) is not None else str(flow[address])
 
 
 def _flow(record: Record) -> str:

@@ -26,6 +26,7 @@ from datapath.live.message import RequestError
 
 STATUS_BITS = {name: bit for bit, name in STATUS_NAMES.items()}
 ANY = "any"
+ALL = Filter()
 KEY_BYTES = 40
 _PLAIN = {field.name for field in dataclass_fields(Filter)} - {"original", "reply", "status", "not_status", "label", "label_mask"}
 _TEXTS = {"src", "dst", "reply_src", "reply_dst"}
@@ -36,7 +37,7 @@ _NAMES = _PLAIN | {"status", "not_status", "label", "label_mask", "translated", 
 class Wanted:
     """Connections. translated: "any" or an address: those whose source or destination is translated (to it); l4state: of TCP or SCTP, by its name."""
 
-    filter: Filter = Filter()
+    filter: Filter = ALL
     translated: str | None = None
     l4state: str | None = None
 
@@ -79,9 +80,12 @@ class Wanted:
             chosen &= (conns["mark"] & wanted.mark_mask) == wanted.mark & wanted.mark_mask
         if wanted.label is not None:
             for word in range(2):
-                value, mask = (number >> 64 * word & 0xFFFFFFFFFFFFFFFF for number in (wanted.label, wanted.label_mask))
-                chosen &= (conns["label"][:, word] & np.uint64(mask)) == np.uint64(value & mask)
+                bits, looked = (number >> 64 * word & 0xFFFFFFFFFFFFFFFF for number in (wanted.label, wanted.label_mask))
+                chosen &= (conns["label"][:, word] & np.uint64(looked)) == np.uint64(bits & looked)
         return chosen
+
+
+EVERYTHING = Wanted()
 
 
 def _in_state(conns: NDArray[Any], name: str) -> NDArray[np.bool_]:
@@ -96,7 +100,7 @@ def _in_state(conns: NDArray[Any], name: str) -> NDArray[np.bool_]:
 def wanted_of(given: Any) -> Wanted:
     """From a request's `which`. Raises RequestError."""
     if given is None:
-        return Wanted()
+        return EVERYTHING
     if not isinstance(given, Mapping):
         raise RequestError("which: expected an object")
     if unknown := sorted(set(given) - _NAMES):
@@ -135,7 +139,7 @@ def label_of(what: str, text: Any) -> int:
 
 def _address_or_any(text: Any) -> str | None:
     if text is None or text == ANY:
-        return text  # type: ignore[no-any-return]
+        return text
     try:
         return str(ipaddress.ip_address(text if isinstance(text, str) else ""))
     except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from ctcore.errors import CtmirrorError
 from datapath import craft
-from datapath.live import conntrack_words, feed
+from datapath.live import conntrack_words
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_datapath.test_live.noded import running
 
@@ -26,15 +27,15 @@ tc qdisc add dev eth1 clsact
 tc filter add dev eth1 ingress prio 1 protocol all flower action ct commit zone 5 pipe action pass
 """
 TCP = (
-    "tcp      6 59 SYN_RECV src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=80 packets=1 bytes=40 "
+    "tcp      6 LEFT SYN_RECV src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=80 packets=1 bytes=40 "
     "src=10.0.0.2 dst=10.0.0.1 sport=80 dport=40000 packets=1 bytes=40 mark=0 use=1\n"
 )
 PING = (
-    "icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=7 packets=1 bytes=28 [UNREPLIED] "
+    "icmp     1 LEFT src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=7 packets=1 bytes=28 [UNREPLIED] "
     "src=10.0.0.2 dst=10.0.0.1 type=0 code=0 id=7 packets=0 bytes=0 mark=0 use=1\n"
 )
 UDP6 = (
-    "udp      17 29 src=2001:db8::1 dst=2001:db8::2 sport=4000 dport=53 packets=1 bytes=49 [UNREPLIED] "
+    "udp      17 LEFT src=2001:db8::1 dst=2001:db8::2 sport=4000 dport=53 packets=1 bytes=49 [UNREPLIED] "
     "src=2001:db8::2 dst=2001:db8::1 sport=53 dport=4000 packets=0 bytes=0 mark=0 zone=5 use=1\n"
 )
 SUMMARY = "ctmirror v0.1.0 (conntrack): {} flow entries have been {}.\n"
@@ -50,10 +51,20 @@ def rig(tmp_path):
         yield rig
 
 
+def timeless(lines):
+    """conntrack's lines with LEFT for the seconds that are left, for these go on."""
+    return re.sub(r"^((?:ipv\d +\d+ )?\w+ +\d+) \d+ ", r"\1 LEFT ", lines, flags=re.MULTILINE)
+
+
 @pytest.fixture
 def conntrack(rig, capfd):
     """conntrack(...) -> exit code, stdout, stderr."""
-    return lambda *argv: run(capfd, "conntrack", *argv, "--socket", rig.path)
+
+    def call(*argv):
+        code, out, err = run(capfd, "conntrack", *argv, "--socket", rig.path)
+        return code, timeless(out), err
+
+    return call
 
 
 def test_the_list_is_conntracks(conntrack):
@@ -66,7 +77,8 @@ def test_the_list_is_conntracks(conntrack):
     [
         (["-p", "tcp"], TCP), (["-p", "6"], TCP), (["-p", "ICMP"], PING), (["-f", "ipv6"], UDP6), (["-w", "5"], UDP6), (["-w", "0"], TCP + PING),
         (["-s", "10.0.0.0/30", "--dport", "80"], TCP), (["-d", "2001:db8::/32"], UDP6), (["-r", B, "-q", A, "--reply-port-dst", "40000"], TCP),
-        (["-u", "UNREPLIED"], PING + UDP6), (["-u", "seen_reply"], TCP), (["-u", "ASSURED"], ""), (["--state", "SYN_RECV"], TCP), (["-m", "0"], TCP + PING + UDP6),
+        (["-u", "UNREPLIED"], PING + UDP6), (["-u", "seen_reply"], TCP), (["-u", "ASSURED"], ""), (["--state", "SYN_RECV"], TCP), 
+        (["-m", "0"], TCP + PING + UDP6),
         (["-m", "0x10/0x10"], ""), (["-n"], ""), (["-g"], ""), (["-j"], ""), (["-l", "3"], ""), (["--sport", "4000"], UDP6),
     ],
 )  # fmt: skip
@@ -137,8 +149,10 @@ def test_deleting(conntrack):
 
 
 def test_changing(conntrack):
-    changed = TCP.replace(" 59 ", " 1000 ").replace("mark=0", "[ASSURED] mark=18")
+    changed = TCP.replace("mark=0", "[ASSURED] mark=18")
     assert conntrack("-U", "-p", "tcp", "-m", "0x12/0xff", "-t", "1000", "-u", "ASSURED") == (0, changed, SUMMARY.format(1, "updated"))
+    (record,) = records(conntrack("-L", "-p", "tcp", "-o", "json")[1])
+    assert 900 < record["timeout"] <= 1000
     assert conntrack("-U", "-p", "sctp", "-t", "9") == (1, "", SUMMARY.format(0, "updated"))
 
 
@@ -201,7 +215,9 @@ class Following:
 
     def __init__(self, rig, *options):
         command = [sys.executable, "-m", "datapath", "conntrack", "-E", *options, "--socket", rig.path]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
         rig.until(lambda: rig.control.listeners())
 
     def lines(self, n):
@@ -224,9 +240,10 @@ def test_events_are_followed_until_ctrl_c(rig, conntrack):
     stamp, _, text = new.partition("\t")
     assert before - 1 < float(stamp.strip("[]")) < time.time() + 1
     assert text == (
-        "    [NEW] ipv4     2 udp      17 30 src=10.0.0.1 dst=10.0.0.2 sport=5000 dport=53 [UNREPLIED] src=10.0.0.2 dst=10.0.0.1 sport=53 dport=5000\n"
+        "    [NEW] ipv4     2 udp      17 30 src=10.0.0.1 dst=10.0.0.2 sport=5000 dport=53 [UNREPLIED] "
+        "src=10.0.0.2 dst=10.0.0.1 sport=53 dport=5000\n"
     )
-    assert gone.partition("\t")[2].startswith("[DESTROY] ipv4     2 udp      17 29 src=10.0.0.1 ")
+    assert gone.partition("\t")[2].startswith("[DESTROY] ipv4     2 udp      17 ")
     assert following.end() == ("", "ctmirror v0.1.0 (conntrack): 2 flow events have been shown.\n")
 
 
@@ -238,18 +255,34 @@ def test_events_as_json_have_numbers(rig):
     following.end()
 
 
-def test_a_listing_comes_first_and_after_a_loss_if_asked(rig, monkeypatch):
-    monkeypatch.setattr(feed, "QUEUE", 1)
-    following = Following(rig, "--resync", "-p", "udp")
-    assert following.lines(1) == [UDP6]
-    for i in range(40):
-        rig.send(*(craft.udp(A, B, 6000 + 50 * i + j, 53, b"?") for j in range(50)))
-    rig.until(lambda: rig.control.listeners()[0].listener.lost)
-    time.sleep(0.5)
-    out, err = following.end()
-    assert "events were lost (numbers " in err and "--resync lists" not in err
-    assert err.count("connections listed, as of event") >= 2
-    assert UDP6 in out  # listed again
+def test_a_listing_comes_first_and_after_a_loss_if_asked(tmp_path):
+    with running(tmp_path, RULES, flowtable=False, conntrack={"event_buffer": 16}) as rig:
+        rig.send(craft.udp("2001:db8::1", "2001:db8::2", 4000, 53, b"?"), iface=1)
+        following = Following(rig, "--resync", "-p", "udp")
+        assert timeless(following.lines(1)[0]) == UDP6
+        rig.send(*(craft.udp(A, B, 6000 + i, 53, b"?") for i in range(50)))  # one batch of 50, for 16 of which there is room
+        told = following.lines(16 + 51)
+        assert [line.startswith("    [NEW] udp") for line in told] == [True] * 16 + [False] * 51
+        assert UDP6.split(" src=")[1:] == told[16].split(" src=")[1:]
+        said = [following.process.stderr.readline() for _ in range(3)]
+        out, err = following.end()
+    assert out == ""
+    assert "".join(said) + err == (
+        "ctmirror: 1 connections listed, as of event 1\n"
+        "ctmirror: 34 events were lost (numbers 17 to 50)\n"
+        "ctmirror: 51 connections listed, as of event 51\n"
+        "ctmirror v0.1.0 (conntrack): 16 flow events have been shown.\n"
+    )
+
+
+def test_a_loss_is_told_with_what_to_do_about_it(tmp_path):
+    with running(tmp_path, conntrack={"event_buffer": 16}) as rig:
+        following = Following(rig, "-e", "NEW")
+        rig.send(*(craft.udp(A, B, 6000 + i, 53, b"?") for i in range(20)))
+        following.lines(16)
+        said = following.process.stderr.readline()
+        following.end()
+    assert said[:-1] == "ctmirror: 4 events were lost (numbers 16 to 19); --resync lists what is there"
 
 
 def test_a_node_that_ends_ends_the_events(tmp_path):

@@ -183,7 +183,9 @@ def test_rates_need_accounting(tmp_path):
 def tracked(n=40, **settings):
     """n connections of UDP, every other one answered, every third with a mark."""
     pipeline = Pipeline(Config(**settings))
-    frames = [craft.udp(f"10.0.0.{i}", B, 1000 + i, 53, b"?") for i in range(n)] + [craft.udp(B, f"10.0.0.{i}", 53, 1000 + i, b"!") for i in range(0, n, 2)]
+    frames = [craft.udp(f"10.0.0.{i}", B, 1000 + i, 53, b"?") for i in range(n)] + [
+        craft.udp(B, f"10.0.0.{i}", 53, 1000 + i, b"!") for i in range(0, n, 2)
+    ]
     memory, rows = frames_of(frames, np.arange(len(frames)) * 1000)
     pipeline.process(memory, rows)
     tracker = pipeline.tracker
@@ -202,7 +204,7 @@ def test_a_range_of_slots_has_its_part_of_the_whole(first, size):
     """Invariant: any cut of the slots into ranges has each connection once; so has deleting and changing."""
     tracker = tracked()
     cuts = [range(0, first), range(first, first + size), range(first + size, 1000)]
-    assert sorted(sum((ids(tracker.select(Filter(), slots=cut)) for cut in cuts), [])) == ids(tracker.conns())
+    assert sorted(each for cut in cuts for each in ids(tracker.select(Filter(), slots=cut))) == ids(tracker.conns())
     assert sum(tracker.update(Filter(not_status=Status.SEEN_REPLY), slots=cut, mark=7) for cut in cuts) == 20
     assert sum(tracker.delete(Filter(mark=7), slots=cut) for cut in cuts) == 20
     assert tracker.count == 20 and tracker.slots == 40
@@ -235,7 +237,12 @@ def translated():
     from datapath.pipeline.rules import Hook
 
     pipeline.arrive([Hook("eth0")])
-    frames = [craft.udp(A, B, 1, 53, b"?"), craft.tcp(A, B, 2, 80, "S"), craft.icmp(A, B, 8, ident=3), craft.udp("2001:db8::1", "2001:db8::2", 4, 53, b"?")]
+    frames = [
+        craft.udp(A, B, 1, 53, b"?"),
+        craft.tcp(A, B, 2, 80, "S"),
+        craft.icmp(A, B, 8, ident=3),
+        craft.udp("2001:db8::1", "2001:db8::2", 4, 53, b"?"),
+    ]
     pipeline.process(*frames_of(frames, np.arange(4)), decisions=False)
     return pipeline.tracker.conns()
 
@@ -250,7 +257,8 @@ FILTERS = st.fixed_dictionaries(
     {},
     optional={
         "family": st.sampled_from([4, 6]), "proto": st.sampled_from([6, 17]), "src": st.sampled_from(["10.0.0.3", "10.0.0.0/28", "10.0.0.0/8"]),
-        "dst": st.just(B), "sport": st.integers(1000, 1005), "dport": st.sampled_from([53, 80]), "reply_dst": st.sampled_from(["10.0.0.6", "10.0.0.0/29"]),
+        "dst": st.just(B), "sport": st.integers(1000, 1005), "dport": st.sampled_from([53, 80]), 
+        "reply_dst": st.sampled_from(["10.0.0.6", "10.0.0.0/29"]),
         "zone": st.sampled_from([0, 1]), "mark": st.integers(0, 9), "mark_mask": st.sampled_from([0, 1, 3, 0xFFFFFFFF]),
         "label": st.sampled_from([0, 1, 1 << 9, 1 << 117]), "label_mask": st.sampled_from([0, 1, 1 << 117, (1 << 128) - 1]),
         "status": st.sampled_from([0, Status.SEEN_REPLY, Status.ASSURED]), "not_status": st.sampled_from([0, Status.CONFIRMED]),

@@ -254,7 +254,22 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
-NAMES = ("src", "dst", "family", "proto", "sport", "zone", "mark", "mark_mask", "label", "label_mask", "status", "not_status", "translated", "l4state")
+NAMES = (
+    "src",
+    "dst",
+    "family",
+    "proto",
+    "sport",
+    "zone",
+    "mark",
+    "mark_mask",
+    "label",
+    "label_mask",
+    "status",
+    "not_status",
+    "translated",
+    "l4state",
+)
 LIKELY = VALUES | st.sampled_from(["10.0.0.0/8", "::1", "any", ["assured"], ["snat", "dnat"], "0x1", 4, 6, 17, "ESTABLISHED"])
 WHICH = st.dictionaries(st.sampled_from(NAMES), LIKELY, max_size=3) | VALUES
 CHANGE = st.dictionaries(st.sampled_from(["mark", "mark_mask", "timeout", "label", "label_mask", "status"]), LIKELY, max_size=3) | VALUES
@@ -262,7 +277,12 @@ DOS = ("list", "delete", "update", "count", "counters", "stats", "flush", "text"
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(do=st.sampled_from(DOS) | VALUES, which=WHICH, change=CHANGE, others=st.dictionaries(st.sampled_from(["text", "level", "name", "established"]), VALUES))
+@given(
+    do=st.sampled_from(DOS) | VALUES,
+    which=WHICH,
+    change=CHANGE,
+    others=st.dictionaries(st.sampled_from(["text", "level", "name", "established"]), VALUES),
+)
 def test_every_request_is_answered_and_the_node_goes_on(lasting, do, which, change, others):
     """Invariant: a request of the right form gets an end or an error, in one line, whatever it holds; the next one is answered as well."""
     with connected(lasting) as client:
