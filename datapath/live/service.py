@@ -140,11 +140,12 @@ class Service:
 def serve(config: NodeConfig, level: str) -> int:
     """Run a node in the foreground. Raises what opening it raises."""
     start_log(level, config.log.format)
-    with Node(config) as node, _control(node):
+    with Node(config) as node, control_of(node):
         return Service(node).run()
 
 
-def _control(node: Node) -> AbstractContextManager[object]:
+def control_of(node: Node) -> AbstractContextManager[object]:
+    """The control interface that its configuration asks for. Raises ConfigError."""
     from datapath.live.control import Control
 
     section = node.config.control
