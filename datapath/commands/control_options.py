@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-DEFAULT = "/run/ctmirror/control.sock"
+from datapath.live.message import SOCKET
 
 
 def socket_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --socket; the function gets `socket`."""
-    return click.option("--socket", metavar="PATH", default=DEFAULT, show_default=True, help="Where the node listens (control.socket).")(command)
+    return click.option("--socket", metavar="PATH", default=SOCKET, show_default=True, help="Where the node listens (control.socket).")(command)

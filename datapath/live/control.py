@@ -32,6 +32,7 @@ from datapath.live.wanted import wanted_of
 
 MOST_CLIENTS = 16
 PATIENCE = 10.0  # seconds for the rest of a request, and for anything of an answer to be read
+LISTENER_PATIENCE = 60.0  # seconds for the same of events: people stop to read, and what comes meanwhile is lost to them only
 IDLE = 300.0  # seconds without a request, of a client that does not listen to events
 BUFFER = 1 << 18  # bytes of answers that wait in user space for a client
 SWITCH = 0.0005  # seconds after which a thread has to leave the interpreter to another: as long as the datapath may wait to begin a job
@@ -203,11 +204,14 @@ class Client:
                 await self.send({"id": number, "end": part.end} if isinstance(part, Done) else {"id": number, **part})
         except CtmirrorError as error:
             await self.send({"id": number, "error": str(error)})
+        except (MemoryError, ValueError) as error:
+            LOG.exception("control: a request has failed")
+            await self.send({"id": number, "error": f"internal error: {type(error).__name__}: {error}"})
 
-    async def send(self, message: Message) -> None:
-        """Raises TimeoutError if the client does not read."""
+    async def send(self, message: Message, patience: float | None = None) -> None:
+        """Raises TimeoutError if the client does not read. patience: seconds, PATIENCE if not said otherwise."""
         self.writer.write(packed(message))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience or PATIENCE):
             await self.writer.drain()
         await asyncio.sleep(0)  # drain() lets nobody else have a turn while there is room
 
@@ -244,7 +248,7 @@ class Client:
                 await self.news.wait()
                 self.news.clear()
                 for message in listener.messages(config.hz, config.acct):
-                    await self.send({"id": number, **message})
+                    await self.send({"id": number, **message}, LISTENER_PATIENCE)
         except TimeoutError:
             self.control.counts["stalled"] += 1
             LOG.warning("control: a listener is dropped: it does not read", extra={**self.session.peer._asdict(), "lost": listener.lost})
@@ -279,9 +283,7 @@ def listening(path: str, group: str | None = None) -> socket.socket:
             _make_room(place)
             os.fchmod(made.fileno(), OWNER)  # what it is bound with: there is no moment in which others could connect
             made.bind(path)
-            if number is not None:
-                os.chown(path, -1, number)
-                os.chmod(path, GROUP)
+            _let_in(place, number)
             made.listen(MOST_CLIENTS)
             made.setblocking(False)
     except OSError as error:
@@ -291,6 +293,18 @@ def listening(path: str, group: str | None = None) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def _let_in(place: Path, group: int | None) -> None:
+    """A group, by its number; if that is not allowed, the socket is gone again."""
+    if group is None:
+        return
+    try:
+        os.chown(place, -1, group)
+        os.chmod(place, GROUP)
+    except OSError:
+        os.unlink(place)
+        raise
 
 
 def _group(name: str | None) -> int | None:

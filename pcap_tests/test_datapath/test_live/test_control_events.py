@@ -197,7 +197,7 @@ def listening_and_silent(rig):
 
 
 def test_a_listener_that_does_not_read_is_dropped_and_the_others_lose_nothing(rig, monkeypatch):
-    monkeypatch.setattr(controls, "PATIENCE", 0.5)
+    monkeypatch.setattr(controls, "LISTENER_PATIENCE", 0.5)
     with listening_and_silent(rig), rig.client() as client:
         parts = client.events()
         next(parts)

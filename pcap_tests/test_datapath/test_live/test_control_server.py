@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ctcore.errors import ConfigError
 from datapath import craft
 from datapath.live import control as controls
+from datapath.live import requests
 from datapath.live.client import Client, NoNode
 from datapath.live.control import MOST_CLIENTS, Control, listening
 from datapath.live.message import LARGEST_REQUEST, VERSION, RequestError, packed, unpacked
@@ -82,6 +83,16 @@ def test_a_group_may_be_let_in(tmp_path):
 def test_a_group_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(ConfigError, match="there is no group 'nobody-has-this'"):
         listening(str(tmp_path / "s"), "nobody-has-this")
+
+
+def test_a_group_that_may_not_be_let_in_leaves_nothing_behind(tmp_path, monkeypatch):
+    def chown(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(controls.os, "chown", chown)
+    with pytest.raises(ConfigError, match="s: Operation not permitted"):
+        listening(str(tmp_path / "s"), grp.getgrgid(os.getgid()).gr_name)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_socket_is_gone_when_the_node_is(tmp_path):
@@ -245,6 +256,17 @@ def test_a_node_that_stops_says_so_to_who_asks(tmp_path):
 class _Nothing:
     def result(self, _):
         return None
+
+
+def test_what_fails_unexpectedly_is_told_and_the_client_goes_on(rig, monkeypatch, caplog):
+    def fail(node):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(requests, "look", fail)
+    with rig.client() as client:
+        with pytest.raises(RequestError, match="internal error: MemoryError: no more"):
+            client.ask("stats")
+        assert client.ask("count")["count"] == 0
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------------------------
