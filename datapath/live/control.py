@@ -109,6 +109,8 @@ class Control:
         self.counts["clients"] += 1
         try:
             await client.attend()
+        except asyncio.CancelledError:
+            pass  # the node ends; asyncio's own callback would complain about it
         finally:
             self._clients.pop(task)
             writer.transport.abort()

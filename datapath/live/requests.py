@@ -185,7 +185,8 @@ class Desk:
     # --- changing -------------------------------------------------------------------------------------------------------------------------
 
     def _changed(self, session: Session, what: str, **about: Any) -> None:
-        LOG.info(f"control: {what}", extra={**session.peer._asdict(), **about})
+        facts = ", ".join(f"{name} {value}" for name, value in {**about, **session.peer._asdict()}.items())
+        LOG.info(f"control: {what}: {facts}", extra={**session.peer._asdict(), **about})
 
     async def delete(self, session: Session, request: Message) -> Answer:
         """Those wanted go; they are in the answer as they were."""

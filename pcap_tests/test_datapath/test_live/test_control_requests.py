@@ -140,7 +140,8 @@ def test_who_changes_something_is_in_the_log(rig, caplog):
         client.ask("list")
         client.ask("delete", which={"proto": 1})
     (record,) = [record for record in caplog.records if record.message.startswith("control:")]
-    assert (record.message, record.pid, record.uid, record.gid, record.connections) == ("control: delete", os.getpid(), os.getuid(), os.getgid(), 1)
+    assert record.message == f"control: delete: connections 1, pid {os.getpid()}, uid {os.getuid()}, gid {os.getgid()}"
+    assert (record.pid, record.uid, record.gid, record.connections) == (os.getpid(), os.getuid(), os.getgid(), 1)
 
 
 def test_a_large_table_is_gone_through_in_many_jobs(rig, monkeypatch):

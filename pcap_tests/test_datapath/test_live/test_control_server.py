@@ -258,6 +258,18 @@ class _Nothing:
         return None
 
 
+def test_a_node_ends_quietly_while_clients_are_there(tmp_path, caplog):
+    with running(tmp_path) as rig:
+        clients = [connected(rig) for _ in range(3)]
+        clients[0].sendall(packed({"v": 1, "id": 1, "do": "events"}))
+        rig.until(lambda: len(rig.control._clients) == 3 and len(rig.control.listeners()) == 1)
+    for client in clients:
+        while answer(client) is not None:
+            pass
+        client.close()
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
 def test_what_fails_unexpectedly_is_told_and_the_client_goes_on(rig, monkeypatch, caplog):
     def fail(node):
         raise MemoryError("no more")
