@@ -32,7 +32,7 @@ COMMANDS = {
     "top": "the busiest connections of a running node",
     "control": "other rules, another log level for a running node",
     "doctor": "what this machine can do, and what to do about what is missing",
-    "bench": "measure the engine or the replay of a capture",
+    "bench": "measure the engine, rules, or the replay of a capture",
 }
 # NumPy's linear algebra would start a thread for every core, which nothing here needs and every start would pay for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
