@@ -151,21 +151,13 @@ class Desk:
             rows, when = await self._look()
             span = when - self.rates.when
             packets, sizes = self.rates.since(rows, when)
-        ranked = np.argsort(packets if by == "packets" else sizes, kind="stable")[::-1]
-        speeds = {int(rows["conn"][i]): (float(packets[i]), float(sizes[i])) for i in ranked[: MOST_TOP if wanted != EVERYTHING else int(most)]}
-        records = await self._by_ordinal(list(speeds), wanted)
-        shown = [{**record, "packet_rate": speeds[record["conn"]][0], "byte_rate": speeds[record["conn"]][1]} for record in records]
-        order = {ordinal: place for place, ordinal in enumerate(speeds)}
-        shown.sort(key=lambda record: order[record["conn"]])
-        yield Done(
-            {
-                "top": shown[: int(most)],
-                "seconds": span,
-                "connections": len(rows),
-                "packet_rate": float(packets.sum()),
-                "byte_rate": float(sizes.sum()),
-            }
-        )
+        meant = np.arange(len(rows)) if wanted == EVERYTHING else np.flatnonzero(np.isin(rows["conn"], await self._ordinals(wanted)))
+        best = meant[np.argsort(-(packets if by == "packets" else sizes)[meant], kind="stable")[: int(most)]]
+        found = {record["conn"]: record for record in await self._by_ordinal(rows["conn"][best])}
+        speeds = zip(rows["conn"][best].tolist(), packets[best].tolist(), sizes[best].tolist(), strict=True)
+        shown = [{**found[conn], "packet_rate": packet_rate, "byte_rate": rate} for conn, packet_rate, rate in speeds if conn in found]
+        whole = {"connections": len(rows), "packet_rate": float(packets.sum()), "byte_rate": float(sizes.sum())}
+        yield Done({"top": shown, "seconds": span, **whole})
 
     async def _look(self) -> tuple[NDArray[Any], float]:
         found = [NO_ROWS]
@@ -174,12 +166,17 @@ class Desk:
         rows = np.concatenate(found)
         return rows[np.argsort(rows["conn"], kind="stable")], time.monotonic()
 
-    async def _by_ordinal(self, ordinals: list[int], wanted: Wanted) -> list[Message]:
+    async def _ordinals(self, wanted: Wanted) -> NDArray[np.int64]:
+        found = [np.zeros(0, dtype=np.int64)]
+        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(wanted.filter, slots=slots)):
+            found.append(conns["flow"]["id"][wanted.rest(conns), Dir.ORIG])
+        return np.concatenate(found)
+
+    async def _by_ordinal(self, ordinals: NDArray[np.int64]) -> list[Message]:
         """Records of those that still live."""
         found: list[Message] = []
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(wanted.filter, slots=slots)):
-            chosen = conns[np.isin(conns["flow"]["id"][:, 0], ordinals) & wanted.rest(conns)]
-            found += fields.conn_records(chosen, self.hz, self.acct)
+        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(ALL, slots=slots)):
+            found += fields.conn_records(conns[np.isin(conns["flow"]["id"][:, Dir.ORIG], ordinals)], self.hz, self.acct)
         return found
 
     # --- changing -------------------------------------------------------------------------------------------------------------------------

@@ -173,6 +173,16 @@ def test_rates_are_of_what_came_since(rig):
     assert told["byte_rate"] == busiest["byte_rate"]
 
 
+def test_the_busiest_of_those_that_are_meant(rig):
+    with rig.client() as client:
+        client.ask("top", seconds=0.1)
+        rig.send(*(craft.udp(A, B, 4000, 53, b"x" * 72) for _ in range(50)), craft.icmp(A, B, 8, ident=7, sequence=2))
+        rig.until(lambda: rig.control.desk.rates.age() > 0.1)
+        told = client.ask("top", seconds=0.1, most=2, which={"not_status": ["offload"]})
+    assert [record["proto"] for record in told["top"]] == ["icmp", "tcp"]
+    assert (told["connections"], told["byte_rate"] > 10 * told["top"][0]["byte_rate"] > 0) == (4, True)
+
+
 def test_rates_need_accounting(tmp_path):
     with running(tmp_path, conntrack={"acct": False}) as rig:
         assert "expected conntrack.acct = true" in refused(rig, "top")
