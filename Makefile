@@ -21,7 +21,10 @@ SECONDS ?= 60
 ASAN_FUZZ_SECONDS ?= 20
 # Everything takes many times longer there, so that properties are tried with fewer examples; ASAN_SHARE=1 tries all.
 ASAN_SHARE ?= 0.1
-ASAN_ENV := CTMIRROR_SHARE=$(ASAN_SHARE) CTMIRROR_PAIRS=5000 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=.
+# What the fuzzers give is a small object of Python's, whose end only malloc guards; what tests give lies in arrays.
+FUZZ_ENV := PYTHONMALLOC=malloc
+ASAN_ENV := CTMIRROR_SHARE=$(ASAN_SHARE) CTMIRROR_PAIRS=5000 PYTHONPATH=. \
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=4
 
 .PHONY: help build demo test lint bench fuzz fuzz-kernel asan docs wheel clean
 
@@ -60,7 +63,7 @@ asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled cod
 	    $(ASAN_ENV) $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
 	cd $(ASAN) && set -e; preload=$$($(CURDIR)/$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so; \
 	    for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
-	    echo "$$fuzzer"; LD_PRELOAD=$$preload $(ASAN_ENV) $(CURDIR)/$(BIN)/python $$fuzzer -max_total_time=$(ASAN_FUZZ_SECONDS); done
+	    echo "$$fuzzer"; LD_PRELOAD=$$preload $(ASAN_ENV) $(FUZZ_ENV) $(CURDIR)/$(BIN)/python $$fuzzer -max_total_time=$(ASAN_FUZZ_SECONDS); done
 
 docs: $(BUILT)  ## write what of the documentation is made from the code
 	$(BIN)/python docs/generate.py
