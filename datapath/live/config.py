@@ -21,9 +21,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ctcore.config import EVENT_BITS
 from ctcore.config import Config as Tracking
 from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.drivers import DRIVERS, Wanted
+from datapath.live.message import SOCKET
 from datapath.live.settings import PacketSettings, XskSettings
 from datapath.live.xdp_filter import EVERYTHING, Filter
 
@@ -68,7 +70,7 @@ class FilterSection(Section):
             self.other_types,
             self.vlans,
             self.neighbours,
-            tuple(self.local),
+            tuple(self.local),  # type: ignore[arg-type]
             ports,
             tuple(self.prefixes),  # type: ignore[arg-type]
         )
@@ -92,10 +94,12 @@ class IfaceSection(Section):
 
 
 class ControlSection(Section):
-    """Where commands come in. group: whose members may command, beside the owner."""
+    """Where commands come in. socket: a path, "": nowhere; group: whose members may command, beside the owner; events: whether events of connections
+    are made for those who listen."""
 
-    socket: str = "/run/ctmirror/control.sock"
+    socket: Annotated[str, Field(max_length=107)] = SOCKET
     group: str | None = None
+    events: bool = True
 
 
 class MetricsSection(Section):
@@ -138,7 +142,8 @@ class NodeConfig(Section):
 
     def tracking(self) -> Tracking:
         """Raises ConfigError."""
-        return Tracking(**self.conntrack)
+        events = frozenset(EVENT_BITS) if self.control.events and self.control.socket else frozenset()
+        return Tracking(**self.conntrack, events=events)
 
 
 def load(name: str) -> NodeConfig:

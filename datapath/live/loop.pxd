@@ -58,4 +58,5 @@ cdef class Loop:
     cdef void flush(self, int iface, int n) noexcept nogil
     cdef int exit_of(self, const Output *out) noexcept nogil
     cdef void wait(self, int64_t most) noexcept nogil
+    cdef int still(self) except -1
     cdef void go(self, int64_t until) noexcept nogil
