@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from datapath.frame cimport Frame
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport Pool, Umem
-from datapath.pipeline.outputs cimport Output, Outputs
+from datapath.pipeline.outputs cimport Output
 from datapath.ruled cimport RulePipeline, Wanted
 
 cdef enum:

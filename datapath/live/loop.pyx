@@ -19,10 +19,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport likely, unlikely
-from datapath.frame cimport Frame
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
-from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
 from datapath.ruled cimport RulePipeline

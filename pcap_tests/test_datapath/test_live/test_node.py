@@ -74,6 +74,11 @@ class Between:
     def __init__(self, node: Node, left: Wire, right: Wire, rules: Path) -> None:
         self.node, self.left, self.right, self.rules = node, left, right, rules
 
+    def reload(self) -> None:
+        """Read the rules again, and go on with them."""
+        program = self.node.load_rules()
+        self.node.ask(lambda node: node.take_rules(program)).result(10)
+
     def conns(self, **wanted: object) -> list[tuple[int, int]]:
         """Protocol and status of the connections that fit."""
         rows = self.node.ask(lambda node: node.pipeline.tracker.select(Filter(**wanted))).result(10)  # type: ignore[arg-type]
@@ -212,11 +217,11 @@ def test_other_rules_while_a_download_is_under_way(between):
         for _ in range(5):
             worker = threading.Thread(target=lambda: done.append(fetch(net.left, SERVER, port)[0]))
             worker.start()
-            assert net.node.ask(lambda node: node.load_rules()).result(10) == 9
+            net.reload()
             worker.join(20)
         assert done == [hashlib.sha256(body).hexdigest()] * 5
         net.rules.write_text(REST)
-        assert net.node.ask(lambda node: node.load_rules()).result(10) == 2
+        net.reload()
         with net.left.there.entered(), pytest.raises(TimeoutError):
             socket.create_connection((SERVER, port), timeout=0.5)
 
@@ -225,7 +230,7 @@ def test_wrong_rules_leave_the_old_ones(between):
     with between() as net, serving(net.right, SERVER, b"still") as port:
         net.rules.write_text("tc filter add dev left ingress flower nonsense 1\n")
         with pytest.raises(RuleError, match=r"rules\.tc:1:"):
-            net.node.ask(lambda node: node.load_rules()).result(10)
+            net.reload()
         assert fetch(net.left, SERVER, port)[0] == hashlib.sha256(b"still").hexdigest()
 
 
