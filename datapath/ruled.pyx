@@ -29,6 +29,7 @@ from ctcore.types cimport (
 from datapath.aim cimport flow_key, take_aim
 from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
 from datapath.frame cimport Frame, checked_frames
+from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
 from datapath.pipeline.outputs cimport Output, output_add, outputs_reset
@@ -91,6 +92,7 @@ cdef class RulePipeline:
 
     def arrive(self, hooks):
         """See ruled.pyi."""
+        self.tracker.idle()
         numbers = np.array([self.program.hook(hook) for hook in hooks], dtype=np.uint32)
         if not len(numbers):
             raise ValueError("hooks: expected one for each interface, one at least")
@@ -114,17 +116,17 @@ cdef class RulePipeline:
             wanted.keys = <Key *><size_t>found.ctypes.data
         if results:
             wanted.results = <Result *><size_t>told.ctypes.data
+        self.tracker.enter()
         self.walker.walking.outputs = &self.walker.all if outputs else NULL
         outputs_reset(&self.walker.all)
-        if n:
-            self.tracker.enter()
-            with nogil:
-                self.run(base, frame, n, &wanted)
-            self.tracker.busy = False
+        with nogil:
+            self.run(base, frame, n, &wanted)
+        self.tracker.busy = False
         return decided, found, told
 
     def outputs(self):
         """See ruled.pyi."""
+        self.tracker.idle()
         return self.walker.outputs()
 
     def summary(self):
@@ -159,7 +161,7 @@ cdef class RulePipeline:
         cdef Py_ssize_t start = 0
         cdef uint32_t last = <uint32_t>self.hooks.shape[0] - 1
         cdef int k, i
-        if self.sums.total_packets == 0:
+        if self.sums.total_packets == 0 and n:
             self.sums.first_ts = self.sums.last_ts = frame[0].ts
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>BATCH)
@@ -289,7 +291,7 @@ cdef class RulePipeline:
         cdef const uint64_t *mask = <const uint64_t *>&self.cuts.all.mask
         cdef uint64_t *word = <uint64_t *>fields
         cdef int i
-        flower_key(memory, frame, p, fields)
+        flower_key(memory + frame.offset, frame.caplen, frame.link == LINKTYPE_ETHERNET, p.key.family, p.l3_off, fields)
         for i in range(FLOWER_WORDS):
             word[i] &= mask[i]
 

@@ -194,10 +194,9 @@ cdef class Cuts:
         for i in range(table.start[table.n_chains] if table.n_chains else 0):
             for j in range(FLOWER_WORDS):
                 word[j] |= table.group[i].mask[j]
-        # What a tag hides shows when it is popped.
+        # What a tag hides shows when it is popped. Types are looked at by `ct` itself: to it, IP behind MPLS or PPPoE is none.
         all.mask.vlan_tci = all.mask.cvlan_tci = all.mask.vlan_tci | all.mask.cvlan_tci
-        all.mask.eth_type = all.mask.eth_type | all.mask.vlan_ethtype | all.mask.cvlan_ethtype
-        all.mask.vlan_ethtype = all.mask.cvlan_ethtype = all.mask.eth_type
+        all.mask.eth_type = all.mask.vlan_ethtype = all.mask.cvlan_ethtype = 0xFFFF
         all.mask.indev = all.mask.src_port = all.mask.dst_port = all.mask.ct_mark = all.mask.ct_zone = 0
         all.mask.ip_proto = all.mask.ct_state = 0
         all.mask.ct_label[0] = all.mask.ct_label[1] = 0

@@ -2,8 +2,6 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ctcore.types cimport Packet
-from datapath.frame cimport Frame
 
 cdef enum:
     FLOWER_WORDS = 14
@@ -42,4 +40,4 @@ ctypedef struct FlowerKey:
     uint8_t arp_sha[6]
     uint8_t arp_tha[6]
 
-cdef void flower_key(const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *key) noexcept nogil
+cdef void flower_key(const uint8_t *frame, uint32_t have, bint ethernet, uint8_t family, uint32_t l3, FlowerKey *key) noexcept nogil

@@ -22,6 +22,7 @@ from datapath.wire cimport FRAGMENTS_GATHERED, ParseSettings, parse
 cdef enum:
     ETHERNET = 14
     TAG = 4
+    IP4_HEADER = 20
     ARP = 28                    # Ethernet and IPv4 (RFC 826)
     # What has to be there of a transport header.
     PORTS = 4
@@ -53,12 +54,13 @@ cdef void read_arp(const uint8_t *arp, uint32_t have, FlowerKey *key) noexcept n
     memcpy(key.arp_tip, arp + 24, 4)
 
 
-cdef void read_ethernet(const uint8_t *frame, uint32_t have, FlowerKey *key) noexcept nogil:
-    """MACs, types, and two tags (IEEE 802.1Q 9.6)."""
+cdef uint32_t read_ethernet(const uint8_t *frame, uint32_t have, FlowerKey *key, uint16_t *payload) noexcept nogil:
+    """MACs, types, and two tags (IEEE 802.1Q 9.6). Where the payload begins; its type is written to `payload`."""
     cdef uint32_t at = ETHERNET
     cdef uint16_t kind
+    payload[0] = 0
     if have < ETHERNET:
-        return
+        return have
     memcpy(key.dst_mac, frame, 12)
     kind = key.eth_type = be16(frame + 12)
     if (kind == ETHER_VLAN or kind == ETHER_QINQ) and have >= at + TAG:
@@ -71,6 +73,8 @@ cdef void read_ethernet(const uint8_t *frame, uint32_t have, FlowerKey *key) noe
             at += TAG
     if kind == ETHER_ARP or kind == ETHER_RARP:
         read_arp(frame + at, have - at, key)
+    payload[0] = kind
+    return at
 
 
 cdef inline bint is_option(uint8_t proto) noexcept nogil:
@@ -124,20 +128,26 @@ cdef void read_l4(const uint8_t *l4, uint32_t have, FlowerKey *key) noexcept nog
             key.tcp_flags = be16(l4 + 12) & 0xFFF
 
 
-cdef void flower_key(const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *key) noexcept nogil:
-    """A row and its frame to the fields.   Writes: all of key; indev and the ct_* fields are 0."""
-    cdef const uint8_t *start = memory + frame.offset
-    cdef const uint8_t *ip = start + p.l3_off
-    cdef uint32_t have = frame.caplen - p.l3_off, at
+cdef void flower_key(const uint8_t *frame, uint32_t have, bint ethernet, uint8_t family, uint32_t l3, FlowerKey *key) noexcept nogil:
+    """A frame of `have` bytes to the fields.   Writes: all of key; indev and the ct_* fields are 0.
+
+    family, l3: of frames without Ethernet, as they came: which IP header follows, 0: none, and where. As in Linux (__skb_flow_dissect) the type says what
+    an IP header is, not its own version.
+    """
+    cdef uint32_t at = l3, l4 = 0
+    cdef uint16_t kind = 0
     memset(key, 0, sizeof(FlowerKey))
-    if frame.link == LINKTYPE_ETHERNET:
-        read_ethernet(start, frame.caplen, key)
-    elif p.key.family:
-        key.eth_type = ETHER_IPV4 if p.key.family == 4 else ETHER_IPV6
-    if p.key.family:                        # parse() has found a whole fixed header at l3_off
-        at = read_ip4(ip, key) if p.key.family == 4 else read_ip6(ip, have, key)
-        if at and at < have:
-            read_l4(ip + at, have - at, key)
+    if ethernet:
+        at = read_ethernet(frame, have, key, &kind)
+    elif family:
+        kind = key.eth_type = ETHER_IPV4 if family == 4 else ETHER_IPV6
+    have -= at
+    if kind == ETHER_IPV4 and have >= <uint32_t>IP4_HEADER:
+        l4 = read_ip4(frame + at, key)
+    elif kind == ETHER_IPV6 and have >= <uint32_t>IP6_HEADER:
+        l4 = read_ip6(frame + at, have, key)
+    if l4 and l4 < have:
+        read_l4(frame + at + l4, have - l4, key)
 
 
 def flower_keys(const uint8_t[::1] memory not None, frames not None):
@@ -153,5 +163,5 @@ def flower_keys(const uint8_t[::1] memory not None, frames not None):
     settings.fragments, settings.any_header_sum = FRAGMENTS_GATHERED, True
     for i in range(n):
         parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
-        flower_key(&memory[0] if memory.shape[0] else NULL, frame + i, &p, key + i)
+        flower_key(&memory[0] + frame[i].offset, frame[i].caplen, frame[i].link == LINKTYPE_ETHERNET, p.key.family, p.l3_off, key + i)
     return keys

@@ -7,6 +7,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from ctcore.types cimport Packet
 from datapath.frame cimport Frame
+from datapath.link cimport LINKTYPE_IPV4, LINKTYPE_IPV6
 from datapath.pipeline.flower cimport flower_key
 from datapath.wire cimport parse
 
@@ -23,7 +24,13 @@ cdef void read_draft(Walking *w, Level *v) noexcept nogil:
     frame.offset = 0
     frame.caplen = v.draft.have
     frame.len = v.draft.have + v.draft.missing
+    if not v.draft.ethernet and v.draft.family:     # what follows a link header does not change its kind with its first byte
+        frame.link = LINKTYPE_IPV4 if v.draft.family == 4 else LINKTYPE_IPV6
+        frame.offset = v.draft.l3
+        frame.caplen -= v.draft.l3
+        frame.len -= v.draft.l3
     parse(&w.settings, v.draft.data, &frame, 1, &v.own)
+    v.own.l3_off += <uint16_t>frame.offset
     v.packet = &v.own
     if shape_of(v.packet) != was:
         w.trail.lasting = False     # what was payload is a header now, and may say something else in the flow's next packet
@@ -38,13 +45,9 @@ cdef void put_said(Level *v) noexcept nogil:
 
 cdef void look(Walking *w, Level *v) noexcept nogil:
     """Let packet and key tell what is there now."""
-    cdef Frame frame
     if not v.parsed:
         read_draft(w, v)
-    frame.offset = 0
-    frame.caplen = v.draft.have
-    frame.link = w.frame.link
-    flower_key(v.draft.data, &frame, v.packet, &v.key)
+    flower_key(v.draft.data, v.draft.have, v.draft.ethernet, v.draft.family, v.draft.l3, &v.key)
     v.key.indev = <uint16_t>(v.hook >> 1)
     put_said(v)
     v.keyed = True

@@ -37,7 +37,7 @@ KINDS = {"pass": CONTROL_PASS, "pipe": CONTROL_PIPE, "drop": CONTROL_DROP, "cont
 OPS = {Gact: OP_GACT, Ct: OP_CT, Mirred: OP_MIRRED, Pedit: OP_PEDIT, Csum: OP_CSUM, Skbedit: OP_SKBEDIT, Vlan: OP_VLAN, Police: OP_POLICE}
 BASES = {"eth": BASE_FRAME, "ip": BASE_L3, "ip6": BASE_L3, "tcp": BASE_L4, "udp": BASE_L4}
 VLANS = {"push": VLAN_PUSH, "pop": VLAN_POP, "modify": VLAN_MODIFY}
-MOST_DEVICES = 0xFFFF
+MOST_DEVICES = 0x8000         # two hooks each, whose numbers have 16 bits
 
 cdef enum:
     LINE = 64                   # bytes of a cache line

@@ -73,11 +73,11 @@ cdef inline Packet *writable_packet(Walking *w, Level *v) noexcept nogil:
     return &v.own
 
 
-cdef inline bint is_ip(const Level *v, const Packet *p) noexcept nogil:
+cdef inline bint is_ip(const Level *v) noexcept nogil:
     """To Linux nothing but IP behind Ethernet and tags is; our parser looks into more."""
     cdef uint32_t kind
     if not v.draft.ethernet:
-        return p.key.family != 0
+        return v.draft.family != 0
     kind = layers_of(&v.draft).kind
     return kind == ETHER_IPV4 or kind == ETHER_IPV6
 
@@ -220,7 +220,7 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
         ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite)
         tell(w, v)
         return R_OK
-    if not is_ip(v, p):
+    if not is_ip(v):
         return give_up(w, v, R_NOT_IP)
     w.gathered = max(w.gathered, p.now)
     p.key.zone = request.zone

@@ -368,10 +368,10 @@ cdef class Walker:
         cdef const uint8_t *base = &memory[0] if memory.shape[0] else NULL
         results = np.zeros(n, dtype=RESULT_DTYPE)
         result = <Result *><size_t>results.ctypes.data
-        self.walking.outputs = &self.all if outputs else NULL
-        outputs_reset(&self.all)
         if self.walking.ct != NULL:
             self.tracker.enter()
+        self.walking.outputs = &self.all if outputs else NULL
+        outputs_reset(&self.all)
         with nogil:
             walk_all(&self.walking, base, frame, n, &hook[0] if n else NULL, result)
         if self.walking.ct != NULL:

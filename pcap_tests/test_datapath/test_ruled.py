@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from dataclasses import replace
 from random import Random
 
+import numpy as np
+import pytest
+
 from ctcore.config import Config
 from ctcore.filter import Filter
-from ctcore.types import Offload
+from ctcore.types import Offload, Reason, Verdict
+from datapath import craft
+from datapath.frame import frames_of
 from datapath.pipeline.rules import CONTINUE, Ct, Hook, Rule, Ruleset
-from pcap_tests.test_datapath.flowing import Ways
+from datapath.ruled import RulePipeline
+from pcap_tests.test_datapath.flowing import Coming, Ways
 from pcap_tests.test_datapath.flowing_rules import orderly
 from pcap_tests.test_datapath.flowing_talks import Talks
+from pcap_tests.test_datapath.test_pipeline.laboratory import ruleset_of
 from pcap_tests.test_datapath.test_pipeline.random_talks import some_pipeline
 
 HOOKS = (Hook("eth0"), Hook("eth1"))
@@ -93,3 +101,44 @@ def test_orderly_rules_say_the_same_with_a_flow_table_and_resets() -> None:
     served = {"OFFLOAD_SOFTWARE", "NOT_TEARDOWN_FIN", "NOT_TEARDOWN_RST", "NOT_TTL", "NOT_IP_OPTIONS", "NOT_ASSURED", "NOT_TCP_STATE", "NOT_PROTO"}
     assert served <= set(seen), seen
     assert seen["hits"] > 20 * PIPELINES
+
+
+def test_a_label_is_no_tag() -> None:
+    """An established flow behind a VLAN tag; then its tuple behind one MPLS label, which to Linux is no IP packet: the tag's shortcut is not its."""
+    rules = "".join(f"tc filter add dev {dev} ingress protocol all flower action ct commit pipe action pass\n" for dev in ("in0", "out0"))
+    client, server = "10.0.0.1", "10.0.0.2"
+    ways = Ways(ruleset_of(rules), Config(tcp_liberal=True), (Hook("in0"), Hook("out0")))
+    talk = [
+        (craft.tcp(client, server, 4000, 80, "S", seq=99), 0),
+        (craft.tcp(server, client, 80, 4000, "SA", seq=499, ack=100), 1),
+        (craft.tcp(client, server, 4000, 80, "A", seq=100, ack=500), 0),
+    ]
+    for i, (frame, side) in enumerate(talk):
+        ways.send([Coming(frame, side, 10**18 + i)])
+    frame = talk[-1][0]
+    for i in range(3):
+        assert ways.send([Coming(frame[:12] + b"\x81\x00\x00\x05" + frame[12:], 0, 10**18 + 10 + i)]).results["verdict"].tolist() == [Verdict.ACCEPT]
+    said = ways.send([Coming(frame[:12] + b"\x88\x47\x00\x01\x01\x40" + frame[14:], 0, 10**18 + 20)])
+    assert (said.results["verdict"].tolist(), said.results["reason"].tolist()) == ([Verdict.DROP], [Reason.R_NOT_IP])
+
+
+def test_a_second_thread_takes_nothing_from_the_first() -> None:
+    """It is refused, and the first one's outputs are all there."""
+    pipeline = RulePipeline(ruleset_of("tc filter add dev in0 ingress protocol all flower action ct commit pipe action pass\n"))
+    pipeline.arrive([Hook("in0")])
+    memory, frames = frames_of([craft.udp("10.0.0.1", "10.0.0.2", 1000 + i % 50, 53, b"x") for i in range(1000)])
+    many = np.tile(frames, 3000)
+    first = threading.Thread(target=pipeline.process, args=(memory, many), kwargs={"outputs": True})
+    first.start()
+    refused = 0
+    while first.is_alive() and not refused:
+        try:
+            pipeline.arrive([Hook("in0")])
+        except RuntimeError:  # it is at work
+            for second in (lambda: pipeline.process(memory, frames, outputs=True), pipeline.outputs):
+                with pytest.raises(RuntimeError):
+                    second()
+                refused += 1
+    first.join()
+    assert refused == 2
+    assert len(pipeline.outputs()[0]) == len(many)

@@ -155,3 +155,27 @@ def test_ipv6_without_ethernet() -> None:
     )
     wrong = craft.udp(A6, B6, 5000, 53, b"?", l4_checksum=7)[14:]
     assert bare(rules, wrong, LINK_RAW, b"")[1] == [craft.udp(A6, B6, 5000, 53, b"?", ttl=3)[14:]]
+
+
+@pytest.mark.parametrize("first", [0x55, 0x65, 0x05])
+def test_the_type_says_what_a_header_is_and_not_its_version(first):
+    """The dissector asks IPv4's header for its length only."""
+    frame = bytearray(craft.tcp(A, B, 1000, 80, "S"))
+    frame[14] = first
+    (key,) = (seen(bytes(frame)),)
+    assert (key["eth_type"], key["ip_proto"], key["dst_port"]) == (0x0800, 6, 80)
+    (said,) = sent(WEB, bytes(frame))
+    assert said.verdict == "accept"
+
+
+@pytest.mark.parametrize("bare", BARE)
+def test_a_frame_stays_of_its_kind_whatever_is_written_to_its_first_byte(bare):
+    """What is behind a link header other than Ethernet's has been told by that, or by the version as it came."""
+    frame = craft.tcp(A, B, 1000, 80, "S")
+    rules = (
+        IN + "protocol all prio 1 flower action pedit ex munge ip ihl set 0x20 retain 0x60 pipe action goto chain 1\n"
+        + IN + "protocol ip prio 1 chain 1 flower action drop\n"
+    )  # fmt: skip
+    for link, header in ((1, None), bare):
+        coming = Coming(frame, Hook("eth0"), 10**9) if header is None else Coming(frame, Hook("eth0"), 10**9, 0, link, header)
+        assert compared(ruleset_of(rules), [coming])[0].verdict == "drop", link
