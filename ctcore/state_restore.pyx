@@ -169,8 +169,8 @@ cdef void take_back(Engine *ct, const uint32_t *slot, uint32_t n) noexcept nogil
         pool_give(&ct.pool, conn)
 
 
-cdef Fault enter_conns(Engine *ct, const Parts *parts, const uint16_t *rule, uint32_t *slot, uint32_t *done) noexcept nogil:
-    """done: how many were entered; slot: where."""
+cdef Fault enter_conns(Engine *ct, const Parts *parts, const uint16_t *rule, uint32_t *slot, uint32_t *done, uint32_t *at) noexcept nogil:
+    """done: how many were entered; slot: where; at: which one is at fault, the one behind the last if it is all of them."""
     cdef Reader r
     cdef Group g
     cdef Fault fault
@@ -180,6 +180,7 @@ cdef Fault enter_conns(Engine *ct, const Parts *parts, const uint16_t *rule, uin
     while done[0] < parts.header.conns:
         n = <int>min(parts.header.conns - done[0], <uint32_t>GROUP)
         fault = read_group(ct, parts, &r, &g, n)
+        at[0] = r.n if fault != FINE else done[0]
         if fault != FINE:
             return fault
         for i in range(n):
@@ -187,6 +188,7 @@ cdef Fault enter_conns(Engine *ct, const Parts *parts, const uint16_t *rule, uin
             if fault != FINE:
                 return fault
             done[0] += 1
+            at[0] += 1
     if r.at != parts.end:
         return F_SHORT
     return F_RESERVE if ct.zones.shared_used > ct.zones.shared else FINE
@@ -283,7 +285,7 @@ cdef int state_restore(Engine *ct, object memory, object rules, object at) excep
     Raises StateError, and then nothing has changed.
     """
     cdef Parts parts
-    cdef uint32_t done = 0, i
+    cdef uint32_t done = 0, at_conn = 0, i
     cdef Fault fault
     state_empty(ct)
     state_open(ct, memory, &parts)
@@ -297,14 +299,14 @@ cdef int state_restore(Engine *ct, object memory, object rules, object at) excep
     high_water = [ct.nat.rule[i].high_water for i in range(ct.nat.n_rules)]
     with nogil:
         set_clock(ct, now)
-        fault = enter_conns(ct, &parts, rule, slot, &done)
+        fault = enter_conns(ct, &parts, rule, slot, &done, &at_conn)
         if fault != FINE:
             take_back(ct, slot, done)
             set_clock(ct, before)
     if fault != FINE:
         for i in range(ct.nat.n_rules):
             ct.nat.rule[i].high_water = high_water[i]
-        raise refuse("the connections" if done == parts.header.conns else f"connection {done}", fault_text(fault))
+        raise refuse("the connections" if at_conn == parts.header.conns else f"connection {at_conn}", fault_text(fault))
     ct.next_id = parts.header.next_id
     if parts.header.flags & TRANSLATES and ct.nat.rule != NULL:
         ct.nat.random = parts.header.nat_random
