@@ -17,6 +17,7 @@ from ctcore.types cimport *
 
 cdef enum:
     LONGEST_LIFE = 0x7FFFFFFF   # ticks
+    FAR = 62                    # bits of a time (ns) and of an ordinal, with room for what is to come
     LARGEST_SCALE = 14          # RFC 7323 2.3
     # Of a PPTP session and call (helpers.pptp)
     MOST_SESSION = 4
@@ -94,8 +95,8 @@ cdef int fits(const Engine *ct, const StateHeader *h) except -1:
         raise refuse("", f"{h.helped} connections with a helper: expected {ct.ext.most} at most (helper_max, 0 without helpers)")
     if h.expected > ct.expect.size:
         raise refuse("", f"{h.expected} expectations: expected {ct.expect.size} at most (expect_max)")
-    if h.now < 0 or h.next_id < 0 or h.flags & ~<uint32_t>TRANSLATES:
-        raise refuse("header", "expected times and ordinals from 0 on")
+    if <uint64_t>h.now >> FAR or <uint64_t>h.next_id >> FAR or h.flags & ~<uint32_t>TRANSLATES:
+        raise refuse("header", "expected a time and an ordinal that are far from overflowing")
     return 0
 
 

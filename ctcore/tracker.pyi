@@ -180,6 +180,14 @@ class Tracker:
 
         No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
         """
+    def adopt(self, conns: NDArray[Any]) -> tuple[int, dict[str, int]]:
+        """Enter connections of somebody else's beside those that are there: how many were, and of the others how many for which reason.
+
+        conns: CONN_DTYPE[n] in one piece: both tuples, status, timeout (ticks left), start, mark, label, counters, and of TCP state, scales and flags,
+        of SCTP state and tags; `helper` where this tracker has helpers. Ordinals are new, masters and windows unknown: of TCP, windows are learnt from
+        the next packet of each direction, and the connection is judged liberally from then on. No events tell of it. Nobody is evicted.
+        Raises ValueError if it is no such array.
+        """
     def counters(self) -> dict[str, int]:
         """Counts since the start, by the names of `conntrack -S` where it has them."""
     def check(self) -> None:

@@ -35,6 +35,7 @@ from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.state_values import aligned, rule_names
+from ctcore.state_adopt cimport state_adopt
 from ctcore.state_restore cimport state_restore
 from ctcore.state_save cimport state_save
 from ctcore.table cimport Bucket, key_of, table_fault, table_find
@@ -408,6 +409,12 @@ cdef class Tracker:
         self.idle()
         time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
         state_restore(&self.ct, aligned(state), rule_names(self.config), time)
+
+    def adopt(self, conns):
+        self.idle()
+        if conns.dtype != CONN_DTYPE or conns.ndim != 1 or not conns.flags.c_contiguous:
+            raise ValueError(f"conns: expected a CONN_DTYPE[n] in one piece, found {conns.dtype.name}{list(conns.shape)}")
+        return state_adopt(&self.ct, conns)
 
     def counters(self):
         cdef Counters *c = &self.ct.count

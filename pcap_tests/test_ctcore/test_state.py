@@ -6,6 +6,7 @@ Not here: that traffic goes on as if nothing had happened (test_state_equality).
 from __future__ import annotations
 
 import struct
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -33,11 +34,13 @@ def say(tracker: Tracker, *frames: bytes, at: float = 0, zone: int = 0) -> np.nd
     return tracker.advance(parse_batch(*frames_of(list(frames), ts=times), zone=zone))
 
 
-def talk(tracker: Tracker, port: int, *said: tuple[int, bytes], outside: str = CLIENT) -> None:
-    """A TCP connection, and what its client (0) and server (1) say."""
-    ends = (CLIENT, SERVER, 40000, port), (SERVER, outside, port, 40000 if outside == CLIENT else 5000)
+def talk(tracker: Tracker, port: int, *said: tuple[int, bytes]) -> None:
+    """A TCP connection, and what its client (0) and server (1) say; the server to where it sees the client."""
+    say(tracker, craft.tcp(CLIENT, SERVER, 40000, port, "S", seq=100))
+    seen = tracker.conns()[-1]["flow"][1]["key"]
+    ends = (CLIENT, SERVER, 40000, port), (SERVER, str(ip_address(seen["dst"][:4].tobytes())), port, int(seen["dport"]))
     following = [101, 501]
-    frames = [craft.tcp(*ends[0], "S", seq=100), craft.tcp(*ends[1], "SA", seq=500, ack=101), craft.tcp(*ends[0], "A", seq=101, ack=501)]
+    frames = [craft.tcp(*ends[1], "SA", seq=500, ack=101), craft.tcp(*ends[0], "A", seq=101, ack=501)]
     for d, payload in said:
         frames.append(craft.tcp(*ends[d], "PA", seq=following[d], ack=following[1 - d], payload=payload))
         following[d] += len(payload)
@@ -236,6 +239,13 @@ def test_ordinals_out_of_order():
 # --- strangers --------------------------------------------------------------------------------------------------------------------------
 
 STATE = bytes(everything().save())
+PLAIN = Config(**{**vars(FULL), "nat": ()})  # untranslated, the call of PPTP has tunnels
+STATES = ((FULL, STATE), (PLAIN, bytes(everything(PLAIN).save())))
+places = st.tuples(st.sampled_from(STATES), st.floats(0, 1, exclude_max=True))
+
+
+def test_the_second_one_has_tunnels():
+    assert sum(row.proto == 47 for row in everything(PLAIN).expectations()) == 2
 
 
 @pytest.mark.parametrize(
@@ -258,20 +268,21 @@ def test_what_is_no_state(state, said):
     untouched(tracker)
 
 
-@given(st.integers(0, len(STATE) * 8 - 1))
+@given(places, st.integers(0, 7))
 @settings(max_examples=400)
-def test_a_bit_that_flips_is_found(bit):
-    state = bytearray(STATE)
-    state[bit // 8] ^= 1 << bit % 8
-    tracker = Tracker(FULL)
+def test_a_bit_that_flips_is_found(place, bit):
+    (config, whole), where = place
+    state = bytearray(whole)
+    state[int(where * len(state))] ^= 1 << bit
+    tracker = Tracker(config)
     with pytest.raises(StateError):
         tracker.restore(state)
     untouched(tracker)
 
 
-def probe(state: bytearray) -> None:
+def probe(config: Config, state: bytearray) -> None:
     """All or nothing; and a tracker that took it lives on."""
-    tracker = Tracker(FULL)
+    tracker = Tracker(config)
     try:
         tracker.restore(state)
     except StateError as error:
@@ -281,9 +292,9 @@ def probe(state: bytearray) -> None:
     tracker.check()
     ends = (CLIENT, SERVER, 40000, 21)
     say(tracker, craft.tcp(*ends, "PA", seq=110, ack=509, payload=b"PORT 10,0,0,1,7,209\r\n"), craft.gre(CLIENT, SERVER, version=1, proto=0x880B, call=7))
-    say(tracker, craft.tcp(SERVER, "192.0.2.1", 20, 2000, "S"), craft.icmp_error(SERVER, CLIENT, 3, 3, craft.udp(CLIENT, SERVER, 1000, 53)))
+    say(tracker, craft.tcp(SERVER, CLIENT, 20, 2000, "S"), craft.icmp_error(SERVER, CLIENT, 3, 3, craft.udp(CLIENT, SERVER, 1000, 53)))
     tracker.check()
-    again = Tracker(FULL)
+    again = Tracker(config)
     again.restore(tracker.save())
     again.check()
     tracker.expire(tracker.now + 10**15)
@@ -291,27 +302,33 @@ def probe(state: bytearray) -> None:
     tracker.check()
 
 
-@given(st.lists(st.tuples(st.integers(8, len(STATE) - 1), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(max_examples=1500)
-def test_whatever_bytes_a_sealed_state_has(changes):
-    state = bytearray(STATE)
-    for at, value in changes:
-        state[at] = value
-    probe(resealed(state))
+@given(st.sampled_from(STATES), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+@settings(max_examples=1000)
+def test_whatever_bytes_a_sealed_state_has(pair, changes):
+    config, whole = pair
+    state = bytearray(whole)
+    for where, value in changes:
+        state[8 + int(where * (len(state) - 8))] = value
+    probe(config, resealed(state))
 
 
-@given(st.integers(HEADER // 8, len(STATE) // 8 - 1), st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, 255, (1 << 64) - 1, 1 << 63])))
-@settings(max_examples=1500)
-def test_whatever_words_a_sealed_state_has(word, value):
-    state = bytearray(STATE)
-    struct.pack_into("<Q", state, 8 * word, value)
-    probe(resealed(state))
+words = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, 255, (1 << 64) - 1, 1 << 63]))
 
 
-@given(st.integers(0, len(STATE) // 8), st.binary(max_size=64))
+@given(places, words)
+@settings(max_examples=1000)
+def test_whatever_words_a_sealed_state_has(place, value):
+    (config, whole), where = place
+    state = bytearray(whole)
+    struct.pack_into("<Q", state, 8 * (1 + int(where * (len(state) // 8 - 1))), value)
+    probe(config, resealed(state))
+
+
+@given(places, st.binary(max_size=64))
 @settings(max_examples=400)
-def test_whatever_length_a_sealed_state_has(words, more):
-    state = bytearray(STATE[: 8 * words] + more)
+def test_whatever_length_a_sealed_state_has(place, more):
+    (config, whole), where = place
+    state = bytearray(whole[: int(where * len(whole)) & ~7] + more)
     if len(state) >= HEADER:
         struct.pack_into("<Q", state, 16, len(state))
-    probe(resealed(state))
+    probe(config, resealed(state))
