@@ -95,8 +95,9 @@ def dumped(sock: socket.socket) -> Iterator[bytes]:
                 yield data[FAMILY.size :]
 
 
-def adopt(tracker: Tracker) -> Moved:
-    """Enter the kernel's connections into a tracker. Raises KernelError, OSError; then some may be in it."""
+def adopt(tracker: Tracker, now: int) -> Moved:
+    """Enter the kernel's connections into a tracker, whose clock moves on to now (ns). Raises KernelError, OSError; then some may be in it."""
+    tracker.expire(now)
     out: Counter[str] = Counter()
     taken, rows = 0, []
     with _socket() as sock:

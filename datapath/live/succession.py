@@ -70,7 +70,7 @@ def _adopt(node: Node) -> None:
     from datapath.live import kernel_conntrack
 
     try:
-        found = kernel_conntrack.adopt(node.pipeline.tracker)
+        found = kernel_conntrack.adopt(node.pipeline.tracker, time.time_ns())
     except (CtmirrorError, OSError) as error:
         LOG.error(f"starting without the kernel's connections: {error}")
         return
