@@ -9,7 +9,7 @@
 # Invariant: a state is whole or refused: its length and a checksum stand in the header. The checksum finds damage; it is no proof of who wrote it.
 # Not here: files (datapath.live.state_file).
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.extensions cimport HelperMemory, SeqAdjust
 from ctcore.lowlevel cimport mul_fold

@@ -6,7 +6,7 @@ packet, and the connection is judged liberally, since that packet may be an old 
 Not here: where they come from (datapath.live.kernel_conntrack).
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from ctcore.engine cimport Engine

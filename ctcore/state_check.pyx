@@ -12,7 +12,7 @@ from libc.string cimport memcmp
 from ctcore.errors import StateError
 from ctcore.expectations cimport FOLLOW_PPTP, FOLLOW_SIP
 from ctcore.helpers.helper cimport HELPER_FTP, HELPER_PPTP, N_HELPERS, N_KINDS, NO_HELPER
-from ctcore.state cimport CONN_WORDS, MOST_OWNED, STATE_VERSION, TRANSLATES, StateConn, StateExpect, StateHeader, StateHelp, state_sum
+from ctcore.state cimport MOST_OWNED, STATE_VERSION, TRANSLATES, StateConn, StateExpect, StateHeader, StateHelp, state_sum
 from ctcore.types cimport *
 
 cdef enum:

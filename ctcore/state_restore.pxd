@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t
 
 from ctcore.engine cimport Engine
 from ctcore.state cimport StateConn

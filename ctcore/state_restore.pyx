@@ -7,7 +7,7 @@ Invariants: as for connections that packets have made (lifetime.confirm); no eve
 Not here: the time that has passed since: the clock stands where it stood, and whoever moves it on has expire what is due by then.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import numpy as np
@@ -21,7 +21,7 @@ from ctcore.helpers.pptp cimport know_tunnel
 from ctcore.lowlevel cimport first_bit, prefetch_write
 from ctcore.nat_chain cimport chain_of, nat_link, nat_unlink, source_hash
 from ctcore.pool cimport pool_give, pool_take
-from ctcore.state cimport CONN_WORDS, MOST_OWNED, TRANSLATES, StateConn, StateExpect, StateHelp, differ, mirrored
+from ctcore.state cimport CONN_WORDS, TRANSLATES, StateConn, StateExpect, StateHelp, differ, mirrored
 from ctcore.state_check cimport *
 from ctcore.table cimport bucket_of, same_key, table_erase, table_find, table_insert
 from ctcore.timers cimport wheel_link, wheel_unlink

@@ -8,7 +8,7 @@ Not here: what is not saved because it is nobody's later on: packets' own connec
 taken, counters.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import numpy as np

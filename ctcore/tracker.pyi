@@ -165,7 +165,7 @@ class Tracker:
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""
     def save(self) -> memoryview:
-        """The tracker's state, for restore(): connections with all that later packets are judged by, helpers' memories, expectations. Read-only bytes.
+        """The state, for restore(): connections with all that later packets are judged by, helpers' memories, expectations. Read-only bytes.
 
         Nothing changes here. Connections in a flow table are saved as if they were handed back at this moment. Not saved: counters, events and
         evictions that nobody has taken, what packets carry that is not confirmed, fragments (which are no tracker's).
@@ -183,9 +183,9 @@ class Tracker:
     def adopt(self, conns: NDArray[Any]) -> tuple[int, dict[str, int]]:
         """Enter connections of somebody else's beside those that are there: how many were, and of the others how many for which reason.
 
-        conns: CONN_DTYPE[n] in one piece: both tuples, status, timeout (ticks left), start, mark, label, counters, and of TCP state, scales and flags,
-        of SCTP state and tags; `helper` where this tracker has helpers. Ordinals are new, masters and windows unknown: of TCP, windows are learnt from
-        the next packet of each direction, and the connection is judged liberally from then on. No events tell of it. Nobody is evicted.
+        conns: CONN_DTYPE[n] in one piece: both tuples, status, timeout (ticks left), start, mark, label, counters; of TCP state, scales and flags, of
+        SCTP state and tags; `helper` where this tracker has helpers. Ordinals are new, masters and windows unknown: of TCP, windows are learnt
+        from the next packet of each direction, and the connection is judged liberally from then on. No events tell of it. Nobody is evicted.
         Raises ValueError if it is no such array.
         """
     def counters(self) -> dict[str, int]:

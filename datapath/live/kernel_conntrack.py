@@ -170,6 +170,6 @@ def _give(sock: socket.socket, conns: list[Any], hz: int, out: Counter[str]) -> 
         second = _ask(sock, [_request(conn, hz, i, new=new, helper=False) for i, (conn, new) in enumerate(again)])
         given += second.count(0)
         out.update(os.strerror(code) for code in second if code)
-    others = [code for conn, code in zip(conns, codes, strict=True) if code and code != errno.EEXIST and not (code == errno.EOPNOTSUPP and conn["helper"])]
-    out.update(os.strerror(code) for code in others)
+    tried_again = {id(conn) for conn, _ in again}
+    out.update(os.strerror(code) for conn, code in zip(conns, codes, strict=True) if code and id(conn) not in tried_again)
     return given

@@ -21,7 +21,7 @@ from concurrent.futures import TimeoutError as Late
 from ctcore.errors import CtmirrorError
 from datapath.live.config import NodeConfig
 from datapath.live.node import LOG, Node
-from datapath.live.succession import Taking, begin, end
+from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
 FAILED = 1
@@ -136,7 +136,7 @@ class Service:
         notify("READY=1")
 
 
-def serve(config: NodeConfig, level: str, taking: Taking = Taking()) -> int:
+def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
     """Run a node in the foreground. Raises what opening it raises."""
     start_log(level, config.log.format)
     with Node(config) as node:

@@ -27,8 +27,6 @@ import numpy as np
 from ctcore.errors import OutputError, StateError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from datapath.live.node import Node
 
 MAGIC, VERSION = b"ctmirror state\n\0", 1
@@ -62,7 +60,7 @@ def write_state(path: str, saved: Saved) -> int:
     """Put a file in place; its size in bytes. Raises OutputError: then what was there before still is."""
     target = Path(path)
     beside = target.with_name(f".{target.name}.{os.getpid()}.new")
-    pieces = [_header(saved), *saved.parts]
+    pieces: list[bytes | memoryview] = [_header(saved), *saved.parts]
     try:
         with suppress(FileNotFoundError):
             beside.unlink()
@@ -88,7 +86,7 @@ def _header(saved: Saved) -> bytes:
     return text + SUM.pack(zlib.crc32(text), 0)
 
 
-def _write_all(file: int, pieces: Sequence[Buffer]) -> None:
+def _write_all(file: int, pieces: Sequence[bytes | memoryview]) -> None:
     for piece in pieces:
         rest = memoryview(piece)
         while len(rest):
@@ -132,7 +130,7 @@ def _whole(file: int) -> memoryview:
     if about.st_size > LARGEST:
         raise StateError(f"{about.st_size} bytes: expected {LARGEST} at most")
     memory = np.empty(about.st_size, dtype=np.uint8)
-    view = memoryview(memory)
+    view = memory.data
     at = 0
     while at < len(view):
         n = os.readv(file, [view[at : at + PIECE]])
@@ -182,10 +180,10 @@ def save_node(node: Node, path: str) -> int:
 
 
 def restore_node(node: Node, path: str, max_age: float) -> TakenUp | None:
-    """Have a node that does not work yet take up what a file holds, which is removed then. None: there is no file.
+    """Have a node that does not work yet take up what a file holds, which is removed then. None: no file.
 
-    max_age: seconds after which a state is worth nothing. The time since it was saved counts: what has expired meanwhile is gone. If the clock was set
-    back to before that moment, no time has passed. Raises StateError; then the node has nothing, and the file stays.
+    max_age: seconds after which a state is worth nothing. The time since it was saved counts: what has expired meanwhile is gone. If the clock was
+    set back to before that moment, no time has passed. Raises StateError; then the node has nothing, and the file stays.
     """
     saved = read_state(path)
     if saved is None:

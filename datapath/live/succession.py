@@ -27,6 +27,9 @@ class Taking(NamedTuple):
     handover: bool = False
 
 
+NOTHING = Taking()
+
+
 def begin(node: Node, taking: Taking) -> None:
     if taking.restore and node.config.state.file is not None:
         _restore(node, node.config.state.file)

@@ -291,7 +291,8 @@ def probe(config: Config, state: bytearray) -> None:
         return
     tracker.check()
     ends = (CLIENT, SERVER, 40000, 21)
-    say(tracker, craft.tcp(*ends, "PA", seq=110, ack=509, payload=b"PORT 10,0,0,1,7,209\r\n"), craft.gre(CLIENT, SERVER, version=1, proto=0x880B, call=7))
+    command = craft.tcp(*ends, "PA", seq=110, ack=509, payload=b"PORT 10,0,0,1,7,209\r\n")
+    say(tracker, command, craft.gre(CLIENT, SERVER, version=1, proto=0x880B, call=7))
     say(tracker, craft.tcp(SERVER, CLIENT, 20, 2000, "S"), craft.icmp_error(SERVER, CLIENT, 3, 3, craft.udp(CLIENT, SERVER, 1000, 53)))
     tracker.check()
     again = Tracker(config)

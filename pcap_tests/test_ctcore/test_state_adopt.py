@@ -45,9 +45,9 @@ def test_windows_are_learnt_anew_and_judged_liberally():
     tracker, *_ = adopting(foreign())
     conn = tracker.conn(1)[0]
     assert conn["tcp"]["side"]["maxwin"].tolist() == [0, 0] and all(flags & TcpFlag.TF_BE_LIBERAL for flags in conn["tcp"]["flags"])
-    said = say(
-        tracker, craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=9_000_000, ack=5_000_000), craft.tcp(SERVER, CLIENT, 80, 40000, "A", seq=5_000_000, ack=9_000_000)
-    )
+    there = craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=9_000_000, ack=5_000_000)
+    back = craft.tcp(SERVER, CLIENT, 80, 40000, "A", seq=5_000_000, ack=9_000_000)
+    said = say(tracker, there, back)
     assert said["conn"].tolist() == [1, 1] and said["state"].tolist() == [2, 2]
 
 

@@ -41,7 +41,8 @@ def namespaces() -> None:
 def network() -> Iterator[Network]:
     """What the client sends seems to come from the router, and its port 8080 is the server's 80."""
     rules = [snat(ROUTER[1][family]) for family in (V4, V6)]
-    rules += [dnat(SERVER[family], ports=SERVICE, proto=6, dst=f"{ROUTER[0][family]}/{32 if family == V4 else 128}", dport=OTHER) for family in (V4, V6)]
+    for family, bits in ((V4, 32), (V6, 128)):
+        rules.append(dnat(SERVER[family], ports=SERVICE, proto=6, dst=f"{ROUTER[0][family]}/{bits}", dport=OTHER))
     with Network() as net:
         ruleset.load(net.router, Config(nat=tuple(rules)))
         yield net
@@ -181,7 +182,7 @@ def test_datagrams_and_pings(network: Network) -> None:
     server, client = network.server.socket(V4, socket.SOCK_DGRAM), network.client.socket(V4, socket.SOCK_DGRAM)
     server.bind((SERVER[V4], 53))
     client.sendto(b"?", (SERVER[V4], 53))
-    text, back = server.recvfrom(10)
+    _, back = server.recvfrom(10)
     server.sendto(b"!", back)
     assert client.recv(10) == b"!"
     ping = network.client.socket(V4, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
