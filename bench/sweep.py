@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from datapath.benchmark import apart
+from datapath.benchmark import apart, measure_engine
 
 
 def numbers(text: str) -> list[int]:
@@ -25,7 +25,7 @@ def main() -> None:
     print(f"{'flows':>9} {'batch':>6} {'Mpps':>7} {'ratio':>6}")
     for flows in options.flows:
         for batch in options.batches:
-            row = apart(flows, rounds=3, batch=batch)
+            row = apart(measure_engine, flows, rounds=3, batch=batch)
             print(f"{flows:>9,} {batch:>6} {row['mpps']:>7.2f} {row['ratio_to_limit']:>6.2f}", flush=True)
 
 

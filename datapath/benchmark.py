@@ -2,7 +2,7 @@
 
 Every figure of the engine is taken beside the limit kernel (datapath.limit) on the same frames in the same run, round by round, so that
 each is also a ratio that a noisy machine cannot spoil. Frames are made by NumPy, deterministic by seed.
-Not here: the command line (cli), large synthetic captures (bench/traffic.py).
+Not here: rules (benchmark_rules), the command line (cli), large synthetic captures (bench/traffic.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from datapath.frame import FRAME_DTYPE
 from datapath.limit import limit_pass
 from datapath.rule_text import parse_rule
 from datapath.worker import Pipeline
+
+if TYPE_CHECKING:
+    from datapath.ruled import RulePipeline
 
 FRAME = 60  # bytes: Ethernet's least without the FCS
 PAYLOAD = FRAME - 54
@@ -96,7 +99,7 @@ def make_frames(segments: Segments) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     return words.view(np.uint8).reshape(-1), frames
 
 
-def _isn(conn: NDArray[np.int64], reply: NDArray[np.bool_]) -> NDArray[np.uint32]:
+def initial(conn: NDArray[np.int64], reply: NDArray[np.bool_]) -> NDArray[np.uint32]:
     """Initial sequence numbers, scattered over the whole range."""
     return ((conn * 2 + reply) * 2654435761).astype(np.uint32)
 
@@ -110,10 +113,23 @@ def handshakes(order: NDArray[np.int64], outside: int = 0) -> tuple[NDArray[np.u
         step.append(np.repeat(np.arange(3), len(block)))
     conns, steps = np.concatenate(conn), np.concatenate(step)
     reply = steps == 1
-    seq = _isn(conns, reply) + (steps == 2).astype(np.uint32)
-    ack = np.where(steps == 0, 0, _isn(conns, ~reply) + np.uint32(1)).astype(np.uint32)
+    seq = initial(conns, reply) + (steps == 2).astype(np.uint32)
+    ack = np.where(steps == 0, 0, initial(conns, ~reply) + np.uint32(1)).astype(np.uint32)
     flags = np.array([SYN, SYN | ACK, ACK], dtype=np.uint8)[steps]
     return make_frames(Segments(conns, reply, flags, seq, ack, 0, outside))
+
+
+def openings(order: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A SYN of every connection, which nobody answers."""
+    none, seq = np.zeros(len(order), dtype=bool), initial(order, np.zeros(len(order), dtype=bool))
+    return make_frames(Segments(order, none, np.full(len(order), SYN, dtype=np.uint8), seq, np.zeros_like(seq), 0))
+
+
+def acknowledgements(order: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """An empty segment of every connection from its client, then one from its server: the first packet of each flow after the handshakes."""
+    conn, reply = np.tile(order, 2), np.repeat([False, True], len(order))
+    seq, ack = initial(conn, reply) + np.uint32(1), initial(conn, ~reply) + np.uint32(1)
+    return make_frames(Segments(conn, reply, np.full(len(conn), ACK, dtype=np.uint8), seq, ack, 0))
 
 
 def established(flows: int, packets: int, seed: int, outside: int = 0) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -131,19 +147,19 @@ def established(flows: int, packets: int, seed: int, outside: int = 0) -> tuple[
         before = np.cumsum(mine) - mine
         sent[d, by_conn] = before - np.repeat(before[first], lengths)
     own, other = np.where(reply, sent[1], sent[0]), np.where(reply, sent[0], sent[1])
-    seq = (_isn(conn, reply) + 1 + PAYLOAD * own).astype(np.uint32)
-    ack = (_isn(conn, ~reply) + 1 + PAYLOAD * other).astype(np.uint32)
+    seq = (initial(conn, reply) + 1 + PAYLOAD * own).astype(np.uint32)
+    ack = (initial(conn, ~reply) + 1 + PAYLOAD * other).astype(np.uint32)
     return make_frames(Segments(conn, reply, np.full(packets, ACK, dtype=np.uint8), seq, ack, PAYLOAD, outside))
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def _run(pipeline: Pipeline, memory: NDArray[np.uint8], frames: NDArray[Any]) -> None:
+def run(pipeline: Pipeline | RulePipeline, memory: NDArray[np.uint8], frames: NDArray[Any]) -> None:
     for start in range(0, len(frames), CHUNK):
         pipeline.process(memory, frames[start : start + CHUNK])
 
@@ -170,7 +186,7 @@ def _held(flows: int, memory: NDArray[np.uint8], frames: NDArray[Any], batch: in
     with contextlib.suppress(AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)
     warm = Pipeline(Config(max=flows), batch=batch)
-    _run(warm, memory, frames[: 3 * OUTSTANDING])
+    run(warm, memory, frames[: 3 * OUTSTANDING])
     _resident()  # as the code under test: once for its own memory
     grown = []
     for _ in range(WEIGHINGS):
@@ -178,7 +194,7 @@ def _held(flows: int, memory: NDArray[np.uint8], frames: NDArray[Any], batch: in
         before = _resident()
         while len(pipelines) * flows < WEIGHED:
             pipelines.append(Pipeline(Config(max=flows), batch=batch))
-            _run(pipelines[-1], memory, frames)
+            run(pipelines[-1], memory, frames)
         grown.append((_resident() - before) / (len(pipelines) * flows))
     return statistics.median(grown)
 
@@ -190,20 +206,20 @@ def _set_up(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipeline, f
     spent = []
     for _ in range(rounds):
         pipeline = Pipeline(Config(max=flows), batch=batch)
-        spent.append(_timed(partial(_run, pipeline, memory, frames)))
+        spent.append(timed(partial(run, pipeline, memory, frames)))
     return pipeline, statistics.median(spent), held
 
 
 Turn = tuple[list[float], Callable[[], object]]  # where the seconds go, and what is timed
 
 
-def _by_turns(works: list[Turn], turn: int) -> None:
+def by_turns(works: list[Turn], turn: int) -> None:
     """Time each, the first one first every other time: whoever comes second finds the memory nearer."""
     for times, work in works if turn % 2 else works[::-1]:
-        times.append(_timed(work))
+        times.append(timed(work))
 
 
-def _check(pipeline: Pipeline, flows: int) -> None:
+def check_accepted(pipeline: Pipeline | RulePipeline, flows: int) -> None:
     """Raises CtmirrorError if something else was measured than meant."""
     wrong = int(pipeline.summary()["reason_packets"][1:].sum())
     if wrong or pipeline.tracker.count != flows:
@@ -227,10 +243,10 @@ def measure_engine(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: in
         part = frames[i * packets : (i + 1) * packets]
         works: list[Turn] = [
             (limits, partial(limit_pass, pipeline.tracker, memory, part, batch)),
-            (mine, partial(_run, pipeline, memory, part)),
+            (mine, partial(run, pipeline, memory, part)),
         ]
-        _by_turns(works, i)
-    _check(pipeline, flows)
+        by_turns(works, i)
+    check_accepted(pipeline, flows)
     return {
         "flows": flows,
         "mpps": packets / statistics.median(mine) / 1e6,
@@ -249,7 +265,7 @@ def _translated(flows: int, seed: int, rounds: int, batch: int) -> tuple[Pipelin
     spent = []
     for _ in range(rounds):
         pipeline, writable = Pipeline(config, batch=batch), memory.copy()
-        spent.append(_timed(partial(_forward, pipeline, writable, frames)))
+        spent.append(timed(partial(_forward, pipeline, writable, frames)))
     return pipeline, statistics.median(spent)
 
 
@@ -264,16 +280,16 @@ def measure_nat(flows: int, *, seed: int = 1, rounds: int = ROUNDS, batch: int =
     plain_memory, frames = established(flows, packets * rounds, seed)
     nat_memory, _ = established(flows, packets * rounds, seed, int(ip_address(OUTSIDE)))
     plain = Pipeline(Config(max=flows), batch=batch)
-    _run(plain, *handshakes(np.random.default_rng(seed).permutation(flows).astype(np.int64)))
+    run(plain, *handshakes(np.random.default_rng(seed).permutation(flows).astype(np.int64)))
     nat, setup = _translated(flows, seed, rounds, batch)
     mine: list[float] = []
     plains: list[float] = []
     for i in range(rounds):
         part = frames[i * packets : (i + 1) * packets]
-        works: list[Turn] = [(plains, partial(_run, plain, plain_memory, part)), (mine, partial(_forward, nat, nat_memory, part))]
-        _by_turns(works, i)
-    _check(plain, flows)
-    _check(nat, flows)
+        works: list[Turn] = [(plains, partial(run, plain, plain_memory, part)), (mine, partial(_forward, nat, nat_memory, part))]
+        by_turns(works, i)
+    check_accepted(plain, flows)
+    check_accepted(nat, flows)
     stats = nat.summary()
     if stats["translated"] != stats["total_packets"]:
         raise CtmirrorError(f"bench: {stats['translated']} of {stats['total_packets']} packets were translated: expected all")
@@ -299,20 +315,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def apart(flows: int, measure: Callable[..., dict[str, Any]] | None = None, **options: int) -> dict[str, Any]:
-    """measure_engine(), or another one, in a process of its own, so that nothing is measured in the memory of what ran before."""
-    arguments = ", ".join([f"{flows:d}", *(f"{name}={value:d}" for name, value in options.items())])
-    code = f"import json; from datapath import benchmark; print(json.dumps(benchmark.{(measure or measure_engine).__name__}({arguments})))"
+def apart(measure: Callable[..., Any], *arguments: int, **options: int | list[int]) -> Any:
+    """A function of a module in a process of its own, so that nothing is measured in the memory of what ran before."""
+    given = ", ".join([*map(repr, arguments), *(f"{name}={value!r}" for name, value in options.items())])
+    call = f"{measure.__name__}({given})"
+    code = f"import json; from {measure.__module__} import {measure.__name__}; print(json.dumps({call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CtmirrorError(f"bench: {flows} flows: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        raise CtmirrorError(f"bench: {call}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     return json.loads(done.stdout)
 
 
 def engine(flows: list[int], *, seed: int = 1, rounds: int = ROUNDS, nat: bool = False) -> dict[str, Any]:
     """{"machine": ..., "engine": [measure_engine() of each number of flows]}, and with nat {"nat": [measure_nat() of each]}."""
-    figures = {"machine": machine(), "engine": [apart(n, seed=seed, rounds=rounds) for n in flows]}
-    return figures | ({"nat": [apart(n, measure_nat, seed=seed, rounds=rounds) for n in flows]} if nat else {})
+    figures = {"machine": machine(), "engine": [apart(measure_engine, n, seed=seed, rounds=rounds) for n in flows]}
+    return figures | ({"nat": [apart(measure_nat, n, seed=seed, rounds=rounds) for n in flows]} if nat else {})
 
 
 def _command(capture: str) -> None:
@@ -332,6 +349,6 @@ def replay(capture: str, runs: int) -> dict[str, Any]:
     with PcapSource(capture) as source:
         while n := len(source.read(1 << 16)[1]):
             packets += n
-    seconds = statistics.median(_timed(lambda: _command(capture)) for _ in range(runs))
+    seconds = statistics.median(timed(lambda: _command(capture)) for _ in range(runs))
     row = {"capture": capture, "packets": packets, "runs": runs, "seconds": seconds, "mpps": packets / seconds / 1e6}
     return {"machine": machine(), "replay": row}

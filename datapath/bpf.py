@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from datapath.errors import KernelError
 
 SYSCALL = {"x86_64": 321, "aarch64": 280}
-MAP_CREATE, MAP_UPDATE, MAP_DELETE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 2, 3, 5, 10, 17, 28
-LPM_TRIE, XSKMAP, RINGBUF = 11, 17, 27  # kinds of maps
+MAP_CREATE, MAP_READ, MAP_UPDATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 1, 2, 5, 10, 17, 28
+ARRAY, LPM_TRIE, XSKMAP, RINGBUF = 2, 11, 17, 27  # kinds of maps
 XDP_PROGRAM, TRACING, SYSCALL_PROGRAM, NETFILTER_PROGRAM = 6, 26, 31, 32
 TRACE_RAW_TP, XDP, NETFILTER = 23, 37, 45  # where programs are attached
 XDP_SKB_MODE, XDP_DRIVER_MODE = 1 << 1, 1 << 2  # linux/if_link.h: in the stack, on copies; in the driver
@@ -36,7 +36,7 @@ LOG_SIZE = 1 << 18
 LICENCE = b"Dual BSD/GPL"
 
 # Helper functions by their number in linux/bpf.h.
-MAP_LOOKUP, REDIRECT, REDIRECT_MAP = 1, 23, 51
+MAP_LOOKUP, RANDOM, REDIRECT, REDIRECT_MAP = 1, 7, 23, 51
 PROBE_READ_KERNEL, JIFFIES64 = 113, 118
 RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
 NO_WAKEUP = 1
@@ -78,6 +78,11 @@ def store_value(dst: int, offset: int, value: int, size: int = 8) -> Instruction
     return Instruction(0x62 | SIZES[size], dst, 0, offset, value)
 
 
+def add_to_memory(dst: int, offset: int, src: int) -> Instruction:
+    """*(u64 *)(dst + offset) += src, at once for all processors"""
+    return Instruction(0xDB, dst, src, offset)
+
+
 def move(dst: int, src: int) -> Instruction:
     return Instruction(0xBF, dst, src)
 
@@ -101,6 +106,11 @@ def and_value(dst: int, value: int) -> Instruction:
 def and_value32(dst: int, value: int) -> Instruction:
     """The upper half becomes 0."""
     return Instruction(0x54, dst, value=value)
+
+
+def swap16(dst: int) -> Instruction:
+    """The lower 16 bits in network order, all others 0."""
+    return Instruction(0xDC, dst, value=16)
 
 
 def shift_left(dst: int, bits: int) -> Instruction:
@@ -273,15 +283,17 @@ class Map:
         flags = NO_PREALLOC if kind == LPM_TRIE else 0
         attributes = struct.pack("<IIIIIII16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
         self.fd = _bpf(MAP_CREATE, attributes, f"BPF map {name}")[0]
-        self.name = name
+        self.name, self.size = name, value
 
     def put(self, key: bytes, value: bytes) -> None:
         held = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
         _bpf(MAP_UPDATE, struct.pack("<IIQQQ", self.fd, 0, *map(ctypes.addressof, held), 0), f"BPF map {self.name}")
 
-    def drop(self, key: bytes) -> None:
-        held = ctypes.create_string_buffer(key, len(key))
-        _bpf(MAP_DELETE, struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(held), 0, 0), f"BPF map {self.name}")
+    def get(self, key: bytes) -> bytes:
+        """KernelError (ENOENT) if there is none."""
+        asked, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(self.size)
+        _bpf(MAP_READ, struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(asked), ctypes.addressof(value), 0), f"BPF map {self.name}")
+        return value.raw
 
     def close(self) -> None:
         os.close(self.fd)

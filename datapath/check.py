@@ -2,7 +2,7 @@
 
 Each file gives cases, a case a verdict; a report for people or as JUnit XML is made of them (commands/check, junit).
 Invariants: an update writes a file whole or not at all; what differs beyond MOST_SHOWN packets of a case is counted, not kept.
-Not here: what is compared (differences, scenario.run).
+Not here: what is compared (differences, scenario.run), saved records (saved).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from time import perf_counter
 
 import orjson
@@ -22,19 +21,18 @@ import orjson
 from ctcore.config import Config
 from ctcore.errors import CaptureError, CtmirrorError, OutputError
 from datapath import fields
-from datapath.app import CHUNK, Tracking
-from datapath.capture import PcapSource
+from datapath.app import Tracking
 from datapath.differences import Difference, Disagreement, disagreement, packet_words
 from datapath.export import STDOUT, naming
 from datapath.names import printable, quoted
 from datapath.rule_text import helper_text, rule_text
+from datapath.saved import Placed, paired, placed, records_of, saved_records
 from datapath.scenario import run
 from datapath.scenario.cursor import split
 from datapath.scenario.expectation import expectation_text
 from datapath.scenario.judge import Seen
 from datapath.scenario.steps import SETTINGS, Expect, Scenario, ScenarioError
 from datapath.scenario.text import WIDEST, parse
-from datapath.worker import Pipeline
 from datapath.zones import limit_flags, zone_text
 
 ENDING = ".ct"
@@ -86,6 +84,19 @@ def sorted_out(names: Sequence[str], saved: str | None) -> tuple[list[str], list
         else:
             (scenarios if scenario else captures).append(name)
     return scenarios, captures, failed
+
+
+def with_scenarios_below(names: Sequence[str]) -> tuple[list[str], list[Case]]:
+    """The same with all scenarios in a directory, and in those below it, in place of its name; and a case for each directory that has none."""
+    found: list[str] = []
+    failed: list[Case] = []
+    for name in names:
+        below = sorted(os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files if file.endswith(ENDING))
+        if os.path.isdir(name) and not below:
+            failed.append(Case((name,), "engine", True, error=f"{printable(name)}: expected scenarios (*{ENDING}) in it or below, found none"))
+        else:
+            found += below or [name]
+    return found, failed
 
 
 def is_scenario(name: str) -> bool:
@@ -237,47 +248,14 @@ def write_capture(name: str, scenario: Scenario) -> None:
 # --- captures --------------------------------------------------------------------------------------------------------------------------
 
 
-def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[fields.Record]:
-    """The packet records of captures that continue one another, as replay --packets writes them. Raises CaptureError where one is damaged."""
-    pipeline = Pipeline(tracking.config, zone=tracking.zone, clock=tracking.clock)
-    for name in captures:
-        first = 0
-        with PcapSource(name) as source:
-            while len((chunk := source.read(CHUNK))[1]):
-                decisions, keys, rewrites = pipeline.process(*chunk, keys=True, rewrites=True)
-                records = fields.packet_records(chunk[1], decisions, keys, first, tracking.config.hz, name if len(captures) > 1 else None)
-                yield from fields.translated(records, keys, rewrites)
-                first += len(chunk[1])
-
-
-def saved_records(name: str) -> Iterator[fields.Record]:
-    """Packet records of a file of JSON Lines. Raises CtmirrorError naming file and line."""
-    file = sys.stdin.buffer if name == STDOUT else open(name, "rb")  # noqa: SIM115 (closed below, unless it is stdin)
-    try:
-        for number, line in enumerate(file, 1):
-            record = None
-            with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):
-                read = orjson.loads(line)
-                orjson.dumps(read)  # refuses what is nested too deeply to be compared and shown
-                record = read
-            if not isinstance(record, dict) or "state" not in record:
-                raise CtmirrorError(f"{name}:{number}: expected a packet record as replay --packets FILE.jsonl writes it")
-            if "i" in record and (type(record["i"]) is not int or record["i"] < 0):  # true and false are int to isinstance()
-                raise CtmirrorError(f"{name}:{number}: i: expected the packet's number, from 0")
-            yield record
-    finally:
-        if file is not sys.stdin.buffer:
-            file.close()
-
-
 def check_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:
     """The captures' packet records against saved ones; every field that is saved is compared."""
     case, start = Case(tuple(captures), "engine", False, flags=tracking.flags), perf_counter()
     try:
-        for number, (want, have) in enumerate(zip_longest(saved_records(saved), records_of(captures, tracking))):
+        for want, have in paired(placed(saved_records(saved), captures), records_of(captures, tracking)):
             case.packets += have is not None
             case.expected += want is not None
-            if found := _compare(captures[-1], number, want, have):
+            if found := _compare(captures, want, have):
                 case.differing += 1
                 case.shown += [found] if len(case.shown) < MOST_SHOWN else []
     except CaptureError as error:
@@ -286,20 +264,27 @@ def check_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> C
     return case
 
 
-def _compare(capture: str, number: int, want: fields.Record | None, have: fields.Record | None) -> Disagreement | None:
+def _compare(captures: Sequence[str], want: Placed | None, have: Placed | None) -> Disagreement | None:
     """One packet's records; either may be missing."""
-    it = have or want or {}
-    where = str(it.get("file", capture)), int(it.get("i", number)), packet_words(it)
+    it = have or want
+    assert it is not None
+    where = str(it.record.get("file", captures[-1])), it.place[1], packet_words(it.record)
     if want is None or have is None:
-        presence = ["absent" if record is None else "present" for record in (want, have)]
+        presence = ["absent" if one is None else "present" for one in (want, have)]
         return Disagreement(*where, (Difference("packet", *presence),))
-    return disagreement(*where, want, have, want)
+    return disagreement(*where, _without_folders(want.record), _without_folders(have.record), want.record)
+
+
+def _without_folders(record: fields.Record) -> fields.Record:
+    """Rules and captures are called the same from wherever they are read."""
+    bare = {name: os.path.basename(record[name]) for name in ("file", "rule") if isinstance(record.get(name), str)}
+    return {**record, **bare} if bare else record
 
 
 def update_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:
     """Save the captures' packet records."""
     start = perf_counter()
-    records = [orjson.dumps(record) for record in records_of(captures, tracking)]
+    records = [orjson.dumps(one.record) for one in records_of(captures, tracking)]
     data = b"".join(record + b"\n" for record in records)
     if saved == STDOUT:
         with naming(saved):

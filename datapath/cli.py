@@ -27,8 +27,12 @@ COMMANDS = {
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
     "policy": "Kubernetes network policies as rules, and what they say of one connection",
     "run": "the live datapath: packets of real interfaces through rules",
+    "conntrack": "conntrack(8) for a running node: list, change, delete connections, follow events",
+    "stats": "what a running node has counted",
+    "top": "the busiest connections of a running node",
+    "control": "other rules, another log level for a running node",
     "doctor": "what this machine can do, and what to do about what is missing",
-    "bench": "measure the engine or the replay of a capture",
+    "bench": "measure the engine, rules, or the replay of a capture",
 }
 # NumPy's linear algebra would start a thread for every core, which nothing here needs and every start would pay for.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -112,6 +112,8 @@ def value_text(field: str, value: Any) -> str:
     """A value as people read it, on one line."""
     if value is None:
         return ABSENT
+    if isinstance(value, dict):
+        return printable(" ".join(f"{name}={value_text(name, each)}" for name, each in value.items())) or "(empty)"
     if isinstance(value, list | tuple | set | frozenset):
         return printable(" ".join(map(str, value))) or "(empty)"
     if field.rpartition(".")[2] == "timeout" and isinstance(value, float):

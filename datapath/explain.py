@@ -6,8 +6,8 @@ Invariant: a packet explained here got exactly the decision that replay gives it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ from ctcore.model.helpers import Extension
 from ctcore.model.l4 import inner_key, is_icmp_error, is_icmp_of_family, is_untracked
 from ctcore.model.protocols import begin, recall
 from ctcore.model.seqadj import SeqAdjust
+from ctcore.tracker import ExpectationRow
 from ctcore.types import KEY_DTYPE, Dir, End, Reason, State, Status, Verdict
 from datapath import fields
 from datapath.app import CHUNK, Progress, Tracking, with_events
@@ -31,7 +32,7 @@ from datapath.wire import parse_batch
 from datapath.worker import Pipeline
 
 # Reasons of packets that pass the parser, and yet never get to their protocol's tracker.
-BEFORE_TRACKERS = (Reason.R_TABLE_FULL, Reason.R_ICMP6_UNTRACKED)
+BEFORE_TRACKERS = (Reason.R_TABLE_FULL, Reason.R_ZONE_LIMIT, Reason.R_ICMP6_UNTRACKED)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Explained:
     error: whether it is an ICMP error; quoted: the tuple of the packet it quotes, about: the connection of its answers; None for other packets.
     gone: the destroy events (EVENT_DTYPE) it caused; others: the connections there were before it, with those it expired; count: of these, those that
     were left; tick: when it came, in ticks of the clock; rewrite: what is to be changed in it (REWRITE_DTYPE), None without NAT rules;
-    moved: by how much the connection's sequence numbers were moved before it, of each direction, or nothing.
+    moved: by how much the connection's sequence numbers were moved before it, of each direction, or nothing; zones: connections of each zone that
+    has any, after it; awaited, awaits: what helpers expected before and after it.
     Of a fragment that completed its datagram, packet and l4 are the datagram's; datagram: its bytes, from the IP header on; siblings: the numbers
     of all its fragments, below 0 in captures before this one. Of one that was held, siblings are those of the datagram that is completed later."""
 
@@ -67,6 +69,9 @@ class Explained:
     datagram: bytes = b""
     siblings: tuple[int, ...] = ()
     moved: tuple[SeqAdjust, ...] = ()
+    zones: Mapping[int, int] = field(default_factory=dict)
+    awaited: Sequence[ExpectationRow] = ()
+    awaits: Sequence[ExpectationRow] = ()
 
     @property
     def row(self) -> Packet:
@@ -100,13 +105,15 @@ class Explained:
 
 @dataclass(frozen=True)
 class Step:
-    """One packet of a connection's life. ts: ns of the tracker's clock, which never goes back; what: its transport header in a few words."""
+    """One packet of a connection's life. ts: ns of the tracker's clock, which never goes back; what: its transport header in a few words; way: under
+    rules, in columns: where it went, by which rule, and what the flow table has of it."""
 
     number: int
     ts: int
     decision: np.void
     packet: np.void
     what: str
+    way: tuple[str, ...] = ()
 
     def direction(self, conn: np.void) -> int:
         """As decided; of an invalid packet as its tuple says."""
@@ -224,7 +231,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     if row:
         pipeline.process(memory, frames[:row], decisions=False)
     pipeline.tracker.events()
-    earlier, before = pipeline.tracker.conns(), pipeline.tracker.now
+    earlier, before, awaited = pipeline.tracker.conns(), pipeline.tracker.now, pipeline.tracker.expectations()
     changed = earlier["flow"]["id"][earlier["status"] & Status.SEQ_ADJUST != 0][:, Dir.ORIG].tolist()
     moved = {ordinal: tuple(SeqAdjust(*offsets) for offsets in pipeline.tracker.offsets(ordinal)) for ordinal in changed}
     one = frames[row : row + 1]
@@ -257,6 +264,7 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
         error, quoted, about,
         datagrams[0].frame[datagrams[0].l3 :] if datagrams else b"", tuple(part for part, _, _ in datagrams[0].parts) if datagrams else (),
         moved.get(int(had["flow"]["id"][Dir.ORIG]), ()) if had is not None else (),
+        pipeline.tracker.zone_counts(), awaited, pipeline.tracker.expectations(),
     )  # fmt: skip
 
 

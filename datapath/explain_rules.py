@@ -157,7 +157,7 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
         watched = _slowly(captures, number, tracking, progress)
     else:
         watched = Watched(rules.ruleset, plain.tracker)
-    at, delivery = watched.watch(data, found.now, found.hook, found.missing)
+    at, delivery = watched.watch(data, found.now, found.hook, found.missing, bare=_bare(found.memory, found.frames))
     name = printable(captures[-1])
     devices = tuple(plain.program.devices)
     return Ruled(name, number, found.data, found.frames[0], found.iface, at, delivery, served, tracking, devices, slow)
@@ -171,14 +171,14 @@ def _replay(
     for name in captures[:-1]:
         try:
             with PcapSource(name) as source:
-                for memory, frames, hooks in _chunks(source, rules, progress):
+                for memory, frames, hooks in chunks_of(source, rules, progress):
                     work(memory, frames, hooks)
                     total, last = total + len(frames), max(last, int(frames["ts"].max()))
         except CaptureError:
             continue
     name, seen = captures[-1], 0
     with PcapSource(name) as source:
-        for memory, frames, hooks in _chunks(source, rules, progress):
+        for memory, frames, hooks in chunks_of(source, rules, progress):
             row = min(number - seen, len(frames))
             if row:
                 work(memory, frames[:row], hooks)
@@ -190,7 +190,8 @@ def _replay(
     raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
 
-def _chunks(source: PcapSource, rules: RulesGiven, progress: Progress | None) -> Iterator[Chunk]:
+def chunks_of(source: PcapSource, rules: RulesGiven, progress: Progress | None) -> Iterator[Chunk]:
+    """A capture chunk by chunk, with where its packets arrive. Raises ConfigError if nobody says."""
     while True:
         memory, frames = source.read(CHUNK)
         if not len(frames):
@@ -245,7 +246,8 @@ def _slowly(captures: Sequence[str], number: int, tracking: Tracking, progress: 
             data = _as_ethernet(memory, frames[row : row + 1])
             hook = hooks[min(int(frames["iface"][row]), len(hooks) - 1)]
             if data is not None:
-                watched.deliver(data, latest, hook, max(int(frames["len"][row]) - int(frames["caplen"][row]), 0))
+                missing = max(int(frames["len"][row]) - int(frames["caplen"][row]), 0)
+                watched.deliver(data, latest, hook, missing, bare=_bare(memory, frames[row : row + 1]))
 
     _replay(captures, number, rules, work, progress)
     return watched
@@ -260,6 +262,13 @@ def _as_ethernet(memory: Any, frames: np.ndarray) -> bytes | None:
     """A frame as the interpreter takes it: IP behind other link headers gets one without addresses, as rules see it; None for what is neither."""
     if frames["link"][0] == LINK_ETHERNET:
         return _bytes(memory, frames[0])
-    packet = parse_batch(memory, frames, checksum=False).array[0]
+    packet = parse_batch(memory, frames, checksum=False, header_sum=False).array[0]
     family = TYPES.get(int(packet["key"]["family"]))
     return None if family is None else bytes(12) + family + _bytes(memory, frames[0])[int(packet["l3_off"]) :]
+
+
+def _bare(memory: Any, frames: np.ndarray) -> int | None:
+    """Of a frame that came with another link header: how long that is."""
+    if frames["link"][0] == LINK_ETHERNET:
+        return None
+    return int(parse_batch(memory, frames, checksum=False, header_sum=False).array["l3_off"][0])

@@ -1,6 +1,6 @@
 # The flow table: connections whose packets need no tracking any more; see flowtable.pyx.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.engine cimport Engine
 from ctcore.tracker cimport Tracker
@@ -24,7 +24,8 @@ ctypedef struct FlowRow:
     uint8_t cause               # Offload: why it is torn down
     uint8_t live
     uint8_t pad
-    uint8_t pads[8]
+    uint16_t zone               # that of its tuples
+    uint8_t pads[6]
     Key key[2]                  # as packets of each direction arrive
     uint64_t spare              # two cache lines in all
 

@@ -163,7 +163,7 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     if number == NO_ROW:
         return False
     row = &all.row[number]
-    row.conn_id, row.conn = entry.flow[ORIG].id, conn
+    row.conn_id, row.conn, row.zone = entry.flow[ORIG].id, conn, zone
     row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
     row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
     row.cause, row.live = OFFLOAD_NONE, 1

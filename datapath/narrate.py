@@ -17,6 +17,7 @@ from ctcore.reasons import REASONS
 from ctcore.spec import DIRS
 from ctcore.types import Dir, End, Proto, Reason, State, Status, Verdict
 from datapath import dissect, fields
+from datapath.announced import helper_lines, zone_limit_text
 from datapath.app import Tracking
 from datapath.explain import Explained, Life, direction_in, inverse_of
 from datapath.stages import Line, changes_of, protocol_lines
@@ -62,6 +63,7 @@ def packet_lines(it: Explained) -> Iterator[Line]:
         yield from _room(it)
         yield from protocol_lines(it)
     yield from nat_lines(it)
+    yield from helper_lines(it)
     yield from _result(it)
 
 
@@ -145,6 +147,8 @@ def _lookup(it: Explained) -> Iterator[Line]:
 def _room(it: Explained) -> Iterator[Line]:
     """What a full table meant for a new connection."""
     config = it.tracking.config
+    if it.decision["reason"] == Reason.R_ZONE_LIMIT:
+        yield "zone", zone_limit_text(config, it.tracking.zone, it.zones)
     evicted = it.gone["conn"][it.gone["end"] == End.END_EVICTED]
     evicted = evicted[np.argsort(evicted["flow"]["id"][:, Dir.ORIG])]
     if not len(evicted) and it.decision["reason"] != Reason.R_TABLE_FULL:
@@ -209,15 +213,30 @@ def _why_timeout(it: Explained) -> str:
 def life_lines(life: Life, hz: int) -> Iterator[Line]:
     """A connection from its first packet to its end."""
     yield "conn", conn_text(life.conn, hz)
+    yield from _zone(life)
     start = int(life.conn["start"])
     yield "began", time_text(start)
     width = min(max((len(step.what) for step in life.steps), default=0), WIDEST)
     widest = max((len(_state_of(step.decision, step.packet)) for step in life.steps), default=0)
-    for step in life.steps:
+    ways = _columns([step.way for step in life.steps])
+    for step, way in zip(life.steps, ways, strict=True):
         arrow = ARROWS[step.direction(life.conn)]
-        decided = _decided(step.decision, step.packet, hz, widest)
+        decided = _decided(step.decision, step.packet, hz, widest, way)
         yield f"#{step.number:,}", f"+{(step.ts - start) / 1e9:<11.6f} {arrow} {step.what:<{width}} {decided}"
     yield "end", _end_text(life)
+
+
+def _zone(life: Life) -> Iterator[Line]:
+    """Under rules, which give each connection the zone of their `ct` action."""
+    zones = [int(zone) for zone in life.conn["flow"]["key"]["zone"]]
+    if any(zones) and any(step.way for step in life.steps):
+        yield "zone", str(max(zones)) + ("" if zones[0] == zones[1] else f", of the {DIRS[zones.index(max(zones))]} direction")
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Words below one another."""
+    widths = [max(len(word) for word in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _end_text(life: Life) -> str:
@@ -236,11 +255,11 @@ def _state_of(decision: np.void, packet: np.void) -> str:
     return fields.l4state_name(int(packet["key"]["proto"]), int(decision["l4state"])) or ""
 
 
-def _decided(decision: np.void, packet: np.void, hz: int, widest: int) -> str:
-    """How a packet was judged. widest: letters of the longest protocol state among the packets."""
+def _decided(decision: np.void, packet: np.void, hz: int, widest: int, way: str = "") -> str:
+    """How a packet was judged. widest: letters of the longest protocol state among the packets; way: under rules, what became of it."""
     state = _state_of(decision, packet)
     left = f"{fields.seconds_text(int(decision['timeout']), hz)} s" if decision["timeout"] >= 0 else ""
     gained = "assured" if int(decision["status"]) & Status.ASSURED else ""
     reason = REASONS[int(decision["reason"])]
-    text = f"{fields.STATE_NAMES[int(decision['state'])]:<12} {state:<{widest}} {left:>9} {gained:<8}"
+    text = f"{fields.STATE_NAMES[int(decision['state'])]:<12} {state:<{widest}} {left:>9} {gained:<8}{way and ' '}{way}"
     return text.rstrip() if reason.name == "ok" else f"{text} {reason.sentence}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ctcore.reasons import NAMES, REASONS
-from ctcore.types import Offload, Reason, RewriteFlag, Verdict
+from ctcore.types import Offload, Reason, RewriteFlag, Status, Verdict
 from datapath import dissect, fields
+from datapath.announced import appeared, expectation_text, zone_limit_text
 from datapath.explain_rules import Ruled
 from datapath.frame import LINK_ETHERNET, frames_of
 from datapath.hints import counted
@@ -55,7 +56,7 @@ def _headers(it: Ruled) -> Iterator[Line]:
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     memory, frames = frames_of([it.data], link=int(it.frame["link"]))
     frames["len"] = it.frame["len"]
-    batch = parse_batch(memory, frames, checksum=False, fragments="passed")
+    batch = parse_batch(memory, frames, checksum=False, fragments="passed", header_sum=False)
     packet, l4 = batch.array[0], batch.l4_bytes(0)
     if not packet["key"]["family"]:
         return
@@ -183,7 +184,12 @@ def _ct(it: Ruled, done: Done, action: Ct) -> Iterator[Line]:
     words += [f"label {tracked.label:#x}"] if tracked.label else []
     yield "", ", ".join(words)
     yield "", _conn_text(it, told, action)
+    yield from (("", f"its helper announces {expectation_text(row)}") for row in appeared(told.awaited, told.awaits))
+    if told.conn is not None and not told.before and int(told.conn["status"]) & Status.EXPECTED:
+        yield "", f"conn {int(told.conn['master'])} has announced it"
     reason = int(told.acted.decision["reason"][0])
+    if reason == Reason.R_ZONE_LIMIT:
+        yield "", zone_limit_text(it.tracking.config, action.zone, told.zones)
     if reason != Reason.R_OK:
         yield "", _reason_text(NAMES[reason])
 
@@ -220,7 +226,7 @@ def _changes(done: Done) -> Iterator[str]:
 
 
 def _ends(frame: bytes) -> dict[str, str]:
-    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed").array[0]
+    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed", header_sum=False).array[0]
     if not packet["key"]["family"]:
         return {}
     ends = fields.endpoints(packet["key"].tobytes())

@@ -22,7 +22,7 @@ from datapath.app import Replayed
 from datapath.export import STDOUT
 from datapath.hints import counted, hints_of
 from datapath.names import printable, quoted
-from datapath.tally import Large
+from datapath.tally import HOW_MEANS, Large
 
 SIDE_BY_SIDE = 100  # columns from which states and protocols stand beside each other
 COMMAND_COLUMN = 80  # columns beside a sentence from which the command to type next stands there too
@@ -59,6 +59,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
         return
     yield Text()
     yield _overview(result, width)
+    yield from _endings(result)
     yield from _whys(result, width)
     if result.rules:
         from datapath.report_rules import rules_parts
@@ -71,6 +72,12 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     yield from _hints(result)
     if verbose:
         yield from _details(result)
+
+
+def _endings(result: Replayed) -> Iterator[Text]:
+    """What the words under "ended by" mean, of those that need it."""
+    there = {how for *_, hows in (result.tally.by_protocol() if result.tally else []) for how in hows}
+    yield from (Text(f"{how}: {meaning}", "dim") for how, meaning in HOW_MEANS.items() if how in there)
 
 
 def count(number: int) -> str:

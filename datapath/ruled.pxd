@@ -2,11 +2,12 @@
 
 cimport cython
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from ctcore.batch cimport Batch
 from ctcore.tracker cimport Tracker
-from ctcore.types cimport BATCH, Decision, Key, Packet
+from ctcore.types cimport Decision, Key, Packet
+from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
 from datapath.pipeline.level cimport Result
@@ -23,12 +24,6 @@ ctypedef struct Wanted:
     Key *keys
     Result *results
 
-# A batch on its way: of each packet, where it came to, its flow's hash, and its shortcut, or NO_SHORTCUT.
-ctypedef struct Aim:
-    uint32_t[BATCH] hook
-    uint32_t[BATCH] hash
-    uint32_t[BATCH] cut
-
 @cython.final
 cdef class RulePipeline:
     cdef readonly Program program
@@ -41,12 +36,9 @@ cdef class RulePipeline:
     cdef Aim aim
     cdef uint32_t[::1] hooks            # by interface
     cdef uint32_t loaded                # how often rules were
-    cdef uint16_t zone                  # of the last packet that was tracked
     cdef int put_in(self, Program program) except -1
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil
     cdef void tick(self, int64_t now) noexcept nogil
-    cdef void take_aim(self, const uint8_t *memory, const Frame *frame, Packet *row, int n) noexcept nogil
-    cdef void foresee(self, const Key *key) noexcept nogil
     cdef bint put_out(self, const Frame *frame, const Packet *p, int i, const Plan *plan) noexcept nogil
     cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil
     cdef uint32_t epoch(self) noexcept nogil

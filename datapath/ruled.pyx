@@ -6,7 +6,7 @@ Theory of operation: what a packet's flow did before is looked up for the whole 
 shortcut whose connections are all in the flow table does as before: served, counted, done. All others walk; a walk that another one of the same flow
 would repeat leaves a shortcut.
 Invariants: with and without the flow table the same packets pass and leave with the same bytes, but for what the offload contract says otherwise.
-Not here: what rules do (walk), which connections are in the flow table (flowtable), captures without rules (worker).
+Not here: asking for memory ahead (aim), what rules do (walk), which connections are in the flow table (flowtable), captures without rules (worker).
 """
 
 cimport cython
@@ -18,16 +18,16 @@ from libc.string cimport memset
 from ctcore.batch cimport Batch
 from ctcore.decision cimport with_conn
 from ctcore.engine cimport Engine
-from ctcore.hashing cimport hash_of
 from ctcore.lifetime cimport advance_clock
-from ctcore.lowlevel cimport likely, prefetch, prefetch_write, unlikely
-from ctcore.table cimport bucket_of, same_key
+from ctcore.lowlevel cimport unlikely
+from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
     ACCEPT, BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
     Packet,
 )
-from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_chain, flow_passes, flow_round, flow_serve
+from datapath.aim cimport flow_key, take_aim
+from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
@@ -36,7 +36,7 @@ from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (
-    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, home_of, plan_intern, shortcut_candidate, shortcut_find, shortcut_set,
+    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_find, shortcut_set,
 )
 from datapath.wire cimport parse
 from datapath.worker cimport gathered_by, sum_up, summary_begin, summary_of
@@ -60,6 +60,9 @@ cdef class RulePipeline:
         self.tracker = Tracker(program.config)
         self.flows = Flows(self.tracker) if flowtable else None
         self.cuts = Cuts(2 * self.tracker.config.capacity, self.tracker) if flowtable else None
+        self.aim.ct = &self.tracker.ct
+        if flowtable:
+            self.aim.flows, self.aim.cuts = &self.flows.all, &self.cuts.all
         self.batch = Batch(BATCH)
         summary_begin(&self.sums)
         self.put_in(program)
@@ -73,10 +76,18 @@ cdef class RulePipeline:
         self.hooks = np.zeros(1, dtype=np.uint32)
         self.loaded += 1
 
+    def compiled(self, ruleset, *, devices=()):
+        """See ruled.pyi."""
+        return Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed)
+
     def load(self, ruleset, *, devices=()):
         """See ruled.pyi."""
+        self.take(self.compiled(ruleset, devices=devices))
+
+    def take(self, Program program not None):
+        """See ruled.pyi."""
         self.tracker.idle()
-        self.put_in(Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed))
+        self.put_in(program)
 
     def arrive(self, hooks):
         """See ruled.pyi."""
@@ -146,13 +157,16 @@ cdef class RulePipeline:
         cdef Decision unseen
         cdef Decision *decision
         cdef Py_ssize_t start = 0
+        cdef uint32_t last = <uint32_t>self.hooks.shape[0] - 1
         cdef int k, i
         if self.sums.total_packets == 0:
             self.sums.first_ts = self.sums.last_ts = frame[0].ts
         while start < n:
             k = <int>min(n - start, <Py_ssize_t>BATCH)
             parse(&w.settings, memory, frame + start, k, row)
-            self.take_aim(memory, frame + start, row, k)
+            for i in range(k):
+                self.aim.hook[i] = self.hooks[min(frame[start + i].iface, last)]
+            take_aim(&self.aim, memory, frame + start, row, k)
             for i in range(k):
                 result = &scratch if wanted.results == NULL else wanted.results + start + i
                 decision = &unseen if wanted.decisions == NULL else wanted.decisions + start + i
@@ -173,52 +187,6 @@ cdef class RulePipeline:
         if self.flows is not None and unlikely(now >= self.flows.all.next_round):
             flow_round(&self.flows.all, ct, now)
         advance_clock(ct, now)
-
-    cdef void take_aim(self, const uint8_t *memory, const Frame *frame, Packet *row, int n) noexcept nogil:
-        """Find each packet's shortcut, and ask for what it will need.   Writes: aim. A stage for each memory access that waits for another one."""
-        cdef Aim *aim = &self.aim
-        cdef Shortcuts *all
-        cdef Engine *ct = &self.tracker.ct
-        cdef FlowRow *flow
-        cdef uint32_t last = <uint32_t>self.hooks.shape[0] - 1
-        cdef Key key
-        cdef int i
-        for i in range(n):
-            aim.hook[i] = self.hooks[min(frame[i].iface, last)]
-            aim.cut[i] = NO_SHORTCUT
-        if self.flows is None:
-            return
-        all = &self.cuts.all
-        for i in range(n):
-            if likely(flow_passes(&row[i], memory + frame[i].offset + row[i].l3_off) == OFFLOAD_NONE):
-                key = flow_key(&row[i].key, aim.hook[i])
-                aim.hash[i] = hash_of(&ct.hash_key, &key)
-                aim.cut[i] = 0
-                prefetch(&all.bucket[home_of(all, aim.hash[i])])
-        for i in range(n):
-            if likely(aim.cut[i] == 0):
-                aim.cut[i] = shortcut_candidate(all, aim.hash[i])
-                if likely(aim.cut[i] != NO_SHORTCUT):
-                    prefetch(&all.one[aim.cut[i]])
-                else:
-                    self.foresee(&row[i].key)
-        for i in range(n):
-            if likely(aim.cut[i] != NO_SHORTCUT):
-                prefetch(&self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1])
-        for i in range(n):
-            if likely(aim.cut[i] != NO_SHORTCUT):
-                flow = &self.flows.all.row[all.one[aim.cut[i]].row[0] >> 1]
-                prefetch_write(&ct.pool.entry[flow.conn].flow[all.one[aim.cut[i]].row[0] & 1])
-
-    cdef void foresee(self, const Key *key) noexcept nogil:
-        """A packet will have to walk: ask for what the first `ct` on its way will need, if that is of the same zone as the last packet's."""
-        cdef Engine *ct = &self.tracker.ct
-        cdef Key guess = key[0]
-        cdef uint32_t hash
-        guess.zone = self.zone
-        hash = hash_of(&ct.hash_key, &guess)
-        prefetch(flow_chain(&self.flows.all, hash))
-        prefetch(&ct.table.bucket[bucket_of(&ct.table, hash)])
 
     # --- the short way --------------------------------------------------------------------------------------------------------------------
 
@@ -340,7 +308,7 @@ cdef class RulePipeline:
         decision.state = ESTABLISHED
         if decided:
             seen = p[0]
-            seen.state, seen.key.zone = ESTABLISHED, flows.row[row >> 1].key[0].zone
+            seen.state, seen.key.zone = ESTABLISHED, flows.row[row >> 1].zone
             with_conn(ct, &ct.pool.entry[flows.row[row >> 1].conn], &seen, row & 1, decision)
             decision.offload = OFFLOAD_SOFTWARE
 
@@ -352,7 +320,7 @@ cdef class RulePipeline:
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
         if result.tracked:
             decision[0] = result.decision
-            self.zone = decision.zone
+            self.aim.zone = decision.zone
         else:
             never_tracked(p, decision)
         decision.verdict = result.verdict
@@ -396,13 +364,6 @@ cdef class RulePipeline:
         for j in range(trail.n_steps):
             draft.step[j] = trail.step[j]
         return plan_intern(&self.cuts.all, &draft)
-
-
-cdef inline Key flow_key(const Key *key, uint32_t hook) noexcept nogil:
-    """A tuple with the hook in place of the zone, its last word put together in a register, for its hash comes next."""
-    cdef Key flow = key[0]
-    (<uint64_t *>&flow)[4] = ((<const uint64_t *>key)[4] & <uint64_t>0xFFFF0000FFFFFFFF) | <uint64_t>(hook & 0xFFFF) << 32
-    return flow
 
 
 cdef inline void never_tracked(const Packet *p, Decision *d) noexcept nogil:

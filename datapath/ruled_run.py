@@ -5,7 +5,7 @@ Not here: what rules do (pipeline), where packets arrive (hooks), what is told t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from ctcore.config import Config
 from datapath import fields
-from datapath.app import Capture, Outputs, RulesAtWork, RulesGiven, Run, Tracking, comments
+from datapath.app import CHUNK, Capture, Outputs, RulesAtWork, RulesGiven, Run, Tracking, comments
+from datapath.capture import PcapSource
 from datapath.evidence import BAD
 from datapath.frame import FRAME_DTYPE
 from datapath.hooks import hook_of
@@ -51,7 +52,7 @@ class RuledRun(Run):
         super().__init__(stack, tracking, outputs, named=named, summary=summary)
         assert tracking.rules is not None
         self.rules = tracking.rules
-        self.names = [_place(rule) for rule in self.rules.ruleset.rules]
+        self.names = [place_of(rule) for rule in self.rules.ruleset.rules]
         self.arrived: tuple[Hook, ...] = ()
 
     def make_pipeline(self, tracking: Tracking) -> Any:
@@ -81,51 +82,15 @@ class RuledRun(Run):
             decisions, keys, results = self.pipeline.process(memory, frames, keys=True, results=True, outputs=True)
         facts.packets += len(frames)  # at once: whatever is stopped from here on, they are tracked
         if self.detailed:
-            left = self._leaving(memory, frames)
-            outs = dict(self._outs(left, keys, results))
+            left = leaving(self.pipeline, memory, frames)
             if "packets" in self.writers:
                 records = fields.packet_records(frames, decisions, keys, first, self.config.hz, file)
-                self.writers["packets"].write(self._records(records, results, outs))
+                outs = dict(outs_of(left, keys, results))
+                self.writers["packets"].write(with_ways(records, results, outs, self.pipeline.program.devices, self.names))
             if self.sink is not None:
                 self._write(left, decisions, results, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, sum(self.pipeline.count(reason) for reason in BAD))
-
-    def _leaving(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
-        """What left because of a chunk: memory, frames whose `iface` is the device, and the rows of OUTPUT_DTYPE."""
-        rows, changed = self.pipeline.outputs()
-        out = np.zeros(len(rows), dtype=FRAME_DTYPE)
-        out["ts"], out["link"] = frames["ts"][rows["frame"]], frames["link"][rows["frame"]]
-        out["offset"], out["caplen"], out["len"], out["iface"] = rows["offset"], rows["caplen"], rows["length"], rows["device"]
-        moved = (rows["flags"] & OutputFlag.OUTPUT_CHANGED) != 0
-        kept, placed = copied(memory, out[~moved])
-        out["offset"][~moved] = placed["offset"] + len(changed)
-        return np.concatenate([changed, kept]), out, rows
-
-    def _outs(self, left: tuple[Any, np.ndarray, np.ndarray], keys: np.ndarray, results: np.ndarray) -> Iterator[tuple[int, fields.Record]]:
-        """(row, what the packet leaves with) of those whose tuple is another one where they ended."""
-        memory, frames, rows = left
-        last = np.flatnonzero(rows["device"] == results["device"][rows["frame"]])
-        if not len(last):
-            return
-        gone = parse_batch(memory, frames[last], checksum=False).array["key"]
-        came = keys[rows["frame"][last]]
-        differs = np.zeros(len(last), dtype=bool)
-        for name in ("src", "dst", "sport", "dport"):
-            differs |= (gone[name] != came[name]).reshape(len(last), -1).any(axis=1)
-        for i in np.flatnonzero(differs & (gone["family"] != 0)).tolist():
-            ends = fields.endpoints(gone[i].tobytes())
-            yield int(rows["frame"][last[i]]), {name: ends[name] for name in fields.OUT_NAMES if name in ends}
-
-    def _records(self, records: Any, results: np.ndarray, outs: dict[int, fields.Record]) -> Iterator[fields.Record]:
-        """Records with where the packet went, and the last rule that matched: nobody behind it has had a say."""
-        devices, width = self.pipeline.program.devices, results["hit"].shape[1]
-        columns = (results[name].tolist() for name in ("device", "verdict", "n_hits", "hit"))
-        for i, (record, device, verdict, n_hits, hit) in enumerate(zip(records, *columns, strict=True)):
-            record["out"] = outs.get(i)
-            record["to"] = devices[device] if verdict == fields.Verdict.ACCEPT else None
-            record["rule"] = self.names[hit[min(n_hits, width) - 1]] if n_hits else None
-            yield record
 
     def _write(self, left: tuple[Any, np.ndarray, np.ndarray], decisions: np.ndarray, results: np.ndarray, first: int, file: str | None) -> None:
         memory, frames, rows = left
@@ -144,6 +109,75 @@ class RuledRun(Run):
         self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, self.pipeline.walker.lost())
 
 
-def _place(rule: Rule) -> str:
+# --- what became of packets -----------------------------------------------------------------------------------------------------------
+
+
+Left = tuple[Any, np.ndarray, np.ndarray]
+
+
+def leaving(pipeline: RulePipeline, memory: Any, frames: np.ndarray) -> Left:
+    """What left because of the last process(): memory, frames whose `iface` is the device, and the rows of OUTPUT_DTYPE."""
+    rows, changed = pipeline.outputs()
+    out = np.zeros(len(rows), dtype=FRAME_DTYPE)
+    out["ts"], out["link"] = frames["ts"][rows["frame"]], frames["link"][rows["frame"]]
+    out["offset"], out["caplen"], out["len"], out["iface"] = rows["offset"], rows["caplen"], rows["length"], rows["device"]
+    moved = (rows["flags"] & OutputFlag.OUTPUT_CHANGED) != 0
+    kept, laid = copied(memory, out[~moved])
+    out["offset"][~moved] = laid["offset"] + len(changed)
+    return np.concatenate([changed, kept]), out, rows
+
+
+def outs_of(left: Left, keys: np.ndarray, results: np.ndarray) -> Iterator[tuple[int, fields.Record]]:
+    """(row, what the packet leaves with) of those whose tuple is another one where they ended."""
+    memory, frames, rows = left
+    last = np.flatnonzero(rows["device"] == results["device"][rows["frame"]])
+    if not len(last):
+        return
+    gone = parse_batch(memory, frames[last], checksum=False, header_sum=False).array["key"]
+    came = keys[rows["frame"][last]]
+    differs = np.zeros(len(last), dtype=bool)
+    for name in ("src", "dst", "sport", "dport"):
+        differs |= (gone[name] != came[name]).reshape(len(last), -1).any(axis=1)
+    for i in np.flatnonzero(differs & (gone["family"] != 0)).tolist():
+        ends = fields.endpoints(gone[i].tobytes())
+        yield int(rows["frame"][last[i]]), {name: ends[name] for name in fields.OUT_NAMES if name in ends}
+
+
+def with_ways(
+    records: Iterator[fields.Record], results: np.ndarray, outs: dict[int, fields.Record], devices: Sequence[str], names: Sequence[str]
+) -> Iterator[fields.Record]:
+    """Records with where the packet went, and the last rule that matched: nobody behind it has had a say. names: of the rules."""
+    width = results["hit"].shape[1]
+    columns = (results[name].tolist() for name in ("device", "verdict", "n_hits", "hit"))
+    for i, (record, device, verdict, n_hits, hit) in enumerate(zip(records, *columns, strict=True)):
+        record["out"] = outs.get(i)
+        record["to"] = devices[device] if verdict == fields.Verdict.ACCEPT else None
+        record["rule"] = names[hit[min(n_hits, width) - 1]] if n_hits else None
+        yield record
+
+
+def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[tuple[tuple[int, int], fields.Record]]:
+    """The packet records of captures that continue one another, as replay --rules --packets writes them, each with its capture's and its own number.
+
+    Raises CaptureError where a capture is damaged, ConfigError if nobody says where its packets arrive.
+    """
+    rules = tracking.rules
+    assert rules is not None
+    pipeline, names = pipeline_of(rules, tracking.config), [place_of(rule) for rule in rules.ruleset.rules]
+    for k, name in enumerate(captures):
+        first, file = 0, printable(name) if len(captures) > 1 else None
+        with PcapSource(name) as source:
+            while len((chunk := source.read(CHUNK))[1]):
+                memory, frames = chunk
+                pipeline.arrive(arrivals_in(rules, source, frames))
+                decisions, keys, results = pipeline.process(memory, frames, keys=True, results=True, outputs=True)
+                outs = dict(outs_of(leaving(pipeline, memory, frames), keys, results))
+                records = fields.packet_records(frames, decisions, keys, first, tracking.config.hz, file)
+                for record in with_ways(records, results, outs, pipeline.program.devices, names):
+                    yield (k, record["i"]), record
+                first += len(frames)
+
+
+def place_of(rule: Rule) -> str:
     """A rule as records call it: file and line."""
     return f"{printable(rule.place.file)}:{rule.place.line}"

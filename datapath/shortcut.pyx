@@ -13,7 +13,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport likely
+from ctcore.lowlevel cimport likely, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport SLOTS, Bucket, first_slot, same_key, tag_of
 from ctcore.types cimport Key
@@ -33,9 +33,13 @@ cdef inline uint32_t behind(const Shortcuts *all, uint32_t bucket) noexcept nogi
 
 
 cdef uint32_t shortcut_candidate(const Shortcuts *all, uint32_t hash) noexcept nogil:
-    """The first one in the home bucket with the right tag, whose key is still to be compared, or NO_SHORTCUT."""
-    cdef const Bucket *bucket = &all.bucket[home_of(all, hash)]
+    """The first one with the right tag in the home bucket, or in the one behind, whose key is still to be compared, or NO_SHORTCUT."""
+    cdef uint32_t home = home_of(all, hash)
+    cdef const Bucket *bucket = &all.bucket[home]
     cdef int slot = first_slot(bucket, tag_of(hash))
+    if unlikely(slot < 0 and bucket.passed):
+        bucket = &all.bucket[behind(all, home)]
+        slot = first_slot(bucket, tag_of(hash))
     return bucket.flow[slot] if slot >= 0 else NO_SHORTCUT
 
 
@@ -70,9 +74,22 @@ cdef void forget(Shortcuts *all, uint32_t number, uint32_t hash) noexcept nogil:
         at = behind(all, home)
 
 
-cdef void enter(Shortcuts *all, uint32_t number, uint32_t hash) noexcept nogil:
-    """Into its home, or the bucket behind it, or in place of another one."""
-    cdef uint32_t home = home_of(all, hash)
+cdef uint32_t fresh(Shortcuts *all) noexcept nogil:
+    """A number that is in no bucket: one never used, or else the oldest."""
+    cdef uint32_t number = all.used
+    if number < all.size:
+        all.used += 1
+        return number
+    number = all.hand
+    all.hand = all.hand + 1 if all.hand + 1 < all.size else 0
+    forget(all, number, hash_of(all.secret, &all.one[number].key))
+    return number
+
+
+cdef uint32_t enter(Shortcuts *all, uint32_t hash) noexcept nogil:
+    """A number for a new one, entered into its home or the bucket behind. If both are full it is another one's there, lest that be nobody's any more:
+    among as many flows as there is room for, each would then cost another one its place, again and again."""
+    cdef uint32_t home = home_of(all, hash), number
     cdef Bucket *bucket = &all.bucket[home]
     cdef int slot = first_slot(bucket, 0)
     if slot < 0:
@@ -80,25 +97,22 @@ cdef void enter(Shortcuts *all, uint32_t number, uint32_t hash) noexcept nogil:
         slot = first_slot(bucket, 0)
         if slot >= 0:
             all.bucket[home].passed += 1
-        else:
-            # Whose place is taken may have passed its own home: then that is looked into once too often.
-            bucket, slot = &all.bucket[home], <int>(number % <uint32_t>SLOTS)
+    if slot >= 0:
+        number = fresh(all)
+    else:
+        # Whose number it is may have passed its own home: then that is looked into once too often.
+        bucket, slot = &all.bucket[home], <int>(hash % <uint32_t>SLOTS)
+        number = bucket.flow[slot]
     bucket.tag[slot] = tag_of(hash)
     bucket.flow[slot] = number
+    return number
 
 
 cdef void shortcut_set(Shortcuts *all, uint32_t hash, const Shortcut *draft, const FlowerKey *fields) noexcept nogil:
     """Remember a flow, or what is new about it. fields: under the mask; only read if the draft is SHORTCUT_EXACT."""
     cdef uint32_t number = shortcut_find(all, hash, &draft.key)
     if number == NO_SHORTCUT:
-        if all.used < all.size:
-            number = all.used
-            all.used += 1
-        else:
-            number = all.hand
-            all.hand = all.hand + 1 if all.hand + 1 < all.size else 0
-            forget(all, number, hash_of(all.secret, &all.one[number].key))
-        enter(all, number, hash)
+        number = enter(all, hash)
     all.one[number] = draft[0]
     if draft.flags & SHORTCUT_EXACT:
         memcpy(&all.fields[number], fields, sizeof(FlowerKey))

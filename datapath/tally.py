@@ -17,6 +17,12 @@ from datapath.fields import END_NAMES
 
 # How a connection left the table, by the records' words; a TCP connection that left by timeout is told by how it was closed, if it was.
 HOW = ("fin", "rst", "timeout", "reset", "evicted", "replaced", "flushed", "alive")
+# Those of them that do not explain themselves.
+HOW_MEANS = {
+    "rst": "closed by a RST, and gone after its timeout",
+    "reset": "a RST before any reply, which deletes at once",
+    "replaced": "a new SYN took the place of a closed connection",
+}
 _CLOSING: dict[int, str] = {
     TcpState.FIN_WAIT: "fin",
     TcpState.CLOSE_WAIT: "fin",

@@ -6,6 +6,7 @@ Invariant: what is watched goes the way it would go unwatched; nothing here chan
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.ct_action import NO_ASSOCIATION, Acted, Association, CtAction
 from ctcore.errors import ConfigError
-from ctcore.tracker import Tracker
-from ctcore.types import Dir
+from ctcore.tracker import ExpectationRow, Tracker
+from ctcore.types import Dir, Reason
 from datapath.pipeline.interpret import Delivery, Interpreter, Tracked, Walk, seen_in
 from datapath.pipeline.order import Placed
 from datapath.pipeline.reference import RuleTracker
@@ -34,11 +35,15 @@ class Missed(NamedTuple):
 
 class Told(NamedTuple):
     """What a tracker made of a `ct` action. conn: the connection afterwards (CONN_DTYPE), None if it has none that is confirmed, or that still lives;
-    before: whether it was there before this packet."""
+    before: whether it was there before this packet; zones: connections of each zone that has any, of a packet
+    whose zone has too many; awaited, awaits: what helpers expected before and after the action."""
 
     acted: Acted
     conn: Any
     before: bool
+    zones: Mapping[int, int]
+    awaited: Sequence[ExpectationRow]
+    awaits: Sequence[ExpectationRow]
 
 
 @dataclass
@@ -100,9 +105,11 @@ class Listening:
         self.earlier = frozenset(self.tracker.conns()["flow"]["id"][:, Dir.ORIG].tolist())
 
     def act(self, batch: Batch, action: CtAction, before: Association = NO_ASSOCIATION) -> Acted:
+        awaited = self.tracker.expectations()
         acted = self.tracker.act(batch, action, before)
-        number = int(acted.decision["conn"][0])
-        self.told = Told(acted, self._conn(number), number in self.earlier)
+        number, full = int(acted.decision["conn"][0]), acted.decision["reason"][0] == Reason.R_ZONE_LIMIT
+        zones = self.tracker.zone_counts() if full else {}
+        self.told = Told(acted, self._conn(number), number in self.earlier, zones, awaited, self.tracker.expectations())
         return acted
 
     def _conn(self, number: int) -> np.void | None:
@@ -125,11 +132,11 @@ class Watched(Interpreter):
         self._at: At | None = None
         self._sending: Done | None = None
 
-    def watch(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> tuple[At, Delivery]:
+    def watch(self, frame: bytes, now: int, hook: Hook, missing: int = 0, *, bare: int | None = None) -> tuple[At, Delivery]:
         """A frame that comes to a hook, as deliver() has it, and what was done at it."""
         self._arrived.clear()
         self.listening.remember()
-        delivery = self.deliver(frame, now, hook, missing)
+        delivery = self.deliver(frame, now, hook, missing, bare=bare)
         return self._arrived[0], delivery
 
     # --- as the interpreter does it, and written down ------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ cdef inline void transport(const ParseSettings *settings, Packet *p) noexcept no
 
 # --- IP --------------------------------------------------------------------------------------------------------------------------------
 
-cdef uint8_t ipv4(const Cursor *c, Packet *p) noexcept nogil:
+cdef uint8_t ipv4(const ParseSettings *settings, const Cursor *c, Packet *p) noexcept nogil:
     """RFC 791 3.1, in the kernel's order. Reads nothing beyond the header; R_OK with l4, l4_len, l4_have set."""
     cdef uint32_t header, total
     if c.have < IP4_HEADER:
@@ -249,7 +249,7 @@ cdef uint8_t ipv4(const Cursor *c, Packet *p) noexcept nogil:
         return R_IP_HEADER
     if header > c.have:
         return R_SNAPPED
-    if fold(sum_bytes(c.p, header, 0)) != 0xFFFF:
+    if not settings.any_header_sum and fold(sum_bytes(c.p, header, 0)) != 0xFFFF:
         return R_IP_CHECKSUM
     if total > c.length:
         return R_IP_TRUNCATED
@@ -372,7 +372,7 @@ cdef void general(const ParseSettings *settings, const uint8_t *start, const Fra
     reason = to_ip(&c, frame.link, &family)
     if reason == R_OK:
         p.l3_off = <uint16_t>(c.p - start)
-        reason = ipv4(&c, p) if family == 4 else ipv6(settings, &c, p)
+        reason = ipv4(settings, &c, p) if family == 4 else ipv6(settings, &c, p)
     if reason == R_OK:
         transport(settings, p)
     else:
@@ -458,7 +458,7 @@ cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Fram
     return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held"):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held", bint header_sum=True):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -482,6 +482,7 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=Fals
     settings.zone = zone
     settings.checksum = checksum
     settings.nat = nat
+    settings.any_header_sum = not header_sum
     if fragments not in MODES:
         raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
     settings.fragments = MODES[fragments]

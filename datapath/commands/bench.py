@@ -1,4 +1,4 @@
-"""`ctmirror bench`: figures of this machine, for people and as JSON. The measuring itself is datapath.benchmark's."""
+"""`ctmirror bench`: figures of this machine, for people and as JSON. The measuring itself is datapath.benchmark's and benchmark_rules's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from datapath.commands.verbosity import verbosity
 from datapath.export import STDOUT
 
 
-class Flows(click.ParamType):
-    """Numbers of connections, separated by commas."""
+class Numbers(click.ParamType):
+    """Numbers of something, separated by commas."""
 
     name = "N,..."
+
+    def __init__(self, what: str, example: str) -> None:
+        self.what, self.example = what, example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
         parts = value.split(",")
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"'{value}': expected numbers of connections, as in 1000,100000", param, ctx)
+            self.fail(f"'{value}': expected numbers of {self.what}, as in {self.example}", param, ctx)
         return [int(part) for part in parts]
+
+
+FLOWS = Numbers("connections", "1000,100000")
 
 
 def _check(name: str | None) -> None:
@@ -49,22 +55,23 @@ def _write(result: dict[str, Any], name: str | None, quiet: bool) -> None:
                 file.write(data)
 
 
-@click.group("bench", short_help="measure the engine or a replay")
+@click.group("bench", short_help="measure the engine, rules or a replay")
 @verbosity("No figures but the JSON.")
 @click.pass_context
 def command(context: click.Context, quiet: bool, verbose: bool) -> None:
-    """Measure the engine, or the replay of a capture, on this machine.
+    """Measure the engine, rules, or the replay of a capture, on this machine.
 
     \b
     Examples:
       ctmirror bench engine --flows 1000,100000,1000000 --json engine.json
+      ctmirror bench rules --rules 10,10000 --json rules.json
       ctmirror bench replay office.pcap --runs 5
     """
     context.obj = quiet
 
 
 @command.command("engine")
-@click.option("--flows", type=Flows(), default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
+@click.option("--flows", type=FLOWS, default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
 @click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write the figures as JSON, without a name to stdout.")
 @click.option("--nat", is_flag=True, help="Also with every connection source-translated and every packet rewritten.")
 @verbosity("No figures but the JSON.")
@@ -82,6 +89,26 @@ def engine_command(silent: bool, flows: list[int], output: str | None, nat: bool
 
     _check(output)
     _write(benchmark.engine(flows, nat=nat), output, quiet or silent)
+
+
+@command.command("rules")
+@click.option("--flows", type=FLOWS, default="1000,100000,1000000", help="Connections to measure with.  [default: 1000,100000,1000000]")
+@click.option("--rules", "numbers", type=Numbers("rules", "10,10000"), default="10,10000", help="Rules to measure with.  [default: 10,10000]")
+@click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write the figures as JSON, without a name to stdout.")
+@verbosity("No figures but the JSON.")
+@click.pass_obj
+def rules_command(silent: bool, flows: list[int], numbers: list[int], output: str | None, quiet: bool, verbose: bool) -> None:
+    """Packets and new connections a second through a stateful firewall of two chains, and how long its rules take to be read and compiled.
+
+    \b
+    Examples:
+      ctmirror bench rules
+      ctmirror bench rules --flows 100000 --rules 10,1000,10000 --json rules.json
+    """
+    from datapath import benchmark_rules
+
+    _check(output)
+    _write(benchmark_rules.rules(flows, numbers), output, quiet or silent)
 
 
 @command.command("replay")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from datapath.cli import USAGE, complain
-from datapath.commands.options import tracking_options
+from datapath.commands.options import rules_options, tracking_options
 from datapath.commands.verbosity import verbosity
 from datapath.export import STDOUT
 from datapath.hints import counted
@@ -31,10 +31,13 @@ SHOWN = 10  # differing packets of a case that are printed without --verbose
 @click.option("-w", "written", metavar="OUT", help="Write a scenario's packets as a capture, for explain and Wireshark.")
 @verbosity("Only what differs.", "Every file, and every packet that differs.")
 @tracking_options
+@rules_options
 def command(files, saved, update, judges, junit, written, quiet, verbose, tracking) -> int:
     """Run scenarios, or compare captures with saved packet records. Exit code 1 if anything differs.
 
-    A scenario (*.ct) is traffic as a script with what is expected on the right; docs/scenarios.md describes it.
+    A scenario (*.ct) is traffic as a script with what is expected on the right; docs/scenarios.md describes it. A directory stands for all of them in
+    it and below. With --rules, captures go through rules, and their records have where each packet went (to), by which rule, and what the flow table
+    said (offload).
 
     \b
     Examples:
@@ -44,15 +47,20 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
       ctmirror check open.ct -w open.pcapng                   its packets, for: ctmirror explain open.pcapng --packet 3
       ctmirror check office.pcap --expect office.jsonl --update
       ctmirror check office.pcap --expect office.jsonl --tcp-loose 0
+      ctmirror check vm.pcap --expect vm.jsonl --rules rules.tc --device eth0        your rules, kept true in CI
     """
     from datapath import check
     from datapath.app import Outputs, check_files
     from datapath.junit import write_junit
 
+    files, empty = check.with_scenarios_below(files)
     inputs = [*files, *([saved] if saved and not update else [])]
     check_files(inputs, Outputs(packets=junit, conns=written, events=saved if update else None))
     scenarios, captures, cases = check.sorted_out(files, saved)
+    cases += empty
     _refuse(scenarios, captures, saved, judges, written, update)
+    if tracking.rules is not None and scenarios:
+        raise click.UsageError(f"{scenarios[0]}: --rules: is for captures with --expect: expected no scenario with it")
     chosen = list(JUDGES) if "all" in judges else list(dict.fromkeys(judges)) or ["engine"]
     if written:
         check.write_capture(written, check.read_scenario(scenarios[0])[1])
@@ -129,7 +137,8 @@ def _next(case: Case, saved: str | None, given: str) -> Iterator[str]:
             yield f"ctmirror check {names} -w {capture}; ctmirror explain {capture} --packet {first.number}{flags}"
             yield f"ctmirror check {names} --update{judge}{given}     # if this is how it should be"
     else:
-        yield f"ctmirror explain {names} --packet {first.number}{flags}"
+        upto = case.files[: case.files.index(first.where) + 1] if first.where in case.files else case.files
+        yield f"ctmirror explain {' '.join(map(quoted, upto))} --packet {first.number}{flags}"
         yield f"ctmirror check {names} --expect {quoted(saved or '')} --update{flags}     # if this is how it should be"
 
 

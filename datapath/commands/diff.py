@@ -28,6 +28,15 @@ DIFFERENT = 1
 SHOWN_AT_MOST = 20
 
 
+def _no_rules(context: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Rules are no question for conntrack alone; who asks is told what there is."""
+    if value is not None:
+        raise click.UsageError(
+            "--rules: diff asks the kernel for its conntrack alone, as many kernels lack flower and act_ct: expected no --rules; "
+            "`check CAPTURE --expect FILE --rules FILE` compares rules with saved records, `explain --rules` shows a packet's way"
+        )
+
+
 @click.command("diff", short_help="captures through ctmirror and through the running kernel")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
 @click.option("--jsonl", metavar="FILE", help="Write a record for each packet that differs, with both sides' packet records.")
@@ -35,6 +44,7 @@ SHOWN_AT_MOST = 20
 @click.option(
     "--show", type=Number(0, 1 << 30), default=SHOWN_AT_MOST, help=f"Differing packets to show of each capture.  [default: {SHOWN_AT_MOST}]"
 )
+@click.option("--rules", metavar="FILE", hidden=True, expose_value=False, callback=_no_rules, help="What diff does not take.")
 @verbosity("No table and no progress bar; the exit code is the answer.", "Captures without a difference, too, and why packets were not shown.")
 @tracking_options_but_clock
 def command(captures, jsonl, oracle_only, show, quiet, verbose, tracking) -> int:

@@ -45,11 +45,12 @@ def _explained(
     captures: Sequence[str], packet: int | None, ordinal: int | None, tracking: Tracking, progress: Progress | None
 ) -> tuple[Iterable[Line], bytes, str | None]:
     """Lines, the packet's bytes, and what is wrong with the capture, if anything is."""
-    from datapath import explain, explain_rules, narrate, narrate_rules
+    from datapath import explain, explain_rules, narrate, narrate_rules, ruled_life
 
     if packet is None:
         assert ordinal is not None
-        life = explain.explain_conn(captures, ordinal, tracking, progress)
+        life_of = explain.explain_conn if tracking.rules is None else ruled_life.explain_conn
+        life = life_of(captures, ordinal, tracking, progress)
         return narrate.life_lines(life, tracking.config.hz), b"", life.damage
     if tracking.rules is not None:
         way = explain_rules.explain_packet(captures, packet, tracking, progress)
@@ -71,7 +72,8 @@ def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) 
     """One packet stage by stage, or one connection's life, with the reason and its RFC or kernel rule.
 
     The captures are replayed in order; packets are numbered in the last one. Give the options that replay was given. With --rules: the packet's way
-    through the rules, one by one, with what each of their actions did.
+    through the rules, one by one, with what each of their actions did; of a connection, where each packet went, by which rule, and what the flow
+    table said.
 
     \b
     Examples:
@@ -81,14 +83,13 @@ def command(captures, packet, frame, ordinal, output, quiet, verbose, tracking) 
       ctmirror explain monday.pcap tuesday.pcap --packet 12 --checksum 0
       ctmirror explain lan.pcap --packet 7 --snat '192.0.2.1:1024-2047'        which rule translated it, and why to this port
       ctmirror explain vm.pcapng --packet 0 --rules rules.tc        which rules it met, which of them matched, and where it went
+      ctmirror explain vm.pcapng --conn 0 --rules rules.tc          a connection's packets, each with its rule and device
     """
     from datapath import narrate
     from datapath.app import Outputs
 
     if [packet, frame, ordinal].count(None) != 2:
         raise click.UsageError("expected one of --packet N, --frame N and --conn N")
-    if ordinal is not None and tracking.rules is not None:
-        raise click.UsageError("--conn: expected --packet N or --frame N with --rules, by which a packet's way is explained")
     packet = frame - 1 if frame is not None else packet
     for name in captures:  # a capture left out would change what is explained
         check_files([name], Outputs(packets=output))

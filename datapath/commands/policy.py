@@ -138,7 +138,9 @@ def _report(cluster: Cluster, ruleset: Ruleset, attachments: dict[str, Attachmen
 @_cluster_options
 @click.option("--from", "source", required=True, metavar="NS/POD|IP", help="Who opens the connection.")
 @click.option("--to", "target", required=True, metavar="NS/POD|IP", help="To whom.")
-@click.option("--port", "service", required=True, metavar="N/PROTO", help="To which port: 80/tcp, 53/udp, 36412/sctp; or icmp.")
+@click.option(
+    "--port", "service", required=True, metavar="N/PROTO", help="To which port: 80/tcp, 53/udp, 36412/sctp, or its name in the pod; or icmp."
+)
 @output_option
 @verbosity("Only the exit code.", "Also what was left out of the files or taken for granted.")
 def explain_command(
@@ -153,12 +155,13 @@ def explain_command(
     Examples:
       ctmirror policy explain cluster.yaml --from shop/web --to shop/db --port 5432/tcp
       ctmirror policy explain cluster.yaml --from 198.51.100.7 --to shop/web --port 443
+      ctmirror policy explain cluster.yaml --from shop/web --to shop/db --port sql        a port by its name in the target's containers
     """
     cluster = _load(files)
     from datapath.pipeline.policy.explain import opinions, read_endpoint, read_service
 
-    asked = read_service(service)
     left, right = read_endpoint(cluster, "--from", source), read_endpoint(cluster, "--to", target)
+    asked = read_service(service, right.pod)
     there = opinions(cluster, left, right, asked, node_traffic)
     if not quiet:
         back = opinions(cluster, right, left, asked, node_traffic)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from ctcore.errors import ConfigError
 from datapath.errors import KernelError
 from datapath.live.iface import Iface
-from datapath.live.interfaces import queues_of
+from datapath.live.interfaces import Unmerged, queues_of
 from datapath.live.packet_socket import PacketSocket
 from datapath.live.settings import PacketSettings, XskSettings
 from datapath.live.tap import Tap
@@ -39,11 +39,12 @@ MEANINGS = {
     errno.ENOBUFS: "too little memory may be locked: ulimit -l, or cap_ipc_lock",
     errno.ENOSYS: "the kernel has no BPF",
 }
+CODES = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}  # ENOTSUP has the same number, and nobody calls it so
 GROUP = "senders on this machine have to make packets of the MTU's size (ethtool -K NAME tso off gso off): larger ones are dropped and counted"
 TAKEN = {
     "xdp-native": "XDP in the driver",
     "xdp-generic": f"XDP in the stack, on copies: slower than in the driver; {GROUP}",
-    "packet": f"AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing; {GROUP}",
+    "packet": "AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing",
     "tap": "a tap device",
 }
 
@@ -54,9 +55,9 @@ class Wanted:
 
     driver: str = "auto"
     ordinal: int = 0
-    filter: Filter = Filter()
-    xsk: XskSettings = XskSettings()
-    packet: PacketSettings = PacketSettings()
+    filter: Filter = field(default_factory=Filter)
+    xsk: XskSettings = field(default_factory=XskSettings)
+    packet: PacketSettings = field(default_factory=PacketSettings)
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
@@ -65,13 +66,14 @@ class Wanted:
 
 @dataclass
 class Opened:
-    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how it
-    came to that, sentences for the log."""
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how
+    it came to that, sentences for the log."""
 
     name: str
     driver: str
     ifaces: Sequence[Iface]
     steering: Steering | None = None
+    unmerged: Unmerged | None = None
     said: list[str] = field(default_factory=list)
 
     def close(self) -> None:
@@ -81,6 +83,8 @@ class Opened:
             self.steering = None
         for iface in self.ifaces:
             iface.close()
+        if self.unmerged is not None:
+            self.unmerged.restore()
 
     def __enter__(self) -> Opened:
         return self
@@ -111,7 +115,7 @@ def open_interface(umem: Umem, name: str, wanted: Wanted | None = None) -> Opene
 
 
 def _refusal(name: str, driver: str, error: KernelError) -> str:
-    code = f" ({errno.errorcode[error.number]})" if error.number in errno.errorcode else ""
+    code = f" ({CODES[error.number]})" if error.number in CODES else ""
     meaning = f": {MEANINGS[error.number]}" if error.number in MEANINGS and driver.startswith("xdp") else ""
     return f"{name}: {driver}: {str(error).removeprefix(f'{name}: ')}{code}{meaning}"
 
@@ -142,6 +146,10 @@ def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
         stack.callback(steering.close)  # before the sockets: the last one in is the first one out
         for queue, iface in enumerate(ifaces):
             steering.put(queue, iface.fd)
+        unmerged = None
+        if driver == "xdp-generic":  # it runs behind GRO
+            unmerged = Unmerged(name)
+            stack.callback(unmerged.restore)
         steering.attach(name, driver.removeprefix("xdp-"))
         stack.pop_all()
-    return Opened(name, driver, ifaces, steering)
+    return Opened(name, driver, ifaces, steering, unmerged)

@@ -4,8 +4,8 @@ class Forwarder:
     """What comes in at one iface goes out at the other, unseen.
 
     left, right: two ifaces of one worker on one memory; batch: frames of one round and direction, 1 to 1,024; to_right, to_left: 12 bytes that are
-    written to the begin of each frame that goes there, MAC addresses of destination and source, or None; partial: complete checksums that a local stack
-    has left to its NIC; spin: rounds without a frame before it sleeps. Raises ValueError.
+    written to the begin of each frame that goes there, MAC addresses of destination and source, or None; partial: complete checksums that a local
+    stack has left to its NIC; spin: rounds without a frame before it sleeps. Raises ValueError.
     """
 
     left: Iface

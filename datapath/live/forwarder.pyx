@@ -47,8 +47,9 @@ cdef class Forwarder:
     cdef bint rewrites[2]
     cdef bint partial
     cdef int batch
-    cdef int spin
+    cdef uint64_t spin
     cdef bint stopping
+    cdef uint64_t quiet                 # rounds without a frame, up to now
 
     def __init__(self, Iface left not None, Iface right not None, *, int batch=64, to_right=None, to_left=None, bint partial=False, int spin=1000):
         if left.umem is not right.umem or left.worker != right.worker:
@@ -85,17 +86,16 @@ cdef class Forwarder:
                 self.stretch(until)
 
     cdef void stretch(self, int64_t until) noexcept nogil:
-        cdef int quiet = 0
         while True:
             if self.carry(self.left, self.right, 0) + self.carry(self.right, self.left, 1):
-                quiet = 0
+                self.quiet = 0
             else:
-                quiet += 1
+                self.quiet += 1
                 self.idle += 1
             self.right.tidy()
             self.left.tidy()
             self.rounds += 1
-            if quiet > self.spin:
+            if self.quiet > self.spin:
                 self.wait()
             elif likely(self.rounds & LOOK):
                 continue

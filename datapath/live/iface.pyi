@@ -44,6 +44,7 @@ class Iface:
     def check(self) -> None:
         """Prove what it and the memory's ledger both know: AssertionError says what differs. For tests."""
     def close(self) -> None:
-        """Give back descriptors and chunks, also those the kernel still had; a second time, nothing."""
+        """Give back descriptors and chunks, also those the kernel still had; a second time, nothing. By the worker's thread, or when that has
+        ended."""
     def __enter__(self) -> Self: ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /) -> None: ...

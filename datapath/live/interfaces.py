@@ -1,6 +1,6 @@
 """What the kernel says of an interface of this thread's network namespace, and its errors in words.
 
-By ioctl, since these are single questions that need no library. Not here: changing interfaces, watching them.
+By ioctl, since these are single questions that need no library. Not here: watching interfaces, and changing more of them than what is undone here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 
 from datapath.errors import KernelError
 
 SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFHWADDR, SIOCGIFINDEX, SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8933, 0x8946
-ETHTOOL_SGRO, ETHTOOL_GCHANNELS = 0x2C, 0x3C
+ETHTOOL_GGRO, ETHTOOL_SGRO, ETHTOOL_GCHANNELS = 0x2B, 0x2C, 0x3C
 IFF_UP = 1
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h: what begins with an Ethernet header
 
@@ -27,22 +28,31 @@ def say(what: str, number: int, meanings: Mapping[int, str]) -> KernelError:
     return KernelError(f"{what}: {os.strerror(number)}{meaning}", number)
 
 
-def _ask(name: str, request: int, argument: bytes = b"") -> bytes:
+def _asker() -> socket.socket:
+    """Any socket belongs to the namespace of the thread that made it, and asks about that one's interfaces."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _request(asker: socket.socket, name: str, request: int, argument: bytes = b"") -> bytes:
     """SIOC...: the answer's 24 bytes behind the name."""
     if not 0 < len(name.encode()) < 16:
         raise KernelError(f"{name!r}: expected the name of an interface, of at most 15 bytes", errno.ENODEV)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        try:
-            return fcntl.ioctl(asker, request, struct.pack("16s24s", name.encode(), argument))[16:]
-        except OSError as error:
-            raise say(name, error.errno or 0, {errno.ENODEV: "no such interface in this network namespace"}) from None
+    try:
+        return fcntl.ioctl(asker, request, struct.pack("16s24s", name.encode(), argument))[16:]
+    except OSError as error:
+        raise say(name, error.errno or 0, {errno.ENODEV: "no such interface in this network namespace"}) from None
 
 
-def _ethtool(name: str, data: bytes) -> bytes | None:
+def _ask(name: str, request: int) -> bytes:
+    with _asker() as asker:
+        return _request(asker, name, request)
+
+
+def _ethtool(asker: socket.socket, name: str, data: bytes) -> bytes | None:
     """What the driver answers; None if it does not know the question."""
     held = ctypes.create_string_buffer(data, len(data))
     try:
-        _ask(name, SIOCETHTOOL, struct.pack("P", ctypes.addressof(held)))
+        _request(asker, name, SIOCETHTOOL, struct.pack("P", ctypes.addressof(held)))
     except KernelError as error:
         if error.number in (errno.EOPNOTSUPP, errno.EINVAL):
             return None
@@ -74,13 +84,31 @@ def mac_of(name: str) -> bytes:
 
 def queues_of(name: str) -> int:
     """How many receive queues are in use: each needs a socket of its own."""
-    answer = _ethtool(name, struct.pack("9I", ETHTOOL_GCHANNELS, *bytes(8)))
+    with _asker() as asker:
+        answer = _ethtool(asker, name, struct.pack("9I", ETHTOOL_GCHANNELS, *bytes(8)))
     if answer is None:
         return 1
     _, _, _, _, _, receive, _, _, combined = struct.unpack("9I", answer)
     return max(receive + combined, 1)
 
 
-def gro_off(name: str) -> bool:
-    """Have received packets come as they were sent, not several in one. Whether the driver has done it."""
-    return _ethtool(name, struct.pack("II", ETHTOOL_SGRO, 0)) is not None
+class Unmerged:
+    """An interface that hands over received packets as they were sent, not several in one (GRO), until restore().
+
+    Of another namespace, too: it is the one of the thread that has made this.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asker = _asker()
+        answer = _ethtool(self.asker, name, struct.pack("II", ETHTOOL_GGRO, 0))
+        merges = answer is not None and struct.unpack("II", answer)[1] != 0
+        self.changed = merges and _ethtool(self.asker, name, struct.pack("II", ETHTOOL_SGRO, 0)) is not None
+
+    def restore(self) -> None:
+        """As it was before; nothing if the interface has gone."""
+        if self.changed:
+            with suppress(KernelError):
+                _ethtool(self.asker, self.name, struct.pack("II", ETHTOOL_SGRO, 1))
+        self.changed = False
+        self.asker.close()

@@ -12,8 +12,8 @@ COUNTERS: tuple[str, ...]
 class Loop:
     """Frames from ifaces through a pipeline of rules to ifaces, by one thread.
 
-    pipeline: knows all devices that ifaces are named after; ifaces: of one memory and one worker, `ordinal` their device's number, from 0; several of
-    one device (queues) share it, and what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by name;
+    pipeline: knows all devices that ifaces are named after; ifaces: of one memory and one worker, `ordinal` their device's number, from 0; several
+    of one device (queues) share it; what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by name;
     without an entry it is counted as `nobody`, and gone. Raises ValueError for ifaces that do not go together.
     """
 
@@ -23,13 +23,13 @@ class Loop:
     bell: int
     def __init__(self, pipeline: RulePipeline, ifaces: Sequence[Iface], *, inward: Mapping[str, str] | None = None) -> None: ...
     def aim(self, inward: Mapping[str, str]) -> None:
-        """Look up again which iface is which of the pipeline's devices: after RulePipeline.load(). Raises ValueError for one that it does not know."""
+        """Look up again which iface is which of the pipeline's devices: after RulePipeline.load(). Raises ValueError for one it does not know."""
     def run(self, seconds: float) -> int:
         """Work for so long, or until somebody rings; without the GIL. How many frames came. Raises RuntimeError if an iface is closed."""
     def ring(self) -> None:
         """Have run() return after the round at hand, from any thread; or, if it is not running, at once when it is called next."""
     def counters(self) -> dict[str, int]:
-        """rounds, frames, completed (checksums that a local stack had left to its NIC), waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
+        """rounds, frames, waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
         no_chunk, too_long, too_many: copies for which there was no chunk, no room in one, no place in the round. Since the start.
         """
     def histogram(self) -> NDArray[np.uint64]:

@@ -19,10 +19,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport likely, unlikely
-from datapath.frame cimport Frame
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
-from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
 from datapath.ruled cimport RulePipeline
@@ -44,7 +42,7 @@ cdef enum:
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
-COUNTERS = ("rounds", "frames", "completed", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
+COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
 
@@ -62,6 +60,7 @@ cdef class Loop:
             if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
             self.iface[i] = <void *>iface
+            self.unsummed[i] = &(<Iface>iface).counts.rx_completed if iface.driver == "xdp" else NULL
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -99,13 +98,20 @@ cdef class Loop:
         self.pipeline.tracker.busy = False
         if self.asked:
             self.asked = False
-            os.eventfd_read(self.bell)
+            self.still()
         return self.counts.frames - before
 
     def ring(self):
-        """See loop.pyi."""
-        self.asked = True
+        """See loop.pyi. In this order: a bell that rang after run() had gone would keep it awake from then on."""
         os.eventfd_write(self.bell, 1)
+        self.asked = True
+
+    cdef int still(self) except -1:
+        """Silence the bell. Of two who ring at a time, the second one may have been heard with the first, and ask again without it."""
+        try:
+            os.eventfd_read(self.bell)
+        except BlockingIOError:
+            pass
 
     def counters(self):
         """See loop.pyi."""
@@ -137,6 +143,8 @@ cdef class Loop:
         for i in range(self.n_ifaces):
             n = (<Iface>self.iface[i]).receive(self.frame, ROUND)
             if n:
+                if self.unsummed[i] != NULL:
+                    self.unsummed[i][0] += complete(self.umem.base, self.frame, n)
                 self.forward(n)
                 all += n
         for i in range(self.n_ifaces):
@@ -150,7 +158,6 @@ cdef class Loop:
         cdef int64_t start = wall_ns()
         cdef uint64_t took
         cdef int bucket = 0, i
-        self.counts.completed += complete(self.umem.base, self.frame, n)
         outputs_reset(&self.pipeline.walker.all)
         self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
         memset(self.claimed, 0, n)

@@ -6,8 +6,9 @@ class PacketSocket(Iface):
     """An interface of this thread's network namespace by AF_PACKET, all of its queues; for where XDP cannot be had.
 
     Frames are copied into chunks of `worker` and out of chunks. The host sees all that is received as well. Checksums that a local stack has left to
-    its NIC are completed (rx_completed), VLAN tags are where they were. The interface is made promiscuous, and told not to merge frames (GRO).
-    Raises KernelError, with its errno as `number`; no number for an MTU that does not fit in a chunk.
+    its NIC are completed (rx_completed), VLAN tags are where they were, and what came several in one is cut up (rx_cut). The interface is made
+    promiscuous, and told not to merge frames (GRO). Raises KernelError, with its errno as `number`; no number for an MTU that does not fit in a
+    chunk.
     """
 
     settings: PacketSettings

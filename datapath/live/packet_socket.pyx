@@ -1,9 +1,9 @@
 """AF_PACKET: frames of an interface where XDP cannot be had. Each is copied twice, from the kernel's ring and out of a chunk.
 
-Theory of operation: the kernel copies frames into blocks of a ring (TPACKET_V3) and hands over a block when it is full or `wait` ms old. Here they are
-copied on into chunks, and a block goes back when its last frame has been. Sending is sendmmsg(2), straight out of chunks, by a second socket, which
-receives nothing. The kernel says of each frame whether its checksum was left to a NIC, and what VLAN tag was taken out of it: both are put right.
-Invariants: frames we send do not come back. A frame that does not fit in a chunk (several segments in one) is dropped and counted.
+Theory of operation: the kernel copies frames into blocks of a ring (TPACKET_V3) and hands over a block when it is full or `wait` ms old. Here they
+are copied on into chunks, and a block goes back when its last frame has been. Sending is sendmmsg(2), straight out of chunks, by a second socket,
+which receives nothing. The kernel says of each frame whether its checksum was left to a NIC, and what VLAN tag was taken out of it: both are put
+right. Invariants: frames we send do not come back. A frame that does not fit in a chunk (several segments in one) is dropped and counted.
 What is different from XDP: the host sees every frame as well, so what is ours must not have a meaning to it: no addresses and no forwarding there.
 """
 
@@ -14,7 +14,7 @@ import struct
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EMSGSIZE, ENETDOWN, ENOBUFS, ENODEV, ENXIO
 from libc.errno cimport errno as last_error
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport unlikely
@@ -23,10 +23,11 @@ from datapath.live.iface cimport Iface
 from datapath.live.partial cimport complete
 from datapath.live.ring cimport load_acquire, store_release
 from datapath.live.rows cimport Send
+from datapath.live.segments cimport Cut, GSO_NONE, cut_begin, cut_length, cut_next
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_take
 
 from datapath.errors import KernelError
-from datapath.live.interfaces import gro_off, index_of, is_up, mac_of, mtu_of, say
+from datapath.live.interfaces import Unmerged, index_of, is_up, mac_of, mtu_of, say
 from datapath.live.settings import PacketSettings
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -102,8 +103,8 @@ cdef extern from "<linux/if_packet.h>" nogil:
         unsigned short sll_protocol
         int sll_ifindex
     enum:
-        PACKET_RX_RING, PACKET_VERSION, PACKET_STATISTICS, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING, TPACKET_V3, TP_STATUS_KERNEL, TP_STATUS_USER
-        TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
+        PACKET_RX_RING, PACKET_VERSION, PACKET_VNET_HDR, PACKET_STATISTICS, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING, TPACKET_V3, TP_STATUS_KERNEL
+        TP_STATUS_USER, TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
 
 cdef enum:
     LINK_ETHERNET = 1
@@ -111,6 +112,7 @@ cdef enum:
     TAG = 4                     # bytes of a VLAN tag
     ETH_VLAN = 0x8100
     ADDRESSES = 12              # bytes in front of it
+    VNET_HEADER = 10            # struct virtio_net_hdr, in front of the frame
     BATCH = 64                  # frames of one system call
 
 PACKET_MR_PROMISC = 1
@@ -125,9 +127,15 @@ cdef void put_tag(uint8_t *target, const tpacket3_hdr *h) noexcept nogil:
     target[2], target[3] = h.hv1.tp_vlan_tci >> 8 & 0xFF, h.hv1.tp_vlan_tci & 0xFF
 
 
+cdef inline void fill(Frame *row, const tpacket3_hdr *h, uint64_t chunk, uint32_t length, uint32_t ordinal) noexcept nogil:
+    row.offset, row.caplen, row.len = chunk, length, length
+    row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINK_ETHERNET, ordinal
+
+
 cdef class PacketSocket(Iface):
     """An interface by AF_PACKET. See packet_socket.pyi."""
     cdef readonly object settings
+    cdef object unmerged
     cdef int out                # the socket that sends
     cdef int index
     cdef uint8_t *ring
@@ -137,6 +145,8 @@ cdef class PacketSocket(Iface):
     cdef uint32_t block_size
     cdef uint32_t left          # frames of it that are still to be read; 0: none is being read
     cdef const uint8_t *at      # the next of these
+    cdef Cut cut                # the frame that is being cut up
+    cdef bint cutting
 
     def __cinit__(self):
         self.out = -1
@@ -177,13 +187,14 @@ cdef class PacketSocket(Iface):
         self.fd = open_socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0)
         if self.fd < 0:
             raise say(f"{self.name}: AF_PACKET", last_error, OPEN_ERRORS)
-        gro_off(self.name)
+        self.unmerged = Unmerged(self.name)
         self.blocks, self.block_size = self.settings.blocks, self.settings.block_size
         memset(&request, 0, sizeof(tpacket_req3))
         request.tp_block_size, request.tp_block_nr, request.tp_frame_size = self.block_size, self.blocks, FRAME_SIZE
         request.tp_frame_nr, request.tp_retire_blk_tov = self.block_size // FRAME_SIZE * self.blocks, self.settings.wait
         self.set(self.fd, PACKET_VERSION, &version, sizeof(int))
         self.set(self.fd, PACKET_IGNORE_OUTGOING, &one, sizeof(int))
+        self.set(self.fd, PACKET_VNET_HDR, &one, sizeof(int))
         self.set(self.fd, PACKET_RX_RING, &request, sizeof(tpacket_req3))
         self.ring_size = <size_t>self.block_size * self.blocks
         mapped = mmap(NULL, self.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, self.fd, 0)
@@ -236,19 +247,50 @@ cdef class PacketSocket(Iface):
         if tag:
             put_tag(target + ADDRESSES, h)
         memcpy(target + ADDRESSES + tag, data + ADDRESSES, h.tp_snaplen - ADDRESSES)
-        row.offset, row.caplen, row.len = chunk, h.tp_snaplen + tag, h.tp_snaplen + tag
-        row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINK_ETHERNET, self.ordinal
+        fill(row, h, chunk, h.tp_snaplen + tag, self.ordinal)
         if h.tp_status & TP_STATUS_CSUMNOTREADY:
             self.counts.rx_completed += complete(self.pool.memory, row, 1)
         self.counts.rx_bytes += row.len
         return True
 
+    cdef bint cut_off(self, const tpacket3_hdr *h, Frame *row) noexcept nogil:
+        """The next segment of the frame that is being cut up, into a chunk. False: dropped, and counted."""
+        cdef uint32_t tag = TAG if h.tp_status & TP_STATUS_VLAN_VALID else 0
+        cdef uint32_t length = cut_length(&self.cut)
+        cdef uint64_t chunk = 0
+        cdef uint8_t *target
+        if unlikely(length + tag > <uint32_t>self.umem.chunk_size or pool_take(self.pool, &chunk, 1, HELD) == 0):
+            self.counts.rx_oversize += length + tag > <uint32_t>self.umem.chunk_size
+            self.counts.rx_no_chunk += length + tag <= <uint32_t>self.umem.chunk_size
+            self.cut.at += length - self.cut.head
+            self.cut.number += 1
+            return False
+        target = self.pool.memory + chunk
+        cut_next(&self.cut, target + tag)
+        if tag:
+            memmove(target, target + tag, ADDRESSES)
+            put_tag(target + ADDRESSES, h)
+        fill(row, h, chunk, length + tag, self.ordinal)
+        self.counts.rx_bytes += row.len
+        return True
+
     cdef int receive(self, Frame *rows, int most) noexcept nogil:
         cdef const tpacket3_hdr *h
+        cdef const uint8_t *vnet
         cdef int n = 0
         while n < most and (self.left > 0 or self.next_block()):
             h = <const tpacket3_hdr *>self.at
-            n += self.copy(h, &rows[n])
+            vnet = self.at + h.tp_mac - VNET_HEADER
+            if unlikely(vnet[1] != GSO_NONE) and not self.cutting:
+                self.cutting = cut_begin(&self.cut, vnet + VNET_HEADER, h.tp_snaplen, vnet[1], vnet[4] | vnet[5] << 8)
+                self.counts.rx_cut += self.cutting
+            if unlikely(self.cutting):
+                n += self.cut_off(h, &rows[n])
+                self.cutting = cut_length(&self.cut) > 0
+                if self.cutting:
+                    continue
+            else:
+                n += self.copy(h, &rows[n])
             self.at += h.tp_next_offset
             self.left -= 1
             if self.left == 0:
@@ -333,6 +375,8 @@ cdef class PacketSocket(Iface):
             if fd >= 0:
                 os.close(fd)
         self.fd = self.out = -1
+        if self.unmerged is not None:
+            self.unmerged.restore()
 
     cdef void unmap(self) noexcept:
         if self.ring != NULL:

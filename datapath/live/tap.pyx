@@ -67,7 +67,7 @@ cdef class Tap(Iface):
             if length <= 0:
                 pool_give(self.pool, chunk, HELD)
                 if length < 0 and last_error != EAGAIN and last_error != EINTR:
-                    self.trouble = last_error
+                    self.fail(last_error)
                 break
             if <uint64_t>length == room:                    # one byte less is the largest frame that is known to be whole
                 self.counts.rx_oversize += 1
@@ -94,14 +94,18 @@ cdef class Tap(Iface):
                 return i
             elif last_error == EINVAL:                      # shorter than an Ethernet header
                 self.counts.tx_invalid += 1
-            else:                                           # EIO: the interface is down; EBADFD: it is gone
-                self.trouble = ENODEV if last_error == EBADFD else ENETDOWN
-                self.counts.kick_gone += last_error == EBADFD
-                self.counts.kick_down += last_error != EBADFD
+            else:
+                self.fail(last_error)
+                self.counts.kick_gone += self.trouble == ENODEV
+                self.counts.kick_down += self.trouble == ENETDOWN
                 self.counts.tx_down += n - i
                 return i
             pool_give(self.pool, rows[i].offset, HELD)
         return n
+
+    cdef void fail(self, int number) noexcept nogil:
+        """EIO: the interface is down; EBADFD: it is gone."""
+        self.trouble = ENODEV if number == EBADFD else ENETDOWN
 
     def close(self):
         if not self.closed:

@@ -9,8 +9,9 @@ CHUNK_SIZES: tuple[int, ...]
 class Umem:
     """Memory of frames that several ifaces share, cut into chunks of one frame each.
 
-    chunks: for each worker; chunk_size: bytes, 2048 or 4096 (for MTUs above 1,774); workers: each has a stack of free chunks of its own; huge:
-    ask for huge pages. It is all there from the start, touched. Raises ConfigError, MemoryError.
+    chunks: for each worker; twice the slots of the rings of its AF_XDP ifaces are enough (an iface has up to two rings of them); chunk_size: bytes,
+    2048 or 4096 (for MTUs above 1,774); workers: each has a stack of free chunks of its own; huge: ask for huge pages. It is all there from the
+    start, touched. Workers are threads of one process. Raises ConfigError, MemoryError.
     """
 
     size: int

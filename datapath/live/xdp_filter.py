@@ -41,7 +41,7 @@ XDP_PASS, XDP_REDIRECT = 2, 4
 INLINE = 8  # prefixes to be compared one by one: more of them take longer than a look-up
 MOST_QUEUES = 256
 DATA, DATA_END, QUEUE = 0, 4, 16  # offsets in struct xdp_md
-KEY = 20  # bytes of a map's key: length of the prefix, then an IPv6 address or a mapped IPv4 one
+KEY = 24  # bytes of a map's key: bits that count, of what follows: IP version, 4 bytes, and the address
 MODES = {"native": bpf.XDP_DRIVER_MODE, "generic": bpf.XDP_SKB_MODE}
 
 
@@ -94,9 +94,8 @@ class Prefixes:
         if len(networks) > INLINE:
             self.map = bpf.Map(bpf.LPM_TRIE, KEY, 4, len(networks), name)
             for network in networks:
-                mapped = network.version == 4
-                address = bytes(10) + b"\xff\xff" + network.network_address.packed if mapped else network.network_address.packed
-                self.map.put(struct.pack("=I", network.prefixlen + 96 * mapped) + address, bytes(4))
+                key = struct.pack("=II16s", 32 + network.prefixlen, network.version, network.network_address.packed)
+                self.map.put(key, bytes(4))
 
     def matched(self, version: int, at: int, target: str) -> Iterator[Instruction]:
         """Jump to target if the address that lies `at` bytes behind R7 is in the set."""
@@ -119,19 +118,24 @@ class Prefixes:
             if mask != 0xFFFFFFFF:
                 yield bpf.and_value32(R0, mask)
             yield bpf.jump_unequal32(R0, value, f"not-{name}")
-        yield bpf.jump(target)
-        yield label(f"not-{name}", bpf.move_value(R0, 0))
+        if not asked:  # everything; what follows must still look reachable to the verifier
+            yield bpf.move_value(R0, 0)
+            yield bpf.jump_equal(R0, 0, target)
+        else:
+            yield bpf.jump(target)
+            yield label(f"not-{name}", bpf.move_value(R0, 0))
 
     def _looked_up(self, trie: bpf.Map, version: int, at: int, target: str) -> Iterator[Instruction]:
         """The key is made on the stack; R1 to R5 are the call's."""
-        yield bpf.store_value(FP, -KEY, 128, 4)
-        if version == 4:
-            yield bpf.store_value(FP, -KEY + 4, 0, 4)
-            yield bpf.store_value(FP, -KEY + 8, 0, 4)
-            yield bpf.store_value(FP, -KEY + 12, 0xFFFF0000, 4)
-        for offset in range(0, 4 if version == 4 else 16, 4):
-            yield bpf.load(R0, R7, at + offset, 4)
-            yield bpf.store(FP, -KEY + (16 if version == 4 else 4) + offset, R0, 4)
+        size = 4 if version == 4 else 16
+        yield bpf.store_value(FP, -KEY, 32 + 8 * size, 4)
+        yield bpf.store_value(FP, -KEY + 4, version, 4)
+        for offset in range(0, 16, 4):
+            if offset < size:
+                yield bpf.load(R0, R7, at + offset, 4)
+                yield bpf.store(FP, -KEY + 8 + offset, R0, 4)
+            else:
+                yield bpf.store_value(FP, -KEY + 8 + offset, 0, 4)
         yield from bpf.map_address(R1, trie.fd)
         yield bpf.move(R2, FP)
         yield bpf.add_value(R2, -KEY)

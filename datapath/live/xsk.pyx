@@ -346,8 +346,10 @@ cdef class Xsk(Iface):
         cdef socklen_t length = sizeof(Counts)
         memset(&kernels, 0, sizeof(Counts))
         if not self.closed and getsockopt(self.fd, SOL_XDP, XDP_STATISTICS, &kernels, &length) == 0:
-            self.counts.rx_dropped, self.counts.rx_ring_full = kernels.rx_dropped, kernels.rx_ring_full
-            self.counts.rx_fill_empty, self.counts.rx_invalid = kernels.fill_empty, kernels.rx_invalid
+            self.counts.rx_ring_full, self.counts.rx_fill_empty, self.counts.rx_invalid = kernels.rx_ring_full, kernels.fill_empty, kernels.rx_invalid
+            # Where frames are copied, one without a chunk is in both of the kernel's counters.
+            twice = 0 if self.zero_copy else min(kernels.fill_empty, kernels.rx_dropped)
+            self.counts.rx_dropped = kernels.rx_dropped - <uint64_t>twice
             self.kernel_invalid = kernels.tx_invalid
         found = super().statistics()
         found["tx_invalid"] += self.kernel_invalid

@@ -85,7 +85,10 @@ def _of_all_namespaces(config: Config, name: str) -> int:
     except OSError as error:
         raise KernelError(f"{path}: {error.strerror}: expected a kernel with nf_conntrack (modprobe nf_conntrack)") from None
     if getattr(config, name) not in (value, getattr(Config, name)):
-        raise KernelError(f"{name} = {getattr(config, name)}: expected {value}, this kernel's nf_conntrack_{name}: it is one for all namespaces")
+        raise KernelError(
+            f"--{name} {getattr(config, name)}: the kernel has one nf_conntrack_{name} for all namespaces, {value}, which is not changed: "
+            f"expected that, or no --{name}; replay takes any"
+        )
     return value
 
 

@@ -91,7 +91,7 @@ cdef class Classifier:
     """See classify.pyi."""
 
     def __init__(self, chains, seed=0):
-        """chains: of each chain the list of its entries (place, value, mask), the last two FLOWER_DTYPE[()]."""
+        """chains: of each chain the list of its entries (place, value, mask), the last two as FLOWER_DTYPE lies."""
         secret = np.random.default_rng(seed).integers(0, 1 << 64, FLOWER_WORDS, dtype=np.uint64)
         memcpy(self.table.secret, <const void *><size_t>secret.ctypes.data, sizeof(self.table.secret))
         by_mask = [grouped(entries) for entries in chains]
@@ -198,5 +198,5 @@ def grouped(entries):
     """Entries by mask: a list of (mask, {value: places}), the group with the earliest entry first."""
     groups = {}
     for place, value, mask in entries:
-        groups.setdefault(mask.tobytes(), {}).setdefault(value.tobytes(), set()).add(place)
+        groups.setdefault(mask, {}).setdefault(value, set()).add(place)
     return sorted(groups.items(), key=lambda group: min(min(places) for places in group[1].values()))

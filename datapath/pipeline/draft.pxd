@@ -2,6 +2,10 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
+from ctcore.types cimport Packet
+from datapath.frame cimport Frame
+from datapath.link cimport LINKTYPE_ETHERNET
+
 cdef enum:
     DRAFT_ROOM = 1 << 19        # bytes of memory for a changed frame: twice the largest that a capture may hold
     DRAFT_HEADROOM = 256        # bytes free in front of it, for tags
@@ -13,7 +17,9 @@ ctypedef struct Draft:
     uint32_t have               # bytes
     uint32_t missing            # bytes behind them that were on the wire and not captured
     uint8_t own
-    uint8_t ethernet            # other frames have no headers that are known here
+    uint8_t ethernet            # other frames have no header to be changed in front of their IP header
+    uint8_t family              # of another frame's IP header, 0 without one, and where it begins: it stays there
+    uint16_t l3
 
 # Where a munge's offset counts from.
 cdef enum:
@@ -58,6 +64,14 @@ ctypedef struct Layers:
     int64_t l4
     uint16_t kind
     uint8_t proto
+
+cdef inline void draft_begin(Draft *d, const uint8_t *memory, const Frame *frame, const Packet *p) noexcept nogil:
+    """A frame as it came. p: what parse() made of it."""
+    d.data = memory + frame.offset
+    d.have = frame.caplen
+    d.missing = max(frame.len, frame.caplen) - frame.caplen
+    d.ethernet, d.own = frame.link == LINKTYPE_ETHERNET, False
+    d.family, d.l3 = p.key.family, p.l3_off
 
 cdef Layers layers_of(const Draft *d) noexcept nogil
 cdef bint draft_own(Draft *d) noexcept nogil

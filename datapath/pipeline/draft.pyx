@@ -1,6 +1,7 @@
 """What actions do to a frame's bytes, fast: pedit, csum and vlan, on a copy that is made when the first of them has something to change.
 
-The twin of munge, which says in plain Python what is right, and to the byte the same. What came in is never written to.
+The twin of munge, which says in plain Python what is right, and to the byte the same. What came in is never written to. Frames without Ethernet are
+changed from their IP header on.
 Theory of operation: a draft begins as a reference to the frame where it lies. Who changes it calls draft_own() first, which copies it into the
 draft's own memory, with room in front of it, so that a tag moves the two MACs and nothing else.
 Invariants: data to data + have lies within one piece of memory; nothing is read or written beyond it; own says that it may be written.
@@ -57,13 +58,15 @@ cdef Layers layers_of(const Draft *d) noexcept nogil:
     cdef uint32_t at = MACS
     found.l3 = found.l4 = NOWHERE
     found.kind = found.proto = 0
-    if not d.ethernet or d.have < ETHERNET:
-        return found
-    found.kind = be16(d.data + at)
-    while tags(found.kind) and d.have >= at + 2 + TAG:
-        at += TAG
+    if not d.ethernet:
+        at = d.l3
+        found.kind = ETHER_IPV4 if d.family == 4 else ETHER_IPV6 if d.family == 6 else 0
+    elif d.have >= ETHERNET:
         found.kind = be16(d.data + at)
-    at += 2
+        while tags(found.kind) and d.have >= at + 2 + TAG:
+            at += TAG
+            found.kind = be16(d.data + at)
+        at += 2
     if found.kind == ETHER_IPV4 and d.have >= at + IP4_LEAST:
         found.l3, found.l4, found.proto = at, at + (d.data[at] & 15) * 4, d.data[at + 9]
     elif found.kind == ETHER_IPV6 and d.have >= at + IP6_LEAST:
@@ -232,9 +235,9 @@ cdef uint8_t push(Draft *d, const TagChange *change) noexcept nogil:
 
 
 cdef uint8_t draft_vlan(Draft *d, const TagChange *change) noexcept nogil:
-    """The outermost tag; a frame without one stays as it is, but for a push."""
+    """The outermost tag; a frame without one stays as it is, but for a push, for which there has to be an Ethernet header."""
     if not d.ethernet:
-        return R_OK
+        return R_RULE_FIELD if change.kind == VLAN_PUSH else <uint8_t>R_OK
     if change.kind == VLAN_PUSH:
         return push(d, change)
     if d.have < ETHERNET + TAG or not tags(be16(d.data + MACS)):

@@ -1,7 +1,8 @@
 """The fields that flower rules match, read from a packet that parse() has been over.
 
-Theory of operation: parse() says where the headers are and what is broken; the fields are read from there. As for Linux's flow dissector fragments
-have no ports, and of what is no sound IP packet only the Ethernet part is there.
+Theory of operation: parse() says where the IP header is; from there on the fields are read as Linux's flow dissector reads them, which believes every
+header that is there: checksums, and lengths but those of headers, are nothing to it. Fragments have no ports, not even the first. A packet whose
+checksum is wrong, or was left wrong by pedit, is matched by its ports like any other.
 Invariants: nothing is read beyond frame.caplen; a FlowerKey has no padding, so that masks can be laid over it word by word.
 Not here: rules (rules), comparing (classify), what ct says (filled in by whoever does the ct action).
 """
@@ -12,7 +13,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport be16
-from ctcore.tuples cimport IP6_HEADER, Chain, skip_extensions
+from ctcore.tuples cimport IP6_DESTINATION, IP6_FRAGMENT, IP6_HEADER, IP6_HOP_BY_HOP, IP6_ROUTING
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, Packet
 from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport ETHER_IPV4, ETHER_IPV6, ETHER_QINQ, ETHER_VLAN, LINKTYPE_ETHERNET
@@ -22,6 +23,10 @@ cdef enum:
     ETHERNET = 14
     TAG = 4
     ARP = 28                    # Ethernet and IPv4 (RFC 826)
+    # What has to be there of a transport header.
+    PORTS = 4
+    ICMP = 8
+    TCP = 20
     ETHER_ARP = 0x0806
     ETHER_RARP = 0x8035
 
@@ -68,52 +73,71 @@ cdef void read_ethernet(const uint8_t *frame, uint32_t have, FlowerKey *key) noe
         read_arp(frame + at, have - at, key)
 
 
-cdef void read_ip(const uint8_t *ip, uint32_t have, FlowerKey *key) noexcept nogil:
-    """Addresses, protocol, TOS, TTL, and whether it is a fragment. The fixed header is there."""
-    cdef Chain chain
-    if ip[0] >> 4 == 4:
-        key.ip_proto, key.ip_tos, key.ip_ttl = ip[9], ip[1], ip[8]
-        memcpy(key.src_ip, ip + 12, 4)
-        memcpy(key.dst_ip, ip + 16, 4)
-        if be16(ip + 6) & 0x3FFF:
-            key.ip_flags = IP_FRAGMENT if be16(ip + 6) & 0x1FFF else IP_FRAGMENT | IP_FIRST_FRAGMENT
-        return
-    chain.at = IP6_HEADER
-    chain.proto = ip[6]
-    skip_extensions(ip, be16(ip + 4) + <uint32_t>IP6_HEADER, have, &chain)
-    key.ip_proto, key.ip_tos, key.ip_ttl = chain.proto, <uint8_t>(be16(ip) >> 4), ip[7]
+cdef inline bint is_option(uint8_t proto) noexcept nogil:
+    """A header of IPv6 that the dissector steps over; IPsec's AH is none."""
+    return proto == IP6_HOP_BY_HOP or proto == IP6_ROUTING or proto == IP6_DESTINATION
+
+
+cdef uint32_t read_ip4(const uint8_t *ip, FlowerKey *key) noexcept nogil:
+    """RFC 791 3.1. Where the transport header begins, 0: nowhere. Of a header that is too short by its own word nothing is believed."""
+    cdef uint16_t frag = be16(ip + 6) & 0x3FFF
+    if ip[0] & 15 < 5:
+        return 0
+    key.ip_proto, key.ip_tos, key.ip_ttl = ip[9], ip[1], ip[8]
+    memcpy(key.src_ip, ip + 12, 4)
+    memcpy(key.dst_ip, ip + 16, 4)
+    if frag:
+        key.ip_flags = IP_FRAGMENT if frag & 0x1FFF else IP_FRAGMENT | IP_FIRST_FRAGMENT
+        return 0
+    return (ip[0] & 15) * 4
+
+
+cdef uint32_t read_ip6(const uint8_t *ip, uint32_t have, FlowerKey *key) noexcept nogil:
+    """RFC 8200 3 and 4, likewise."""
+    cdef uint32_t at = IP6_HEADER
+    key.ip_proto, key.ip_tos, key.ip_ttl = ip[6], <uint8_t>(be16(ip) >> 4), ip[7]
     memcpy(key.src_ip, ip + 8, 16)
     memcpy(key.dst_ip, ip + 24, 16)
-    if chain.fragmented:
-        key.ip_flags = IP_FRAGMENT if chain.frag & 0xFFF8 else IP_FRAGMENT | IP_FIRST_FRAGMENT
+    while is_option(key.ip_proto):
+        if at + 2 > have:
+            return 0
+        key.ip_proto = ip[at]
+        at += (<uint32_t>ip[at + 1] + 1) * 8
+    if key.ip_proto != IP6_FRAGMENT:
+        return at
+    if at + 8 <= have:
+        key.ip_proto = ip[at]
+        key.ip_flags = IP_FRAGMENT if be16(ip + at + 2) & 0xFFF8 else IP_FRAGMENT | IP_FIRST_FRAGMENT
+    return 0
 
 
-cdef void read_l4(const Packet *p, FlowerKey *key) noexcept nogil:
-    """Ports, flags, ICMP's type and code. Flower looks for them in no fragment, not even in the first."""
-    if key.ip_flags or p.l4 == NULL:
-        return
+cdef void read_l4(const uint8_t *l4, uint32_t have, FlowerKey *key) noexcept nogil:
+    """Ports, flags, ICMP's type and code, each if its header is there. Neither checksums nor the IP header's length are asked."""
     if key.ip_proto == PROTO_ICMP or key.ip_proto == PROTO_ICMPV6:
-        if p.l4_have >= 2:
-            key.icmp_type, key.icmp_code = p.l4[0], p.l4[1]
-    elif p.l4_have >= 4 and (
+        if have >= ICMP:
+            key.icmp_type, key.icmp_code = l4[0], l4[1]
+    elif have >= PORTS and (
         key.ip_proto == PROTO_TCP or key.ip_proto == PROTO_UDP or key.ip_proto == PROTO_UDPLITE or key.ip_proto == PROTO_SCTP
     ):
-        key.src_port, key.dst_port = be16(p.l4), be16(p.l4 + 2)
-        if key.ip_proto == PROTO_TCP and p.l4_have >= 14:
-            key.tcp_flags = be16(p.l4 + 12) & 0xFFF
+        key.src_port, key.dst_port = be16(l4), be16(l4 + 2)
+        if key.ip_proto == PROTO_TCP and have >= TCP and l4[12] >> 4 >= 5:
+            key.tcp_flags = be16(l4 + 12) & 0xFFF
 
 
 cdef void flower_key(const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *key) noexcept nogil:
     """A row and its frame to the fields.   Writes: all of key; indev and the ct_* fields are 0."""
     cdef const uint8_t *start = memory + frame.offset
+    cdef const uint8_t *ip = start + p.l3_off
+    cdef uint32_t have = frame.caplen - p.l3_off, at
     memset(key, 0, sizeof(FlowerKey))
     if frame.link == LINKTYPE_ETHERNET:
         read_ethernet(start, frame.caplen, key)
     elif p.key.family:
         key.eth_type = ETHER_IPV4 if p.key.family == 4 else ETHER_IPV6
     if p.key.family:                        # parse() has found a whole fixed header at l3_off
-        read_ip(start + p.l3_off, frame.caplen - p.l3_off, key)
-        read_l4(p, key)
+        at = read_ip4(ip, key) if p.key.family == 4 else read_ip6(ip, have, key)
+        if at and at < have:
+            read_l4(ip + at, have - at, key)
 
 
 def flower_keys(const uint8_t[::1] memory not None, frames not None):
@@ -126,7 +150,7 @@ def flower_keys(const uint8_t[::1] memory not None, frames not None):
     keys = np.zeros(n, dtype=FLOWER_DTYPE)
     key = <FlowerKey *><size_t>keys.ctypes.data
     memset(&settings, 0, sizeof(ParseSettings))
-    settings.fragments = FRAGMENTS_GATHERED
+    settings.fragments, settings.any_header_sum = FRAGMENTS_GATHERED, True
     for i in range(n):
         parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
         flower_key(&memory[0] if memory.shape[0] else NULL, frame + i, &p, key + i)

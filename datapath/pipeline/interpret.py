@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from datapath.frame import frames_of
 from datapath.pipeline.flower import flower_keys
 from datapath.pipeline.layout import fields_of
-from datapath.pipeline.munge import VLAN, csum, layers, pedit
+from datapath.pipeline.munge import ETHERNET, VLAN, csum, layers, pedit
 from datapath.pipeline.order import Placed, chains_of
 from datapath.pipeline.rules import (
     DROP,
@@ -108,10 +108,11 @@ class Hit(NamedTuple):
 class Walk:
     """One frame on its way through the chains of a hook.
 
-    missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason: of a
-    drop, or of what is held, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules that
-    matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the last piece; delivery: what it is a
-    part of, None if it is sent nowhere.
+    bare: bytes of the link header that the frame came with, if that was not Ethernet: the header that it has here is not to be changed, and takes no
+    tag; missing: bytes on the wire behind those that were captured; hops: how often it was sent on. verdict: pass, drop, redirect or held; reason:
+    of a drop, or of what is held, by its name (ctcore.reasons); decided: the rule whose control that is, None where no rule matched; hits: the rules
+    that matched, in order; pieces: in what it passes; onward: the walk at the device that it was redirected to, of the last piece; delivery: what it
+    is a part of, None if it is sent nowhere.
     """
 
     frame: bytes
@@ -119,6 +120,7 @@ class Walk:
     hook: Hook
     missing: int = 0
     hops: int = 0
+    bare: int | None = None
     tracked: Tracked = field(default_factory=lambda: NOT_TRACKED)
     mark: int = 0
     priority: int = 0
@@ -136,7 +138,7 @@ class Walk:
     @property
     def length(self) -> int:
         """Bytes on the wire."""
-        return len(self.frame) + self.missing
+        return len(self.frame) + self.missing + (0 if self.bare is None else self.bare - ETHERNET)
 
 
 @dataclass
@@ -213,10 +215,10 @@ class Interpreter:
         self._through(walk)
         return walk
 
-    def deliver(self, frame: bytes, now: int, hook: Hook, missing: int = 0) -> Delivery:
-        """The same, and each device's hook that it is sent to. A device without rules passes all."""
+    def deliver(self, frame: bytes, now: int, hook: Hook, missing: int = 0, *, bare: int | None = None) -> Delivery:
+        """The same, and each device's hook that it is sent to. A device without rules passes all. bare: as in Walk."""
         delivery = Delivery()
-        self._go(Walk(frame, now, hook, missing), delivery)
+        self._go(Walk(frame, now, hook, missing, bare=bare), delivery)
         return delivery
 
     def _go(self, walk: Walk, delivery: Delivery) -> None:
@@ -349,12 +351,12 @@ class Interpreter:
         """To another device's hook, which knows nothing of its connection."""
         assert walk.delivery is not None
         hook = Hook(action.device, action.direction)
-        onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, mark=walk.mark, priority=walk.priority)
+        onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, walk.bare, mark=walk.mark, priority=walk.priority)
         walk.onward = onward if action.kind == "redirect" else None
         self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:
-        changed = pedit(walk.frame, action)
+        changed = None if walk.bare is not None and any(munge.header == "eth" for munge in action.munges) else pedit(walk.frame, action)
         if changed is None:
             walk.reason = "rule_field"
             return DROP
@@ -374,6 +376,9 @@ class Interpreter:
         return action.control
 
     def _vlan(self, walk: Walk, action: Vlan) -> Control:
+        if walk.bare is not None and action.kind == "push":
+            walk.reason = "rule_field"
+            return DROP
         walk.frame = VLAN[action.kind](walk.frame, action)
         return action.control
 

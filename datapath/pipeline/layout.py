@@ -8,18 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal, NamedTuple
 
 from datapath.pipeline.flower import FLOWER_DTYPE
-from datapath.pipeline.rules import ETH_ALL, Match, Rule
+from datapath.pipeline.rules import ETH_ALL, ETH_IP, Match, Rule, innermost
 
 BYTES = {"dst_mac": 6, "src_mac": 6, "arp_sip": 4, "arp_tip": 4, "arp_sha": 6, "arp_tha": 6}
 NUMBERS = ("vlan_ethtype", "cvlan_ethtype", "ip_proto", "ip_tos", "ip_ttl", "src_port", "dst_port", "tcp_flags", "arp_op", "ip_flags")
 CT = ("ct_state", "ct_zone", "ct_mark")
 ICMP = {"type": "icmp_type", "code": "icmp_code"}
 TAGS = {"vlan_id": ("vlan_tci", 0), "vlan_prio": ("vlan_tci", 13), "cvlan_id": ("cvlan_tci", 0), "cvlan_prio": ("cvlan_tci", 13)}
+ADDRESSES = ("src_ip", "dst_ip")
+LIES: Mapping[str, Any] = FLOWER_DTYPE.fields or {}
+
+
+class Part(NamedTuple):
+    """Where a field lies. offset: bits; size: bytes; order: of these; shift: bits that the field's number is moved up by in them."""
+
+    offset: int
+    size: int
+    order: Literal["big", "little"]
+    shift: int
+
+
+def _part(name: str, field: str, shift: int = 0) -> tuple[str, Part]:
+    kind, offset = LIES[field][:2]
+    return name, Part(8 * offset, kind.itemsize, "big" if name in BYTES or name in ADDRESSES else "little", shift)
+
+
+# By tc's names. Numbers are in host order, which is little-endian on all machines that are supported.
+PARTS = dict(
+    [_part(name, name) for name in (*BYTES, *ADDRESSES, *NUMBERS, *CT, "ct_label", "indev", "eth_type")]
+    + [_part(name, field) for name, field in ICMP.items()]
+    + [_part(name, field, shift) for name, (field, shift) in TAGS.items()]
+)
 
 
 def prefixes(low: int, high: int, bits: int = 16) -> Iterator[tuple[int, int]]:
@@ -33,56 +55,43 @@ def prefixes(low: int, high: int, bits: int = 16) -> Iterator[tuple[int, int]]:
         low += size
 
 
-def put(record: Any, match: Match, number: int) -> None:
-    """Store a number, a value or a mask, where the field of a match lies."""
-    name = match.name
-    if name in BYTES:
-        record[name] = np.frombuffer(number.to_bytes(BYTES[name], "big"), dtype=np.uint8)
-    elif name in ("src_ip", "dst_ip"):
-        record[name] = np.frombuffer(number.to_bytes(16, "big"), dtype=np.uint8)
-    elif name in TAGS:
-        field, shift = TAGS[name]
-        record[field] |= number << shift
-    elif name == "ct_label":
-        record[name] = number & (1 << 64) - 1, number >> 64
-    else:
-        record[ICMP.get(name, name)] = number
+def put(name: str, number: int) -> int:
+    """A number, a value or a mask, where a field lies in a FlowerKey, which is read as one number, its first byte the lowest."""
+    part = PARTS[name]
+    return int.from_bytes((number << part.shift).to_bytes(part.size, part.order), "little") << part.offset
 
 
-def is_ipv4(rule: Rule) -> bool:
-    """Whether the addresses of a rule are of 32 bits: by its protocol, behind tags by the innermost type it names."""
-    inner = {match.name: match.value for match in rule.matches if match.name in ("vlan_ethtype", "cvlan_ethtype")}
-    return inner.get("cvlan_ethtype", inner.get("vlan_ethtype", rule.protocol)) == 0x0800
-
-
-def laid(rule: Rule, indev: Callable[[str], int]) -> list[tuple[Any, Any]]:
-    """The pairs of value and mask that a rule is, each FLOWER_DTYPE[()]; a packet's fields match if (fields & mask) == value for one of them.
+def laid(rule: Rule, indev: Callable[[str], int]) -> list[tuple[bytes, bytes]]:
+    """The pairs of value and mask that a rule is, each as FLOWER_DTYPE lies; a packet's fields match if (fields & mask) == value for one of them.
 
     indev: the number of a device's name, not 0.
     """
-    value, mask = np.zeros((), dtype=FLOWER_DTYPE), np.zeros((), dtype=FLOWER_DTYPE)
+    value = mask = 0
     if rule.protocol != ETH_ALL:
-        value["eth_type"], mask["eth_type"] = rule.protocol, 0xFFFF
+        value, mask = put("eth_type", rule.protocol), put("eth_type", 0xFFFF)
+    up = 96 if innermost(rule.protocol, rule.matches) == ETH_IP else 0
     ranges: list[Match] = []
     for match in rule.matches:
-        if match.name == "indev":
-            value["indev"], mask["indev"] = indev(match.device), 0xFFFF
+        name, shift = match.name, up if match.name in ADDRESSES else 0
+        if name == "indev":
+            value |= put(name, indev(match.device))
+            mask |= put(name, 0xFFFF)
         elif match.high is not None:
             ranges.append(match)
         else:
-            shift = 96 if match.name in ("src_ip", "dst_ip") and is_ipv4(rule) else 0
-            put(value, match, (match.value & match.mask) << shift)
-            put(mask, match, match.mask << shift)
-    return list(with_ranges(value, mask, ranges))
+            value |= put(name, (match.value & match.mask) << shift)
+            mask |= put(name, match.mask << shift)
+    size = FLOWER_DTYPE.itemsize
+    return [(one.to_bytes(size, "little"), under.to_bytes(size, "little")) for one, under in with_ranges(value, mask, ranges)]
 
 
-def with_ranges(value: Any, mask: Any, ranges: list[Match]) -> Iterator[tuple[Any, Any]]:
+def with_ranges(value: int, mask: int, ranges: list[Match]) -> Iterator[tuple[int, int]]:
     for choice in product(*(prefixes(match.value, match.high or 0) for match in ranges)):
-        pair = value.copy(), mask.copy()
+        one, under = value, mask
         for match, (low, bits) in zip(ranges, choice, strict=True):
-            put(pair[0], match, low)
-            put(pair[1], match, bits)
-        yield pair
+            one |= put(match.name, low)
+            under |= put(match.name, bits)
+        yield one, under
 
 
 def fields_of(key: Any) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
 """What actions do to a frame's bytes: pedit, csum and vlan, in plain Python.
 
-The executable specification of these actions, for who reads and for the interpreter; frames are Ethernet. Each function takes a frame and gives
-another one. pedit changes bytes and no checksum, as in Linux: csum comes behind it.
+The executable specification of these actions, for who reads and for the interpreter. Frames are Ethernet; others are shown to the interpreter with an
+Ethernet header that it lets nobody change. Each function takes a frame and gives another one. pedit changes bytes and no checksum, as in Linux: csum
+comes behind it.
 Not here: address translation (datapath.rewrite), which packets the actions are for (interpret).
 """
 

@@ -30,7 +30,7 @@ class Placed(NamedTuple):
 
 def shape_of(rule: Rule) -> Shape:
     """What cls_flower calls a rule's mask: its fields with their masks, a range being one of its own."""
-    return tuple((match.name, match.mask, match.high is not None) for match in rule.matches)
+    return tuple([(match.name, match.mask, match.high is not None) for match in rule.matches])
 
 
 def in_order(rules: Iterable[Rule]) -> list[Placed]:

@@ -51,7 +51,7 @@ ctypedef struct Policed:
     uint32_t bucket             # in Rules.bucket
     Control exceed
 
-# A `ct` action.
+# What `ct` actions ask, which all that are equal share.
 ctypedef struct Ask:
     CtRequest request
     uint8_t helper_family       # a helper is for packets of this family and protocol only
@@ -109,7 +109,7 @@ cdef class Program:
     cdef object counts
     cdef uint32_t n_munges              # that are in use while rules are compiled
     cdef uint32_t n_buckets
-    cdef uint32_t n_asks
+    cdef dict asks                      # by action, which one it is in code.ask
     cdef dict ranges                    # of config: their places
     cdef int lower(self, Op *op, object action, object hook) except -1
     cdef Control control(self, object control, object hook) except *

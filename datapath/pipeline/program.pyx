@@ -4,7 +4,7 @@ Theory of operation: all chains of all hooks are numbered through. A hook is 2 *
 are bound to a shared block have the block's. A goto holds the number of the chain it means, a mirred the hook it sends to. A chain's rules have
 seats in the order in which they are tried (order); the classifier answers with a place, and the seat there tells the rule and its actions.
 Invariants: every number in an Op is one of an array's own (devices, chains, munges, buckets) or says "none"; each seat's rule is one of the
-ruleset. Two actions share nothing, though their values be equal.
+ruleset. Two actions share nothing that is written to, though their values be equal.
 Not here: which rules make sense (validate), walking through them (walk).
 """
 
@@ -173,8 +173,9 @@ cdef class Program:
         self.code.op = <Op *>room_for(self.arrays, len(actions), sizeof(Op))
         self.code.munge = <Munge *>room_for(self.arrays, sum([len(action.munges) for action in actions if isinstance(action, Pedit)]), sizeof(Munge))
         self.code.bucket = <Bucket *>room_for(self.arrays, sum([isinstance(action, Police) for action in actions]), sizeof(Bucket))
-        self.code.ask = <Ask *>room_for(self.arrays, sum([isinstance(action, Ct) for action in actions]), sizeof(Ask))
-        self.n_munges = self.n_buckets = self.n_asks = 0
+        self.code.ask = <Ask *>room_for(self.arrays, len({action for action in actions if isinstance(action, Ct)}), sizeof(Ask))
+        self.n_munges = self.n_buckets = 0
+        self.asks = {}
         for chain, ((hook, _), (numbers, order)) in enumerate(groups.items()):
             self.code.start[chain] = seats
             for placed in order:
@@ -222,9 +223,10 @@ cdef class Program:
             lower_bucket(&self.code.bucket[self.n_buckets], action)
             self.n_buckets += 1
         elif op.kind == OP_CT:
-            told.ask = self.n_asks
-            lower_ask(&self.code.ask[self.n_asks], action, self.ranges, self.config)
-            self.n_asks += 1
+            if action not in self.asks:
+                lower_ask(&self.code.ask[len(self.asks)], action, self.ranges, self.config)
+                self.asks[action] = len(self.asks)
+            told.ask = self.asks[action]
         return 0
 
     cdef Control control(self, object control, object hook) except *:

@@ -90,7 +90,7 @@ class RuleTracker:
         """What becomes of a frame ("go on", "drop", "held"), the frame, and what is said of it. missing: bytes that were not captured."""
         carried: Carried = before.conn or NOTHING
         if action.clear:
-            acted = self.tracker.act(parse_batch(*row_of(frame, missing, now)), CtAction(clear=True), carried.association)
+            acted = self.tracker.act(parse_batch(*row_of(frame, missing, now), header_sum=False), CtAction(clear=True), carried.association)
             return "go on", frame, tracked_of(Carried(acted.association, carried.datagram))
         if layers(frame).kind not in FAMILIES:
             return self._stop("drop", frame, before, Reason.R_NOT_IP)
@@ -189,7 +189,7 @@ class Fragments:
     """
 
     def __init__(self, config: Config) -> None:
-        self._gatherer = Gatherer(config)
+        self._gatherer = Gatherer(config, header_sum=False)
         self._longest = max(config.ticks(name) for name in ("ipfrag_time", "frag6_timeout")) * SECOND // config.hz
         self._links: dict[int, tuple[int, bytes]] = {}  # by number of the frame: when it came, and its link header
         self._parsed = 0

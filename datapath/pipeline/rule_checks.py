@@ -6,7 +6,9 @@ and for ct_state the kernel's fl_validate_ct_state. Not here: rules beside each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 from datapath.pipeline import flower_keys, quantities
 from datapath.pipeline.findings import Expected, Findings
@@ -79,9 +81,9 @@ def check_rule(rule: Rule, found: Findings) -> None:
     _actions(rule, found)
 
 
-def controls_of(rule: Rule) -> Iterator[tuple[int, Control]]:
-    """Whatever may follow the rule's actions, each with the number of its action."""
-    for i, action in enumerate(rule.actions):
+def controls_of(actions: Iterable[Action]) -> Iterator[tuple[int, Control]]:
+    """Whatever may follow actions, each with the number of its action."""
+    for i, action in enumerate(actions):
         yield i, action.control
         if isinstance(action, Police):
             yield i, action.exceed
@@ -110,17 +112,27 @@ def _try_device(each: Looked, name: str, found: Findings) -> None:
 
 
 def _matches(each: Looked, found: Findings) -> None:
-    names = [match.name for match in each.matches]
-    unknown = [name for name in names if name not in FIELD]
-    if unknown or sorted(set(names), key=lambda name: FIELD_ORDER.get(name, 0)) != names:
+    names = tuple([match.name for match in each.matches])
+    if not _in_order(names):
         found.error(each.place, " ".join(names), f"expected keys of flower, each once, in the order {', '.join(FIELD)}")
         return
-    inner, proto = innermost(each.protocol, each.matches), _proto(each)
+    inner, proto, outer = innermost(each.protocol, each.matches), _proto(each), _outer(each)
     for match in each.matches:
-        if wrong := _bits(match, inner) or _needs(each, match, inner, proto):
+        own = match.value if match.name in ("ip_proto", "ct_state") else 0
+        if wrong := _bits(match, inner) or _needs(match.name, own, Kind(each.protocol, outer, inner, proto)):
             # What is no value of its field cannot be printed as one.
             text = match.name if wrong.startswith("expected whole") else match_text(match, inner)
             found.error(each.parts.get(match.name, each.place), text, wrong)
+
+
+@lru_cache(1 << 12)  # most rules look at what others look at
+def _in_order(names: tuple[str, ...]) -> bool:
+    return all(name in FIELD for name in names) and sorted(set(names), key=FIELD_ORDER.__getitem__) == list(names)
+
+
+def _outer(each: Looked) -> int | None:
+    """What the outer tag is before, if a key says it."""
+    return next((match.value for match in each.matches if match.name == "vlan_ethtype"), None)
 
 
 def _proto(each: Looked) -> int | None:
@@ -151,22 +163,35 @@ def _bits(match: Match, inner: int) -> str:
     return ""
 
 
-def _needs(each: Looked, match: Match, inner: int, proto: int | None) -> str:
-    """What the key needs beside it, and does not find. A template need not say values, but has to be of the right kind as well."""
-    name, types = match.name, {other.name: other.value for other in each.matches}
-    if name.startswith("vlan") and each.protocol not in TAGGED:
+class Kind(NamedTuple):
+    """What a rule's other keys say of its packets: protocol, type behind the outer tag, innermost type, protocol of layer four."""
+
+    protocol: int
+    outer: int | None
+    inner: int
+    proto: int | None
+
+
+@lru_cache(1 << 12)
+def _needs(name: str, value: int, kind: Kind) -> str:
+    """What the key needs beside it, and does not find. A template need not say values, but has to be of the right kind as well.
+
+    value: of ip_proto and ct_state; others need the same whatever they are.
+    """
+    inner, proto = kind.inner, kind.proto
+    if name.startswith("vlan") and kind.protocol not in TAGGED:
         return "expected protocol 802.1Q or 802.1ad"
-    if name.startswith("cvlan") and types.get("vlan_ethtype") not in TAGGED:
+    if name.startswith("cvlan") and kind.outer not in TAGGED:
         return "expected vlan_ethtype 802.1Q or 802.1ad beside it"
     if name in WANTED_TYPE and inner not in WANTED_TYPE[name][0]:
-        return f"expected {WANTED_TYPE[name][1]}" + (" (or vlan_ethtype)" if each.protocol in TAGGED else "")
-    if name == "ip_proto" and match.value in ICMP.values() and match.value != ICMP[inner]:
+        return f"expected {WANTED_TYPE[name][1]}" + (" (or vlan_ethtype)" if kind.protocol in TAGGED else "")
+    if name == "ip_proto" and value in ICMP.values() and value != ICMP[inner]:
         return "expected icmp with protocol ip, icmpv6 with protocol ipv6"
     if name in WANTED_PROTO and proto not in WANTED_PROTO[name][0]:
         return f"expected {WANTED_PROTO[name][1]} beside it"
     if name in ("type", "code") and (inner not in ICMP or proto != ICMP[inner]):
         return "expected ip_proto icmp (icmpv6 with protocol ipv6) beside it"
-    return ct_state_error(match.value) if name == "ct_state" else ""
+    return ct_state_error(value) if name == "ct_state" else ""
 
 
 def ct_state_error(wanted: int) -> str:
@@ -186,20 +211,25 @@ def ct_state_error(wanted: int) -> str:
 
 
 def _actions(rule: Rule, found: Findings) -> None:
-    inner = innermost(rule.protocol, rule.matches)
-    for i, action in enumerate(rule.actions):
-        place = rule.parts.get(f"action {i}", rule.place)
+    for i, is_error, text, said in _said(rule.actions, innermost(rule.protocol, rule.matches)):
+        (found.error if is_error else found.warn)(rule.parts.get(f"action {i}", rule.place), text, said)
+
+
+@lru_cache(1 << 12)  # many rules do the same
+def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str, str], ...]:
+    """What is to be said of actions: of which one, whether it is an error, its text, the rest."""
+    said: list[tuple[int, bool, str, str]] = []
+    for i, action in enumerate(actions):
         if wrong := _action(action, inner):
-            found.error(place, _shown(action), wrong)
+            said.append((i, True, _shown(action), wrong))
         elif isinstance(action, Ct):
-            for said in _doubts(action, inner):
-                found.warn(place, action_text(action), said)
-    for i, control in controls_of(rule):
-        place = rule.parts.get(f"action {i}", rule.place)
+            said += [(i, False, action_text(action), doubt) for doubt in _doubts(action, inner)]
+    for i, control in controls_of(actions):
         if control.kind not in CONTROLS or (control.kind == "goto") != (control.chain is not None):
-            found.error(place, control.kind, f"expected {', '.join(CONTROLS)}, and a chain with goto only")
+            said.append((i, True, control.kind, f"expected {', '.join(CONTROLS)}, and a chain with goto only"))
         elif control.chain is not None and not 0 <= control.chain <= MAX_CHAIN:
-            found.error(place, control_text(control), f"expected a chain from 0 to {MAX_CHAIN}")
+            said.append((i, True, control_text(control), f"expected a chain from 0 to {MAX_CHAIN}"))
+    return tuple(said)
 
 
 def _shown(action: Action) -> str:

@@ -10,13 +10,14 @@ Invariant: every word has the line and column at which it begins, counted from 1
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from datapath.pipeline.findings import Expected, Findings, rule_error
 from datapath.pipeline.rules import Place, RuleError
 
+T = TypeVar("T")
 BLANK = " \t\r"
 # Most lines are words and blanks alone; most of a word is characters that stand for themselves.
 _PLAIN_LINE = re.compile(r"""[^\n'"\\$`|<>&();#]*(?:\n|\Z)""")
@@ -36,43 +37,124 @@ SHELL = {
 }
 
 
-class Word(NamedTuple):
-    """A word, without its quotes, and where it begins: of most of them nobody ever asks for the place."""
+class _Line(NamedTuple):
+    """A line in which every character stands for itself: its words are where blanks leave them."""
 
-    text: str
     file: str
     line: int
-    column: int
+    text: str
+
+
+class Places(Sequence[Place]):
+    """Where the words of a command begin: found out when it is asked for, since of most words nobody ever does."""
+
+    __slots__ = ("_found", "_parts")
+
+    def __init__(self, parts: list[Place | _Line]) -> None:
+        self._parts = parts
+        self._found: list[Place] | None = None
+
+    @property
+    def first(self) -> Place:
+        """Of the first word, without looking for the others."""
+        part = self._parts[0]
+        return part if isinstance(part, Place) else Place(part.file, part.line, len(part.text) - len(part.text.lstrip(BLANK)) + 1)
+
+    @property
+    def found(self) -> list[Place]:
+        if self._found is None:
+            self._found = []
+            for part in self._parts:
+                if isinstance(part, Place):
+                    self._found.append(part)
+                else:
+                    self._found += [Place(part.file, part.line, word.start() + 1) for word in _PLAIN_WORD.finditer(part.text)]
+        return self._found
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.found[at]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+class Parts(Mapping[str, Place]):
+    """Places by name, of words by their numbers."""
+
+    __slots__ = ("_at", "_places")
+
+    def __init__(self, places: Places, at: dict[str, int]) -> None:
+        self._places, self._at = places, at
+
+    def __getitem__(self, name: str) -> Place:
+        place: Place = self._places[self._at[name]]
+        return place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
+class Word(NamedTuple):
+    """A word, without its quotes, and which one of its command it is."""
+
+    text: str
+    places: Places
+    at: int
 
     @property
     def place(self) -> Place:
-        return Place(self.file, self.line, self.column)
+        place: Place = self.places[self.at]
+        return place
 
 
 @dataclass(slots=True)
 class Cursor:
     """The words of one command, and how far they are read. end: where the command ends, for what is missing there."""
 
-    words: list[Word]
+    texts: list[str]
+    places: Places
     end: Place
     at: int = 0
 
+    def word(self, at: int) -> Word:
+        """Any of the words, by its number."""
+        return Word(self.texts[at], self.places, at)
+
+    def last(self) -> Word:
+        """The word that was read last."""
+        return self.word(self.at - 1)
+
     def peek(self) -> str | None:
         """The next word, None at the end."""
-        return self.words[self.at].text if self.at < len(self.words) else None
+        return self.texts[self.at] if self.at < len(self.texts) else None
 
     def next(self, expected: str) -> Word:
         """The next word, which has to be there. expected: what it is, for the error."""
-        if self.at == len(self.words):
+        at = self.at
+        if at == len(self.texts):
             raise rule_error(self.end, "", f"the line ends: expected {expected}")
-        self.at += 1
-        return self.words[self.at - 1]
+        self.at = at + 1
+        return Word(self.texts[at], self.places, at)
 
     def value(self, of: Word, expected: str) -> Word:
         """The value behind a word: both make the excerpt of an error."""
-        if self.at == len(self.words):
+        if self.at == len(self.texts):
             raise rule_error(of.place, of.text, f"expected {expected} behind it")
         return self.next(expected)
+
+    def read(self, what: str, read: Callable[[str], T]) -> T:
+        """The value behind the word that was read last, as `read` makes it of its text; the error for one that it does not expect repeats both."""
+        at = self.at
+        if at == len(self.texts):
+            raise rule_error(self.places[at - 1], self.texts[at - 1], f"expected {what} behind it")
+        self.at = at + 1
+        try:
+            return read(self.texts[at])
+        except Expected as error:
+            raise rule_error(self.places[at - 1], f"{self.texts[at - 1]} {self.texts[at]}", str(error)) from None
 
 
 def fail(word: Word, expected: str) -> RuleError:
@@ -103,17 +185,18 @@ class _Scanner:
 
     def commands(self) -> Iterator[Cursor]:
         """All commands of the text that have words, as they are cut."""
-        words: list[Word] = []
+        texts: list[str] = []
+        parts: list[Place | _Line] = []
         while self.at < len(self.text):
             if self.at == self.start and (plain := _PLAIN_LINE.match(self.text, self.at)):
-                words += self.plain(plain.group())
+                texts += self.plain(plain.group(), parts)
             if self.at == len(self.text):
                 break
             here = self.text[self.at]
-            if separator := self.ahead(*SEPARATORS):
-                if words:
-                    yield Cursor(words, self.place())
-                words = []
+            if separator := here if here == "\n" else self.ahead(*SEPARATORS):
+                if texts:
+                    yield Cursor(texts, Places(parts), self.place())
+                texts, parts = [], []
                 self.step(len(separator))
             elif here in BLANK or self.ahead("\\\n", "\\\r\n"):
                 self.step(len(self.ahead("\\\r\n", "\\\n") or here))
@@ -122,20 +205,20 @@ class _Scanner:
             else:
                 place = self.place()
                 try:
-                    words.append(Word(self.word(), *place))
+                    texts.append(self.word())
+                    parts.append(place)
                 except Expected as error:
                     self.found.error(place, self.text[self.at : self.at + 40].partition("\n")[0] or "end of file", str(error))
                     self.to_end()
-                    words = []
-        if words:
-            yield Cursor(words, self.place())
+                    texts, parts = [], []
+        if texts:
+            yield Cursor(texts, Places(parts), self.place())
 
-    def plain(self, line: str) -> list[Word]:
+    def plain(self, line: str, parts: list[Place | _Line]) -> list[str]:
         """The words of a line in which every character stands for itself; to its line break, which is not passed."""
-        name, number = self.name, self.line
-        found = [Word(word.group(), name, number, word.start() + 1) for word in _PLAIN_WORD.finditer(line)]
+        parts.append(_Line(self.name, self.line, line))
         self.at += len(line) - line.endswith("\n")
-        return found
+        return _PLAIN_WORD.findall(line)
 
     def to_end(self) -> None:
         """To the end of the line, which is not passed."""

@@ -9,7 +9,7 @@ tc-police(8), and the messages that tc 6.1 sends. Not here: which actions make s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected, rule_error
@@ -66,17 +66,6 @@ SHARED = {
     "flowid": "classes are for queueing, which is not done here: expected the next action",
 }
 
-T = TypeVar("T")
-
-
-def read_value(cursor: Cursor, of: Word, what: str, read: Callable[[str], T]) -> T:
-    """The value behind a word; its error repeats both."""
-    word = cursor.value(of, what)
-    try:
-        return read(word.text)
-    except Expected as error:
-        raise rule_error(of.place, f"{of.text} {word.text}", str(error)) from None
-
 
 def read_control(cursor: Cursor, default: Control) -> Control:
     """What follows an action, if it is written."""
@@ -98,7 +87,7 @@ def control(cursor: Cursor) -> Control:
     chain = cursor.value(word, "chain N")
     if keyword(chain.text, ["chain"]) is None:
         raise rule_error(word.place, f"{word.text} {chain.text}", "expected goto chain N")
-    return goto(read_value(cursor, chain, "a chain", lambda text: number(text, 10, MAX_CHAIN, "a chain")))
+    return goto(cursor.read("a chain", lambda text: number(text, 10, MAX_CHAIN, "a chain")))
 
 
 def read_actions(cursor: Cursor) -> list[tuple[Action, Place]]:
@@ -113,7 +102,7 @@ def read_actions(cursor: Cursor) -> list[tuple[Action, Place]]:
             return done
         if word is None:
             cursor.next(f"an action: {', '.join(ACTIONS)}, pass, drop, goto chain N")
-        place = cursor.words[cursor.at].place
+        place = cursor.places[cursor.at]
         done.append((_action(cursor, word or ""), place))
         if len(done) > MAX_ACTIONS:
             raise rule_error(place, word or "", f"expected at most {MAX_ACTIONS} actions")
@@ -154,16 +143,16 @@ def _ct(cursor: Cursor) -> Ct:
     def said(word: Word) -> bool:
         return True
 
-    start = cursor.words[cursor.at - 1]
+    start = cursor.last()
     found = _options(cursor, {
-        "zone": lambda word: read_value(cursor, word, "a zone", lambda text: number(text, 0, 0xFFFF, "a zone")),
-        "mark": lambda word: read_value(cursor, word, "MARK[/MASK]", lambda text: masked(text, 0, 32, "a mark")),
-        "label": lambda word: read_value(cursor, word, "LABEL[/MASK]", quantities.label),
+        "zone": lambda word: cursor.read("a zone", lambda text: number(text, 0, 0xFFFF, "a zone")),
+        "mark": lambda word: cursor.read("MARK[/MASK]", lambda text: masked(text, 0, 32, "a mark")),
+        "label": lambda word: cursor.read("LABEL[/MASK]", quantities.label),
         "commit": said,
         "force": said,
         "clear": said,
         "nat": lambda word: _nat(cursor, word),
-        "helper": lambda word: read_value(cursor, word, "FAMILY-PROTOCOL-NAME", helper),
+        "helper": lambda word: cursor.read("FAMILY-PROTOCOL-NAME", helper),
     })  # fmt: skip
     if found.get("clear") and {"commit", "force", "nat"} & found.keys():
         raise rule_error(start.place, "ct clear", "expected neither commit, force nor nat with it")
@@ -177,13 +166,14 @@ def _nat(cursor: Cursor, word: Word) -> CtNat:
     side = cursor.next(kind)
     if keyword(cursor.peek() or "", ["addr"]) is None:
         raise rule_error(word.place, f"{word.text} {kind}", "expected addr A[-B] behind it")
-    low, high = read_value(cursor, cursor.next("addr"), "A[-B]", quantities.addresses)
+    cursor.next("addr")
+    low, high = cursor.read("A[-B]", quantities.addresses)
     ports = None
     if cursor.peek() == "port":
-        ports = read_value(cursor, cursor.next("port"), "P[-Q]", quantities.ports)
-    again = cursor.words[cursor.at] if cursor.peek() == "nat" else None
-    if again:
-        raise rule_error(again.place, again.text, f"one translation for each connection, and nat {side.text} is there: expected nothing more of it")
+        cursor.next("port")
+        ports = cursor.read("P[-Q]", quantities.ports)
+    if cursor.peek() == "nat":
+        raise fail(cursor.next("nat"), f"one translation for each connection, and nat {side.text} is there: expected nothing more of it")
     return CtNat(kind, low, high, ports)
 
 
@@ -213,7 +203,7 @@ def _mirred(cursor: Cursor) -> Mirred:
         raise fail(dev, SHARED.get(dev.text, "copies to all of a block are not supported: expected dev DEVICE"))
     if dev.text != "dev":
         raise fail(dev, "expected dev DEVICE")
-    to = read_value(cursor, dev, "a device", device)
+    to = cursor.read("a device", device)
     # Behind a redirect a word like `drop` begins the next action, which nothing reaches: that is how tc reads it.
     return Mirred(what, to, way, PIPE if what == "redirect" else read_control(cursor, PIPE))
 
@@ -232,13 +222,13 @@ def _pedit(cursor: Cursor) -> Pedit:
         else:
             cursor.next("pedit")
     if not done:
-        word = cursor.words[cursor.at - 1]
+        word = cursor.last()
         raise fail(word, "expected munge HEADER FIELD set VALUE behind it")
     return Pedit(tuple(done), read_control(cursor, PASS))
 
 
 def _csum(cursor: Cursor) -> Csum:
-    start, of = cursor.words[cursor.at - 1], set()
+    start, of = cursor.last(), set()
     while (text := cursor.peek()) is not None:
         if text not in ("and", "or", "+") and text not in CSUM_WORDS:
             break
@@ -256,14 +246,14 @@ def ptype(text: str) -> str:
 
 
 def _skbedit(cursor: Cursor) -> Skbedit:
-    start = cursor.words[cursor.at - 1]
+    start = cursor.last()
     if cursor.peek() == "inheritdsfield":
         raise fail(cursor.next("an option"), "priorities by DSCP are not supported: expected mark, priority, queue_mapping or ptype")
     found = _options(cursor, {
-        "mark": lambda word: read_value(cursor, word, "MARK[/MASK]", lambda text: masked(text, 0, 32, "a mark")),
-        "priority": lambda word: read_value(cursor, word, "MAJOR:MINOR", quantities.class_id),
-        "queue_mapping": lambda word: read_value(cursor, word, "a queue", lambda text: number(text, 10, 0xFFFF, "a queue")),
-        "ptype": lambda word: read_value(cursor, word, "a type of packet", ptype),
+        "mark": lambda word: cursor.read("MARK[/MASK]", lambda text: masked(text, 0, 32, "a mark")),
+        "priority": lambda word: cursor.read("MAJOR:MINOR", quantities.class_id),
+        "queue_mapping": lambda word: cursor.read("a queue", lambda text: number(text, 10, 0xFFFF, "a queue")),
+        "ptype": lambda word: cursor.read("a type of packet", ptype),
     })  # fmt: skip
     if not found:
         raise fail(start, "expected mark, priority, queue_mapping or ptype behind it")
@@ -285,9 +275,9 @@ def _vlan(cursor: Cursor) -> Vlan:
     found: dict[str, Any] = {}
     if kind.text != "pop":
         found = _options(cursor, {
-            "id": lambda word: read_value(cursor, word, "a VLAN id", lambda text: number(text, 0, 0xFFF, "a VLAN id")),
-            "protocol": lambda word: read_value(cursor, word, "802.1Q or 802.1ad", vlan_protocol),
-            "priority": lambda word: read_value(cursor, word, "a priority", lambda text: number(text, 0, 7, "a priority")),
+            "id": lambda word: cursor.read("a VLAN id", lambda text: number(text, 0, 0xFFF, "a VLAN id")),
+            "protocol": lambda word: cursor.read("802.1Q or 802.1ad", vlan_protocol),
+            "priority": lambda word: cursor.read("a priority", lambda text: number(text, 0, 7, "a priority")),
         })  # fmt: skip
         if "id" not in found:
             raise fail(kind, "expected id ID behind it")
@@ -295,16 +285,16 @@ def _vlan(cursor: Cursor) -> Vlan:
 
 
 def _police(cursor: Cursor) -> Police:
-    start = cursor.words[cursor.at - 1]
+    start = cursor.last()
 
     def size(word: Word) -> int:
-        return read_value(cursor, word, "bytes", quantities.size)
+        return cursor.read("bytes", quantities.size)
 
     def packets(word: Word) -> int:
-        return read_value(cursor, word, "packets", lambda text: number(text, 10, 0xFFFFFFFF, "packets"))
+        return cursor.read("packets", lambda text: number(text, 10, 0xFFFFFFFF, "packets"))
 
     found = _options(cursor, {
-        "rate": lambda word: read_value(cursor, word, "a rate", quantities.rate),
+        "rate": lambda word: cursor.read("a rate", quantities.rate),
         "burst": size,
         "mtu": size,
         "pkts_rate": packets,

@@ -33,8 +33,8 @@ from datapath.pipeline.rules import (
     Template,
     innermost,
 )
-from datapath.pipeline.shell_words import Cursor, Word, commands, fail
-from datapath.pipeline.tc_actions import MAX_CHAIN, read_actions, read_value
+from datapath.pipeline.shell_words import Cursor, Parts, Word, commands, fail
+from datapath.pipeline.tc_actions import MAX_CHAIN, read_actions
 
 OBJECTS = ("qdisc", "filter", "chain")
 VERBS = ("add", "replace")
@@ -51,7 +51,8 @@ class _Script:
     templates: dict[object, Template] = field(default_factory=dict)
     rules: list[Rule] = field(default_factory=list)
     numbered: dict[object, int] = field(default_factory=dict)  # rules that have a prio and a handle, by their places in the list
-    done: dict[tuple[str, ...], list[tuple[Action, int]]] = field(default_factory=dict)  # actions by their words: each, and which word it is
+    # Actions by their words, and which words they begin with, by their names in Rule.parts.
+    done: dict[tuple[str, ...], tuple[tuple[Action, ...], dict[str, int]]] = field(default_factory=dict)
 
 
 def parse(text: str, name: str, found: Findings) -> Ruleset:
@@ -77,40 +78,46 @@ def _command(cursor: Cursor, script: _Script, found: Findings) -> None:
     chosen = keyword(verb.text, VERBS)
     if chosen is None:
         raise rule_error(kind.place, f"{kind.text} {verb.text}", "a rules file says what is there: expected add or replace")
-    _COMMANDS[name](cursor, first.place, chosen == "replace", script, found)
+    _COMMANDS[name](cursor, cursor.places.first, chosen == "replace", script, found)
 
 
 # --- what comes before the kind of a qdisc, filter or chain ------------------------------------------------------------------------------
 
 
 class _Head:
-    """Options by name, each once. Their places are kept."""
+    """Options by name, each once, and which words they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, cursor: Cursor) -> None:
+        self.cursor = cursor
         self.values: dict[str, Any] = {}
-        self.words: dict[str, Word] = {}
+        self.at: dict[str, int] = {}
 
-    def put(self, name: str, word: Word, value: Any) -> None:
+    def put(self, name: str, at: int, value: Any) -> None:
+        """What the word at `at` says."""
         if name in self.values:
             other = " (ingress, egress and parent say the same)" if name == "direction" else ""
-            raise fail(word, f"expected {name} once{other}")
-        self.values[name], self.words[name] = value, word
+            raise fail(self.cursor.word(at), f"expected {name} once{other}")
+        self.values[name], self.at[name] = value, at
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.values.get(name, default)
+
+    def word(self, name: str) -> Word:
+        return self.cursor.word(self.at[name])
 
     def hook(self, place: Place) -> Hook:
         """The hook that the options name together."""
         dev, block, direction = self.get("dev"), self.get("block"), self.get("direction")
         if block is not None:
             if dev is not None or direction is not None:
-                other = self.words["dev" if dev is not None else "direction"]
-                raise fail(other, "a shared block has neither device nor direction: expected block N alone")
+                raise fail(
+                    self.word("dev" if dev is not None else "direction"), "a shared block has neither device nor direction: expected block N alone"
+                )
             return Hook("", "", block)
         if dev is None:
             raise rule_error(place, "", "expected dev DEVICE or block N")
         if direction is None:
-            raise rule_error(self.words["dev"].place, f"dev {dev}", "expected ingress or egress behind it")
+            raise rule_error(self.word("dev").place, f"dev {dev}", "expected ingress or egress behind it")
         return Hook(dev, direction)
 
 
@@ -138,19 +145,19 @@ _OPTIONS: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # word: name of 
 
 def _head(cursor: Cursor) -> tuple[_Head, Word | None]:
     """The options up to the kind of classifier, and that."""
-    head = _Head()
-    while cursor.peek() is not None:
-        word = cursor.next("an option")
-        name = keyword(word.text, _OPTIONS)
-        if word.text in ("ingress", "egress"):
-            head.put("direction", word, word.text)
-        elif name is not None:
+    head = _Head(cursor)
+    while (text := cursor.peek()) is not None:
+        at = cursor.at
+        cursor.at += 1
+        if text in ("ingress", "egress"):
+            head.put("direction", at, text)
+        elif text != "flower" and (name := keyword(text, _OPTIONS)) is not None:
             option, what, read = _OPTIONS[name]
-            head.put(option, word, read_value(cursor, word, what, read))
-        elif word.text in ("root", "estimator"):
-            raise fail(word, "queueing is not done here: expected ingress or egress")
+            head.put(option, at, cursor.read(what, read))
+        elif text in ("root", "estimator"):
+            raise fail(cursor.last(), "queueing is not done here: expected ingress or egress")
         else:
-            return head, word
+            return head, cursor.last()
     return head, None
 
 
@@ -167,23 +174,23 @@ def _classifier(name: str) -> str:
 
 
 def _qdisc(cursor: Cursor, place: Place, replace: bool, script: _Script, found: Findings) -> None:
-    head, kind = _Head(), None
+    head, kind = _Head(cursor), None
     blocks = ("ingress_block", "egress_block")
     while kind is None:
         word = cursor.next("ingress or clsact")
         if word.text in ("ingress", "clsact"):
             kind = word
         elif word.text in blocks:
-            head.put(word.text, word, read_value(cursor, word, "a number", _u32("a block", low=1)))
+            head.put(word.text, word.at, cursor.read("a number", _u32("a block", low=1)))
         elif word.text == "dev":
-            head.put("dev", word, read_value(cursor, word, "a device", device))
+            head.put("dev", word.at, cursor.read("a device", device))
         elif word.text in ("handle", "parent"):
-            head.put(word.text, word, read_value(cursor, word, "ffff:", _qdisc_handle))
+            head.put(word.text, word.at, cursor.read("ffff:", _qdisc_handle))
         else:
             raise fail(word, "queueing is not done here: expected dev, handle ffff:, ingress_block, egress_block, and then ingress or clsact")
     if kind.text == "ingress" and cursor.peek() == "handle":
         word = cursor.next("handle")
-        head.put("handle", word, read_value(cursor, word, "ffff:", _qdisc_handle))
+        head.put("handle", word.at, cursor.read("ffff:", _qdisc_handle))
     if cursor.peek() is not None:
         word = cursor.next("nothing")
         hint = ", which tc wants before it" if word.text in (*blocks, "dev") else ""
@@ -192,7 +199,7 @@ def _qdisc(cursor: Cursor, place: Place, replace: bool, script: _Script, found: 
         raise rule_error(place, "", "expected dev DEVICE")
     qdisc = Qdisc(head.get("dev"), kind.text, head.get("ingress_block"), head.get("egress_block"), place)
     if qdisc.device in script.qdiscs and not replace:
-        raise rule_error(head.words["dev"].place, f"dev {qdisc.device}", "has a qdisc already: expected one ingress or clsact for each device")
+        raise rule_error(head.word("dev").place, f"dev {qdisc.device}", "has a qdisc already: expected one ingress or clsact for each device")
     script.qdiscs[qdisc.device] = qdisc
 
 
@@ -208,95 +215,106 @@ def _filter(cursor: Cursor, place: Place, replace: bool, script: _Script, found:
         raise rule_error(cursor.end, "", "the line ends: expected flower")
     _flower(kind)
     hook, protocol = head.hook(place), head.get("protocol", ETH_ALL)
-    matches, flags, parts = _matches(cursor, protocol, found)
-    actions = _actions(cursor, parts, script)
-    parts |= {name: word.place for name, word in head.words.items()}
+    matches, flags, at = _matches(cursor, protocol, found)
+    actions = _actions(cursor, at, script)
+    parts = Parts(cursor.places, at | head.at)
     rule = Rule(
         hook, protocol, matches, actions, head.get("prio", 0), head.get("chain", 0), head.get("handle", 0),
         "skip_sw" in flags, "skip_hw" in flags, place, parts,
     )  # fmt: skip
     key = (hook, rule.chain, rule.prio, rule.handle)
     if rule.prio and rule.handle:
-        at = script.numbered.get(key)
-        if at is not None and replace:
-            script.rules[at] = rule
+        known = script.numbered.get(key)
+        if known is not None and replace:
+            script.rules[known] = rule
             return
         script.numbered.setdefault(key, len(script.rules))
     script.rules.append(rule)
 
 
-def _actions(cursor: Cursor, parts: dict[str, Place], script: _Script) -> tuple[Action, ...]:
-    """The actions, if `action` is what comes next; their places go to parts. What many rules do is read once."""
+def _actions(cursor: Cursor, parts: dict[str, int], script: _Script) -> tuple[Action, ...]:
+    """The actions, if `action` is what comes next; which words they begin with goes to parts. What many rules do is read once."""
     if cursor.peek() is None:
         return ()
     cursor.next("action")
-    rest = cursor.words[cursor.at :]
-    texts = tuple(word.text for word in rest)
+    start = cursor.at
+    texts = tuple(cursor.texts[start:])
     done = script.done.get(texts)
     if done is None:
-        at = {word.place: i for i, word in enumerate(rest)}
-        done = [(action, at[place]) for action, place in read_actions(cursor)]
-        if not any(isinstance(action, Police) for action, _ in done):  # each has a bucket of its own, and who it is tells which
+        numbers = {place: i for i, place in enumerate(cursor.places)}
+        read = read_actions(cursor)
+        done = tuple(action for action, _ in read), {f"action {i}": numbers[place] - start for i, (_, place) in enumerate(read)}
+        if not any(isinstance(action, Police) for action in done[0]):  # each has a bucket of its own, and who it is tells which
             script.done[texts] = done
-    parts |= {f"action {i}": rest[at].place for i, (_, at) in enumerate(done)}
-    return tuple(action for action, _ in done)
+    for name, at in done[1].items():
+        parts[name] = start + at
+    return done[0]
 
 
 def _chain(cursor: Cursor, place: Place, replace: bool, script: _Script, found: Findings) -> None:
     head, kind = _head(cursor)
     for name in ("handle", "prio"):
-        if name in head.words:
-            raise fail(head.words[name], f"a chain has no {name}: expected protocol, chain and flower with the template")
+        if name in head.at:
+            raise fail(head.word(name), f"a chain has no {name}: expected protocol, chain and flower with the template")
     hook, protocol, chain = head.hook(place), head.get("protocol", ETH_ALL), head.get("chain", 0)
     if kind is None:
         return  # a chain without template and rules does nothing
     _flower(kind)
-    matches, flags, parts = _matches(cursor, protocol, found)
+    matches, flags, at = _matches(cursor, protocol, found)
     if cursor.peek() is not None or flags:
         raise rule_error(kind.place, "flower", "a template has keys only: expected neither flags nor actions")
     key = (hook, chain)
     if key in script.templates and not replace:
         raise rule_error(place, f"chain {chain}", "has a template already: expected one for each chain")
-    script.templates[key] = Template(hook, protocol, chain, matches, place, parts)
+    script.templates[key] = Template(hook, protocol, chain, matches, place, Parts(cursor.places, at))
 
 
 _COMMANDS: dict[str, Callable[[Cursor, Place, bool, _Script, Findings], None]] = {"qdisc": _qdisc, "filter": _filter, "chain": _chain}
 
 
 _WORDS = dict.fromkeys((*KEYS, *FLAGS, *REFUSED_KEYS, "action"))
+_TYPES = frozenset(("vlan_ethtype", "cvlan_ethtype"))
+_READ_ORDER = {name: (name not in _TYPES, order) for name, order in FIELD_ORDER.items()}
 
 
-def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Match, ...], set[str], dict[str, Place]]:
-    """The keys up to `action`, in the order of FIELDS; flags; where each key is. Read twice: addresses are of the version that other keys say."""
-    written: dict[str, tuple[Word, Word]] = {}
+def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Match, ...], set[str], dict[str, int]]:
+    """The keys up to `action`, in the order of FIELDS; flags; which word is each key. Read twice: what an address is hangs on other keys."""
+    written: dict[str, int] = {}
     flags: set[str] = set()
     while (text := cursor.peek()) is not None:
         name = keyword(text, _WORDS)
         if name == "action":
             break
-        word = cursor.next("a key")
+        at = cursor.at
+        cursor.at += 1
         if name is None:
-            raise fail(word, "expected a key of flower, skip_sw, skip_hw or action" + _near(text))
+            raise fail(cursor.last(), "expected a key of flower, skip_sw, skip_hw or action" + _near(text))
         if name in REFUSED_KEYS:
-            raise fail(word, REFUSED_KEYS[name])
+            raise fail(cursor.last(), REFUSED_KEYS[name])
         if name in FLAGS:
             flags.add(name)
         elif name in written:
-            raise fail(word, f"expected {name} once")
+            raise fail(cursor.last(), f"expected {name} once")
         else:
-            written[name] = (word, cursor.value(word, KEYS[name].form))
+            cursor.read(KEYS[name].form, str)
+            written[name] = at
     done: list[Match] = []
-    for name in sorted(written, key=lambda name: (name not in ("vlan_ethtype", "cvlan_ethtype"), FIELD_ORDER[name])):
-        word, value = written[name]
+    inner = protocol
+    for name in sorted(written, key=_READ_ORDER.__getitem__):
+        at = written[name]
+        text, value = cursor.texts[at], cursor.texts[at + 1]
         try:
-            done.append(read_key(name, value.text, innermost(protocol, done), TC))
+            done.append(read_key(name, value, inner, TC))
         except Expected as error:
-            raise rule_error(word.place, f"{word.text} {value.text}", str(error)) from None
-        if name == "ip_proto" and value.text.isdecimal() and int(value.text) > 9:
-            said = f"tc reads it in hexadecimal, as {int(value.text, 16)}; {int(value.text)} is {int(value.text):#x}"
-            found.warn(word.place, f"{word.text} {value.text}", said)
-    ordered = tuple(sorted(done, key=lambda match: FIELD_ORDER[match.name]))
-    return ordered, flags, {name: word.place for name, (word, _) in written.items()}
+            raise rule_error(cursor.places[at], f"{text} {value}", str(error)) from None
+        if name in _TYPES:
+            inner = innermost(protocol, done)
+        elif name == "ip_proto" and value.isdecimal() and int(value) > 9:
+            said = f"tc reads it in hexadecimal, as {int(value, 16)}; {int(value)} is {int(value):#x}"
+            found.warn(cursor.places[at], f"{text} {value}", said)
+    if not _TYPES.isdisjoint(written):
+        done.sort(key=lambda match: FIELD_ORDER[match.name])
+    return tuple(done), flags, written
 
 
 def _near(text: str) -> str:

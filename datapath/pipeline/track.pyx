@@ -112,7 +112,7 @@ cdef bint gather(Walking *w, Level *v, Packet *p) noexcept nogil:
         v.draft.data = w.fragments.finished.memory + whole.frame
         v.draft.have, v.draft.missing = whole.link_length + whole.have, whole.length - whole.have
         v.draft.own = v.in_place = v.keyed = False
-        p.l3_off = <uint16_t>whole.link_length
+        p.l3_off = v.draft.l3 = <uint16_t>whole.link_length
         origin_of(&v.origin, w.fragments.finished.memory, &whole, w.settings.checksum)
     return True
 
@@ -214,8 +214,8 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
     cdef bint carried = v.carried.flow != NO_FLOW and v.carried.zone == request.zone
     cdef Packet *p = writable_packet(w, v)
     edits_reset(&w.ct.edits)
-    v.tracked = True
     if request.flags & CT_CLEAR:
+        v.tracked = True
         w.trail.plain = False                   # what is said of the packet is not what the flow table says of its connection
         ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite)
         tell(w, v)
@@ -228,6 +228,7 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
         w.trail.lasting = False
         if not gather(w, v, p):
             return give_up(w, v, R_FRAGMENT)
+    v.tracked = True                            # from here on there is a decision
     if unlikely(request.helper) and (ask.helper_family != p.key.family or ask.helper_proto != p.key.proto):
         request.helper = 0                      # Linux gives it to the connection as well, and never asks it (nf_ct_helper)
     if carried and v.decision.offload != OFFLOAD_SOFTWARE and v.decision.offload != NOT_UNCONFIRMED:

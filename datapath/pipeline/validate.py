@@ -139,12 +139,15 @@ class _Chain:
         self.handles: dict[int, dict[int, Place]] = defaultdict(dict)  # by prio, by handle
         self.lowest_free: dict[int, int] = defaultdict(lambda: 1)
         self.same: dict[tuple[int, tuple[Match, ...]], Place] = {}
+        self.upper = FIRST_PRIO + 1  # the lowest prio in the upper half
 
     def add(self, rule: Rule, found: Findings) -> Rule:
         prio = rule.prio or self._prio(rule, found)
-        place = rule.parts.get("prio", rule.place)
+        if prio >= ASKED_PRIO:
+            self.upper = min(self.upper, prio)
         protocol, first = self.protocols.setdefault(prio, (rule.protocol, rule.place))
         if protocol != rule.protocol:
+            place = rule.parts.get("prio", rule.place)
             found.error(place, f"prio {prio}", f"is of another protocol in this chain{_at(first)}: expected a prio of its own for each protocol")
         handles = self.handles[prio]
         handle = rule.handle or self._handle(prio)
@@ -155,14 +158,13 @@ class _Chain:
         other = self.same.setdefault((prio, rule.matches), rule.place)
         if other is not rule.place and protocol == rule.protocol:
             found.error(rule.place, f"prio {prio}", f"has a rule with the same keys{_at(other)}: expected other keys, or another prio")
-        return replace(rule, prio=prio, handle=handle)
+        return rule if (rule.prio, rule.handle) == (prio, handle) else replace(rule, prio=prio, handle=handle)
 
     def _prio(self, rule: Rule, found: Findings) -> int:
         """One below the first that is in the upper half, or FIRST_PRIO: so a later rule is tried first (tcf_auto_prio)."""
-        upper = min((prio for prio in self.protocols if prio >= ASKED_PRIO), default=FIRST_PRIO + 1)
-        if upper <= ASKED_PRIO:
+        if self.upper <= ASKED_PRIO:
             found.error(rule.place, "", f"no priority is left to be given below {FIRST_PRIO}: expected prio N")
-        return max(upper - 1, 1)
+        return max(self.upper - 1, 1)
 
     def _handle(self, prio: int) -> int:
         """The lowest that is free, from 1."""
@@ -183,7 +185,7 @@ def _chains(ruleset: Ruleset, found: Findings) -> None:
     filled = {(rule.hook, rule.chain) for rule in ruleset.rules}
     reached: set[tuple[Hook, int]] = set()
     for rule in ruleset.rules:
-        for i, control in controls_of(rule):
+        for i, control in controls_of(rule.actions):
             if control.kind != "goto" or control.chain is None:
                 continue
             reached.add((rule.hook, control.chain))

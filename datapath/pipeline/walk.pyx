@@ -24,10 +24,9 @@ from ctcore.types cimport (
     ACCEPT, BATCH, DROP, HELD, N_REASONS, PENDING, R_FRAGMENT, R_OK, R_RULE_CHAINS, R_RULE_CUT, R_RULE_DROP, R_RULE_HOPS, R_RULE_ROOM, Packet,
 )
 from datapath.frame cimport Frame, checked_frames
-from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.classify cimport NO_PLACE, classify
 from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
-from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_csum, draft_pedit, draft_vlan
+from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_begin, draft_csum, draft_pedit, draft_vlan
 from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
 from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs_reset
 from datapath.pipeline.police cimport conforms
@@ -75,7 +74,7 @@ cdef void one_on(Walking *w, uint8_t at, const Send *send, const Draft *draft) n
     cdef Level *on = &w.level[at + 1]
     begin(on, send.hook, v.mark, v.priority)
     on.draft.data, on.draft.have, on.draft.missing = draft.data, draft.have, draft.missing
-    on.draft.ethernet, on.draft.own = v.draft.ethernet, False
+    on.draft.ethernet, on.draft.family, on.draft.l3, on.draft.own = v.draft.ethernet, v.draft.family, v.draft.l3, False
     on.packet, on.parsed, on.in_place = v.packet, v.parsed and draft.data == v.draft.data, v.in_place
     if send.redirect:
         on.decision, on.tracked = v.decision, v.tracked
@@ -309,11 +308,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     result.n_hits = w.sent = 0
     trail_begin(&w.trail)
     begin(v, hook, 0, 0)
-    v.draft.data = memory + frame.offset
-    v.draft.have = frame.caplen
-    v.draft.missing = max(frame.len, frame.caplen) - frame.caplen
-    v.draft.ethernet = frame.link == LINKTYPE_ETHERNET
-    v.draft.own = False
+    draft_begin(&v.draft, memory, frame, packet)
     v.packet, v.parsed, v.in_place = packet, True, True
     go(w, 0)
     if unlikely(w.fragments != NULL and w.fragments.finished.reserved):
@@ -346,7 +341,7 @@ cdef class Walker:
             room = <uint8_t *><size_t>self.rooms.ctypes.data + <size_t>i * (DRAFT_ROOM + PIECE_ROOM)
             self.walking.level[i].draft.room, self.walking.level[i].piece = room, room + DRAFT_ROOM
         self.walking.rules = &program.code
-        self.walking.settings.fragments = FRAGMENTS_GATHERED
+        self.walking.settings.fragments, self.walking.settings.any_header_sum = FRAGMENTS_GATHERED, True
         self.all.most = output_bytes
         if program.tracks:
             self._track(tracker)

@@ -57,7 +57,7 @@ def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
     except RuleError as error:
         raise Expected(error.expected) from None
     if cursors[0].peek() is not None:
-        raise Expected(f"expected nothing behind '{' '.join(word.text for word in cursors[0].words[: cursors[0].at])}'")
+        raise Expected(f"expected nothing behind '{' '.join(cursors[0].texts[: cursors[0].at])}'")
     return value
 
 

@@ -18,12 +18,13 @@ from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
 from datapath import craft
+from pcap_tests.conftest import examples
 from pcap_tests.scene import SECOND, options, sack
 from pcap_tests.test_ctcore.twins import Twins
 
 STEP = 9  # bytes
 DAY = 86400
-EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 series = st.binary(min_size=STEP * 48, max_size=STEP * 96)  # long enough to get somewhere: a short minimum would make nearly all of them short
 
 WAITS = (*(0,) * 34, 0.001, 0.004, 0.5, 1, 1.999, 2.004, 3, 10, 30, 60, 119.996, 120, 300, -1, 5 * DAY, 30 * DAY, 101 * DAY)

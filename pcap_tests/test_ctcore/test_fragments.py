@@ -19,6 +19,7 @@ from ctcore.fragments import Reassembler
 from ctcore.model.fragments import ModelReassembler, joint_ecn, read
 from ctcore.types import Reason
 from datapath import craft
+from pcap_tests.conftest import examples
 from pcap_tests.scene import SECOND, START
 
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -196,7 +197,7 @@ CONFIGS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(TIMED, CONFIGS)
 def test_engine_and_model_agree(timed, config):
     """Invariant: whatever fragments come, engine and model give the same answers, counters and charges, and their invariants hold."""
@@ -211,7 +212,7 @@ def test_engine_and_model_agree(timed, config):
         model.check()
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.data(), st.sampled_from((A, A6)))
 def test_whatever_the_cut_and_the_order_it_becomes_whole_once(data, src):
     """Invariant: fragments that cover a datagram without overlap give it back, byte for byte, with the last of them to come."""

@@ -12,6 +12,7 @@ from ctcore.hashing import key_hash
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 
 SECOND = 1_000_000_000
 
@@ -20,7 +21,7 @@ def udp(flow: int) -> bytes:
     return craft.udp(f"10.1.{flow >> 8 & 255}.{flow & 255}", "10.2.0.1", 1000 + flow, 53)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.data(), st.sampled_from([1, 3, 17, 200]), st.integers(0, 1 << 32))
 def test_check_holds_after_random_inserts_erases_and_expiry(data, capacity, seed):
     """A table of any size, full or not, keeps its invariants through insertion, expiry, early drop and flush."""

@@ -12,6 +12,7 @@ from ctcore.types import End
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
@@ -76,7 +77,7 @@ def compare_destroyed(tracker: Tracker, heap: NaiveHeap, tick_ns: int) -> None:
     assert got == expected
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(STEPS, st.sampled_from([1, 100, 250, 1000]), st.integers(1, 100_000))
 def test_the_wheel_equals_a_heap(steps, hz, udp_timeout):
     """Expiry happens at the tick of the last deadline, neither earlier nor later, over refreshes, cuts and silences of days."""

@@ -31,6 +31,24 @@ def test_bench_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_pat
     assert asked[-1] == ([10], True)
 
 
+def test_bench_rules_passes_its_options_on_and_writes_json(capfd, monkeypatch, tmp_path):
+    from datapath import benchmark_rules
+
+    asked = []
+
+    def rules(flows, numbers):
+        asked.append((flows, numbers))
+        return {"machine": {"cpu": "any"}, "established": [{"flows": n, "rules": numbers[0], "mpps": 12.345} for n in flows]}
+
+    monkeypatch.setattr(benchmark_rules, "rules", rules)
+    code, out, _ = run(capfd, "bench", "rules", "--flows", "10,2000", "--rules", "3,400", "--json", tmp_path / "out.json")
+    assert (code, asked) == (0, [([10, 2000], [3, 400])])
+    assert json.loads((tmp_path / "out.json").read_text())["established"][1]["flows"] == 2000
+    assert "established: flows 2000  rules 3  mpps 12.3" in out
+    run(capfd, "bench", "rules", "-q")
+    assert asked[-1] == ([1000, 100_000, 1_000_000], [10, 10_000])
+
+
 @pytest.mark.parametrize("argv", [["bench", "engine", "--json"], ["bench", "-q", "engine", "--json"], ["bench", "engine", "-q", "--json", "-"]])
 def test_bench_writes_json_to_stdout_without_a_name(capfd, monkeypatch, argv):
     from datapath import benchmark
@@ -50,12 +68,12 @@ def test_bench_replay_of_what_is_no_capture_gets_one_line(capfd, tmp_path, offic
         assert expected in err
 
 
-@pytest.mark.parametrize("argv", [["engine"], ["replay", "{}"]])
+@pytest.mark.parametrize("argv", [["engine"], ["rules"], ["replay", "{}"]])
 def test_bench_finds_out_before_measuring_that_figures_cannot_be_written(capfd, monkeypatch, tmp_path, office, argv):
-    from datapath import benchmark
+    from datapath import benchmark, benchmark_rules
 
-    for name in ("engine", "replay"):
-        monkeypatch.setattr(benchmark, name, lambda *_: pytest.fail("was measured"))
+    for module, name in ((benchmark, "engine"), (benchmark, "replay"), (benchmark_rules, "rules")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("was measured"))
     target = tmp_path / "none" / "out.json"
     code, out, err = run(capfd, "bench", *(word.format(office) for word in argv), "--json", target)
     assert (code, out, err) == (2, "", f"ctmirror: {target}: No such file or directory\n")
@@ -66,3 +84,17 @@ def test_bench_wants_numbers_of_connections(capfd, flows):
     code, _, err = run(capfd, "bench", "engine", "--flows", flows)
     assert code == 2
     assert "expected numbers of connections" in err
+
+
+@pytest.mark.parametrize("numbers", ["", "0", "ten"])
+def test_bench_wants_numbers_of_rules(capfd, numbers):
+    code, _, err = run(capfd, "bench", "rules", "--rules", numbers)
+    assert code == 2
+    assert "expected numbers of rules, as in 10,10000" in err
+
+
+@pytest.mark.parametrize("numbers", ["10,2", "60001"])
+def test_bench_names_numbers_of_rules_that_cannot_be_measured(capfd, numbers):
+    code, out, err = run(capfd, "bench", "rules", "--flows", "10", "--rules", numbers)
+    assert (code, out) == (2, "")
+    assert err == f"ctmirror: bench: {numbers.split(',')[-1]} rules: expected 3 to 60000\n"

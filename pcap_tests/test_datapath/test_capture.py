@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from ctcore.errors import CaptureError
 from datapath.capture import PcapSource
 from pcap_tests.capture_files import SECOND, T, block, enhanced, interface, obsolete, opened, option, packets_of, pcap, read, section, simple
+from pcap_tests.conftest import examples
 
-HOSTILE = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WINDOWS = pytest.mark.parametrize("window", [None, 1, 100], ids=["mapped", "window1", "window100"])
 
 
@@ -126,7 +127,7 @@ def test_sections_of_both_orders_with_interfaces_of_their_own(tmp_path, window):
     assert [f[5] for f in frames[:4]] == [1, 0, 0, 0]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     resolution=st.integers(0, 255), offset=st.integers(-(2**63), 2**63 - 1) | st.integers(-(2**33), 2**33), stamp=st.integers(0, 2**64 - 1),
     order=st.sampled_from("<>"),

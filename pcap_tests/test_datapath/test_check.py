@@ -278,6 +278,96 @@ def test_several_captures_continue_one_another(capfd, office, tmp_path):
     assert run(capfd, office, "--expect", saved)[0] == 1
 
 
+def test_a_record_that_is_missing_is_one_difference(capfd, office, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    run(capfd, office, "--expect", saved, "--update")
+    lines = saved.read_text().splitlines(keepends=True)
+    saved.write_text("".join([*lines[:5], *lines[6:]]))
+    code, out, _ = run(capfd, office, "--expect", saved)
+    assert code == 1 and f"{office}  engine: 1 of 19 packets differ" in out and f"{office} #5  " in out
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_of_several_captures_each_record_finds_its_own(capfd, office, tmp_path, named):
+    """By the capture's name, wherever it lies, or since a number below the last one begins the next capture."""
+    saved, other = tmp_path / "both.jsonl", tmp_path / "other.pcap"
+    other.write_bytes(Path(office).read_bytes())
+    run(capfd, office, other, "--expect", saved, "--update")
+    kept = [record for record in map(json.loads, saved.read_text().splitlines()) if record["i"] % 2 or record["i"] > 4]
+    for record in kept:
+        record["file"] = "elsewhere/" + os.path.basename(record["file"])
+        if not named:
+            del record["file"]
+    saved.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    code, out, _ = run(capfd, office, other, "--expect", saved)
+    assert code == 1
+    assert [f"{name} #{i}  " in out for name in (office, other) for i in (0, 1, 2, 4, 6)] == [True, False, True, True, False] * 2
+
+
+def test_a_directory_is_all_scenarios_in_it_and_below(capfd, scenario, tmp_path):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    scenario(GOOD)
+    scenario(BAD, "deep/deeper/bad.ct")
+    scenario("nothing", "deep/notes.txt")
+    code, out, err = run(capfd, tmp_path)
+    assert (code, err) == (1, "")
+    assert "deep/deeper/bad.ct  engine: 1 of 3 packets differ" in out
+    assert "engine: 2 files, 6 packets, 6 expectations; 1 file with differences" in out
+    (tmp_path / "empty").mkdir()
+    assert "expected scenarios (*.ct) in it or below" in refused(capfd, tmp_path / "empty")
+
+
+# --- through rules ---------------------------------------------------------------------------------------------------------------------
+
+WEB = """\
+tc filter add dev eth0 ingress protocol ip prio 1 chain 0 flower ct_state -trk action ct zone 3 pipe action goto chain 1
+tc filter add dev eth0 ingress protocol ip prio 1 chain 1 flower ct_state +trk+new ip_proto tcp dst_port 80 \
+    action ct zone 3 commit pipe action mirred egress redirect dev eth1
+tc filter add dev eth0 ingress protocol ip prio 2 chain 1 flower ct_state +trk+est action mirred egress redirect dev eth1
+tc filter add dev eth0 ingress protocol ip prio 3 chain 1 flower action drop
+"""
+
+
+@pytest.fixture
+def web(tmp_path):
+    (tmp_path / "web.tc").write_text(WEB)
+    return tmp_path / "web.tc"
+
+
+def test_records_of_packets_that_went_through_rules(capfd, office, web, tmp_path):
+    saved, rules = tmp_path / "office.jsonl", ["--rules", web, "--device", "eth0"]
+    assert run(capfd, office, "--expect", saved, "--update", *rules)[0] == 0
+    main(["replay", str(office), "--packets", str(tmp_path / "replayed.jsonl"), "--quiet", *map(str, rules)])
+    assert saved.read_bytes() == (tmp_path / "replayed.jsonl").read_bytes()
+    records = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert (records[0]["to"], records[0]["rule"], records[0]["offload"]) == ("eth1", f"{web}:2", "not:tcp_state")
+    assert {record["offload"] for record in records} >= {"software", None} and {record["to"] for record in records} == {"eth0", "eth1", None}
+    assert run(capfd, office, "--expect", saved, *rules)[:2] == (0, "engine: 1 file, 19 packets, 19 expectations; no difference\n")
+
+
+def test_rules_that_say_something_else_differ_and_those_that_lie_elsewhere_do_not(capfd, office, web, tmp_path):
+    saved = tmp_path / "office.jsonl"
+    run(capfd, office, "--expect", saved, "--update", "--rules", web, "--device", "eth0")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "web.tc").write_text(WEB)
+    assert run(capfd, office, "--expect", saved, "--rules", tmp_path / "new" / "web.tc", "--device", "eth0")[0] == 0
+    web.write_text(WEB.replace("dst_port 80", "dst_port 81"))
+    code, out, _ = run(capfd, office, "--expect", saved, "--rules", web, "--device", "eth0")
+    assert code == 1
+    words = [line.split() for line in out.splitlines()]
+    assert ["to", "eth1", "-"] in words and ["rule", "web.tc:2", "web.tc:4"] in words
+    command = next(line for line in out.splitlines() if "ctmirror explain" in line)
+    assert main([*command.split()[1:], "--quiet"]) == 0
+    assert "does not: dst_port 81; the packet has 80" in capfd.readouterr().out
+
+
+def test_rules_are_for_captures(capfd, scenario, office, web, tmp_path):
+    assert "expected no scenario with it" in refused(capfd, scenario(GOOD), "--rules", web)
+    assert "expected --rules with it" in refused(capfd, office, "--expect", tmp_path / "x", "--device", "eth0")
+    web.write_text(WEB.replace("dev eth0", "dev eth9", 1))
+    assert "expected --device" in refused(capfd, office, "--expect", tmp_path / "x.jsonl", "--update", "--rules", web)
+
+
 # --- JUnit XML -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -331,8 +421,12 @@ def test_dash_is_stdout(capfd, scenario, office, tmp_path):
 
 
 def test_one_file_that_cannot_be_read_keeps_no_other_from_being_judged(capfd, scenario, tmp_path):
-    code, out, err = run(capfd, tmp_path / "none", scenario(GOOD), tmp_path, "--junit", tmp_path / "out.xml")
-    assert code == 2 and err.splitlines() == [f"ctmirror: {tmp_path}/none: No such file or directory", f"ctmirror: {tmp_path}: Is a directory"]
+    (tmp_path / "empty").mkdir()
+    code, out, err = run(capfd, tmp_path / "none", scenario(GOOD), tmp_path / "empty", "--junit", tmp_path / "out.xml")
+    assert code == 2 and err.splitlines() == [
+        f"ctmirror: {tmp_path}/none: No such file or directory",
+        f"ctmirror: {tmp_path}/empty: expected scenarios (*.ct) in it or below, found none",
+    ]
     assert "3 expectations; 2 files not judged to the end" in out
     suite = ET.parse(tmp_path / "out.xml").getroot().find("testsuite")
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "0", "2")

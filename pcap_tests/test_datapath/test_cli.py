@@ -40,7 +40,7 @@ def test_help_imports_neither_numpy_nor_rich_and_is_quick():
     assert best < 0.3
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench engine", "bench replay"])
+@pytest.mark.parametrize("command", [*COMMANDS, "bench engine", "bench rules", "bench replay"])
 def test_every_command_has_help_with_examples(capfd, command):
     code, out, _ = run(capfd, *command.split(), "--help")
     assert code == 0

@@ -165,6 +165,12 @@ def test_limits_of_all_namespaces_are_refused(running_kernel: None, capfd: pytes
     assert (code, out) == (2, "") and "nf_conntrack_max" in err and err.count("\n") == 1
 
 
+def test_rules_are_refused_with_what_to_use_instead(capfd: pytest.CaptureFixture) -> None:
+    code, out, err = run(capfd, "diff", DEMO, "--rules", "rules.tc")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "many kernels lack flower and act_ct: expected no --rules" in err and "`check CAPTURE --expect FILE --rules FILE`" in err
+
+
 def test_the_readme_shows_what_is_printed(running_kernel: None, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the kernel's version and the speed, which are this machine's."""
     monkeypatch.chdir(ROOT)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from datapath.differences import JUDGED, Difference, differences, disagreement, lines_of, print_disagreements
+from datapath.differences import JUDGED, Difference, differences, disagreement, lines_of, print_disagreements, value_text
 
 LEFT = {
     "state": "established", "dir": "reply", "status": ("seen-reply", "confirmed"), "conn": 3, "l4state": "CLOSE", "timeout": 10.0, "reason": "ok",
@@ -22,6 +22,12 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 RECORDS = st.dictionaries(st.sampled_from(("state", "conn", "tcp", "out")), VALUES)
+
+
+def test_what_is_there_on_one_side_only_is_shown_in_words_and_not_as_python():
+    found = differences({"out": {"src": "192.0.2.1", "sport": 5, "of": {"x": [1, 2]}}}, {"out": None}, ("out",))
+    assert value_text(found[0].field, found[0].left) == "src=192.0.2.1 sport=5 of=x=1 2"
+    assert value_text("out", {}) == "(empty)"
 
 
 def printed(item) -> list[str]:

@@ -17,6 +17,7 @@ from datapath.craft import eth, gre, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, 
 from datapath.window import near, window_of
 from datapath.worker import Pipeline
 from pcap_tests import stories
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.explained import lines_of, said
 
@@ -81,7 +82,7 @@ def test_tcp_options_that_matter_have_values():
 
 
 @pytest.mark.parametrize("proto", [1, 6, 17, 47, 50, 58, 132, 136])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_can_be_described(proto, data):
     """No frame, however short or wrong, makes a description fail."""
@@ -92,7 +93,7 @@ def test_any_bytes_can_be_described(proto, data):
     assert isinstance(dissect.sctp_chunks(data), list)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.binary(max_size=120))
 def test_any_packet_can_be_explained(tmp_path_factory, data):
     """Whatever bytes a frame has, explain answers with its reason."""
@@ -103,7 +104,7 @@ def test_any_packet_can_be_explained(tmp_path_factory, data):
         assert said(lines, "reason")[0].split(":")[0] in NAMES
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, MASK32), st.integers(0, MASK32))
 def test_sequence_numbers_compare_by_distance(a, b):
     """Exactly one of before, after and equal holds, but where both are half the space apart; near() keeps the order."""

@@ -10,6 +10,7 @@ from datapath import evidence
 from datapath.craft import TCP, UDP, checksum, pseudo, tcp, udp
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, CLIENT6, SERVER, SERVER6
 
 
@@ -27,7 +28,7 @@ def looked_at(frames_, total=None):
 
 @pytest.mark.parametrize(("src", "dst"), [(CLIENT, SERVER), (CLIENT6, SERVER6)])
 @pytest.mark.parametrize(("make", "proto", "header"), [(tcp, TCP, 20), (udp, UDP, 8)])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(payload=st.binary(max_size=40))
 def test_the_field_is_partial_if_and_only_if_it_holds_the_pseudo_header_s_sum(src, dst, make, proto, header, payload):
     left = partial_sum(src, dst, proto, header + len(payload))

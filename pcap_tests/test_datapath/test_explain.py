@@ -18,6 +18,7 @@ from datapath import app, explain, narrate
 from datapath.craft import eth, icmp, icmp_error, ipv4, ipv6, sctp, sctp_chunk, sctp_init, tcp, udp
 from pcap_tests import stories
 from pcap_tests.capture_files import pcap
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.explained import INIT, INIT_ACK, lines_of, said
 
@@ -146,7 +147,7 @@ FAILING = {"tcp_seq_over": "I", "tcp_overshoot": "I", "tcp_ack_over": "III", "tc
 around = st.sampled_from([-67000, -66000, -8193, -8192, -1, 0, 1, 8191, 8192, 8193, 16384, 70000, 1 << 31])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.sampled_from(["A", "PA", "FA", "R", "RA"]), around, around, st.booleans(), st.sampled_from([0, 1, 8192]))
 def test_what_is_shown_to_fail_is_what_the_engine_refused(tmp_path_factory, flags, seq, ack, reply, win):
     """The inequality that is shown to fail first is the one the engine names; where it accepts, none fails."""

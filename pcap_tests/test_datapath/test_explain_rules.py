@@ -5,6 +5,7 @@ Not here: what rules do (test_pipeline).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from datapath.offload_words import WHY_NOT
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules_file import read
 from pcap_tests import stories
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_datapath.explained import said
@@ -121,7 +123,7 @@ def test_arp_is_sent_on_by_its_rule() -> None:
     assert not any(label == "ip" for label, _ in lines)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(0, PACKETS - 1), st.booleans())
 def test_the_way_is_the_one_that_replay_took(number: int, flowtable: bool) -> None:
     it = explain_rules.explain_packet([str(TRAFFIC)], number, tracking(RULES, flowtable=flowtable))
@@ -186,6 +188,37 @@ def test_of_many_rules_before_it_ten_are_shown(tmp_path: Path) -> None:
     assert found[9] == "made.tc:10 (prio 10) does not: dst_port 10; the packet has 53"
     assert found[10] == "and 4 more rules that do not"
     assert found[11].startswith("made.tc:15 (prio 99) matches: ")
+
+
+def test_a_zone_that_is_full_is_told_with_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "made.tc").write_text(TRACK)
+    capture = stories.write(tmp_path / "story.pcap", [(i * MS, craft.udp(CLIENT, SERVER, 5000 + i, 53)) for i in range(2)])
+    limited = replace(tracking(tmp_path / "made.tc", "eth0"), config=Config(zone_limits={2: 1}))
+    lines = list(narrate_rules.rules_lines(explain_rules.explain_packet([capture], 1, limited)))
+    assert has(lines, "zone 2 has 1 connection and may have 1 (--zone-limit 2=1)")
+
+
+FTP = (
+    "tc filter add dev eth0 ingress protocol ip prio 1 flower ip_proto tcp dst_port 21 action ct commit helper ipv4-tcp-ftp pipe action pass\n"
+    "tc filter add dev eth0 ingress protocol ip prio 2 flower ip_proto tcp action ct commit pipe action pass\n"
+)
+
+
+def test_what_a_helper_announces_and_what_was_announced(tmp_path: Path) -> None:
+    ends = {CLIENT: (CLIENT, SERVER, 40000, 21), SERVER: (SERVER, CLIENT, 21, 40000)}
+    steps = [
+        (CLIENT, "S", 100, 0, b""),
+        (SERVER, "SA", 500, 101, b""),
+        (CLIENT, "A", 101, 501, b""),
+        (CLIENT, "PA", 101, 501, b"USER x\r\n"),
+        (CLIENT, "PA", 109, 501, b"PORT 10,0,0,1,7,208\r\n"),
+    ]
+    story = [(i * MS, craft.tcp(*ends[who], flags, seq=seq, ack=ack, payload=data)) for i, (who, flags, seq, ack, data) in enumerate(steps)]
+    story.append((9 * MS, craft.tcp(SERVER, CLIENT, 20, 2000, "S", seq=9)))
+    for flowtable in (True, False):
+        assert has(lines_of(tmp_path, FTP, story, 4, flowtable), f"its helper announces tcp {SERVER} > {CLIENT} dport 2000")
+        assert has(lines_of(tmp_path, FTP, story, 5, flowtable), "conn 0 has announced it")
+        assert not has(lines_of(tmp_path, FTP, story, 3, flowtable), "helper announces")
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------------------------
@@ -265,7 +298,6 @@ def test_a_frame_is_its_packet(capfd) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--conn", 0, "--rules", RULES], "--conn: expected --packet N or --frame N with --rules"),
         (["--packet", PACKETS, "--rules", RULES], f"no packet {PACKETS}: expected 0 to {PACKETS - 1}"),
         (["--packet", 0, "--no-flowtable"], "--no-flowtable: expected --rules with it"),
     ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ctcore import Config, reasons
 from ctcore.types import State
+from pcap_tests.conftest import examples
 from pcap_tests.scene import START
 from pcap_tests.test_datapath.guarded import Guarded
 from pcap_tests.test_datapath.hostile import CONVERSATIONS, IP, SETTINGS, Packet, Story, broken, judge, story
@@ -62,13 +63,13 @@ def test_every_byte_of_every_frame_wrong(guarded, talk, change):
         judge(guarded, Story(Config(checksum=False), 0, [*plain(talk[:i]), *wrong]))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.binary(min_size=SETTINGS + 200, max_size=SETTINGS + 600))
 def test_patched_conversations(guarded, data):
     judge(guarded, story(data))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(CONVERSATIONS), st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=6)), max_size=30))
 def test_one_conversation_with_a_few_wrong_bytes(guarded, talk, patches):
     """Said twice over, so that connections get old; checksums are not looked at, so that the wrong bytes are."""

@@ -141,3 +141,29 @@ def test_a_capture_that_does_not_say_where_its_packets_arrive(capfd, tmp_path):
     assert (only["state"], only["to"]) == ("new", "eth0_0")
     (other,) = packets(capfd, path, "--rules", RULES, "--device", "eth0_0")
     assert (other["verdict"], other["reason"]) == ("drop", "rule_drop")
+
+
+TRACK_ALL = "tc filter add dev eth0 ingress protocol all prio 1 flower action ct commit zone 4 pipe action mirred egress redirect dev eth1\n"
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_what_no_tracker_saw_has_nobody_elses_connection(capfd, tmp_path, more):
+    """A fragment that is held, and what is no IP packet, right behind a packet of a connection."""
+    (tmp_path / "all.tc").write_text(TRACK_ALL)
+    frames = [craft.udp(CLIENT, SERVER, 5353, 53), craft.frame(CLIENT, SERVER, craft.UDP, bytes(16), frag=0x2000), craft.eth(bytes(28), 0x0806)]
+    with PcapSink(tmp_path / "some.pcap") as sink:
+        sink.write(*frames_of(frames, ts=START))
+    first, held, arp = packets(capfd, tmp_path / "some.pcap", "--rules", tmp_path / "all.tc", *more)
+    assert (first["conn"], first["state"]) == (0, "new")
+    for record, verdict, reason in ((held, "held", "fragment"), (arp, "drop", "not_ip")):
+        assert (record["verdict"], record["reason"], record["state"]) == (verdict, reason, "not-seen")
+        assert [record[name] for name in ("conn", "dir", "timeout", "offload", "status")] == [None, None, None, None, []]
+
+
+def test_what_leaves_is_told_by_its_headers_whatever_their_checksums(capfd, tmp_path):
+    change = "action pedit ex munge ip dst set 192.0.2.99 pipe action mirred egress redirect dev eth1"
+    (tmp_path / "ttl.tc").write_text(f"tc filter add dev eth0 ingress protocol ip prio 1 flower {change}\n")
+    with PcapSink(tmp_path / "some.pcap") as sink:
+        sink.write(*frames_of([craft.udp(CLIENT, SERVER, 5353, 53)], ts=START))
+    (record,) = packets(capfd, tmp_path / "some.pcap", "--rules", tmp_path / "ttl.tc")
+    assert record["out"] == {"src": CLIENT, "dst": "192.0.2.99", "sport": 5353, "dport": 53}

@@ -6,12 +6,16 @@ import re
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ctcore.config import Config
 from ctcore.filter import Filter
 from datapath import craft
+from datapath.benchmark import acknowledgements, handshakes
+from datapath.benchmark_rules import firewall
 from datapath.pipeline.rules import Hook, Ruleset
+from datapath.ruled import RulePipeline
 from pcap_tests.scene import START
 from pcap_tests.test_datapath.flowing import Coming, Seen, Ways
 from pcap_tests.test_datapath.test_pipeline.laboratory import CLASSIC, CLIENT, SERVER, SNAT, ruleset_of
@@ -112,6 +116,20 @@ def test_more_flows_than_shortcuts_push_each_other_out() -> None:
         crowd.now += 1_000_000_000
     assert crowd.ways.blind.shortcuts()["flows"] == 16
     assert crowd.hits > 200
+
+
+def test_as_many_flows_as_there_is_room_for_keep_their_places() -> None:
+    """Few find both of their buckets full and take a place there; that must not make flow after flow go through the rules again."""
+    pipeline = RulePipeline(firewall(3), Config(max=500))
+    pipeline.arrive([Hook("eth0")])
+    order = np.arange(500)
+    pipeline.process(*handshakes(order))
+    for _ in range(6):
+        before = pipeline.shortcuts()["hits"]
+        pipeline.process(*acknowledgements(order))
+        pipeline.cuts.check()
+    told = pipeline.shortcuts()
+    assert told["flows"] <= 1000 and told["hits"] - before >= 990
 
 
 def test_other_rules_are_seen_by_the_next_packet() -> None:

@@ -14,9 +14,10 @@ from ctcore.errors import OutputError
 from datapath.capture import PcapSource
 from datapath.frame import FRAME_DTYPE, frames_of
 from datapath.sink import PcapSink
+from pcap_tests.conftest import examples
 
 ENDINGS = [f".{kind}{packed}" for kind in ("pcap", "pcapng") for packed in ("", ".gz", ".xz", ".zst")]
-FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FOLDER = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def packets_of(path, n=1000):

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from ctcore.errors import CaptureError
 from datapath.capture import PcapSource
 from pcap_tests.capture_files import SMALL, T, opened, packets_of, pcap, read, section
+from pcap_tests.conftest import examples
 
-HOSTILE = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 COMPRESS = {"gzip": gzip.compress, "xz": lzma.compress, "zstd": zstandard.compress}
 
 

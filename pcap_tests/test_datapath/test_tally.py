@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ctcore.config import Config
 from ctcore.types import CONN_DTYPE, End, Proto, Status, TcpState
 from datapath.tally import HOW, Tally
+from pcap_tests.conftest import examples
 
 SECOND = 10**9
 
@@ -78,7 +79,7 @@ def test_a_shortened_timeout_is_recognised():
     assert tally_of([row], time=20 * SECOND).largest()[0].stop == 19 * SECOND
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 5), st.integers(1, 7))
 def test_batches_do_not_matter(sizes, keep, batch):
     """The largest are the largest by size, the earlier of equals, in whatever batches they came."""

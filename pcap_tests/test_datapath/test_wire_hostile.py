@@ -15,6 +15,7 @@ from ctcore import reasons
 from ctcore.types import State, Verdict
 from datapath import craft as t
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.guarded import LINKS, Guarded, check_row
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -102,13 +103,13 @@ def test_what_is_too_short_on_the_wire_is_not_called_snapped(guarded):
     assert reasons.NAMES[row["l4_reason"]] == "tcp_doff"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(LINKS), st.integers(min_value=0, max_value=40))
 def test_random_bytes(guarded, packet, link, missing):
     parse_guarded(guarded, packet, link=link, wire_len=len(packet) + missing)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_sound_packets_with_broken_bytes(guarded, data):
     """Random bytes rarely get far; sound packets with a few wrong ones do. Checksums are off so that they reach the inner checks."""
@@ -125,7 +126,7 @@ def test_sound_packets_with_broken_bytes(guarded, data):
         check_row(row, guarded.memory, frame)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_random_extension_header_chains(guarded, data):
     kinds = st.sampled_from([t.HOP_BY_HOP, t.ROUTING, t.DESTINATION, t.AH, t.FRAGMENT, t.NO_NEXT, t.TCP, t.UDP, t.ICMPV6, t.ICMP, t.GRE, t.SCTP, 253])

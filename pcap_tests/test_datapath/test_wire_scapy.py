@@ -14,10 +14,11 @@ from ctcore import reasons
 from datapath import craft as t
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 
 u8, u16, u32 = (st.integers(min_value=0, max_value=(1 << bits) - 1) for bits in (8, 16, 32))
 payloads = st.binary(max_size=80)
-slowly_built = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slowly_built = settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TCP_OPTIONS = [("MSS", 1460), ("WScale", 7), ("SAckOK", b""), ("NOP", None), ("Timestamp", (1, 2)), ("SAck", (1, 2, 3, 4))]
 

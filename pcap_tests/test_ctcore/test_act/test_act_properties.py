@@ -14,7 +14,7 @@ from ctcore.ct_action import BARE_NAT
 from ctcore.nat_rules import HELPERS
 from datapath import craft
 from pcap_tests.acting import Walker
-from pcap_tests.conftest import TRACKERS
+from pcap_tests.conftest import TRACKERS, examples
 from pcap_tests.router import dnat, snat
 
 HOSTS = ("10.0.0.1", "10.0.0.2", "192.0.2.1", "198.51.100.7")
@@ -39,7 +39,7 @@ waits = st.sampled_from((0, 0, 0, 1, 31, 200))
 
 @pytest.mark.parametrize("kind", TRACKERS)
 @given(steps=st.lists(st.tuples(frames, plain_actions, waits), max_size=25))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_what_is_never_committed_was_never_there(kind, steps):
     """A tracker that has only looked at something new is as one that has not."""
     looks, looks_not = (Walker(TRACKERS[kind](Config())) for _ in range(2))
@@ -56,7 +56,7 @@ def test_what_is_never_committed_was_never_there(kind, steps):
 
 @pytest.mark.parametrize("kind", TRACKERS)
 @given(steps=st.lists(st.tuples(st.integers(0, 2), frames, actions, waits), max_size=25))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_packets_may_overtake_each_other(kind, steps):
     """Three packets at a time, each some way into its pipeline; a new one takes the place of one that is over. Hand.ct() proves what holds."""
     net = Walker(TRACKERS[kind](Config(nat=RULES, nat_actions=True, helper_actions=True, max=16)))

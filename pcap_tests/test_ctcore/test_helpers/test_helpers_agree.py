@@ -16,6 +16,7 @@ from ctcore.model.helpers.text import read_ip4, read_ip6
 from ctcore.nat_rules import HelperRule, NatRule, Range
 from ctcore.types import RewriteFlag
 from datapath import craft
+from pcap_tests.conftest import examples
 from pcap_tests.test_ctcore.test_helpers.sip_messages import MESSAGES
 from pcap_tests.test_ctcore.test_helpers.test_tftp_irc_pptp import (
     DISCONNECT,
@@ -100,7 +101,7 @@ steps = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.sampled_from(sorted(PORTS)), st.integers(0, 1), st.booleans(), st.sampled_from([1, 2, 4096]), steps)
 def test_engine_and_model_agree(helper, six, translated, expect_max, said):
     twins = Helped(
@@ -174,7 +175,7 @@ def open_announced(twins: Helped, outside: str, server: str, client: str, which:
 # --- addresses -------------------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.text("0123456789abcdefABCDEF:.:|g ", max_size=45), st.sampled_from([b"|", b"!", b"a", b".", b":"]))
 def test_ip6_is_read_as_the_engine_reads_it(text, end):
     """Through an EPRT, the engine's only way to read one; the address matters only if it is the sender's, so whether it drops is what is compared."""

@@ -12,6 +12,7 @@ from ctcore.tracker import Tracker
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 from pcap_tests.scene import START
 from pcap_tests.test_ctcore.test_helpers.test_helpers_agree import CLIENT, COMMANDS, OUTSIDE, OVER_UDP, PORTS, RULES, SERVER, SNAT, bites, damaged
 from pcap_tests.test_datapath.guarded import Guarded
@@ -38,7 +39,7 @@ def opened(helper: str, six: int, translated: bool):
     return trackers, ends
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400), suppress_health_check=[HealthCheck.too_slow])
 @given(lines, payloads, st.lists(bites, max_size=3), st.integers(0, 1), st.booleans())
 def test_no_byte_behind_the_payload(line, payload, bitten, six, translated):
     helper, d, said = line

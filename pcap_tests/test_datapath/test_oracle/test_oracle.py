@@ -197,7 +197,7 @@ def test_nothing_is_left_of_an_oracle_that_could_not_be_made(running_kernel: Non
 
 
 def test_a_setting_that_is_not_a_namespaces_own_is_refused(running_kernel: None) -> None:
-    with pytest.raises(KernelError, match=r"max = 10: expected \d+, this kernel's nf_conntrack_max"):
+    with pytest.raises(KernelError, match=r"--max 10: the kernel has one nf_conntrack_max for all namespaces, \d+,"):
         kernel_config(Config(max=10))
 
 

@@ -23,6 +23,10 @@ def fields(**values: Any) -> Any:
     return record
 
 
+def entry(place: int, value: Any, mask: Any) -> tuple[int, bytes, bytes]:
+    return place, value.tobytes(), mask.tobytes()
+
+
 def packets(*records: Any) -> Any:
     return np.stack(records)
 
@@ -42,23 +46,23 @@ ANY = fields(), fields()
 
 
 def test_the_first_rule_wins_whatever_its_mask() -> None:
-    classifier = Classifier([[(0, *HTTP), (1, *ANY)], [(0, *ANY), (1, *HTTP)]])
+    classifier = Classifier([[entry(0, *HTTP), entry(1, *ANY)], [entry(0, *ANY), entry(1, *HTTP)]])
     web, other = fields(dst_port=80), fields(dst_port=81)
     assert classifier.lookup(packets(web, other), 0).tolist() == [0, 1]
     assert classifier.lookup(packets(web, other), 1).tolist() == [0, 0]
 
 
 def test_the_search_goes_on_behind_a_rule() -> None:
-    classifier = Classifier([[(3, *HTTP), (5, *HTTP), (9, *ANY)]])
+    classifier = Classifier([[entry(3, *HTTP), entry(5, *HTTP), entry(9, *ANY)]])
     assert [int(classifier.lookup(packets(fields(dst_port=80)), 0, least)[0]) for least in (0, 3, 4, 6, 10)] == [3, 3, 5, 9, NONE]
 
 
 def test_an_empty_chain_has_nothing() -> None:
-    assert Classifier([[], [(0, *ANY)]]).lookup(packets(fields()), 0).tolist() == [NONE]
+    assert Classifier([[], [entry(0, *ANY)]]).lookup(packets(fields()), 0).tolist() == [NONE]
 
 
 def test_equal_rules_are_no_harm() -> None:
-    classifier = Classifier([[(place, *HTTP) for place in range(1000)]])
+    classifier = Classifier([[entry(place, *HTTP) for place in range(1000)]])
     classifier.check()
     assert classifier.lookup(packets(fields(dst_port=80)), 0, 998).tolist() == [998]
 
@@ -100,7 +104,7 @@ KEYS = st.builds(
 
 @given(chains=st.lists(entries(), min_size=1, max_size=3), keys=st.lists(KEYS, min_size=1, max_size=10), least=st.integers(0, 31))
 def test_it_finds_what_a_search_through_all_finds(chains: list[list[Entry]], keys: list[Any], least: int) -> None:
-    classifier = Classifier(chains, seed=7)
+    classifier = Classifier([[entry(*each) for each in some] for some in chains], seed=7)
     classifier.check()
     for chain, some in enumerate(chains):
         assert classifier.lookup(packets(*keys), chain, least).tolist() == [one_after_the_other(some, key, least) for key in keys]

@@ -16,7 +16,7 @@ def cut(text: str) -> list[list[str]]:
     found = Findings()
     done = list(commands(text, "f", found))
     assert not found.errors, found.errors
-    return [[word.text for word in cursor.words] for cursor in done]
+    return [cursor.texts for cursor in done]
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,17 @@ def test_words_are_those_of_a_shell(text, expected):
 
 def test_every_word_has_its_line_and_column():
     places = [
-        [(word.text, word.place.line, word.place.column) for word in cursor.words]
+        [(text, place.line, place.column) for text, place in zip(cursor.texts, cursor.places, strict=True)]
         for cursor in commands("tc a \\\n  'b\nc' d\n  tc e", "f", Findings())
     ]
     assert places == [[("tc", 1, 1), ("a", 1, 4), ("b\nc", 2, 3), ("d", 3, 4)], [("tc", 4, 3), ("e", 4, 6)]]
+
+
+@pytest.mark.parametrize("text", ["tc a", " \t tc  a", "  'tc' a", "\\\n tc a"])
+def test_the_first_place_is_known_without_the_others(text):
+    (cursor,) = commands(text, "f", Findings())
+    assert cursor.places.first == cursor.places[0] == cursor.word(0).place
+    assert [cursor.next("tc").text, cursor.next("a").place] == ["tc", cursor.places[1]]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,7 @@ def test_the_rest_of_a_shell_is_an_error_that_says_so(text, error):
 
 def test_a_line_that_cannot_be_cut_does_not_hide_the_next_one():
     found = Findings()
-    assert [cursor.words[0].text for cursor in commands("a $b\nc\nd | e\nf", "f", found)] == ["c", "f"]
+    assert [cursor.texts[0] for cursor in commands("a $b\nc\nd | e\nf", "f", found)] == ["c", "f"]
     assert [error.place.line for error in found.errors] == [1, 3]
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from datapath.pipeline import tc_print, tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import ETH_ALL, ETH_IPV6, Ct, Rule, innermost
-from pcap_tests.conftest import cannot
+from pcap_tests.conftest import cannot, examples
 from pcap_tests.tc_itself import Refused, Tc, attributes, obstacle
 from pcap_tests.test_datapath.test_pipeline.rulesets import rulesets
 
@@ -92,7 +92,7 @@ def _options(kind: bytes, data: bytes) -> dict[int, bytes]:
 # --- what is printed is taken, and understood ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ruleset=rulesets())
 def test_tc_takes_every_line_that_is_printed(tc, knows_helpers, ruleset):
     for line in tc_print.print_ruleset(ruleset).splitlines():
@@ -100,7 +100,7 @@ def test_tc_takes_every_line_that_is_printed(tc, knows_helpers, ruleset):
             tc.request(line)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ruleset=rulesets())
 def test_tc_reads_from_a_printed_line_what_the_rule_says(tc, knows_helpers, ruleset):
     """Hook, numbers, flags, and each key's value and mask, where the kernel looks for them."""

@@ -44,7 +44,7 @@ from datapath.pipeline.rules import (
 from datapath.pipeline.walk import Walker
 from pcap_tests.test_datapath.test_pipeline.random_pipelines import ENTRIES, SECOND, some_frame, some_ruleset
 from pcap_tests.test_datapath.test_pipeline.rulesets import rulesets
-from pcap_tests.test_datapath.test_pipeline.walked import Coming, compared
+from pcap_tests.test_datapath.test_pipeline.walked import BARE, Coming, compared, without_ethernet
 
 PAIRS = int(os.environ.get("CTMIRROR_PAIRS", "100000"))
 FRAMES_EACH = 250
@@ -57,13 +57,14 @@ def rule(prio: int, *actions: Action, chain: int = 0, hook: Hook = HOOK, matches
 
 
 def coming(random: Random, frames: list[bytes], n: int) -> list[Coming]:
-    """Frames at hooks, mostly in time; some were not captured to their end."""
+    """Frames at hooks, mostly in time; some were not captured to their end, some came without Ethernet."""
     now, found = 1_000 * SECOND, []
     for _ in range(n):
         now += random.choice((0, 0, 1000, SECOND // 100, SECOND, -SECOND // 10))
         frame = random.choice(frames)
         cut = random.randrange(len(frame) + 1) if random.randrange(10) == 0 else len(frame)
-        found.append(Coming(frame[:cut], random.choice(ENTRIES), now, len(frame) - cut))
+        came = Coming(frame[:cut], random.choice(ENTRIES), now, len(frame) - cut)
+        found.append(without_ethernet(came, *random.choice(BARE)) if random.randrange(8) == 0 else came)
     return found
 
 
@@ -89,8 +90,9 @@ def without_ct(ruleset: Ruleset) -> Ruleset:
 
 
 RARE = st.builds(
-    Coming, st.integers(0, 1 << 32).map(lambda seed: some_frame(Random(seed))) | st.binary(max_size=80), st.sampled_from(ENTRIES), st.just(0)
-)
+    Coming, st.integers(0, 1 << 32).map(lambda seed: some_frame(Random(seed))) | st.binary(max_size=80), st.sampled_from(ENTRIES), st.just(0),
+    link=st.just(1), head=st.just(b""),
+)  # fmt: skip
 
 
 @given(rulesets().map(without_ct), st.lists(st.tuples(RARE, st.integers(0, 10 * SECOND), st.integers(0, 2000)), max_size=8))
@@ -233,20 +235,13 @@ def test_a_rule_is_counted_each_time() -> None:
 # --- other frames, other callers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_frame_without_ethernet_is_matched_and_not_changed() -> None:
-    """Its protocol, addresses and ports are known, but no header lies where pedit and vlan look for it."""
-    walker = Walker(
-        Program(
-            Ruleset(
-                rules=(
-                    Rule(HOOK, ETH_IP, (Match("dst_port", 80, 0xFFFF),), (Vlan("push", id=5), Vlan("pop"), Csum(("tcp",)), Gact(CONTINUE)), 1),
-                    rule(2, Pedit((Munge("ip", "ttl", "set", 1, 0xFF),))),
-                )
-            )
-        )
-    )
-    results = walker.run(*frames_of([SEGMENT[14:]], link=LINK_RAW), HOOK)
-    assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], "rule_field")
+def test_a_frame_without_ethernet_is_matched_and_changed_from_its_ip_header_on() -> None:
+    """Its protocol, addresses and ports are known; tags and addresses of Ethernet it has none."""
+    matched = Rule(HOOK, ETH_IP, (Match("dst_port", 80, 0xFFFF),), (Vlan("pop"), Pedit((Munge("ip", "ttl", "set", 1, 0xFF),)), Gact(CONTINUE)), 1)
+    for action in (Vlan("push", id=5), Pedit((Munge("eth", "dst", "set", 1, (1 << 48) - 1),))):
+        walker = Walker(Program(Ruleset(rules=(matched, rule(2, action)))))
+        results = walker.run(*frames_of([SEGMENT[14:]], link=LINK_RAW), HOOK)
+        assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], "rule_field")
 
 
 def test_devices_have_numbers() -> None:

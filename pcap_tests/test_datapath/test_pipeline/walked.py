@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ctcore.config import Config
 from ctcore.reasons import NAMES
 from ctcore.types import Verdict
-from datapath.frame import FRAME_DTYPE, frames_of
+from datapath import craft
+from datapath.frame import FRAME_DTYPE, LINK_ETHERNET, LINK_RAW, frames_of
 from datapath.pipeline.interpret import Delivery, Interpreter
 from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.program import Program
@@ -24,15 +25,35 @@ from datapath.pipeline.walk import Walker
 from pcap_tests.test_ctcore.twins import Twins
 
 NO_RULE = 0xFFFFFFFF
+ETHERNET = 14
 
 
 class Coming(NamedTuple):
-    """A frame that comes to a hook. missing: bytes that were not captured; now: ns."""
+    """A frame that comes to a hook. missing: bytes that were not captured; now: ns; link: its link type; head: the link header that it has instead
+    of the Ethernet header in `frame`, if it is of another type."""
 
     frame: bytes
     hook: Hook
     now: int
     missing: int = 0
+    link: int = LINK_ETHERNET
+    head: bytes = b""
+
+    @property
+    def bare(self) -> int | None:
+        return None if self.link == LINK_ETHERNET else len(self.head)
+
+    @property
+    def data(self) -> bytes:
+        """As it came."""
+        return self.frame if self.bare is None else self.head + self.frame[ETHERNET:]
+
+    def shown(self, left: Left) -> Left:
+        """What left of it, with the Ethernet header in `frame` again."""
+        assert self.bare is None or left.frame.startswith(self.head)
+        if self.bare is None:
+            return left
+        return left._replace(frame=self.frame[:ETHERNET] + left.frame[self.bare :], length=left.length + ETHERNET - self.bare)
 
 
 class Left(NamedTuple):
@@ -73,10 +94,22 @@ class Said(NamedTuple):
     left: tuple[Left, ...]
 
 
+# Link types that say nothing but that IP follows, with their headers: raw, cooked (both versions), BSD loopback.
+BARE = [(LINK_RAW, b""), (113, craft.sll(b"")), (276, craft.sll2(b"")), (0, b"\2\0\0\0")]
+
+
+def without_ethernet(coming: Coming, link: int, head: bytes) -> Coming:
+    """The same IP packet behind another link header. What is no whole IPv4 header right behind Ethernet stays as it is."""
+    if coming.frame[12:15] not in {b"\x08\x00" + bytes([0x40 | words]) for words in range(16)} or len(coming.frame) < ETHERNET + 20:
+        return coming
+    return coming._replace(frame=bytes(12) + coming.frame[12:], link=link, head=head)
+
+
 def laid_out(coming: Sequence[Coming]) -> tuple[Any, Any]:
     """Memory and frames, each with its time and what is missing of it."""
-    memory, frames = frames_of([each.frame for each in coming], np.array([each.now for each in coming], dtype=np.int64))
+    memory, frames = frames_of([each.data for each in coming], np.array([each.now for each in coming], dtype=np.int64))
     frames["len"] += np.array([each.missing for each in coming], dtype=np.uint32)
+    frames["link"] = [each.link for each in coming]
     assert frames.dtype == FRAME_DTYPE
     return memory, frames
 
@@ -94,7 +127,7 @@ def walked(program: Program, walker: Walker, coming: Sequence[Coming]) -> list[S
         device = program.devices[it["device"]] or came.hook.device
         egress = bool(it["egress"]) if it["device"] else came.hook.direction == "egress"
         # A device that no rule names has no number.
-        passed = [each if each.device else each._replace(device=device, egress=egress) for each in passed]
+        passed = [came.shown(each if each.device else each._replace(device=device, egress=egress)) for each in passed]
         hits = tuple(it["hit"][: it["n_hits"]])
         said = Said(verdict, NAMES[it["reason"]], it["rule"], device, egress, it["hops"], it["mark"], it["priority"], hits, tuple(passed))
         assert it["n_hits"] == len(hits) or len(hits) == 32
@@ -144,7 +177,7 @@ class Sides:
         """What both say, since that is the same."""
         said = walked(self.program, self.walker, coming)
         for each, ours in zip(coming, said, strict=True):
-            delivery = self.interpreter.deliver(each.frame, each.now, each.hook, each.missing)
+            delivery = self.interpreter.deliver(each.frame, each.now, each.hook, each.missing, bare=each.bare)
             theirs = told(delivery, self.numbers)
             assert ours == theirs, difference(self.ruleset, each, ours, theirs)
             for hit in delivery.hits:

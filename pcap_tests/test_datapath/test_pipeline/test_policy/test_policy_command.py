@@ -77,6 +77,21 @@ def test_explain_knows_whose_an_address_is(capfd, files):
     )
 
 
+def test_explain_takes_the_name_of_a_port_of_the_target(capfd, files):
+    def asked(target, port):
+        return run(capfd, "policy", "explain", files("named-port"), "--from", "shop/client", "--to", target, "--port", port)
+
+    assert asked("shop/old", "http") == asked("shop/old", "8080/tcp")
+    assert asked("shop/new", "http/TCP") == asked("shop/new", "9090")
+    assert (asked("shop/old", "http")[0], asked("shop/new", "admin")[0]) == (0, 1)
+    code, out, err = asked("shop/new", "web")
+    assert (code, out) == (2, "")
+    assert err == "ctmirror: --port 'web': shop/new has no such port: expected one of its ports (http/tcp, admin/tcp), or N/tcp\n"
+    assert "shop/bare has no such port: expected one of its ports (none with a name)" in asked("shop/bare", "http")[2]
+    assert "has no such port" in asked("shop/new", "http/udp")[2]
+    assert "names are those of a pod's ports" in asked("198.51.100.7", "http")[2]
+
+
 def test_explain_says_with_verbose_what_was_taken_for_granted(capfd, files):
     name = files("allow-from-namespace-by-name")
     _, _, err = run(capfd, "policy", "explain", name, "--from", "blog/front", "--to", "shop/web", "--port", "80", "-v")
@@ -90,7 +105,7 @@ def test_explain_says_with_verbose_what_was_taken_for_granted(capfd, files):
         (["--from", "left/a", "--to", "somewhere", "--port", "80"], "--to 'somewhere': expected NAMESPACE/POD or an address"),
         (
             ["--from", "left/a", "--to", "left/b", "--port", "80/gre"],
-            "--port '80/gre': expected N/tcp, N/udp or N/sctp with N from 1 to 65535, or icmp",
+            "--port '80/gre': expected N/tcp, N/udp or N/sctp with N from 1 to 65535, the name of a port, or icmp",
         ),
         (["--from", "left/a", "--to", "left/b", "--port", "0"], "--port '0': expected N/tcp"),
         (["--from", "left/a", "--to", "left/b", "--port", "99999/udp"], "--port '99999/udp': expected N/tcp"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from datapath.pipeline.policy.cluster import NODE_TRAFFIC
 from datapath.pipeline.policy.compiler import Options
 from datapath.pipeline.policy.evaluate import Packet, judge
+from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.test_pipeline.test_policy.compared import Lab
 from pcap_tests.test_datapath.test_pipeline.test_policy.machine import Frame
 from pcap_tests.test_datapath.test_pipeline.test_policy.made_clusters import OUTSIDE, PORTS, clusters, policies
@@ -42,7 +43,7 @@ def frames(cluster, seed, number):
         yield Frame(src, dst, proto if not icmp or src.version == 4 else 58, None if icmp else sport, port, kind=8 if icmp else None)
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), suppress_health_check=list(HealthCheck))
 @given(made_cluster=clusters(), chosen=options, seed=st.integers(0, 1 << 32))
 def test_compiled_rules_and_evaluator_agree_on_every_connection(made_cluster, chosen, seed):
     lab = Lab(made_cluster.cluster(), chosen)
@@ -51,7 +52,7 @@ def test_compiled_rules_and_evaluator_agree_on_every_connection(made_cluster, ch
         lab.compare(frame)
 
 
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(50), suppress_health_check=list(HealthCheck))
 @given(made_cluster=clusters(), later=policies(), established=st.sampled_from(["packet", "connection"]), seed=st.integers(0, 1 << 32))
 def test_established_connections_when_policies_change(made_cluster, later, established, seed):
     """ "packet": what the new policies forbid is stopped in both directions, and goes on when they allow it again. "connection": nothing changes.
