@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ctcore.batch import Batch
     from ctcore.config import Config
-    from ctcore.errors import CaptureError, ConfigError, CtmirrorError, OutputError, SpecError
+    from ctcore.errors import CaptureError, ConfigError, CtmirrorError, OutputError, SpecError, StateError
     from ctcore.filter import Filter
     from ctcore.tracker import Tracker
 
-__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "Filter", "OutputError", "SpecError", "Tracker"]
+__all__ = ["Batch", "CaptureError", "Config", "ConfigError", "CtmirrorError", "Filter", "OutputError", "SpecError", "StateError", "Tracker"]
 
 _HOMES = {
     "Batch": "batch", "Config": "config", "CaptureError": "errors", "ConfigError": "errors", "CtmirrorError": "errors", "OutputError": "errors",
-    "SpecError": "errors", "Filter": "filter", "Tracker": "tracker",
+    "SpecError": "errors", "StateError": "errors", "Filter": "filter", "Tracker": "tracker",
 }  # fmt: skip
 
 

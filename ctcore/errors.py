@@ -19,5 +19,9 @@ class CaptureError(CtmirrorError):
     """A capture cannot be read, or not to its end: file, offset, and what was expected."""
 
 
+class StateError(CtmirrorError):
+    """A saved state cannot be taken up: where, and what was expected. Nothing has changed then."""
+
+
 class OutputError(CtmirrorError):
     """A file cannot be written: its name, and why. Never about what is read, so that nobody takes a full disk for a damaged capture."""

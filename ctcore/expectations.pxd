@@ -57,6 +57,7 @@ cdef uint32_t expect_find(Expectations *all, const Key *key, uint64_t tick) noex
 cdef uint32_t expect_match(Expectations *all, const Key *key) noexcept nogil
 cdef void expect_init(Expectations *all) noexcept nogil
 cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t tick) noexcept nogil
+cdef uint32_t expect_enter(Expectations *all, const Expectation *draft) noexcept nogil
 cdef Announced expect_announce(Expectations *all, const Expectation *draft, uint32_t most, uint64_t tick) noexcept nogil
 cdef uint32_t expect_same(Expectations *all, const Expectation *draft) noexcept nogil
 cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil

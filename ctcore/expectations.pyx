@@ -101,7 +101,7 @@ cdef void empty_chains(Expectations *all) noexcept nogil:
 
 cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t tick) noexcept nogil:
     """A copy of the draft at the head of its chain, in place of an identical one; NO_CONN if there are too many."""
-    cdef uint32_t row, chain
+    cdef uint32_t row
     if tick >= all.next_due:
         expect_expire(all, tick)
     row = expect_same(all, draft)
@@ -109,6 +109,17 @@ cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t t
         expect_remove(all, row)
     if all.count == all.size:
         return NO_CONN
+    row = expect_enter(all, draft)
+    if draft.owner:
+        all.row[row].older = all.extension[draft.owner].youngest
+        all.extension[draft.owner].youngest = row
+    all.created += 1
+    return row
+
+
+cdef uint32_t expect_enter(Expectations *all, const Expectation *draft) noexcept nogil:
+    """A copy of the draft at the head of its chain, in a place that there is; not linked to its owner yet."""
+    cdef uint32_t row, chain
     if all.used == 0:
         empty_chains(all)
     if all.free != NO_CONN:
@@ -122,12 +133,8 @@ cdef uint32_t expect_add(Expectations *all, const Expectation *draft, uint64_t t
     all.row[row].live = 1
     all.row[row].next = all.head[chain]
     all.head[chain] = row
-    if draft.owner:
-        all.row[row].older = all.extension[draft.owner].youngest
-        all.extension[draft.owner].youngest = row
     all.next_due = min(all.next_due, draft.deadline)
     all.count += 1
-    all.created += 1
     return row
 
 

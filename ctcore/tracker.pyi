@@ -174,6 +174,30 @@ class Tracker:
         """
     def nat_pools(self) -> list[NatPool]:
         """Each NAT rule's range as a pool, in the order of config.nat."""
+    def save(self) -> memoryview:
+        """The state, for restore(): connections with all that later packets are judged by, helpers' memories, expectations. Read-only bytes.
+
+        Nothing changes here. Connections in a flow table are saved as if they were handed back at this moment. Not saved: counters, events and
+        evictions that nobody has taken, what packets carry that is not confirmed, fragments (which are no tracker's).
+        """
+    def restore(self, state: Buffer, now: int | None = None) -> None:
+        """Take up a saved state, all of it or nothing: this tracker must be empty.
+
+        The clock then stands at `now` (ns), or where it stood at save(); so what timeouts were left is left from there on. Whoever wants the time
+        in between to count moves the clock on (expire, or the next packet). hz and zone_dir must be as they were, and there must be room: max,
+        helper_max, expect_max, reserves; limits of zones are for new connections only. Connections that are translated want a tracker that
+        translates; rules are known again by what they say. seed may be another one; draws of ports go on with the old one's.
+
+        No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
+        """
+    def adopt(self, conns: NDArray[Any]) -> tuple[int, dict[str, int]]:
+        """Enter connections of somebody else's beside those that are there: how many were, and of the others how many for which reason.
+
+        conns: CONN_DTYPE[n] in one piece: both tuples, status, timeout (ticks left), start, mark, label, counters; of TCP state, scales and flags, of
+        SCTP state and tags; `helper` where this tracker has helpers. Ordinals are new, masters and windows unknown: of TCP, windows are learnt
+        from the next packet of each direction, and the connection is judged liberally from then on. No events tell of it. Nobody is evicted.
+        Raises ValueError if it is no such array.
+        """
     def counters(self) -> dict[str, int]:
         """Counts since the start, by the names of `conntrack -S` where it has them."""
     def check(self) -> None:

@@ -34,6 +34,10 @@ from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
+from ctcore.state_values import aligned, rule_names
+from ctcore.state_adopt cimport state_adopt
+from ctcore.state_restore cimport state_restore
+from ctcore.state_save cimport state_save
 from ctcore.table cimport Bucket, key_of, table_fault, table_find
 from ctcore.timers cimport wheel_fault, wheel_init
 from ctcore.track cimport find_rows, hash_rows, track_rows
@@ -412,6 +416,21 @@ cdef class Tracker:
             pools.append(NatPool(i, rule.kind, rule.text, rule.size, self.ct.nat.rule[i].in_use, self.ct.nat.rule[i].high_water,
                                  self.ct.nat.rule[i].exhausted))
         return pools
+
+    def save(self):
+        self.idle()
+        return state_save(&self.ct, rule_names(self.config))
+
+    def restore(self, state, now=None):
+        self.idle()
+        time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
+        state_restore(&self.ct, aligned(state), rule_names(self.config), time)
+
+    def adopt(self, conns):
+        self.idle()
+        if conns.dtype != CONN_DTYPE or conns.ndim != 1 or not conns.flags.c_contiguous:
+            raise ValueError(f"conns: expected a CONN_DTYPE[n] in one piece, found {conns.dtype.name}{list(conns.shape)}")
+        return state_adopt(&self.ct, conns)
 
     def counters(self):
         cdef Counters *c = &self.ct.count

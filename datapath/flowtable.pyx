@@ -17,6 +17,7 @@ from libc.string cimport memset
 import numpy as np
 
 from ctcore.engine cimport Engine, set_deadline, ticks_left
+from ctcore.handback cimport handed_back
 from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport be16, likely, prefetch_write, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
@@ -243,16 +244,10 @@ cdef void give_back(const FlowTable *all, Engine *ct, Entry *entry, bint expired
     """Windows are learnt anew, and the timeout is what the tracker would have given, less the time that nothing came."""
     cdef uint8_t proto = entry.flow[ORIG].key.proto
     cdef uint32_t base, ahead = <uint32_t>tick - <uint32_t>ct.tick
-    cdef int dir
-    if proto == PROTO_TCP:
-        for dir in range(2):
-            entry.l4.tcp.side[dir].maxwin = 0
-            entry.l4.tcp.flags[dir] &= ~<uint8_t>TF_MAXACK_SET
-        base = ct.set.tcp_timeout[entry.l4.tcp.state]
-    elif proto == PROTO_UDP:
-        base = ct.set.udp_timeout[(entry.status & SEEN_REPLY) != 0]
-    else:
+    cdef int64_t most = handed_back(&ct.set, proto, entry.status, &entry.l4)
+    if most < 0:
         return
+    base = <uint32_t>most
     if expired:
         base -= min(base, idle_ticks(all, proto))
     if ticks_left(ct, entry) > <int32_t>(base + ahead):

@@ -109,9 +109,10 @@ class MetricsSection(Section):
 
 
 class StateSection(Section):
-    """Where connections are kept over a restart; off without `file`."""
+    """Where connections are kept over a restart; off without `file`. max_age: seconds after which what was saved is worth nothing."""
 
     file: str | None = None
+    max_age: Annotated[int, Field(ge=1, le=86400)] = 300
 
 
 class LogSection(Section):
@@ -156,7 +157,8 @@ def load(name: str) -> NodeConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: byte {error.start} is no UTF-8: expected TOML") from None
     config = parse(text, name)
-    return config.model_copy(update={"rules": str(path.parent / config.rules)})
+    state = config.state.model_copy(update={"file": str(path.parent / config.state.file)}) if config.state.file else config.state
+    return config.model_copy(update={"rules": str(path.parent / config.rules), "state": state})
 
 
 def parse(text: str, name: str) -> NodeConfig:

@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from ctcore.errors import CtmirrorError
 from datapath.live.config import NodeConfig
 from datapath.live.node import LOG, Node
+from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
 FAILED = 1
@@ -137,11 +138,17 @@ class Service:
         notify("READY=1")
 
 
-def serve(config: NodeConfig, level: str) -> int:
+def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
     """Run a node in the foreground. Raises what opening it raises."""
     start_log(level, config.log.format)
-    with Node(config) as node, control_of(node):
-        return Service(node).run()
+    with Node(config) as node:
+        begin(node, taking)
+        service = Service(node)
+        with control_of(node):
+            code = service.run()
+        if not service.failed:
+            end(node, taking)
+        return code
 
 
 def control_of(node: Node) -> AbstractContextManager[object]:

@@ -1,0 +1,3 @@
+from ctcore.engine cimport Engine
+
+cdef object state_save(const Engine *ct, object rules)

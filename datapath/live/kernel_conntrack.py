@@ -1,0 +1,175 @@
+"""The kernel's connections taken over, and given back, through ctnetlink, in the network namespace that this thread is in.
+
+Theory of operation: a dump is read message by message and handed to the tracker in groups; what cannot be taken is counted by its reason. The kernel
+keeps its entries: no packet reaches them any more, and they expire. Giving back creates each entry with its translation; one that the kernel still
+has is changed instead.
+Not taken over or given back: expectations, and connections whose sequence numbers a helper has moved.
+Invariants: no more is read than the tracker has places for; a kernel that stops answering is an error after PATIENCE.
+Not here: messages' contents (kernel_entries).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.tracker import Tracker
+from ctcore.types import CONN_DTYPE, Status
+from datapath.errors import KernelError
+from datapath.live.kernel_entries import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
+
+NETLINK_NETFILTER, NETLINK_CAP_ACK, SOL_NETLINK = 12, 10, 270
+SO_RCVBUFFORCE = 33
+BUFFER = 1 << 22
+LONGEST = 1 << 18  # bytes of one answer
+PATIENCE = 10.0  # seconds
+MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
+FAMILY = struct.Struct(">BBH")  # nfgenmsg
+CODE = struct.Struct("=i")
+ERROR, DONE = 2, 3
+REQUEST, ACK, EXCLUSIVE, CREATE, DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
+CT_NEW, CT_GET = 1 << 8, 1 << 8 | 1
+GROUP = 4096  # connections handed to the tracker at a time
+AT_ONCE = 64  # requests before their answers are read
+
+
+class Moved(NamedTuple):
+    """How many connections, and of the others how many for which reason."""
+
+    conns: int
+    left_out: dict[str, int]
+
+    def told(self) -> dict[str, Any]:
+        return {"conns": self.conns, "left_out": self.left_out}
+
+
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    sock.bind((0, 0))
+    sock.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def _received(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+    """The messages of one answer: (type, sequence number, what follows). Raises KernelError if there is none in time."""
+    try:
+        data, _, _, sender = sock.recvmsg(LONGEST)
+    except TimeoutError:
+        raise KernelError(f"ctnetlink: no answer within {PATIENCE:.0f} s") from None
+    if sender[0] != 0:
+        return  # another process may send to this socket; the kernel is 0
+    at = 0
+    while at + MESSAGE.size <= len(data):
+        length, kind, _, sequence, _ = MESSAGE.unpack_from(data, at)
+        if length < MESSAGE.size or at + length > len(data):
+            return
+        yield kind, sequence, data[at + MESSAGE.size : at + length]
+        at += length + 3 & ~3
+
+
+# --- taking over ------------------------------------------------------------------------------------------------------------------------
+
+
+def dumped(sock: socket.socket) -> Iterator[bytes]:
+    """The attributes of each connection that the kernel tracks. Raises KernelError."""
+    body = FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+    sock.send(MESSAGE.pack(MESSAGE.size + len(body), CT_GET, REQUEST | DUMP, 1, 0) + body)
+    while True:
+        for kind, _, data in _received(sock):
+            if kind == DONE:
+                return
+            if kind == ERROR:
+                code = -CODE.unpack_from(data)[0]
+                raise KernelError(f"ctnetlink: {os.strerror(code)}: expected a list of connections (CAP_NET_ADMIN, nf_conntrack_netlink)")
+            if kind == CT_NEW:
+                yield data[FAMILY.size :]
+
+
+def adopt(tracker: Tracker, now: int) -> Moved:
+    """Enter the kernel's connections into a tracker, whose clock moves on to now (ns). Raises KernelError, OSError; then some may be in it."""
+    tracker.expire(now)
+    out: Counter[str] = Counter()
+    taken, rows = 0, []
+    with _socket() as sock:
+        for data in dumped(sock):
+            try:
+                rows.append(row_of(data, tracker.config.hz))
+            except Odd as error:
+                out[str(error)] += 1
+            if len(rows) == GROUP:
+                taken += _enter(tracker, rows, out)
+                rows = []
+            if tracker.count >= tracker.config.capacity:
+                out["no place: what followed was not read"] += 1
+                break
+    return Moved(taken + _enter(tracker, rows, out), dict(out))
+
+
+def _enter(tracker: Tracker, rows: list[NDArray[Any]], out: Counter[str]) -> int:
+    if not rows:
+        return 0
+    taken, refused = tracker.adopt(np.concatenate(rows).astype(CONN_DTYPE, copy=False))
+    out.update(refused)
+    return taken
+
+
+# --- giving back ------------------------------------------------------------------------------------------------------------------------
+
+
+def _request(conn: Any, hz: int, sequence: int, *, new: bool, helper: bool) -> bytes:
+    """new: an entry that is not there yet; helper: with the one that it has."""
+    body = FAMILY.pack(family_of(conn), 0, 0) + tuples_of(conn) + state_of(conn, hz)
+    if new:
+        body += translation_of(conn) + (helper_of(conn) if helper else b"")
+    flags = REQUEST | ACK | (CREATE | EXCLUSIVE if new else 0)
+    return MESSAGE.pack(MESSAGE.size + len(body), CT_NEW, flags, sequence, 0) + body
+
+
+def _ask(sock: socket.socket, requests: list[bytes]) -> list[int]:
+    """The error number of each, numbered from 0 on."""
+    sock.send(b"".join(requests))
+    codes: dict[int, int] = {}
+    while len(codes) < len(requests):
+        for kind, sequence, data in _received(sock):
+            if kind == ERROR and sequence < len(requests):
+                codes[sequence] = -CODE.unpack_from(data)[0]
+    return [codes[i] for i in range(len(requests))]
+
+
+def hand_over(tracker: Tracker) -> Moved:
+    """Create a tracker's connections in the kernel. What is in a flow table is to be flushed before. Raises KernelError, OSError."""
+    conns, hz = tracker.conns(), tracker.config.hz
+    out: Counter[str] = Counter()
+    moved = (conns["status"] & Status.SEQ_ADJUST) != 0
+    out.update({"its sequence numbers are moved": int(moved.sum())} if moved.any() else {})
+    conns, given = conns[~moved], 0
+    with _socket() as sock:
+        for start in range(0, len(conns), AT_ONCE):
+            given += _give(sock, list(conns[start : start + AT_ONCE]), hz, out)
+    return Moved(given, dict(out))
+
+
+def _give(sock: socket.socket, conns: list[Any], hz: int, out: Counter[str]) -> int:
+    """New ones; then what of them was there already, or has a helper that this kernel has not."""
+    codes = _ask(sock, [_request(conn, hz, i, new=True, helper=True) for i, conn in enumerate(conns)])
+    given = codes.count(0)
+    there = [conn for conn, code in zip(conns, codes, strict=True) if code == errno.EEXIST]
+    bare = [conn for conn, code in zip(conns, codes, strict=True) if code == errno.EOPNOTSUPP and conn["helper"]]
+    again = [(conn, False) for conn in there] + [(conn, True) for conn in bare]
+    if again:
+        second = _ask(sock, [_request(conn, hz, i, new=new, helper=False) for i, (conn, new) in enumerate(again)])
+        given += second.count(0)
+        out.update(os.strerror(code) for code in second if code)
+    tried_again = {id(conn) for conn, _ in again}
+    out.update(os.strerror(code) for conn, code in zip(conns, codes, strict=True) if code and id(conn) not in tried_again)
+    return given
