@@ -281,6 +281,18 @@ def _without_folders(record: fields.Record) -> fields.Record:
     return {**record, **bare} if bare else record
 
 
+def refuse_to_overwrite(saved: str) -> None:
+    """Raise CtmirrorError if a file that is to be written holds something else than packet records: most likely another one was meant."""
+    if saved == STDOUT or not os.path.isfile(saved):
+        return
+    with naming(saved), open(saved, "rb") as file:
+        line = file.readline(1 << 16)
+    with suppress(orjson.JSONDecodeError):
+        if not line or (isinstance(record := orjson.loads(line), dict) and "verdict" in record):
+            return
+    raise CtmirrorError(f"{saved}: holds something else than packet records: expected the name of a new file, or of one that --update has written")
+
+
 def update_captures(captures: Sequence[str], saved: str, tracking: Tracking) -> Case:
     """Save the captures' packet records."""
     start = perf_counter()

@@ -31,6 +31,18 @@ def arrivals(ruleset: Ruleset) -> list[str]:
     return list(dict.fromkeys(own + bound))
 
 
+def check_device(ruleset: Ruleset, device: Hook) -> None:
+    """Raise ConfigError for a device where no rule is: whatever arrived there would pass, and nobody would have meant that."""
+    ingress = arrivals(ruleset)
+    egress = list(dict.fromkeys(rule.hook.device for rule in ruleset.rules if rule.hook.block is None and rule.hook.direction == "egress"))
+    blocks = {rule.hook.block for rule in ruleset.rules if rule.hook.block is not None}
+    egress += [qdisc.device for qdisc in ruleset.qdiscs if qdisc.egress_block in blocks]
+    known = ingress if device.direction == "ingress" else egress
+    if ruleset.rules and device.device not in known:
+        there = ", ".join([*ingress, *(f"{name}:egress" for name in egress)])
+        raise ConfigError(f"--device {device.device}{'' if device.direction == 'ingress' else ':egress'}: no rule is there: expected one of {there}")
+
+
 def hook_of(ruleset: Ruleset, name: str, where: str, device: Hook | None) -> Hook:
     """The hook of an interface's packets. name: its own, "" if the capture does not say; where: the capture; device: for who has no hook.
 

@@ -240,7 +240,8 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     yield table
     if any(pool.high_water > pool.size for pool in result.pools):
         yield Text("  in use: connections; those to different destinations may share a tuple")
-    yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
+    if result.rules is None:  # rules translate packets wherever they are; what leaves changed is in the records
+        yield Text(f"{counted(result.stats['translated'], 'packet')} translated")
 
 
 # What datagrams that were never whole died of, by the counters of reassembly.

@@ -56,6 +56,8 @@ def command(files, saved, update, judges, junit, written, quiet, verbose, tracki
     files, empty = check.with_scenarios_below(files)
     inputs = [*files, *([saved] if saved and not update else [])]
     check_files(inputs, Outputs(packets=junit, conns=written, events=saved if update else None))
+    if saved and update:
+        check.refuse_to_overwrite(saved)
     scenarios, captures, cases = check.sorted_out(files, saved)
     cases += empty
     _refuse(scenarios, captures, saved, judges, written, update)

@@ -231,7 +231,7 @@ def rules_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: bool) -> Tracking:
     """The same with the rules of a file. Raises UsageError for options that only rules can say."""
-    from datapath.hooks import read_hook
+    from datapath.hooks import check_device, read_hook
     from datapath.pipeline.findings import Findings
     from datapath.pipeline.rules_file import read
 
@@ -245,7 +245,10 @@ def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: boo
     ruleset = read(name, found)
     found.check()
     flags = ["--rules", name, *(["--device", device] if device else []), *([] if flowtable else ["--no-flowtable"])]
-    given = RulesGiven(ruleset, name, read_hook(device) if device else None, flowtable)
+    hook = read_hook(device) if device else None
+    if hook is not None:
+        check_device(ruleset, hook)
+    given = RulesGiven(ruleset, name, hook, flowtable)
     return replace(tracking, rules=given, flags=" ".join(filter(None, (tracking.flags, shlex.join(flags)))))
 
 

@@ -171,7 +171,7 @@ def explain_command(
             click.echo("the other way round:", file=file)
             for opinion in back:
                 click.echo("\n".join(map(printable, opinion.lines())), file=file)
-    if verbose:
-        for note in cluster.notes:
+    for note in cluster.notes:
+        if verbose or (note.startswith("left out") and not quiet):
             click.echo(printable(f"note: {note}"), err=True)
     return 0 if all(opinion.judgement.allowed for opinion in there) else 1

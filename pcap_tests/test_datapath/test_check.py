@@ -438,6 +438,18 @@ def test_where_a_judge_cannot_go_on_is_said(running_kernel, capfd, scenario):
     assert code == 2 and err.startswith(f"ctmirror: {path}:3: a wait of 3600 s: expected at most 30 s") and err.count("\n") == 1
 
 
+def test_update_writes_over_saved_records_only(capfd, office, tmp_path):
+    """Whoever names the rules where the records are meant does not lose them."""
+    rules, saved = tmp_path / "rules.tc", tmp_path / "office.jsonl"
+    rules.write_text("tc filter add dev eth0 ingress protocol ip flower action drop\n")
+    assert "something else than packet records" in refused(capfd, office, "--expect", rules, "--update")
+    assert rules.read_text().startswith("tc filter")
+    saved.touch()
+    assert run(capfd, office, "--expect", saved, "--update")[0] == 0
+    assert run(capfd, office, "--expect", saved, "--update")[0] == 0
+    assert saved.stat().st_size
+
+
 def test_no_output_is_written_over_an_input(capfd, scenario, office, tmp_path):
     good, saved = scenario(GOOD), tmp_path / "office.jsonl"
     assert run(capfd, office, "--expect", saved, "--update")[0] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctcore.errors import ConfigError
-from datapath.hooks import arrivals, hooks_of, read_hook
+from datapath.hooks import arrivals, check_device, hooks_of, read_hook
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
@@ -59,3 +59,18 @@ def test_a_hook_is_read(text, hook):
 def test_a_hook_needs_a_device():
     with pytest.raises(ConfigError, match="expected DEVICE"):
         read_hook(":egress")
+
+
+@pytest.mark.parametrize("device", [Hook("eth0"), Hook("eth5"), Hook("eth1", "egress")])
+def test_a_device_with_rules_may_be_named(device):
+    check_device(rules(UPLINK + EGRESS + SHARED), device)
+
+
+@pytest.mark.parametrize("device", [Hook("eth9"), Hook("eth1"), Hook("eth0", "egress")])
+def test_a_device_without_rules_is_a_mistake(device):
+    with pytest.raises(ConfigError, match=r"no rule is there: expected one of eth0, eth1:egress$"):
+        check_device(rules(UPLINK + EGRESS), device)
+
+
+def test_without_any_rules_all_devices_are_alike():
+    check_device(rules(""), Hook("eth9"))

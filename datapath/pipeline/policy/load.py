@@ -20,6 +20,7 @@ from datapath.pipeline.policy.network_policy import NetworkPolicy, NetworkPolicy
 from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of
 
 POLICY_GROUPS = ("networking.k8s.io/", "policy.networking.k8s.io/")
+NO_POLICIES = ("Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR")  # other kinds of the first group
 
 
 def load(names: Sequence[str]) -> Cluster:
@@ -114,8 +115,11 @@ def gather(documents: Iterable[Document]) -> Cluster:
         take = _KINDS.get(kind)
         # Other projects have kinds of the same name (crd.projectcalico.org/v1 NetworkPolicy), which mean something else.
         if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
-            if version.startswith(POLICY_GROUPS[1]):  # a kind of policy that is not known may forbid what we allow
+            # A kind of policy that is not known may forbid what we allow.
+            if version.startswith(POLICY_GROUPS[1]):
                 document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
+            if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
+                document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
             found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
             continue
         take(found, document)
