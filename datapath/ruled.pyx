@@ -37,7 +37,7 @@ from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (
-    NO_PLAN, NO_SHORTCUT, SHORTCUT_EXACT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_find, shortcut_set,
+    NO_SHORTCUT, Cuts, Plan, Shortcut, Shortcuts, plan_intern, shortcut_find, shortcut_set,
 )
 from datapath.wire cimport parse
 from datapath.worker cimport gathered_by, sum_up, summary_begin, summary_of
@@ -207,7 +207,7 @@ cdef class RulePipeline:
         cut = self.matching(memory, frame, p, i)
         if cut == NULL:
             return False
-        plan = &all.plan[cut.plan]
+        plan = &all.plan[cut.plan >> 1]
         all.hits += 1
         if unlikely(not plan.plain) or (self.walker.walking.outputs != NULL and not self.put_out(frame, p, i, plan)):
             trail = &self.walker.walking.trail
@@ -265,7 +265,7 @@ cdef class RulePipeline:
             row = &self.flows.all.row[cut.row[j] >> 1]
             if unlikely(row.serial != cut.serial[j] or row.flags & ROW_TEARDOWN or not row.flags & ROW_ASSURED):
                 return NULL
-        if unlikely(cut.flags & SHORTCUT_EXACT or p.l3_off != ETHERNET) and not self.same_fields(memory, frame, p, cut):
+        if unlikely(cut.plan & 1 or p.l3_off != ETHERNET) and not self.same_fields(memory, frame, p, cut):
             return NULL
         return cut
 
@@ -279,7 +279,7 @@ cdef class RulePipeline:
         cdef const uint64_t *then = <const uint64_t *>&self.cuts.all.fields[cut - self.cuts.all.one]
         cdef const uint64_t *now = <const uint64_t *>&fields
         cdef int i
-        if not cut.flags & SHORTCUT_EXACT:
+        if not cut.plan & 1:
             return False
         self.read_fields(memory, frame, p, &fields)
         for i in range(FLOWER_WORDS):
@@ -337,22 +337,18 @@ cdef class RulePipeline:
         cdef const Trail *trail = &self.walker.walking.trail
         cdef Shortcut draft
         cdef FlowerKey fields
-        cdef uint32_t plan
+        cdef bint exact = self.cuts.all.exact or p.l3_off != ETHERNET
         cdef int j
         if flow_passes(p, memory + frame.offset + p.l3_off) != OFFLOAD_NONE or result.n_hits > MOST_HITS or p.l3_off > TWO_TAGS:
             return
         if result.reason != R_OK and result.reason != R_RULE_DROP:
             return
-        plan = self.plan_of(trail, result)
-        if plan == NO_PLAN:
-            return
         draft.key = flow_key(&p.key, self.aim.hook[i])
         for j in range(MOST_CTS):
             draft.row[j] = trail.row[j] if j < trail.n_cts else <uint32_t>NO_ROW
             draft.serial[j] = self.flows.all.row[trail.row[j] >> 1].serial if j < trail.n_cts else 0
-        draft.plan, draft.epoch = <uint16_t>plan, self.epoch()
-        draft.flags = SHORTCUT_EXACT if self.cuts.all.exact or p.l3_off != ETHERNET else 0
-        if draft.flags:
+        draft.plan, draft.epoch = self.plan_of(trail, result) << 1 | exact, self.epoch()
+        if exact:
             self.read_fields(memory, frame, p, &fields)
         shortcut_set(&self.cuts.all, self.aim.hash[i], &draft, &fields)
 

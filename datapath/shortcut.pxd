@@ -8,14 +8,12 @@ from ctcore.types cimport Key
 from ctcore.tracker cimport Tracker
 from datapath.pipeline.flower cimport FlowerKey
 from datapath.pipeline.level cimport Result
-from datapath.pipeline.program cimport Program
+from datapath.pipeline.program cimport Count, Program
 from datapath.pipeline.trail cimport MOST_CTS, MOST_STEPS
 
 cdef enum:
-    MOST_PLANS = 65535
     NO_SHORTCUT = 0xFFFFFFFF
-    NO_PLAN = 0xFFFF
-    SHORTCUT_EXACT = 1          # there are fields beside the tuple to be compared
+    NO_PLAN = 0xFFFFFFFF
 
 # What becomes of a packet, and whose counters say so. All flows that go the same way through the rules share it.
 ctypedef struct Plan:
@@ -25,7 +23,10 @@ ctypedef struct Plan:
     uint64_t behind             # of these, bytes behind the IP packet, which rules after the first `ct` do not see
     int64_t last                # ns
     uint32_t[MOST_STEPS] step
-    uint32_t next               # in the chain of its hash
+    uint32_t hash
+    uint32_t next               # in the chain of its hash; of a free one: the next free one
+    uint32_t named              # by so many shortcuts; by none: it is free
+    uint32_t rules              # which they were: see Shortcuts.rules
     uint16_t n_steps
     uint8_t plain               # nothing is to be done but to forward, or drop
     uint8_t untouched           # and it leaves with the bytes it came with
@@ -37,8 +38,7 @@ ctypedef struct Shortcut:
     uint32_t[MOST_CTS] row      # of the flow table, << 1 | direction, one a `ct`; NO_ROW: no more
     uint32_t[MOST_CTS] serial   # of the rows' lives
     uint32_t epoch
-    uint16_t plan
-    uint16_t flags
+    uint32_t plan               # << 1 | whether there are fields beside the tuple to be compared
 
 ctypedef struct Shortcuts:
     Shortcut *one               # `size` of them
@@ -51,9 +51,14 @@ ctypedef struct Shortcuts:
     uint32_t used               # ever handed out; then the next one to be overwritten is `hand`
     uint32_t hand
     uint8_t exact               # whether untagged frames have to be compared by more than their tuple
-    Plan *plan
-    uint32_t n_plans
-    uint32_t chain[1024]        # plans by hash
+    Plan *plan                  # one for each shortcut, and one more
+    uint32_t *chain             # plans of the rules at work, by hash
+    uint32_t n_chains           # a power of two
+    uint32_t n_plans            # of the rules at work
+    uint32_t plans_used         # ever handed out
+    uint32_t free_plan
+    uint32_t rules              # how often there were other ones: plans of earlier ones are in no chain, and count nothing
+    Count *count                # of the rules at work: what plans that are given up have counted
     uint64_t hits
 
 cdef uint32_t shortcut_candidate(const Shortcuts *all, uint32_t hash) noexcept nogil
@@ -69,5 +74,6 @@ cdef inline uint32_t home_of(const Shortcuts *all, uint32_t hash) noexcept nogil
 cdef class Cuts:
     cdef Shortcuts all
     cdef readonly Tracker tracker
+    cdef Program program        # whose counters those are
     cdef size_t size
     cdef int look_at(self, Program program) except -1

@@ -3,9 +3,11 @@
 Theory of operation: a flow is a tuple that arrives at a hook. Once all connections its packets are tracked as are in the flow table, nothing that
 rules look at can change but for what is compared here: the tuple, fields beside it that some rule looks at, and an epoch, which counts changes of
 rules and of marks and labels. A shortcut leads to a plan: verdict, device, and the rules whose counters go up. Few plans serve all flows.
+A plan lives as long as a shortcut names it, so that there is always room for one more; what it has counted goes to its rules then.
 One flow: 10.0.0.2:40000 > 192.0.2.9:80 at eth0: chain 0, rule 1 (ct), chain 1, rule 4 (+est: redirect eth1): plan 7. The next packet finds plan 7.
 Invariants: a shortcut is in one of two buckets, its home or the one behind it; one that is out of date stays until it is overwritten, and is never
-used. It is a cache: when it is full the oldest goes.
+used. It is a cache: when it is full the oldest goes. A plan is free, or named by as many shortcuts as it says; those of the rules at work are in the
+chain of their hash, and no two of them say the same.
 Not here: when a flow may have one (ruled), the rules (walk), whether its connections are alive (flowtable).
 """
 
@@ -13,7 +15,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport likely, unlikely
+from ctcore.lowlevel cimport likely, mul_fold, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport SLOTS, Bucket, first_slot, same_key, tag_of
 from ctcore.types cimport Key
@@ -21,10 +23,9 @@ from ctcore.tracker cimport Tracker
 from datapath.pipeline.classify cimport Table
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey
 from datapath.pipeline.level cimport Result
-from datapath.pipeline.program cimport Program
+from datapath.pipeline.program cimport Count, Program
 
 cdef enum:
-    N_CHAINS = 1024
     MEAN_LOAD = 5               # shortcuts to a bucket of ten: few have to lie in the bucket behind
 
 
@@ -79,6 +80,7 @@ cdef uint32_t fresh(Shortcuts *all) noexcept nogil:
     cdef uint32_t number = all.used
     if number < all.size:
         all.used += 1
+        all.one[number].plan = <uint32_t>NO_PLAN
         return number
     number = all.hand
     all.hand = all.hand + 1 if all.hand + 1 < all.size else 0
@@ -109,12 +111,16 @@ cdef uint32_t enter(Shortcuts *all, uint32_t hash) noexcept nogil:
 
 
 cdef void shortcut_set(Shortcuts *all, uint32_t hash, const Shortcut *draft, const FlowerKey *fields) noexcept nogil:
-    """Remember a flow, or what is new about it. fields: under the mask; only read if the draft is SHORTCUT_EXACT."""
-    cdef uint32_t number = shortcut_find(all, hash, &draft.key)
+    """Remember a flow, or what is new about it. fields: under the mask; only read if they are to be compared."""
+    cdef uint32_t number = shortcut_find(all, hash, &draft.key), before
     if number == NO_SHORTCUT:
         number = enter(all, hash)
+    before = all.one[number].plan
     all.one[number] = draft[0]
-    if draft.flags & SHORTCUT_EXACT:
+    all.plan[draft.plan >> 1].named += 1
+    if before != NO_PLAN:
+        plan_release(all, before >> 1)
+    if draft.plan & 1:
         memcpy(&all.fields[number], fields, sizeof(FlowerKey))
 
 
@@ -133,27 +139,81 @@ cdef inline bint same_plan(const Plan *a, const Plan *b) noexcept nogil:
     )
 
 
-cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
-    """The number of the plan that says the same, a new one if there is none, or NO_PLAN if there are too many."""
-    cdef uint32_t hash = draft.result.device, number
-    cdef int i
-    for i in range(<int>draft.result.n_hits):
-        hash = (hash ^ draft.result.hit[i]) * <uint32_t>0x9E3779B1
-    hash = hash >> 16 & (N_CHAINS - 1)
-    number = all.chain[hash]
-    while number != NO_PLAN:
-        if same_plan(&all.plan[number], draft):
-            return number
+cdef inline uint32_t hash_of_plan(const Shortcuts *all, const Plan *plan) noexcept nogil:
+    """Secret, since who sends packets chooses which rules they match."""
+    cdef uint64_t hash = all.secret.word[0] ^ plan.result.device
+    cdef uint32_t i
+    for i in range(plan.result.n_hits):
+        hash = mul_fold(hash ^ plan.result.hit[i], all.secret.word[1] | 1)
+    return <uint32_t>(hash ^ hash >> 32)
+
+
+cdef inline uint32_t *chain_of(const Shortcuts *all, uint32_t hash) noexcept nogil:
+    return &all.chain[hash & (all.n_chains - 1)]
+
+
+cdef uint32_t plan_find(const Shortcuts *all, uint32_t hash, const Plan *draft) noexcept nogil:
+    """The number of the plan that says the same, or NO_PLAN."""
+    cdef uint32_t number = chain_of(all, hash)[0]
+    while number != NO_PLAN and not (all.plan[number].hash == hash and same_plan(&all.plan[number], draft)):
         number = all.plan[number].next
-    if all.n_plans == MOST_PLANS:
-        return NO_PLAN
-    number = all.n_plans
-    all.n_plans += 1
-    all.plan[number] = draft[0]
-    all.plan[number].packets = all.plan[number].bytes = all.plan[number].behind = 0
-    all.plan[number].next = all.chain[hash]
-    all.chain[hash] = number
     return number
+
+
+cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
+    """The number of the plan that says the same, a new one if there is none. It is for the next shortcut_set(), which makes it named.
+
+    Safe: every other plan is named by one of `size` shortcuts at least, and there are `size` + 1 plans.
+    """
+    cdef uint32_t hash = hash_of_plan(all, draft), number = plan_find(all, hash, draft)
+    cdef Plan *plan
+    if number != NO_PLAN:
+        return number
+    number = all.free_plan
+    if number != NO_PLAN:
+        all.free_plan = all.plan[number].next
+    else:
+        number = all.plans_used
+        all.plans_used += 1
+    plan = &all.plan[number]
+    plan[0] = draft[0]
+    plan.packets = plan.bytes = plan.behind = 0
+    plan.named, plan.rules, plan.hash = 0, all.rules, hash
+    plan.next = chain_of(all, hash)[0]
+    chain_of(all, hash)[0] = number
+    all.n_plans += 1
+    return number
+
+
+cdef void plan_count(const Plan *plan, Count *count) noexcept nogil:
+    """Add to the rules' counters what went through them by a plan."""
+    cdef Count *c
+    cdef uint32_t k
+    if not plan.packets:
+        return
+    for k in range(plan.result.n_hits):
+        c = &count[plan.result.hit[k]]
+        c.packets += plan.packets
+        c.bytes += plan.bytes - (plan.behind if k >= plan.whole else 0)
+        c.last = max(c.last, plan.last)
+
+
+cdef void plan_release(Shortcuts *all, uint32_t number) noexcept nogil:
+    """A shortcut names it no more. The last one's gives it up, and nothing that it has counted is lost."""
+    cdef Plan *plan = &all.plan[number]
+    cdef uint32_t *link
+    plan.named -= 1
+    if plan.named:
+        return
+    if plan.rules == all.rules:
+        plan_count(plan, all.count)
+        link = chain_of(all, plan.hash)
+        while link[0] != number:
+            link = &all.plan[link[0]].next
+        link[0] = plan.next
+        all.n_plans -= 1
+    plan.next = all.free_plan
+    all.free_plan = number
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
@@ -164,19 +224,22 @@ cdef class Cuts:
 
     def __cinit__(self, size_t size, Tracker tracker not None):
         cdef Shortcuts *all = &self.all
-        cdef size_t ones = size * sizeof(Shortcut), fields = size * sizeof(FlowerKey), buckets
+        cdef size_t plans = (size + 1) * sizeof(Plan), chains, buckets
         memset(all, 0, sizeof(Shortcuts))
         self.tracker = tracker
         all.size = size
         all.n_buckets = max(<size_t>2, size // <size_t>MEAN_LOAD)
-        buckets = all.n_buckets * sizeof(Bucket)
-        self.size = (ones + fields + buckets + MOST_PLANS * sizeof(Plan) + 4095) & ~<size_t>4095
+        all.n_chains = 1 << (size - 1).bit_length()
+        buckets, chains = all.n_buckets * sizeof(Bucket), all.n_chains * sizeof(uint32_t)
+        self.size = (size * (sizeof(Shortcut) + sizeof(FlowerKey)) + buckets + plans + chains + 4095) & ~<size_t>4095
         all.one = <Shortcut *>map_memory(self.size)
         if all.one == NULL:
             raise MemoryError(f"no memory for shortcuts of {size} flows")
         all.bucket = <Bucket *>(all.one + size)
-        all.fields = <FlowerKey *>(all.bucket + all.n_buckets)
-        all.plan = <Plan *>(all.fields + size)
+        all.plan = <Plan *>(all.bucket + all.n_buckets)
+        all.fields = <FlowerKey *>(all.plan + size + 1)
+        all.chain = <uint32_t *>(all.fields + size)
+        all.free_plan = NO_PLAN
         all.secret = &tracker.ct.hash_key
 
     def __dealloc__(self):
@@ -208,30 +271,25 @@ cdef class Cuts:
         rest.ip_flags = rest.icmp_type = rest.icmp_code = rest.arp_op = 0
         memset(rest.arp_sip, 0, 20)
         all.exact = any([(<uint64_t *>&rest)[j] != 0 for j in range(FLOWER_WORDS)])
+        self.program, all.count = program, program.code.count
+        all.rules += 1
         all.n_plans = 0
-        for j in range(N_CHAINS):
-            all.chain[j] = NO_PLAN
+        memset(all.chain, 0xFF, all.n_chains * sizeof(uint32_t))
         return 0
 
     def add_to(self, counts):
-        """Add to the rules' counters (COUNT_DTYPE) what went through them by shortcut."""
-        cdef const Plan *plan
-        cdef uint32_t i, k
-        for i in range(self.all.n_plans):
-            plan = &self.all.plan[i]
-            if not plan.packets:
-                continue
-            for k in range(plan.result.n_hits):
-                count = counts[plan.result.hit[k]]
-                count["packets"] += plan.packets
-                count["bytes"] += plan.bytes - (plan.behind if k >= plan.whole else 0)
-                count["last"] = max(int(count["last"]), plan.last)
+        """Add to the rules' counters (COUNT_DTYPE, writable) what went through them by shortcut."""
+        cdef Count *count = <Count *><size_t>counts.ctypes.data
+        cdef uint32_t i
+        for i in range(self.all.plans_used):
+            if self.all.plan[i].named and self.all.plan[i].rules == self.all.rules:
+                plan_count(&self.all.plan[i], count)
 
     def counters(self):
         return {"plans": self.all.n_plans, "flows": self.all.used, "hits": self.all.hits}
 
     def check(self):
-        """Raises AssertionError if a bucket holds what is not there, or where it does not belong."""
+        """Raises AssertionError if a bucket holds what is not there, or where it does not belong, or if a plan is not what the shortcuts say of it."""
         cdef const Shortcuts *all = &self.all
         cdef uint32_t i, home, number
         cdef int slot
@@ -243,5 +301,30 @@ cdef class Cuts:
                 if number >= all.used:
                     raise AssertionError(f"bucket {i}: shortcut {number} of {all.used}")
                 home = home_of(all, hash_of(all.secret, &all.one[number].key))
-                if all.one[number].plan >= MOST_PLANS or (home != i and (behind(all, home) != i or not all.bucket[home].passed)):
+                if all.one[number].plan >> 1 >= all.plans_used or (home != i and (behind(all, home) != i or not all.bucket[home].passed)):
                     raise AssertionError(f"bucket {i}: shortcut {number} is at home in bucket {home}")
+        self.check_plans()
+
+    def check_plans(self):
+        cdef const Shortcuts *all = &self.all
+        cdef const Plan *plan
+        cdef uint32_t i, at_work = 0, given_up = 0
+        named = [0] * all.plans_used
+        for i in range(all.used):
+            named[all.one[i].plan >> 1] += 1
+        for i in range(all.plans_used):
+            plan = &all.plan[i]
+            if plan.named != <uint32_t>named[i]:
+                raise AssertionError(f"plan {i}: named by {named[i]} shortcuts, {plan.named} are counted")
+            if plan.named and plan.rules == all.rules:
+                at_work += 1
+                if plan_find(all, plan.hash, plan) != i:
+                    raise AssertionError(f"plan {i}: not in its chain, or another one says the same")
+        i = all.free_plan
+        while i != NO_PLAN:
+            given_up += 1
+            if all.plan[i].named or given_up > all.plans_used:
+                raise AssertionError(f"plan {i}: free, and named by {all.plan[i].named} shortcuts")
+            i = all.plan[i].next
+        if at_work != all.n_plans or given_up != <uint32_t>named.count(0):
+            raise AssertionError(f"{at_work} plans of the rules at work, {all.n_plans} are counted; {given_up} free of {named.count(0)}")

@@ -14,7 +14,7 @@ from ctcore.filter import Filter
 from datapath import craft
 from datapath.benchmark import acknowledgements, handshakes
 from datapath.benchmark_rules import firewall
-from datapath.pipeline.rules import Hook, Ruleset
+from datapath.pipeline.rules import ETH_IP, PASS, Ct, Gact, Hook, Match, Mirred, Rule, Ruleset, goto
 from datapath.ruled import RulePipeline
 from pcap_tests.scene import START
 from pcap_tests.test_datapath.flowing import Coming, Seen, Ways
@@ -23,6 +23,7 @@ from pcap_tests.test_datapath.test_pipeline.laboratory import CLASSIC, CLIENT, S
 IN, OUT = 0, 1
 MILLISECOND = 1_000_000
 HOOKS = (Hook("in0"), Hook("out0"))
+ETH0 = Hook("eth0")
 LATER = re.sub(r"chain 1 prio (\d)", r"chain 1 prio 1\1", CLASSIC)  # room before the rules of chain 1
 DECIDE = "tc filter add dev in0 ingress chain 1 protocol ip"  # what is to be said there
 
@@ -121,7 +122,7 @@ def test_more_flows_than_shortcuts_push_each_other_out() -> None:
 def test_as_many_flows_as_there_is_room_for_keep_their_places() -> None:
     """Few find both of their buckets full and take a place there; that must not make flow after flow go through the rules again."""
     pipeline = RulePipeline(firewall(3), Config(max=500))
-    pipeline.arrive([Hook("eth0")])
+    pipeline.arrive([ETH0])
     order = np.arange(500)
     pipeline.process(*handshakes(order))
     for _ in range(6):
@@ -238,3 +239,64 @@ def test_a_header_that_an_edit_moves_is_looked_at() -> None:
     for length, verdict in ((20, 2), (30, 1)) * 3:
         assert crowd.send(there[length]).results["verdict"].tolist() == [verdict]
     crowd.ways.check()
+
+
+def by_port(ports: range) -> str:
+    """A rule of its own for each port of CLIENT: a way through the rules for each connection."""
+    rule = "tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ip_proto tcp src_port {} ct_state -trk action ct pipe action goto chain 1\n"
+    return "".join(rule.format(port) for port in ports) + re.sub(r"chain 0 prio (\d)", r"chain 0 prio 1\1", CLASSIC)
+
+
+def test_ways_that_nobody_goes_any_more_make_room_and_lose_no_counts() -> None:
+    """16 shortcuts, and 40 connections that go 40 ways there; the ways back are one."""
+    crowd = Crowd(ruleset_of(by_port(range(4000, 4040))), max=8)
+    for first in range(4000, 4040, 4):
+        crowd.open(range(first, first + 4))
+        for _ in range(5):
+            crowd.send(*[make(port) for make in (data, answer) for port in range(first, first + 4)])
+        for port in range(first, first + 4):
+            crowd.send((craft.tcp(SERVER, CLIENT, 80, port, "RA", seq=500, ack=100), OUT))
+        crowd.ways.check()
+        for each in crowd.ways.all:
+            each.tracker.flush()
+        crowd.now += 1_000_000_000
+    told = crowd.ways.blind.shortcuts()
+    assert told["flows"] == 16 and told["plans"] <= 16
+    assert crowd.hits > 200
+    assert crowd.ways.blind.counters()["packets"].tolist().count(7) == 40
+
+
+def test_ways_of_earlier_rules_make_room_and_count_no_more() -> None:
+    crowd = Crowd(ruleset_of(by_port(range(4000, 4008))), max=8)
+    crowd.open(range(4000, 4008))
+    for rules in (CLASSIC, by_port(range(4000, 4004)), by_port(range(4000, 4008)), CLASSIC):
+        for _ in range(3):
+            crowd.send(*[make(port) for port in range(4000, 4008) for make in (data, answer)])
+        crowd.ways.check()
+        crowd.ways.load(ruleset_of(rules))
+        assert crowd.ways.blind.shortcuts()["plans"] == 0
+        assert not crowd.ways.blind.counters()["packets"].any()
+    crowd.send(*[data(port) for port in range(4000, 4008)] * 3)
+    assert crowd.ways.blind.shortcuts()["plans"] == 1
+    crowd.ways.check()
+
+
+def test_as_many_ways_as_flows_are_all_remembered() -> None:
+    """More than 16 bits can number: every connection matches a rule by its port, and one by its address."""
+    tracked = (Match("ip_proto", 6, 0xFF), Match("ct_state", 0, 8))
+    there = [Rule(ETH0, ETH_IP, (*tracked, Match("src_port", i, 511)), (Ct(), Gact(goto(1))), i + 1, 0, 1) for i in range(512)]
+    new = Rule(ETH0, ETH_IP, (Match("ct_state", 9, 9),), (Ct(commit=True), Mirred("redirect", "eth1")), 1, 1, 1)
+    on = [Rule(ETH0, ETH_IP, (Match("dst_ip", i, 255), Match("ct_state", 10, 10)), (Gact(PASS),), i + 2, 1, 1) for i in range(256)]
+    n = 70_000
+    pipeline = RulePipeline(Ruleset(rules=(*there, new, *on)), Config(max=n))
+    pipeline.arrive([ETH0])
+    order = np.arange(n)
+    pipeline.process(*handshakes(order), decisions=False)
+    for _ in range(3):
+        before = pipeline.shortcuts()["hits"]
+        pipeline.process(*acknowledgements(order), decisions=False)
+    told = pipeline.shortcuts()
+    frames = len(acknowledgements(order)[1])
+    assert told["plans"] > 65_536 and told["hits"] - before > 0.98 * frames
+    pipeline.cuts.check()
+    assert pipeline.counters()["packets"][:512].sum() == pipeline.summary()["total_packets"]
