@@ -80,7 +80,7 @@ def what_left(outputs: tuple[NDArray[Any], NDArray[np.uint8]], memory: NDArray[n
 
 
 class Said(NamedTuple):
-    """What became of a frame, in the words of both. hits: numbers of rules; recorded: bits of ct_state, zone and mark by the last `ct` that tracked."""
+    """What became of a frame, in the words of both. hits: numbers of rules; recorded: ct_state, zone, mark by the last `ct` that tracked."""
 
     verdict: str
     reason: str
