@@ -91,16 +91,17 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which files to write: names, or None. form: the format of the records, None for that of each file's ending."""
+    """Which files to write: names, or None. form: the format of the records, None for that of each file's ending; rules: of their counters."""
 
     packets: str | None = None
     conns: str | None = None
     events: str | None = None
     forwarded: str | None = None
     form: str | None = None
+    rules: str | None = None
 
     def names(self) -> list[str]:
-        return [name for name in (self.packets, self.conns, self.events, self.forwarded) if name]
+        return [name for name in (self.packets, self.conns, self.events, self.forwarded, self.rules) if name]
 
 
 @dataclass
@@ -337,7 +338,7 @@ class Run:
 
 
 def _kinds(outputs: Outputs) -> Iterable[tuple[str, str | None]]:
-    return ("packets", outputs.packets), ("conns", outputs.conns), ("events", outputs.events)
+    return ("packets", outputs.packets), ("conns", outputs.conns), ("events", outputs.events), ("rules", outputs.rules)
 
 
 def _open(stack: ExitStack, kind: str, name: str, form: str | None) -> export.Writer:

@@ -50,7 +50,11 @@ _CONN = {
     **_under("tcp_original", _TCP_SIDE), **_under("tcp_reply", _TCP_SIDE), "tcp_last_dir": "str", "tcp_last_index": "str", "tcp_retrans": "u1",
 }  # fmt: skip
 _EVICTED_FOR = _under("evicted_for", {"why": "str", "zone": "u2", "proto": "str", **_ENDS})
-COLUMNS = {"packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN, **_EVICTED_FOR}}
+_RULE = {
+    "rule": "str", "device": "str", "direction": "str", "block": "u4", "chain": "u4", "prio": "u2", "handle": "u4", "tc": "str", "skip_sw": "bool",
+    "skip_hw": "bool", "in_hw": "bool", "packets": "u8", "bytes": "u8", "last": "ns",
+}  # fmt: skip
+COLUMNS = {"rules": _RULE, "packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN, **_EVICTED_FOR}}
 
 
 class Writer(Protocol):
@@ -77,13 +81,14 @@ def format_of(name: str, chosen: str | None) -> str:
 
 
 def open_writer(kind: str, name: str, chosen: str | None) -> Writer:
-    """A writer of one kind of records ("packets", "conns", "events") to a file, or stdout for "-".
+    """A writer of one kind of records ("packets", "conns", "events", "rules") to a file, or stdout for "-".
 
     Raises CtmirrorError if the format cannot hold such records, or needs a library that is not installed; OSError from opening.
     """
     form = format_of(name, chosen)
-    if form == "conntrack" and kind == "packets":
-        raise CtmirrorError(f"--packets {name}: conntrack's lines are about connections; expected --format jsonl, csv, parquet or arrow")
+    if form == "conntrack" and kind in ("packets", "rules"):
+        option = "--rule-counters" if kind == "rules" else "--packets"
+        raise CtmirrorError(f"{option} {name}: conntrack's lines are about connections; expected --format jsonl, csv, parquet or arrow")
     if form in ("arrow", "parquet"):
         _pyarrow(name)
     raw, file = (sys.stdout.buffer, sys.stdout.buffer) if name == STDOUT else create(name)
@@ -167,12 +172,16 @@ class Csv(_Closing):
         self._write([dict(zip(COLUMNS[kind], COLUMNS[kind], strict=True))])
 
     def write(self, records: Iterable[Record]) -> None:
-        self._write({name: " ".join(v) if isinstance(v, tuple) else v for name, v in flatten(record).items()} for record in records)
+        self._write({name: _cell(value) for name, value in flatten(record).items()} for record in records)
 
     def _write(self, rows: Iterable[Record]) -> None:
         text = StringIO(newline="")
         csv.DictWriter(text, list(COLUMNS[self.kind]), restval="", extrasaction="ignore", lineterminator="\n").writerows(rows)
         self.file.write(text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value
 
 
 class Arrow(_Closing):
@@ -244,7 +253,7 @@ def _schema(kind: str):
 
     types = {
         "str": pa.string(), "u1": pa.uint8(), "u2": pa.uint16(), "u4": pa.uint32(), "u8": pa.uint64(), "f8": pa.float64(),
-        "ns": pa.int64(), "list": pa.list_(pa.string()),
+        "ns": pa.int64(), "bool": pa.bool_(), "list": pa.list_(pa.string()),
     }  # fmt: skip
     return pa.schema([(name, types[column]) for name, column in COLUMNS[kind].items()])
 

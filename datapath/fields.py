@@ -44,7 +44,7 @@ STATE_NAMES: dict[int, str] = {
     State.UNTRACKED: "untracked",
 }  # fmt: skip
 VERDICT_NAMES: dict[int, str | None] = {Verdict.PENDING: None, Verdict.ACCEPT: "accept", Verdict.DROP: "drop", Verdict.HELD: "held"}
-# "not:" and a reason code of offload (docs/records.md).
+# "not:" and a reason code of offload (docs/records.md; words: offload_words).
 OFFLOAD_NAMES: dict[int, str | None] = {
     each: "not:" + {"NOT_ASSURED": "not_assured"}.get(name, name.removeprefix("NOT_").lower())
     for name, each in Offload.__members__.items()

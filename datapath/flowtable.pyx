@@ -36,6 +36,8 @@ cdef enum:
     IP6_PLAIN = 40
     FLAGS_OVER = FIN | RST
 
+cdef int64_t LEAP = 30 * <int64_t>86400 * 1_000_000_000     # ns: at most a third of what a 32-bit difference of ticks can tell
+
 # Bytes of a transport header that have to be there.
 cdef inline uint32_t least_of(uint8_t proto) noexcept nogil:
     return 20 if proto == PROTO_TCP else 8 if proto == PROTO_UDP else 4
@@ -277,7 +279,16 @@ cdef void extend(Engine *ct, Entry *entry, uint64_t tick) noexcept nogil:
 
 
 cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
-    """What is to be done once a second, up to `now`, which may lie many seconds after the last call: each row is torn down as of its own second."""
+    """What is to be done once a second, up to `now`, which may lie many seconds after the last call: each row is torn down as of its own second.
+
+    Captures jump by years, but a deadline is the sign of a 32-bit difference: so time goes by leaps that it can tell, as long as there are rows.
+    """
+    while all.used and all.next_round and now - all.next_round > LEAP:
+        one_round(all, ct, all.next_round + LEAP)
+    one_round(all, ct, now)
+
+
+cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
     cdef uint64_t second = <uint64_t>(SECOND // ct.set.tick_ns), tick = <uint64_t>(now // SECOND) * second, at
     cdef FlowRow *row
     cdef uint32_t i

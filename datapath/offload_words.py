@@ -1,4 +1,4 @@
-"""Why the flow table does not serve a packet, in words. Not here: deciding (flowtable)."""
+"""What the flow table has of a packet, and why it does not serve one, in words. Not here: deciding (flowtable)."""
 
 from __future__ import annotations
 
@@ -24,4 +24,10 @@ WHY_NOT: dict[int, str] = {
     Offload.NOT_TEARDOWN_IDLE: "its connection was idle, and has left the table",
     Offload.NOT_TEARDOWN_DYING: "its connection has been ended, and has left the table",
     Offload.NOT_TEARDOWN_FLUSH: "the table was flushed",
+}
+# All that a record may say.
+OFFLOAD_WORDS: dict[int, str] = {
+    Offload.OFFLOAD_SOFTWARE: "its connection is in the flow table, which has served the packet, or serves those that follow",
+    Offload.OFFLOAD_HARDWARE: "its connection is in a NIC's table; no NIC is driven yet",
+    **WHY_NOT,
 }

@@ -43,7 +43,7 @@ WHYS: dict[int, str] = {
 
 
 def print_summary(result: Replayed, console: Console, *, verbose: bool = False) -> None:
-    """Print what a replay found. verbose: the tracker's counters and settings as well."""
+    """Print what a replay found. verbose: when rules matched last, the tracker's counters and settings as well."""
     with console.capture() as captured:
         for part in _parts(result, console.width, verbose):
             # A command that is wrapped cannot be copied: texts may be wider than the console, tables are not.
@@ -64,7 +64,7 @@ def _parts(result: Replayed, width: int, verbose: bool) -> Iterator[Table | Text
     if result.rules:
         from datapath.report_rules import rules_parts
 
-        yield from rules_parts(result.rules, width)
+        yield from rules_parts(result.rules, int(result.stats["last_ts"]) if verbose else None)
     yield from _evictions(result)
     yield from _pools(result, width)
     yield from _fragments(result)

@@ -17,7 +17,7 @@ from datapath.hints import counted
 from datapath.names import printable
 from datapath.pipeline.rules import Rule
 from datapath.pipeline.tc_print import rule_line
-from datapath.report import count, plain, size_text
+from datapath.report import count, duration_text, plain, size_text
 
 MOST_ROWS = 12
 TORN_DOWN = {
@@ -25,15 +25,17 @@ TORN_DOWN = {
 }  # fmt: skip
 
 
-def rules_parts(rules: RulesAtWork, width: int) -> Iterator[Table | Text]:
-    """The rules that matched, the most frequent first, and the flow table."""
+def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
+    """The rules that matched, the most frequent first, and the flow table. end: ns of the last packet, if when rules matched last is to be told."""
     matched = np.flatnonzero(rules.counters["packets"])
     ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
-    table = plain("rule", "packets", "wire bytes", "", right=("packets", "wire bytes"))
-    table.columns[3].overflow = "ellipsis"
+    heads = ("rule", "packets", "wire bytes", *(["last used"] if end is not None else []), "")
+    table = plain(*heads, right=("packets", "wire bytes", "last used"))
+    table.columns[-1].overflow = "ellipsis"
     for i in ranked[:MOST_ROWS]:
         rule, seen = rules.ruleset.rules[i], rules.counters[i]
-        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), Text(_text(rule)))
+        used = [] if end is None else [ago(end - int(seen["last"]))]
+        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), *used, Text(_text(rule)))
     yield Text()
     yield table
     silent = len(rules.ruleset.rules) - len(matched)
@@ -45,6 +47,11 @@ def rules_parts(rules: RulesAtWork, width: int) -> Iterator[Table | Text]:
         yield Text(f"  {counted(int(rules.lost[reason]), 'mirrored frame')} did not leave: {fields.REASON_NAMES[reason]}")
     if rules.flows is not None:
         yield from _flow_table(rules.flows)
+
+
+def ago(ns: int) -> str:
+    """As tc counts it, but from the last packet on."""
+    return "at the end" if ns <= 0 else f"{duration_text(ns)} ago"
 
 
 def _place(rule: Rule) -> str:

@@ -20,7 +20,8 @@ from datapath.frame import FRAME_DTYPE
 from datapath.hooks import hook_of
 from datapath.names import printable
 from datapath.pipeline.outputs import OutputFlag
-from datapath.pipeline.rules import Hook, Rule
+from datapath.pipeline.rules import Hook, Rule, Ruleset
+from datapath.pipeline.tc_print import rule_line
 from datapath.rewrite import copied
 from datapath.ruled import RulePipeline
 from datapath.wire import parse_batch
@@ -107,6 +108,8 @@ class RuledRun(Run):
         counters = self.pipeline.counters()
         flows = self.pipeline.flows.counters() if self.pipeline.flows is not None else None
         self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, self.pipeline.walker.lost())
+        if "rules" in self.writers:
+            self.writers["rules"].write(rule_records(self.rules.ruleset, counters))
 
 
 # --- what became of packets -----------------------------------------------------------------------------------------------------------
@@ -176,6 +179,21 @@ def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[tuple[tu
                 for record in with_ways(records, results, outs, pipeline.program.devices, names):
                     yield (k, record["i"]), record
                 first += len(frames)
+
+
+def rule_records(ruleset: Ruleset, counters: np.ndarray) -> Iterator[fields.Record]:
+    """A record for each rule, in their order in the file: where it hangs, what it says, what it has counted.
+
+    counters: COUNT_DTYPE, in the order of the rules. `last` is None where nothing matched; `in_hw` is false, since no NIC carries out a rule here.
+    """
+    for rule, packets, size, last in zip(ruleset.rules, *(counters[name].tolist() for name in ("packets", "bytes", "last")), strict=True):
+        hook = rule.hook
+        where = {"device": None, "direction": None} if hook.block is not None else {"device": hook.device, "direction": hook.direction}
+        yield {
+            "rule": place_of(rule), **where, "block": hook.block, "chain": rule.chain, "prio": rule.prio, "handle": rule.handle,
+            "tc": rule_line(rule), "skip_sw": rule.skip_sw, "skip_hw": rule.skip_hw, "in_hw": False,
+            "packets": packets, "bytes": size, "last": last if packets else None,
+        }  # fmt: skip
 
 
 def place_of(rule: Rule) -> str:

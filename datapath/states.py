@@ -1,4 +1,4 @@
-"""The protocol tables, timeouts and reason codes as pages: text, Markdown or Mermaid, made from ctcore.spec and nothing else.
+"""The protocol tables, timeouts and codes as pages: text, Markdown or Mermaid, made from ctcore.spec and, of offload codes, from record_words.
 
 Not here: what the cells mean to the engine. Invariant: the Markdown pages under docs/ are this module's output (pcap_tests compares them).
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from ctcore import spec
 from ctcore.spec import DIRS, StateTable
+from datapath import record_words
 
 PROTOCOLS = ("tcp", "sctp")
 FORMATS = ("text", "markdown", "mermaid")
@@ -42,6 +43,13 @@ def reasons_page(form: str) -> str:
     rows = [(reason.name, reason.effect, reason.sentence, reason.rule) for reason in spec.reasons()]
     parts = [heading(1, "Reason codes")] if form == "markdown" else []
     return "\n".join([*parts, table(("reason", "effect", "what it says", "rule"), rows)])
+
+
+def offload_page(form: str) -> str:
+    """Every offload code with its sentence, in text or markdown."""
+    heading, table = _FORMS[form]
+    parts = [heading(1, "Offload codes")] if form == "markdown" else []
+    return "\n".join([*parts, table(("offload", "what it says"), record_words.offload_rows())])
 
 
 def _footnotes(table: StateTable) -> dict[str, int]:

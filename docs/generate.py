@@ -1,9 +1,9 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md, and
-the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md
+and docs/records.md, and the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
-pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md and docs/rules.md stays as it is.
+pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md, docs/rules.md and docs/records.md stays as it is.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ def tables() -> dict[str, str]:
     }
 
 
+def records() -> dict[str, str]:
+    """The marked parts of docs/records.md by their names."""
+    sys.path.insert(0, str(ROOT))
+    from datapath import record_words
+
+    head = ("field", "holds", "")
+    return {
+        **{kind: table(head, record_words.record_rows(kind)) for kind in record_words.RECORDS},
+        "ends": table(head, record_words.end_rows()),
+        "offload": table(("offload", ""), [(f"`{code}`", said) for code, said in record_words.offload_rows()]),
+    }
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table of Markdown, with a blank line around it."""
     lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
@@ -89,6 +102,7 @@ def main() -> None:
         (ROOT / "docs" / name).write_text(text)
     put("README.md", {name: block(text) for name, text in parts().items()})
     put("docs/rules.md", tables())
+    put("docs/records.md", records())
 
 
 def put(page: str, texts: dict[str, str]) -> None:

@@ -115,6 +115,12 @@ def test_the_tables_of_rules_are_those_of_today(generate):
         assert text in generate.marked(name).search(RULES)[0], "docs/rules.md is old: run make docs"
 
 
+def test_the_tables_of_records_are_those_of_today(generate):
+    page = (ROOT / "docs/records.md").read_text()
+    for name, text in generate.records().items():
+        assert text in generate.marked(name).search(page)[0], "docs/records.md is old: run make docs"
+
+
 def test_the_rules_of_the_page_are_fine_and_the_same_in_both_languages():
     (tc,), (yaml,) = (re.findall(rf"^```{kind}\n(.*?)^```$", RULES, re.MULTILINE | re.DOTALL) for kind in ("tc", "yaml"))
     found = Findings()

@@ -31,12 +31,13 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--packets", metavar="FILE", help="Write a record for each packet; off writes none.")
 @click.option("--conns", metavar="FILE", help="Write a record for each connection.")
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
+@click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, when it matched last.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 @rules_options
-def command(captures, packets, conns, events, form, forwarded, quiet, verbose, tracking) -> int:
+def command(captures, packets, conns, events, rule_counters, form, forwarded, quiet, verbose, tracking) -> int:
     """Run captures through connection tracking and say what it says of each packet.
 
     Captures continue one another. Without options a summary is printed; "-" is stdin or stdout.
@@ -53,11 +54,14 @@ def command(captures, packets, conns, events, form, forwarded, quiet, verbose, t
       ctmirror replay lan.pcap --snat 'src_ip 10.0.0.0/8 => 192.0.2.1-192.0.2.9:1024-65535,persistent'
       ctmirror replay lan6.pcap --snat '[2001:db8:3::1]:2000-2999,random' --helper ftp:tcp:21
       ctmirror replay vm.pcapng --rules rules.tc           through tc rules: which rule decided, what the flow table served
+      ctmirror replay vm.pcapng --rules rules.tc --rule-counters - | jq 'select(.packets == 0)'       which rules matched nothing
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
-    if form and not any(map(_file, (packets, conns, events))):
-        raise click.UsageError("--format: expected records to write: --packets, --conns or --events")
-    outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form)
+    if form and not any(map(_file, (packets, conns, events, rule_counters))):
+        raise click.UsageError("--format: expected records to write: --packets, --conns, --events or --rule-counters")
+    if _file(rule_counters) and tracking.rules is None:
+        raise click.UsageError("--rule-counters: expected --rules with it")
+    outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)
     if not quiet and (result.stats["total_packets"] or not result.errors):

@@ -130,6 +130,7 @@ class Walk:
     hits: list[Rule] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+    told: Tracked | None = None  # what the last `ct` that tracked said, here or where it was redirected from: what is recorded of the packet
     parted: bool = False  # from its connection
     onward: Walk | None = None
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
@@ -326,6 +327,8 @@ class Interpreter:
         if self.ct is None:
             raise ValueError("ct: expected somebody who tracks connections")
         what, walk.frame, walk.tracked = self.ct.act(action, walk.frame, walk.now, walk.tracked, walk.missing)
+        if not action.clear:  # which is for later rules, and takes nothing back
+            walk.told = walk.tracked._replace(conn=None)
         if what == "go on":
             walk.missing = walk.missing if action.clear else lacking(walk.frame, walk.missing)
             return action.control
@@ -352,7 +355,8 @@ class Interpreter:
         assert walk.delivery is not None
         hook = Hook(action.device, action.direction)
         onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, walk.bare, mark=walk.mark, priority=walk.priority)
-        walk.onward = onward if action.kind == "redirect" else None
+        if action.kind == "redirect":
+            walk.onward, onward.told = onward, walk.told
         self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:

@@ -32,9 +32,9 @@ ctypedef struct Result:
     uint8_t hops                # redirects until then
     uint8_t verdict             # Verdict
     uint8_t reason              # Reason
-    uint8_t tracked             # there was a `ct` action
+    uint8_t tracked             # there was a `ct` action that tracked; `ct clear` does not, and takes nothing back
     uint8_t pad
-    Decision decision           # of the last one
+    Decision decision           # of the last such one
     uint32_t[MOST_HITS] hit
 
 # What the last `ct` action said, as rules match it (flower.FlowerKey).
@@ -52,7 +52,7 @@ ctypedef struct Level:
     Packet own
     FlowerKey key
     Carried carried
-    Decision decision           # of the last `ct` action, here or where it was redirected from
+    Decision decision           # of the last `ct` action that tracked, here or where it was redirected from
     Said said
     uint32_t hook
     uint32_t mark

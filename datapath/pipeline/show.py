@@ -11,7 +11,7 @@ from typing import TextIO
 from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.order import in_order
 from datapath.pipeline.rules import Hook, Rule, Ruleset, Template, innermost
-from datapath.pipeline.tc_print import action_text
+from datapath.pipeline.tc_print import action_text, flags_text
 from datapath.pipeline.validate import hook_text
 
 
@@ -34,7 +34,7 @@ def print_rules(ruleset: Ruleset, file: TextIO) -> None:
     for (hook, chain), rules in sorted(chains.items(), key=lambda item: (item[0][0].block or 0, item[0][0].device, item[0][0].direction, item[0][1])):
         console.print(Text(f"\n{hook_text(hook)}, chain {chain}{_template(templates.get((hook, chain)))}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name, justify in (("prio", "right"), ("handle", "right"), ("protocol", "left"), ("matches", "left"), ("does", "left")):
+        for name, justify in (("prio", "right"), ("handle", "right"), ("protocol", "left"), ("matches", "left"), ("does", "left"), ("flags", "left")):
             table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
         for placed in in_order(rules):
             table.add_row(*map(Text, _row(placed.rule)))
@@ -51,11 +51,11 @@ def _template(template: Template | None) -> str:
 
 def _row(rule: Rule) -> tuple[str, ...]:
     inner = innermost(rule.protocol, rule.matches)
-    flags = [name for name in ("skip_sw", "skip_hw") if getattr(rule, name)]
     return (
         str(rule.prio),
         f"{rule.handle:#x}",
         ethertype_text(rule.protocol),
         "  ".join(match_text(match, inner) for match in rule.matches) or "everything",
-        "; ".join([*map(action_text, rule.actions), *flags]) or "pass",
+        "; ".join(map(action_text, rule.actions)) or "pass",
+        flags_text(rule),
     )

@@ -64,6 +64,11 @@ def rule_line(rule: Rule) -> str:
     return " ".join([*words, *(f"action {action_text(action)}" for action in rule.actions)])
 
 
+def flags_text(rule: Rule) -> str:
+    """Who carries a rule out, in the words of `tc filter show`: no NIC does here."""
+    return " ".join([*(name for name in ("skip_sw", "skip_hw") if getattr(rule, name)), "not_in_hw"])
+
+
 def _hook(hook: Hook) -> str:
     return f"block {hook.block}" if hook.block is not None else f"dev {shlex.quote(hook.device)} {hook.direction}"
 

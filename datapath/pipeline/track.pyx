@@ -21,7 +21,7 @@ from ctcore.lowlevel cimport likely, unlikely
 from ctcore.types cimport (
     ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, NOT_UNCONFIRMED, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
     R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
-    Entry, Packet, Rewrite,
+    Decision, Entry, Packet, Rewrite,
 )
 from datapath.defragment cimport Gathering, gather_one
 from datapath.flowtable cimport NO_ROW, FlowTable, flow_admit, flow_find, flow_passes, flow_serve
@@ -210,14 +210,14 @@ cdef uint8_t track(Walking *w, Level *v, const Ask *ask) noexcept nogil:
     """One action. R_OK: the packet goes on; R_FRAGMENT: it is held; others: it is dropped, for that reason.   Writes: all of v but its verdict."""
     cdef CtRequest request = ask.request
     cdef Rewrite rewrite
+    cdef Decision unsaid
     cdef uint8_t served = OFFLOAD_NONE
     cdef bint carried = v.carried.flow != NO_FLOW and v.carried.zone == request.zone
     cdef Packet *p = writable_packet(w, v)
     edits_reset(&w.ct.edits)
     if request.flags & CT_CLEAR:
-        v.tracked = True
-        w.trail.plain = False                   # what is said of the packet is not what the flow table says of its connection
-        ct_act(w.ct, p, &request, &v.carried, &v.decision, &rewrite)
+        # Later rules see that nothing was said. What is recorded of the packet is what was decided before, or nothing at all.
+        ct_act(w.ct, p, &request, &v.carried, &unsaid, &rewrite)
         tell(w, v)
         return R_OK
     if not is_ip(v):

@@ -28,9 +28,9 @@ class Walker:
         memory: uint8[m]; frames: FRAME_DTYPE[n], each within memory; hooks: one for all, or uint32[n] as Program.hook() numbers them; outputs: keep
         what leaves. Returns RESULT_DTYPE[n]: verdict (types.Verdict) and reason; rule, the number of the one that decided, 0xFFFFFFFF for none; hit,
         the rules that matched, copies included, n_hits of them, of which at most 32 are kept; device and egress, where the frame ended, after `hops`
-        redirects; mark and priority, by skbedit; decision (DECISION_DTYPE), of the last `ct` action if there was one (tracked). A datagram that was
-        put together ends as the last of its fragments does. Raises ValueError for frames or hooks that are none, RuntimeError if the tracker is at
-        work elsewhere.
+        redirects; mark and priority, by skbedit; decision (DECISION_DTYPE), of the last `ct` action that tracked, if there was one
+        (tracked); `ct clear` is none. A datagram that was put together ends as the last of its fragments does. Raises ValueError for frames or
+        hooks that are none, RuntimeError if the tracker is at work elsewhere.
         """
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last run(), copies: OUTPUT_DTYPE[k] and uint8[m].

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
@@ -113,11 +115,65 @@ def test_the_summary_has_the_rules_and_the_flow_table(capfd):
     assert "flow table" not in run(capfd, "replay", CAPTURE, "--rules", RULES, "--no-flowtable")[1]
 
 
+def test_rule_counters_have_a_record_for_each_rule_in_the_order_of_the_file(capfd):
+    code, out, err = run(capfd, "replay", CAPTURE, "--rules", RULES, "--rule-counters", "-", "-q")
+    assert (code, err) == (0, "")
+    rules, seen = records(out), packets(capfd, CAPTURE, "--rules", RULES)
+    lines = [int(each["rule"].rpartition(":")[2]) for each in rules]
+    assert lines == sorted(lines)
+    by_line = dict(zip(lines, rules, strict=True))
+    dropped = by_line[22]
+    (last,) = (each["ts"] for each in seen if each["rule"].endswith(":22"))
+    assert {name: dropped[name] for name in ("device", "direction", "block", "packets", "last", "in_hw", "skip_sw")} == {
+        "device": "eth0_0", "direction": "ingress", "block": None, "packets": 1, "last": last, "in_hw": False, "skip_sw": False,
+    }  # fmt: skip
+    assert dropped["tc"].startswith(f"tc filter add dev eth0_0 ingress protocol ip prio {dropped['prio']} chain {dropped['chain']} handle 0x1 flower")
+    assert dropped["bytes"] == next(each["len"] for each in seen if each["rule"].endswith(":22"))
+    silent = [each for each in rules if not each["packets"]]
+    assert len(silent) == 2 and all((each["bytes"], each["last"]) == (0, None) for each in silent)
+    # What decided a packet is the last rule that it matched.
+    for line, number in Counter(int(each["rule"].rpartition(":")[2]) for each in seen).items():
+        assert by_line[line]["packets"] >= number
+
+
+def test_rule_counters_are_the_same_without_a_flow_table_and_in_every_format(capfd, tmp_path):
+    told = []
+    for name, more in (("with.jsonl", ()), ("without.jsonl", ("--no-flowtable",)), ("rules.csv", ()), ("rules.parquet", ())):
+        assert run(capfd, "replay", CAPTURE, "--rules", RULES, "--rule-counters", tmp_path / name, "-q", *more)[0] == 0
+        told.append((tmp_path / name).read_bytes())
+    assert told[0] == told[1]
+    rules = records(told[0].decode())
+    rows = list(csv.DictReader(told[2].decode().splitlines()))
+    plain = {None: "", False: "false", True: "true"}
+    assert rows == [
+        {name: str(plain[value] if value is None or isinstance(value, bool) else value) for name, value in each.items()} for each in rules
+    ]
+    assert pyarrow.parquet.read_table(tmp_path / "rules.parquet").to_pylist() == rules
+
+
+def test_rule_counters_of_a_shared_block_have_no_device(capfd, tmp_path):
+    (tmp_path / "block.tc").write_text(
+        "tc qdisc add dev eth0 ingress_block 7 clsact\ntc filter add block 7 protocol ip prio 1 flower skip_hw action pass\n"
+    )
+    _, out, _ = run(capfd, "replay", CAPTURE, "--rules", tmp_path / "block.tc", "--device", "eth0", "--rule-counters", "-", "-q")
+    (only,) = records(out)
+    assert (only["device"], only["direction"], only["block"], only["skip_hw"], only["in_hw"]) == (None, None, 7, True, False)
+
+
+def test_verbose_tells_when_rules_matched_last(capfd):
+    _, out, _ = run(capfd, "replay", CAPTURE, "--rules", RULES, "-v")
+    assert "last used" in out and "at the end" in out and " ago " in out
+    assert "last used" not in run(capfd, "replay", CAPTURE, "--rules", RULES)[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
         (["--device", "eth0"], "--device: expected --rules with it"),
         (["--no-flowtable"], "--no-flowtable: expected --rules with it"),
+        (["--rule-counters", "-"], "--rule-counters: expected --rules with it"),
+        (["--rules", RULES, "--rule-counters", "-", "--packets", "-"], "-: expected a file of its own for each output"),
+        (["--rules", RULES, "--rule-counters", "x.conntrack"], "--rule-counters x.conntrack: conntrack's lines are about connections"),
         (["--rules", RULES, "--zone", "4"], "--zone: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--snat", "192.0.2.1"], "--snat: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules, which go by the packets' own time"),

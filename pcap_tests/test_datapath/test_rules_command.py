@@ -63,14 +63,14 @@ def test_show_is_by_hook_chain_and_priority(capfd, good):
         "dev eth0: clsact",
         "",
         "dev eth0 ingress, chain 0",
-        "prio  handle  protocol  matches                      does",
+        "prio  handle  protocol  matches                does                    flags",
         "",
         "dev eth0 ingress, chain 1",
-        "prio  handle  protocol  matches            does",
+        "prio  handle  protocol  matches            does  flags",
     ]
     assert [line.split() for line in out.splitlines()[-2:]] == [
-        ["1", "0x1", "ip", "ct_state", "+trk+est", "pass"],
-        ["2", "0x1", "ip", "everything", "drop"],
+        ["1", "0x1", "ip", "ct_state", "+trk+est", "pass", "not_in_hw"],
+        ["2", "0x1", "ip", "everything", "drop", "not_in_hw"],
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ctcore.config import Config
 from ctcore.filter import Filter
+from ctcore.types import Dir, Offload, State
 from datapath import craft
 from datapath.benchmark import acknowledgements, handshakes
 from datapath.benchmark_rules import firewall
@@ -86,6 +87,20 @@ def test_packets_of_a_batch_see_what_the_one_before_them_has_done() -> None:
     seen = crowd.send(answer(4000), data(4000), end, *[data(4000)] * 3)
     assert seen.decisions["l4state"][0] != seen.decisions["l4state"][-1]
     assert crowd.hits > 0
+    crowd.ways.check()
+
+
+def test_a_flow_that_is_cleared_before_it_goes_on_is_recorded_as_served() -> None:
+    """As rules of network policies end, so that the host can track in its own zone: the records are those of an established connection."""
+    crowd = Crowd(ruleset_of(CLASSIC.replace("action mirred egress redirect", "action ct clear pipe action mirred egress redirect")))
+    crowd.open(range(4000, 4001))
+    crowd.send(answer(4000), data(4000))
+    seen = crowd.send(*[answer(4000)] * 4, *[data(4000)] * 4)
+    assert crowd.hits >= 8
+    assert set(seen.decisions["state"].tolist()) == {State.ESTABLISHED}
+    assert seen.decisions["dir"].tolist() == [Dir.REPLY] * 4 + [Dir.ORIG] * 4
+    assert set(seen.decisions["offload"].tolist()) == {Offload.OFFLOAD_SOFTWARE}
+    assert set(seen.decisions["conn"].tolist()) == {0}
     crowd.ways.check()
 
 

@@ -17,7 +17,25 @@ from ctcore.types import Reason, State
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.pipeline.program import Program
-from datapath.pipeline.rules import DROP, ETH_ALL, PASS, Action, Ct, CtNat, Gact, Hook, Match, Mirred, Munge, Pedit, Police, Rule, Ruleset
+from datapath.pipeline.rules import (
+    CONTINUE,
+    CT_STATES,
+    DROP,
+    ETH_ALL,
+    PASS,
+    Action,
+    Ct,
+    CtNat,
+    Gact,
+    Hook,
+    Match,
+    Mirred,
+    Munge,
+    Pedit,
+    Police,
+    Rule,
+    Ruleset,
+)
 from datapath.pipeline.walk import Walker
 from pcap_tests.test_datapath.test_pipeline.random_pipelines import SECOND
 from pcap_tests.test_datapath.test_pipeline.random_talks import FAR, NEAR, Traffic, some_config, some_pipeline
@@ -133,6 +151,17 @@ def test_the_result_has_the_last_decision() -> None:
     assert (result["tracked"], result["decision"]["state"], result["decision"]["zone"]) == (1, State.NEW, 7)
     (result,) = walker.run(*frames_of([frame]), FAR)
     assert (result["tracked"], result["decision"]["state"]) == (0, 0)
+
+
+def test_a_clear_hides_from_rules_what_was_said_and_not_from_the_record() -> None:
+    """A second rule sees no state, as in Linux; the result tells of the action before. Where nothing has tracked, a clear has nothing to tell."""
+    seen = rule(Gact(DROP), matches=(Match("ct_state", 0, CT_STATES["trk"]),), prio=2)
+    net = sides(rule(Ct(zone=7, commit=True, mark=(5, 0xFF)), Ct(clear=True, control=CONTINUE)), seen, rule(Ct(clear=True), hook=FAR))
+    frame = craft.udp("10.0.0.1", "192.0.2.1", 1024, 53, b"?")
+    said = net.send([Coming(frame, NEAR, 0), Coming(frame, FAR, 0)])
+    assert [each.verdict for each in said] == ["drop", "accept"]
+    assert [each.recorded for each in said] == [(CT_STATES["trk"] | CT_STATES["new"], 7, 5), None]
+    net.check()
 
 
 def test_a_tracker_that_cannot_do_what_rules_ask_is_refused() -> None:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from ctcore.config import Config
 from ctcore.reasons import NAMES
-from ctcore.types import Verdict
+from ctcore.types import Dir, Verdict
 from datapath import craft
 from datapath.frame import FRAME_DTYPE, LINK_ETHERNET, LINK_RAW, frames_of
 from datapath.pipeline.interpret import Delivery, Interpreter
 from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.program import Program
-from datapath.pipeline.reference import RuleTracker
-from datapath.pipeline.rules import Hook, Ruleset
+from datapath.pipeline.reference import STATE_BITS, RuleTracker
+from datapath.pipeline.rules import CT_STATES, Hook, Ruleset
 from datapath.pipeline.walk import Walker
 from pcap_tests.test_ctcore.twins import Twins
 
@@ -80,7 +80,7 @@ def what_left(outputs: tuple[NDArray[Any], NDArray[np.uint8]], memory: NDArray[n
 
 
 class Said(NamedTuple):
-    """What became of a frame, in the words of both. hits: numbers of rules."""
+    """What became of a frame, in the words of both. hits: numbers of rules; recorded: ct_state, zone, mark by the last `ct` that tracked."""
 
     verdict: str
     reason: str
@@ -92,6 +92,7 @@ class Said(NamedTuple):
     priority: int
     hits: tuple[int, ...]
     left: tuple[Left, ...]
+    recorded: tuple[int, int, int] | None
 
 
 # Link types that say nothing but that IP follows, with their headers: raw, cooked (both versions), BSD loopback.
@@ -129,10 +130,17 @@ def walked(program: Program, walker: Walker, coming: Sequence[Coming]) -> list[S
         # A device that no rule names has no number.
         passed = [came.shown(each if each.device else each._replace(device=device, egress=egress)) for each in passed]
         hits = tuple(it["hit"][: it["n_hits"]])
-        said = Said(verdict, NAMES[it["reason"]], it["rule"], device, egress, it["hops"], it["mark"], it["priority"], hits, tuple(passed))
+        recorded = recorded_in(results["decision"][len(found)]) if it["tracked"] else None
+        said = Said(verdict, NAMES[it["reason"]], it["rule"], device, egress, it["hops"], it["mark"], it["priority"], hits, tuple(passed), recorded)
         assert it["n_hits"] == len(hits) or len(hits) == 32
         found.append(said)
     return found
+
+
+def recorded_in(decision: np.void) -> tuple[int, int, int]:
+    """What a decision says, as a rule would see it."""
+    state = CT_STATES["trk"] | STATE_BITS.get(int(decision["state"]), CT_STATES["inv"]) | (CT_STATES["rpl"] if decision["dir"] == Dir.REPLY else 0)
+    return state, int(decision["zone"]), int(decision["mark"])
 
 
 VERDICTS = {"pass": "accept", "drop": "drop", "held": "held"}
@@ -157,6 +165,7 @@ def told(delivery: Delivery, numbers: dict[int, int]) -> Said:
         last.priority,
         tuple(numbers[id(hit.rule)] for hit in delivery.hits[:32]),
         tuple(passed),
+        None if last.told is None else (last.told.state, last.told.zone, last.told.mark),
     )
 
 
@@ -179,6 +188,8 @@ class Sides:
         for each, ours in zip(coming, said, strict=True):
             delivery = self.interpreter.deliver(each.frame, each.now, each.hook, each.missing, bare=each.bare)
             theirs = told(delivery, self.numbers)
+            if delivery.last.told is not None and delivery.last.told.reason:
+                theirs = theirs._replace(recorded=ours.recorded)  # it ended in the action: why is compared, and the rest is the tracker's
             assert ours == theirs, difference(self.ruleset, each, ours, theirs)
             for hit in delivery.hits:
                 self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0)
