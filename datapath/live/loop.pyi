@@ -16,8 +16,8 @@ class Loop:
     pipeline: knows all devices that ifaces are named after; ifaces: of one memory and one worker, `ordinal` their device's number, from 0; several
     of one device (queues) share it, and what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by
     name; without an entry it is counted as `nobody`, and gone. router: where frames go that pass at a device which it routes for; its names are those
-    of the ifaces by ordinal. What it forwards goes through the rules at the egress of the device it leaves by, and is counted by the pipeline there as
-    well. Raises ValueError for ifaces that do not go together.
+    of the ifaces by ordinal. What it forwards goes through the rules at the egress of the device it leaves by, and is counted by the pipeline there
+    as well. Raises ValueError for ifaces that do not go together.
     """
 
     pipeline: RulePipeline

@@ -2,8 +2,8 @@
 
 Theory of operation: a thread listens to rtnetlink. Changes of neighbours are passed on one by one; any other change, and the news that messages
 were lost, leads to everything being read again, at most every SETTLE seconds. What was read goes into the router's tables in one job, between two
-rounds of the loop. The other way round, the router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which makes it ask: so
-ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
+rounds of the loop. The other way round, the router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which makes it ask:
+so ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
 Invariants: the tables are touched in jobs only, or before the node works. The kernel is asked for at most MOST_ASKED neighbours a second, for each
 once a second, whatever strangers send. Everything is read in the namespace of the thread that made this.
 Not here: the tables (routes, neighbour_table), which frames are the host's (xdp_filter, by host_networks() here).
