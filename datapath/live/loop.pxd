@@ -79,4 +79,5 @@ cdef class Loop:
     cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil
     cdef void send_onward(self) noexcept nogil
     cdef void wait(self, int64_t most) noexcept nogil
+    cdef int still(self) except -1
     cdef void go(self, int64_t until) noexcept nogil

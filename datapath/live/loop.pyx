@@ -124,13 +124,20 @@ cdef class Loop:
         self.pipeline.tracker.busy = False
         if self.asked:
             self.asked = False
-            os.eventfd_read(self.bell)
+            self.still()
         return self.counts.frames - before
 
     def ring(self):
-        """See loop.pyi."""
-        self.asked = True
+        """See loop.pyi. In this order: a bell that rang after run() had gone would keep it awake from then on."""
         os.eventfd_write(self.bell, 1)
+        self.asked = True
+
+    cdef int still(self) except -1:
+        """Silence the bell. Of two who ring at a time, the second one may have been heard with the first, and ask again without it."""
+        try:
+            os.eventfd_read(self.bell)
+        except BlockingIOError:
+            pass
 
     def counters(self):
         """See loop.pyi."""
