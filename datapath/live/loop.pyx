@@ -18,15 +18,14 @@ import os
 import numpy as np
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
-from ctcore.lowlevel cimport be16, likely, unlikely
-from ctcore.tuples cimport IP6_FRAGMENT
+from ctcore.lowlevel cimport likely, unlikely
 from datapath.frame cimport Frame
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
-from datapath.live.router cimport ANSWER_ROOM, ETH, WAY_CUT, Router, Step, router_move
+from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.program cimport NO_CHAIN
@@ -48,8 +47,6 @@ cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
     LINK_ETHERNET = 1
-    ETH_IPV4 = 0x0800
-    ETH_IPV6 = 0x86DD
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
@@ -407,18 +404,3 @@ cdef class Loop:
         fds[self.n_ifaces].fd, fds[self.n_ifaces].events = self.bell, POLLIN
         self.counts.waits += 1
         poll(fds, self.n_ifaces + 1, <int>min(most // 1000000, <int64_t>LONGEST_NAP))
-
-
-cdef bint later_fragment(const uint8_t *frame, uint32_t have) noexcept nogil:
-    """IPv4, or IPv6 with nothing before its fragment header."""
-    if have < ETH + 20:
-        return False
-    if be16(frame + 12) == ETH_IPV4:
-        return be16(frame + ETH + 6) & 0x1FFF
-    return be16(frame + 12) == ETH_IPV6 and have >= ETH + 48 and frame[ETH + 6] == IP6_FRAGMENT and be16(frame + ETH + 42) & 0xFFF8
-
-
-cdef bint same_ends(const uint8_t *frame, const uint8_t *other, uint32_t have) noexcept nogil:
-    """Whether another packet, which the router has looked at, goes between the same addresses as a fragment."""
-    cdef uint32_t at = ETH + (12 if be16(frame + 12) == ETH_IPV4 else 8), size = 8 if be16(frame + 12) == ETH_IPV4 else 32
-    return have >= at + size and memcmp(frame + 12, other + 12, 2) == 0 and memcmp(frame + at, other + at, size) == 0

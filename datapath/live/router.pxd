@@ -59,6 +59,9 @@ ctypedef struct RouterCounts:
     uint64_t limited
     uint64_t no_way_back        # to whom an error would go, there is no route, or no neighbour
 
+cdef bint later_fragment(const uint8_t *frame, uint32_t have) noexcept nogil
+cdef bint same_ends(const uint8_t *frame, const uint8_t *other, uint32_t have) noexcept nogil
+
 cdef class Router:
     cdef readonly tuple names
     cdef readonly RouteTable routes

@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ctcore.lowlevel cimport be16, be32, likely, unlikely
+from ctcore.tuples cimport IP6_FRAGMENT
 from datapath.checksum cimport fold, load64, sum_bytes
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.icmp_errors cimport ERROR_ROOM, Said, limits_all, limits_peer, limits_set, may_be_answered, write_error
@@ -22,7 +23,7 @@ from datapath.live.neighbour_table cimport (
     NEIGHBOUR_ASKED, NEIGHBOUR_FAILED, NEIGHBOUR_STALE, Neighbour, NeighbourTable, neighbour_find, neighbour_want,
 )
 from datapath.live.routes cimport (
-    ROUTE_BLACKHOLE, ROUTE_GROUP, ROUTE_OWN, ROUTE_PROHIBIT, ROUTE_UNREACHABLE, ROUTE_VIA, Address, Route, RouteTable, address4, address6, route_find,
+    ROUTE_GROUP, ROUTE_OWN, ROUTE_PROHIBIT, ROUTE_UNREACHABLE, ROUTE_VIA, Address, Route, RouteTable, address4, address6, route_find,
 )
 
 cdef enum:
@@ -116,6 +117,21 @@ cdef inline uint8_t check6(const uint8_t *ip, uint32_t have, Step *step) noexcep
     if unlikely(ip[8] == 0xFF or local6(ip + 8) or local6(ip + 24)):
         return WAY_MARTIAN
     return WAY_GROUP if unlikely(ip[24] == 0xFF) else WAY_ON
+
+
+cdef bint later_fragment(const uint8_t *frame, uint32_t have) noexcept nogil:
+    """IPv4, or IPv6 with nothing before its fragment header."""
+    if have < ETH + 20:
+        return False
+    if be16(frame + 12) == ETH_IPV4:
+        return be16(frame + ETH + 6) & 0x1FFF
+    return be16(frame + 12) == ETH_IPV6 and have >= ETH + 48 and frame[ETH + 6] == IP6_FRAGMENT and be16(frame + ETH + 42) & 0xFFF8
+
+
+cdef bint same_ends(const uint8_t *frame, const uint8_t *other, uint32_t have) noexcept nogil:
+    """Whether another packet, which the router has looked at, goes between the same addresses as a fragment."""
+    cdef uint32_t at = ETH + (12 if be16(frame + 12) == ETH_IPV4 else 8), size = 8 if be16(frame + 12) == ETH_IPV4 else 32
+    return have >= at + size and memcmp(frame + 12, other + 12, 2) == 0 and memcmp(frame + at, other + at, size) == 0
 
 
 cdef class Router:
