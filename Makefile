@@ -21,7 +21,10 @@ SECONDS ?= 60
 ASAN_FUZZ_SECONDS ?= 20
 # Everything takes many times longer there, so that properties are tried with fewer examples; ASAN_SHARE=1 tries all.
 ASAN_SHARE ?= 0.1
-ASAN_ENV := CTMIRROR_SHARE=$(ASAN_SHARE) CTMIRROR_PAIRS=5000 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONMALLOC=malloc PYTHONPATH=.
+# What the fuzzers give is a small object of Python's, whose end only malloc guards; what tests give lies in arrays.
+FUZZ_ENV := PYTHONMALLOC=malloc
+ASAN_ENV := CTMIRROR_SHARE=$(ASAN_SHARE) CTMIRROR_PAIRS=5000 PYTHONPATH=. \
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=4
 
 .PHONY: help build demo test lint bench fuzz fuzz-kernel asan docs wheel clean
 
@@ -53,14 +56,14 @@ fuzz-kernel: $(BUILT)  ## compare the engine with the running kernel on random t
 
 asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled code and the fuzzers under AddressSanitizer, in a tree of its own
 	mkdir -p $(ASAN)
-	cp -Rp setup.py pyproject.toml README.md ctcore datapath offload pcap_tests docs $(ASAN)/
+	cp -Rp setup.py pyproject.toml README.md ctcore datapath offload pcap_tests docs examples $(ASAN)/
 	find $(ASAN) -path $(ASAN)/build -prune -o -name '*.so' -exec rm {} +
 	cd $(ASAN) && CTMIRROR_DEBUG=asan $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS)
 	cd $(ASAN) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    $(ASAN_ENV) $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(ASAN_TESTS)
 	cd $(ASAN) && set -e; preload=$$($(CURDIR)/$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so; \
 	    for fuzzer in pcap_tests/fuzz/fuzz_*.py; do \
-	    echo "$$fuzzer"; LD_PRELOAD=$$preload $(ASAN_ENV) $(CURDIR)/$(BIN)/python $$fuzzer -max_total_time=$(ASAN_FUZZ_SECONDS); done
+	    echo "$$fuzzer"; LD_PRELOAD=$$preload $(ASAN_ENV) $(FUZZ_ENV) $(CURDIR)/$(BIN)/python $$fuzzer -max_total_time=$(ASAN_FUZZ_SECONDS); done
 
 docs: $(BUILT)  ## write what of the documentation is made from the code
 	$(BIN)/python docs/generate.py

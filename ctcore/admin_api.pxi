@@ -55,18 +55,30 @@ cdef int split_label(uint64_t *words, object label) except -1:
     words[1] = number >> 64
 
 
-cdef uint32_t for_each(Engine *ct, const Sieve *s, Deed deed, void *what) noexcept nogil:
-    """Do something to each connection that fits; says to how many it was done."""
+cdef uint32_t for_each(Engine *ct, const Sieve *s, uint32_t first, uint32_t past, Deed deed, void *what) noexcept nogil:
+    """Do something to each connection that fits and lies in slots first to past - 1; says to how many it was done."""
     cdef uint32_t conn, flow, done = 0
     cdef int dir
     for dir in range(2):
         if whole_key(&s.mask[dir]):
             flow = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &s.value[dir]), &s.value[dir])
-            return flow != NO_FLOW and fits(s, &ct.pool.entry[flow >> 1]) and deed(ct, flow >> 1, what)
-    for conn in range(ct.pool.used):
+            conn = flow >> 1
+            return flow != NO_FLOW and first <= conn < past and fits(s, &ct.pool.entry[conn]) and deed(ct, conn, what)
+    for conn in range(first, min(past, ct.pool.used)):
         if ct.pool.entry[conn].live and fits(s, &ct.pool.entry[conn]):
             done += deed(ct, conn, what)
     return done
+
+
+cdef int bounds_of(object slots, uint32_t *first, uint32_t *past) except -1:
+    """A range of slots, or None for all of them."""
+    first[0], past[0] = 0, 0xFFFFFFFF
+    if slots is None:
+        return 0
+    if not isinstance(slots, range) or slots.step != 1:
+        raise ConfigError(f"slots = {slots!r}: expected a range of step 1")
+    first[0] = whole("slots: from", slots.start, 0, 0xFFFFFFFF)
+    past[0] = whole("slots: to", slots.stop, 0, 0xFFFFFFFF)
 
 
 cdef bint count_it(Engine *ct, uint32_t conn, void *what) noexcept nogil:

@@ -81,6 +81,10 @@ class Tracker:
     def count(self) -> int:
         """Connections in the table."""
     @property
+    def slots(self) -> int:
+        """How many slots of the pool were ever in use. A connection keeps its slot for life, so large tables can be read a range of slots at a time:
+        one that lives all the while is found once."""
+    @property
     def events_waiting(self) -> int:
         """Events that nobody has taken yet."""
     @property
@@ -109,9 +113,14 @@ class Tracker:
         """Evictions that found that buffer full."""
     def zone_counts(self) -> dict[int, int]:
         """How many connections each zone has, of those that have any."""
-    def select(self, filter: Filter) -> NDArray[Any]:
-        """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A whole tuple is looked up."""
-    def delete(self, filter: Filter) -> int:
+    def forget_events(self) -> int:
+        """Empty the buffer of events without a look at them; how many they were. As long as it is full, a further one costs next to nothing."""
+    def select(self, filter: Filter, *, slots: range | None = None) -> NDArray[Any]:
+        """The connections that fit, as they are: CONN_DTYPE[k], by ordinal; timeout is ticks left. A whole tuple is looked up.
+
+        slots: only those in these slots; the same in delete() and update(). Raises ConfigError.
+        """
+    def delete(self, filter: Filter, *, slots: range | None = None) -> int:
         """Delete the connections that fit, and say how many they were. Their destroy events have the end `flushed`."""
     def flush(self, filter: Filter | None = None) -> int:
         """Delete those that fit, or every connection; says how many."""
@@ -119,6 +128,7 @@ class Tracker:
         self,
         filter: Filter,
         *,
+        slots: range | None = None,
         mark: int | None = None,
         mark_mask: int = 0xFFFFFFFF,
         label: int | None = None,

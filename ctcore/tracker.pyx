@@ -228,6 +228,10 @@ cdef class Tracker:
         return self.ct.live
 
     @property
+    def slots(self):
+        return self.ct.pool.used
+
+    @property
     def events_waiting(self):
         return self.ct.buffer.length
 
@@ -243,19 +247,27 @@ cdef class Tracker:
     def conns(self):
         return self.select(Filter())
 
-    def select(self, filter):
+    def select(self, filter, *, slots=None):
         cdef Sieve sieve
+        cdef uint32_t first, past
         self.idle()
         fill_sieve(&self.ct, &sieve, filter)
-        cdef object rows = np.empty(for_each(&self.ct, &sieve, count_it, NULL), dtype=CONN_DTYPE)
+        bounds_of(slots, &first, &past)
+        cdef object rows = np.empty(for_each(&self.ct, &sieve, first, past, count_it, NULL), dtype=CONN_DTYPE)
         cdef Entry *out = <Entry *><size_t>rows.ctypes.data
-        for_each(&self.ct, &sieve, copy_it, &out)
+        for_each(&self.ct, &sieve, first, past, copy_it, &out)
         # As opaque rows: NumPy would leave the gaps between fields to chance.
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
     def events(self):
         self.idle()
         return buffer_take(&self.ct.buffer)
+
+    def forget_events(self):
+        cdef uint32_t waiting = self.ct.buffer.length
+        self.idle()
+        self.ct.buffer.length = 0
+        return waiting
 
     def evictions(self):
         self.idle()
@@ -272,21 +284,25 @@ cdef class Tracker:
     def flush(self, filter=None):
         return self.delete(Filter() if filter is None else filter)
 
-    def delete(self, filter):
+    def delete(self, filter, *, slots=None):
         cdef Sieve sieve
+        cdef uint32_t first, past
         self.idle()
         fill_sieve(&self.ct, &sieve, filter)
-        return for_each(&self.ct, &sieve, kill_it, NULL)
+        bounds_of(slots, &first, &past)
+        return for_each(&self.ct, &sieve, first, past, kill_it, NULL)
 
-    def update(self, filter, *, mark=None, mark_mask=ALL_MARKS, label=None, label_mask=ALL_LABELS, timeout=None, status=0):
+    def update(self, filter, *, slots=None, mark=None, mark_mask=ALL_MARKS, label=None, label_mask=ALL_LABELS, timeout=None, status=0):
         cdef Sieve sieve
         cdef Amendment change
+        cdef uint32_t first, past
         self.idle()
         fill_sieve(&self.ct, &sieve, filter)
+        bounds_of(slots, &first, &past)
         fill_change(&self.ct, &change, self.config, {
             "mark": mark, "mark_mask": mark_mask, "label": label, "label_mask": label_mask, "timeout": timeout, "status": status,
         })
-        return for_each(&self.ct, &sieve, change_it, &change)
+        return for_each(&self.ct, &sieve, first, past, change_it, &change)
 
     cdef uint32_t slot_of(self, object ordinal) except? 0xFFFFFFFF:
         """The slot of a live connection, or ConfigError."""

@@ -27,6 +27,10 @@ COMMANDS = {
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
     "policy": "Kubernetes network policies as rules, and what they say of one connection",
     "run": "the live datapath: packets of real interfaces through rules",
+    "conntrack": "conntrack(8) for a running node: list, change, delete connections, follow events",
+    "stats": "what a running node has counted",
+    "top": "the busiest connections of a running node",
+    "control": "other rules, another log level for a running node",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine, rules, or the replay of a capture",
 }

@@ -255,8 +255,8 @@ NAMED = {"icmp", "tcp", "udp", "gre", "icmpv6", "sctp", "udplite", "dccp"}  # th
 LABELS = {"new": "    [NEW]", "update": " [UPDATE]", "destroy": "[DESTROY]"}
 
 
-def conntrack_line(record: Record) -> str:
-    """A connection record as in `conntrack -L`, an event record as in `conntrack -E`.
+def conntrack_line(record: Record, *, extended: bool = False) -> str:
+    """A connection record as in `conntrack -L`, an event record as in `conntrack -E`. extended: the family as well, as `-o extended` has it.
 
     An event tells what ctnetlink puts into it: counters at the end only, the protocol's state if the event is about it (so in every `new` and
     `destroy`), the time left, at the end only if there is a whole second of it, and the mark if there is one or it was changed. The kernel's
@@ -264,15 +264,18 @@ def conntrack_line(record: Record) -> str:
     """
     proto, event, changes = record["proto"], record.get("event"), record.get("changes", ())
     counted = event in (None, "destroy")
+    offloaded = next((f"[{name.upper().replace('-', '_')}]" for name in ("hw-offload", "offload") if name in record["status"]), None)
     parts = [LABELS[event]] if event else []
+    parts += ["ipv6     10" if ":" in record["original"]["src"] else "ipv4     2"] if extended else []
     parts.append(f"{proto if proto in NAMED else 'unknown':<8} {NUMBERS.get(proto, proto)}")
     left = int(record["timeout"])
-    parts += [str(left)] if left or event != "destroy" else []
-    parts += [record["l4state"]] if record["l4state"] and (event != "update" or "l4state" in changes) else []
+    if event or not offloaded:
+        parts += [str(left)] if left or event != "destroy" else []
+        parts += [record["l4state"]] if record["l4state"] and (event != "update" or "l4state" in changes) else []
     parts += _tuple(record["original"], record["reply"], proto, counted)
     parts += [] if "seen-reply" in record["status"] else ["[UNREPLIED]"]
     parts += _tuple(record["reply"], record["original"], proto, counted)
-    parts += ["[ASSURED]"] if "assured" in record["status"] else []
+    parts += [offloaded] if offloaded else ["[ASSURED]"] if "assured" in record["status"] else []
     if not event or record["mark"] or "mark" in changes:
         parts.append(f"mark={record['mark']}")
     parts += [f"zone={record['zone']}"] if record["zone"] else []

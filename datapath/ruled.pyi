@@ -43,6 +43,10 @@ class RulePipeline:
 
         Raises ConfigError for rules whose `ct` actions translate to what the rules of the beginning did not.
         """
+    def compiled(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> Program:
+        """The same rules, ready for take(): what load() needs most of its time for. From any thread, while others work with the pipeline."""
+    def take(self, program: Program) -> None:
+        """Go on with rules that compiled() has made, each once: the rest of load()."""
     def process(
         self,
         memory: NDArray[np.uint8],

@@ -76,10 +76,18 @@ cdef class RulePipeline:
         self.hooks = np.zeros(1, dtype=np.uint32)
         self.loaded += 1
 
+    def compiled(self, ruleset, *, devices=()):
+        """See ruled.pyi."""
+        return Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed)
+
     def load(self, ruleset, *, devices=()):
         """See ruled.pyi."""
+        self.take(self.compiled(ruleset, devices=devices))
+
+    def take(self, Program program not None):
+        """See ruled.pyi."""
         self.tracker.idle()
-        self.put_in(Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed))
+        self.put_in(program)
 
     def arrive(self, hooks):
         """See ruled.pyi."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import click
 
 from datapath.commands.verbosity import verbosity

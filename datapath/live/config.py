@@ -23,9 +23,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ctcore.config import EVENT_BITS
 from ctcore.config import Config as Tracking
 from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.drivers import DRIVERS, Wanted
+from datapath.live.message import SOCKET
 from datapath.live.settings import PacketSettings, XskSettings
 from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 
@@ -66,7 +68,13 @@ class FilterSection(Section):
             return EVERYTHING
         ports = tuple((protocol, int(port)) for protocol, port in (text.split(" ") for text in self.ports))
         return Filter(
-            frozenset(self.passed_types), self.other_types, self.vlans, self.neighbours, tuple(self.local), ports, tuple(self.prefixes)  # type: ignore[arg-type]
+            frozenset(self.passed_types),
+            self.other_types,
+            self.vlans,
+            self.neighbours,
+            tuple(self.local),  # type: ignore[arg-type]
+            ports,
+            tuple(self.prefixes),  # type: ignore[arg-type]
         )
 
 
@@ -129,10 +137,12 @@ class RouteSection(Section):
 
 
 class ControlSection(Section):
-    """Where commands come in. group: whose members may command, beside the owner."""
+    """Where commands come in. socket: a path, "": nowhere; group: whose members may command, beside the owner; events: whether events of connections
+    are made for those who listen."""
 
-    socket: str = "/run/ctmirror/control.sock"
+    socket: Annotated[str, Field(max_length=107)] = SOCKET
     group: str | None = None
+    events: bool = True
 
 
 class MetricsSection(Section):
@@ -177,7 +187,8 @@ class NodeConfig(Section):
 
     def tracking(self) -> Tracking:
         """Raises ConfigError."""
-        return Tracking(**self.conntrack)
+        events = frozenset(EVENT_BITS) if self.control.events and self.control.socket else frozenset()
+        return Tracking(**self.conntrack, events=events)
 
 
 def load(name: str) -> NodeConfig:

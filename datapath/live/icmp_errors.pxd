@@ -30,4 +30,4 @@ cdef void limits_set(Limits *limits, double rate, double burst, double peer_rate
 cdef bint limits_peer(Limits *limits, const uint8_t *address, bint six, int64_t now) noexcept nogil
 cdef bint limits_all(Limits *limits, int64_t now) noexcept nogil
 cdef bint may_be_answered(const uint8_t *packet, uint32_t have) noexcept nogil
-cdef uint32_t write_error(uint8_t *room, const uint8_t *packet, uint32_t have, const uint8_t *source, const Said *said, uint16_t ident) noexcept nogil
+cdef uint32_t write_error(uint8_t *room, const uint8_t *packet, const uint8_t *source, const Said *said, uint16_t ident) noexcept nogil

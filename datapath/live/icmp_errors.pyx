@@ -1,8 +1,8 @@
 """ICMP errors: which packets may be answered with one, the bytes of it, and how many there may be.
 
-Theory of operation: an error goes to the source of the packet it is about, and quotes its beginning: as much as makes an IPv4 packet of 576 bytes (RFC
-1812 4.3.2.3) or an IPv6 packet of 1280 (RFC 4443 2.4 c). Never answered are ICMP errors, fragments but the first, and sources that are no single host
-(RFC 1812 4.3.2.7, RFC 4443 2.4 e): errors would breed errors. Each destination has a bucket, by a keyed hash, and all have one in common.
+Theory of operation: an error goes to the source of the packet it is about, and quotes its beginning: as much as makes an IPv4 packet of 576 bytes
+(RFC 1812 4.3.2.3) or an IPv6 packet of 1280 (RFC 4443 2.4 c). Never answered are ICMP errors, fragments but the first, and sources that are no single
+host (RFC 1812 4.3.2.7, RFC 4443 2.4 e): errors would breed errors. Each destination has a bucket, by a keyed hash, and all have one in common.
 One error: hop limit 1, UDP of 1,000 bytes: type 3 code 0, its IP header and 952 bytes of the UDP packet, 1,048 bytes in all.
 Invariants: nothing behind `have` is read; checksums are right whatever is quoted.
 Not here: who sends it and which way (router), link-layer broadcasts (router).
@@ -142,7 +142,7 @@ cdef uint32_t write6(uint8_t *room, const uint8_t *packet, const uint8_t *source
     return IP6 + length
 
 
-cdef uint32_t write_error(uint8_t *room, const uint8_t *packet, uint32_t have, const uint8_t *source, const Said *said, uint16_t ident) noexcept nogil:
+cdef uint32_t write_error(uint8_t *room, const uint8_t *packet, const uint8_t *source, const Said *said, uint16_t ident) noexcept nogil:
     """An error from `source` about a packet that may be answered, from its IP header on; how many bytes, ERROR_ROOM at most."""
     if packet[0] >> 4 == 6:
         return write6(room, packet, source, said)

@@ -6,7 +6,7 @@ from datapath.frame cimport Frame
 from datapath.live.router cimport Router, Step
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport Pool, Umem
-from datapath.pipeline.outputs cimport Output, Outputs
+from datapath.pipeline.outputs cimport Output
 from datapath.ruled cimport RulePipeline, Wanted
 
 cdef enum:
@@ -23,7 +23,6 @@ cdef enum:
 ctypedef struct LoopCounts:
     uint64_t rounds
     uint64_t frames
-    uint64_t completed          # of these, those whose checksum a local stack had left to its NIC
     uint64_t waits              # rounds that found nothing often enough to sleep
     uint64_t sent               # frames that ifaces took
     uint64_t nobody             # passed at a device where nobody takes what passes
@@ -38,6 +37,7 @@ cdef class Loop:
     cdef readonly Umem umem
     cdef readonly int bell      # an eventfd: wakes it
     cdef void *iface[MOST_IFACES]
+    cdef uint64_t *unsummed[MOST_IFACES]    # counts those completed here: AF_XDP does not say whose checksums were left to a NIC; others: NULL
     cdef int n_ifaces
     cdef Pool *pool
     cdef Wanted wanted

@@ -36,7 +36,7 @@ class Loop:
     def ring(self) -> None:
         """Have run() return after the round at hand, from any thread; or, if it is not running, at once when it is called next."""
     def counters(self) -> dict[str, int]:
-        """rounds, frames, completed (checksums that a local stack had left to its NIC), waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
+        """rounds, frames, waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
         no_chunk, too_long, too_many: copies for which there was no chunk, no room in one, no place in the round. Since the start.
         """
     def histogram(self) -> NDArray[np.uint64]:

@@ -21,15 +21,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport likely, unlikely
-from datapath.frame cimport Frame
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
 from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
-from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give, pool_take
-from datapath.pipeline.program cimport NO_CHAIN
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
+from datapath.pipeline.program cimport NO_CHAIN
 from datapath.ruled cimport RulePipeline
 
 from datapath.pipeline.rules import Hook
@@ -50,7 +48,7 @@ cdef enum:
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
-COUNTERS = ("rounds", "frames", "completed", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
+COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
 
@@ -68,6 +66,7 @@ cdef class Loop:
             if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
             self.iface[i] = <void *>iface
+            self.unsummed[i] = &(<Iface>iface).counts.rx_completed if iface.driver == "xdp" else NULL
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -166,6 +165,8 @@ cdef class Loop:
         for i in range(self.n_ifaces):
             n = (<Iface>self.iface[i]).receive(self.frame, ROUND)
             if n:
+                if self.unsummed[i] != NULL:
+                    self.unsummed[i][0] += complete(self.umem.base, self.frame, n)
                 self.forward(n)
                 all += n
         for i in range(self.n_ifaces):
@@ -179,7 +180,6 @@ cdef class Loop:
         cdef int64_t start = wall_ns()
         cdef uint64_t took
         cdef int bucket = 0
-        self.counts.completed += complete(self.umem.base, self.frame, n)
         self.through(n)
         if unlikely(self.n_onward):
             self.send_onward()

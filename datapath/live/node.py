@@ -28,6 +28,7 @@ from datapath.live.router import Router
 from datapath.live.umem import Umem
 from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
+from datapath.pipeline.program import Program
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
 
@@ -157,15 +158,21 @@ class Node:
             if future.set_running_or_notify_cancel():
                 future.set_exception(RuntimeError("the node is stopping"))
 
-    def load_rules(self, name: str | None = None) -> int:
-        """Go on with the rules of a file, the configured one without a name; how many they are. A job. Connections stay, and so do those in the flow
-        table; what the new rules say of them is asked with their next packets. Raises RuleError, ConfigError; then the old rules go on.
+    def load_rules(self, ruleset: Ruleset | None = None) -> Program:
+        """Compile rules, those of the configured file without any: for take_rules(). From any thread, while the node works: it takes its time.
+        Raises RuleError, ConfigError.
         """
-        ruleset = rules_file.load(name or self.config.rules)
-        self.pipeline.load(ruleset, devices=[iface.name for iface in self.config.iface])
+        ruleset = rules_file.load(self.config.rules) if ruleset is None else ruleset
+        return self.pipeline.compiled(ruleset, devices=[iface.name for iface in self.config.iface])
+
+    def take_rules(self, program: Program) -> int:
+        """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table; what the new rules say of them is
+        asked with their next packets. Raises ConfigError; then the old rules go on.
+        """
+        self.pipeline.take(program)
         self.loop.aim(self._inward())
-        LOG.info("rules loaded", extra={"rules": len(ruleset.rules), "file": name or self.config.rules})
-        return len(ruleset.rules)
+        LOG.info("rules loaded", extra={"rules": len(program.ruleset.rules)})
+        return len(program.ruleset.rules)
 
     def close(self) -> None:
         """Give everything back. Not while work() is at it."""

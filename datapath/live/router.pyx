@@ -7,8 +7,8 @@ where it leaves from. tell() makes the ICMP error about one that goes nowhere, a
 One frame: to 10.2.0.5, TTL 9, to our MAC address on eth0. Routes have 10.2.0.0/16 via 10.1.0.2 on eth1, and neighbours a MAC address for that:
 WAY_ON, out eth1, TTL 8.
 Invariants: nothing is read behind `have`. Each frame is counted by its way, once. Tables change between two rounds of the loop only.
-Not here: tables themselves (routes, neighbour_table), who keeps them up to date (neighbours), errors' bytes and limits (icmp_errors), chunks and sending
-(loop), translation: an error quotes what its sender has sent, since the loop hands over the frame as it came.
+Not here: tables themselves (routes, neighbour_table), who keeps them up to date (neighbours), errors' bytes and limits (icmp_errors), chunks and
+sending (loop), translation: an error quotes what its sender has sent, since the loop hands over the frame as it came.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -276,7 +276,7 @@ cdef class Router:
             self.counts.no_way_back += 1
             return 0
         self.ident += 1
-        size = write_error(room + ETH, packet, have - ETH, source, &said, self.ident)
+        size = write_error(room + ETH, packet, source, &said, self.ident)
         back.six, back.length, back.way = six, size, WAY_ON
         if self.towards(room + ETH, back) != WAY_ON:
             self.counts.no_way_back += 1

@@ -1,6 +1,6 @@
 """A node as a service: a thread that works, signals, and what is told to systemd and the log.
 
-Theory of operation: the main thread waits for signals and rings; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
+Theory of operation: the main thread waits for signals; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
 systemd is told when the node is ready, reloading or stopping, and as long as it works, by the rules of sd_notify(3): a node whose loop hangs is not
 reported as alive. Invariant: whatever ends the service, interfaces are given back.
 Not here: the node itself (node), its configuration (config).
@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from concurrent.futures import TimeoutError as Late
+from contextlib import AbstractContextManager, nullcontext
 
 from ctcore.errors import CtmirrorError
 from datapath.live.config import NodeConfig
@@ -90,7 +91,7 @@ class Service:
     def run(self) -> int:
         """Until it is to stop. The exit code."""
         signals = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
-        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}  # type: ignore[misc]
+        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}
         self.thread.start()
         try:
             notify("READY=1")
@@ -129,7 +130,8 @@ class Service:
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
-            self.node.ask(lambda node: node.load_rules()).result()
+            program = self.node.load_rules()
+            self.node.ask(lambda node: node.take_rules(program)).result()
         except (CtmirrorError, RuntimeError) as error:
             LOG.error(f"the old rules go on: {error}")
         notify("READY=1")
@@ -138,5 +140,13 @@ class Service:
 def serve(config: NodeConfig, level: str) -> int:
     """Run a node in the foreground. Raises what opening it raises."""
     start_log(level, config.log.format)
-    with Node(config) as node:
+    with Node(config) as node, control_of(node):
         return Service(node).run()
+
+
+def control_of(node: Node) -> AbstractContextManager[object]:
+    """The control interface that its configuration asks for. Raises ConfigError."""
+    from datapath.live.control import Control
+
+    section = node.config.control
+    return Control(node, section.socket, section.group) if section.socket else nullcontext()

@@ -22,7 +22,18 @@ from datapath.pipeline.rules_file import parse
 from datapath.ruled import RulePipeline
 from datapath.sink import PcapSink
 from pcap_tests.test_datapath.test_live.routing import (
-    CLIENT, FAMILIES, GATEWAY, HOST, LAN, NEAR, SERVER, WAN, addressed, header_sum, router, udp,
+    CLIENT,
+    FAMILIES,
+    GATEWAY,
+    HOST,
+    LAN,
+    NEAR,
+    SERVER,
+    WAN,
+    addressed,
+    header_sum,
+    router,
+    udp,
 )  # fmt: skip
 
 OUTSIDE = "192.0.2.99"
@@ -130,7 +141,8 @@ def test_a_mirror_shows_the_frame_as_it_came(tmp_path):
 def test_rules_at_the_egress_see_the_packet_as_it_will_be(tmp_path):
     rules = (
         "tc filter add dev wan egress protocol ip prio 1 flower ip_ttl 7 action drop\n"
-        f"tc filter add dev wan egress protocol ip prio 2 flower dst_mac {GATEWAY.hex(':')} action pedit ex munge ip tos set 0x10 pipe action csum ip\n"
+        f"tc filter add dev wan egress protocol ip prio 2 flower dst_mac {GATEWAY.hex(':')} "
+        "action pedit ex munge ip tos set 0x10 pipe action csum ip\n"
     )
     node = Node(tmp_path, rules)
     lan, wan = node.turn([udp(ttl=8), udp(ttl=9), udp(6)])
@@ -187,9 +199,7 @@ def test_a_datagram_put_together_by_rules_and_too_big_is_told_of_by_a_piece(tmp_
     rules = "tc filter add dev lan ingress protocol ipv6 prio 1 flower action ct commit pipe action pass\n"
     whole = craft.udp_segment(CLIENT[6], SERVER[6], 4000, 53, bytes(2400))
     cuts = [(0, whole[:1400], True), (1400, whole[1400:], False)]
-    frames = [
-        addressed(craft.frame(CLIENT[6], SERVER[6], 17, data, ext=((44, craft.fragment6(offset, more, 77)),))) for offset, data, more in cuts
-    ]
+    frames = [addressed(craft.frame(CLIENT[6], SERVER[6], 17, data, ext=((44, craft.fragment6(offset, more, 77)),))) for offset, data, more in cuts]
     node = Node(tmp_path, rules, one=router(mtu=1280))
     lan, _ = node.turn(frames)
     assert [frame[54] for frame in lan] == [2]

@@ -12,7 +12,20 @@ from datapath import craft
 from datapath.live.neighbour_table import NeighbourState
 from datapath.live.router import Way, pieces_of
 from pcap_tests.test_datapath.test_live.routing import (
-    CLIENT, FAMILIES, FAR, GATEWAY, HOST, LAN, NEAR, NEXT, SERVER, WAN, addressed, header_sum, router, udp,
+    CLIENT,
+    FAMILIES,
+    FAR,
+    GATEWAY,
+    HOST,
+    LAN,
+    NEAR,
+    NEXT,
+    SERVER,
+    WAN,
+    addressed,
+    header_sum,
+    router,
+    udp,
 )  # fmt: skip
 
 HOP = {4: 22, 6: 21}  # where a frame has its TTL

@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said_by_line(text, said):
 
 @pytest.mark.parametrize("section", ["[router]\nkernel_routes = true\n", '[[route]]\nprefix = "::/0"\niface = "eth0"\n'])
 def test_routes_want_an_interface_that_is_routed(section):
-    with pytest.raises(ConfigError, match="n:4: (router|route).*: expected an interface with `routed = true`"):
+    with pytest.raises(ConfigError, match=r"n:4: (router|route).*: expected an interface with `routed = true`"):
         parse('rules = "node.tc"\n[[iface]]\nname = "eth0"\n' + section, "n")
 
 
@@ -58,7 +58,9 @@ def test_the_host_s_addresses_are_the_host_s_unless_rules_translate_to_them(wire
         for address in ("192.0.2.1", "192.0.2.7", "192.0.2.8"):
             netlink.addr("add", index=index, address=address, prefixlen=24)
     rules = parse_rules(
-        "tc filter add dev wan egress protocol ip prio 1 flower action ct commit nat src addr 192.0.2.7-192.0.2.9 pipe action pass\n", "rules", Findings()
+        "tc filter add dev wan egress protocol ip prio 1 flower action ct commit nat src addr 192.0.2.7-192.0.2.9 pipe action pass\n",
+        "rules",
+        Findings(),
     )
     with wire.here.entered():
         found = host_networks(rules)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from datapath.live.figures import figures, look
 from datapath.live.neighbour_table import NeighbourState
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, network, until
@@ -105,8 +106,8 @@ def prober(net: Network, family: int, hops: int = 64) -> socket.socket:
 def test_tcp_and_udp_go_through(plain, family):
     assert talk_tcp(plain, family) == [CLIENT[family]]
     assert ask_udp(plain, family) == [CLIENT[family]]
-    counts = plain.counters()
-    assert counts["forwarded"] > 300
+    counts = figures(plain.node.ask(look).result(10), plain.node, 1.0)["router"]
+    assert counts["forwarded"] > 300 and counts["neighbours"] >= 2 and counts["overruns"] == 0
     assert counts["malformed"] == counts["no_route"] == 0
 
 

@@ -1,0 +1,131 @@
+"""A node's figures for people: tables for `ctmirror stats`, and the busiest connections for `ctmirror top`.
+
+Fits 80 columns in a pipe. Invariant: what is 0 everywhere is left out; numbers are those of the answer.
+Not here: the figures (figures), asking for them (client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from datapath.fields import Record
+from datapath.report import count, duration_text, plain, rate_text, size_text
+
+FACTS_OF_IFACES = {"rx": "in", "rx_bytes": "in bytes", "tx": "out", "tx_bytes": "out bytes"}
+ENOUGH_RULES = 10
+
+
+def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
+    """All of it."""
+    table, events, control = stats["table"], stats["events"], stats["control"]
+    rate = rate_text(stats["packets"] / max(stats["uptime"], 1e-3))
+    yield Text(f"up {duration_text(int(stats['uptime'] * 1e9))}; {count(stats['packets'])} packets, {size_text(stats['bytes'])}; {rate} on average")
+    yield Text(f"{count(table['connections'])} of {count(table['max'])} connections" + _zones(table["zones"]))
+    yield Text()
+    yield _states(stats)
+    for title, counts in (("verdict", stats["verdicts"]), ("reason", stats["reasons"]), ("tracker", stats["tracker"]), ("loop", stats["loop"])):
+        yield from _counts(title, counts)
+    yield from _ifaces(stats["ifaces"])
+    yield from _counts("flow table", {**(stats["flowtable"] or {}), **{f"shortcuts: {name}": n for name, n in stats["shortcuts"].items()}})
+    yield from _counts("router", stats["router"] or {})
+    yield from _pools(stats["pools"])
+    yield from _rules(stats["rules"])
+    yield from _counts("events", events)
+    yield from _counts("control", control)
+
+
+def _zones(zones: dict[str, int]) -> str:
+    if set(zones) <= {"0"}:
+        return ""
+    ranked = sorted(zones.items(), key=lambda item: -item[1])
+    return "; zones: " + ", ".join(f"{zone} has {count(n)}" for zone, n in ranked[:5]) + (", ..." if len(ranked) > 5 else "")
+
+
+def _states(stats: dict[str, Any]) -> Table:
+    table = plain("state", "packets", "share", "wire bytes", right=("packets", "share", "wire bytes"))
+    for name, seen in stats["states"].items():
+        if seen["packets"]:
+            table.add_row(name, count(seen["packets"]), f"{100 * seen['packets'] / max(stats['packets'], 1):.1f}%", size_text(seen["bytes"]))
+    return table
+
+
+def _counts(title: str, counts: dict[str, int]) -> Iterator[Table | Text]:
+    """Counters that are not 0."""
+    rows = {name: n for name, n in counts.items() if n}
+    if not rows:
+        return
+    table = plain(title, "", right=("",))
+    for name, n in rows.items():
+        table.add_row(Text(name), count(n))
+    yield Text()
+    yield table
+
+
+def _ifaces(ifaces: list[dict[str, Any]]) -> Iterator[Table | Text]:
+    table = plain("interface", "driver", "is", *FACTS_OF_IFACES.values(), right=tuple(FACTS_OF_IFACES.values()))
+    others = []
+    for iface in ifaces:
+        name = iface["name"] + (f" queue {iface['queue']}" if sum(other["name"] == iface["name"] for other in ifaces) > 1 else "")
+        facts = [size_text(iface[key]) if key.endswith("bytes") else count(iface[key]) for key in FACTS_OF_IFACES]
+        table.add_row(Text(name), iface["driver"], iface["condition"], *facts)
+        bad = [f"{key} {count(n)}" for key, n in iface.items() if isinstance(n, int) and n and key not in (*FACTS_OF_IFACES, "queue")]
+        others += [Text(f"  {name}: {', '.join(bad)}")] if bad else []
+    yield Text()
+    yield table
+    yield from others
+
+
+def _pools(pools: list[dict[str, Any]]) -> Iterator[Table | Text]:
+    if not pools:
+        return
+    table = plain("translation", "kind", "size", "in use", "most", "exhausted", right=("size", "in use", "most", "exhausted"))
+    for pool in pools:
+        table.add_row(
+            Text(pool["text"] or f"rule {pool['rule']}"), pool["kind"], *(count(pool[name]) for name in ("size", "in_use", "high_water", "exhausted"))
+        )
+    yield Text()
+    yield table
+
+
+def _rules(rules: dict[str, Any]) -> Iterator[Table | Text]:
+    table = plain("rule", "packets", "wire bytes", "", right=("packets", "wire bytes"))
+    table.columns[3].overflow = "ellipsis"
+    for rule in rules["top"][:ENOUGH_RULES]:
+        place = rule["place"].rpartition("/")[2]
+        table.add_row(Text(place), count(rule["packets"]), size_text(rule["bytes"]), Text(rule["rule"].removeprefix("tc filter add "), no_wrap=True))
+    yield Text()
+    if rules["top"]:
+        yield table
+    yield Text(f"  {count(rules['matched'])} of {count(rules['rules'])} rules have matched")
+
+
+# --- top --------------------------------------------------------------------------------------------------------------------------------
+
+
+def top_parts(answer: dict[str, Any]) -> tuple[Text, Table]:
+    """An answer to `top`: all connections in a line, then the busiest ones."""
+    speed = f"{rate_text(answer['packet_rate'])}, {size_text(answer['byte_rate'])}/s in the last {answer['seconds']:.1f} s"
+    zones = any(record["zone"] for record in answer["top"])
+    table = plain("proto", *["zone"] * zones, "from", "to", "state", "flow", "pps", "per second", right=("zone", "pps", "per second"))
+    for record in answer["top"]:
+        table.add_row(
+            record["proto"], *[str(record["zone"])] * zones,
+            Text(_end(record, "src", "sport"), overflow="fold"), Text(_end(record, "dst", "dport"), overflow="fold"),
+            record["l4state"] or ("replied" if "seen-reply" in record["status"] else "unreplied"), _flow(record),
+            f"{record['packet_rate']:,.0f}", f"{size_text(record['byte_rate'])}",
+        )  # fmt: skip
+    return Text(f"{count(answer['connections'])} connections, {speed}"), table
+
+
+def _end(record: Record, address: str, port: str) -> str:
+    flow = record["original"]
+    shown = f"[{flow[address]}]" if ":" in flow[address] else flow[address]
+    return f"{shown}:{flow[port]}" if flow.get(port) is not None else str(flow[address])
+
+
+def _flow(record: Record) -> str:
+    return "hardware" if "hw-offload" in record["status"] else "software" if "offload" in record["status"] else ""
