@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +29,7 @@ from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.drivers import DRIVERS, Wanted
 from datapath.live.message import SOCKET
 from datapath.live.settings import PacketSettings, XskSettings
-from datapath.live.xdp_filter import EVERYTHING, Filter
+from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 
 Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
@@ -77,20 +79,61 @@ class FilterSection(Section):
 
 
 class IfaceSection(Section):
-    """One interface. inward: the name of the interface that takes what passes here, as a bridge does; without it only rules send."""
+    """One interface. inward: the name of the interface that takes what passes here, as a bridge does; routed: what passes here is routed. Without
+    either only rules send."""
 
     name: Name
     driver: Literal[DRIVERS] = "auto"  # type: ignore[valid-type]
     inward: Name | None = None
+    routed: bool = False
     filter: FilterSection = FilterSection()
     ring: int = XskSettings.ring
     zero_copy: bool = XskSettings.zero_copy
     busy_poll: int = XskSettings.busy_poll
 
-    def wanted(self, ordinal: int) -> Wanted:
-        """Raises ConfigError."""
+    def wanted(self, ordinal: int, local: Sequence[Network] = ()) -> Wanted:
+        """local: networks of the host beside those of the filter. Raises ConfigError."""
         xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll)
-        return Wanted(self.driver, ordinal, self.filter.filter(), xsk, PacketSettings())
+        wanted = self.filter.filter()
+        if local:
+            wanted = replace(wanted, local=(*wanted.local, *local))
+        return Wanted(self.driver, ordinal, wanted, xsk, PacketSettings())
+
+
+class RouterSection(Section):
+    """Of interfaces that are `routed`. kernel_routes: take the routes of the kernel's main table, besides those of [[route]]; icmp_rate, icmp_burst:
+    ICMP errors a second, and at once; icmp_peer_rate, icmp_peer_burst: to one destination, 0: no limit; neighbours: most that are known."""
+
+    kernel_routes: bool = False
+    icmp_rate: Annotated[float, Field(ge=0, le=1e6)] = 1000.0
+    icmp_burst: Annotated[float, Field(ge=1, le=1e6)] = 50.0
+    icmp_peer_rate: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    icmp_peer_burst: Annotated[float, Field(ge=1, le=1e6)] = 6.0
+    neighbours: Annotated[int, Field(ge=16, le=1 << 20)] = 16384
+
+
+def _prefix(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise ValueError(f"expected a prefix without bits behind it, as '10.0.0.0/8', not {text!r}") from None
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ValueError(f"expected an address, not {text!r}") from None
+    return text
+
+
+class RouteSection(Section):
+    """A route. via: the gateway, without it the destination itself is a neighbour; iface: where that is, by default in whose network `via` is."""
+
+    prefix: Annotated[str, AfterValidator(_prefix)]
+    via: Annotated[str, AfterValidator(_address)] | None = None
+    iface: Name | None = None
 
 
 class ControlSection(Section):
@@ -135,6 +178,8 @@ class NodeConfig(Section):
     cpu: Annotated[int, Field(ge=0)] | None = None
     iface: Annotated[list[IfaceSection], Field(min_length=1, max_length=64)]
     conntrack: dict[str, Any] = {}
+    router: RouterSection = RouterSection()
+    route: Annotated[list[RouteSection], Field(max_length=4096)] = []
     memory: MemorySection = MemorySection()
     control: ControlSection = ControlSection()
     metrics: MetricsSection = MetricsSection()
@@ -190,6 +235,7 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
         except ConfigError as error:
             key = str(error).split(" ")[0].rstrip(":")
             raise ConfigError(_place(name, lines, ("iface", i, key)) + str(error)) from None
+    _check_router(config, name, lines)
     for key in config.conntrack:
         if key not in _TRACKING:
             raise ConfigError(_place(name, lines, ("conntrack", key)) + f"no such setting: expected one of {', '.join(sorted(_TRACKING))}")
@@ -199,6 +245,31 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
         except (CtmirrorError, TypeError, ValueError) as error:
             raise ConfigError(_place(name, lines, ("conntrack", key)) + str(error)) from None
     config.tracking()
+
+
+def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
+    """What interfaces in router mode and routes mean together."""
+    routed = [iface.name for iface in config.iface if iface.routed]
+    for i, iface in enumerate(config.iface):
+        if iface.routed and iface.inward is not None:
+            raise ConfigError(_place(name, lines, ("iface", i, "inward")) + "expected none for an interface that is routed")
+        if iface.routed and iface.filter.all:
+            raise ConfigError(_place(name, lines, ("iface", i, "filter", "all")) + "expected false where packets are routed: ARP is the host's")
+    for section in ("router", "route"):
+        if section in config.model_fields_set and not routed:
+            raise ConfigError(_place(name, lines, (section, 0) if section == "route" else (section,)) + "expected an interface with `routed = true`")
+    before: dict[Network, int] = {}
+    for i, route in enumerate(config.route):
+        prefix = ip_network(route.prefix)
+        if prefix in before:
+            raise ConfigError(_place(name, lines, ("route", i, "prefix")) + f"{prefix}: expected each prefix once: see route[{before[prefix]}]")
+        before[prefix] = i
+        if route.via is not None and ip_address(route.via).version != prefix.version:
+            raise ConfigError(_place(name, lines, ("route", i, "via")) + f"{route.via}: expected an address of the prefix's family")
+        if route.iface is not None and route.iface not in routed:
+            raise ConfigError(_place(name, lines, ("route", i, "iface")) + f"{route.iface}: expected an interface that is routed")
+        if route.iface is None and route.via is None:
+            raise ConfigError(_place(name, lines, ("route", i)) + "expected `via` or `iface`, or both")
 
 
 def _said(error: Any) -> str:

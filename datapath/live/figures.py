@@ -32,8 +32,15 @@ def look(node: Node) -> dict[str, Any]:
         "histogram": node.loop.histogram(), "shortcuts": pipeline.shortcuts(), "flowtable": pipeline.flows.counters() if pipeline.flows else None,
         "tracker": tracker.counters(), "count": tracker.count, "zones": tracker.zone_counts(), "pools": tracker.nat_pools(),
         "evictions_lost": tracker.evictions_lost,
+        "router": _router(node),
         "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
     }  # fmt: skip
+
+
+def _router(node: Node) -> dict[str, int] | None:
+    if node.router is None or node.neighbours is None:
+        return None
+    return {**node.router.counters(), **node.router.neighbours.counters(), **node.neighbours.counters()}
 
 
 def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
@@ -50,6 +57,7 @@ def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
         "ifaces": [{"name": name, "driver": driver, "condition": at, "queue": _queue(seen["ifaces"], i), **counts}
                    for i, (name, driver, at, counts) in enumerate(seen["ifaces"])],
         "loop": seen["loop"],
+        "router": seen["router"],
         "latency": {str(1 << i): int(n) for i, n in enumerate(seen["histogram"].tolist()) if n},
         "flowtable": seen["flowtable"],
         "shortcuts": seen["shortcuts"],

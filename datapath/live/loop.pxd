@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from datapath.frame cimport Frame
+from datapath.live.router cimport Router, Step
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport Pool, Umem
 from datapath.pipeline.outputs cimport Output
@@ -15,6 +16,8 @@ cdef enum:
     N_BUCKETS = 32              # of the histogram: powers of two, ns
     NOBODY = -1
     ROUTED = -2
+    ONWARD = MOST_IFACES        # exits from here on: routed, by iface exit - ONWARD
+    MOST_ONWARD = 4096          # frames of a round that a router sends, pieces and errors included
 
 # What the loop counts itself; packets that rules drop are in the pipeline's summary, what ifaces refuse in their statistics.
 ctypedef struct LoopCounts:
@@ -40,7 +43,7 @@ cdef class Loop:
     cdef Wanted wanted
     cdef LoopCounts counts
     cdef int[::1] leaves        # by device: the iface that sends what leaves there, or NOBODY
-    cdef int[::1] enters        # by device: who takes what passes at its ingress: an iface, NOBODY
+    cdef int[::1] enters        # by device: who takes what passes at its ingress: an iface, NOBODY, ROUTED
     cdef Frame[ROUND] frame
     cdef uint8_t[ROUND] claimed # the frame's own chunk leaves
     cdef uint64_t[MOST_OUT] place
@@ -49,14 +52,32 @@ cdef class Loop:
     cdef uint64_t[N_BUCKETS] took
     cdef volatile bint asked    # somebody wants a turn
 
+    # Of a router; never looked at without one.
+    cdef readonly Router router # None: nothing is routed
+    cdef int[MOST_IFACES] sends # by ordinal: the iface that sends what leaves there
+    cdef uint8_t[MOST_IFACES] ruled     # by ordinal: there are rules at its egress
+    cdef uint32_t n_devices     # that have ifaces
+    cdef int n_routed           # frames of the batch at work that the router has decided about
+    cdef bint again             # what is at work has been routed
+    cdef Step[MOST_OUT] step    # by output
+    cdef Frame[MOST_ONWARD] onward
+    cdef int n_onward
+
     cdef int round(self) noexcept nogil
     cdef void forward(self, int n) noexcept nogil
+    cdef void through(self, int n) noexcept nogil
     cdef size_t place_all(self, int n) noexcept nogil
     cdef uint64_t own(self, const Output *out) noexcept nogil
     cdef uint64_t fresh(self, const uint8_t *data, uint32_t size) noexcept nogil
     cdef void send_all(self, size_t n) noexcept nogil
     cdef void flush(self, int iface, int n) noexcept nogil
     cdef int exit_of(self, const Output *out) noexcept nogil
+    cdef int route(self, size_t i, const Output *out) noexcept nogil
+    cdef void tell(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil
+    cdef void move_all(self, size_t n) noexcept nogil
+    cdef void cut_up(self, const uint8_t *packet, const Step *step, const Frame *frame) noexcept nogil
+    cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil
+    cdef void send_onward(self) noexcept nogil
     cdef void wait(self, int64_t most) noexcept nogil
     cdef int still(self) except -1
     cdef void go(self, int64_t until) noexcept nogil

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapath.live.iface import Iface
+from datapath.live.router import Router
 from datapath.live.umem import Umem
 from datapath.ruled import RulePipeline
 
@@ -13,17 +14,23 @@ class Loop:
     """Frames from ifaces through a pipeline of rules to ifaces, by one thread.
 
     pipeline: knows all devices that ifaces are named after; ifaces: of one memory and one worker, `ordinal` their device's number, from 0; several
-    of one device (queues) share it; what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by name;
-    without an entry it is counted as `nobody`, and gone. Raises ValueError for ifaces that do not go together.
+    of one device (queues) share it, and what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by
+    name; without an entry it is counted as `nobody`, and gone. router: where frames go that pass at a device which it routes for; its names are those
+    of the ifaces by ordinal. What it forwards goes through the rules at the egress of the device it leaves by, and is counted by the pipeline there
+    as well. Raises ValueError for ifaces that do not go together.
     """
 
     pipeline: RulePipeline
     ifaces: tuple[Iface, ...]
     umem: Umem
     bell: int
-    def __init__(self, pipeline: RulePipeline, ifaces: Sequence[Iface], *, inward: Mapping[str, str] | None = None) -> None: ...
+    router: Router | None
+    def __init__(
+        self, pipeline: RulePipeline, ifaces: Sequence[Iface], *, inward: Mapping[str, str] | None = None, router: Router | None = None
+    ) -> None: ...
     def aim(self, inward: Mapping[str, str]) -> None:
-        """Look up again which iface is which of the pipeline's devices: after RulePipeline.load(). Raises ValueError for one it does not know."""
+        """Look up again which iface is which of the pipeline's devices, and which of them are routed: after RulePipeline.load(), or when that has
+        changed. Raises ValueError for one that the pipeline does not know."""
     def run(self, seconds: float) -> int:
         """Work for so long, or until somebody rings; without the GIL. How many frames came. Raises RuntimeError if an iface is closed."""
     def ring(self) -> None:

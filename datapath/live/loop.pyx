@@ -1,14 +1,16 @@
 """A worker's loop: frames from its ifaces, through the rules, to its ifaces, as long as it is told to.
 
-    receive -> pipeline -> place what leaves in chunks -> send -> tidy
+    receive -> pipeline -> place what leaves in chunks -> (route -> pipeline) -> send -> tidy
 
 Theory of operation: a frame lies in a chunk of the memory that all ifaces share, and what leaves untouched leaves in it: nothing is copied. What rules
 changed lies in the pipeline's memory, and is copied into its frame's own chunk, which nobody needs any more. Only further copies of a frame (mirrors,
 pieces of a datagram) take chunks from the pool. All that do not leave give theirs back.
+What passes at a device in router mode is routed where it lies, and goes through the pipeline once more if there are rules at the egress of the device
+it leaves by; what a rule sends on from there is not routed again. An ICMP error quotes the frame as it came, before any rule: so its sender knows it.
 One frame: chunk 7 arrives at eth0, a rule redirects it to eth1: chunk 7 is handed to eth1, and comes back to the pool when the kernel has sent it.
 Invariants: each received chunk is handed to an iface or given back in the round in which it came. No frame is lost without a counter. Python has its
 turn between two calls of run() only, so nobody changes rules or tables under a packet.
-Not here: opening ifaces and loading rules (node), what rules do (ruled), jobs from outside (worker).
+Not here: opening ifaces and loading rules (node), what rules do (ruled), jobs from outside (worker), where a frame is routed to (router).
 """
 
 import os
@@ -19,10 +21,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport likely, unlikely
+from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
+from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
+from datapath.pipeline.program cimport NO_CHAIN
 from datapath.ruled cimport RulePipeline
 
 from datapath.pipeline.rules import Hook
@@ -39,6 +44,7 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
+    LINK_ETHERNET = 1
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
@@ -49,11 +55,11 @@ assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 cdef class Loop:
     """See loop.pyi."""
 
-    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None):
+    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None, Router router=None):
         self.ifaces = tuple(ifaces)
         if not 0 < len(self.ifaces) <= MOST_IFACES:
             raise ValueError(f"ifaces: expected 1 to {MOST_IFACES}, found {len(self.ifaces)}")
-        self.pipeline, self.umem = pipeline, self.ifaces[0].umem
+        self.pipeline, self.umem, self.router = pipeline, self.ifaces[0].umem, router
         self.n_ifaces = len(self.ifaces)
         workers = {iface.worker for iface in self.ifaces}
         for i, iface in enumerate(self.ifaces):
@@ -83,8 +89,24 @@ cdef class Loop:
         names = {iface.ordinal: iface.name for iface in self.ifaces}
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"ifaces: ordinals {sorted(names)}: expected them from 0 on")
-        self.pipeline.arrive([Hook(names[i]) for i in range(len(names))])
+        self.n_devices = len(names)
+        leaving = [] if self.router is None else self._aim_router([names[i] for i in range(len(names))], first)
+        self.pipeline.arrive([Hook(names[i]) for i in range(len(names))] + leaving)
         self.pipeline.walker.walking.outputs = &self.pipeline.walker.all
+
+    def _aim_router(self, list names, dict first):
+        """Which devices' frames are routed, and where there are rules for what leaves. The hooks that routed frames come to, by ordinal."""
+        cdef int i
+        devices = list(self.pipeline.program.devices)
+        if list(self.router.names) != names:
+            raise ValueError(f"router: has {', '.join(self.router.names)}: expected {', '.join(names)}")
+        for name in self.router.routed():
+            self.enters[devices.index(name)] = ROUTED
+        hooks = [Hook(name, "egress") for name in names]
+        for i in range(len(names)):
+            self.sends[i] = first[names[i]]
+            self.ruled[i] = self.pipeline.program.code.first[<uint32_t>self.pipeline.program.hook(hooks[i])] != NO_CHAIN
+        return hooks
 
     def run(self, double seconds):
         """See loop.pyi."""
@@ -157,19 +179,30 @@ cdef class Loop:
         """Frames that have come through the rules, and on."""
         cdef int64_t start = wall_ns()
         cdef uint64_t took
-        cdef int bucket = 0, i
-        outputs_reset(&self.pipeline.walker.all)
-        self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
-        memset(self.claimed, 0, n)
-        self.send_all(self.place_all(n))
-        for i in range(n):
-            if not self.claimed[i]:
-                pool_give(self.pool, self.frame[i].offset, HELD)
+        cdef int bucket = 0
+        self.through(n)
+        if unlikely(self.n_onward):
+            self.send_onward()
         took = <uint64_t>max(wall_ns() - start, <int64_t>1)
         while took > 1 and bucket < N_BUCKETS - 1:
             took >>= 1
             bucket += 1
         self.took[bucket] += n
+
+    cdef void through(self, int n) noexcept nogil:
+        """Frames through the rules; what leaves is sent, or stands in `onward`."""
+        cdef size_t k
+        cdef int i
+        outputs_reset(&self.pipeline.walker.all)
+        self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
+        memset(self.claimed, 0, n)
+        k = self.place_all(n)
+        if unlikely(self.n_routed):
+            self.move_all(k)
+        self.send_all(k)
+        for i in range(n):
+            if not self.claimed[i]:
+                pool_give(self.pool, self.frame[i].offset, HELD)
 
     # --- chunks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -183,8 +216,10 @@ cdef class Loop:
             out = &all.row[i]
             self.exit[i], self.place[i] = self.exit_of(out), NOWHERE
             if unlikely(self.exit[i] < 0):
-                self.counts.nobody += 1
-            elif out.flags & OUTPUT_CHANGED:
+                self.exit[i] = self.route(i, out)
+                if self.exit[i] < 0:
+                    continue
+            if out.flags & OUTPUT_CHANGED:
                 continue
             elif likely(not self.claimed[out.frame]):
                 self.claimed[out.frame] = True
@@ -252,6 +287,111 @@ cdef class Loop:
         self.counts.not_sent += n - taken
         for i in range(taken, n):
             pool_give(self.pool, self.ready[i].offset, HELD)
+
+    # --- routing --------------------------------------------------------------------------------------------------------------------------
+
+    cdef int route(self, size_t i, const Output *out) noexcept nogil:
+        """The exit of what no iface takes as it is: ONWARD + an iface's, or NOBODY. No chunk has been written to yet in this round."""
+        cdef const uint8_t *data
+        if self.exit[i] != ROUTED or self.again:
+            self.counts.nobody += 1
+            return NOBODY
+        data = (self.pipeline.walker.all.memory if out.flags & OUTPUT_CHANGED else self.umem.base) + out.offset
+        self.router.look(data, out.caplen, self.frame[out.frame].iface, &self.step[i])
+        if likely(self.step[i].way <= WAY_CUT):
+            self.n_routed += 1
+            return ONWARD + self.sends[self.step[i].out]
+        self.tell(&self.step[i], out, data)
+        return NOBODY
+
+    cdef void tell(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil:
+        """Tell a frame's sender that it goes nowhere. Of a datagram that rules have put together, whose last fragment came as none that errors may be
+        about, a piece is quoted as it is now."""
+        cdef const Frame *came = &self.frame[out.frame]
+        cdef const uint8_t *before = self.umem.base + came.offset
+        cdef uint32_t have = came.caplen, size
+        cdef uint64_t offset
+        cdef Step back
+        if unlikely(later_fragment(before, have)) and same_ends(before, data, out.caplen):
+            before, have = data, out.caplen
+        if pool_take(self.pool, &offset, 1, HELD) == 0:
+            self.counts.no_chunk += 1
+            return
+        size = self.router.tell(step, before, have, came.iface, came.ts, self.umem.base + offset, &back)
+        if size:
+            self.go_on(offset, size, back.out, came.ts)
+        else:
+            pool_give(self.pool, offset, HELD)
+
+    cdef void move_all(self, size_t n) noexcept nogil:
+        """What is routed is changed where it lies now, and stands in `onward` from then on."""
+        cdef const Step *step
+        cdef const Frame *came
+        cdef size_t i
+        self.n_routed = 0
+        for i in range(n):
+            if self.exit[i] < ONWARD or self.place[i] == NOWHERE:
+                continue
+            step, came = &self.step[i], &self.frame[self.pipeline.walker.all.row[i].frame]
+            router_move(self.umem.base + self.place[i], step)
+            if likely(step.way != WAY_CUT):
+                self.go_on(self.place[i], ETH + step.length, step.out, came.ts)
+            else:
+                self.cut_up(self.umem.base + self.place[i], step, came)
+                pool_give(self.pool, self.place[i], HELD)
+            self.place[i] = NOWHERE
+
+    cdef void cut_up(self, const uint8_t *frame, const Step *step, const Frame *came) noexcept nogil:
+        cdef Slices slices
+        cdef uint64_t offset
+        cdef uint32_t size
+        if not slices_begin(&slices, frame + ETH, step.mtu):
+            self.counts.too_long += 1
+            return
+        while slices.done < slices.total - slices.head:
+            if pool_take(self.pool, &offset, 1, HELD) == 0:
+                self.counts.no_chunk += 1
+                return
+            size = slices_next(&slices, self.umem.base + offset + ETH)
+            memcpy(self.umem.base + offset, frame, ETH)
+            self.go_on(offset, ETH + size, step.out, came.ts)
+
+    cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil:
+        """A frame that the router sends, in a chunk that is held."""
+        cdef Frame *on
+        if unlikely(self.n_onward == MOST_ONWARD):
+            self.counts.too_many += 1
+            pool_give(self.pool, offset, HELD)
+            return
+        on = &self.onward[self.n_onward]
+        on.offset, on.caplen, on.len, on.ts, on.link, on.iface = offset, size, size, ts, LINK_ETHERNET, ordinal
+        self.n_onward += 1
+
+    cdef void send_onward(self) noexcept nogil:
+        """In order for each device: to it, or through the rules at its egress first."""
+        cdef int i, n = 0, to = NOBODY, out, all = self.n_onward
+        self.n_onward = 0
+        for i in range(all):
+            if self.ruled[self.onward[i].iface]:
+                continue
+            out = self.sends[self.onward[i].iface]
+            if out != to or n == MOST_OUT:
+                self.flush(to, n)
+                to, n = out, 0
+            self.ready[n].offset, self.ready[n].len, self.ready[n].flags = self.onward[i].offset, self.onward[i].caplen, 0
+            n += 1
+        self.flush(to, n)
+        n = 0
+        self.again = True
+        for i in range(all):
+            if self.ruled[self.onward[i].iface]:
+                self.frame[n] = self.onward[i]
+                self.frame[n].iface += self.n_devices
+                n += 1
+            if n == ROUND or (n and i == all - 1):
+                self.through(n)
+                n = 0
+        self.again = False
 
     # --- waiting --------------------------------------------------------------------------------------------------------------------------
 

@@ -14,19 +14,26 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctcore.errors import ConfigError
 from datapath.live.config import NodeConfig
 from datapath.live.drivers import Opened, open_interface
 from datapath.live.interfaces import queues_of
 from datapath.live.loop import Loop
+from datapath.live.neighbour_table import NeighbourTable
+from datapath.live.router import Router
 from datapath.live.umem import Umem
+from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
 from datapath.pipeline.program import Program
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
+
+if TYPE_CHECKING:
+    from datapath.live.neighbours import Neighbours
 
 TURN = 1.0  # seconds without a job
 RINGS = 4  # of each queue
@@ -49,19 +56,57 @@ class Node:
             ruleset = rules_file.load(config.rules)
             names = [iface.name for iface in config.iface]
             self.pipeline = RulePipeline(ruleset, config.tracking(), devices=names, flowtable=config.flowtable)
+            self.routed = [iface.name for iface in config.iface if iface.routed]
+            self.local = self._host_networks(ruleset)
             self.umem = Umem(config.memory.chunks or _chunks(config), chunk_size=config.memory.chunk)
             self.opened = [self._open(stack, i) for i in range(len(names))]
             ifaces = [iface for opened in self.opened for iface in opened.ifaces]
-            self.loop = Loop(self.pipeline, ifaces, inward=self._inward())
+            self.router = self._router(names)
+            self.loop = Loop(self.pipeline, ifaces, inward=self._inward(), router=self.router)
+            self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
 
     def _open(self, stack: ExitStack, i: int) -> Opened:
         section = self.config.iface[i]
-        opened = open_interface(self.umem, section.name, section.wanted(i))
+        opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
         stack.callback(opened.close)
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
         return opened
+
+    # What routers alone need is imported where there is one.
+
+    def _host_networks(self, ruleset: Ruleset) -> tuple[Network, ...]:
+        if not self.routed:
+            return ()
+        from datapath.live.neighbours import host_networks
+
+        return host_networks(ruleset)
+
+    def _router(self, names: list[str]) -> Router | None:
+        if not self.routed:
+            return None
+        section = self.config.router
+        router = Router(
+            names, neighbours=NeighbourTable(section.neighbours), icmp_rate=section.icmp_rate, icmp_burst=section.icmp_burst,
+            icmp_peer_rate=section.icmp_peer_rate, icmp_peer_burst=section.icmp_peer_burst,
+        )  # fmt: skip
+        for name in names:
+            router.put_station(name, bytes(6), up=False, routed=name in self.routed)
+        return router
+
+    def _neighbours(self, stack: ExitStack) -> Neighbours | None:
+        if self.router is None:
+            return None
+        from datapath.live.neighbours import Neighbours, StaticRoute
+
+        routes = [
+            StaticRoute(ip_network(route.prefix), None if route.via is None else ip_address(route.via), route.iface or "")
+            for route in self.config.route
+        ]
+        watching = Neighbours(self.router, self.ask, routed=self.routed, routes=routes, kernel_routes=self.config.router.kernel_routes)
+        stack.callback(watching.close)
+        return watching
 
     def _inward(self) -> dict[str, str]:
         return {iface.name: iface.inward for iface in self.config.iface if iface.inward is not None}

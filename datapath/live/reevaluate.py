@@ -52,9 +52,9 @@ def opening(key: bytes) -> bytes:
 
 
 class Trial:
-    """Connections before rules. config: the settings of the tracker at work; ifaces: names."""
+    """Connections before rules. config: the settings of the tracker at work; ifaces: names; routed: what a router forwards begins at egress, too."""
 
-    def __init__(self, ruleset: Ruleset, config: Config, ifaces: Sequence[str]) -> None:
+    def __init__(self, ruleset: Ruleset, config: Config, ifaces: Sequence[str], *, routed: bool = False) -> None:
         # Room for what one part begins in several zones; UDP-Lite's sums are as Linux wants them of few packets only.
         small = replace(
             config,
@@ -69,8 +69,9 @@ class Trial:
             checksum=False,
         )
         self.pipeline = RulePipeline(ruleset, small, devices=list(ifaces), flowtable=False)
-        self.pipeline.arrive([Hook(name) for name in ifaces])
-        self.n_ifaces = len(ifaces)
+        hooks = [Hook(name, direction) for direction in ("ingress", "egress")[: 1 + routed] for name in ifaces]
+        self.pipeline.arrive(hooks)
+        self.n_hooks = len(hooks)
         self._seen: list[NDArray[np.int64]] = []  # ordinal, hash of the tuple, master: of each connection that was tried
         self._began: list[NDArray[np.int64]] = []  # hashes of the tuples that came to be connections
 
@@ -81,12 +82,12 @@ class Trial:
             keys = fields.split(part["flow"]["key"][:, Dir.ORIG])
             masters = np.where(part["status"] & Status.EXPECTED, part["master"], -1)
             self._seen.append(np.column_stack([part["flow"]["id"][:, Dir.ORIG], _hashes(keys), masters]).astype(np.int64))
-            for iface in range(self.n_ifaces):
-                self._try(keys, iface)
+            for hook in range(self.n_hooks):
+                self._try(keys, hook)
 
-    def _try(self, keys: list[bytes], iface: int) -> None:
+    def _try(self, keys: list[bytes], hook: int) -> None:
         memory, frames = frames_of([opening(key) for key in keys], np.full(len(keys), self.pipeline.tracker.now + 1, dtype=np.int64))
-        frames["iface"] = iface
+        frames["iface"] = hook
         self.pipeline.tracker.flush()
         self.pipeline.process(memory, frames, decisions=False)
         began = self.pipeline.tracker.select(Filter())

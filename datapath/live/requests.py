@@ -256,7 +256,8 @@ class Desk:
 
     async def _reevaluate(self, ruleset: Ruleset) -> int:
         """Delete what the rules would not let begin, and track all others again instead of having the flow table serve them."""
-        trial = await _in_thread(lambda: Trial(ruleset, self.node.pipeline.tracker.config, [iface.name for iface in self.node.config.iface]))
+        names, routed = [iface.name for iface in self.node.config.iface], self.node.router is not None
+        trial = await _in_thread(lambda: Trial(ruleset, self.node.pipeline.tracker.config, names, routed=routed))
         async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(ALL, slots=slots)):
             await _in_thread(lambda conns=conns: trial.add(conns))  # type: ignore[misc]
         gone, deleted = np.array(trial.unwanted(), dtype=np.int64), 0

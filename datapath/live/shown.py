@@ -31,6 +31,7 @@ def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
         yield from _counts(title, counts)
     yield from _ifaces(stats["ifaces"])
     yield from _counts("flow table", {**(stats["flowtable"] or {}), **{f"shortcuts: {name}": n for name, n in stats["shortcuts"].items()}})
+    yield from _counts("router", stats["router"] or {})
     yield from _pools(stats["pools"])
     yield from _rules(stats["rules"])
     yield from _counts("events", events)

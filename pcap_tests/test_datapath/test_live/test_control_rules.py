@@ -198,9 +198,9 @@ def test_opening_packets_make_the_same_connections_again():
     assert begun(*(opening(key.tobytes()) for key in keys))["flow"]["key"][:, 0].tobytes() == keys.tobytes()
 
 
-def trial(text, conns, ifaces=("eth0",)):
+def trial(text, conns, ifaces=("eth0",), *, routed=False):
     found = Findings()
-    tried = Trial(parse(text, "x.tc", found), Config(), ifaces)
+    tried = Trial(parse(text, "x.tc", found), Config(), ifaces, routed=routed)
     assert not found.errors
     tried.add(conns)
     return tried.unwanted()
@@ -212,6 +212,13 @@ def test_unwanted_is_what_no_interface_lets_begin():
     assert trial(only.format("eth0", "udp"), conns) == [0, 2]
     assert trial(only.format("eth0", "udp") + only.format("eth1", "tcp"), conns, ("eth0", "eth1")) == [2]
     assert trial(only.format("eth0", "udp").replace("commit", "commit zone 3"), conns) == [0, 1, 2]  # another zone is another connection
+
+
+def test_where_packets_are_routed_connections_begin_at_the_egress_as_well():
+    conns = begun(*FIRST[:3])
+    leaving = HEAD + "tc filter add dev eth0 egress prio 1 protocol ip flower ip_proto udp action ct commit pipe action pass\n"
+    assert trial(leaving, conns) == [0, 1, 2]
+    assert trial(leaving, conns, routed=True) == [0, 2]
 
 
 def test_what_was_expected_goes_with_its_master():
