@@ -37,11 +37,12 @@ def test_an_idle_tcp_connection_comes_back_as_of_the_second_it_expired(jump: int
     assert net.left() == 7440 - 30 - (jump - 30)
 
 
-def test_an_idle_connection_dies_with_its_day() -> None:
-    """56: nobody comes for two days."""
+@pytest.mark.parametrize("days", [2, 60, 99, 100, 150, 500, 2119])
+def test_an_idle_connection_dies_with_its_day(days: int) -> None:
+    """56: nobody comes for days; ticks of 32 bits go round in 199 of them."""
     net = Net(events=frozenset({"destroy"}))
     Tcp(net).opened()
-    net.wait(2 * DAY)
+    net.wait(days * DAY)
     net.tick()
     assert [int(row["flow"][0]["key"]["proto"]) for row in net.tracker.conns()] == [17]
     assert net.tracker.events()["time"].tolist() == [START + DAY * SECOND]

@@ -258,7 +258,9 @@ def test_a_header_that_an_edit_moves_is_looked_at() -> None:
 
 def by_port(ports: range) -> str:
     """A rule of its own for each port of CLIENT: a way through the rules for each connection."""
-    rule = "tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ip_proto tcp src_port {} ct_state -trk action ct pipe action goto chain 1\n"
+    rule = (
+        "tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ip_proto tcp src_port {} ct_state -trk action ct pipe action goto chain 1\n"
+    )
     return "".join(rule.format(port) for port in ports) + re.sub(r"chain 0 prio (\d)", r"chain 0 prio 1\1", CLASSIC)
 
 
