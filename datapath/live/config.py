@@ -13,6 +13,7 @@ tells. Imported only by `run`: needs the extra `live`. Not here: opening anythin
 from __future__ import annotations
 
 import re
+import secrets
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields as dataclass_fields
@@ -187,9 +188,9 @@ class NodeConfig(Section):
     log: LogSection = LogSection()
 
     def tracking(self) -> Tracking:
-        """Raises ConfigError."""
+        """Raises ConfigError. Without a seed in the file it is drawn: who knows it could make tuples collide."""
         events = frozenset(EVENT_BITS) if self.control.events and self.control.socket else frozenset()
-        return Tracking(**self.conntrack, events=events)
+        return Tracking(**{"seed": secrets.randbits(64), **self.conntrack}, events=events)
 
 
 def load(name: str) -> NodeConfig:

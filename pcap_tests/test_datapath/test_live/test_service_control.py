@@ -98,3 +98,10 @@ def test_without_a_socket_nobody_is_listened_to_and_no_events_are_made(folder):
     with nodes.Node(config) as node, service.control_of(node) as control:
         assert control is None
     assert configuration.load(str(folder / "node.toml")).tracking().events == {"new", "update", "destroy"}
+
+
+def test_the_seed_is_drawn_unless_it_is_given(folder):
+    config = configuration.load(str(folder / "node.toml"))
+    assert config.tracking().seed != config.tracking().seed
+    given = config.model_copy(update={"conntrack": {"seed": 7}})
+    assert given.tracking().seed == 7
