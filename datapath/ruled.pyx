@@ -12,7 +12,7 @@ Not here: asking for memory ahead (aim), what rules do (walk), which connections
 cimport cython
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.batch cimport Batch

@@ -78,7 +78,7 @@ def test_python_m_datapath_is_the_command():
         (["--timeouts", "udp=3"], "timeouts: 'udp': expected one of"),
         (["--timeouts", ""], "'': expected name=seconds"),
         (["--timeouts", "udp_timeout=3,,gre_timeout=4"], "'': expected name=seconds"),
-        (["--format", "csv"], "--format: expected records to write: --packets, --conns or --events"),
+        (["--format", "csv"], "--format: expected records to write: --packets, --conns, --events or --rule-counters"),
         (["--format", "csv", "--packets", "off", "-w", "out.pcap"], "--format: expected records to write"),
         (["--timeouts", "udp_timeout"], "'udp_timeout': expected name=seconds"),
         (["--timeouts", "udp_timeout=-1"], "'udp_timeout=-1': expected name=seconds"),
