@@ -1,4 +1,4 @@
-# What C offers and Cython has no word for: prefetch, branch hints, 64x64 -> 128 bit products, bit scans, unaligned loads.
+# What C offers and Cython has no word for: prefetch, branch hints, 64x64 -> 128 bit products, bit scans, unaligned loads and stores.
 # GCC and Clang builtins only, so x86-64 and aarch64 alike.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -18,6 +18,8 @@ cdef extern from *:
     static inline int ct_first_bit(uint64_t x) { return __builtin_ctzll(x); }
     static inline uint16_t ct_be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
     static inline uint32_t ct_be32(const uint8_t *p) { uint32_t x; memcpy(&x, p, 4); return __builtin_bswap32(x); }
+    static inline void ct_put_be16(uint8_t *p, uint32_t x) { p[0] = (uint8_t)(x >> 8); p[1] = (uint8_t)x; }
+    static inline void ct_put_be32(uint8_t *p, uint32_t x) { x = __builtin_bswap32(x); memcpy(p, &x, 4); }
     #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     #error "ctmirror supports little-endian machines"
     #endif
@@ -30,3 +32,5 @@ cdef extern from *:
     int first_bit "ct_first_bit"(uint64_t x) noexcept nogil
     uint16_t be16 "ct_be16"(const uint8_t *p) noexcept nogil
     uint32_t be32 "ct_be32"(const uint8_t *p) noexcept nogil
+    void put_be16 "ct_put_be16"(uint8_t *p, uint32_t x) noexcept nogil  # the lower half
+    void put_be32 "ct_put_be32"(uint8_t *p, uint32_t x) noexcept nogil

@@ -29,7 +29,7 @@ from ctcore.types cimport *
 from ctcore import types
 
 cdef enum:
-    DAY = 86400                 # seconds that an admitted connection has at least
+    DAY = 86400                 # seconds that a connection has from its admission on, whatever it had before
     FIVE_MINUTES = 300          # with less left, one in the table gets more
     SECOND = 1_000_000_000      # ns between rounds
     IP4_PLAIN = 20              # bytes of an IP header without options

@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from datapath.frame cimport Frame
+from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_take
@@ -19,9 +20,6 @@ from ctcore.errors import CtmirrorError
 from datapath.capture import PcapSource
 from datapath.frame import FRAME_DTYPE
 from datapath.sink import PcapSink
-
-cdef enum:
-    LINK_ETHERNET = 1
 
 
 cdef class CaptureIface(Iface):
@@ -67,9 +65,9 @@ cdef class CaptureIface(Iface):
         self.ended = len(frames) == 0
         memory, frame = held, <const Frame *><size_t>frames.ctypes.data
         for i in range(len(frames)):
-            if frame[i].link != LINK_ETHERNET or frame[i].caplen > <uint32_t>self.umem.chunk_size:
-                self.counts.rx_oversize += frame[i].link == LINK_ETHERNET
-                self.counts.rx_invalid += frame[i].link != LINK_ETHERNET
+            if frame[i].link != LINKTYPE_ETHERNET or frame[i].caplen > <uint32_t>self.umem.chunk_size:
+                self.counts.rx_oversize += frame[i].link == LINKTYPE_ETHERNET
+                self.counts.rx_invalid += frame[i].link != LINKTYPE_ETHERNET
                 continue
             pool_take(self.pool, &chunk, 1, HELD)
             rows[n] = frame[i]
@@ -103,7 +101,7 @@ cdef class CaptureIface(Iface):
         cdef Frame *frame = <Frame *><size_t>frames.ctypes.data
         for i in range(n):
             frame[i].offset, frame[i].caplen, frame[i].len = rows[i].offset, rows[i].len, rows[i].len
-            frame[i].ts, frame[i].link, frame[i].iface = wall_ns(), LINK_ETHERNET, self.ordinal
+            frame[i].ts, frame[i].link, frame[i].iface = wall_ns(), LINKTYPE_ETHERNET, self.ordinal
         try:
             if self.error is None:
                 self.sink.write(self.umem.memory, frames)

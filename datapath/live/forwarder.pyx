@@ -12,17 +12,9 @@ from ctcore.lowlevel cimport likely
 from datapath.frame cimport Frame
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
+from datapath.live.polling cimport POLLIN, poll, pollfd
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, pool_give
-
-cdef extern from "<poll.h>" nogil:
-    ctypedef struct pollfd "struct pollfd":
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long n, int timeout)
-    enum:
-        POLLIN
 
 cdef enum:
     MOST = 1024                 # frames of a batch

@@ -13,7 +13,8 @@ import secrets
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ctcore.lowlevel cimport be16, mul_fold
+from ctcore.lowlevel cimport be16, mul_fold, put_be16, put_be32
+from ctcore.tuples cimport IP6_AUTH, IP6_DESTINATION, IP6_FRAGMENT, IP6_HOP_BY_HOP, IP6_ROUTING
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6
 from datapath.checksum cimport add1, fold, load32, load64, sum_bytes
 
@@ -26,11 +27,6 @@ cdef enum:
     PRECEDENCE = 0xC0           # internetwork control (RFC 1812 4.3.2.5)
     TOS_KEPT = 0x1C             # and the TOS of the packet, without ECN
     MOST_HEADERS = 8            # of IPv6 that are passed over
-    HOP_BY_HOP = 0
-    ROUTING = 43
-    FRAGMENT = 44
-    AUTH = 51
-    DESTINATION = 60
     INFORMATION6 = 0x80         # types with this bit are no errors (RFC 4443 2.1)
     REDIRECT6 = 137
 
@@ -70,11 +66,11 @@ cdef bint answerable6(const uint8_t *ip, uint32_t have) noexcept nogil:
     for i in range(<uint32_t>MOST_HEADERS):
         if kind == PROTO_ICMPV6:
             return at < end and ip[at] & INFORMATION6 and ip[at] != REDIRECT6
-        if kind != HOP_BY_HOP and kind != ROUTING and kind != FRAGMENT and kind != AUTH and kind != DESTINATION:
+        if kind != IP6_HOP_BY_HOP and kind != IP6_ROUTING and kind != IP6_FRAGMENT and kind != IP6_AUTH and kind != IP6_DESTINATION:
             return True
-        if end - at < 8 or (kind == FRAGMENT and be16(ip + at + 2) & 0xFFF8):
+        if end - at < 8 or (kind == IP6_FRAGMENT and be16(ip + at + 2) & 0xFFF8):
             return False
-        kind, at = ip[at], at + (8 if kind == FRAGMENT else (ip[at + 1] + 2) << 2 if kind == AUTH else (ip[at + 1] + 1) << 3)
+        kind, at = ip[at], at + (8 if kind == IP6_FRAGMENT else (ip[at + 1] + 2) << 2 if kind == IP6_AUTH else (ip[at + 1] + 1) << 3)
         if at > end:
             return False
     return False
@@ -90,10 +86,6 @@ cdef bint may_be_answered(const uint8_t *packet, uint32_t have) noexcept nogil:
 # --- its bytes --------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline void put16(uint8_t *field, uint32_t value) noexcept nogil:
-    field[0], field[1] = value >> 8 & 0xFF, value & 0xFF
-
-
 cdef inline void put_sum(uint8_t *field, uint64_t total) noexcept nogil:
     cdef uint16_t value = ~fold(total)
     memcpy(field, &value, 2)
@@ -101,20 +93,19 @@ cdef inline void put_sum(uint8_t *field, uint64_t total) noexcept nogil:
 
 cdef inline void put_header(uint8_t *error, const Said *said) noexcept nogil:
     error[0], error[1] = said.type, said.code
-    put16(error + 2, 0)
-    put16(error + 4, said.word >> 16)
-    put16(error + 6, said.word & 0xFFFF)
+    put_be16(error + 2, 0)
+    put_be32(error + 4, said.word)
 
 
 cdef uint32_t write4(uint8_t *room, const uint8_t *packet, const uint8_t *source, const Said *said, uint16_t ident) noexcept nogil:
     cdef uint32_t quoted = min(be16(packet + 2), <uint32_t>(MOST4 - IP4 - HEADER))
     cdef uint32_t total = IP4 + HEADER + quoted
     room[0], room[1] = 0x45, PRECEDENCE | (packet[1] & TOS_KEPT)
-    put16(room + 2, total)
-    put16(room + 4, ident)
-    put16(room + 6, 0)
+    put_be16(room + 2, total)
+    put_be16(room + 4, ident)
+    put_be16(room + 6, 0)
     room[8], room[9] = TTL, PROTO_ICMP
-    put16(room + 10, 0)
+    put_be16(room + 10, 0)
     memcpy(room + 12, source, 4)
     memcpy(room + 16, packet + 12, 4)
     put_sum(room + 10, sum_bytes(room, IP4, 0))
@@ -130,14 +121,14 @@ cdef uint32_t write6(uint8_t *room, const uint8_t *packet, const uint8_t *source
     cdef uint8_t[4] pseudo                                       # length and protocol of RFC 8200 8.1, both of which fit in 16 bits
     memset(room, 0, 8)
     room[0] = 0x60
-    put16(room + 4, length)
+    put_be16(room + 4, length)
     room[6], room[7] = PROTO_ICMPV6, TTL
     memcpy(room + 8, source, 16)
     memcpy(room + 24, packet + 8, 16)
     put_header(room + IP6, said)
     memcpy(room + IP6 + HEADER, packet, quoted)
-    put16(pseudo, length)
-    put16(pseudo + 2, PROTO_ICMPV6)
+    put_be16(pseudo, length)
+    put_be16(pseudo + 2, PROTO_ICMPV6)
     put_sum(room + IP6 + 2, add1(sum_bytes(room + 8, 32 + length, 0), load32(pseudo)))
     return IP6 + length
 

@@ -21,9 +21,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ctcore.lowlevel cimport likely, unlikely
+from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.partial cimport complete
+from datapath.live.polling cimport POLLIN, poll, pollfd
 from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
@@ -32,19 +34,9 @@ from datapath.ruled cimport RulePipeline
 
 from datapath.pipeline.rules import Hook
 
-cdef extern from "<poll.h>" nogil:
-    ctypedef struct pollfd "struct pollfd":
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long n, int timeout)
-    enum:
-        POLLIN
-
 cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
-    LINK_ETHERNET = 1
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
@@ -364,7 +356,7 @@ cdef class Loop:
             pool_give(self.pool, offset, HELD)
             return
         on = &self.onward[self.n_onward]
-        on.offset, on.caplen, on.len, on.ts, on.link, on.iface = offset, size, size, ts, LINK_ETHERNET, ordinal
+        on.offset, on.caplen, on.len, on.ts, on.link, on.iface = offset, size, size, ts, LINKTYPE_ETHERNET, ordinal
         self.n_onward += 1
 
     cdef void send_onward(self) noexcept nogil:

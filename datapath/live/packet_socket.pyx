@@ -19,6 +19,7 @@ from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport unlikely
 from datapath.frame cimport Frame
+from datapath.link cimport ETHER_VLAN, LINKTYPE_ETHERNET
 from datapath.live.iface cimport Iface
 from datapath.live.partial cimport complete
 from datapath.live.ring cimport load_acquire, store_release
@@ -107,10 +108,8 @@ cdef extern from "<linux/if_packet.h>" nogil:
         TP_STATUS_USER, TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
 
 cdef enum:
-    LINK_ETHERNET = 1
     ETH_P_ALL = 0x0300          # in network order
     TAG = 4                     # bytes of a VLAN tag
-    ETH_VLAN = 0x8100
     ADDRESSES = 12              # bytes in front of it
     VNET_HEADER = 10            # struct virtio_net_hdr, in front of the frame
     BATCH = 64                  # frames of one system call
@@ -122,14 +121,14 @@ OPEN_ERRORS = {errno.EPERM: "expected root, or cap_net_raw", errno.ENOMEM: "expe
 
 cdef void put_tag(uint8_t *target, const tpacket3_hdr *h) noexcept nogil:
     """A VLAN tag in network order; without its type it is 802.1Q's."""
-    cdef uint16_t kind = h.hv1.tp_vlan_tpid if h.tp_status & TP_STATUS_VLAN_TPID_VALID else <uint16_t>ETH_VLAN
+    cdef uint16_t kind = h.hv1.tp_vlan_tpid if h.tp_status & TP_STATUS_VLAN_TPID_VALID else <uint16_t>ETHER_VLAN
     target[0], target[1] = kind >> 8, kind & 0xFF
     target[2], target[3] = h.hv1.tp_vlan_tci >> 8 & 0xFF, h.hv1.tp_vlan_tci & 0xFF
 
 
 cdef inline void fill(Frame *row, const tpacket3_hdr *h, uint64_t chunk, uint32_t length, uint32_t ordinal) noexcept nogil:
     row.offset, row.caplen, row.len = chunk, length, length
-    row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINK_ETHERNET, ordinal
+    row.ts, row.link, row.iface = <int64_t>h.tp_sec * 1000000000 + h.tp_nsec, LINKTYPE_ETHERNET, ordinal
 
 
 cdef class PacketSocket(Iface):
@@ -325,7 +324,7 @@ cdef class PacketSocket(Iface):
         return n
 
     cdef int pass_by(self, uint64_t offset, int n) noexcept nogil:
-        """Nothing was sent of n frames, for what errno says of the first one. How many are done with; -1: none will be for now."""
+        """Nothing was sent of n frames, for what errno says of the first one. How many are done with; -1: none will be before it is tried again."""
         cdef int number = last_error
         if number == EINTR:
             return 0

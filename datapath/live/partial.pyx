@@ -13,20 +13,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ctcore.lowlevel cimport be16, likely, unlikely
+from ctcore.tuples cimport IP6_DESTINATION, IP6_HOP_BY_HOP
+from ctcore.types cimport PROTO_SCTP, PROTO_TCP, PROTO_UDP
 from datapath.checksum cimport add1, crc32c, fold, load32, load64, sum_bytes
 from datapath.frame cimport checked_frames
+from datapath.link cimport ETHER_IPV4, ETHER_IPV6, ETHER_QINQ, ETHER_VLAN
 
 cdef enum:
     ETH_HEADER = 14
-    ETH_IPV4 = 0x0800
-    ETH_IPV6 = 0x86DD
-    ETH_VLAN = 0x8100
-    ETH_QINQ = 0x88A8
-    HOP_BY_HOP = 0
-    TCP = 6
-    UDP = 17
-    DESTINATION = 60
-    SCTP = 132
     MOST_OPTIONS = 4            # option headers of IPv6 that are passed over
     RIGHT = 0xFFFF              # the sum of all that a right checksum covers, itself included
 
@@ -57,7 +51,7 @@ cdef inline bint ipv6_segment(uint8_t *l3, uint32_t have, Segment *s) noexcept n
     if end > have:
         return False
     for i in range(<uint32_t>MOST_OPTIONS):
-        if likely(proto != HOP_BY_HOP and proto != DESTINATION):
+        if likely(proto != IP6_HOP_BY_HOP and proto != IP6_DESTINATION):
             break
         if end - at < 8:
             return False
@@ -79,13 +73,13 @@ cdef inline bint segment_of(uint8_t *frame, uint32_t have, Segment *s) noexcept 
         return False
     kind = be16(frame + 12)
     for tag in range(2):
-        if kind != ETH_VLAN and kind != ETH_QINQ or have < at + 4:
+        if kind != ETHER_VLAN and kind != ETHER_QINQ or have < at + 4:
             break
         kind = be16(frame + at + 2)
         at += 4
-    if likely(kind == ETH_IPV4):
+    if likely(kind == ETHER_IPV4):
         return ipv4_segment(frame + at, have - at, s)
-    if kind == ETH_IPV6:
+    if kind == ETHER_IPV6:
         return ipv6_segment(frame + at, have - at, s)
     return False
 
@@ -108,24 +102,24 @@ cdef inline bint complete_one(uint8_t *frame, uint32_t have) noexcept nogil:
     cdef uint64_t pseudo
     if not segment_of(frame, have, &s):
         return False
-    if likely(s.proto == TCP):
+    if likely(s.proto == PROTO_TCP):
         at = 16
-    elif s.proto == UDP:
+    elif s.proto == PROTO_UDP:
         at = 6
     else:
-        return s.proto == SCTP and complete_crc(&s)
+        return s.proto == PROTO_SCTP and complete_crc(&s)
     if s.len < at + 2:
         return False
     memcpy(&field, s.l4 + at, 2)
     # Sums are in the packet's byte order (datapath.checksum), so numbers are put into it, too.
     pseudo = add1(s.ends, <uint64_t>s.proto << 8)
     pseudo = add1(pseudo, (s.len & 0xFF) << 8 | (s.len >> 8 & 0xFF))
-    if likely(field != fold(pseudo)) or (s.proto == UDP and field == 0):
+    if likely(field != fold(pseudo)) or (s.proto == PROTO_UDP and field == 0):
         return False
     if fold(sum_bytes(s.l4, s.len, pseudo)) == RIGHT:
         return False
     result = ~fold(sum_bytes(s.l4, s.len, 0))                # the field holds the pseudo-header's part already
-    if s.proto == UDP and result == 0:
+    if s.proto == PROTO_UDP and result == 0:
         result = 0xFFFF                                     # RFC 768
     memcpy(s.l4 + at, &result, 2)
     return True

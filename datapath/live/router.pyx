@@ -17,6 +17,7 @@ from libc.string cimport memcmp, memcpy, memset
 from ctcore.lowlevel cimport be16, be32, likely, unlikely
 from ctcore.tuples cimport IP6_FRAGMENT
 from datapath.checksum cimport fold, load64, sum_bytes
+from datapath.link cimport ETHER_IPV4, ETHER_IPV6
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
 from datapath.live.icmp_errors cimport ERROR_ROOM, Said, limits_all, limits_peer, limits_set, may_be_answered, write_error
 from datapath.live.neighbour_table cimport (
@@ -27,8 +28,6 @@ from datapath.live.routes cimport (
 )
 
 cdef enum:
-    ETH_IPV4 = 0x0800
-    ETH_IPV6 = 0x86DD
     DONT_CUT = 0x4000
     LOOSE_SOURCE = 131          # options of IPv4 (RFC 791 3.1)
     STRICT_SOURCE = 137
@@ -123,14 +122,14 @@ cdef bint later_fragment(const uint8_t *frame, uint32_t have) noexcept nogil:
     """IPv4, or IPv6 with nothing before its fragment header."""
     if have < ETH + 20:
         return False
-    if be16(frame + 12) == ETH_IPV4:
+    if be16(frame + 12) == ETHER_IPV4:
         return be16(frame + ETH + 6) & 0x1FFF
-    return be16(frame + 12) == ETH_IPV6 and have >= ETH + 48 and frame[ETH + 6] == IP6_FRAGMENT and be16(frame + ETH + 42) & 0xFFF8
+    return be16(frame + 12) == ETHER_IPV6 and have >= ETH + 48 and frame[ETH + 6] == IP6_FRAGMENT and be16(frame + ETH + 42) & 0xFFF8
 
 
 cdef bint same_ends(const uint8_t *frame, const uint8_t *other, uint32_t have) noexcept nogil:
     """Whether another packet, which the router has looked at, goes between the same addresses as a fragment."""
-    cdef uint32_t at = ETH + (12 if be16(frame + 12) == ETH_IPV4 else 8), size = 8 if be16(frame + 12) == ETH_IPV4 else 32
+    cdef uint32_t at = ETH + (12 if be16(frame + 12) == ETHER_IPV4 else 8), size = 8 if be16(frame + 12) == ETHER_IPV4 else 32
     return have >= at + size and memcmp(frame + 12, other + 12, 2) == 0 and memcmp(frame + at, other + at, size) == 0
 
 
@@ -187,10 +186,10 @@ cdef class Router:
             step.way = WAY_GROUP
         else:
             kind = be16(frame + 12)
-            step.six = kind == ETH_IPV6
+            step.six = kind == ETHER_IPV6
             if unlikely(memcmp(frame, self.station[at].mac, 6) != 0) and not self.ours(frame):
                 step.way = WAY_OTHER_MAC
-            elif likely(kind == ETH_IPV4):
+            elif likely(kind == ETHER_IPV4):
                 step.way = check4(frame + ETH, have - ETH, step)
             else:
                 step.way = check6(frame + ETH, have - ETH, step) if step.six else <uint8_t>WAY_NOT_IP
@@ -259,7 +258,7 @@ cdef class Router:
         cdef uint32_t size
         if not is_told[step.way]:
             return 0
-        if have < ETH or frame[0] & 1 or be16(frame + 12) != (ETH_IPV6 if six else ETH_IPV4) or not may_be_answered(packet, have - ETH):
+        if have < ETH or frame[0] & 1 or be16(frame + 12) != (ETHER_IPV6 if six else ETHER_IPV4) or not may_be_answered(packet, have - ETH):
             self.counts.untold += 1
             return 0
         said.type, said.code, said.word = error_of[step.way][six][0], error_of[step.way][six][1], 0

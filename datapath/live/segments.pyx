@@ -13,27 +13,16 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ctcore.lowlevel cimport be16, be32
+from ctcore.lowlevel cimport be16, be32, put_be16, put_be32
+from ctcore.types cimport PROTO_TCP, PROTO_UDP
 from datapath.checksum cimport add1, fold, load32, load64, sum_bytes
+from datapath.link cimport ETHER_IPV4, ETHER_IPV6
 
 cdef enum:
     ETH_HEADER = 14
-    ETH_IPV4 = 0x0800
-    ETH_IPV6 = 0x86DD
-    TCP = 6
-    UDP = 17
     FIN_PSH = 0x09
     CWR = 0x80
     TCP_FLAGS = 13
-
-
-cdef inline void put16(uint8_t *p, uint32_t value) noexcept nogil:
-    p[0], p[1] = value >> 8 & 0xFF, value & 0xFF
-
-
-cdef inline void put32(uint8_t *p, uint32_t value) noexcept nogil:
-    put16(p, value >> 16)
-    put16(p + 2, value)
 
 
 cdef bint cut_begin(Cut *cut, const uint8_t *frame, uint32_t have, int kind, uint32_t size) noexcept nogil:
@@ -44,16 +33,16 @@ cdef bint cut_begin(Cut *cut, const uint8_t *frame, uint32_t have, int kind, uin
     cut.frame, cut.l3, cut.size, cut.number = frame, ETH_HEADER, size, 0
     if kind not in (<int>GSO_TCP4, <int>GSO_TCP6, <int>GSO_UDP) or size == 0 or have < ETH_HEADER + 20:
         return False
-    cut.v6, cut.udp = be16(frame + 12) == ETH_IPV6, kind == GSO_UDP
+    cut.v6, cut.udp = be16(frame + 12) == ETHER_IPV6, kind == GSO_UDP
     if cut.v6:
         if have < ETH_HEADER + 40:
             return False
         cut.l4, cut.end, proto = ETH_HEADER + 40, ETH_HEADER + 40 + be16(l3 + 4), l3[6]
-    elif be16(frame + 12) == ETH_IPV4 and (l3[0] & 15) >= 5:
+    elif be16(frame + 12) == ETHER_IPV4 and (l3[0] & 15) >= 5:
         cut.l4, cut.end, proto = ETH_HEADER + ((l3[0] & 15) << 2), ETH_HEADER + be16(l3 + 2), l3[9]
     else:
         return False
-    if cut.end > have or proto != <uint32_t>(UDP if cut.udp else TCP) or cut.end < cut.l4 + (8 if cut.udp else 20):
+    if cut.end > have or proto != <uint32_t>(PROTO_UDP if cut.udp else PROTO_TCP) or cut.end < cut.l4 + (8 if cut.udp else 20):
         return False
     cut.head = cut.l4 + (8 if cut.udp else frame[cut.l4 + 12] >> 4 << 2)
     cut.at = cut.head
@@ -69,10 +58,10 @@ cdef void finish_ip(const Cut *cut, uint8_t *l3, uint32_t length) noexcept nogil
     """length: of the frame."""
     cdef uint16_t total
     if cut.v6:
-        put16(l3 + 4, length - cut.l4)
+        put_be16(l3 + 4, length - cut.l4)
         return
-    put16(l3 + 2, length - cut.l3)
-    put16(l3 + 4, be16(cut.frame + cut.l3 + 4) + cut.number)
+    put_be16(l3 + 2, length - cut.l3)
+    put_be16(l3 + 4, be16(cut.frame + cut.l3 + 4) + cut.number)
     l3[10] = l3[11] = 0
     total = ~fold(sum_bytes(l3, cut.l4 - cut.l3, 0))
     memcpy(l3 + 10, &total, 2)
@@ -84,9 +73,9 @@ cdef void finish_l4(const Cut *cut, uint8_t *l3, uint8_t *l4, uint32_t length, b
     cdef uint16_t total
     cdef uint8_t *field = l4 + (6 if cut.udp else 16)
     if cut.udp:
-        put16(l4 + 4, length)
+        put_be16(l4 + 4, length)
     else:
-        put32(l4 + 4, be32(cut.frame + cut.l4 + 4) + (cut.at - cut.head))
+        put_be32(l4 + 4, be32(cut.frame + cut.l4 + 4) + (cut.at - cut.head))
         if not last:
             l4[TCP_FLAGS] &= 0xFF ^ FIN_PSH
         if cut.number:
@@ -96,7 +85,7 @@ cdef void finish_l4(const Cut *cut, uint8_t *l3, uint8_t *l4, uint32_t length, b
     else:
         ends = <uint64_t>load32(l3 + 12) + load32(l3 + 16)
     # Sums are in the packet's byte order (datapath.checksum), so numbers are put into it, too.
-    ends = add1(ends, <uint64_t>(UDP if cut.udp else TCP) << 8)
+    ends = add1(ends, <uint64_t>(PROTO_UDP if cut.udp else PROTO_TCP) << 8)
     ends = add1(ends, (length & 0xFF) << 8 | (length >> 8 & 0xFF))
     field[0] = field[1] = 0
     total = ~fold(sum_bytes(l4, length, ends))

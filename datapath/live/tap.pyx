@@ -18,14 +18,12 @@ from posix.unistd cimport close as close_fd
 from posix.unistd cimport read, write
 
 from datapath.frame cimport Frame
+from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.iface cimport Iface, wall_ns
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_take
 
 from datapath.live.interfaces import say
-
-cdef enum:
-    LINK_ETHERNET = 1
 
 TUN_DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
@@ -75,7 +73,7 @@ cdef class Tap(Iface):
                 continue
             now = wall_ns() if now == 0 else now
             rows[n].offset, rows[n].caplen, rows[n].len = chunk + self.headroom, <uint32_t>length, <uint32_t>length
-            rows[n].ts, rows[n].link, rows[n].iface = now, LINK_ETHERNET, self.ordinal
+            rows[n].ts, rows[n].link, rows[n].iface = now, LINKTYPE_ETHERNET, self.ordinal
             self.counts.rx_bytes += length
             n += 1
         self.counts.rx += n

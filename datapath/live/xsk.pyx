@@ -20,6 +20,7 @@ from libc.string cimport memset
 from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport likely, prefetch_write, unlikely
+from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.iface cimport wall_ns
 from datapath.live.ring cimport (
     NEED_WAKEUP, Address, Counts, Desc, Memory, Offsets, ring_filled, ring_room, ring_waiting, load_acquire, store_release,
@@ -73,7 +74,6 @@ cdef enum:
     USUAL_BUDGET = 32           # of kernels that cannot be told another one
     PAGES_RX = 0
     PAGES_TX = 0x80000000
-    LINK_ETHERNET = 1           # LINKTYPE_ETHERNET
 
 cdef long long PAGES_FILL = 0x100000000
 cdef long long PAGES_COMPLETION = 0x180000000
@@ -259,7 +259,7 @@ cdef class Xsk(Iface):
             if unlikely(not pool_move(self.pool, desc.address, self.in_filling, HELD)):
                 continue
             rows[k].offset, rows[k].caplen, rows[k].len = desc.address, desc.length, desc.length
-            rows[k].ts, rows[k].link, rows[k].iface = now, LINK_ETHERNET, self.ordinal
+            rows[k].ts, rows[k].link, rows[k].iface = now, LINKTYPE_ETHERNET, self.ordinal
             self.counts.rx_bytes += desc.length
             k += 1
         self.received.mine += n

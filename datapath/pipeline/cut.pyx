@@ -15,7 +15,7 @@ import numpy as np
 
 from ctcore.batch cimport Batch
 from ctcore.fragment_whole cimport Part, Whole
-from ctcore.lowlevel cimport be16
+from ctcore.lowlevel cimport be16, put_be16, put_be32
 from ctcore.tuples cimport (
     IP4_HEADER, IP6_DESTINATION, IP6_FRAGMENT, IP6_HEADER, IP6_HOP_BY_HOP, IP6_ROUTING, Chain, skip_extensions,
 )
@@ -210,15 +210,6 @@ cdef bint cut_begin(Cutting *c, const Origin *origin, const Draft *d, uint8_t *r
 # --- pieces -----------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline void store16(uint8_t *field, uint16_t value) noexcept nogil:
-    field[0], field[1] = value >> 8, value & 0xFF
-
-
-cdef inline void store32(uint8_t *field, uint32_t value) noexcept nogil:
-    store16(field, value >> 16)
-    store16(field + 2, value & 0xFFFF)
-
-
 cdef void later_options(uint8_t *option, uint32_t size) noexcept nogil:
     """Of all fragments but the first: what is not to be copied is replaced, so that all headers are equally long (as in Linux)."""
     cdef uint32_t at = 0, length, i
@@ -242,9 +233,9 @@ cdef void write_header4(Cutting *c, uint8_t *ip, uint32_t length, bint more) noe
     memcpy(ip, c.frame + c.l3, c.head)
     if c.done:
         later_options(ip + IP4_HEADER, c.head - IP4_HEADER)
-    store16(ip + 2, <uint16_t>(c.head + length))
-    store16(ip + 6, <uint16_t>(dont << 14 | more << 13 | c.done >> 3))
-    store16(ip + 10, 0)
+    put_be16(ip + 2, <uint16_t>(c.head + length))
+    put_be16(ip + 6, <uint16_t>(dont << 14 | more << 13 | c.done >> 3))
+    put_be16(ip + 10, 0)
     value = fold(sum_bytes(ip, c.head, 0)) ^ 0xFFFF
     memcpy(ip + 10, &value, 2)
 
@@ -252,12 +243,12 @@ cdef void write_header4(Cutting *c, uint8_t *ip, uint32_t length, bint more) noe
 cdef void write_header6(Cutting *c, uint8_t *ip, uint32_t length, bint more) noexcept nogil:
     """The headers that are repeated, then the fragment header (RFC 8200 4.5)."""
     memcpy(ip, c.frame + c.l3, c.head)
-    store16(ip + 4, <uint16_t>(c.head + FRAGMENT_HEADER + length - IP6_HEADER))
+    put_be16(ip + 4, <uint16_t>(c.head + FRAGMENT_HEADER + length - IP6_HEADER))
     ip[c.head] = ip[c.next_at]
     ip[c.head + 1] = 0
     ip[c.next_at] = IP6_FRAGMENT
-    store16(ip + c.head + 2, <uint16_t>(c.done | more))
-    store32(ip + c.head + 4, c.origin.whole.ident)
+    put_be16(ip + c.head + 2, <uint16_t>(c.done | more))
+    put_be32(ip + c.head + 4, c.origin.whole.ident)
 
 
 cdef bint cut_next(Cutting *c) noexcept nogil:

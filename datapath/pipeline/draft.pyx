@@ -11,7 +11,7 @@ Not here: which actions a packet gets (walk), address translation (datapath.rewr
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
-from ctcore.lowlevel cimport be16, likely
+from ctcore.lowlevel cimport be16, likely, put_be16
 from ctcore.types cimport (
     PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK, R_RULE_FIELD, R_RULE_ROOM,
 )
@@ -207,10 +207,6 @@ cdef uint8_t draft_csum(Draft *d, uint8_t sums) noexcept nogil:
 # --- vlan -------------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline void store16(uint8_t *field, uint16_t value) noexcept nogil:
-    field[0], field[1] = value >> 8, value & 0xFF
-
-
 cdef bint make_headroom(Draft *d) noexcept nogil:
     """TAG bytes in front of a draft of its own. False if its memory is full."""
     if likely(d.data - d.room >= TAG):
@@ -229,8 +225,8 @@ cdef uint8_t push(Draft *d, const TagChange *change) noexcept nogil:
     memmove(writable(d, -TAG), d.data, macs)
     d.data -= TAG
     d.have += TAG
-    store16(writable(d, macs), change.protocol)
-    store16(writable(d, macs + 2), change.tag)
+    put_be16(writable(d, macs), change.protocol)
+    put_be16(writable(d, macs + 2), change.tag)
     return R_OK
 
 
@@ -250,6 +246,6 @@ cdef uint8_t draft_vlan(Draft *d, const TagChange *change) noexcept nogil:
         d.have -= TAG
         return R_OK
     if change.protocol:
-        store16(writable(d, MACS), change.protocol)
-    store16(writable(d, MACS + 2), (be16(d.data + MACS + 2) & change.kept) | change.tag)
+        put_be16(writable(d, MACS), change.protocol)
+    put_be16(writable(d, MACS + 2), (be16(d.data + MACS + 2) & change.kept) | change.tag)
     return R_OK

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memmove, memset
 
 import numpy as np
 
-from ctcore.lowlevel cimport be16
+from ctcore.lowlevel cimport be16, put_be16
 from ctcore.tuples cimport IP6_HEADER
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, Edit, Packet, Rewrite
 from datapath.checksum cimport add1, fold, sum_bytes
@@ -112,24 +112,20 @@ cdef void put_text(uint8_t *l4, uint32_t *length, const Edit *edit) noexcept nog
     length[0] += edit.new_len - <uint32_t>edit.old_len
 
 
-cdef inline void store16(uint8_t *field, uint16_t value) noexcept nogil:
-    field[0], field[1] = value >> 8, value & 0xFF
-
-
 cdef void settle(uint8_t *ip, uint8_t *l4, uint32_t length, const Packet *p) noexcept nogil:
     """Lengths and checksums of a packet whose transport header and payload are `length` bytes now. Of UDP, no checksum stays none."""
     cdef uint8_t *check = l4 + (TCP_SUM if p.key.proto == PROTO_TCP else UDP_SUM)
     cdef uint64_t before = <uint64_t>htonl(length) + htonl(p.key.proto)
     cdef uint16_t value
     if p.key.family == 4:
-        store16(ip + 2, <uint16_t>(l4 - ip + length))
+        put_be16(ip + 2, <uint16_t>(l4 - ip + length))
         memset(ip + 10, 0, 2)
         value = fold(sum_bytes(ip, l4 - ip, 0)) ^ 0xFFFF
         memcpy(ip + 10, &value, 2)
     else:
-        store16(ip + 4, <uint16_t>(l4 - ip + length - IP6_HEADER))
+        put_be16(ip + 4, <uint16_t>(l4 - ip + length - IP6_HEADER))
     if p.key.proto == PROTO_UDP:
-        store16(l4 + 4, <uint16_t>length)
+        put_be16(l4 + 4, <uint16_t>length)
         if check[0] | check[1] == 0:
             return
     memset(check, 0, 2)
@@ -149,7 +145,7 @@ cdef void relink(uint8_t *start, uint32_t l3, uint32_t length) noexcept nogil:
         if l3 >= MACS + 2 + PPPOE_HEADER + proto:
             header = start + l3 - proto - PPPOE_HEADER
             if be16(header - 2) == ETHER_PPPOE:
-                store16(header + 4, <uint16_t>(proto + length))
+                put_be16(header + 4, <uint16_t>(proto + length))
                 return
 
 

@@ -20,6 +20,7 @@ from ctcore.tracker import Tracker
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.wire import parse_batch
+from pcap_tests.conftest import examples
 from pcap_tests.router import masquerade, snat
 from pcap_tests.scene import CLIENT, CLIENT6, SECOND, SERVER, SERVER6, START
 from pcap_tests.test_ctcore.test_helpers.test_tftp_irc_pptp import OUT_REPLY, OUT_REQUEST, START_REPLY, START_REQUEST
@@ -269,7 +270,7 @@ def test_what_is_no_state(state, said):
 
 
 @given(places, st.integers(0, 7))
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_a_bit_that_flips_is_found(place, bit):
     (config, whole), where = place
     state = bytearray(whole)
@@ -304,7 +305,7 @@ def probe(config: Config, state: bytearray) -> None:
 
 
 @given(st.sampled_from(STATES), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 def test_whatever_bytes_a_sealed_state_has(pair, changes):
     config, whole = pair
     state = bytearray(whole)
@@ -317,7 +318,7 @@ words = st.one_of(st.integers(0, (1 << 64) - 1), st.sampled_from([0, 1, 255, (1 
 
 
 @given(places, words)
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 def test_whatever_words_a_sealed_state_has(place, value):
     (config, whole), where = place
     state = bytearray(whole)
@@ -326,7 +327,7 @@ def test_whatever_words_a_sealed_state_has(place, value):
 
 
 @given(places, st.binary(max_size=64))
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_whatever_length_a_sealed_state_has(place, more):
     (config, whole), where = place
     state = bytearray(whole[: int(where * len(whole)) & ~7] + more)

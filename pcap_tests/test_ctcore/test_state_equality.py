@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ctcore.config import Config
 from ctcore.nat_rules import NatPool
 from ctcore.tracker import Tracker
+from pcap_tests.conftest import examples
 from pcap_tests.test_ctcore import test_equality as plain
 from pcap_tests.test_ctcore import test_nat_equality as nat
 from pcap_tests.test_ctcore.test_equality import EXAMPLES, pick, series, steps
@@ -154,7 +155,7 @@ class Helped(Breaks, helpers.Helped):
         return decisions
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.sampled_from(sorted(helpers.PORTS)), st.integers(0, 1), st.booleans(), st.sampled_from([1, 2, 4096]), helpers.steps)
 def test_helpers(helper, six, translated, expect_max, said):
     nat_rules = helpers.SNAT if translated else ()

@@ -115,7 +115,7 @@ def test_moved_sequence_numbers_keep_it_out_too() -> None:
 
 
 def test_an_admitted_tcp_connection_is_tracked_liberally_for_good() -> None:
-    """17, 19: a day at least, or more if it had more; liberal after the teardown as well."""
+    """17, 19: a day, whatever it had before; liberal after the teardown as well."""
     net = Net()
     talk = Tcp(net).opened()
     assert net.conn()["tcp"]["flags"].tolist() == [f | TcpFlag.TF_BE_LIBERAL for f in net.conn()["tcp"]["flags"].tolist()]

@@ -18,6 +18,7 @@ from datapath.hooks import read_hook
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules_file import read
 from pcap_tests import stories
+from pcap_tests.conftest import examples
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.command import records, run
 
@@ -111,7 +112,7 @@ def test_earlier_captures_count_and_their_packets_are_not_shown(tmp_path: Path) 
     assert int(it.conn["start"]) == stories.T
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(3)), st.booleans(), st.booleans())
 def test_lives_and_records_tell_the_same(tmp_path: Path, order: list[int], flowtable: bool, acct: bool) -> None:
     """Every packet whose record names a connection is in its life, with the record's device and rule; whatever else goes on."""

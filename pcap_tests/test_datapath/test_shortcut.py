@@ -49,6 +49,15 @@ class Crowd:
             self.send((craft.tcp(SERVER, to, 80, port, "SA", seq=499, ack=100), OUT))
             self.send((craft.tcp(CLIENT, SERVER, port, 80, "A", seq=100, ack=500), IN))
 
+    def end(self, ports: range) -> None:
+        """Reset them, and go on a second later without any connection."""
+        for port in ports:
+            self.send((craft.tcp(SERVER, CLIENT, 80, port, "RA", seq=500, ack=100), OUT))
+        self.ways.check()
+        for each in self.ways.all:
+            each.tracker.flush()
+        self.now += 1_000_000_000
+
     @property
     def hits(self) -> int:
         """Packets that took a shortcut where nobody asked what leaves."""
@@ -124,12 +133,7 @@ def test_more_flows_than_shortcuts_push_each_other_out() -> None:
         frames = [make(port) for make in (data, answer) for port in range(first, first + 4)]
         for _ in range(20):
             crowd.send(*random.choices(frames, k=6))
-        for port in range(first, first + 4):
-            crowd.send((craft.tcp(SERVER, CLIENT, 80, port, "RA", seq=500, ack=100), OUT))
-        crowd.ways.check()
-        for each in crowd.ways.all:
-            each.tracker.flush()
-        crowd.now += 1_000_000_000
+        crowd.end(range(first, first + 4))
     assert crowd.ways.blind.shortcuts()["flows"] == 16
     assert crowd.hits > 200
 
@@ -271,12 +275,7 @@ def test_ways_that_nobody_goes_any_more_make_room_and_lose_no_counts() -> None:
         crowd.open(range(first, first + 4))
         for _ in range(5):
             crowd.send(*[make(port) for make in (data, answer) for port in range(first, first + 4)])
-        for port in range(first, first + 4):
-            crowd.send((craft.tcp(SERVER, CLIENT, 80, port, "RA", seq=500, ack=100), OUT))
-        crowd.ways.check()
-        for each in crowd.ways.all:
-            each.tracker.flush()
-        crowd.now += 1_000_000_000
+        crowd.end(range(first, first + 4))
     told = crowd.ways.blind.shortcuts()
     assert told["flows"] == 16 and told["plans"] <= 16
     assert crowd.hits > 200

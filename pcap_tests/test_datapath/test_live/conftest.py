@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -53,3 +54,13 @@ def wires(interfaces: None) -> Iterator[Callable[..., Wire]]:
 @pytest.fixture
 def wire(wires: Callable[..., Wire]) -> Wire:
     return wires()
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """A service starts the log in its own way; afterwards it is as it was."""
+    log = logging.getLogger("ctmirror")
+    handlers, propagate, level = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = handlers, propagate
+    log.setLevel(level)

@@ -21,6 +21,7 @@ from datapath.live import requests
 from datapath.live.client import Client, NoNode
 from datapath.live.control import MOST_CLIENTS, Control, listening
 from datapath.live.message import LARGEST_REQUEST, VERSION, RequestError, packed, unpacked
+from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.test_live.noded import running
 
 
@@ -310,7 +311,7 @@ CHANGE = st.dictionaries(st.sampled_from(["mark", "mark_mask", "timeout", "label
 DOS = ("list", "delete", "update", "count", "counters", "stats", "flush", "text", "rules", "log", "nothing")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     do=st.sampled_from(DOS) | VALUES,
     which=WHICH,
@@ -332,7 +333,7 @@ def test_every_request_is_answered_and_the_node_goes_on(lasting, do, which, chan
         assert answer(client)["id"] == 2
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=200))
 def test_bytes_at_random_end_in_an_error_or_wait_for_more(lasting, data):
     """Invariant: the connection's fate is decided by its own bytes; nobody else's suffers."""

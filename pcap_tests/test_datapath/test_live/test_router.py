@@ -250,8 +250,8 @@ def test_one_destination_gets_six_errors_at_once_and_one_a_second():
 
 def test_time_that_goes_back_gives_nothing():
     one = router()
-    for now in range(20, 0, -1):
-        one.route_frame(udp(ttl=1), "lan", now=now * SECOND)
+    for second in range(20, 0, -1):
+        one.route_frame(udp(ttl=1), "lan", now=second * SECOND)
     assert one.counters()["errors"] == 6
 
 

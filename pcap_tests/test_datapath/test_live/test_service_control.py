@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -20,18 +19,14 @@ ONE = COMMIT[: COMMIT.index("tc qdisc add dev eth1")]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with a configuration; the log is as before afterwards."""
+def folder(tmp_path, monkeypatch, own_log):
+    """A folder with a configuration."""
     monkeypatch.setattr(nodes, "open_interface", opened_null)
     (tmp_path / "node.tc").write_text(COMMIT)
     (tmp_path / "node.toml").write_text(
         f'rules = "node.tc"\n[[iface]]\nname = "eth0"\n[[iface]]\nname = "eth1"\n[memory]\nchunks = 4096\n[control]\nsocket = "{tmp_path}/s"\n'
     )
-    log = logging.getLogger("ctmirror")
-    before = log.handlers, log.propagate, log.level
-    yield tmp_path
-    log.handlers, log.propagate = before[:2]
-    log.setLevel(before[2])
+    return tmp_path
 
 
 def served(config, then):

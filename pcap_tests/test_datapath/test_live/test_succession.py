@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -21,19 +20,15 @@ A, B = "10.0.0.1", "10.0.0.2"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A node's folder; the log is as before afterwards."""
+def folder(tmp_path, monkeypatch, own_log):
+    """A node's folder."""
     monkeypatch.setattr(nodes, "open_interface", opened_null)
     (tmp_path / "node.tc").write_text(COMMIT)
     (tmp_path / "node.toml").write_text(
         'rules = "node.tc"\n[[iface]]\nname = "eth0"\n[[iface]]\nname = "eth1"\n[memory]\nchunks = 4096\n'
         f'[control]\nsocket = "{tmp_path}/s"\n[state]\nfile = "node.state"\nmax_age = 60\n'
     )
-    log = logging.getLogger("ctmirror")
-    before = log.handlers, log.propagate, log.level
-    yield tmp_path
-    log.handlers, log.propagate = before[:2]
-    log.setLevel(before[2])
+    return tmp_path
 
 
 @pytest.fixture
