@@ -362,4 +362,5 @@ def test_jobs_from_many_threads_are_all_done_and_none_stops_the_datapath(rig):
     assert answers == [list(range(3000))] * 4
     before = rig.job(lambda node: node.loop.counters()["rounds"])
     time.sleep(0.3)
-    assert rig.job(lambda node: node.loop.counters()["rounds"]) - before < 2000  # it sleeps again
+    # It sleeps again: 256 rounds behind each job, those of the control thread too; one that does not sleep makes hundreds of thousands.
+    assert rig.job(lambda node: node.loop.counters()["rounds"]) - before < 20_000
