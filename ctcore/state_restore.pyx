@@ -279,6 +279,12 @@ cdef void set_clock(Engine *ct, int64_t now) noexcept nogil:
     ct.wheel.cursor = ct.tick
 
 
+cdef inline int64_t own_ordinal(const Engine *ct, int64_t least) noexcept nogil:
+    """The first ordinal from `least` on that is this tracker's to give, if several share the work."""
+    cdef int64_t count = ct.set.share_count
+    return least + (ct.set.share_index + count - least % count) % count
+
+
 cdef int state_restore(Engine *ct, object memory, object rules, object at) except -1:
     """memory: contiguous bytes, 8-aligned; rules: names of this tracker's; at: the time at which it goes on, or None for that of saving.
 
@@ -307,7 +313,7 @@ cdef int state_restore(Engine *ct, object memory, object rules, object at) excep
         for i in range(ct.nat.n_rules):
             ct.nat.rule[i].high_water = high_water[i]
         raise refuse("the connections" if at_conn == parts.header.conns else f"connection {at_conn}", fault_text(fault))
-    ct.next_id = parts.header.next_id
+    ct.next_id = own_ordinal(ct, parts.header.next_id)
     if parts.header.flags & TRANSLATES and ct.nat.rule != NULL:
         ct.nat.random = parts.header.nat_random
     enter_rest(ct, &parts, slot)

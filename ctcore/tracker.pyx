@@ -98,6 +98,7 @@ cdef class Tracker:
         hash_seed(&ct.hash_key, config.seed)
         ct.pool.capacity = config.capacity + MOST_CARRIED + 1       # and the one of the packet at hand
         ct.pool.free = NO_CONN
+        ct.next_id = ct.set.share_index
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max

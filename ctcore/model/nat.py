@@ -35,6 +35,7 @@ from ctcore.model.nat_choice import (
     ports_to_search,
     with_port,
 )
+from ctcore.model.steering import owner
 from ctcore.model.table import Table
 from ctcore.model.zones import zone_of
 from ctcore.nat_rules import Match, NatPool, NatRule
@@ -118,6 +119,7 @@ class Translator:
         self._table = table
         self._kill = kill
         self._draws = Draws(config.seed)
+        self._share, self._shares = config.share
         self._preferred: dict[int, int] = {}  # by manip
         self._announced: int | None = None
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
@@ -214,15 +216,15 @@ class Translator:
         drawn = manip == SRC or choice.random
         told = drawn and self._preferred.get(manip, -1) >= low  # a search that finds nothing ends there, as the one did that is followed
         offset = first = self._first_offset(low, manip) if drawn else 0
-        attempts = min(ATTEMPTS, size)
+        attempts = min(ATTEMPTS * self._shares, size)
         while True:
             for i in range(attempts):
                 tried = with_port(tried, manip, low + (offset + i & MASK16) % size)
                 # How many attempts the search had left that is followed is not known: few enough.
-                left = LAST_ATTEMPTS if told and offset == first and i == 0 else attempts - i
+                left = LAST_ATTEMPTS * self._shares if told and offset == first and i == 0 else attempts - i
                 if self.is_free(tried) or self.take_over(conn, tried, left):
                     return tried
-            if attempts >= size or attempts < LEAST_ATTEMPTS:
+            if attempts >= size or attempts < LEAST_ATTEMPTS * self._shares:
                 return with_port(tried, manip, low + first % size) if told else tried
             attempts //= 2
             offset = self._draws.port()
@@ -232,15 +234,18 @@ class Translator:
         return self._draws.port() if preferred is None or preferred < low else preferred - low
 
     def is_free(self, leaving: Key) -> bool:
-        """Nobody's tuple is the one that the answers would have."""
-        return self._table.find(answer_to(leaving)) is None
+        """Nobody's tuple is the one that the answers would have, and these would come to this tracker, if several share the work."""
+        return self.is_own(leaving) and self._table.find(answer_to(leaving)) is None
+
+    def is_own(self, tuple_: Key) -> bool:
+        return self._shares == 1 or owner(tuple_, self._shares) == self._share
 
     def take_over(self, conn: Conn, leaving: Key, left: int) -> bool:
         """Whether a closed TCP connection made room for a SYN, which needs a number above that connection's: what is still on its way must not fit.
 
         left: attempts, this one included. Source: nf_nat_used_tuple_harder.
         """
-        if left > LAST_ATTEMPTS or leaving.proto != Proto.PROTO_TCP or conn.l4.state != S.SYN_SENT:
+        if left > LAST_ATTEMPTS * self._shares or not self.is_own(leaving) or leaving.proto != Proto.PROTO_TCP or conn.l4.state != S.SYN_SENT:
             return False
         found = self._table.find(answer_to(leaving))
         if found is None or found[1] != Dir.REPLY:

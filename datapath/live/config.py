@@ -36,7 +36,7 @@ Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
 # Sections of settings that another module checks: what each of its keys may be is said there.
-_TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz"}
+_TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
 
 
 class Section(BaseModel):
