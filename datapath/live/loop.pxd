@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from datapath.frame cimport Frame
+from datapath.live.handoff cimport Handoff
 from datapath.live.router cimport Router, Step
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport Pool, Umem
@@ -52,6 +53,10 @@ cdef class Loop:
     cdef uint64_t[N_BUCKETS] took
     cdef volatile bint asked    # somebody wants a turn
 
+    # Of several workers; never looked at where there is one.
+    cdef readonly Handoff handoff   # None: this worker is alone
+    cdef bint shares
+
     # Of a router; never looked at without one.
     cdef readonly Router router # None: nothing is routed
     cdef int[MOST_IFACES] sends # by ordinal: the iface that sends what leaves there
@@ -64,6 +69,7 @@ cdef class Loop:
     cdef int n_onward
 
     cdef int round(self) noexcept nogil
+    cdef int from_others(self) noexcept nogil
     cdef void forward(self, int n) noexcept nogil
     cdef void through(self, int n) noexcept nogil
     cdef size_t place_all(self, int n) noexcept nogil

@@ -104,7 +104,7 @@ class Service:
             self.thread.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        LOG.info("stopped", extra=self.node.loop.counters())
+        LOG.info("stopped", extra=self.node.loop_counters())
         return FAILED if self.failed else 0
 
     def _attend(self) -> None:
@@ -131,8 +131,8 @@ class Service:
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
-            program = self.node.load_rules()
-            self.node.ask(lambda node: node.take_rules(program)).result()
+            programs = self.node.load_rules()
+            self.node.ask(lambda node: node.take_rules(programs)).result()
         except (CtmirrorError, RuntimeError) as error:
             LOG.error(f"the old rules go on: {error}")
         notify("READY=1")

@@ -66,7 +66,7 @@ def _save(node: Node, path: str) -> None:
     except CtmirrorError as error:
         LOG.error(f"connections are not saved: {error}")
         return
-    LOG.info("connections saved", extra={"conns": node.pipeline.tracker.count, "bytes": size, "seconds": round(time.monotonic() - start, 3)})
+    LOG.info("connections saved", extra={"conns": node.count, "bytes": size, "seconds": round(time.monotonic() - start, 3)})
 
 
 def _adopt(node: Node) -> None:

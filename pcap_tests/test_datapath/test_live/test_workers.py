@@ -1,0 +1,136 @@
+"""A node with several workers between two real stacks: what each connection's packets meet is one worker, whichever queue they come by; and what is
+asked of the node is answered by all of them as by one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctcore.errors import ConfigError
+from ctcore.filter import Filter
+from ctcore.steering import owner
+from datapath.live import state_file
+from datapath.live.client import Client
+from datapath.live.config import load
+from datapath.live.control import Control
+from datapath.live.node import Node
+from datapath.pipeline.rules import RuleError
+from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, Between, _mac, address, fetch, serving
+from pcap_tests.test_datapath.test_live.wires import Wire
+
+SHORT = (hashlib.sha256(b"short").hexdigest(), CLIENT)
+DRIVERS = ["xdp-native", "packet"]
+
+
+def written(folder: Path, rules: str, driver: str, workers: int = 2, more: str = "") -> str:
+    """A node's configuration; its name."""
+    (folder / "rules.tc").write_text(rules)
+    ifaces = "".join(f'[[iface]]\nname = "{name}"\ndriver = "{driver}"\nring = 256\nfilter = {{ all = true }}\n' for name in ("left", "right"))
+    head = f'rules = "rules.tc"\nworkers = {workers}\n{more}'
+    (folder / "node.toml").write_text(f"{head}{ifaces}[conntrack]\nmax = 4000\n[control]\nsocket = '{folder}/socket'\n")
+    return str(folder / "node.toml")
+
+
+class Working(Between):
+    """Two stacks, and a node of several workers between them that is at work."""
+
+    def of_each(self, what: Callable[[object], object]) -> list:
+        return [worker.ask(what).result(10) for worker in self.node.workers]
+
+    def keys(self, **wanted: object) -> list[list[tuple[bytes, bytes]]]:
+        """By worker, both tuples of each connection."""
+        found = self.of_each(lambda worker: worker.pipeline.tracker.select(Filter(**wanted)))
+        return [[tuple(key.tobytes() for key in row["flow"]["key"]) for row in rows] for rows in found]
+
+    def total(self, name: str) -> int:
+        return self.node.ask(lambda node: node.loop_counters()).result(10)[name]
+
+
+@contextmanager
+def at_work(node: Node) -> Iterator[Node]:
+    thread = threading.Thread(target=node.work)
+    thread.start()
+    try:
+        yield node
+        node.ask(lambda node: [tracker.check() for tracker in node.trackers]).result(10)
+    finally:
+        node.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def working(wires, tmp_path):
+    """working(rules): a node of two workers with them between the stacks of CLIENT and SERVER."""
+
+    @contextmanager
+    def run(rules: str = IPV4, driver: str = "xdp-native", *, workers: int = 2, queues: int = 2) -> Iterator[Working]:
+        left, right = wires("left", queues=queues), wires("right", queues=queues)
+        address(left, CLIENT)
+        address(right, SERVER)
+        with left.here.entered():
+            node = Node(load(written(tmp_path, rules, driver, workers)))
+        try:
+            with at_work(node):
+                yield Working(node, left, right, tmp_path / "rules.tc")
+            node.umem.check()
+        finally:
+            node.close()
+        assert set(node.umem.places()) <= {"free", "held"}
+
+    return run
+
+
+def own_tuples(net: Working, reply: bool = True) -> int:
+    """Each connection is in the table of the worker that its tuples belong to. How many there are."""
+    for number, keys in enumerate(net.keys()):
+        for pair in keys:
+            assert {owner(key, len(net.node.workers)) for key in pair} == {number}
+    return sum(map(len, net.keys()))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_many_connections_are_spread_over_both_workers(working, driver):
+    with working(driver=driver) as net, serving(net.right, SERVER, b"short") as port:
+        assert {fetch(net.left, SERVER, port) for _ in range(100)} == {SHORT}
+        assert own_tuples(net) == 100
+        assert all(20 < len(keys) < 80 for keys in net.keys())
+        assert net.total("handed") > 0 and net.total("handed") == net.total("taken")
+        assert net.total("lane_full") == 0
+
+
+def test_a_large_download_arrives_unchanged(working):
+    body = bytes(range(256)) * 40_000
+    with working() as net, serving(net.right, SERVER, body) as port:
+        found = [fetch(net.left, SERVER, port)[0] for _ in range(4)]
+        assert found == [hashlib.sha256(body).hexdigest()] * 4
+
+
+def test_three_workers_where_there_are_four_queues(working):
+    with working(workers=3, queues=4) as net, serving(net.right, SERVER, b"short") as port:
+        assert {fetch(net.left, SERVER, port) for _ in range(60)} == {SHORT}
+        assert own_tuples(net) == 60 and all(net.keys())
+
+
+def test_translated_tuples_come_back_to_who_chose_them(working):
+    """The public port is chosen so that answers belong to the same worker as what was asked."""
+    with working(TRANSLATING) as net, serving(net.right, SERVER, b"short") as port:
+        known(net)
+        assert {fetch(net.left, SERVER, port) for _ in range(100)} == {(SHORT[0], PUBLIC)}
+        assert own_tuples(net) == 100
+        changed = [pair for keys in net.keys() for pair in keys if pair[0][32:34] != pair[1][34:36]]
+        assert 20 < len(changed) < 80, "half of the ports could stay"
+
+
+def known(net: Working) -> None:
+    """Nobody answers for the public address."""
+    with net.right.there.netlink() as netlink:
+        netlink.neigh("add", dst=PUBLIC, lladdr=_mac(net.left), ifindex=netlink.link_lookup(ifname=net.right.far)[0])
