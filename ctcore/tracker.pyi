@@ -190,6 +190,14 @@ class Tracker:
 
         No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
         """
+    def take_share(self, state: Buffer, now: int | None = None) -> tuple[int, int, int]:
+        """Take up of a saved state what is this tracker's share (config.share), beside what is there: how many connections were entered, and of those
+        that are its own how many were not: since answers to them would come to another share (they are translated), and for want of places.
+
+        For states of trackers that shared the work otherwise: each takes its share of each state, in the same order. Ordinals stay as they are. The
+        rest is as in restore(), but that states must have no helpers and expectations, and that connections of the states before may be there after
+        a StateError.
+        """
     def adopt(self, conns: NDArray[Any]) -> tuple[int, dict[str, int]]:
         """Enter connections of somebody else's beside those that are there: how many were, and of the others how many for which reason.
 

@@ -36,7 +36,7 @@ from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.state_values import aligned, rule_names
 from ctcore.state_adopt cimport state_adopt
-from ctcore.state_restore cimport state_restore
+from ctcore.state_restore cimport state_restore, state_take_share
 from ctcore.state_save cimport state_save
 from ctcore.table cimport Bucket, key_of, table_fault, table_find
 from ctcore.timers cimport wheel_fault, wheel_init
@@ -426,6 +426,11 @@ cdef class Tracker:
         self.idle()
         time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
         state_restore(&self.ct, aligned(state), rule_names(self.config), time)
+
+    def take_share(self, state, now=None):
+        self.idle()
+        time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
+        return state_take_share(&self.ct, aligned(state), rule_names(self.config), time)
 
     def adopt(self, conns):
         self.idle()

@@ -134,3 +134,109 @@ def known(net: Working) -> None:
     """Nobody answers for the public address."""
     with net.right.there.netlink() as netlink:
         netlink.neigh("add", dst=PUBLIC, lladdr=_mac(net.left), ifindex=netlink.link_lookup(ifname=net.right.far)[0])
+
+
+def test_errors_meet_the_connections_that_they_are_about(working):
+    """Each from a port of its own: a RST is an answer, and an ICMP error goes by what it quotes."""
+    with working() as net, net.left.there.entered():
+        net.right.there.sysctl("ipv4/icmp_ratelimit", 0)
+        for _ in range(20):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((SERVER, 9), timeout=5)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talker:
+                talker.settimeout(5)
+                talker.connect((SERVER, 9))
+                talker.send(b"question")
+                with pytest.raises(ConnectionRefusedError):
+                    talker.recv(100)
+
+
+@pytest.mark.parametrize("rules", [IPV4, TRANSLATING], ids=["plain", "translated"])
+def test_fragments_follow_their_first_one(working, rules):
+    """Of questions and answers that are cut up: whoever gathers a datagram, its owner puts it together."""
+    with working(rules) as net, echoing(net.right) as port, net.left.there.entered():
+        known(net)
+        for size in (3000, 10_000, 100):
+            for _ in range(20):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talker:
+                    talker.settimeout(5)
+                    talker.connect((SERVER, port))
+                    question = os.urandom(size)
+                    talker.send(question)
+                    assert talker.recv(65535) == question
+        assert own_tuples(net) == 60 and all(net.keys())
+        assert net.total("fragments_late") == net.total("fragments_crowded") == net.total("fragments_untold") == 0
+
+
+@contextmanager
+def echoing(wire: Wire) -> Iterator[int]:
+    """A UDP server that says what it hears; its port."""
+    with wire.there.entered():
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((SERVER, 0))
+    server.settimeout(0.1)
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            try:
+                data, who = server.recvfrom(65535)
+                server.sendto(data, who)
+            except TimeoutError:
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        ended.set()
+        thread.join(10)
+        server.close()
+
+
+def test_other_rules_while_downloads_are_under_way(working):
+    body = bytes(1_000_000)
+    with working() as net, serving(net.right, SERVER, body) as port:
+        done: list[str] = []
+        for _ in range(5):
+            clients = [threading.Thread(target=lambda: done.append(fetch(net.left, SERVER, port)[0])) for _ in range(4)]
+            for client in clients:
+                client.start()
+            net.reload()
+            for client in clients:
+                client.join(20)
+        assert done == [hashlib.sha256(body).hexdigest()] * 20
+        net.rules.write_text(REST)
+        net.reload()
+        with net.left.there.entered(), pytest.raises(TimeoutError):
+            socket.create_connection((SERVER, port), timeout=0.5)
+
+
+def test_what_is_asked_of_the_node_is_answered_by_all_workers(working, tmp_path):
+    """Lists, counts, figures and events are those of one tracker; ordinals are unique."""
+    with working() as net, serving(net.right, SERVER, b"short") as port, Control(net.node, str(tmp_path / "socket")), ExitStack() as stack:
+        client, listener = (stack.enter_context(Client(str(tmp_path / "socket"))) for _ in range(2))
+        parts = listener.events(kinds=["new"])
+        next(parts)
+        for _ in range(50):
+            fetch(net.left, SERVER, port)
+        events: list = []
+        while len(events) < 50:
+            events += next(parts)["events"]
+        conns = list(client.conns("list"))
+        assert len(conns) == client.ask("count")["count"] == 50
+        assert client.ask("count")["max"] == 4000
+        ordinals = {conn["conn"] for conn in conns}
+        assert len(ordinals) == 50 and {ordinal % 2 for ordinal in ordinals} == {0, 1}
+        assert {event["conn"] for event in events} == ordinals
+        numbers = [event["seq"] for event in events]
+        assert numbers == sorted(set(numbers)), "events of other kinds lie between"
+        stats = client.ask("stats")
+        assert stats["table"] == {"connections": 50, "max": 4000, "zones": {"0": 50}}
+        assert stats["tracker"]["new"] == 50 and len(stats["workers"]) == 2
+        assert stats["loop"]["frames"] == sum(worker["frames"] for worker in stats["workers"]) == stats["packets"]
+        assert sum(rule["packets"] for rule in stats["rules"]["top"]) > 50
+        assert client.ask("delete", which={"sport": conns[0]["original"]["sport"]})["count"] == 1
+        assert client.ask("flush")["count"] == 49 and net.node.ask(lambda node: node.count).result(10) == 0
+
