@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -240,3 +241,108 @@ def test_what_is_asked_of_the_node_is_answered_by_all_workers(working, tmp_path)
         assert client.ask("delete", which={"sport": conns[0]["original"]["sport"]})["count"] == 1
         assert client.ask("flush")["count"] == 49 and net.node.ask(lambda node: node.count).result(10) == 0
 
+
+
+def test_what_two_workers_save_others_take_up(wires, tmp_path):
+    """Two, one, three: connections live on, whoever has them, and what they say arrives."""
+    left, right = wires("left", queues=4), wires("right", queues=4)
+    address(left, CLIENT)
+    address(right, SERVER)
+    path = str(tmp_path / "state")
+    talkers: list[socket.socket] = []
+    with echoing_tcp(right) as port:
+        for workers in (2, 1, 3):
+            with left.here.entered():
+                node = Node(load(written(tmp_path, IPV4, "xdp-native", workers)))
+            with node:
+                found = state_file.restore_node(node, path, 60)
+                assert found is None or (found.conns, found.left_out) == (20, 0)
+                with at_work(node):
+                    if not talkers:
+                        with left.there.entered():
+                            talkers = [socket.create_connection((SERVER, port), timeout=5) for _ in range(20)]
+                    for talker in talkers:
+                        talker.settimeout(5)
+                        talker.send(b"still there?")
+                        assert talker.recv(100) == b"still there?"
+                    assert node.ask(lambda node: node.count).result(10) == 20, "none began anew"
+                    assert node.ask(lambda node: sum(tracker.counters()["new"] for tracker in node.trackers)).result(10) == (20 if found is None else 0)
+                    state_file.save_node(node, path)
+        for talker in talkers:
+            talker.close()
+
+
+@contextmanager
+def echoing_tcp(wire: Wire) -> Iterator[int]:
+    """A TCP server that says what it hears; its port."""
+
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while data := self.request.recv(1000):
+                self.request.send(data)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with wire.there.entered():
+        server = Server((SERVER, 0), Echo)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
+
+
+def test_rules_that_several_workers_cannot_do(tmp_path):
+    text = "tc filter add dev left ingress protocol ip prio 1 flower action pedit ex munge ip dst set 10.0.0.1 pipe action pass\n"
+    tracked = "tc filter add dev left ingress protocol ip prio 2 flower action ct commit\n"
+    helped = "tc filter add dev left ingress protocol ip prio 1 flower ip_proto tcp action ct commit helper ipv4-tcp-ftp\n"
+    for rules, said in (
+        (tracked + text, r"rules\.tc:2.*pedit ip dst among rules with `ct`: expected `ct nat` instead, or workers = 1"),
+        (helped, r"rules\.tc:1.*helper ftp: expected workers = 1, not 2"),
+    ):
+        with pytest.raises(RuleError, match=said):
+            Node(load(written(tmp_path, rules, "packet")))
+
+
+def test_fewer_queues_than_workers(wires, tmp_path):
+    wire = wires("left", queues=2)
+    wires("right", queues=2)
+    with wire.here.entered(), pytest.raises(ConfigError, match=r"left: 2 queues: expected 3 at least, one for each worker \(ethtool -L left combined 3"):
+        Node(load(written(tmp_path, IPV4, "xdp-native", 3)))
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ("cpu = 0\n", r"node\.toml:3: cpu: expected `cpus`, one for each of 2 workers"),
+        ("cpus = [0]\n", r"node\.toml:3: cpus: 1 of them: expected one for each of 2 workers"),
+        ("cpus = [0, 0]\n", r"node\.toml:3: cpus: expected each CPU once"),
+        ("cpu = 0\ncpus = [0, 1]\n", r"node\.toml:3: cpu: expected `cpu` or `cpus`, not both"),
+    ],
+)
+def test_cpus_that_contradict_the_workers(tmp_path, more, said):
+    with pytest.raises(ConfigError, match=said):
+        load(written(tmp_path, IPV4, "packet", 2, more))
+
+
+def test_a_cpu_that_is_not_there(tmp_path):
+    config = load(written(tmp_path, IPV4, "packet", 2, "cpus = [0, 100000]\n"))
+    with pytest.raises(ConfigError, match=r"cpus: 100000: expected one of 0"):
+        Node(config)
+
+
+def test_each_worker_has_a_cpu_of_its_own(wires, tmp_path):
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("one CPU")
+    wire = wires("left", queues=2)
+    wires("right", queues=2)
+    with wire.here.entered():
+        node = Node(load(written(tmp_path, IPV4, "xdp-native", 2, f"cpus = {cpus}\n")))
+    with node, at_work(node):
+        found = [worker.ask(lambda _: os.sched_getaffinity(0)).result(10) for worker in node.workers]
+    assert found == [{cpu} for cpu in cpus]
