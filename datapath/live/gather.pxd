@@ -40,7 +40,7 @@ cdef class Gatherer:
     cdef int n_released
     cdef uint64_t[MOST_RELEASED] dropped    # chunks whose fragments will not go on; whoever calls gather() or look() empties it
     cdef int n_dropped
-    cdef uint32_t gather(self, const Course *course, const Frame *frame) noexcept nogil
+    cdef uint32_t gather(self, const Course *course, const Frame *frame, int64_t now) noexcept nogil
     cdef Datagram *find(self, const Key *key, int64_t now) noexcept nogil
     cdef void give(self, Datagram *d) noexcept nogil
     cdef void drop_waiting(self, Datagram *d, uint64_t *count) noexcept nogil

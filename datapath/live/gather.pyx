@@ -52,8 +52,8 @@ cdef class Gatherer:
         """Fragments that wait."""
         return self.n_waiting
 
-    cdef uint32_t gather(self, const Course *course, const Frame *frame) noexcept nogil:
-        """Who owns a fragment, or NO_OWNER: it waits, or is in `dropped`.   Writes: released, what waited for it; dropped."""
+    cdef uint32_t gather(self, const Course *course, const Frame *frame, int64_t now) noexcept nogil:
+        """Who owns a fragment, or NO_OWNER: it waits, or is in `dropped`. now: ns of the wall clock.   Writes: released, what waited for it; dropped."""
         cdef Datagram *d
         self.n_released = 0
         if course.start == 0 and course.owner == NO_OWNER:
@@ -61,7 +61,7 @@ cdef class Gatherer:
             self.dropped[self.n_dropped] = frame.offset
             self.n_dropped += 1
             return NO_OWNER
-        d = self.find(&course.key, frame.ts)
+        d = self.find(&course.key, now)
         if course.start == 0:
             d.owner = course.owner
         d.seen += course.length
@@ -77,7 +77,7 @@ cdef class Gatherer:
             self.released[self.n_released] = self.waiting[d.first]
             self.n_released += 1
             self.give(d)
-        d.until = frame.ts + KEPT
+        d.until = now + KEPT
         if d.whole and d.seen >= d.whole:
             d.until = 0
         return course.owner if course.start == 0 else d.owner

@@ -24,6 +24,7 @@ from ctcore.lowlevel cimport likely, prefetch, unlikely
 from ctcore.steering cimport MOST_SHARES
 from datapath.frame cimport Frame
 from datapath.live.gather cimport Gatherer
+from datapath.live.iface cimport wall_ns
 from datapath.live.lane cimport (
     BACK, LANE, Handed, Lane, Post, filled, full_fence, lane_put, look, publish, put, room, take_flag,
 )
@@ -204,7 +205,7 @@ cdef class Handoff:
         cdef uint32_t owner
         cdef int i, n = 0
         steer(self.pool.memory + frame.offset, frame.caplen, self.workers, &course)
-        owner = self.gatherer.gather(&course, frame)
+        owner = self.gatherer.gather(&course, frame, wall_ns())
         self.drop_gathered()
         if owner == NO_OWNER:
             return 0
