@@ -66,8 +66,8 @@ class Wanted:
 
 @dataclass
 class Opened:
-    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers, each of which has one; driver: what was taken; said: how
-    it came to that, sentences for the log."""
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers, each of which has one; driver: what
+    was taken; said: how it came to that, sentences for the log."""
 
     name: str
     driver: str
@@ -164,7 +164,7 @@ def check_queues(name: str, workers: int) -> None:
     """Whether each worker can have a queue of an interface for itself, as XDP wants it. Raises ConfigError."""
     queues = queues_of(name)
     if queues < workers:
-        more = f"ethtool -L {name} combined {workers}, or driver = \"packet\""
+        more = f'ethtool -L {name} combined {workers}, or driver = "packet"'
         raise ConfigError(f"{name}: {queues} queue{'s' if queues > 1 else ''}: expected {workers} at least, one for each worker ({more})")
 
 

@@ -1,9 +1,9 @@
 """What a router has to know of the kernel: its interfaces, addresses, neighbours and, if wanted, routes; kept up to date while packets are routed.
 
 Theory of operation: a thread listens to rtnetlink. Changes of neighbours are passed on one by one; any other change, and the news that messages
-were lost, leads to everything being read again, at most every SETTLE seconds. What was read goes into the tables of all workers' routers in one job, between
-two rounds of their loops. The other way round, the router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which makes it ask:
-so ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
+were lost, leads to everything being read again, at most every SETTLE seconds. What was read goes into the tables of all workers' routers in one job,
+between two rounds of their loops. The other way round, a router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which
+makes it ask: so ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
 Invariants: the tables are touched in jobs only, or before the node works. The kernel is asked for at most MOST_ASKED neighbours a second, for each
 once a second, whatever strangers send. Everything is read in the namespace of the thread that made this.
 Not here: the tables (routes, neighbour_table), which frames are the host's (xdp_filter, by host_networks() here).
@@ -185,8 +185,8 @@ class Neighbours:
         routes: Sequence[StaticRoute] = (),
         kernel_routes: bool = False,
     ) -> None:
-        """Fill the tables, and watch from now on. routers: of all workers, with the same devices; ask: Node.ask, or what does jobs as it does; routed:
-        names of the devices in router mode.
+        """Fill the tables, and watch from now on. routers: of all workers, with the same devices; ask: Node.ask, or what does jobs as it does;
+        routed: names of the devices in router mode.
 
         Raises KernelError if the kernel cannot be asked.
         """

@@ -1,7 +1,8 @@
 """What a client may ask of a node, and how it is done: each request a few short jobs, and what they found made into records afterwards.
 
 Theory of operation: a request is an asynchronous generator of the parts of its answer; what it returns at last is marked by Done. Tables are gone
-through one worker after the other, SLOTS slots a job, so that packets never wait for a large table, as the kernel's own listing does not hold its table either.
+through one worker after the other, SLOTS slots a job, so that packets never wait for a large table, as the kernel's own listing does not hold its
+table either.
 Invariants: a listing has each connection that lives all the while once. A request that changes something is logged with who asked.
 Not here: messages, clients and their limits (control), events (feed).
 """
@@ -262,7 +263,7 @@ class Desk:
         gone, deleted = np.array(trial.unwanted(), dtype=np.int64), 0
         async for n in self._ranges(lambda worker, slots: _delete_ordinals(worker, gone, slots), FEW):
             deleted += n
-        await self.ask(lambda node: [worker.pipeline.flows.flush() for worker in node.workers if worker.pipeline.flows])
+        await self.ask(_flush_flows)
         return deleted
 
 
@@ -314,6 +315,12 @@ def _delete_ordinals(worker: Worker, gone: NDArray[np.int64], slots: range) -> i
     tracker = worker.pipeline.tracker
     conns = tracker.select(ALL, slots=slots)
     return sum(tracker.delete(each) for each in _each(conns[np.isin(conns["flow"]["id"][:, 0], gone)]))
+
+
+def _flush_flows(node: Node) -> None:
+    for worker in node.workers:
+        if worker.pipeline.flows is not None:
+            worker.pipeline.flows.flush()
 
 
 def _update(worker: Worker, wanted: Wanted, change: dict[str, Any], slots: range) -> NDArray[Any]:

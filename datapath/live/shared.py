@@ -1,7 +1,7 @@
 """What several workers share: limits divided among them, and rules that several workers can do.
 
-Theory of operation: each worker has a table of its own, so what bounds a table is divided by the number of workers, rounded up: ctcore.steering spreads
-connections evenly. Tokens of policers are not divided but spent by all (pipeline.program), since one connection is one worker's.
+Theory of operation: each worker has a table of its own, so what bounds a table is divided by the number of workers, rounded up: ctcore.steering
+spreads connections evenly. Tokens of policers are not divided but spent by all (pipeline.program), since one connection is one worker's.
 Not here: whose connection is whose (ctcore.steering), handing frames over (handoff).
 """
 
@@ -18,7 +18,10 @@ from datapath.pipeline.rules import Ct, Pedit, Rule, RuleError, Ruleset
 K = TypeVar("K")
 
 # What a pedit must not change before or behind a `ct`, by header and field: the tuple.
-_TUPLE = {*((header, end) for header in ("ip", "ip6") for end in ("src", "dst")), *((header, end) for header in ("tcp", "udp") for end in ("sport", "dport"))}
+_TUPLE = {
+    *((header, end) for header in ("ip", "ip6") for end in ("src", "dst")),
+    *((header, end) for header in ("tcp", "udp") for end in ("sport", "dport")),
+}
 # Of one table; 0 means no limit, or nothing at all, and stays.
 _DIVIDED = ("buckets", "expect_max", "helper_max", "zone_limit", "ipfrag_high_thresh", "frag6_high_thresh", "event_buffer", "eviction_buffer")
 _LEAST = {"event_buffer": 16}

@@ -55,7 +55,13 @@ def _restore(node: Node, path: str) -> None:
     if found is None:
         LOG.warning(f"starting without connections: {path}: no such file")
         return
-    about = {"conns": found.conns, "expired": found.expired, "left_out": found.left_out, "age": round(found.age, 3), "seconds": round(time.monotonic() - start, 3)}
+    about = {
+        "conns": found.conns,
+        "expired": found.expired,
+        "left_out": found.left_out,
+        "age": round(found.age, 3),
+        "seconds": round(time.monotonic() - start, 3),
+    }
     LOG.info("saved connections taken up", extra=about)
 
 

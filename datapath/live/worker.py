@@ -1,8 +1,8 @@
 """A worker of a node: its pipeline, its loop and its router, and the jobs that are done between two of its rounds.
 
-Theory of operation: a thread works, without the GIL, in turns of a second at most. Whoever wants to see or change what is this worker's hands in a job,
-and rings: the loop ends its turn after the round at hand, does the jobs, and goes on. What concerns all workers is a meeting: each comes to it in its
-turn and stands still, and the last one to come does the job. Packets wait as long as it takes.
+Theory of operation: a thread works, without the GIL, in turns of a second at most. Whoever wants to see or change what is this worker's hands in a
+job, and rings: the loop ends its turn after the round at hand, does the jobs, and goes on. What concerns all workers is a meeting: each comes to it
+in its turn and stands still, and the last one to come does the job. Packets wait as long as it takes.
 Invariants: jobs are done in the order in which they came, each once; all workers have meetings in the same order, so none waits for another for ever.
 Not here: who hands in jobs (node), packets (loop).
 """
@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -57,10 +58,8 @@ class Meeting:
         self._barrier = threading.Barrier(workers, action=lambda: settle(self.future, work))
 
     def do(self) -> None:
-        try:
+        with suppress(threading.BrokenBarrierError):  # another worker has ended, and refused it
             self._barrier.wait()
-        except threading.BrokenBarrierError:
-            pass  # another worker has ended, and refused it
 
     def refuse(self) -> None:
         """It cannot take place: nobody waits for it any more."""

@@ -1,10 +1,11 @@
-"""Trackers that share the work: a tuple and its answers are one share's; no two of them choose the same tuple; and every answer comes back to who chose.
+"""Trackers that share the work: a tuple and its answers are one share's, no two choose the same tuple, and every answer comes back to who chose it.
 
 Not here: frames (test_datapath.test_live.test_steer), translation by one tracker alone (test_nat_equality).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import numpy as np
@@ -129,8 +130,6 @@ def test_engine_and_model_choose_alike_within_a_share(settings_, data):
 @given(crowded, shares, series)
 @EXAMPLES
 def test_few_ports_shared(settings_, share, data):
-    from dataclasses import replace
-
     plays = {}
     run(replace(settings_, share=share), data, lambda twins, step: plays.setdefault(0, NatPlay(twins.model))(twins, step))
 

@@ -48,7 +48,9 @@ class Rig:
         self.outs = [str(folder / f"out{i}.pcap") for i in range(self.n)]
         self.sources, self.loops, self.sinks = [], [], []
         for i, mine in enumerate(frames):
-            source = CaptureIface(self.umem, "in", source=capture(folder / f"in{i}.pcap", mine), worker=i) if mine else Null(self.umem, "in", worker=i)
+            source = (
+                CaptureIface(self.umem, "in", source=capture(folder / f"in{i}.pcap", mine), worker=i) if mine else Null(self.umem, "in", worker=i)
+            )
             sink = CaptureIface(self.umem, "out", sink=self.outs[i], worker=i, ordinal=1)
             found = Findings()
             pipeline = RulePipeline(parse(rules, "rules", found), Config(seed=7, share=(i, self.n)), devices=("in", "out"))

@@ -187,7 +187,7 @@ def test_a_state_of_several_workers(path):
         assert [part.count for part in parts] == [len(part.conns()) for part in parts] and (count == 1 or min(part.count for part in parts) > 5)
         write_state(str(path), Saved(time.time_ns(), [part.save() for part in parts]))
         back = empty()
-        assert restore_node(node_of(back), str(path), 300) [:2]== (40, 0)
+        assert restore_node(node_of(back), str(path), 300)[:2] == (40, 0)
         assert sorted(back.conns()["flow"]["id"][:, 0]) == list(range(40))
 
 

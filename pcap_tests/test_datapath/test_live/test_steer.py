@@ -72,7 +72,9 @@ def test_the_frame_belongs_to_whom_its_tuple_belongs(talk, count):
     assert course_of(frame, count) == (owner(key, count), None)
 
 
-@pytest.mark.parametrize("wrap", [lambda ip: craft.eth(craft.mpls(ip, 7), 0x8847), lambda ip: craft.eth(craft.pppoe(ip), 0x8864)], ids=["mpls", "pppoe"])
+@pytest.mark.parametrize(
+    "wrap", [lambda ip: craft.eth(craft.mpls(ip, 7), 0x8847), lambda ip: craft.eth(craft.pppoe(ip), 0x8864)], ids=["mpls", "pppoe"]
+)
 def test_other_wrappings(wrap):
     frame = craft.udp(*V4, 1000, 53)
     assert course_of(wrap(frame[14:]), 64) == course_of(frame, 64)

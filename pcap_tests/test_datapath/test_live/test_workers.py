@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ctcore.errors import ConfigError
@@ -46,7 +45,7 @@ class Working(Between):
     def of_each(self, what: Callable[[object], object]) -> list:
         return [worker.ask(what).result(10) for worker in self.node.workers]
 
-    def keys(self, **wanted: object) -> list[list[tuple[bytes, bytes]]]:
+    def tuples(self, **wanted: object) -> list[list[tuple[bytes, bytes]]]:
         """By worker, both tuples of each connection."""
         found = self.of_each(lambda worker: worker.pipeline.tracker.select(Filter(**wanted)))
         return [[tuple(key.tobytes() for key in row["flow"]["key"]) for row in rows] for rows in found]
@@ -92,10 +91,10 @@ def working(wires, tmp_path):
 
 def own_tuples(net: Working, reply: bool = True) -> int:
     """Each connection is in the table of the worker that its tuples belong to. How many there are."""
-    for number, keys in enumerate(net.keys()):
+    for number, keys in enumerate(net.tuples()):
         for pair in keys:
             assert {owner(key, len(net.node.workers)) for key in pair} == {number}
-    return sum(map(len, net.keys()))
+    return sum(map(len, net.tuples()))
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -103,7 +102,7 @@ def test_many_connections_are_spread_over_both_workers(working, driver):
     with working(driver=driver) as net, serving(net.right, SERVER, b"short") as port:
         assert {fetch(net.left, SERVER, port) for _ in range(100)} == {SHORT}
         assert own_tuples(net) == 100
-        assert all(20 < len(keys) < 80 for keys in net.keys())
+        assert all(20 < len(keys) < 80 for keys in net.tuples())
         assert net.total("handed") > 0 and net.total("handed") == net.total("taken")
         assert net.total("lane_full") == 0
 
@@ -118,7 +117,7 @@ def test_a_large_download_arrives_unchanged(working):
 def test_three_workers_where_there_are_four_queues(working):
     with working(workers=3, queues=4) as net, serving(net.right, SERVER, b"short") as port:
         assert {fetch(net.left, SERVER, port) for _ in range(60)} == {SHORT}
-        assert own_tuples(net) == 60 and all(net.keys())
+        assert own_tuples(net) == 60 and all(net.tuples())
 
 
 def test_translated_tuples_come_back_to_who_chose_them(working):
@@ -127,7 +126,7 @@ def test_translated_tuples_come_back_to_who_chose_them(working):
         known(net)
         assert {fetch(net.left, SERVER, port) for _ in range(100)} == {(SHORT[0], PUBLIC)}
         assert own_tuples(net) == 100
-        changed = [pair for keys in net.keys() for pair in keys if pair[0][32:34] != pair[1][34:36]]
+        changed = [pair for keys in net.tuples() for pair in keys if pair[0][32:34] != pair[1][34:36]]
         assert 20 < len(changed) < 80, "half of the ports could stay"
 
 
@@ -165,7 +164,7 @@ def test_fragments_follow_their_first_one(working, rules):
                     question = os.urandom(size)
                     talker.send(question)
                     assert talker.recv(65535) == question
-        assert own_tuples(net) == 60 and all(net.keys())
+        assert own_tuples(net) == 60 and all(net.tuples())
         assert net.total("fragments_late") == net.total("fragments_crowded") == net.total("fragments_untold") == 0
 
 
@@ -242,7 +241,6 @@ def test_what_is_asked_of_the_node_is_answered_by_all_workers(working, tmp_path)
         assert client.ask("flush")["count"] == 49 and net.node.ask(lambda node: node.count).result(10) == 0
 
 
-
 def test_what_two_workers_save_others_take_up(wires, tmp_path):
     """Two, one, three: connections live on, whoever has them, and what they say arrives."""
     left, right = wires("left", queues=4), wires("right", queues=4)
@@ -266,7 +264,9 @@ def test_what_two_workers_save_others_take_up(wires, tmp_path):
                         talker.send(b"still there?")
                         assert talker.recv(100) == b"still there?"
                     assert node.ask(lambda node: node.count).result(10) == 20, "none began anew"
-                    assert node.ask(lambda node: sum(tracker.counters()["new"] for tracker in node.trackers)).result(10) == (20 if found is None else 0)
+                    assert node.ask(lambda node: sum(tracker.counters()["new"] for tracker in node.trackers)).result(10) == (
+                        20 if found is None else 0
+                    )
                     state_file.save_node(node, path)
         for talker in talkers:
             talker.close()
@@ -311,7 +311,10 @@ def test_rules_that_several_workers_cannot_do(tmp_path):
 def test_fewer_queues_than_workers(wires, tmp_path):
     wire = wires("left", queues=2)
     wires("right", queues=2)
-    with wire.here.entered(), pytest.raises(ConfigError, match=r"left: 2 queues: expected 3 at least, one for each worker \(ethtool -L left combined 3"):
+    with (
+        wire.here.entered(),
+        pytest.raises(ConfigError, match=r"left: 2 queues: expected 3 at least, one for each worker \(ethtool -L left combined 3"),
+    ):
         Node(load(written(tmp_path, IPV4, "xdp-native", 3)))
 
 
