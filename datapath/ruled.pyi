@@ -17,8 +17,9 @@ class RulePipeline:
 
     ruleset: as validate leaves it; config: settings of the tracker, to which the rules add what their `ct` actions need; devices: names beside those
     that the rules mention; flowtable: whether established connections are served without tracking, and pass by the rules by which they have passed
-    before; beside: another worker's program of the same rules (see Program). With and without a flow table the same packets leave with
-    the same bytes, but for what the offload contract says otherwise: a connection in the flow table is tracked liberally. Raises ConfigError, MemoryError.
+    before; beside: another worker's program of the same rules (see Program). With and without a flow table the same packets leave
+    with the same bytes, but for what the offload contract says otherwise: a connection in the flow table is tracked liberally. Raises ConfigError,
+    MemoryError.
 
         pipeline = RulePipeline(rules_file.read("rules.tc", Findings()))
         pipeline.arrive([Hook("eth0")])

@@ -66,8 +66,8 @@ class Wanted:
 
 @dataclass
 class Opened:
-    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers, each of which has one; driver: what
-    was taken; said: how it came to that, sentences for the log."""
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers, each of which has one; driver:
+    what was taken; said: how it came to that, sentences for the log."""
 
     name: str
     driver: str

@@ -1,8 +1,8 @@
 """Events of connections, numbered, to whoever listens; and what becomes of those for whom that is too fast.
 
 Theory of operation: the trackers' buffers are emptied by a short job every PERIOD, as long as somebody listens. Every event has a number, counted
-from the node's start, lost ones included: those that found the buffer full come behind those that are in it, since it keeps the oldest. A listener has a
-queue of batches; one that is full takes no more until there is room again, and its reader is told how many are missing.
+from the node's start, lost ones included: those that found the buffer full come behind those that are in it, since it keeps the oldest. A listener
+has a queue of batches; one that is full takes no more until there is room again, and its reader is told how many are missing.
 While nobody listens, the buffer stays full, and an event costs the datapath no more than a number that is added; these are `unheard`.
 Invariants: numbers go up; each event up to the last number was in a batch, or is told of as lost, or nobody listened. A listener that does not read
 costs QUEUE events of memory, and nobody's time.
