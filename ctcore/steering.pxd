@@ -1,6 +1,6 @@
 # Which worker a packet's connection belongs to, where several share the work; see steering.pyx.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from ctcore.lowlevel cimport mul_fold
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, Key
