@@ -89,6 +89,8 @@ cdef class RulePipeline:
         """See ruled.pyi."""
         self.tracker.idle()
         self.put_in(program)
+        if self.flows is not None:
+            self.flows.keep(program.zones)
 
     def arrive(self, hooks):
         """See ruled.pyi."""
@@ -220,7 +222,7 @@ cdef class RulePipeline:
         plan.packets += 1
         plan.bytes += length
         plan.behind += length - min(length, p.l3_off + p.ip_len)
-        plan.last = frame.ts
+        plan.last = max(plan.last, frame.ts)
         result[0] = plan.result
         decision.verdict, decision.reason = result.verdict, result.reason
         return True
