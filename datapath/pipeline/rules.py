@@ -245,7 +245,7 @@ class Police:
     def longest(self) -> int | None:
         """Bytes of the longest packet that can have a token; None: any can.
 
-        Of a rate without an mtu tc sends a table made for packets of up to 2,047 bytes, in 256 cells of 8, and act_police takes 255 of them for the mtu.
+        Of a rate without an mtu tc sends a table made for packets of up to 2,047 bytes, in 256 cells of 8, and act_police takes 255 for the mtu.
         """
         return POLICED if self.mtu is None and self.rate is not None else self.mtu
 
