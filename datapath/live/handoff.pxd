@@ -39,6 +39,7 @@ cdef class Handoff:
     cdef void hand(self, uint32_t to, const Frame *frame, bint gathers) noexcept nogil
     cdef void publish_all(self) noexcept nogil
     cdef int take(self, uint32_t source, Frame *rows, int most) noexcept nogil
+    cdef int pressed(self, uint32_t source) noexcept nogil
     cdef int gathered(self, const Frame *frame, Frame *rows) noexcept nogil
     cdef void drop_gathered(self) noexcept nogil
     cdef void settle(self) noexcept nogil

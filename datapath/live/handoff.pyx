@@ -24,11 +24,11 @@ from ctcore.lowlevel cimport likely, prefetch, unlikely
 from ctcore.steering cimport MOST_SHARES
 from datapath.frame cimport Frame
 from datapath.live.gather cimport Gatherer
-from datapath.live.iface cimport wall_ns
+from datapath.live.iface cimport PRESSED, wall_ns
 from datapath.live.lane cimport (
     BACK, LANE, Handed, Lane, Post, filled, full_fence, lane_put, look, publish, put, room, take_flag,
 )
-from datapath.live.ring cimport store_release
+from datapath.live.ring cimport load_acquire, store_release
 from datapath.live.steer cimport FRAGMENT, NO_OWNER, OWNED, Course, steer
 from datapath.live.umem cimport HELD, Umem, pool_give, pool_move, pool_take
 
@@ -198,6 +198,11 @@ cdef class Handoff:
             self.owed[source] += ready
         self.publish_all()
         return n
+
+    cdef int pressed(self, uint32_t source) noexcept nogil:
+        """How full the lane from a worker is: of PRESSED, as Iface.pressed() says it of a ring."""
+        cdef Lane *lane = &self.lane[source * self.workers + self.worker]
+        return <int>((load_acquire(&lane.put.mine) - lane.take.mine) * PRESSED // LANE)
 
     cdef int gathered(self, const Frame *frame, Frame *rows) noexcept nogil:
         """A fragment whose gatherer this worker is, and those that waited for it. How many are its own; the others go on, or wait, or are dropped."""

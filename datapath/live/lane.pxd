@@ -35,7 +35,7 @@ cdef extern from *:
 
 cdef enum:
     LANE = 1024                 # frames in a lane
-    BACK = 4096                 # chunks on their way back
+    BACK = 1024                 # chunks on their way back
 
 # What is handed over. gathers: it is a fragment, for whoever gathers its datagram; or else the worker owns it.
 ctypedef struct Handed:

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,9 +28,11 @@ from datapath.live.control import Control
 from datapath.live.node import Node
 from datapath.pipeline.rules import RuleError
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, Between, _mac, address, fetch, serving
-from pcap_tests.test_datapath.test_live.wires import Wire
+from pcap_tests.test_datapath.test_live.test_xdp_filter import attached
+from pcap_tests.test_datapath.test_live.wires import Wire, until
 
 SHORT = (hashlib.sha256(b"short").hexdigest(), CLIENT)
+ROOT = Path(__file__).parents[3]
 DRIVERS = ["xdp-native", "packet"]
 
 
@@ -349,3 +355,61 @@ def test_each_worker_has_a_cpu_of_its_own(wires, tmp_path):
     with node, at_work(node):
         found = [worker.ask(lambda _: os.sched_getaffinity(0)).result(10) for worker in node.workers]
     assert found == [{cpu} for cpu in cpus]
+
+
+def test_killed_it_leaves_nothing(wires, tmp_path):
+    """kill -9 of a node with two workers: no program stays at an interface, and the next node starts."""
+    left, right = wires("left", queues=2), wires("right", queues=2)
+    name = written(tmp_path, IPV4, "xdp-native")
+    with left.here.entered():
+        node = subprocess.Popen([sys.executable, "-m", "datapath", "run", "--config", name], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert node.stderr is not None
+        while "running" not in (line := node.stderr.readline()):
+            assert line, "it has ended"
+        assert attached(left) and attached(right)
+        os.kill(node.pid, signal.SIGKILL)
+        node.wait()
+        until(lambda: not attached(left) and not attached(right), "no program any more")
+        with left.here.entered():
+            Node(load(name)).close()
+    finally:
+        node.kill()
+        node.wait()
+        node.stderr.close()
+
+
+def test_a_tap_has_a_queue_for_each_worker(wires, tmp_path):
+    """A stack behind it talks through both."""
+    right = wires("right", queues=2)
+    address(right, SERVER)
+    name = written(tmp_path, IPV4, "packet")
+    text = Path(name).read_text().replace('name = "left"\ndriver = "packet"', 'name = "left"\ndriver = "tap"')
+    Path(name).write_text(text)
+    with right.here.entered():
+        node = Node(load(name))
+    with node, at_work(node), right.here.netlink() as netlink:
+        index = netlink.link_lookup(ifname="left")[0]
+        netlink.link("set", index=index, state="up")
+        netlink.addr("add", index=index, address=CLIENT, prefixlen=24)
+        with serving(right, SERVER, b"short") as port:
+            for _ in range(40):
+                with right.here.entered(), urllib.request.urlopen(f"http://{SERVER}:{port}/", timeout=10) as answer:
+                    assert answer.read() == b"short"
+        counts = node.ask(lambda node: [[len(tracker.conns()) for tracker in node.trackers], [worker.loop.counters()["taken"] for worker in node.workers]])
+        conns, taken = counts.result(10)
+        assert sum(conns) == 40 and all(conns)
+        assert sum(taken) > 0
+
+
+def test_a_worker_that_fails_ends_the_others(wires, tmp_path, monkeypatch):
+    wire = wires("left", queues=2)
+    wires("right", queues=2)
+    with wire.here.entered():
+        node = Node(load(written(tmp_path, IPV4, "xdp-native")))
+    with node:
+        node.opened[0].ifaces[1].close()  # of the second worker
+        with pytest.raises(RuntimeError, match="left: is closed"):
+            node.work()
+        with pytest.raises(RuntimeError, match="stopping"):
+            node.ask(lambda node: node).result(5)

@@ -1,0 +1,91 @@
+"""A node of two workers that routes and translates: real stacks talk through it as through one of one."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from ctcore.steering import owner
+from datapath.live.figures import figures, look
+from pcap_tests.netns import ROUTER, SERVER, V4, V6
+from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, PATIENCE, Network, ask_udp, network
+from pcap_tests.test_datapath.test_live.test_router_traffic import DGRAM, MASQUERADE, talk_tcp
+
+TWO = "workers = 2\n"
+POLICED = "tc filter add dev lan ingress protocol ip prio 1 flower ip_proto udp action police pkts_rate 1 pkts_burst 5 conform-exceed drop/pass\n"
+
+pytestmark = pytest.mark.usefixtures("interfaces")
+by_family = pytest.mark.parametrize("family", FAMILIES, ids=["IPv4", "IPv6"])
+
+
+def tuples(net: Network) -> list[set[int]]:
+    """By worker, whose both tuples of its connections are."""
+    found = net.node.ask(lambda node: [tracker.conns()["flow"]["key"] for tracker in node.trackers]).result(PATIENCE)
+    return [{owner(key.tobytes(), 2) for key in keys.reshape(-1)} for keys in found]
+
+
+def translating() -> str:
+    return MASQUERADE.format(v4=ROUTER[1][V4], v6=ROUTER[1][V6])
+
+
+@by_family
+def test_many_talk_to_a_server_under_one_address(tmp_path: Path, family: int) -> None:
+    with network(tmp_path, "packet", translating(), top=TWO) as net:
+        for _ in range(8):
+            assert talk_tcp(net, family) == [ROUTER[1][family]]
+        for size in (100, 5000):  # the larger ones go in fragments, both ways
+            for _ in range(10):
+                assert ask_udp(net, family, bytes(size)) == [ROUTER[1][family]]
+        assert tuples(net) == [{0}, {1}]
+
+
+@by_family
+def test_errors_come_back_through_translation(tmp_path: Path, family: int) -> None:
+    """Of a closed port; each question from another one, so that both workers have some."""
+    with network(tmp_path, "packet", translating(), top=TWO) as net:
+        net.server.sysctl("ipv4/icmp_ratelimit" if family == V4 else "ipv6/icmp/ratelimit", 0)
+        for _ in range(10):
+            with net.client.socket(family, DGRAM) as sock:
+                sock.settimeout(PATIENCE)
+                sock.connect((SERVER[family], 9))
+                sock.send(b"question")
+                with pytest.raises(OSError) as error:
+                    sock.recv(100)
+                assert error.value.errno == errno.ECONNREFUSED
+
+
+def test_neighbours_are_both_workers(tmp_path: Path) -> None:
+    """Each has asked for the server by itself, or was told of it."""
+    with network(tmp_path, "packet", top=TWO) as net:
+        for _ in range(6):
+            assert talk_tcp(net, V4)
+        known = net.node.ask(lambda node: [len(worker.router.neighbours) for worker in node.workers]).result(PATIENCE)
+        assert known[0] == known[1] >= 2
+        stats = figures(net.node.ask(look).result(PATIENCE), net.node, 1.0)
+        assert stats["router"]["neighbours"] == known[0] and stats["router"]["forwarded"] > 50
+        assert len(stats["ifaces"]) == 4 and {iface["queue"] for iface in stats["ifaces"]} == {0, 1}
+
+
+def test_a_policer_is_one(tmp_path: Path) -> None:
+    """Five tokens, whoever spends them; a sixth datagram finds none."""
+    with network(tmp_path, "packet", POLICED, top=TWO) as net, net.echo(DGRAM, V4) as seen:
+        socks = [net.client.socket(V4, DGRAM) for _ in range(40)]
+        for sock in socks:
+            sock.sendto(b"token", (SERVER[V4], 7))
+        for sock in socks:
+            sock.settimeout(0.2)
+        answered = sum(_answered(sock) for sock in socks)
+        assert 5 <= answered <= 5 + 9, "a token a second comes while we wait"
+        assert len(seen) == answered
+        for sock in socks:
+            sock.close()
+
+
+def _answered(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(100) == b"token"
+    except TimeoutError:
+        return False
