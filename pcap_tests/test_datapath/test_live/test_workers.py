@@ -396,7 +396,9 @@ def test_a_tap_has_a_queue_for_each_worker(wires, tmp_path):
             for _ in range(40):
                 with right.here.entered(), urllib.request.urlopen(f"http://{SERVER}:{port}/", timeout=10) as answer:
                     assert answer.read() == b"short"
-        counts = node.ask(lambda node: [[len(tracker.conns()) for tracker in node.trackers], [worker.loop.counters()["taken"] for worker in node.workers]])
+        counts = node.ask(
+            lambda node: [[len(tracker.conns()) for tracker in node.trackers], [worker.loop.counters()["taken"] for worker in node.workers]]
+        )
         conns, taken = counts.result(10)
         assert sum(conns) == 40 and all(conns)
         assert sum(taken) > 0
