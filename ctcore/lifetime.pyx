@@ -25,6 +25,7 @@ from ctcore.nat cimport BOUND, nat_exhausted
 from ctcore.nat_chain cimport nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.steering cimport owner_of
+from ctcore.strays cimport stray_tuple, strays_add, strays_drop
 from ctcore.table cimport same_key, table_erase, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.types cimport *
@@ -98,8 +99,8 @@ cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
 
 
 cdef inline bint is_strange(const Engine *ct, const Entry *entry) noexcept nogil:
-    """Answers to a translated connection would come to another one of the trackers that share the work."""
-    return entry.status & (SRC_NAT | DST_NAT) and owner_of(&entry.flow[REPLY].key, ct.set.share_count) != ct.set.share_index
+    """Answers to a translated connection would come to another one of the trackers that share the work; what was expected is known to all."""
+    return entry.status & (SRC_NAT | DST_NAT) and not entry.status & EXPECTED and owner_of(&entry.flow[REPLY].key, ct.set.share_count) != ct.set.share_index
 
 
 cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
@@ -146,6 +147,9 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
         nat_link(ct, conn)
     if unlikely(entry.cold & COLD_EXTENSION):
         helper_confirmed(ct, entry)
+    if unlikely(ct.strays != NULL) and entry.status & EXPECTED:
+        strays_add(ct.strays, stray_tuple(&entry.flow[ORIG].key))
+        strays_add(ct.strays, stray_tuple(&entry.flow[REPLY].key))
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -178,6 +182,9 @@ cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcep
         drop_helper(ct, conn)
     if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
         tunnel_ended(ct, entry)
+    if unlikely(ct.strays != NULL) and entry.status & EXPECTED:
+        strays_drop(ct.strays, stray_tuple(&entry.flow[ORIG].key))
+        strays_drop(ct.strays, stray_tuple(&entry.flow[REPLY].key))
     if ct.nat.rule != NULL:
         nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)

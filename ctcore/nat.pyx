@@ -137,8 +137,13 @@ cdef uint32_t holder(const Engine *ct, const Key *tuple) noexcept nogil:
 
 
 cdef inline bint is_own(const Engine *ct, const Choice *c) noexcept nogil:
-    """Whether answers to the tuple come to this tracker, if several share the work: then no other one of them can choose it."""
-    return likely(ct.set.share_count == 1) or owner_of(&c.tuple, ct.set.share_count) == ct.set.share_index
+    """Whether answers to the tuple come to this tracker, if several share the work: then no other one of them can choose it.
+
+    Whose a connection is that was expected, all of them know (strays).
+    """
+    if likely(ct.set.share_count == 1) or c.entry.status & EXPECTED:
+        return True
+    return owner_of(&c.tuple, ct.set.share_count) == ct.set.share_index
 
 
 cdef inline bint is_free(const Engine *ct, const Choice *c) noexcept nogil:

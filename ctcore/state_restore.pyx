@@ -24,6 +24,7 @@ from ctcore.pool cimport pool_give, pool_take
 from ctcore.state cimport CONN_WORDS, TRANSLATES, StateConn, StateExpect, StateHelp, differ, mirrored
 from ctcore.state_check cimport *
 from ctcore.steering cimport owner_of
+from ctcore.strays cimport stray_tuple, strays_add, strays_drop
 from ctcore.table cimport bucket_of, same_key, table_erase, table_find, table_insert
 from ctcore.timers cimport wheel_link, wheel_unlink
 from ctcore.types cimport *
@@ -144,6 +145,9 @@ cdef Fault enter_conn(Engine *ct, const StateConn *c, uint32_t left, const uint3
         return F_ROOM
     ct.pool.entry[conn].live = 1 << REPLY if mirror else 1 << ORIG | 1 << REPLY
     ct.live += 1
+    if ct.strays != NULL and c.status & EXPECTED:
+        strays_add(ct.strays, stray_tuple(&c.key[ORIG]))
+        strays_add(ct.strays, stray_tuple(&c.key[REPLY]))
     zone_confirmed(&ct.zones, &ct.pool.entry[conn])
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
@@ -160,6 +164,9 @@ cdef void take_back(Engine *ct, const uint32_t *slot, uint32_t n) noexcept nogil
     while n:
         n -= 1
         conn = slot[n]
+        if ct.strays != NULL and ct.pool.entry[conn].status & EXPECTED:
+            strays_drop(ct.strays, stray_tuple(&ct.pool.entry[conn].flow[ORIG].key))
+            strays_drop(ct.strays, stray_tuple(&ct.pool.entry[conn].flow[REPLY].key))
         if ct.nat.rule != NULL:
             nat_unlink(ct, conn)
         table_erase(&ct.table, ct.pool.entry[conn].hash[ORIG], conn << 1)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from ctcore.lowlevel cimport mul_fold
+from ctcore.lowlevel cimport mul_fold, unlikely
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, Key
 
 cdef extern from *:
@@ -44,10 +44,17 @@ cdef inline bint is_steered(uint32_t proto) noexcept nogil:
             or proto == PROTO_UDPLITE)
 
 
+cdef inline bint is_helped(uint32_t proto, uint32_t port) noexcept nogil:
+    """The usual ports of what helpers read: FTP, PPTP, SIP, IRC; TFTP, SIP. What they announce is the first share's, and so are they."""
+    if proto == PROTO_TCP:
+        return port == 21 or port == 1723 or port == 5060 or port == 6667
+    return proto == PROTO_UDP and (port == 69 or port == 5060)
+
+
 cdef inline uint32_t owner_of(const Key *key, uint32_t count) noexcept nogil:
     """Who of `count` workers a tuple belongs to, its answers' as well."""
     cdef uint32_t dport = key.dport
-    if not is_steered(key.proto):
+    if not is_steered(key.proto) or unlikely(is_helped(key.proto, key.sport) or is_helped(key.proto, key.dport)):
         return 0
     if key.proto == PROTO_ICMP or key.proto == PROTO_ICMPV6:
         dport = key.sport

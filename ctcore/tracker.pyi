@@ -8,6 +8,7 @@ from ctcore.config import Config
 from ctcore.ct_action import Acted, Association, CtAction
 from ctcore.filter import Filter
 from ctcore.nat_rules import NatPool
+from ctcore.strays import StrayTable
 
 class ExpectationRow(NamedTuple):
     """timeout: seconds left; src: an address, or "any"; sport: 0 is any.
@@ -190,6 +191,9 @@ class Tracker:
 
         No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
         """
+    def tell_strays(self, strays: StrayTable) -> None:
+        """Enter what is expected, and connections that were, in a table by which packets are steered to this tracker, the first one of those that share
+        the work. It must be empty. Raises ConfigError."""
     def take_share(self, state: Buffer, now: int | None = None) -> tuple[int, int, int]:
         """Take up of a saved state what is this tracker's share (config.share), beside what is there: how many connections were entered, and of those
         that are its own how many were not: since answers to them would come to another share (they are translated), and for want of places.

@@ -115,7 +115,7 @@ class Lifetime(Assisted):
 
     def _confirm(self, conn: Conn) -> int:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
-        strange = self._nat and any(conn.has(changed) for changed in CHANGED) and not self._nat.is_own(conn.key[Dir.REPLY])
+        strange = self._nat and any(conn.has(changed) for changed in CHANGED) and not self._nat.is_own(conn, conn.key[Dir.REPLY])
         if strange or self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
             return self._clash(conn)
         if not self._table.insert(conn):

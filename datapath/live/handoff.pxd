@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from ctcore.strays cimport Strays, StrayTable
 from datapath.frame cimport Frame
 from datapath.live.gather cimport Gatherer
 from datapath.live.lane cimport Lane, Post
@@ -17,6 +18,7 @@ cdef class Exchange:
     cdef readonly Umem umem
     cdef readonly int workers
     cdef readonly tuple ends
+    cdef readonly StrayTable strays     # what the first worker's helpers have announced
     cdef void *memory
     cdef Lane *lane             # from * workers + to
     cdef Post *post             # by worker
@@ -31,6 +33,7 @@ cdef class Handoff:
     cdef Exchange exchange      # keeps the memory
     cdef Lane *lane
     cdef Post *post
+    cdef Strays *strays
     cdef Pool *pool
     cdef HandoffCounts counts
     cdef uint64_t *owed         # chunks, by worker

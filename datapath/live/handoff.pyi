@@ -1,3 +1,4 @@
+from ctcore.strays import StrayTable
 from datapath.live.umem import Umem
 
 class Exchange:
@@ -6,6 +7,7 @@ class Exchange:
     umem: Umem
     workers: int
     ends: tuple[Handoff, ...]
+    strays: StrayTable
     def __init__(self, umem: Umem) -> None: ...
     def close(self) -> None:
         """What is still in lanes is free again; a second time, nothing."""
@@ -18,4 +20,5 @@ class Handoff:
     @property
     def bell(self) -> int: ...
     def counters(self) -> dict[str, int]:
-        """handed, taken: frames that went to others and came from them; lane_full: dropped since a lane was full; fragments_*: see Gatherer."""
+        """handed, taken: frames that went to others and came from them; lane_full: dropped since a lane was full; fragments_*: see
+        Gatherer; strays_full: announced connections that found no place among strays."""

@@ -22,6 +22,7 @@ from posix.unistd cimport read, write
 
 from ctcore.lowlevel cimport likely, prefetch, unlikely
 from ctcore.steering cimport MOST_SHARES
+from ctcore.strays cimport StrayTable
 from datapath.frame cimport Frame
 from datapath.live.gather cimport Gatherer
 from datapath.live.iface cimport PRESSED, wall_ns
@@ -44,7 +45,7 @@ cdef class Exchange:
     """Lanes between all workers of one memory. See handoff.pyi."""
 
     def __init__(self, Umem umem not None):
-        self.umem, self.workers = umem, umem.workers
+        self.umem, self.workers, self.strays = umem, umem.workers, StrayTable()
         if not 2 <= self.workers <= MOST_SHARES:
             raise ValueError(f"workers = {self.workers}: expected 2 to {<int>MOST_SHARES}")
         self.lay_out()
@@ -99,7 +100,7 @@ cdef class Handoff:
     def __init__(self, Exchange exchange not None, int worker):
         self.exchange, self.worker, self.workers = exchange, worker, exchange.workers
         self.lane, self.post, self.pool = exchange.lane, exchange.post, exchange.umem.pool(worker)
-        self.gatherer = Gatherer()
+        self.gatherer, self.strays = Gatherer(), exchange.strays.all
         memset(&self.counts, 0, sizeof(HandoffCounts))
         self.owed = <uint64_t *>calloc(self.workers, sizeof(uint64_t))
         if self.owed == NULL:
@@ -115,7 +116,8 @@ cdef class Handoff:
     def counters(self):
         """See handoff.pyi."""
         cdef const uint64_t *count = <const uint64_t *>&self.counts
-        return {**{name: count[i] for i, name in enumerate(COUNTERS)}, **self.gatherer.counters()}
+        return {**{name: count[i] for i, name in enumerate(COUNTERS)}, **self.gatherer.counters(),
+                "strays_full": self.strays.full if self.worker == 0 else 0}  # fmt: skip
 
     def forget(self):
         """Nobody works any more: what waits for its datagram's first fragment is free."""
@@ -132,7 +134,7 @@ cdef class Handoff:
         cdef int i, own = 0
         for i in range(n):
             prefetch(base + rows[min(i + <int>AHEAD, n - 1)].offset + HEADERS)
-            steer(base + rows[i].offset, rows[i].caplen, self.workers, &course)
+            steer(base + rows[i].offset, rows[i].caplen, self.workers, self.strays, &course)
             if unlikely(course.errand == FRAGMENT):
                 self.hand(course.gatherer, &rows[i], True)
             elif course.errand == OWNED and course.owner != <uint32_t>self.worker:
@@ -209,7 +211,7 @@ cdef class Handoff:
         cdef Course course
         cdef uint32_t owner
         cdef int i, n = 0
-        steer(self.pool.memory + frame.offset, frame.caplen, self.workers, &course)
+        steer(self.pool.memory + frame.offset, frame.caplen, self.workers, self.strays, &course)
         owner = self.gatherer.gather(&course, frame, wall_ns())
         self.drop_gathered()
         if owner == NO_OWNER:

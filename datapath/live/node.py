@@ -86,10 +86,12 @@ class Node:
 
     def _make_workers(self, stack: ExitStack, pipelines: Sequence[RulePipeline]) -> list[Worker]:
         ends: Sequence[Any] = [None]
+        self.exchange: Exchange | None = None
         if self.config.workers > 1:
-            exchange = Exchange(self.umem)
-            stack.callback(exchange.close)
-            ends = exchange.ends
+            self.exchange = Exchange(self.umem)
+            stack.callback(self.exchange.close)
+            pipelines[0].tracker.tell_strays(self.exchange.strays)
+            ends = self.exchange.ends
         made = []
         for number, (pipeline, end) in enumerate(zip(pipelines, ends, strict=True)):
             ifaces = [iface for opened in self.opened for iface in opened.ifaces if iface.worker == number]

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from ctcore.config import UNLIMITED_CAPACITY, Config
 from ctcore.errors import ConfigError
+from ctcore.nat_rules import PROTO_WORDS
 from datapath.pipeline.rules import Ct, Pedit, Rule, RuleError, Ruleset
 
 K = TypeVar("K")
@@ -22,8 +23,10 @@ _TUPLE = {
     *((header, end) for header in ("ip", "ip6") for end in ("src", "dst")),
     *((header, end) for header in ("tcp", "udp") for end in ("sport", "dport")),
 }
+# By helper, protocols and ports that ctcore.steering knows.
+_USUAL = {"ftp": ((6, 21),), "tftp": ((17, 69),), "sip": ((6, 5060), (17, 5060)), "irc": ((6, 6667),), "pptp": ((6, 1723),)}
 # Of one table; 0 means no limit, or nothing at all, and stays.
-_DIVIDED = ("buckets", "expect_max", "helper_max", "zone_limit", "ipfrag_high_thresh", "frag6_high_thresh", "event_buffer", "eviction_buffer")
+_DIVIDED = ("buckets", "zone_limit", "ipfrag_high_thresh", "frag6_high_thresh", "event_buffer", "eviction_buffer")
 _LEAST = {"event_buffer": 16}
 
 
@@ -48,8 +51,8 @@ def divided(number: int, workers: int) -> int:
 def check_shared(ruleset: Ruleset, workers: int) -> None:
     """Whether several workers can do these rules. Raises RuleError for the first one that they cannot.
 
-    A tuple that a pedit changes has answers that come to another worker, which knows nothing of the connection. What a helper announces is known to
-    one worker only.
+    A tuple that a pedit changes has answers that come to another worker, which knows nothing of the connection. Helpers are the first worker's, and so
+    are connections of their usual ports, as ctcore.steering says.
     """
     if workers == 1:
         return
@@ -65,9 +68,19 @@ def _check_rule(rule: Rule, workers: int) -> None:
                 if (munge.header, munge.field) in _TUPLE:
                     wanted = f"expected `ct nat` instead, or workers = 1: answers would come to another one of {workers} workers"
                     raise RuleError(f"{rule.place}: pedit {munge.header} {munge.field} among rules with `ct`: {wanted}", rule.place, wanted)
-        if isinstance(action, Ct) and action.helper is not None:
-            wanted = f"expected workers = 1, not {workers}: what a helper announces is known to one worker only"
+        if isinstance(action, Ct) and action.helper is not None and _asked_for(rule) not in _USUAL[action.helper[0]]:
+            usual = " or ".join(f"ip_proto {PROTO_WORDS[proto]} dst_port {port}" for proto, port in _USUAL[action.helper[0]])
+            wanted = f"expected a rule for {usual}, whose connections are one worker's, or workers = 1, not {workers}"
             raise RuleError(f"{rule.place}: helper {action.helper[0]}: {wanted}", rule.place, wanted)
+
+
+def _asked_for(rule: Rule) -> tuple[int, int] | None:
+    """Protocol and port, if the rule is for connections to a single port."""
+    found = {match.name: match for match in rule.matches}
+    proto, port = found.get("ip_proto"), found.get("dst_port")
+    if proto is None or port is None or port.high is not None or port.mask != 0xFFFF:
+        return None
+    return proto.value, port.value
 
 
 def summed(counters: Iterable[Mapping[K, int]]) -> dict[K, int]:

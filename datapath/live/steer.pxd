@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 
+from ctcore.strays cimport Strays
 from ctcore.types cimport Key
 
 cdef enum:
@@ -22,5 +23,5 @@ ctypedef struct Course:
     bint more                   # there are others behind it
     Key key                     # OWNED: the tuple that it goes by; FRAGMENT: addresses, id and protocol of the datagram
 
-cdef void steer(const uint8_t *frame, uint32_t have, uint32_t count, Course *course) noexcept nogil
+cdef void steer(const uint8_t *frame, uint32_t have, uint32_t count, const Strays *strays, Course *course) noexcept nogil
 cdef uint32_t gatherer_of(const Key *datagram, uint32_t count) noexcept nogil

@@ -1,6 +1,8 @@
 from typing_extensions import Buffer
 
-def course_of(frame: Buffer, count: int) -> tuple[int | None, int | None] | None:
+from ctcore.strays import StrayTable
+
+def course_of(frame: Buffer, count: int, strays: StrayTable | None = None) -> tuple[int | None, int | None] | None:
     """The worker, of `count`, that an Ethernet frame belongs to, and of a fragment the one that gathers its datagram.
 
     None: whoever receives it keeps it. (owner, None): a whole packet. (owner, gatherer): a first fragment, (None, gatherer): another one, or one that

@@ -1,6 +1,6 @@
 """Steering in the datapath: which worker a frame belongs to, read from the frame as it was received.
 
-Theory of operation: a pure function of the frame's bytes and the number of workers. The tuple is read as the door reads it (wire): tags skipped,
+Theory of operation: a function of the frame's bytes, the number of workers, and of what helpers have announced (ctcore.strays). The tuple is read as the door reads it (wire): tags skipped,
 extension headers walked; of an ICMP error it is the quoted packet's, so that the error meets the connection it is about. ctcore.steering says whose
 that is: both directions have one owner, and translation chooses only tuples whose answers come back to it.
 Of fragments only the first one has ports. Each worker is the gatherer of some datagrams, by a hash of addresses, protocol and id, which all fragments
@@ -12,8 +12,9 @@ Not here: handing frames over (handoff), datagrams (gather).
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from ctcore.lowlevel cimport be16, be32, likely
+from ctcore.lowlevel cimport be16, be32, likely, unlikely
 from ctcore.steering cimport MOST_SHARES, owner_of, share_of, steer_ends
+from ctcore.strays cimport StrayTable, Strays, is_stray, stray_load
 from ctcore.tuples cimport IP4_HEADER, IP6_HEADER, Chain, fill_addresses, fill_ports, quoted_tuple, skip_extensions
 from ctcore.types cimport PROTO_ICMP, PROTO_ICMPV6, R_FRAGMENT, R_OK, Key
 from datapath.link cimport LINKTYPE_ETHERNET, Cursor, to_ip
@@ -105,8 +106,15 @@ cdef uint32_t gatherer_of(const Key *datagram, uint32_t count) noexcept nogil:
     return share_of(steer_ends(datagram.src, id, datagram.dst, id, datagram.proto), count)
 
 
-cdef void steer(const uint8_t *frame, uint32_t have, uint32_t count, Course *course) noexcept nogil:
-    """What is to be done with an Ethernet frame of `have` bytes, where there are `count` workers.   Writes: course."""
+cdef inline uint32_t owner_now(const Key *key, uint32_t count, const Strays *strays) noexcept nogil:
+    """What helpers have announced is the first worker's."""
+    if unlikely(strays != NULL and stray_load(&strays.n)) and is_stray(strays, key):
+        return 0
+    return owner_of(key, count)
+
+
+cdef void steer(const uint8_t *frame, uint32_t have, uint32_t count, const Strays *strays, Course *course) noexcept nogil:
+    """What is to be done with an Ethernet frame of `have` bytes, where there are `count` workers. strays: or NULL.   Writes: course."""
     cdef Cursor c
     cdef Inside in_
     cdef Key key
@@ -120,25 +128,25 @@ cdef void steer(const uint8_t *frame, uint32_t have, uint32_t count, Course *cou
         return
     if likely(not in_.fragment):
         if read_tuple(&in_, &course.key):
-            course.errand, course.owner = OWNED, owner_of(&course.key, count)
+            course.errand, course.owner = OWNED, owner_now(&course.key, count, strays)
         return
     course.errand, course.owner = FRAGMENT, NO_OWNER
     if course.start == 0:
         key = course.key
         if read_tuple(&in_, &key):
-            course.owner = owner_of(&key, count)
+            course.owner = owner_now(&key, count, strays)
     # All fragments of a datagram have these: of IPv6, what follows the fragment header may differ (RFC 8200 4.5).
     course.key.sport, course.key.dport = <uint16_t>(in_.id >> 16), <uint16_t>in_.id
     course.key.proto = course.key.proto if family == 4 else 0
     course.gatherer = gatherer_of(&course.key, count)
 
 
-def course_of(const uint8_t[::1] frame not None, count):
+def course_of(const uint8_t[::1] frame not None, count, StrayTable strays=None):
     """See steer.pyi."""
     cdef Course course
     if not 1 <= count <= MOST_SHARES:
         raise ValueError(f"count = {count}: expected 1 to {<int>MOST_SHARES}")
-    steer(&frame[0] if frame.shape[0] else NULL, <uint32_t>frame.shape[0], count, &course)
+    steer(&frame[0] if frame.shape[0] else NULL, <uint32_t>frame.shape[0], count, NULL if strays is None else strays.all, &course)
     if course.errand == STAYS:
         return None
     if course.errand == OWNED:

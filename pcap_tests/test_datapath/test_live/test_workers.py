@@ -305,10 +305,10 @@ def echoing_tcp(wire: Wire) -> Iterator[int]:
 def test_rules_that_several_workers_cannot_do(tmp_path):
     text = "tc filter add dev left ingress protocol ip prio 1 flower action pedit ex munge ip dst set 10.0.0.1 pipe action pass\n"
     tracked = "tc filter add dev left ingress protocol ip prio 2 flower action ct commit\n"
-    helped = "tc filter add dev left ingress protocol ip prio 1 flower ip_proto tcp action ct commit helper ipv4-tcp-ftp\n"
+    helped = "tc filter add dev left ingress protocol ip prio 1 flower ip_proto tcp dst_port 2121 action ct commit helper ipv4-tcp-ftp\n"
     for rules, said in (
         (tracked + text, r"rules\.tc:2.*pedit ip dst among rules with `ct`: expected `ct nat` instead, or workers = 1"),
-        (helped, r"rules\.tc:1.*helper ftp: expected workers = 1, not 2"),
+        (helped, r"rules\.tc:1.*helper ftp: expected a rule for ip_proto tcp dst_port 21, whose connections are one worker's, or workers = 1, not 2"),
     ):
         with pytest.raises(RuleError, match=said):
             Node(load(written(tmp_path, rules, "packet")))

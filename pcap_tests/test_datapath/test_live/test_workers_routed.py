@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import ftplib
+import io
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from ctcore.steering import owner
+from ctcore.types import Status
 from datapath.live.figures import figures, look
 from pcap_tests.netns import ROUTER, SERVER, V4, V6
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, PATIENCE, Network, ask_udp, network
 from pcap_tests.test_datapath.test_live.test_router_traffic import DGRAM, MASQUERADE, talk_tcp
+from pcap_tests.test_datapath.test_live.test_services import FILE, HOME, ftp_server
 
 TWO = "workers = 2\n"
 OUTSIDE = {V4: "203.0.113.9", V6: "2001:db8:5::9"}
@@ -31,9 +35,9 @@ def tuples(net: Network) -> list[set[int]]:
 
 
 @contextmanager
-def translating(folder: Path) -> Iterator[Network]:
+def translating(folder: Path, rules: str = MASQUERADE.format(v4=OUTSIDE[V4], v6=OUTSIDE[V6])) -> Iterator[Network]:
     """Under addresses that the server sends to the router."""
-    with network(folder, "packet", MASQUERADE.format(v4=OUTSIDE[V4], v6=OUTSIDE[V6]), top=TWO) as net:
+    with network(folder, "packet", rules, top=TWO) as net:
         with net.server.netlink() as netlink:
             for family in FAMILIES:
                 netlink.route("add", family=family, dst=OUTSIDE[family], dst_len=32 if family == V4 else 128, gateway=ROUTER[1][family])
@@ -104,3 +108,63 @@ def _answered(sock: socket.socket) -> bool:
         return sock.recv(100) == b"token"
     except TimeoutError:
         return False
+
+
+# --- what helpers announce ----------------------------------------------------------------------------------------------------------------
+
+
+def home() -> str:
+    return HOME.format(p="ip", v="ipv4", n="", own=OUTSIDE[V4], chain=4) + HOME.format(p="ipv6", v="ipv6", n="1", own=OUTSIDE[V6], chain=6)
+
+
+@pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
+@by_family
+def test_ftp_through_source_translation(tmp_path: Path, family: int, passive: bool) -> None:
+    """Data connections have any ports; they are the control connection's worker's, who knows what was announced."""
+    (tmp_path / "file").write_bytes(FILE)
+    with translating(tmp_path, home()) as net, ftp_server(net.server, family, tmp_path):
+        talk_tcp(net, family)  # so that all neighbours are known
+        with net.client.entered():
+            ftp = ftplib.FTP(timeout=PATIENCE)
+            ftp.connect(SERVER[family])
+            ftp.login()
+            ftp.set_pasv(passive)
+            for _ in range(6):
+                found = io.BytesIO()
+                ftp.retrbinary("RETR file", found.write)
+                assert found.getvalue() == FILE
+            ftp.quit()
+        first, second = net.node.ask(lambda node: [tracker.conns() for tracker in node.trackers]).result(PATIENCE)
+        expected = (first["status"] & Status.EXPECTED) != 0
+        assert expected.sum() == 6 and not (second["status"] & Status.EXPECTED).any()
+        elsewhere = [owner(key.tobytes(), 2) for key in first[expected]["flow"]["key"][:, 0]]
+        assert any(elsewhere) or passive, "by their hash, some would be the other one's"
+        strays = net.node.exchange.strays
+        assert len(strays) == 12, "both tuples of each"
+        assert net.node.ask(lambda node: [tracker.flush() for tracker in node.trackers][0]).result(PATIENCE) > 6
+        assert len(strays) == 0
+
+
+@by_family
+def test_tftp_through_source_translation(tmp_path: Path, family: int) -> None:
+    with translating(tmp_path, home()) as net:
+        talk_tcp(net, family)
+        for _ in range(6):
+            tftp_by_hand(net, family)
+
+
+def tftp_by_hand(net: Network, family: int) -> None:
+    """RFC 1350: the answer comes from another port."""
+    with net.server.socket(family, DGRAM) as well_known, net.server.socket(family, DGRAM) as transfer, net.client.socket(family, DGRAM) as sock:
+        for one in (well_known, transfer, sock):
+            one.settimeout(PATIENCE)
+        well_known.bind((SERVER[family], 69))
+        transfer.bind((SERVER[family], 0))
+        sock.sendto(b"\0\1file\0octet\0", (SERVER[family], 69))
+        _, peer = well_known.recvfrom(600)
+        assert peer[0] == OUTSIDE[family]
+        transfer.sendto(b"\0\3\0\1" + FILE[:100], peer)
+        data, answered = sock.recvfrom(600)
+        assert (data[4:], answered[1]) == (FILE[:100], transfer.getsockname()[1])
+        sock.sendto(b"\0\4\0\1", answered)
+        assert transfer.recv(600) == b"\0\4\0\1"
