@@ -192,8 +192,8 @@ class Tracker:
         No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
         """
     def tell_strays(self, strays: StrayTable) -> None:
-        """Enter what is expected, and connections that were, in a table by which packets are steered to this tracker, the first one of those that share
-        the work. It must be empty. Raises ConfigError."""
+        """Enter what is expected, and connections that were, in a table by which packets are steered to this tracker, the first one of those that
+        share the work. It must be empty. Raises ConfigError."""
     def take_share(self, state: Buffer, now: int | None = None) -> tuple[int, int, int]:
         """Take up of a saved state what is this tracker's share (config.share), beside what is there: how many connections were entered, and of those
         that are its own how many were not: since answers to them would come to another share (they are translated), and for want of places.

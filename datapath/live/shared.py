@@ -51,8 +51,8 @@ def divided(number: int, workers: int) -> int:
 def check_shared(ruleset: Ruleset, workers: int) -> None:
     """Whether several workers can do these rules. Raises RuleError for the first one that they cannot.
 
-    A tuple that a pedit changes has answers that come to another worker, which knows nothing of the connection. Helpers are the first worker's, and so
-    are connections of their usual ports, as ctcore.steering says.
+    A tuple that a pedit changes has answers that come to another worker, which knows nothing of the connection. Helpers are the first worker's, and
+    so are connections of their usual ports, as ctcore.steering says.
     """
     if workers == 1:
         return

@@ -1,4 +1,4 @@
-"""The table of what was announced: each hash as often as it is wanted, and no more than there is place for; a tracker enters and takes out what it expects."""
+"""The table of what was announced: each hash as often as it is wanted, if there is place; a tracker enters what it expects."""
 
 from __future__ import annotations
 

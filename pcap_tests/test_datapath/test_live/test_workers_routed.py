@@ -141,7 +141,7 @@ def test_ftp_through_source_translation(tmp_path: Path, family: int, passive: bo
         assert any(elsewhere) or passive, "by their hash, some would be the other one's"
         strays = net.node.exchange.strays
         assert len(strays) == 12, "both tuples of each"
-        assert net.node.ask(lambda node: [tracker.flush() for tracker in node.trackers][0]).result(PATIENCE) > 6
+        assert net.node.ask(lambda node: node.trackers[0].flush()).result(PATIENCE) > 6
         assert len(strays) == 0
 
 
