@@ -21,6 +21,7 @@ import pytest
 from ctcore.errors import ConfigError
 from ctcore.filter import Filter
 from ctcore.steering import owner
+from datapath.cli import main
 from datapath.live import state_file
 from datapath.live.client import Client
 from datapath.live.config import load
@@ -415,3 +416,10 @@ def test_a_worker_that_fails_ends_the_others(wires, tmp_path, monkeypatch):
             node.work()
         with pytest.raises(RuntimeError, match="stopping"):
             node.ask(lambda node: node).result(5)
+
+
+def test_what_check_says_of_rules_that_need_one_worker(tmp_path, capfd):
+    rules = "tc filter add dev left ingress protocol ip prio 1 flower action ct commit helper ipv4-tcp-ftp\n"
+    assert main(["run", "--config", written(tmp_path, rules, "packet"), "--check"]) == 2
+    assert "rules.tc:1" in (said := capfd.readouterr().err) and said.count("\n") == 1
+    assert main(["run", "--config", written(tmp_path, rules, "packet", 1), "--check"]) == 0
