@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
-from datapath.pipeline import tc_text, yaml_rules
+from datapath.pipeline import tc_text, yaml_rules, yaml_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import KEYS
 from datapath.pipeline.rules import Place, RuleError
@@ -137,6 +138,9 @@ def test_json_is_yaml():
         ("? [a]\n: b\n", ""),
         ("{" * 200, ": "),
         ("[" * 100_000, ": no YAML: "),
+        ("[" * 200, "1:51: expected at most 50 levels"),
+        ("rules: [*one]\n", "1:9: '*one': expected an anchor of this name before it"),
+        ("rules: []\n---\nrules: []\n", "2:1: expected one document"),
     ],
 )  # fmt: skip
 def test_an_error_says_where_and_what_was_expected(text, error):
@@ -167,7 +171,39 @@ def test_aliases_of_aliases_end_in_one_line():
 
 
 def test_an_alias_of_itself_ends_in_one_line():
-    assert "expected" in errors("rules: &a [*a]\n")[0]
+    assert errors("rules: &a [*a]\n") == ["rules.yaml:1:12: '*a': expected an anchor of this name before it"]
+
+
+def test_levels_that_aliases_add_are_counted():
+    names = [f"n{i}" for i in range(60)]
+    text = "a: &n0 [x]\n" + "".join(f"{name}: &{name} [*{last}]\n" for last, name in pairwise(names))
+    assert errors(text) == ["rules.yaml:50:12: expected at most 50 levels and 4,000,000 values, aliases counted"]
+
+
+def test_places_are_looked_up_only_where_something_is_wrong(monkeypatch):
+    """Which takes as long as reading does."""
+    looked: list[yaml_text.Loc] = []
+    find = yaml_text.Document.find
+    monkeypatch.setattr(yaml_text.Document, "find", lambda self, loc: looked.append(loc) or find(self, loc))
+    monkeypatch.setattr(yaml_text.Document, "place", lambda self, loc: looked.append(loc))
+    assert not errors(WHOLE) and not looked
+    assert errors(one_rule("prio: 0")) and looked == [("rules", 0, "prio")]
+
+
+def test_a_rule_and_its_parts_that_are_aliases_have_places():
+    text = "rules:\n  - {device: eth0, prio: 1, match: &one {ct_state: +trk}, actions: [drop]}\n  - {device: eth1, prio: 2, match: *one}\n"
+    ruleset = parse(text, "rules.yaml", Findings())
+    assert [rule.place.line for rule in ruleset.rules] == [2, 3]
+    assert dict(ruleset.rules[1].parts) == {
+        "dev": Place("rules.yaml", 3, 6), "prio": Place("rules.yaml", 3, 20), "ct_state": Place("rules.yaml", 2, 42),
+    }  # fmt: skip
+
+
+def test_equal_actions_are_read_once_and_stay_what_they_are():
+    text = one_rule("actions: [{ct: {zone: 1}}, {ct: {zone: 1}}, {ct: {commit: true}}]") + "  - {device: eth1, actions: [{ct: {zone: 1}}]}\n"
+    first, second = parse(text, "rules.yaml", Findings()).rules
+    assert first.actions[0] is first.actions[1] is second.actions[0]
+    assert errors(one_rule("actions: [{ct: {zone: '1'}}]"))[0].startswith("rules.yaml:2:36: 'zone: 1': expected a valid integer")
 
 
 def test_the_schema_knows_every_key_and_refuses_others():
@@ -194,7 +230,7 @@ def test_without_its_libraries_yaml_is_one_line():
         "parse('rules: []', 'x', found); print(found.errors[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{yaml_rules.MISSING}\n"
+    assert done.stdout == f"{yaml_text.MISSING}\n"
 
 
 def test_rules_without_anything_are_yaml_too():
