@@ -46,6 +46,8 @@ PACKET: Words = {
     "without a connection",
     "ends": "src and dst, and what its protocol has for ports (below)",
     "out": "src, dst and ports, id or key that it leaves with; null if it is not translated",
+    "ct_reason": "with rules: why its last `ct` action that tracked it decided so, which `reason` does not tell where rules drop the packet; null "
+    "if there was none",
     "to": "with rules: the device where it ended; null if it did not pass",
     "rule": "with rules: the last one that matched, FILE:LINE; null if none did",
 }

@@ -2,11 +2,11 @@
 
 cimport cython
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.batch cimport Batch
 from ctcore.tracker cimport Tracker
-from ctcore.types cimport Decision, Key, Packet
+from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
@@ -36,6 +36,9 @@ cdef class RulePipeline:
     cdef Aim aim
     cdef uint32_t[::1] hooks            # by interface
     cdef uint32_t loaded                # how often rules were
+    cdef uint64_t[N_REASONS] covered    # packets by what their `ct` had to say, where the rules' own reason stands before it
+    cdef int64_t[N_REASONS] covered_first
+    cdef void cover(self, uint8_t reason, int i) noexcept nogil
     cdef int put_in(self, Program program) except -1
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil
     cdef void tick(self, int64_t now) noexcept nogil

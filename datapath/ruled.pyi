@@ -66,10 +66,12 @@ class RulePipeline:
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last process(): see Walker.outputs."""
     def summary(self) -> dict[str, Any]:
-        """What was counted so far, as Pipeline.summary() has it."""
+        """What was counted so far, as Pipeline.summary() has it. A packet with which the rules did something else than its `ct` action's decision
+        gives a reason for (they drop what is invalid) counts for both reasons: theirs, and that of the decision.
+        """
     def counters(self) -> NDArray[Any]:
         """COUNT_DTYPE[n]: packets, bytes on the wire and last use (ns, -1: never) of each rule, in the order of the ruleset."""
     def count(self, reason: Reason) -> int:
-        """How many packets had this reason."""
+        """How many packets had this reason, as summary() counts them."""
     def shortcuts(self) -> dict[str, int]:
         """plans: ways through the rules that flows take; flows: remembered; hits: packets that went a way that was remembered."""

@@ -23,7 +23,7 @@ from ctcore.lowlevel cimport unlikely
 from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
+    ACCEPT, BATCH, ESTABLISHED, FIN, N_REASONS, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
     Packet,
 )
 from datapath.aim cimport flow_key, take_aim
@@ -131,8 +131,15 @@ cdef class RulePipeline:
 
     def summary(self):
         """See ruled.pyi."""
+        cdef int reason
         gathered = {} if self.walker.reassembler is None else gathered_by(self.walker.reassembler, self.tracker.ct.now)
-        return {**summary_of(&self.sums), "fragments": gathered}
+        told = summary_of(&self.sums)
+        packets, first = told["reason_packets"], told["reason_first"]
+        for reason in range(<int>N_REASONS):
+            if self.covered[reason]:
+                packets[reason] += self.covered[reason]
+                first[reason] = min(first[reason], self.covered_first[reason]) if first[reason] >= 0 else self.covered_first[reason]
+        return {**told, "fragments": gathered}
 
     def counters(self):
         """See ruled.pyi."""
@@ -143,7 +150,7 @@ cdef class RulePipeline:
 
     def count(self, reason):
         """See ruled.pyi."""
-        return self.sums.reason_packets[<int>reason]
+        return self.sums.reason_packets[<int>reason] + self.covered[<int>reason]
 
     def shortcuts(self):
         """See ruled.pyi."""
@@ -327,11 +334,19 @@ cdef class RulePipeline:
             never_tracked(p, decision)
         decision.verdict = result.verdict
         if result.reason != R_OK:
+            if result.tracked and decision.reason != R_OK and decision.reason != result.reason:
+                self.cover(decision.reason, i)
             decision.reason = result.reason
         if not self.walker.walking.trail.lasting or not self.walker.walking.trail.n_cts or self.walker.walking.trail.script != NULL:
             return
         if epoch == self.epoch():               # else it has set a mark, which the next packet will have from the beginning
             self.remember(memory, frame, p, i, result)
+
+    cdef void cover(self, uint8_t reason, int i) noexcept nogil:
+        """Count what `ct` said of the packet of row i, which the rules did something else to."""
+        if self.covered[reason] == 0:
+            self.covered_first[reason] = <int64_t>self.sums.total_packets + i
+        self.covered[reason] += 1
 
     cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
         cdef const Trail *trail = &self.walker.walking.trail

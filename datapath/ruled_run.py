@@ -115,6 +115,7 @@ class RuledRun(Run):
 # --- what became of packets -----------------------------------------------------------------------------------------------------------
 
 
+NEVER_ASKED = 0xFF  # no reason has this number
 Left = tuple[Any, np.ndarray, np.ndarray]
 
 
@@ -149,10 +150,15 @@ def outs_of(left: Left, keys: np.ndarray, results: np.ndarray) -> Iterator[tuple
 def with_ways(
     records: Iterator[fields.Record], results: np.ndarray, outs: dict[int, fields.Record], devices: Sequence[str], names: Sequence[str]
 ) -> Iterator[fields.Record]:
-    """Records with where the packet went, and the last rule that matched: nobody behind it has had a say. names: of the rules."""
+    """Records with what the last `ct` said, where the packet went, and the last rule that matched: nobody behind it has had a say.
+
+    names: of the rules.
+    """
     width = results["hit"].shape[1]
+    said = np.where(results["tracked"], results["decision"]["reason"], NEVER_ASKED).tolist()
     columns = (results[name].tolist() for name in ("device", "verdict", "n_hits", "hit"))
-    for i, (record, device, verdict, n_hits, hit) in enumerate(zip(records, *columns, strict=True)):
+    for i, (record, ct, device, verdict, n_hits, hit) in enumerate(zip(records, said, *columns, strict=True)):
+        record["ct_reason"] = None if ct == NEVER_ASKED else fields.REASON_NAMES[ct]
         record["out"] = outs.get(i)
         record["to"] = devices[device] if verdict == fields.Verdict.ACCEPT else None
         record["rule"] = names[hit[min(n_hits, width) - 1]] if n_hits else None

@@ -1,0 +1,87 @@
+"""What records and summary of `replay --rules` tell beside the rules' own verdict: what the tracker had against a packet, copies, whole datagrams."""
+
+from __future__ import annotations
+
+import pytest
+
+from datapath import craft
+from datapath.frame import frames_of
+from datapath.sink import PcapSink
+from pcap_tests.test_datapath.command import records, run
+
+CLIENT, SERVER = "10.0.0.2", "198.51.100.1"
+MS, START = 10**6, 1_700_000_000 * 10**9
+# Whatever is invalid is dropped, as firewalls have it.
+FIREWALL = """
+tc filter add dev eth0 ingress protocol ip prio 1 chain 0 flower action ct pipe action goto chain 1
+tc filter add dev eth0 ingress protocol ip prio 1 chain 1 flower ct_state +trk+inv action drop
+tc filter add dev eth0 ingress protocol ip prio 2 chain 1 flower ct_state +trk action ct commit pipe action mirred egress redirect dev eth1
+"""
+
+
+@pytest.fixture
+def replay(capfd, tmp_path):
+    """Frames through rules: the records, or the summary."""
+
+    def through(rules: str, frames: list[bytes], *more: str, summary: bool = False):
+        (tmp_path / "rules.tc").write_text(rules)
+        memory, rows = frames_of(frames)
+        rows["ts"] = [START + i * MS for i in range(len(frames))]
+        with PcapSink(tmp_path / "some.pcap") as sink:
+            sink.write(memory, rows)
+        asked = () if summary else ("--packets", "-", "-q")
+        code, out, err = run(capfd, "replay", tmp_path / "some.pcap", "--rules", tmp_path / "rules.tc", *asked, *more)
+        assert (code, err) == (0, "")
+        return out if summary else records(out)
+
+    return through
+
+
+# --- what the tracker had against a packet ------------------------------------------------------------------------------------------------
+
+
+def handshake() -> list[bytes]:
+    return [
+        craft.tcp(CLIENT, SERVER, 40000, 80, "S", seq=100),
+        craft.tcp(SERVER, CLIENT, 80, 40000, "SA", seq=500, ack=101),
+        craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501),
+    ]
+
+
+BAD = [craft.tcp(CLIENT, SERVER, 40001 + i, 80, "S", l4_checksum=0x1234) for i in range(3)]
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_a_record_says_why_ct_called_a_packet_invalid_that_a_rule_dropped(replay, more):
+    *fine, bad = replay(FIREWALL, [*handshake(), BAD[0]], *more)
+    assert (bad["state"], bad["verdict"], bad["reason"], bad["ct_reason"]) == ("invalid", "drop", "rule_drop", "tcp_checksum")
+    assert [each["ct_reason"] for each in fine] == ["ok", "ok", "ok"]
+
+
+def test_what_was_never_tracked_has_no_reason_of_ct(replay):
+    untracked, held = replay(FIREWALL, [craft.eth(bytes(28), 0x0806), craft.frame(CLIENT, SERVER, craft.UDP, bytes(16), frag=0x2000)])
+    assert (untracked["ct_reason"], held["ct_reason"], held["reason"]) == (None, None, "fragment")
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_the_summary_has_both_reasons_and_the_hint(replay, more):
+    out = replay(FIREWALL, [*handshake(), *BAD], *more, summary=True)
+    lines = [line.split() for line in out.splitlines()]
+    assert ["a", "rule", "says", "so", "3", "#3"] in lines
+    assert ["bad", "TCP", "checksum", "3", "#3"] in lines
+    assert "none of 3 bad TCP and UDP checksums is what an offloading NIC leaves" in " ".join(out.split())
+
+
+def test_a_partial_checksum_that_a_rule_drops_gets_the_hint_that_helps(replay):
+    left = [craft.tcp(CLIENT, SERVER, 40001 + i, 80, "S", l4_checksum=0) for i in range(2)]
+    out = replay(FIREWALL, [*handshake(), *left], summary=True)
+    assert "2 of 2 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0" in " ".join(out.split())
+
+
+def test_every_reason_of_ct_is_counted_once(replay):
+    """Whether rules drop what it is about, or let it pass."""
+    passing = FIREWALL.replace("action drop", "action pass")
+    for rules in (FIREWALL, passing):
+        out = replay(rules, [*handshake(), *BAD], "-v", summary=True)
+        codes = {line.split()[0]: int(line.split()[1]) for line in out.splitlines() if line.startswith(("tcp_checksum ", "rule_drop ", "ok "))}
+        assert codes == {"ok": 3, "tcp_checksum": 3} | ({"rule_drop": 3} if rules is FIREWALL else {})
