@@ -327,6 +327,8 @@ cdef class RulePipeline:
         """Through the rules, and if the next packet of the flow would go the same way, remember it."""
         cdef uint32_t epoch = self.epoch()
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
+        if unlikely(self.walker.walking.gathers):
+            p.key = self.walker.walking.datagram    # a fragment has no ports, and what it completes has
         if result.tracked:
             decision[0] = result.decision
             self.aim.zone = decision.zone

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ctcore.config import Config
+from ctcore.types import Reason
 from datapath import fields
 from datapath.app import CHUNK, Capture, Outputs, RulesAtWork, RulesGiven, Run, Tracking, comments
 from datapath.capture import PcapSource
@@ -116,6 +117,7 @@ class RuledRun(Run):
 
 
 NEVER_ASKED = 0xFF  # no reason has this number
+PORTS = 4  # bytes
 Left = tuple[Any, np.ndarray, np.ndarray]
 
 
@@ -135,16 +137,30 @@ def outs_of(left: Left, keys: np.ndarray, results: np.ndarray) -> Iterator[tuple
     """(row, what the packet leaves with) of those whose tuple is another one where they ended."""
     memory, frames, rows = left
     last = np.flatnonzero(rows["device"] == results["device"][rows["frame"]])
+    last = last[np.unique(rows["frame"][last], return_index=True)[1]]  # of a datagram in pieces the first, which has the transport header
     if not len(last):
         return
-    gone = parse_batch(memory, frames[last], checksum=False, header_sum=False).array["key"]
     came = keys[rows["frame"][last]]
+    gone = _tuples(memory, frames[last], came)
     differs = np.zeros(len(last), dtype=bool)
     for name in ("src", "dst", "sport", "dport"):
         differs |= (gone[name] != came[name]).reshape(len(last), -1).any(axis=1)
     for i in np.flatnonzero(differs & (gone["family"] != 0)).tolist():
         ends = fields.endpoints(gone[i].tobytes())
         yield int(rows["frame"][last[i]]), {name: ends[name] for name in fields.OUT_NAMES if name in ends}
+
+
+def _tuples(memory: Any, frames: np.ndarray, came: np.ndarray) -> np.ndarray:
+    """The tuples of frames that leave: KEY_DTYPE[n]. came: those they came with, which have no ports where a fragment was not put together."""
+    gone = parse_batch(memory, frames, checksum=False, header_sum=False)
+    keys = gone.array["key"].copy()
+    for row in np.flatnonzero(gone.array["reason"] == Reason.R_FRAGMENT).tolist():
+        ports = came["sport"][row], came["dport"][row]
+        head = gone.l4_bytes(row)[:PORTS]
+        if keys["proto"][row] in fields.WITH_PORTS and any(ports) and len(head) == PORTS:
+            ports = int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")
+        keys["sport"][row], keys["dport"][row] = ports
+    return keys
 
 
 def with_ways(

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ctcore.act cimport Carried
 from ctcore.engine cimport Engine
 from ctcore.fragments cimport Fragments
-from ctcore.types cimport N_REASONS, Decision, Packet
+from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.frame cimport Frame
 from datapath.pipeline.cut cimport Origin
 from datapath.pipeline.draft cimport Draft
@@ -80,6 +80,8 @@ ctypedef struct Walking:
     ParseSettings settings
     Trail trail
     Level[MOST_HOPS + 1] level
+    uint8_t gathers             # the packet at work was put together from fragments
+    Key datagram                # as what: its tuple, before anything was changed
     uint64_t[N_REASONS] lost    # copies that did not come through, by reason
 
 cdef void read_draft(Walking *w, Level *v) noexcept nogil

@@ -306,6 +306,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     cdef Level *v = &w.level[0]
     w.frame, w.result = frame, result
     result.n_hits = w.sent = 0
+    w.gathers = False
     trail_begin(&w.trail)
     begin(v, hook, 0, 0)
     draft_begin(&v.draft, memory, frame, packet)

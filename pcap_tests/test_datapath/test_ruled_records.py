@@ -85,3 +85,59 @@ def test_every_reason_of_ct_is_counted_once(replay):
         out = replay(rules, [*handshake(), *BAD], "-v", summary=True)
         codes = {line.split()[0]: int(line.split()[1]) for line in out.splitlines() if line.startswith(("tcp_checksum ", "rule_drop ", "ok "))}
         assert codes == {"ok": 3, "tcp_checksum": 3} | ({"rule_drop": 3} if rules is FIREWALL else {})
+
+
+# --- datagrams in fragments ---------------------------------------------------------------------------------------------------------------
+
+TRANSLATED = FIREWALL.replace("ct commit", "ct commit nat src addr 192.0.2.9 port 5000-5000").replace(
+    "flower action ct pipe", "flower action ct nat pipe"
+)
+
+
+def pieces(ident: int = 7) -> list[bytes]:
+    """A UDP datagram of 40 bytes in two fragments."""
+    datagram = craft.udp_segment(CLIENT, SERVER, 5353, 53, bytes(32))
+    return [
+        craft.frame(CLIENT, SERVER, craft.UDP, datagram[:24], ident=ident, frag=0x2000),
+        craft.frame(CLIENT, SERVER, craft.UDP, datagram[24:], ident=ident, frag=3),
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_the_fragment_that_completes_a_datagram_has_the_datagrams_ports(replay, more):
+    held, whole = replay(FIREWALL, pieces(), *more)
+    assert (held["verdict"], held["sport"], held["dport"]) == ("held", None, None)
+    assert (whole["verdict"], whole["sport"], whole["dport"], whole["out"]) == ("accept", 5353, 53, None)
+
+
+def test_a_translated_datagram_leaves_with_other_ports_and_says_so(replay):
+    _, whole = replay(TRANSLATED, pieces())
+    assert (whole["src"], whole["sport"], whole["dport"]) == (CLIENT, 5353, 53)
+    assert whole["out"] == {"src": "192.0.2.9", "dst": SERVER, "sport": 5000, "dport": 53}
+
+
+def test_datagrams_of_ipv6_have_their_ports_too(replay):
+    datagram = craft.udp_segment("2001:db8::1", "2001:db8::2", 5353, 53, bytes(32))
+    parts = [
+        craft.frame("2001:db8::1", "2001:db8::2", craft.UDP, datagram[at : at + 24], ext=((craft.FRAGMENT, craft.fragment6(at, at == 0, 9)),))
+        for at in (0, 24)
+    ]
+    rules = FIREWALL.replace("protocol ip ", "protocol ipv6 ")
+    held, whole = replay(rules, parts)
+    assert (held["verdict"], held["sport"], whole["verdict"]) == ("held", None, "accept")
+    assert (whole["sport"], whole["dport"], whole["out"]) == (5353, 53, None)
+    rules = rules.replace("ct commit", "ct commit nat src addr 2001:db8::9 port 5000-5000").replace(
+        "flower action ct pipe", "flower action ct nat pipe"
+    )
+    assert replay(rules, parts)[1]["out"] == {"src": "2001:db8::9", "dst": "2001:db8::2", "sport": 5000, "dport": 53}
+
+
+def test_a_datagram_leaves_as_it_came_whatever_order_its_fragments_had(replay):
+    _, whole = replay(FIREWALL, pieces()[::-1])
+    assert (whole["sport"], whole["dport"], whole["out"]) == (5353, 53, None)
+
+
+def test_fragments_that_no_ct_puts_together_have_no_ports(replay):
+    first, last = replay("tc filter add dev eth0 ingress protocol ip prio 1 flower action mirred egress redirect dev eth1\n", pieces())
+    assert [(each["verdict"], each["out"]) for each in (first, last)] == [("accept", None)] * 2
+    assert (last["sport"], last["dport"]) == (None, None)
