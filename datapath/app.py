@@ -59,12 +59,14 @@ class RulesGiven:
 
 @dataclass(frozen=True)
 class RulesAtWork:
-    """What rules did. counters: COUNT_DTYPE, in the order of the rules; flows: of the flow table, None without; lost: mirrored copies, by reason."""
+    """What rules did. counters: COUNT_DTYPE, in the order of the rules; flows: of the flow table, None without; lost: mirrored copies that
+    did not leave, by reason; mirrored: those that did, by device."""
 
     ruleset: Ruleset
     counters: np.ndarray
     flows: dict[str, int] | None
     lost: np.ndarray
+    mirrored: dict[str, int]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ _PACKET = {
     "i": "u8", "file": "str", "ts": "ns", "len": "u4", "state": "str", "dir": "str", "status": "list", "zone": "u2", "mark": "u4", "conn": "u8",
     "proto": "str", "l4state": "str", "timeout": "f8", "verdict": "str", "reason": "str", "offload": "str", **_ENDS,
     **_under("out", {"src": "str", "dst": "str", "sport": "u2", "dport": "u2", "id": "u2", "key": "u2"}),
-    "ct_reason": "str", "to": "str", "rule": "str",
+    "ct_reason": "str", "to": "str", "mirrored": "list", "rule": "str",
 }  # fmt: skip
 _CONN = {
     "conn": "u8", "zone": "u2", "proto": "str", **_under("original", _FLOW), **_under("reply", _FLOW), "l4state": "str", "status": "list",

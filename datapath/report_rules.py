@@ -43,6 +43,10 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
         yield Text(f"  and {counted(len(ranked) - MOST_ROWS, 'rule')} that matched less often")
     if silent:
         yield Text(f"  {counted(silent, 'rule')} matched nothing")
+    if rules.mirrored:
+        copies = sorted(rules.mirrored.items(), key=lambda one: (-one[1], one[0]))
+        told = [f"{counted(frames, 'frame')} to {printable(device)}" for device, frames in copies]
+        yield Text(f"mirrored: {', '.join(told)}")
     for reason in np.flatnonzero(rules.lost).tolist():
         yield Text(f"  {counted(int(rules.lost[reason]), 'mirrored frame')} did not leave: {fields.REASON_NAMES[reason]}")
     if rules.flows is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,7 +88,8 @@ class RuledRun(Run):
             if "packets" in self.writers:
                 records = fields.packet_records(frames, decisions, keys, first, self.config.hz, file)
                 outs = dict(outs_of(left, keys, results))
-                self.writers["packets"].write(with_ways(records, results, outs, self.pipeline.program.devices, self.names))
+                went = Ways(results, outs, mirrored_of(left, self.pipeline.program.devices), self.pipeline.program.devices, self.names)
+                self.writers["packets"].write(with_ways(records, went))
             if self.sink is not None:
                 self._write(left, decisions, results, first, file)
         if self.result.tally:
@@ -100,15 +101,17 @@ class RuledRun(Run):
         if self.sink.format == "pcapng":
             devices = self.pipeline.program.devices
             judged = comments(decisions[row], (first + row.astype(np.int64)).tolist(), self.config.hz, file)
-            said = [f"{line} to {devices[device]}" for line, device in zip(judged, rows["device"].tolist(), strict=True)]
+            copies = (rows["flags"] & OutputFlag.OUTPUT_COPY != 0).tolist()
+            ends = [f" to {devices[device]}{' (a copy)' if copy else ''}" for device, copy in zip(rows["device"].tolist(), copies, strict=True)]
+            said = [line + end for line, end in zip(judged, ends, strict=True)]
         self.sink.write(memory, frames, comments=said)
         self.result.forwarded, self.result.clamped = (self.outputs.forwarded or "", self.sink.packets), self.sink.clamped
 
     def finish(self) -> None:
         super().finish()
-        counters = self.pipeline.counters()
+        counters, walker = self.pipeline.counters(), self.pipeline.walker
         flows = self.pipeline.flows.counters() if self.pipeline.flows is not None else None
-        self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, self.pipeline.walker.lost())
+        self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, walker.lost(), walker.mirrored())
         if "rules" in self.writers:
             self.writers["rules"].write(rule_records(self.rules.ruleset, counters))
 
@@ -136,7 +139,7 @@ def leaving(pipeline: RulePipeline, memory: Any, frames: np.ndarray) -> Left:
 def outs_of(left: Left, keys: np.ndarray, results: np.ndarray) -> Iterator[tuple[int, fields.Record]]:
     """(row, what the packet leaves with) of those whose tuple is another one where they ended."""
     memory, frames, rows = left
-    last = np.flatnonzero(rows["device"] == results["device"][rows["frame"]])
+    last = np.flatnonzero((rows["device"] == results["device"][rows["frame"]]) & (rows["flags"] & OutputFlag.OUTPUT_COPY == 0))
     last = last[np.unique(rows["frame"][last], return_index=True)[1]]  # of a datagram in pieces the first, which has the transport header
     if not len(last):
         return
@@ -163,21 +166,40 @@ def _tuples(memory: Any, frames: np.ndarray, came: np.ndarray) -> np.ndarray:
     return keys
 
 
-def with_ways(
-    records: Iterator[fields.Record], results: np.ndarray, outs: dict[int, fields.Record], devices: Sequence[str], names: Sequence[str]
-) -> Iterator[fields.Record]:
-    """Records with what the last `ct` said, where the packet went, and the last rule that matched: nobody behind it has had a say.
+def mirrored_of(left: Left, devices: Sequence[str]) -> dict[int, list[str]]:
+    """The devices at which copies of a packet left, by row, each once and in the order in which they did."""
+    rows = left[2]
+    found: dict[int, list[str]] = {}
+    copies = rows[(rows["flags"] & OutputFlag.OUTPUT_COPY) != 0]
+    for row, device in zip(copies["frame"].tolist(), copies["device"].tolist(), strict=True):
+        there = found.setdefault(row, [])
+        if devices[device] not in there:
+            there.append(devices[device])
+    return found
 
-    names: of the rules.
-    """
+
+class Ways(NamedTuple):
+    """What became of a chunk's packets. results: RESULT_DTYPE[n]; outs, mirrored: by row; devices, rules: their names."""
+
+    results: np.ndarray
+    outs: dict[int, fields.Record]
+    mirrored: dict[int, list[str]]
+    devices: Sequence[str]
+    rules: Sequence[str]
+
+
+def with_ways(records: Iterator[fields.Record], ways: Ways) -> Iterator[fields.Record]:
+    """Records with what the last `ct` said, where the packet went, and the last rule that matched: nobody behind it has had a say."""
+    results = ways.results
     width = results["hit"].shape[1]
     said = np.where(results["tracked"], results["decision"]["reason"], NEVER_ASKED).tolist()
     columns = (results[name].tolist() for name in ("device", "verdict", "n_hits", "hit"))
     for i, (record, ct, device, verdict, n_hits, hit) in enumerate(zip(records, said, *columns, strict=True)):
+        record["out"] = ways.outs.get(i)
         record["ct_reason"] = None if ct == NEVER_ASKED else fields.REASON_NAMES[ct]
-        record["out"] = outs.get(i)
-        record["to"] = devices[device] if verdict == fields.Verdict.ACCEPT else None
-        record["rule"] = names[hit[min(n_hits, width) - 1]] if n_hits else None
+        record["to"] = ways.devices[device] if verdict == fields.Verdict.ACCEPT else None
+        record["mirrored"] = ways.mirrored.get(i, [])
+        record["rule"] = ways.rules[hit[min(n_hits, width) - 1]] if n_hits else None
         yield record
 
 
@@ -196,9 +218,11 @@ def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[tuple[tu
                 memory, frames = chunk
                 pipeline.arrive(arrivals_in(rules, source, frames))
                 decisions, keys, results = pipeline.process(memory, frames, keys=True, results=True, outputs=True)
-                outs = dict(outs_of(leaving(pipeline, memory, frames), keys, results))
+                left = leaving(pipeline, memory, frames)
+                outs = dict(outs_of(left, keys, results))
                 records = fields.packet_records(frames, decisions, keys, first, tracking.config.hz, file)
-                for record in with_ways(records, results, outs, pipeline.program.devices, names):
+                devices = pipeline.program.devices
+                for record in with_ways(records, Ways(results, outs, mirrored_of(left, devices), devices, names)):
                     yield (k, record["i"]), record
                 first += len(frames)
 

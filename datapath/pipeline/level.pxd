@@ -65,6 +65,7 @@ ctypedef struct Level:
     uint8_t verdict
     uint8_t reason
     uint8_t end                 # the level where the frame of this one ended: another one if it was redirected
+    uint8_t copy                # of a frame that went on itself
     uint8_t *piece              # memory for a fragment of the draft
 
 ctypedef struct Walking:
@@ -83,6 +84,7 @@ ctypedef struct Walking:
     uint8_t gathers             # the packet at work was put together from fragments
     Key datagram                # as what: its tuple, before anything was changed
     uint64_t[N_REASONS] lost    # copies that did not come through, by reason
+    uint64_t *mirrored          # those that did, by device
 
 cdef void read_draft(Walking *w, Level *v) noexcept nogil
 cdef void look(Walking *w, Level *v) noexcept nogil

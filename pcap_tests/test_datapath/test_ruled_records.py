@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scapy.utils import PcapNgReader
 
 from datapath import craft
 from datapath.frame import frames_of
@@ -89,9 +90,11 @@ def test_every_reason_of_ct_is_counted_once(replay):
 
 # --- datagrams in fragments ---------------------------------------------------------------------------------------------------------------
 
-TRANSLATED = FIREWALL.replace("ct commit", "ct commit nat src addr 192.0.2.9 port 5000-5000").replace(
-    "flower action ct pipe", "flower action ct nat pipe"
-)
+
+def translating(rules: str, source: str) -> str:
+    """The same firewall, with another source address and port for whatever leaves."""
+    onward = rules.replace("ct commit", f"ct commit nat src addr {source} port 5000-5000")
+    return onward.replace("flower action ct pipe", "flower action ct nat pipe")
 
 
 def pieces(ident: int = 7) -> list[bytes]:
@@ -111,7 +114,7 @@ def test_the_fragment_that_completes_a_datagram_has_the_datagrams_ports(replay, 
 
 
 def test_a_translated_datagram_leaves_with_other_ports_and_says_so(replay):
-    _, whole = replay(TRANSLATED, pieces())
+    _, whole = replay(translating(FIREWALL, "192.0.2.9"), pieces())
     assert (whole["src"], whole["sport"], whole["dport"]) == (CLIENT, 5353, 53)
     assert whole["out"] == {"src": "192.0.2.9", "dst": SERVER, "sport": 5000, "dport": 53}
 
@@ -126,10 +129,7 @@ def test_datagrams_of_ipv6_have_their_ports_too(replay):
     held, whole = replay(rules, parts)
     assert (held["verdict"], held["sport"], whole["verdict"]) == ("held", None, "accept")
     assert (whole["sport"], whole["dport"], whole["out"]) == (5353, 53, None)
-    rules = rules.replace("ct commit", "ct commit nat src addr 2001:db8::9 port 5000-5000").replace(
-        "flower action ct pipe", "flower action ct nat pipe"
-    )
-    assert replay(rules, parts)[1]["out"] == {"src": "2001:db8::9", "dst": "2001:db8::2", "sport": 5000, "dport": 53}
+    assert replay(translating(rules, "2001:db8::9"), parts)[1]["out"] == {"src": "2001:db8::9", "dst": "2001:db8::2", "sport": 5000, "dport": 53}
 
 
 def test_a_datagram_leaves_as_it_came_whatever_order_its_fragments_had(replay):
@@ -141,3 +141,50 @@ def test_fragments_that_no_ct_puts_together_have_no_ports(replay):
     first, last = replay("tc filter add dev eth0 ingress protocol ip prio 1 flower action mirred egress redirect dev eth1\n", pieces())
     assert [(each["verdict"], each["out"]) for each in (first, last)] == [("accept", None)] * 2
     assert (last["sport"], last["dport"]) == (None, None)
+
+
+# --- copies -------------------------------------------------------------------------------------------------------------------------------
+
+COPYING = """
+tc filter add dev eth0 ingress protocol ip prio 1 flower action mirred egress mirror dev tap0 pipe action mirred egress mirror dev eth1 \
+    pipe action mirred egress redirect dev eth1
+tc filter add dev tap0 egress protocol ip prio 1 flower ip_proto udp action drop
+"""
+
+
+def test_a_record_names_the_devices_that_got_a_copy(replay):
+    copied, not_copied = replay(COPYING, [handshake()[0], craft.udp(CLIENT, SERVER, 1, 2)])
+    assert (copied["to"], copied["mirrored"], copied["out"]) == ("eth1", ["tap0", "eth1"], None)
+    assert (not_copied["to"], not_copied["mirrored"]) == ("eth1", ["eth1"])
+
+
+def test_a_packet_that_is_dropped_may_have_left_a_copy(replay):
+    rules = "tc filter add dev eth0 ingress protocol ip prio 1 flower action mirred egress mirror dev tap0 pipe action drop\n"
+    (only,) = replay(rules, [handshake()[0]])
+    assert (only["verdict"], only["to"], only["mirrored"]) == ("drop", None, ["tap0"])
+    assert [each["mirrored"] for each in replay(FIREWALL, handshake())] == [[], [], []]
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_the_summary_counts_copies_by_device(replay, more):
+    """Also of connections in the flow table, whose way is remembered."""
+    rules = FIREWALL.replace("action mirred egress redirect", "action mirred egress mirror dev tap0 pipe action mirred egress redirect")
+    again = [craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501)] * 5
+    out = replay(rules, [*handshake(), *again], *more, summary=True)
+    assert "mirrored: 8 frames to tap0" in out
+    assert "mirrored" not in replay(FIREWALL, handshake(), summary=True)
+    out = replay(COPYING, [handshake()[0], craft.udp(CLIENT, SERVER, 1, 2)], summary=True)
+    assert "mirrored: 2 frames to eth1, 1 frame to tap0" in out
+    assert "1 mirrored frame did not leave: rule_drop" in out
+
+
+def test_a_copy_of_a_datagram_is_as_many_frames_as_leave(replay):
+    rules = FIREWALL.replace("action mirred egress redirect", "action mirred egress mirror dev tap0 pipe action mirred egress redirect")
+    assert "mirrored: 2 frames to tap0" in replay(rules, pieces(), summary=True)
+    assert replay(rules, pieces())[1]["mirrored"] == ["tap0"]
+
+
+def test_what_is_written_says_which_frame_is_a_copy(capfd, tmp_path, replay):
+    out = tmp_path / "out.pcapng"
+    replay(COPYING, [handshake()[0]], "-w", str(out))
+    assert [each.comment.decode().partition(" to ")[2] for each in PcapNgReader(str(out))] == ["tap0 (a copy)", "eth1 (a copy)", "eth1"]
