@@ -38,12 +38,13 @@ TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by family
 class Served:
     """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet
     with which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1:
-    none; result: RESULT_DTYPE, what became of it."""
+    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it."""
 
     offload: int
     served: bool
     since: int | None
     conn: int
+    assured: bool
     result: np.void
 
 
@@ -217,6 +218,7 @@ def _served(pipeline: RulePipeline, found: Found, admissions: Admissions, seen: 
         pipeline.flows.counters()["served"] > before,
         None if since == NOWHERE else since - found.first,
         conn,
+        bool(int(decisions["status"][0]) & Status.ASSURED),
         results[0],
     )
 

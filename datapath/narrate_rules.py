@@ -26,6 +26,7 @@ from datapath.stages import Line
 from datapath.watched import At, Done, Missed, Told, Turn
 from datapath.wire import parse_batch
 
+UNTIL_ASSURED = "tracked until it is assured, and served from then on"
 SENTENCES = {reason.name: reason.sentence for reason in REASONS}
 
 
@@ -299,12 +300,17 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
     conn = f"conn {it.served.conn}"
     since = f" since #{it.served.since:,}" if it.served.since is not None and it.served.since >= 0 else ""
     since = since or (" since a capture before this one" if it.served.since is not None else "")
-    if it.served.served:
-        yield "flow table", f"served: {conn} is in it{since}, so that this packet was not tracked"
-    elif it.served.offload == Offload.OFFLOAD_SOFTWARE:
-        yield "flow table", f"tracked, and {conn} is in the table{since}: its next packets are served"
-    elif it.served.offload == Offload.OFFLOAD_NONE:
+    told, there = it.served, f"{conn} is in it{since}"
+    if told.served:
+        yield "flow table", f"served: {there}, so that this packet was not tracked"
+    elif told.offload == Offload.OFFLOAD_NONE:
         yield "flow table", "it has no connection of this packet"
+    elif told.offload == Offload.OFFLOAD_SOFTWARE:
+        yield "flow table", f"tracked, and {there}: its next packets are {'served' if told.assured else UNTIL_ASSURED}"
+    elif told.offload == Offload.NOT_ASSURED and told.since is not None:
+        rest = "has become assured with this packet: its next packets are served" if told.assured else f"its packets are {UNTIL_ASSURED}"
+        yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, and {rest}"
+    elif told.since is not None:
+        yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, but does not get this packet: {WHY_NOT[told.offload]}"
     else:
-        there = f"{conn} is in it{since}, but " if it.served.since is not None else ""
-        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[it.served.offload]}): {there}{WHY_NOT[it.served.offload]}"
+        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[told.offload]}): {WHY_NOT[told.offload]}"
