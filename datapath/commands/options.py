@@ -198,13 +198,28 @@ def _rules(given: Mapping[str, Any]) -> list[NatRule]:
     return [rule for _, rule in sorted(placed, key=lambda one: one[0])]
 
 
+def _once(context: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of an option that may be there once: the last of several would win, and nobody would notice."""
+    if len(values) > 1:
+        more = "; tc lines of several files may be put together by cat, and read from -" if param.name == "rules_file" else ""
+        raise click.UsageError(f"{param.opts[0]}: is there {len(values)} times: expected it once{more}")
+    return values[0] if values else None
+
+
 RULES_OPTIONS = (
     click.option(
-        "--rules", "rules_file", metavar="FILE", help="Go through rules (tc lines or YAML), which say what is tracked, and where packets go."
+        "--rules",
+        "rules_file",
+        metavar="FILE",
+        multiple=True,
+        callback=_once,
+        help="Go through rules (tc lines or YAML), which say what is tracked, and where packets go.",
     ),
     click.option(
         "--device",
         metavar="DEV[:egress]",
+        multiple=True,
+        callback=_once,
         help="Where packets arrive whose capture does not name a device of the rules.  [default: the only one with rules at its ingress]",
     ),
     click.option("--no-flowtable", is_flag=True, help="Let every packet go through the rules, those of established connections as well."),

@@ -174,6 +174,8 @@ def test_verbose_tells_when_rules_matched_last(capfd):
         (["--rule-counters", "-"], "--rule-counters: expected --rules with it"),
         (["--rules", RULES, "--rule-counters", "-", "--packets", "-"], "-: expected a file of its own for each output"),
         (["--rules", RULES, "--rule-counters", "x.conntrack"], "--rule-counters x.conntrack: conntrack's lines are about connections"),
+        (["--rules", RULES, "--rules", RULES], "--rules: is there 2 times: expected it once; tc lines of several files may be put together by cat"),
+        (["--rules", RULES, "--device", "eth0", "--device", "eth0_0"], "--device: is there 2 times: expected it once"),
         (["--rules", RULES, "--zone", "4"], "--zone: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--snat", "192.0.2.1"], "--snat: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules, which go by the packets' own time"),
