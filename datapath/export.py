@@ -20,6 +20,7 @@ import orjson
 
 from ctcore.errors import CtmirrorError, OutputError
 from datapath.create import CODECS, create, ending_of
+from datapath.extras import remedy
 from datapath.fields import PROTO_NAMES, Record
 
 FORMATS = ("jsonl", "parquet", "arrow", "csv", "conntrack")
@@ -245,7 +246,7 @@ def _pyarrow(name: str) -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise CtmirrorError(f"{name}: Arrow and Parquet need pyarrow: pip install 'ctmirror[arrow]'") from None
+        raise CtmirrorError(f"{name}: Arrow and Parquet need pyarrow: {remedy('arrow')}") from None
 
 
 def _schema(kind: str):

@@ -12,12 +12,13 @@ import re
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
+from datapath.extras import remedy
 from datapath.pipeline.findings import rule_error
 from datapath.pipeline.rules import Place, RuleError
 
 MAX_VALUES = 4_000_000
 MAX_DEPTH = 50
-MISSING = "reading and writing YAML needs pydantic and PyYAML: pip install 'ctmirror[rules]'"
+MISSING = f"reading and writing YAML needs pydantic and PyYAML: {remedy('rules')}"
 _INTEGER = re.compile(r"[-+]?[0-9]{1,50}|0x[0-9a-fA-F]{1,50}|0o[0-7]{1,50}")
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _FIRST = "0123456789+-tfnTFN~"  # how what is no text begins, if it is not empty
