@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -320,6 +320,22 @@ class RulesFile(Model):
     qdiscs: list[Qdisc] = []
     templates: list[Template] = []
     rules: list[Rule] = []
+
+
+def keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the mapping that a path of keys leads to. Numbers of items and names of forms are no keys."""
+    model: type[Model] = RulesFile
+    for step in loc:
+        if isinstance(step, str) and step in model.model_fields:
+            model = _model_in(model.model_fields[step].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[Model] | None:
+    """The model that a field holds, or has a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each))), None)
 
 
 def schema() -> dict[str, Any]:

@@ -8,6 +8,7 @@ Needs the extra `rules`. Not here: the shape (yaml_models), which rules make sen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapath.pipeline import rules, tc_print
@@ -66,10 +67,19 @@ def _said(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
-        return "no such key here"
+        return f"no such key here: {_meant(error['loc'])}"
     if error["type"] == "missing":
         return f"expected {error['loc'][-1]}"
     return str(error["msg"]).replace("Input should be", "expected").replace("Field required", "expected it")
+
+
+def _meant(loc: Loc) -> str:
+    """Which keys there are where a path leads to one that is none: the one that looks like it, or else all."""
+    from datapath.pipeline.yaml_models import keys_at
+
+    known, word = keys_at(loc[:-1]), str(loc[-1])
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _qdisc(model: yaml_models.Qdisc, place: Place) -> rules.Qdisc:
