@@ -186,7 +186,7 @@ def _replay(
                 last = max(last, int(frames["ts"][:row].max()))
             if row < len(frames):
                 iface = int(frames["iface"][row])
-                return Found(memory, frames[row : row + 1], hooks[min(iface, len(hooks) - 1)], source.ifaces[iface], total, last)
+                return Found(memory, frames[row : row + 1], hooks[min(iface, len(hooks) - 1)], source.ifaces[iface % len(source.ifaces)], total, last)
             seen += len(frames)
     raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
@@ -197,7 +197,8 @@ def chunks_of(source: PcapSource, rules: RulesGiven, progress: Progress | None) 
         memory, frames = source.read(CHUNK)
         if not len(frames):
             return
-        yield memory, frames, arrivals_in(rules, source, frames)
+        hooks, frames = arrivals_in(rules, source, memory, frames)
+        yield memory, frames, hooks
         if progress:
             progress(source.name, source.position, source.size or 0)
 

@@ -34,7 +34,8 @@ def rules_lines(it: Ruled) -> Iterator[Line]:
     """Everything about one packet and the rules."""
     yield "packet", packet_line(it.name, it.number, it.frame)
     yield from _headers(it)
-    where = f", by its interface '{printable(it.iface)}'" if it.iface == it.at.walk.hook.device else ""
+    went = " it went out by, as the capture says" if it.at.walk.hook.direction == "egress" else ""
+    where = f", by {'the' if went else 'its'} interface '{printable(it.iface)}'{went}" if it.iface == it.at.walk.hook.device else ""
     yield "arrives", hook_text(it.at.walk.hook) + where
     if it.served is not None and it.served.served:
         yield "", "no rule has tracked it: the flow table has served it; this is the way through the rules that such a packet takes"

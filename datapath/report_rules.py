@@ -27,6 +27,8 @@ TORN_DOWN = {
 
 def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
     """The rules that matched, the most frequent first, and the flow table. end: ns of the last packet, if when rules matched last is to be told."""
+    came = [f"{hook.device} {hook.direction} {count(packets)}" for hook, packets in rules.came.items() if packets]
+    yield Text(f"\npackets came to: {', '.join(map(printable, came))}")
     matched = np.flatnonzero(rules.counters["packets"])
     ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
     heads = ("rule", "packets", "wire bytes", *(["last used"] if end is not None else []), "")

@@ -18,8 +18,9 @@ from datapath.app import CHUNK, Capture, Outputs, RulesAtWork, RulesGiven, Run, 
 from datapath.capture import PcapSource
 from datapath.evidence import BAD
 from datapath.frame import FRAME_DTYPE
-from datapath.hooks import hook_of
+from datapath.hooks import Arrivals
 from datapath.names import printable
+from datapath.outgoing import outgoing
 from datapath.pipeline.outputs import OutputFlag
 from datapath.pipeline.rules import Hook, Rule, Ruleset
 from datapath.pipeline.tc_print import rule_line
@@ -34,15 +35,22 @@ def pipeline_of(rules: RulesGiven, config: Config, *, flowtable: bool | None = N
     return RulePipeline(rules.ruleset, config, devices=devices, flowtable=rules.flowtable if flowtable is None else flowtable)
 
 
-def arrivals_in(rules: RulesGiven, source: Any, frames: np.ndarray) -> tuple[Hook, ...]:
-    """Where packets of a chunk arrive, by interface, of all interfaces seen so far; those without packets in this chunk need no hook yet.
+def arrivals_in(rules: RulesGiven, source: PcapSource, memory: Any, frames: np.ndarray) -> tuple[tuple[Hook, ...], np.ndarray]:
+    """Where packets of a chunk come to: hooks, and the frames with numbers of these for interfaces.
 
-    Raises ConfigError if nobody says where an interface's packets arrive.
+    The first hooks are those of interfaces, the others those of what went out at them; who has no packets in this chunk needs no hook yet. Raises
+    ConfigError if nobody says where an interface's packets come to.
     """
-    used = sorted(set(np.unique(frames["iface"]).tolist()))
-    hooks = {i: hook_of(rules.ruleset, source.ifaces[i], printable(source.name), rules.device) for i in used}
+    names = source.ifaces
+    left = outgoing(memory, frames, blocks=source.format.startswith("pcapng"))
+    if left.any():
+        frames = frames.copy()
+        frames["iface"][left] += len(names)
+    finder = Arrivals(rules.ruleset, printable(source.name), rules.device, fixed=rules.fixed)
+    used = np.unique(frames["iface"]).tolist()
+    hooks = {i: finder.hook(names[i % len(names)], names, out=i >= len(names)) for i in used}
     anywhere = next(iter(hooks.values()))
-    return tuple(hooks.get(i, anywhere) for i in range(len(source.ifaces)))
+    return tuple(hooks.get(i, anywhere) for i in range(used[-1] + 1)), frames
 
 
 class RuledRun(Run):
@@ -56,6 +64,7 @@ class RuledRun(Run):
         self.rules = tracking.rules
         self.names = [place_of(rule) for rule in self.rules.ruleset.rules]
         self.arrived: tuple[Hook, ...] = ()
+        self.came: dict[Hook, int] = {}
 
     def make_pipeline(self, tracking: Tracking) -> Any:
         assert tracking.rules is not None
@@ -64,16 +73,19 @@ class RuledRun(Run):
     def read(self, source: Any) -> tuple[Any, np.ndarray]:
         memory, frames = source.read(self.chunk)
         if len(frames):
-            self._arrive(source, frames)
+            frames = self._arrive(source, memory, frames)
             if not self.detailed:
                 self.pipeline.process(memory, frames, decisions=False)
         return memory, frames
 
-    def _arrive(self, source: Any, frames: np.ndarray) -> None:
-        arrived = arrivals_in(self.rules, source, frames)
+    def _arrive(self, source: Any, memory: Any, frames: np.ndarray) -> np.ndarray:
+        arrived, frames = arrivals_in(self.rules, source, memory, frames)
+        for hook, packets in zip(arrived, np.bincount(frames["iface"], minlength=len(arrived)).tolist(), strict=True):
+            self.came[hook] = self.came.get(hook, 0) + packets
         if arrived != self.arrived:
             self.arrived = arrived
             self.pipeline.arrive(arrived)
+        return frames
 
     def options_of_sink(self) -> dict[str, Any]:
         return {"ifaces": dict(enumerate(self.pipeline.program.devices))}
@@ -111,7 +123,7 @@ class RuledRun(Run):
         super().finish()
         counters, walker = self.pipeline.counters(), self.pipeline.walker
         flows = self.pipeline.flows.counters() if self.pipeline.flows is not None else None
-        self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, walker.lost(), walker.mirrored())
+        self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, walker.lost(), walker.mirrored(), self.came)
         if "rules" in self.writers:
             self.writers["rules"].write(rule_records(self.rules.ruleset, counters))
 
@@ -216,7 +228,8 @@ def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[tuple[tu
         with PcapSource(name) as source:
             while len((chunk := source.read(CHUNK))[1]):
                 memory, frames = chunk
-                pipeline.arrive(arrivals_in(rules, source, frames))
+                hooks, frames = arrivals_in(rules, source, memory, frames)
+                pipeline.arrive(hooks)
                 decisions, keys, results = pipeline.process(memory, frames, keys=True, results=True, outputs=True)
                 left = leaving(pipeline, memory, frames)
                 outs = dict(outs_of(left, keys, results))
