@@ -62,9 +62,12 @@ def _headers(it: Ruled) -> Iterator[Line]:
     packet, l4 = batch.array[0], batch.l4_bytes(0)
     if not packet["key"]["family"]:
         return
-    yield "ip", dissect.ip_line(it.data[int(packet["l3_off"]) :])
-    proto = int(packet["key"]["proto"])
-    if l4 and dissect.has_header(proto, l4):
+    ip = it.data[int(packet["l3_off"]) :]
+    yield "ip", dissect.ip_line(ip)
+    proto, offset = int(packet["key"]["proto"]), dissect.fragment_offset(ip)
+    if offset:
+        yield fields.proto_name(proto), dissect.later_fragment_line(offset)
+    elif l4 and dissect.has_header(proto, l4):
         yield fields.proto_name(proto), dissect.l4_line(proto, l4, int(packet["l4_len"]))
 
 
@@ -216,7 +219,8 @@ def _changes(done: Done) -> Iterator[str]:
     """From what to what an action has changed addresses and ports, or that it has changed other bytes. Of a datagram: of its first fragment's."""
     if done.before == done.after or not done.after or done.verdict == "held":
         return
-    was, now = _ends(done.before), _ends(done.after)
+    datagram = getattr(done.tracked.conn, "datagram", None) if done.tracked is not None else None
+    was, now = _ends(done.before if datagram is None else datagram.frame), _ends(done.after)
     found = [f"{side} {was[side]} -> {now[side]}" for side in ("source", "destination") if was and now and was[side] != now[side]]
     if found:
         yield f"translated: {', '.join(found)}" if isinstance(done.action, Ct) else f"changed: {', '.join(found)}"

@@ -243,6 +243,10 @@ def test_a_fragment_is_held_and_the_last_one_goes_on_as_the_datagram(tmp_path: P
     last = lines_of(tmp_path, TRACK, in_fragments(), 1)
     assert said(last, "arrives")[1] == "all packets before it have gone through the rules one by one, since fragments before it wait for others"
     assert has(last, "tracked as one datagram of 2 fragments; it leaves in fragments again")
+    assert said(held, "udp") == ["5000 > 53, 1472 bytes of payload, its length says 2000"]
+    assert said(last, "udp") == ["no header in this fragment: its bytes begin at 1,480 of what the datagram carries"]
+    assert not has(last, "translated")
+    assert has(lines_of(tmp_path, NAT, in_fragments(), 1), f"translated: source {CLIENT}:5000 -> {OUTSIDE}:5000")
     assert has(last, "conn 0: ", "committed by this action")
     assert said(last, "result") == [
         "passes dev eth1 egress: it leaves there",
@@ -282,13 +286,13 @@ def test_of_what_is_neither_there_is_nothing_to_tell(tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_that_replay_suggests_works(capfd) -> None:
+@pytest.mark.parametrize(("option", "told"), [("--packet", "rule_drop: "), ("--conn", "TIME_WAIT")])
+def test_the_commands_that_replay_suggests_work(capfd, option: str, told: str) -> None:
     _, out, _ = run(capfd, "replay", TRAFFIC, "--rules", RULES)
-    command = next(line for line in out.splitlines() if "ctmirror explain" in line)
-    assert "--conn" not in out
+    command = next(line for line in out.splitlines() if "ctmirror explain" in line and option in line)
     code, said_of_it, err = run(capfd, *command.split()[1:], "--quiet")
     assert (code, err) == (0, "")
-    assert "rule_drop: " in said_of_it
+    assert told in said_of_it
 
 
 def test_the_rule_of_a_record_is_in_the_explanation(capfd) -> None:

@@ -110,6 +110,7 @@ def test_the_summary_has_the_rules_and_the_flow_table(capfd):
     lines = [line.split() for line in out.splitlines()]
     assert ["rules.tc:21", "35"] in [line[:2] for line in lines] and ["rules.tc:22", "1"] in [line[:2] for line in lines]
     assert "2 rules matched nothing" in out
+    assert out.rstrip().endswith(f"ctmirror explain {CAPTURE} --conn 0 --rules {RULES}"), "what to type next"
     assert "flow table: 1 connection admitted, 45 packets served" in out and "torn down: FIN 1" in out
     assert any("unknown" in line and "192.0.2.10" in line for line in out.splitlines()), "a deadline of the flow table tells no duration"
     assert "flow table" not in run(capfd, "replay", CAPTURE, "--rules", RULES, "--no-flowtable")[1]

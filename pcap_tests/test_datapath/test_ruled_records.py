@@ -79,6 +79,13 @@ def test_a_partial_checksum_that_a_rule_drops_gets_the_hint_that_helps(replay):
     assert "2 of 2 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0" in " ".join(out.split())
 
 
+def test_bad_checksums_that_nobody_judged_are_among_those_that_hints_tell_of(replay):
+    """Those of a connection in the flow table."""
+    served = [craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501, l4_checksum=0)] * 3
+    out = replay(FIREWALL, [*handshake(), *served, craft.tcp(CLIENT, SERVER, 40001, 80, "S", l4_checksum=0)], summary=True)
+    assert "4 of 4 bad TCP and UDP checksums are what an offloading NIC leaves" in " ".join(out.split())
+
+
 def test_every_reason_of_ct_is_counted_once(replay):
     """Whether rules drop what it is about, or let it pass."""
     passing = FIREWALL.replace("action drop", "action pass")
