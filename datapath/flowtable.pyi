@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 from ctcore.tracker import Tracker
 
 class Flows:
@@ -17,5 +19,7 @@ class Flows:
         """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why."""
     def flush(self) -> None:
         """Tear down all rows: their connections go back to the tracker."""
+    def keep(self, zones: Collection[int]) -> None:
+        """Take out the rows of all other zones at once: Linux has a table for each zone, which goes with the last `ct` action of that zone."""
     def check(self) -> None:
         """Raises AssertionError naming what breaks an invariant."""

@@ -21,7 +21,7 @@ from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport likely, prefetch_write, unlikely
 from datapath.link cimport LINKTYPE_ETHERNET
-from datapath.live.iface cimport wall_ns
+from datapath.live.iface cimport PRESSED, wall_ns
 from datapath.live.ring cimport (
     NEED_WAKEUP, Address, Counts, Desc, Memory, Offsets, ring_filled, ring_room, ring_waiting, load_acquire, store_release,
 )
@@ -268,6 +268,9 @@ cdef class Xsk(Iface):
         store_release(self.received.consumer, self.received.mine)
         return k
 
+    cdef int pressed(self) noexcept nogil:
+        return <int>(ring_filled(&self.received, self.received.size) * PRESSED // self.received.size)
+
     cdef int send(self, const Send *rows, int n) noexcept nogil:
         cdef Desc *slots = <Desc *>self.sending.slots
         cdef Desc *desc
@@ -351,6 +354,8 @@ cdef class Xsk(Iface):
             twice = 0 if self.zero_copy else min(kernels.fill_empty, kernels.rx_dropped)
             self.counts.rx_dropped = kernels.rx_dropped - <uint64_t>twice
             self.kernel_invalid = kernels.tx_invalid
+            if self.guard is not None:
+                self.counts.rx_shed = self.guard.dropped(self.queue)
         found = super().statistics()
         found["tx_invalid"] += self.kernel_invalid
         return found
