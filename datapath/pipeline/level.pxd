@@ -78,11 +78,11 @@ ctypedef struct Walking:
     int64_t gathered            # ns: the latest time of a packet that came to `ct`
     uint32_t sent               # it and its copies, so far
     uint32_t row                # which one it is for who takes the outputs
+    uint8_t gathers             # the packet at work was put together from fragments
     ParseSettings settings
     Trail trail
     Level[MOST_HOPS + 1] level
-    uint8_t gathers             # the packet at work was put together from fragments
-    Key datagram                # as what: its tuple, before anything was changed
+    Key datagram                # where it gathers: its tuple, before anything was changed
     uint64_t[N_REASONS] lost    # copies that did not come through, by reason
     uint64_t *mirrored          # those that did, by device
 

@@ -274,7 +274,8 @@ cdef void go(Walking *w, uint8_t at) noexcept nogil:
 cdef void put_out(Walking *w, Level *v, const uint8_t *data, uint32_t have, uint32_t missing) noexcept nogil:
     cdef Output *out
     if w.outputs == NULL:
-        w.mirrored[v.hook >> 1] += v.copy
+        if unlikely(v.copy):
+            w.mirrored[v.hook >> 1] += 1
         return
     out = output_add(w.outputs, data, have, not v.in_place)
     if unlikely(out == NULL):
