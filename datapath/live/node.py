@@ -46,8 +46,11 @@ T = TypeVar("T")
 class Node:
     """A node that is open: a pipeline, its interfaces, and the loop between them. close() it."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        """Open everything. Raises ConfigError, RuleError, KernelError, MemoryError; then nothing is open."""
+    def __init__(self, config: NodeConfig, settled: Callable[[], None] = lambda: None) -> None:
+        """Open everything. settled: called when all is open that needs rights, before the first thread begins.
+
+        Raises ConfigError, RuleError, KernelError, MemoryError, and what settled() raises; then nothing is open.
+        """
         self.config = config
         self.stopping = False
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[Node], Any]]] = SimpleQueue()
@@ -63,6 +66,7 @@ class Node:
             ifaces = [iface for opened in self.opened for iface in opened.ifaces]
             self.router = self._router(names)
             self.loop = Loop(self.pipeline, ifaces, inward=self._inward(), router=self.router)
+            settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
 

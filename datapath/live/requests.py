@@ -27,6 +27,7 @@ from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
 from datapath.live.message import Message, RequestError
 from datapath.live.node import LOG, Node
 from datapath.live.reevaluate import Trial
+from datapath.live.state_file import snapshot, write_state
 from datapath.live.wanted import ALL, EVERYTHING, Wanted, label_of, status_bits, wanted_of
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
@@ -78,11 +79,12 @@ class Desk:
         self.start = time.monotonic()
         self.listening: Callable[[], bool] = lambda: False
         self.others: Callable[[], Message] = dict  # what the server counts
-        self._rules = asyncio.Lock()
+        self._rules, self._saving = asyncio.Lock(), asyncio.Lock()
         self._looking = asyncio.Lock()
         self.known: dict[str, Callable[[Session, Message], Answer]] = {
             "list": self.listed, "delete": self.delete, "update": self.update, "flush": self.flush, "count": self.count, "counters": self.counters,
             "stats": self.stats, "top": self.top, "text": self.take_text, "rules": self.rules, "log": self.log,
+            "save": self.save,
         }  # fmt: skip
         config = node.pipeline.tracker.config
         self.hz, self.acct = config.hz, config.acct
@@ -223,6 +225,18 @@ class Desk:
         self._changed(session, f"log level {level}")
         LOG.setLevel(level.upper())
         yield Done({"level": level, "before": before})
+
+    async def save(self, session: Session, request: Message) -> Answer:
+        """Connections into the configured file, and into no other: who may command need not be who may write files."""
+        path, start = self.node.config.state.file, time.monotonic()
+        if path is None:
+            raise RequestError("save: this node keeps no state: expected `file` in the section [state] of its configuration")
+        async with self._saving:
+            saved, conns = await self.ask(lambda node: (snapshot(node), node.pipeline.tracker.count))
+            size = await _in_thread(lambda: write_state(path, saved))
+        done = {"connections": conns, "bytes": size, "seconds": round(time.monotonic() - start, 3)}
+        self._changed(session, "save", **done)
+        yield Done({"file": path, **done})
 
     # --- rules ----------------------------------------------------------------------------------------------------------------------------
 
