@@ -263,6 +263,14 @@ cdef class Tracker:
         # As opaque rows: NumPy would leave the gaps between fields to chance.
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
+    def census(self, *, slots=None):
+        cdef uint32_t first, past
+        self.idle()
+        bounds_of(slots, &first, &past)
+        past = min(past, self.ct.pool.used)
+        rows = np.empty(max(<int64_t>past - first, 0), dtype=np.uint32)
+        return rows[: census_of(&self.ct, first, past, <uint32_t *><size_t>rows.ctypes.data)]
+
     def events(self):
         self.idle()
         return buffer_take(&self.ct.buffer)

@@ -44,6 +44,7 @@ ctypedef struct FlowTable:
     Engine *engine
     uint64_t admitted
     uint64_t served             # packets
+    uint64_t refused[32]        # packets whose connections were not taken in, by Offload
     uint64_t torn_down[32]      # by Offload
 
 cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil

@@ -30,7 +30,7 @@ def look(node: Node) -> dict[str, Any]:
     return {
         "summary": pipeline.summary(), "rules": (pipeline.program.ruleset, pipeline.counters()), "loop": node.loop.counters(),
         "histogram": node.loop.histogram(), "shortcuts": pipeline.shortcuts(), "flowtable": pipeline.flows.counters() if pipeline.flows else None,
-        "tracker": tracker.counters(), "count": tracker.count, "zones": tracker.zone_counts(), "pools": tracker.nat_pools(),
+        "tracker": tracker.counters(), "count": tracker.count, "capacity": tracker.config.capacity, "zones": tracker.zone_counts(), "pools": tracker.nat_pools(),
         "evictions_lost": tracker.evictions_lost,
         "router": _router(node),
         "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
@@ -52,7 +52,7 @@ def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
         "packets": int(summary["total_packets"]),
         "bytes": int(summary["total_bytes"]),
         "states": {fields.STATE_NAMES[state]: {"packets": packets[state], "bytes": sizes[state]} for state in STATES},
-        "verdicts": _verdicts(summary),
+        "verdicts": verdicts(summary),
         "reasons": {fields.REASON_NAMES[Reason(number)]: int(reasons[number]) for number in np.flatnonzero(reasons).tolist()},
         "ifaces": [{"name": name, "driver": driver, "condition": at, "queue": _queue(seen["ifaces"], i), **counts}
                    for i, (name, driver, at, counts) in enumerate(seen["ifaces"])],
@@ -73,7 +73,8 @@ def _queue(ifaces: list[Any], i: int) -> int:
     return sum(1 for other in ifaces[:i] if other[0] == ifaces[i][0])
 
 
-def _verdicts(summary: dict[str, Any]) -> dict[str, int]:
+def verdicts(summary: dict[str, Any]) -> dict[str, int]:
+    """Packets by verdict."""
     total, dropped, held = (int(summary[name]) for name in ("total_packets", "dropped", "held"))
     return {"accept": total - dropped - held, "drop": dropped, "held": held}
 

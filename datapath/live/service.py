@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as Late
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 
-from ctcore.errors import CtmirrorError
+from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live import privileges
 from datapath.live.config import NodeConfig
 from datapath.live.control import Control, listening
@@ -136,13 +136,14 @@ def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
     rights = rights_of(config)
     with ExitStack() as stack:
         made = _door(config, rights, stack)
+        measured = _counter(config, stack)
         node = stack.enter_context(Node(config, lambda: _settle(config, rights)))
         begin(node, taking)
         rights.begun(privileges.NET_ADMIN if taking.handover or _has_to_restore(node) else privileges.NONE)
         if said := rights.told():
             (LOG.info if rights.wanted else LOG.warning)(said)
         service = Service(node, rights)
-        with control_of(node, made, rights):
+        with control_of(node, made, rights), metrics_of(node, measured, rights):
             code = service.run()
         if not service.failed:
             end(node, taking)
@@ -186,6 +187,26 @@ def _remove(path: str, inode: int) -> None:
     with suppress(OSError):
         if os.stat(path).st_ino == inode:
             os.unlink(path)
+
+
+def _counter(config: NodeConfig, stack: ExitStack) -> socket.socket | None:
+    """Where metrics are asked for, if anywhere. Gone with the stack."""
+    if config.metrics.listen is None:
+        return None
+    try:
+        from datapath.live.metrics_server import bound
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"metrics: {error.name} is missing: pip install 'ctmirror[metrics]'") from None
+    return stack.enter_context(bound(config.metrics.listen))
+
+
+def metrics_of(node: Node, made: socket.socket | None, rights: Rights | None = None) -> AbstractContextManager[object]:
+    """Metrics at a socket, or nothing without one."""
+    if made is None:
+        return nullcontext()
+    from datapath.live.metrics_server import MetricsServer
+
+    return MetricsServer(node, made, zones=node.config.metrics.zones, enter=(rights or Rights()).shed)
 
 
 def control_of(node: Node, made: socket.socket | None = None, rights: Rights | None = None) -> AbstractContextManager[object]:
