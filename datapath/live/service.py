@@ -14,8 +14,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import TimeoutError as Late
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ctcore.errors import ConfigError, CtmirrorError
@@ -75,10 +76,19 @@ class Service:
         self.wanted.add(what)
         self.bell.set()
 
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Signals say what is wanted, from before anybody is answered."""
+        meant = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
+        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in meant.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def run(self) -> int:
         """Until it is to stop. The exit code."""
-        signals = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
-        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}
         self.thread.start()
         try:
             notify("READY=1")
@@ -90,8 +100,6 @@ class Service:
             self.thread.join()
             if self.reloading is not None:
                 self.reloading.join()
-            for number, handler in before.items():
-                signal.signal(number, handler)
         LOG.info("stopped", extra=self.node.loop.counters())
         return FAILED if self.failed else 0
 
@@ -143,7 +151,7 @@ def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
         if said := rights.told():
             (LOG.info if rights.wanted else LOG.warning)(said)
         service = Service(node, rights)
-        with control_of(node, made, rights), metrics_of(node, measured, rights):
+        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights):
             code = service.run()
         if not service.failed:
             end(node, taking)

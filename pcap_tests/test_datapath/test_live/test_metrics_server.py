@@ -16,6 +16,7 @@ from datapath import craft
 from datapath.live import exposition, metrics_server
 from datapath.live.config import listen_address, parse
 from datapath.live.metrics_server import LARGEST_HEAD, MOST_CLIENTS, bound
+from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.test_live.test_metrics import free_port, got, measured
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -66,7 +67,7 @@ def test_head_is_get_without_the_body(served):
     assert head.startswith(b"HTTP/1.1 200") and b"Content-Length: 3" in head and body == b""
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.binary(max_size=300))
 def test_garbage_is_answered_or_dropped_and_the_next_scrape_is_fine(shared, data):
     """Whatever it is, it harms nobody."""
