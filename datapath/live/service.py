@@ -29,6 +29,7 @@ from datapath.live.privileges import Rights
 from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
+HEARD = 0.5  # seconds that systemd has for taking a message
 FAILED = 1
 
 
@@ -39,9 +40,10 @@ def notify(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+            to.settimeout(HEARD)  # its queue may be full
             to.sendto(state.encode(), "\0" + name[1:] if name[0] == "@" else name)
     except OSError as error:
-        LOG.warning(f"systemd: {error.strerror}")
+        LOG.warning(f"systemd: {error.strerror or error}")
 
 
 def watchdog_period() -> float | None:

@@ -169,9 +169,8 @@ def test_rules_that_take_long_to_compile_starve_no_watchdog(folder, systemd, mon
         systemd()
         for _ in range(2):  # the second one comes while the first is at it, and is not lost
             os.kill(os.getpid(), signal.SIGHUP)
-            time.sleep(0.2)
-        time.sleep(3.0)
-        return systemd()
+            time.sleep(0.2)  # the socket's queue holds ten messages
+        return [line for _ in range(30) for line in (time.sleep(0.1), systemd())[1]]
 
     code, told = served(configuration.load(str(folder / "node.toml")), then)
     assert code == 0
@@ -280,3 +279,14 @@ def test_save_says_why_it_cannot(folder, capfd):
 def test_a_folder_that_is_not_there_is_said_at_the_start(folder):
     with pytest.raises(configuration.ConfigError, match=r"state.file: .*/none: root cannot write there: expected a folder of its own"):
         service.serve(configured(folder, '[state]\nfile = "none/node.state"\n'), "info")
+
+
+def test_a_systemd_that_does_not_listen_stops_nobody(folder, systemd, monkeypatch, capsys):
+    """The queue of its socket is full after some messages."""
+    monkeypatch.setattr(service, "HEARD", 0.1)
+    service.start_log("info", "text")
+    start = time.monotonic()
+    for _ in range(15):
+        service.notify("WATCHDOG=1")
+    assert time.monotonic() - start < 5 and 1 <= len(systemd()) < 15
+    assert "systemd: timed out" in capsys.readouterr().err
