@@ -171,6 +171,11 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
+    @property
+    def expectation_slots(self) -> int:
+        """How many places of expectations were ever in use: one keeps its place for life."""
+    def expected(self, *, slots: range) -> tuple[list[ExpectationRow], NDArray[Any]]:
+        """The expectations in these places, and of each the connection that it belongs to as it is, CONN_DTYPE[k]. Raises ConfigError."""
     def prefer(self, port: int | None = None, destination: int | None = None, announced: int | None = None) -> None:
         """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
 

@@ -22,6 +22,7 @@ from ctcore.errors import ConfigError
 from ctcore.filter import ALL_LABELS, ALL_MARKS, Filter
 from ctcore.types import Dir, Status
 from datapath import fields
+from datapath.live.expected import expectation_records
 from datapath.live.feed import PART, Tap
 from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
 from datapath.live.message import Message, RequestError
@@ -84,7 +85,7 @@ class Desk:
         self.known: dict[str, Callable[[Session, Message], Answer]] = {
             "list": self.listed, "delete": self.delete, "update": self.update, "flush": self.flush, "count": self.count, "counters": self.counters,
             "stats": self.stats, "top": self.top, "text": self.take_text, "rules": self.rules, "log": self.log,
-            "save": self.save,
+            "save": self.save, "expectations": self.expectations,
         }  # fmt: skip
         config = node.pipeline.tracker.config
         self.hz, self.acct = config.hz, config.acct
@@ -126,6 +127,18 @@ class Desk:
             for part in self._records(chosen):
                 yield part
         yield Done({"count": shown, "seq": seq})
+
+    async def expectations(self, session: Session, request: Message) -> Answer:
+        """What helpers expect."""
+        first, used, shown = 0, 1, 0
+        while first < used:
+            slots = range(first, first + FEW)
+            (rows, masters), used = await self.ask(lambda node, s=slots: (node.pipeline.tracker.expected(slots=s), node.pipeline.tracker.expectation_slots))
+            shown += len(rows)
+            if rows:
+                yield {"expectations": list(expectation_records(rows, masters))}
+            first += FEW
+        yield Done({"count": shown})
 
     async def count(self, session: Session, request: Message) -> Answer:
         yield Done(await self.ask(lambda node: {"count": node.pipeline.tracker.count, "max": node.pipeline.tracker.config.capacity}))
