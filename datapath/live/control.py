@@ -58,10 +58,12 @@ class Control:
         self._socket = listening(path, group) if made is None else made
         self._inode = os.stat(path).st_ino
         self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._begun = threading.Event()
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
+        self._begun.wait()
 
     def close(self) -> None:
         """Nobody is listened to any more; the socket's file goes, if it is still this one's."""
@@ -83,10 +85,12 @@ class Control:
     def _run(self) -> None:
         try:
             self._enter()
+            self._begun.set()
             self._loop.run_until_complete(self._serve())
         except Exception:
             LOG.exception("control has failed")
         finally:
+            self._begun.set()
             self._socket.close()
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()

@@ -65,10 +65,12 @@ class MetricsServer:
         self.counts = {"requests": 0, "refused": 0, "stalled": 0, "crowded": 0}
         self._socket, self._enter = made, enter
         self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._begun = threading.Event()
         self._exposition = Exposition(node, zones)
         self._clients: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
+        self._begun.wait()
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -86,10 +88,12 @@ class MetricsServer:
     def _run(self) -> None:
         try:
             self._enter()
+            self._begun.set()
             self._loop.run_until_complete(self._serve())
         except Exception:
             LOG.exception("metrics have failed")
         finally:
+            self._begun.set()
             self._socket.close()
             self._loop.close()
 

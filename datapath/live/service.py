@@ -60,19 +60,25 @@ class Service:
         self.node = node
         self.rights = rights or Rights()
         self.wanted: set[str] = set()  # "stop", "reload"
-        self.bell = threading.Event()
+        self.bell, self.begun = threading.Event(), threading.Event()
         self.failed = False
         self.thread = threading.Thread(target=self._work, name="worker")
         self.reloading: threading.Thread | None = None
 
     def _work(self) -> None:
         try:
-            self.rights.shed()
+            self._shed()
             self.node.work()
         except Exception:
             LOG.exception("the datapath has failed")
             self.failed = True
         self.want("stop")
+
+    def _shed(self) -> None:
+        try:
+            self.rights.shed()
+        finally:
+            self.begun.set()
 
     def want(self, what: str) -> None:
         self.wanted.add(what)
@@ -92,6 +98,7 @@ class Service:
     def run(self) -> int:
         """Until it is to stop. The exit code."""
         self.thread.start()
+        self.begun.wait()
         try:
             notify("READY=1")
             LOG.info("running")

@@ -62,6 +62,7 @@ class Process:
 def process(folder: Path, *options: str, before: Sequence[str] = (), **environment: str) -> Iterator[Process]:
     """`ctmirror run` with node.toml of this folder, in this thread's network namespace. before: a command that runs it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, open(folder / "log", "w") as log:
+        (folder / "notify").unlink(missing_ok=True)
         told.bind(str(folder / "notify"))
         os.chmod(folder / "notify", 0o777)
         argv = command([*before, sys.executable, "-m", "datapath", "run", "--config", str(folder / "node.toml"), *options], folder)

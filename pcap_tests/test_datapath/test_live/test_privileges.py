@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,6 +25,8 @@ NO_CAPABILITIES, NET_ADMIN = f"{0:016x}", f"{1 << 12:016x}"
 PASS = "tc qdisc add dev left clsact\ntc filter add dev left ingress prio 1 protocol all flower action ct commit pipe action pass\n"
 SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 THREE = "+net_raw,+net_admin,+bpf"
+# Runs a command without memory that is written and executed (PR_SET_MDWE, Linux 6.3), as MemoryDenyWriteExecute= of a unit has it.
+HARDENED = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0; os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @pytest.fixture
@@ -123,11 +126,36 @@ def test_three_capabilities_are_enough_and_go(wires, folder):
     as_nobody = [
         shutil.which("setpriv"), "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all," + THREE, "--ambient-caps=-all," + THREE,
         "--bounding-set=-all," + THREE,
+        sys.executable, "-c", HARDENED,
     ]  # fmt: skip
     with wire.here.entered(), process(folder, before=as_nobody) as node:
         assert rights(node) == [{NO_CAPABILITIES}] * len(node.threads())
         assert "left: XDP in the driver" in node.log()
         works(node, wire, folder)
+
+
+def test_connections_are_taken_from_the_kernel_and_given_back_all_the_same(wires, folder):
+    """Which asks for a right at the beginning and at the end: the main thread alone has it meanwhile."""
+    from ctcore.config import Config
+    from ctcore.tracker import Tracker
+    from datapath.live import kernel_conntrack
+
+    wire = wires("left")
+    configure(folder, '[privileges]\nuser = "nobody"\n')
+    with wire.here.entered():
+        with process(folder, "--adopt-kernel-conntrack", "--handover") as node:
+            first, *others = rights(node)
+            assert first == {NO_CAPABILITIES, NET_ADMIN} and others == [{NO_CAPABILITIES}] * len(others)
+            send(wire, 5)
+            with Client(f"{folder}/run/s") as client:
+                until(lambda: client.ask("count")["count"] == 5, "five connections")
+            assert node.stop() == 0
+            assert "the kernel's connections taken over" in node.log() and "connections handed over to the kernel" in node.log()
+        tracker = Tracker(Config())
+        kernel_conntrack.adopt(tracker, time.time_ns())
+        assert tracker.count == 5
+        with process(folder, "--adopt-kernel-conntrack") as node, Client(f"{folder}/run/s") as client:
+            assert client.ask("count")["count"] == 5
 
 
 def started(folder, *more: str) -> tuple[int, str]:
