@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from bench.wire_traffic import FIRST_PORT, Generator, Sink, let_pass
+from bench.wire_traffic import FIRST_PORT, Generator, Sink, flows_of, frame_of, let_pass
 from ctcore.config import Config
 from ctcore.types import Status
 from datapath import craft
@@ -109,7 +109,7 @@ def measure(run: Run) -> tuple[float, float, dict[str, int]]:
         target = Null(source.umem, "out", ordinal=1) if run.receive_only else right.ifaces[0]
         forwarder = tracking(source, target) if run.tracked else Forwarder(source, target, batch=run.batch, partial=run.partial)
         with there.entered():
-            generator = Generator("gen", size=run.size)
+            generator = Generator("gen", frame_of(run.size), flows_of(FLOWS))
         try:
             forwarder.run(SETTLE)
             before, used, start = arrived(run, target, sink), time.process_time(), time.perf_counter()

@@ -12,7 +12,7 @@ import ctypes
 import os
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from datapath import bpf, craft
 from datapath.bpf import FP, R0, R1, R2, R6, R7, R8, label
@@ -20,24 +20,25 @@ from datapath.live.interfaces import index_of
 
 XDP_ABORTED, XDP_DROP, XDP_PASS = 0, 1, 2
 CALL = 1_000_000  # frames of one system call: each ends with a pause of 20 ms
-SOURCE_PORT = 34
+# Where things are in a frame of IPv4 without options.
+IDENT, SOURCE, SOURCE_PORT, WINDOW, URGENT = 18, 26, 34, 48, 52
 FIRST_PORT = 1024
 PR_SET_PDEATHSIG = 1
 
 
-def generator(index: int, flows: int) -> list[bpf.Instruction]:
-    """Redirect the frame to interface `index`, from a port drawn out of `flows`, a power of two."""
+Program = Callable[[int], list[bpf.Instruction]]
+
+
+def _varied(index: int, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.Instruction]:
+    """Change a frame of at least `size` bytes by what is drawn (R0; R7: where the frame is), and redirect it to interface `index`."""
     return [
         bpf.load(R7, R1, 0, 4),
         bpf.load(R8, R1, 4, 4),
         bpf.move(R2, R7),
-        bpf.add_value(R2, SOURCE_PORT + 2),
+        bpf.add_value(R2, size),
         bpf.jump_above(R2, R8, "short"),
         bpf.call(bpf.RANDOM),
-        bpf.and_value(R0, flows - 1),
-        bpf.add_value(R0, FIRST_PORT),
-        bpf.swap16(R0),
-        bpf.store(R7, SOURCE_PORT, R0, 2),
+        *vary,
         bpf.move_value(R1, index),
         bpf.move_value(R2, 0),
         bpf.call(bpf.REDIRECT),
@@ -47,30 +48,59 @@ def generator(index: int, flows: int) -> list[bpf.Instruction]:
     ]
 
 
+def flows_of(flows: int) -> Program:
+    """From a port drawn out of `flows`, a power of two."""
+    vary = [bpf.and_value(R0, flows - 1), bpf.add_value(R0, FIRST_PORT), bpf.swap16(R0), bpf.store(R7, SOURCE_PORT, R0, 2)]
+    return lambda index: _varied(index, SOURCE_PORT + 2, vary)
+
+
+def flood(index: int) -> list[bpf.Instruction]:
+    """A TCP frame gets another client of 65,536, and another of as many ports. What does not matter takes the complements, so that checksums hold."""
+    vary = [
+        bpf.move(R6, R0),
+        bpf.and_value(R0, 0xFFFF),
+        bpf.store(R7, SOURCE + 2, R0, 2),
+        bpf.flip_value(R0, 0xFFFF),
+        bpf.store(R7, IDENT, R0, 2),
+        bpf.store(R7, URGENT, R0, 2),
+        bpf.shift_right(R6, 16),
+        bpf.and_value(R6, 0xFFFF),
+        bpf.store(R7, SOURCE_PORT, R6, 2),
+        bpf.flip_value(R6, 0xFFFF),
+        bpf.store(R7, WINDOW, R6, 2),
+    ]
+    return _varied(index, URGENT + 2, vary)
+
+
 def frame_of(size: int) -> bytes:
     """A UDP frame of `size` bytes on the wire, of which the last four (FCS) are not in memory."""
     return craft.udp("198.18.0.1", "198.19.0.1", FIRST_PORT, 9, bytes(size - 4 - 42), l4_checksum=0)
 
 
-class Generator:
-    """A process that sends to interface `name` of this thread's network namespace from when it is made until stop()."""
+def flood_frame() -> bytes:
+    """What flood() varies: the first segment of a connection to port 80 that nobody will answer."""
+    return craft.tcp("198.18.0.0", "198.19.0.1", 0, 80, "S", win=0xFFFF, urg=0xFFFF, ident=0xFFFF)
 
-    def __init__(self, name: str, *, size: int = 64, flows: int = 1024, processor: int = 0) -> None:
+
+class Generator:
+    """A process that sends to interface `name` of this thread's network namespace from when it is made until stop(): a frame, varied by a program."""
+
+    def __init__(self, name: str, frame: bytes, program: Program, *, processor: int = 0) -> None:
         index = index_of(name)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._generate(index, frame_of(size), flows, processor)
+                self._generate(index, frame, program(index), processor)
             finally:
                 os._exit(1)
 
     @staticmethod
-    def _generate(index: int, frame: bytes, flows: int, processor: int) -> None:
+    def _generate(index: int, frame: bytes, program: list[bpf.Instruction], processor: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.sched_setaffinity(0, {processor})
-        program = bpf.load_xdp(generator(index, flows), "generate")
+        loaded = bpf.load_xdp(program, "generate")
         while True:
-            bpf.run_xdp_live(program, frame, CALL, index=index)
+            bpf.run_xdp_live(loaded, frame, CALL, index=index)
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

@@ -126,6 +126,8 @@ def _check_zones(config: Config) -> None:
         raise ConfigError(f"zone_dir = {config.zone_dir!r}: expected {', '.join(ZONE_DIRS)}")
     _check_range(config, "zone_limit", 0, CAPACITY_LIMIT)
     for name in ("zone_limits", "zone_reserves"):
+        if not isinstance(getattr(config, name), Mapping):
+            raise ConfigError(f"{name} = {getattr(config, name)!r}: expected a number for each zone, as in {{1: 1000}}")
         for zone, number in getattr(config, name).items():
             whole(f"{name}: zone", zone, 0, 0xFFFF)
             whole(f"{name}: zone {zone}:", number, 0, CAPACITY_LIMIT, " connections")

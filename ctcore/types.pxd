@@ -251,6 +251,7 @@ cpdef enum Reason:
     R_RULE_FIELD
     R_RULE_ROOM
     R_RULE_CUT
+    R_OVERLOAD
     N_REASONS
 
 # Where a packet's connection is served, after the packet; or why not by more than software's slow path. Nought: nobody asked.

@@ -225,7 +225,8 @@ class Reason(IntEnum):
     R_RULE_FIELD = 74
     R_RULE_ROOM = 75
     R_RULE_CUT = 76
-    N_REASONS = 77
+    R_OVERLOAD = 77
+    N_REASONS = 78
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0

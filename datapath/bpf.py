@@ -108,6 +108,19 @@ def and_value32(dst: int, value: int) -> Instruction:
     return Instruction(0x54, dst, value=value)
 
 
+def flip_value(dst: int, value: int) -> Instruction:
+    """dst ^= value"""
+    return Instruction(0xA7, dst, value=value)
+
+
+def shift_right(dst: int, bits: int) -> Instruction:
+    return Instruction(0x77, dst, value=bits)
+
+
+def subtract(dst: int, src: int) -> Instruction:
+    return Instruction(0x1F, dst, src)
+
+
 def swap16(dst: int) -> Instruction:
     """The lower 16 bits in network order, all others 0."""
     return Instruction(0xDC, dst, value=16)

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.engine cimport Engine
 from ctcore.tracker cimport Tracker
-from ctcore.types cimport Key, Packet
+from ctcore.types cimport N_OFFLOADS, Key, Packet
 
 cdef enum:
     NO_ROW = 0xFFFFFFFF
@@ -22,8 +22,7 @@ ctypedef struct FlowRow:
     uint32_t next[2]            # by direction, in the chain of its tuple's hash; of a free row: next[0] is the next free one
     uint8_t flags
     uint8_t cause               # Offload: why it is torn down
-    uint8_t live
-    uint8_t pad
+    uint8_t pad[2]
     uint16_t zone               # that of its tuples
     uint8_t pads[6]
     Key key[2]                  # as packets of each direction arrive
@@ -33,6 +32,7 @@ ctypedef struct FlowTable:
     FlowRow *row
     uint32_t *head              # chains, of row << 1 | direction
     uint32_t *of                # by slot of the pool: its connection's row
+    uint64_t *living            # a bit a row: what a round looks at
     uint32_t n_heads            # a power of two
     uint32_t size
     uint32_t used               # rows ever handed out
@@ -44,8 +44,8 @@ ctypedef struct FlowTable:
     Engine *engine
     uint64_t admitted
     uint64_t served             # packets
-    uint64_t refused[32]        # packets whose connections were not taken in, by Offload
-    uint64_t torn_down[32]      # by Offload
+    uint64_t refused[N_OFFLOADS]        # packets whose connections were not taken in, by why
+    uint64_t torn_down[N_OFFLOADS]
 
 cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil
 cdef uint32_t flow_find(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil

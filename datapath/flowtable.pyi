@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 from ctcore.tracker import Tracker
 
 class Flows:
@@ -18,5 +20,7 @@ class Flows:
         refused_proto, ...: packets at the end of whose `ct` action their connection was not taken in, why."""
     def flush(self) -> None:
         """Tear down all rows: their connections go back to the tracker."""
+    def keep(self, zones: Collection[int]) -> None:
+        """Take out the rows of all other zones at once: Linux has a table for each zone, which goes with the last `ct` action of that zone."""
     def check(self) -> None:
         """Raises AssertionError naming what breaks an invariant."""

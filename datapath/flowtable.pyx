@@ -19,7 +19,7 @@ import numpy as np
 from ctcore.engine cimport Engine, set_deadline, ticks_left
 from ctcore.handback cimport handed_back
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport be16, likely, prefetch_write, unlikely
+from ctcore.lowlevel cimport be16, first_bit, likely, prefetch_write, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport same_key
 from ctcore.timers cimport tick_reached
@@ -85,11 +85,26 @@ cdef void row_remove(FlowTable *all, const Engine *ct, uint32_t number) noexcept
         while link[0] != (number << 1 | dir):
             link = &all.row[link[0] >> 1].next[link[0] & 1]
         link[0] = row.next[dir]
-    row.live = 0
+    all.living[number >> 6] &= ~(<uint64_t>1 << (number & 63))
     row.serial += 1
     row.next[0] = all.free
     all.free = number
     all.count -= 1
+
+
+cdef uint32_t next_living(const FlowTable *all, uint32_t start) noexcept nogil:
+    """The first row from `start` on that is in the table, or NO_ROW: there may have been far more than there are now."""
+    cdef uint32_t word = start >> 6, last = (all.used + 63) >> 6
+    cdef uint64_t bits
+    if word >= last:
+        return NO_ROW
+    bits = all.living[word] >> (start & 63) << (start & 63)
+    while not bits:
+        word += 1
+        if word == last:
+            return NO_ROW
+        bits = all.living[word]
+    return word << 6 | <uint32_t>first_bit(bits)
 
 
 cdef inline uint32_t idle_ticks(const FlowTable *all, uint8_t proto) noexcept nogil:
@@ -180,7 +195,8 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     row.conn_id, row.conn, row.zone = entry.flow[ORIG].id, conn, zone
     row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
     row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
-    row.cause, row.live = OFFLOAD_NONE, 1
+    row.cause = OFFLOAD_NONE
+    all.living[number >> 6] |= <uint64_t>1 << (number & 63)
     for dir in range(2):
         row.key[dir] = key[dir]
         row.next[dir] = chain_of(all, ct, &key[dir])[0]
@@ -295,7 +311,7 @@ cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
 
     Captures jump by years, but a deadline is the sign of a 32-bit difference: so time goes by leaps that it can tell, as long as there are rows.
     """
-    while all.used and all.next_round and now - all.next_round > LEAP:
+    while all.count and all.next_round and now - all.next_round > LEAP:
         one_round(all, ct, all.next_round + LEAP)
     one_round(all, ct, now)
 
@@ -303,12 +319,10 @@ cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
 cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
     cdef uint64_t second = <uint64_t>(SECOND // ct.set.tick_ns), tick = <uint64_t>(now // SECOND) * second, at
     cdef FlowRow *row
-    cdef uint32_t i
+    cdef uint32_t i = next_living(all, 0)
     all.next_round = (now // SECOND + 1) * SECOND
-    for i in range(all.used):
+    while i != NO_ROW:
         row = &all.row[i]
-        if not row.live:
-            continue
         if not row.flags & ROW_TEARDOWN and tick_reached(row.timeout, tick):
             at = tick - <uint64_t><int64_t><int32_t>(<uint32_t>tick - row.timeout)
             at = (at + second - 1) // second * second       # the first round that finds it expired
@@ -317,6 +331,7 @@ cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
             row_remove(all, ct, i)
         elif all.extends:
             extend(ct, &ct.pool.entry[row.conn], tick)
+        i = next_living(all, i + 1)
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
@@ -328,7 +343,7 @@ cdef class Flows:
     def __cinit__(self, Tracker tracker not None):
         cdef FlowTable *all = &self.all
         cdef Engine *ct = &tracker.ct
-        cdef size_t rows, heads
+        cdef size_t rows, heads, bits
         if ct.offloaded_gone != NULL:
             raise ValueError("flow table: expected a tracker that has none yet")
         memset(all, 0, sizeof(FlowTable))
@@ -337,11 +352,13 @@ cdef class Flows:
         all.size = ct.pool.capacity
         all.n_heads = 8 << (all.size - 1).bit_length()      # most are empty: a new connection's tuples are looked up and not found
         rows, heads = all.size * sizeof(FlowRow), all.n_heads * sizeof(uint32_t)
-        self.size = (rows + heads + all.size * sizeof(uint32_t) + 4095) & ~<size_t>4095
+        bits = (all.size + 63) // 64 * sizeof(uint64_t)
+        self.size = (rows + bits + heads + all.size * sizeof(uint32_t) + 4095) & ~<size_t>4095
         all.row = <FlowRow *>map_memory(self.size)
         if all.row == NULL:
             raise MemoryError(f"no memory for a flow table of {all.size} connections")
-        all.head = <uint32_t *>(all.row + all.size)
+        all.living = <uint64_t *>(all.row + all.size)
+        all.head = <uint32_t *>(all.living + bits // sizeof(uint64_t))
         all.of = all.head + all.n_heads
         memset(all.head, 0xFF, heads)
         all.free = NO_ROW
@@ -367,22 +384,34 @@ cdef class Flows:
 
     def flush(self):
         """See flowtable.pyi."""
-        cdef uint32_t i
+        cdef uint32_t i = next_living(&self.all, 0)
         self.tracker.idle()
-        for i in range(self.all.used):
-            if self.all.row[i].live:
+        while i != NO_ROW:
+            flow_teardown(&self.all, self.all.engine, i, NOT_TEARDOWN_FLUSH, self.all.engine.tick)
+            i = next_living(&self.all, i + 1)
+
+    def keep(self, zones):
+        """See flowtable.pyi."""
+        cdef uint32_t i
+        cdef uint8_t[::1] kept = np.zeros(1 << 16, dtype=np.uint8)
+        self.tracker.idle()
+        for zone in zones:
+            kept[<int>zone] = 1
+        i = next_living(&self.all, 0)
+        while i != NO_ROW:
+            if not kept[self.all.row[i].zone]:
                 flow_teardown(&self.all, self.all.engine, i, NOT_TEARDOWN_FLUSH, self.all.engine.tick)
+                row_remove(&self.all, self.all.engine, i)
+            i = next_living(&self.all, i + 1)
 
     def check(self):
         """See flowtable.pyi."""
         cdef FlowTable *all = &self.all
         cdef FlowRow *row
-        cdef uint32_t i, live = 0, marked = 0
+        cdef uint32_t i = next_living(all, 0), live = 0, marked = 0
         cdef int dir
-        for i in range(all.used):
+        while i != NO_ROW:
             row = &all.row[i]
-            if not row.live:
-                continue
             live += 1
             for dir in range(2):
                 if flow_find(all, all.engine, &row.key[dir]) != (i << 1 | dir):
@@ -391,6 +420,7 @@ cdef class Flows:
                 marked += 1
                 if not all.engine.pool.entry[row.conn].status & OFFLOAD or all.engine.pool.entry[row.conn].flow[ORIG].id != row.conn_id:
                     raise AssertionError(f"row {i}: connection {row.conn_id} has no OFFLOAD, or is another one")
+            i = next_living(all, i + 1)
         if live != all.count:
             raise AssertionError(f"{live} rows live, {all.count} are counted")
         offloaded = int(np.count_nonzero(self.tracker.conns()["status"] & <int>OFFLOAD))

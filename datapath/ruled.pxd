@@ -18,6 +18,9 @@ from datapath.shortcut cimport Cuts, Plan, Shortcut
 from datapath.pipeline.flower cimport FlowerKey
 from datapath.worker cimport Summary
 
+cdef enum:
+    ALL_WALK = 0xFFFFFFFF
+
 # What is asked of a call beside counting. Each may be NULL.
 ctypedef struct Wanted:
     Decision *decisions
@@ -36,8 +39,10 @@ cdef class RulePipeline:
     cdef Aim aim
     cdef uint32_t[::1] hooks            # by interface
     cdef uint32_t loaded                # how often rules were
+    cdef uint32_t walks                 # packets that may still walk through the rules before others are turned away
     cdef int put_in(self, Program program) except -1
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil
+    cdef bint turned_away(self, const Packet *p, int i, Result *result, Decision *decision) noexcept nogil
     cdef void tick(self, int64_t now) noexcept nogil
     cdef bint put_out(self, const Frame *frame, const Packet *p, int i, const Plan *plan) noexcept nogil
     cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil

@@ -41,6 +41,8 @@ class RulePipeline:
     def load(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> None:
         """Go on with other rules, from the next packet on: what is tracked stays, counters begin anew, and packets pass until arrive() is called.
 
+        Connections of zones in which no rule tracks any more leave the flow table, as in Linux with the last `ct` action of their zone.
+
         Raises ConfigError for rules whose `ct` actions translate to what the rules of the beginning did not.
         """
     def compiled(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> Program:

@@ -5,6 +5,7 @@
 Theory of operation: what a packet's flow did before is looked up for the whole batch, so that memory has arrived when it is needed. A flow with a
 shortcut whose connections are all in the flow table does as before: served, counted, done. All others walk; a walk that another one of the same flow
 would repeat leaves a shortcut.
+Where more comes in than can walk, whoever runs it says how many may (walks), and the rest is dropped: first comes what the flow table knows.
 Invariants: with and without the flow table the same packets pass and leave with the same bytes, but for what the offload contract says otherwise.
 Not here: asking for memory ahead (aim), what rules do (walk), which connections are in the flow table (flowtable), captures without rules (worker).
 """
@@ -12,18 +13,18 @@ Not here: asking for memory ahead (aim), what rules do (walk), which connections
 cimport cython
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ctcore.batch cimport Batch
 from ctcore.decision cimport with_conn
 from ctcore.engine cimport Engine
 from ctcore.lifetime cimport advance_clock
-from ctcore.lowlevel cimport unlikely
+from ctcore.lowlevel cimport likely, unlikely
 from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_RULE_DROP, RST, Decision, Key,
+    ACCEPT, BATCH, DROP, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_OVERLOAD, R_RULE_DROP, RST, Decision, Key,
     Packet,
 )
 from datapath.aim cimport flow_key, take_aim
@@ -33,7 +34,7 @@ from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
 from datapath.pipeline.outputs cimport Output, output_add, outputs_reset
-from datapath.pipeline.program cimport Program
+from datapath.pipeline.program cimport NO_RULE, Program
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (
@@ -65,6 +66,7 @@ cdef class RulePipeline:
         if flowtable:
             self.aim.flows, self.aim.cuts = &self.flows.all, &self.cuts.all
         self.batch = Batch(BATCH)
+        self.walks = ALL_WALK
         summary_begin(&self.sums)
         self.put_in(program)
 
@@ -89,6 +91,8 @@ cdef class RulePipeline:
         """See ruled.pyi."""
         self.tracker.idle()
         self.put_in(program)
+        if self.flows is not None:
+            self.flows.keep(program.zones)
 
     def arrive(self, hooks):
         """See ruled.pyi."""
@@ -174,7 +178,9 @@ cdef class RulePipeline:
                 decision = &unseen if wanted.decisions == NULL else wanted.decisions + start + i
                 w.row = <uint32_t>(start + i)
                 self.tick(row[i].now)
-                if not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL):
+                if not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL) and not self.turned_away(
+                    &row[i], i, result, decision
+                ):
                     self.long_way(memory, frame + start + i, &row[i], i, result, decision)
                 row[i].state, row[i].verdict, row[i].reason = decision.state, result.verdict, decision.reason
             sum_up(&self.sums, row, frame + start, k)
@@ -220,7 +226,7 @@ cdef class RulePipeline:
         plan.packets += 1
         plan.bytes += length
         plan.behind += length - min(length, p.l3_off + p.ip_len)
-        plan.last = frame.ts
+        plan.last = max(plan.last, frame.ts)
         result[0] = plan.result
         decision.verdict, decision.reason = result.verdict, result.reason
         return True
@@ -332,6 +338,20 @@ cdef class RulePipeline:
             return
         if epoch == self.epoch():               # else it has set a mark, which the next packet will have from the beginning
             self.remember(memory, frame, p, i, result)
+
+    cdef inline bint turned_away(self, const Packet *p, int i, Result *result, Decision *decision) noexcept nogil:
+        """True: no more may walk, and the packet is dropped. What is not tracked is few and cheap, and connections need it (ARP)."""
+        if likely(self.walks == ALL_WALK) or self.flows is None or p.verdict != PENDING:
+            return False
+        if self.walks:
+            self.walks -= 1
+            return False
+        memset(result, 0, sizeof(Result))
+        result.rule, result.device, result.egress = NO_RULE, <uint16_t>(self.aim.hook[i] >> 1), self.aim.hook[i] & 1
+        result.verdict, result.reason = DROP, R_OVERLOAD
+        never_tracked(p, decision)
+        decision.verdict, decision.reason = DROP, R_OVERLOAD
+        return True
 
     cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
         cdef const Trail *trail = &self.walker.walking.trail

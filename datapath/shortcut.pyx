@@ -178,6 +178,7 @@ cdef uint32_t plan_intern(Shortcuts *all, const Plan *draft) noexcept nogil:
     plan = &all.plan[number]
     plan[0] = draft[0]
     plan.packets = plan.bytes = plan.behind = 0
+    plan.last = -1
     plan.named, plan.rules, plan.hash = 0, all.rules, hash
     plan.next = chain_of(all, hash)[0]
     chain_of(all, hash)[0] = number

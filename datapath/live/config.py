@@ -37,6 +37,7 @@ _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz"}
+_BY_ZONE = ("zone_limits", "zone_reserves")
 
 
 class Section(BaseModel):
@@ -198,6 +199,12 @@ class MemorySection(Section):
     chunk: Literal[2048, 4096] = 2048
 
 
+def _zones(values: dict[str, Any]) -> dict[str, Any]:
+    """Zones are numbers, while keys of TOML are text. What is none is left to ctcore, which says so."""
+    by_zone = {key: values[key] for key in _BY_ZONE if isinstance(values.get(key), dict)}
+    return values | {key: {int(zone) if zone.isdecimal() else zone: n for zone, n in value.items()} for key, value in by_zone.items()}
+
+
 class NodeConfig(Section):
     """A node. cpu: where its thread runs, None: wherever the system has it."""
 
@@ -205,7 +212,7 @@ class NodeConfig(Section):
     flowtable: bool = True
     cpu: Annotated[int, Field(ge=0)] | None = None
     iface: Annotated[list[IfaceSection], Field(min_length=1, max_length=64)]
-    conntrack: dict[str, Any] = {}
+    conntrack: Annotated[dict[str, Any], AfterValidator(_zones)] = {}
     router: RouterSection = RouterSection()
     route: Annotated[list[RouteSection], Field(max_length=4096)] = []
     memory: MemorySection = MemorySection()
@@ -273,7 +280,10 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
             Tracking(**{key: value})
         except (CtmirrorError, TypeError, ValueError) as error:
             raise ConfigError(_place(name, lines, ("conntrack", key)) + str(error)) from None
-    config.tracking()
+    try:
+        config.tracking()
+    except ConfigError as error:  # what several settings mean together
+        raise ConfigError(_place(name, lines, ("conntrack",)) + str(error)) from None
 
 
 def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:

@@ -6,6 +6,9 @@ from datapath.frame cimport Frame
 from datapath.live.rows cimport Send, Statistics
 from datapath.live.umem cimport Pool, Umem
 
+cdef enum:
+    PRESSED = 1024              # what pressed() says of something full
+
 cdef int64_t wall_ns() noexcept nogil
 
 cdef class Iface:
@@ -22,5 +25,6 @@ cdef class Iface:
 
     cdef int setup(self, Umem umem, str name, int worker, int ordinal) except -1
     cdef int receive(self, Frame *rows, int most) noexcept nogil
+    cdef int pressed(self) noexcept nogil
     cdef int send(self, const Send *rows, int n) noexcept nogil
     cdef int tidy(self) noexcept nogil

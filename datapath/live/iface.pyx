@@ -62,6 +62,10 @@ cdef class Iface:
     cdef int receive(self, Frame *rows, int most) noexcept nogil:
         return 0
 
+    cdef int pressed(self) noexcept nogil:
+        """How full of frames that wait is what they wait in, in 1/PRESSED; 0 where nobody knows."""
+        return 0
+
     cdef int send(self, const Send *rows, int n) noexcept nogil:
         return 0
 

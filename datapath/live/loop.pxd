@@ -65,6 +65,7 @@ cdef class Loop:
     cdef int n_onward
 
     cdef int round(self) noexcept nogil
+    cdef uint32_t may_walk(self, int pressed) noexcept nogil
     cdef void forward(self, int n) noexcept nogil
     cdef void through(self, int n) noexcept nogil
     cdef size_t place_all(self, int n) noexcept nogil

@@ -23,20 +23,21 @@ from libc.string cimport memcpy, memset
 from ctcore.lowlevel cimport likely, unlikely
 from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
-from datapath.live.iface cimport Iface, wall_ns
+from datapath.live.iface cimport PRESSED, Iface, wall_ns
 from datapath.live.partial cimport complete
 from datapath.live.polling cimport POLLIN, poll, pollfd
 from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
 from datapath.pipeline.program cimport NO_CHAIN
-from datapath.ruled cimport RulePipeline
+from datapath.ruled cimport ALL_WALK, RulePipeline
 
 from datapath.pipeline.rules import Hook
 
 cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
+    LEAST_WALKS = 16            # of a round, however much comes in
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
@@ -157,6 +158,7 @@ cdef class Loop:
         for i in range(self.n_ifaces):
             n = (<Iface>self.iface[i]).receive(self.frame, ROUND)
             if n:
+                self.pipeline.walks = ALL_WALK if likely(n < ROUND) else self.may_walk((<Iface>self.iface[i]).pressed())
                 if self.unsummed[i] != NULL:
                     self.unsummed[i][0] += complete(self.umem.base, self.frame, n)
                 self.forward(n)
@@ -167,12 +169,19 @@ cdef class Loop:
         self.counts.frames += all
         return all
 
+    cdef inline uint32_t may_walk(self, int pressed) noexcept nogil:
+        """How many of a round may walk through the rules: the fuller the ring they come from, from half on, the fewer, as connections in the flow table
+        shall go on whatever else comes in. A ring that is full loses frames of all kinds alike."""
+        cdef int left = PRESSED - pressed
+        return ALL_WALK if left > PRESSED // 2 else <uint32_t>max(ROUND * 2 * left // PRESSED, <int>LEAST_WALKS)
+
     cdef void forward(self, int n) noexcept nogil:
         """Frames that have come through the rules, and on."""
         cdef int64_t start = wall_ns()
         cdef uint64_t took
         cdef int bucket = 0
         self.through(n)
+        self.pipeline.walks = ALL_WALK
         if unlikely(self.n_onward):
             self.send_onward()
         took = <uint64_t>max(wall_ns() - start, <int64_t>1)

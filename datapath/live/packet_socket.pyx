@@ -20,7 +20,7 @@ from posix.unistd cimport close as close_fd
 from ctcore.lowlevel cimport unlikely
 from datapath.frame cimport Frame
 from datapath.link cimport ETHER_VLAN, LINKTYPE_ETHERNET
-from datapath.live.iface cimport Iface
+from datapath.live.iface cimport PRESSED, Iface
 from datapath.live.partial cimport complete
 from datapath.live.ring cimport load_acquire, store_release
 from datapath.live.rows cimport Send
@@ -296,6 +296,16 @@ cdef class PacketSocket(Iface):
                 self.end_block()
         self.counts.rx += n
         return n
+
+    cdef int pressed(self) noexcept nogil:
+        """Blocks that the kernel has handed over, of all."""
+        cdef uint32_t waiting
+        cdef tpacket_block_desc *block
+        for waiting in range(self.blocks):
+            block = <tpacket_block_desc *>(self.ring + <size_t>((self.block + waiting) % self.blocks) * self.block_size)
+            if not load_acquire(&block.hdr.bh1.block_status) & TP_STATUS_USER:
+                return <int>(waiting * PRESSED // self.blocks)
+        return PRESSED
 
     cdef int send(self, const Send *rows, int n) noexcept nogil:
         cdef mmsghdr[BATCH] messages

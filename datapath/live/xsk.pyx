@@ -21,7 +21,7 @@ from posix.unistd cimport close as close_fd
 
 from ctcore.lowlevel cimport likely, prefetch_write, unlikely
 from datapath.link cimport LINKTYPE_ETHERNET
-from datapath.live.iface cimport wall_ns
+from datapath.live.iface cimport PRESSED, wall_ns
 from datapath.live.ring cimport (
     NEED_WAKEUP, Address, Counts, Desc, Memory, Offsets, ring_filled, ring_room, ring_waiting, load_acquire, store_release,
 )
@@ -267,6 +267,9 @@ cdef class Xsk(Iface):
         self.counts.rx += k
         store_release(self.received.consumer, self.received.mine)
         return k
+
+    cdef int pressed(self) noexcept nogil:
+        return <int>(ring_filled(&self.received, self.received.size) * PRESSED // self.received.size)
 
     cdef int send(self, const Send *rows, int n) noexcept nogil:
         cdef Desc *slots = <Desc *>self.sending.slots

@@ -191,7 +191,7 @@ class Bucket:
 
     def conforms(self, length: int, now: int) -> bool:
         """Whether a packet of so many bytes has a token; if so it is spent."""
-        if self.action.mtu is not None and length > self.action.mtu:
+        if self.action.longest is not None and length > self.action.longest:
             return False
         passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
         bytes_left = min(self.bytes_left + passed, limits[0]) - self._of_bytes(length)

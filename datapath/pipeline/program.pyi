@@ -26,5 +26,8 @@ class Program:
     def __init__(self, ruleset: Ruleset, devices: Sequence[str] = (), config: Config | None = None, *, seed: int = 0) -> None: ...
     def hook(self, hook: Hook) -> int:
         """The number of a hook. One of number 0 or 1 is of a device that nobody named, and passes all. Raises ValueError for unknown devices."""
+    @property
+    def zones(self) -> frozenset[int]:
+        """In which rules track."""
     def counters(self) -> NDArray[Any]:
         """COUNT_DTYPE[n], a copy: how often each rule matched, in the order of the ruleset."""

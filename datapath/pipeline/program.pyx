@@ -86,7 +86,7 @@ cdef int lower_bucket(Bucket *b, object action) except -1:
     b.rate = action.rate or 0
     b.packet_cost = SECOND // action.packet_rate if action.packet_rate else 0
     b.bytes_full, b.packets_full = min(full_bytes, FOREVER), min(full_packets, FOREVER)
-    b.mtu = (1 << 64) - 1 if action.mtu is None else action.mtu
+    b.mtu = (1 << 64) - 1 if action.longest is None else action.longest
     return 0
 
 
@@ -249,6 +249,11 @@ cdef class Program:
         if hook.device not in self.numbers:
             raise ValueError(f"device {hook.device}: expected one of {', '.join(self.devices[1:])}")
         return 2 * self.numbers[hook.device] + (hook.direction == "egress")
+
+    @property
+    def zones(self):
+        """See program.pyi."""
+        return frozenset(action.zone for action in self.asks if not action.clear)
 
     def counters(self):
         return self.counts.copy()

@@ -222,11 +222,15 @@ class Vlan:
     control: Control = PIPE
 
 
+POLICED = 255 * 8  # bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Police:
     """A token bucket. rate: bits a second; burst: bytes; or packet_rate a second and packet_burst.
 
-    exceed: what happens to what has no token; control: to the rest (tc's conform-exceed).
+    mtu: bytes of the longest packet that can have a token (see longest). exceed: what happens to what has no token; control: to the rest (tc's
+    conform-exceed).
     """
 
     rate: int | None = None
@@ -236,6 +240,14 @@ class Police:
     mtu: int | None = None
     exceed: Control = RECLASSIFY
     control: Control = PASS
+
+    @property
+    def longest(self) -> int | None:
+        """Bytes of the longest packet that can have a token; None: any can.
+
+        Of a rate without an mtu tc sends a table made for packets of up to 2,047 bytes, in 256 cells of 8, and act_police takes 255 for the mtu.
+        """
+        return POLICED if self.mtu is None and self.rate is not None else self.mtu
 
 
 Action = Gact | Ct | Mirred | Pedit | Csum | Skbedit | Vlan | Police

@@ -196,7 +196,7 @@ cdef inline void count(Walking *w, Level *v, uint32_t rule) noexcept nogil:
     cdef Count *c = &w.rules.count[rule]
     c.packets += 1
     c.bytes += <uint64_t>v.draft.have + v.draft.missing
-    c.last = w.frame.ts
+    c.last = max(c.last, w.frame.ts)        # captures may go back in time
     if likely(w.result.n_hits < MOST_HITS):
         w.result.hit[w.result.n_hits] = rule
     w.result.n_hits += 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import pytest
 
 from ctcore.filter import Filter
 from ctcore.types import Status, TcpFlag
 from datapath import craft
+from datapath.frame import frames_of
+from datapath.pipeline.rules import Hook
 from pcap_tests.scene import START
 from pcap_tests.test_datapath.tabled import COMMITS, DAY, IN, OUT, SECOND, Net, Tcp, assured_udp, udp
-from pcap_tests.test_datapath.test_pipeline.laboratory import CLIENT, SERVER
+from pcap_tests.test_datapath.test_pipeline.laboratory import CLIENT, SERVER, ruleset_of
 
 # --- aging (A6) ------------------------------------------------------------------------------------------------------------------------
 
@@ -67,6 +72,46 @@ def test_an_idle_datagram_without_an_answer_comes_back_with_nothing() -> None:
     net.wait(32)
     net.tick()
     assert [int(row["flow"][0]["key"]["dport"]) for row in net.tracker.conns()] == [9]
+
+
+def expires(net: Net, seconds: int) -> None:
+    """The first connection leaves the table in the round so many seconds after START, and not earlier."""
+    net.now = START + seconds * SECOND - 1
+    net.tick()
+    assert net.offloaded()
+    net.now += 1
+    net.tick()
+    assert net.flows.counters()["teardown_idle"] == 1
+
+
+@pytest.mark.parametrize(("after", "gone"), [(0.9, 30), (1.1, 32)])
+def test_less_than_a_second_more_is_not_worth_a_refresh(after: float, gone: int) -> None:
+    """41: 30 s from the packet before are then the end. The rounds are at whole seconds."""
+    net = Net()
+    talk = Tcp(net).opened()
+    net.wait(after)
+    assert talk.say(OUT, "PA", b"hello").offload == "software"
+    expires(net, gone)
+
+
+@pytest.mark.parametrize(("side", "gone"), [(IN, 30), (OUT, 31)])
+def test_an_answer_refreshes_at_once_before_replies_may_be_served(side: int, gone: int) -> None:
+    """39: forced, however little it adds, and the packet itself goes the slow way; the other direction's adds less than a second, and nothing."""
+    net = Net(COMMITS)
+    udp(net)
+    net.wait(0.5)
+    assert udp(net, side).offload == "not_assured"
+    expires(net, gone)
+
+
+def test_the_first_answer_after_it_is_assured_refreshes_at_once_and_the_next_does_not() -> None:
+    """39, 41: that of 3.75 s makes it bidirectional; that of 4.25 s adds half a second."""
+    net = Net(COMMITS)
+    udp(net)
+    for seconds, offload in ((0.0, "not_assured"), (3.0, "not_assured"), (0.75, "software"), (0.5, "software")):
+        net.wait(seconds)
+        assert udp(net, OUT).offload == offload
+    expires(net, 34)
 
 
 def test_traffic_keeps_a_connection_in_the_table() -> None:
@@ -200,6 +245,55 @@ def test_early_drop_of_an_admitted_connection() -> None:
     net.wait(1)
     net.send(craft.icmp(CLIENT, SERVER, 8, ident=1, sequence=1))
     assert net.flows.count <= 2
+
+
+BOTH_ZONES = (
+    "tc filter add dev in0 ingress chain 0 prio 1 protocol ip flower ip_proto udp action ct commit zone 1 pipe action pass\n"
+    "tc filter add dev in0 ingress chain 0 prio 2 protocol ip flower ip_proto tcp action ct commit zone 2 pipe action pass\n"
+)
+
+
+@pytest.mark.parametrize(("rules", "left"), [(BOTH_ZONES.splitlines()[1], [17]), (BOTH_ZONES, [])])
+def test_a_zone_loses_its_flows_with_its_last_ct_action(rules: str, left: list[int]) -> None:
+    """59: other rules; those that still track in a zone keep its flows. The rows go at once: a table of later rules is a new one."""
+    net = Net(BOTH_ZONES)
+    udp(net)
+    net.pipeline.load(ruleset_of(rules))
+    net.flows.check()
+    assert net.flows.counters()["teardown_flush"] == len(left)
+    assert net.offloaded() == (not left)
+    assert net.left() == (30 if left else DAY)
+    net.pipeline.load(ruleset_of(BOTH_ZONES))
+    net.pipeline.arrive([Hook("in0")])
+    assert udp(net).offload == ("software" if left else "not_assured")
+
+
+def test_rules_that_track_nowhere_leave_nothing_in_the_table() -> None:
+    """59: and nothing but `ct clear` is no tracking."""
+    net = Net()
+    Tcp(net).opened()
+    net.pipeline.load(ruleset_of("tc filter add dev in0 ingress protocol all flower action ct clear pipe action pass\n"))
+    net.flows.check()
+    assert (net.offloaded(), net.flows.counters()["teardown_flush"], net.flows.count) == (False, 1, 0)
+
+
+def test_a_burst_costs_the_rounds_after_it_nothing() -> None:
+    """60,000 rows that are gone, among them the first; one that stays is the last."""
+    quick, slow = (Net(COMMITS, max=100_000) for _ in range(2))
+    burst = [craft.udp(f"10.1.{i >> 8}.{i & 255}", SERVER, 1000, 53) for i in range(60_000)]
+    slow.pipeline.process(*frames_of(burst, np.full(len(burst), START)))
+    took = []
+    for net in (quick, slow):
+        frame = craft.udp(CLIENT, SERVER, 1, 53)
+        net.pipeline.process(*frames_of([frame] * 100, START + SECOND * np.arange(100)))
+        assert net.flows.count == 1
+        times = []
+        for start in range(100, 400, 100):
+            began = time.perf_counter()
+            net.pipeline.process(*frames_of([frame] * 100, START + SECOND * (start + np.arange(100))))
+            times.append(time.perf_counter() - began)
+        took.append(min(times))
+    assert took[1] < 10 * took[0]
 
 
 def test_a_tracker_has_one_flow_table() -> None:

@@ -316,3 +316,16 @@ def test_as_many_ways_as_flows_are_all_remembered() -> None:
     assert told["plans"] > 65_536 and told["hits"] - before > 0.98 * frames
     pipeline.cuts.check()
     assert pipeline.counters()["packets"][:512].sum() == pipeline.summary()["total_packets"]
+
+
+def test_a_rule_was_last_used_at_the_latest_time_by_whichever_way() -> None:
+    crowd = Crowd(ruleset_of(CLASSIC))
+    crowd.open(range(4000, 4001))
+    crowd.send(*[data(4000)] * 3)
+    latest = crowd.now
+    crowd.now -= 500 * MILLISECOND
+    crowd.send(*[data(4000)] * 3)
+    assert crowd.hits > 0
+    crowd.send((craft.tcp(CLIENT, SERVER, 4001, 80, "S", seq=99), IN))
+    crowd.ways.check()
+    assert crowd.ways.blind.counters()["last"].max() == latest

@@ -31,7 +31,7 @@ PATIENCE = 10.0
 class Network:
     """The three namespaces, and the node at work in the middle one."""
 
-    def __init__(self, stack: ExitStack, folder: Path, driver: str, rules: str, sections: str) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, driver: str, rules: str, sections: str, top: str) -> None:
         self.client, self.middle, self.server = (self._host(stack) for _ in range(3))
         cable(self.client, self.middle, ("eth0", "lan"), (MACS["client"], MACS["lan"]))
         cable(self.middle, self.server, ("wan", "eth0"), (MACS["wan"], MACS["server"]))
@@ -46,7 +46,7 @@ class Network:
         self.server.default_route(ROUTER[1])
         (folder / "rules.tc").write_text(rules)
         ifaces = "".join(f'[[iface]]\nname = "{name}"\ndriver = "{driver}"\nrouted = true\nring = 512\n' for name in ("lan", "wan"))
-        config = parse(f'rules = "{folder}/rules.tc"\n{ifaces}{sections}', "node.toml")
+        config = parse(f'rules = "{folder}/rules.tc"\n{top}{ifaces}{sections}', "node.toml")
         with self.middle.entered():
             self.node = Node(config)
             stack.callback(self._close)
@@ -124,6 +124,20 @@ def serve(listener: socket.socket, kind: int, seen: list[str], ended: threading.
                 conn.sendall(data)
 
 
+def ask_udp(net: Network, family: int, data: bytes = b"question", to: str = "") -> list[str]:
+    """Asked until it is answered: the first packet makes the router ask for its neighbour. Whom the server has seen."""
+    with net.echo(socket.SOCK_DGRAM, family) as seen, net.client.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.3)
+        for _ in range(20):
+            sock.sendto(data, (to or SERVER[family], 7))
+            try:
+                assert sock.recv(1 << 16) == data
+            except TimeoutError:
+                continue
+            return sorted(set(seen))
+    raise AssertionError("no answer")
+
+
 def until(true: Callable[[], object], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not true():
@@ -132,6 +146,7 @@ def until(true: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def network(folder: Path, driver: str, rules: str = PASS, sections: str = "") -> Iterator[Network]:
+def network(folder: Path, driver: str, rules: str = PASS, sections: str = "", top: str = "") -> Iterator[Network]:
+    """sections, top: more of the configuration, behind the interfaces and before them."""
     with ExitStack() as stack:
-        yield Network(stack, folder, driver, rules, sections)
+        yield Network(stack, folder, driver, rules, sections, top)

@@ -14,7 +14,7 @@ import pytest
 from datapath.live.figures import figures, look
 from datapath.live.neighbour_table import NeighbourState
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6
-from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, network, until
+from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, ask_udp, network, until
 
 STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 DATA = bytes(range(256)) * 800
@@ -57,20 +57,6 @@ def talk_tcp(net: Network, family: int) -> list[str]:
             back += sock.recv(1 << 16)
         assert back == DATA
     return seen
-
-
-def ask_udp(net: Network, family: int, data: bytes = b"question", to: str = "") -> list[str]:
-    """Asked until it is answered: the first packet makes the router ask for its neighbour. Whom the server has seen."""
-    with net.echo(DGRAM, family) as seen, net.client.socket(family, DGRAM) as sock:
-        sock.settimeout(0.3)
-        for _ in range(20):
-            sock.sendto(data, (to or SERVER[family], 7))
-            try:
-                assert sock.recv(1 << 16) == data
-            except TimeoutError:
-                continue
-            return sorted(set(seen))
-    raise AssertionError("no answer")
 
 
 def error_of(sock: socket.socket) -> tuple[int, int, int, str]:

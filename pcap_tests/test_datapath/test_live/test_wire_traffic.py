@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.wire_traffic import Generator, Sink, frame_of
+from bench.wire_traffic import Generator, Sink, flows_of, frame_of
 from ctcore.types import Reason
 from datapath.frame import frames_of
 from datapath.live.drivers import Wanted, open_interface
@@ -21,7 +21,7 @@ def test_generated_frames_are_whole_and_of_all_flows(wire, size):
     with wire.here.entered(), open_interface(umem, wire.near, Wanted(filter=EVERYTHING)) as opened:
         (iface,) = opened.ifaces
         with wire.there.entered():
-            generator = Generator(wire.far, size=size, flows=4)
+            generator = Generator(wire.far, frame_of(size), flows_of(4))
         found: list[bytes] = []
 
         def look() -> bool:

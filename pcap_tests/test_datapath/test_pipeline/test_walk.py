@@ -195,6 +195,28 @@ def test_a_policer_begins_with_the_first_packet_even_if_that_is_too_long() -> No
     assert [said.reason for said in compared(Ruleset(rules=(police,)), came)] == ["rule_drop", "ok", "rule_drop", "ok"]
 
 
+@pytest.mark.parametrize(
+    ("given", "longest"),
+    [
+        ({"rate": 8 * 10**9, "burst": 100_000}, 2040),
+        ({"rate": 8 * 10**9, "burst": 100_000, "mtu": 3000}, 3000),
+        ({"packet_rate": 1, "packet_burst": 9}, None),
+    ],
+)
+def test_what_is_longer_than_a_policers_mtu_has_no_token(given: dict[str, int], longest: int | None) -> None:
+    """Without an mtu: 255 cells of 8 bytes, if there is a rate of bytes (tc's table of it, and tcf_police_init)."""
+    rules = Ruleset(rules=(rule(1, Police(**given, exceed=DROP)),))
+    for size in (2039, 2040, 2041, 3000, 3001, 9000):
+        (said,) = compared(rules, [Coming(bytes(size), HOOK, 0)])
+        assert said.reason == ("ok" if longest is None or size <= longest else "rule_drop")
+
+
+def test_a_rule_was_last_used_at_the_latest_time_of_its_packets() -> None:
+    walker = Walker(Program(Ruleset(rules=(rule(1, Gact(DROP)),))))
+    walker.run(*frames_of([SEGMENT] * 3, np.array([5, 9, 7]) * SECOND), HOOK)
+    assert walker.program.counters()["last"].tolist() == [9 * SECOND]
+
+
 # --- circles and giants -----------------------------------------------------------------------------------------------------------------
 
 

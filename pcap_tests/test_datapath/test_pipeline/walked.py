@@ -193,7 +193,7 @@ class Sides:
             assert ours == theirs, difference(self.ruleset, each, ours, theirs)
             for hit in delivery.hits:
                 self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0)
-                self.counted[self.numbers[id(hit.rule)], 2] = each.now
+                self.counted[self.numbers[id(hit.rule)], 2] = max(self.counted[self.numbers[id(hit.rule)], 2], each.now)
         return said
 
     def check(self) -> None:
