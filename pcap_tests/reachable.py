@@ -2,8 +2,8 @@
 
     python -m pcap_tests.reachable FOLDER... -- COMMAND...
 
-Theory of operation: an interpreter, a checkout or pytest's folders may lie below a folder of mode 0700. In a mount namespace of its own such a folder is
-covered by an empty one that everybody may pass, and the folders that are needed are bound into it again. Nothing outside that namespace changes.
+Theory of operation: an interpreter, a checkout or pytest's folders may lie below a folder of mode 0700. In a mount namespace of its own such a folder
+is covered by an empty one that everybody may pass, and the folders that are needed are bound into it again. Nothing outside that namespace changes.
 Not here: becoming that user (the command does).
 """
 

@@ -174,7 +174,7 @@ class MetricsSection(Section):
 
 
 class PrivilegesSection(Section):
-    """What is given up once everything is open. user: whom to become, which needs root at the start; drop: capabilities go, as they do with `user`."""
+    """What is given up once everything is open. user: whom to become, which needs root at the start; drop: capabilities go, as with `user`."""
 
     user: Annotated[str, Field(min_length=1, max_length=32)] | None = None
     drop: bool = False

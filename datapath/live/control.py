@@ -47,7 +47,9 @@ def nothing() -> None:
 class Control:
     """The control interface of a node that is open. close() it before the node."""
 
-    def __init__(self, node: Node, path: str, group: str | None = None, *, made: socket.socket | None = None, enter: Callable[[], None] = nothing) -> None:
+    def __init__(
+        self, node: Node, path: str, group: str | None = None, *, made: socket.socket | None = None, enter: Callable[[], None] = nothing
+    ) -> None:
         """Listen. made: what listening() has made for that path already; enter: what the thread does first.
 
         Raises ConfigError if that cannot be: another node listens there, no such group, no right to.

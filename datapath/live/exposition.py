@@ -1,9 +1,10 @@
 """A node's metrics as text: read at a scrape, no more often than once a second, and written by Prometheus's own library.
 
-Theory of operation: a reading is one short job for the counters and some for the census of connections, SLOTS slots each, so that packets wait for none
-longer than some tenths of a millisecond. Scrapes that come while a reading is young are given the same text; those that come meanwhile wait for it.
-Invariants: a datapath that does not come to its jobs makes a scrape fail after PATIENCE, and nothing else. Text is made in the caller's thread, never
-in the datapath's.
+Theory of operation: a reading is one short job for the counters and some for the census of connections, SLOTS slots each, so that packets wait for
+none longer than some tenths of a millisecond. Scrapes that come while a reading is young are given the same text; those that come meanwhile wait
+for it.
+Invariants: a datapath that does not come to its jobs makes a scrape fail after PATIENCE, and nothing else. Text is made in the caller's thread,
+never in the datapath's.
 Not here: what is measured (metrics), HTTP (metrics_server). Imported only where metrics are on: needs the extra `metrics`.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -33,7 +35,7 @@ SLOTS = 8192  # of a table in one job: some 0.3 ms
 FRESH = 1.0  # seconds for which a reading is good enough
 PATIENCE = 5.0  # seconds for a reading
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
-FORMATS = {PLAIN: as_text, OPEN_METRICS: as_open_metrics}
+FORMATS: dict[str, Callable[[Collector], bytes]] = {PLAIN: as_text, OPEN_METRICS: as_open_metrics}
 
 
 class NotAnswering(CtmirrorError):
@@ -92,8 +94,7 @@ class Exposition(Collector):
     async def _census(self) -> list[NDArray[np.uint32]]:
         parts, first, used = [], 0, 1
         while first < used:
-            job = _census_job(range(first, first + SLOTS))
-            part, used = await asyncio.wrap_future(self.node.ask(job))
+            part, used = await asyncio.wrap_future(self.node.ask(partial(_count_some, range(first, first + SLOTS))))
             parts.append(part)
             first += SLOTS
         return parts
@@ -116,8 +117,9 @@ class Exposition(Collector):
             yield family
 
 
-def _census_job(slots: range):  # type: ignore[no-untyped-def]
-    return lambda node: (node.pipeline.tracker.census(slots=slots), node.pipeline.tracker.slots)
+def _count_some(slots: range, node: Node) -> tuple[NDArray[np.uint32], int]:
+    """A part of a census, and how many slots there are by now."""
+    return node.pipeline.tracker.census(slots=slots), node.pipeline.tracker.slots
 
 
 def _family(metric: Metric, samples: dict[Labels, float]) -> Family:

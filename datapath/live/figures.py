@@ -30,8 +30,8 @@ def look(node: Node) -> dict[str, Any]:
     return {
         "summary": pipeline.summary(), "rules": (pipeline.program.ruleset, pipeline.counters()), "loop": node.loop.counters(),
         "histogram": node.loop.histogram(), "shortcuts": pipeline.shortcuts(), "flowtable": pipeline.flows.counters() if pipeline.flows else None,
-        "tracker": tracker.counters(), "count": tracker.count, "capacity": tracker.config.capacity, "zones": tracker.zone_counts(), "pools": tracker.nat_pools(),
-        "evictions_lost": tracker.evictions_lost,
+        "tracker": tracker.counters(), "count": tracker.count, "capacity": tracker.config.capacity,
+        "zones": tracker.zone_counts(), "pools": tracker.nat_pools(), "evictions_lost": tracker.evictions_lost,
         "router": _router(node),
         "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
     }  # fmt: skip

@@ -3,9 +3,9 @@
     ctmirror: connections saved
     {"time": "2026-11-27T08:00:00.123Z", "level": "info", "message": "connections saved", "conns": 5, "bytes": 4242, "seconds": 0.002}
 
-Invariants: as JSON, an event is one line whatever is in it; `time`, `level` and `message` come first and are the log's own, further fields keep their
-types. As text, control characters of names are shown, so that nobody writes lines of the log who only chooses names. What went wrong inside is a line,
-too; as text its traceback follows, as JSON it is a field.
+Invariants: as JSON, an event is one line whatever is in it; `time`, `level` and `message` come first and are the log's own, further fields keep
+their types. As text, control characters of names are shown, so that nobody writes lines of the log who only chooses names. What went wrong inside
+is a line, too; as text its traceback follows, as JSON it is a field.
 Not here: what is logged (each module says what it does), answers of commands (commands).
 """
 
@@ -17,8 +17,8 @@ import sys
 import time
 from typing import Any
 
-from datapath.names import printable
 from datapath.live.node import LOG
+from datapath.names import printable
 
 FIRST = ("time", "level", "message")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", *FIRST}

@@ -1,7 +1,7 @@
 """What a node measures, as Prometheus names it: one table of metrics, each with how its samples come from what a node counts.
 
-Theory of operation: a reading is a list of looks, one for each worker (figures.look(), and a census of connections). A metric's samples are worked out
-of each look; those with the same labels are added up, so that it does not matter how many workers a node has.
+Theory of operation: a reading is a list of looks, one for each worker (figures.look(), and a census of connections). A metric's samples are
+worked out of each look; those with the same labels are added up, so that it does not matter how many workers a node has.
 Invariants: the number of series is bounded by the configuration, never by traffic: zones beyond a limit and protocols without a name are `other`. A
 series that was there stays, so that rates are right.
 Not here: when it is read (exposition), how it is asked for (metrics_server), Prometheus's own formats (its library).
@@ -214,9 +214,10 @@ METRICS = (
     Metric("shortcut_flows", "gauge", "Flows whose way through the rules is remembered.", (), _one("shortcuts", "flows")),
     Metric("shortcut_packets", "counter", "Packets that went such a way.", (), _one("shortcuts", "hits")),
     Metric("iface_up", "gauge", "1 if the interface is there and up.", ("iface",), _up, min),
-    Metric("iface_frames", "counter", "Frames received, and handed to the kernel.", ("iface", "direction"), _ifaces(("rx", ("rx",)), ("tx", ("tx",)))),
+    Metric("iface_frames", "counter", "Frames received, and handed to the kernel.", ("iface", "direction"),
+           _ifaces(("rx", ("rx",)), ("tx", ("tx",)))),
     Metric("iface_bytes", "counter", "Bytes of these.", ("iface", "direction"), _ifaces(("rx_bytes", ("rx",)), ("tx_bytes", ("tx",)))),
-    Metric("ring_drops", "counter", "Frames lost between the device and us: the counters rx_... and tx_... of docs/metrics.md.",
+    Metric("ring_drops", "counter", "Frames lost between the device and us, and where (docs/metrics.md).",
            ("iface", "direction", "reason"), _ifaces(*((name, (name[:2], reason)) for name, reason in RING_DROPS.items()))),
     Metric("iface_syscalls", "counter", "System calls: kicks send, wakes receive; kick_... are kicks by what they found.", ("iface", "call"),
            _ifaces(*((name, (name,)) for name in ("kicks", "kick_again", "kick_down", "kick_gone", "wakes")))),
@@ -255,4 +256,3 @@ def table_rows() -> list[tuple[str, str, str, str]]:
     """For docs/metrics.md: name, kind, labels, help."""
     rows = [(f"`{each.full_name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.help) for each in METRICS]
     return rows + [(f"`{name}`", kind, ", ".join(f"`{label}`" for label in labels), said) for name, kind, said, labels in OWN]
-

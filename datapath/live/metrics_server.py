@@ -3,12 +3,12 @@
     GET /metrics    the figures
     GET /healthz    200 "ok" if the datapath comes to its jobs, 503 if not: for probes
 
-Theory of operation: one event loop; a connection is a request head, an answer and the end. There is nothing that a client sends and is kept: its head is
-read up to LARGEST_HEAD bytes, within PATIENCE from the first moment on, however slowly it comes, and what follows it is not read.
-Invariants: no client makes the datapath or another client wait for longer than a reading takes; MOST_CLIENTS at a time are served, further ones are told
-so. Memory for a client is bounded.
-Not here: what is measured (metrics), readings and their text (exposition). There is no encryption and no password: whoever wants metrics elsewhere puts a
-proxy in front of it.
+Theory of operation: one event loop; a connection is a request head, an answer and the end. There is nothing that a client sends and is kept: its head
+is read up to LARGEST_HEAD bytes, within PATIENCE from the first moment on, however slowly it comes, and what follows it is not read.
+Invariants: no client makes the datapath or another client wait for longer than a reading takes; MOST_CLIENTS at a time are served, further ones are
+told so. Memory for a client is bounded.
+Not here: what is measured (metrics), readings and their text (exposition). There is no encryption and no password: whoever wants metrics elsewhere
+puts a proxy in front of it.
 """
 
 from __future__ import annotations

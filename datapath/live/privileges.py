@@ -185,4 +185,6 @@ def check_access(rules: str, state: str | None) -> None:
     if state is not None:
         folder = Path(state).parent
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-            raise ConfigError(f"state.file: {folder}: {user_name()} cannot write there: expected a folder of its own, for the connections to be saved in")
+            raise ConfigError(
+                f"state.file: {folder}: {user_name()} cannot write there: expected a folder of its own, for the connections to be saved in"
+            )

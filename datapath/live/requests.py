@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
 from ctcore.filter import ALL_LABELS, ALL_MARKS, Filter
+from ctcore.tracker import ExpectationRow
 from ctcore.types import Dir, Status
 from datapath import fields
 from datapath.live.expected import expectation_records
@@ -132,8 +134,7 @@ class Desk:
         """What helpers expect."""
         first, used, shown = 0, 1, 0
         while first < used:
-            slots = range(first, first + FEW)
-            (rows, masters), used = await self.ask(lambda node, s=slots: (node.pipeline.tracker.expected(slots=s), node.pipeline.tracker.expectation_slots))
+            rows, masters, used = await self.ask(partial(_expected, range(first, first + FEW)))
             shown += len(rows)
             if rows:
                 yield {"expectations": list(expectation_records(rows, masters))}
@@ -316,6 +317,11 @@ def _read(text: str, name: str) -> tuple[Ruleset, list[str]]:
 
 def _each(conns: NDArray[Any]) -> list[Filter]:
     return [Filter(original=key) for key in fields.split(conns["flow"]["key"][:, Dir.ORIG])]
+
+
+def _expected(slots: range, node: Node) -> tuple[list[ExpectationRow], NDArray[Any], int]:
+    tracker = node.pipeline.tracker
+    return *tracker.expected(slots=slots), tracker.expectation_slots
 
 
 def _delete(node: Node, wanted: Wanted, slots: range) -> NDArray[Any]:

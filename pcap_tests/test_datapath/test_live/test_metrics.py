@@ -37,7 +37,10 @@ def free_port() -> int:
 def measured(folder, zones: int = 32, **sections):
     """A node, and where its metrics are."""
     port = free_port()
-    with running(folder, sections.pop("rules", COMMIT), **sections) as rig, MetricsServer(rig.node, bound(f"127.0.0.1:{port}"), zones=zones) as server:
+    with (
+        running(folder, sections.pop("rules", COMMIT), **sections) as rig,
+        MetricsServer(rig.node, bound(f"127.0.0.1:{port}"), zones=zones) as server,
+    ):
         yield rig, server, f"http://127.0.0.1:{port}"
 
 

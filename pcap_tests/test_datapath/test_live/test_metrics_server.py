@@ -1,4 +1,4 @@
-"""The server of metrics before clients that mean no good: each gets its line and is gone, and neither the datapath nor the next scrape waits for it."""
+"""The server of metrics before clients that mean no good: each gets its line and is gone, and neither the datapath nor the next scrape waits."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def shared(tmp_path_factory):
 def test_who_sends_slowly_has_as_long_as_everybody(served, monkeypatch):
     """Each byte in time does not make the whole request in time."""
     monkeypatch.setattr(metrics_server, "PATIENCE", 0.5)
-    rig, server, url = served
+    _, server, url = served
     with socket.create_connection(server.address, timeout=10) as slow:
         start = time.monotonic()
         slow.settimeout(0.1)
@@ -101,7 +101,7 @@ def test_who_sends_slowly_has_as_long_as_everybody(served, monkeypatch):
 
 
 def test_more_than_there_is_room_for_are_told_so_and_others_go_on(served):
-    rig, server, url = served
+    rig, server, _ = served
     with ExitStack() as stack:
         for _ in range(MOST_CLIENTS):
             stack.enter_context(socket.create_connection(server.address, timeout=10)).sendall(b"GET ")
@@ -114,7 +114,7 @@ def test_more_than_there_is_room_for_are_told_so_and_others_go_on(served):
 
 def test_who_does_not_read_is_dropped(served, monkeypatch):
     monkeypatch.setattr(metrics_server, "PATIENCE", 0.3)
-    rig, server, url = served
+    rig, server, _ = served
     server._exposition._texts = {exposition.PLAIN: b"#" * (16 << 20)}
     server._exposition.read_at = time.monotonic() + 60
     with socket.socket() as deaf:
@@ -127,7 +127,7 @@ def test_who_does_not_read_is_dropped(served, monkeypatch):
 
 def test_a_datapath_that_hangs_fails_the_scrape_and_the_probe(served, monkeypatch):
     monkeypatch.setattr(exposition, "PATIENCE", 0.3)
-    rig, server, url = served
+    rig, _, url = served
     stuck = rig.node.ask(lambda node: time.sleep(1.5))
     for path in ("metrics", "healthz"):
         with pytest.raises(urllib.error.HTTPError) as caught:
@@ -138,7 +138,7 @@ def test_a_datapath_that_hangs_fails_the_scrape_and_the_probe(served, monkeypatc
 
 
 def test_scrapes_at_the_same_time_share_one_reading(served, monkeypatch):
-    rig, server, url = served
+    _, server, _ = served
     looks = []
     monkeypatch.setattr(exposition, "look", lambda node, look=exposition.look: (looks.append(1), time.sleep(0.2), look(node))[2])
     with ExitStack() as stack:
@@ -159,7 +159,9 @@ def test_it_is_off_by_default_and_says_what_addresses_are():
     assert listen_address("127.0.0.1:9464") == ("127.0.0.1", 9464) and listen_address("[::1]:1") == ("::1", 1)
 
 
-@pytest.mark.parametrize("listen", ["9464", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "localhost:9464", "::1:9464", "[127.0.0.1]:9464", "[::1]:x", "1.2.3:80"])
+@pytest.mark.parametrize(
+    "listen", ["9464", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "localhost:9464", "::1:9464", "[127.0.0.1]:9464", "[::1]:x", "1.2.3:80"]
+)
 def test_what_is_no_address_is_said_by_line(listen):
     with pytest.raises(ConfigError) as caught:
         parse(f'{HEAD}[metrics]\nlisten = "{listen}"\n', "n")

@@ -201,5 +201,5 @@ def test_latency_is_told_by_the_share_of_frames_that_were_as_fast():
     """Bounds are powers of two: 4 us hold what took 2,048 to 4,095 ns."""
     latency = {"1024": 500, "2048": 490, "65536": 9, "1048576": 1}
     assert list(_latency({})) == []
-    blank, said = _latency(latency)
+    _, said = _latency(latency)
     assert str(said) == "  half of all frames within 2 us, 99 in 100 within 4 us, 9,999 in 10,000 within 2.1 ms, all within 2.1 ms"
