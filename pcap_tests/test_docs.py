@@ -176,7 +176,7 @@ def test_libraries_are_justified():
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
     optional = [each for extra in ("arrow", "rules", "metrics") for each in project["optional-dependencies"][extra]]
     for requirement in project["dependencies"] + optional:
-        assert f"**{re.match(r'[a-z0-9]+', requirement.lower())[0]}**" in decisions
+        assert f"**{re.match(r'[a-z0-9-]+', requirement.lower())[0]}**" in decisions
 
 
 def test_the_readme_says_what_is_not_supported_and_which_name_clashes():
