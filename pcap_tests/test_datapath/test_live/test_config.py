@@ -128,10 +128,10 @@ def test_files_are_relative_to_it_and_errors_name_it(tmp_path):
     (tmp_path / "node.toml").write_text(WHOLE)
     config = load(str(tmp_path / "node.toml"))
     assert (config.rules, config.state.file) == (str(tmp_path / "node.tc"), str(tmp_path / "node.state"))
-    with pytest.raises(ConfigError, match="none.toml: cannot be read: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
         load(str(tmp_path / "none.toml"))
     (tmp_path / "node.toml").write_bytes(b"rules = '\xff'")
-    with pytest.raises(ConfigError, match="node.toml: byte 9 is no UTF-8: expected TOML"):
+    with pytest.raises(ConfigError, match=r"node\.toml: byte 9 is no UTF-8: expected TOML"):
         load(str(tmp_path / "node.toml"))
 
 
