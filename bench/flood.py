@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.forwarding import pair
+from bench.topology import pair
 from bench.wire_traffic import Generator, flood, flood_frame
 from datapath.live.client import Client
 from datapath.oracle.namespace import Namespace

@@ -3,13 +3,11 @@
     python -m bench.forwarding [--seconds 3] [--rounds 3] [--batches 64,256] [--drivers xdp-native,packet] [--size 64]
                                [--kinds 'forward;forward, tracked']
 
-    generator -> gen ==== in -> forwarder -> out ==== sink -> counted, dropped        each pair of names is a veth pair
-
-The generator has processor 0 for itself, with it the softirq of `in`; the forwarder has the other one, with it the softirq of the sink. The rate is
-what arrives at the sink, over the time of one run; the best of `rounds`. Receiving only: the forwarder's other side is a Null. `share` is how much
-of its processor the forwarder got: below 0.95, something else was running, and the rate says little.
-Tracked: each of the generator's 1,024 flows is an established connection of UDP, which two chains of rules let pass; rounds of it and of the plain
-forwarder (sums completed) go by turns, and `ratio` is the median of their ratios.
+The topology is that of bench.topology; the sink counts and drops. The generator has processor 0 for itself, with it the softirq of `in`; the
+forwarder has the other one, with it the softirq of the sink. The rate is what arrives at the sink, over the time of one run; the best of `rounds`.
+Receiving only: the forwarder's other side is a Null. `share` is how much of its processor the forwarder got: below 0.95, something else was running,
+and the rate says little. Tracked: each of the generator's 1,024 flows is an established connection of UDP, which two chains of rules let pass; rounds
+of it and of the plain forwarder (sums completed) go by turns, and `ratio` is the median of their ratios.
 """
 
 from __future__ import annotations
@@ -18,24 +16,18 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from bench.wire_traffic import FIRST_PORT, Generator, Sink, flows_of, frame_of, let_pass
+from bench.topology import kernels, ours
+from bench.wire_traffic import FIRST_PORT, Generator, Sink, flows_of, frame_of
 from ctcore.config import Config
 from ctcore.types import Status
 from datapath import craft
 from datapath.frame import frames_of
-from datapath.live.drivers import Opened, Wanted, open_interface
 from datapath.live.forwarder import Forwarder
 from datapath.live.iface import Iface
 from datapath.live.loop import Loop
 from datapath.live.null import Null
-from datapath.live.settings import XskSettings
-from datapath.live.umem import Umem
-from datapath.live.xdp_filter import EVERYTHING
-from datapath.oracle.namespace import Namespace
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
@@ -57,6 +49,7 @@ KINDS: dict[str, dict[str, bool]] = {
     "receive only": {"receive_only": True},
     "forward, tracked": {"tracked": True},
     "receive only, tracked": {"tracked": True, "receive_only": True},
+    "kernel, tracked": {"kernel": True},
 }
 
 
@@ -70,41 +63,14 @@ class Run:
     partial: bool = False
     ring: int = 2048
     tracked: bool = False
-
-
-def pair(here: Namespace, there: Namespace, near: str, far: str) -> None:
-    with here.netlink() as netlink:
-        netlink.link("add", kind="veth", ifname=near, peer={"ifname": far, "net_ns_fd": there.fd})
-    for namespace, name in ((here, near), (there, far)):
-        namespace.sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
-        with namespace.netlink() as netlink:
-            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
-
-
-@contextmanager
-def topology(driver: str, ring: int) -> Iterator[tuple[Namespace, Opened, Opened, Sink]]:
-    with ExitStack() as stack:
-        here, there = Namespace(), Namespace()
-        stack.callback(here.close)
-        stack.callback(there.close)
-        pair(here, there, "in", "gen")
-        pair(here, there, "out", "sink")
-        umem = Umem(8 * ring)
-        wanted = [Wanted(driver=driver, ordinal=i, filter=EVERYTHING, xsk=XskSettings(ring=ring, tx_budget=min(ring, 256))) for i in range(2)]
-        with here.entered():
-            left = stack.enter_context(open_interface(umem, "in", wanted[0]))
-            right = stack.enter_context(open_interface(umem, "out", wanted[1]))
-            if driver == "packet":
-                stack.callback(os.close, let_pass("in"))
-        with there.entered():
-            sink = Sink("sink")
-            stack.callback(sink.close)
-        yield there, left, right, sink
+    kernel: bool = False
 
 
 def measure(run: Run) -> tuple[float, float, dict[str, int]]:
     """Mpps that arrived, the forwarder's share of its processor, and counters of what did not arrive."""
-    with topology(run.driver, run.ring) as (there, left, right, sink):
+    if run.kernel:
+        return measure_kernel(run)
+    with ours(run.driver, run.ring, Sink) as (there, left, right, sink):
         source = left.ifaces[0]
         target = Null(source.umem, "out", ordinal=1) if run.receive_only else right.ifaces[0]
         forwarder = tracking(source, target) if run.tracked else Forwarder(source, target, batch=run.batch, partial=run.partial)
@@ -119,6 +85,20 @@ def measure(run: Run) -> tuple[float, float, dict[str, int]]:
             generator.stop()
         lost = {name: value for iface in (source, target) for name, value in iface.statistics().items() if value and "bytes" not in name}
         return (after - before) / spent / 1e6, used / spent, lost
+
+
+def measure_kernel(run: Run) -> tuple[float, float, dict[str, int]]:
+    """The same of the kernel's own forwarding with connection tracking, whose share of a processor nobody tells."""
+    with kernels(max(os.sched_getaffinity(0)), Sink) as (there, sink):
+        with there.entered():
+            generator = Generator("gen", frame_of(run.size), flows_of(FLOWS))
+        try:
+            time.sleep(SETTLE)
+            before, start = sink.packets, time.perf_counter()
+            time.sleep(run.seconds)
+            return (sink.packets - before) / (time.perf_counter() - start) / 1e6, 1.0, {}
+        finally:
+            generator.stop()
 
 
 def tracking(source: Iface, target: Iface) -> Loop:

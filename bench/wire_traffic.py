@@ -20,8 +20,9 @@ from datapath.live.interfaces import index_of
 
 XDP_ABORTED, XDP_DROP, XDP_PASS = 0, 1, 2
 CALL = 1_000_000  # frames of one system call: each ends with a pause of 20 ms
+LONG_CALL = 1 << 30  # where those that go nowhere count as well
 # Where things are in a frame of IPv4 without options.
-IDENT, SOURCE, SOURCE_PORT, WINDOW, URGENT = 18, 26, 34, 48, 52
+IDENT, SOURCE, SOURCE_PORT, STAMP, WINDOW, URGENT = 18, 26, 34, 42, 48, 52
 FIRST_PORT = 1024
 PR_SET_PDEATHSIG = 1
 
@@ -50,8 +51,46 @@ def _varied(index: int, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.
 
 def flows_of(flows: int) -> Program:
     """From a port drawn out of `flows`, a power of two."""
-    vary = [bpf.and_value(R0, flows - 1), bpf.add_value(R0, FIRST_PORT), bpf.swap16(R0), bpf.store(R7, SOURCE_PORT, R0, 2)]
-    return lambda index: _varied(index, SOURCE_PORT + 2, vary)
+    return lambda index: _varied(index, SOURCE_PORT + 2, _drawn(flows))
+
+
+def _drawn(flows: int) -> list[bpf.Instruction]:
+    return [bpf.and_value(R0, flows - 1), bpf.add_value(R0, FIRST_PORT), bpf.swap16(R0), bpf.store(R7, SOURCE_PORT, R0, 2)]
+
+
+def stamped(flows: int, rate: float, state: bpf.Map) -> Program:
+    """As flows_of, `rate` frames a second, each with the time (ns) at which it left in its payload; those in between go nowhere.
+
+    state: of 8 bytes, where the time of the next frame is kept. One that is late by a millisecond is not made up for.
+    """
+    interval = int(1e9 / rate)
+
+    def program(index: int) -> list[bpf.Instruction]:
+        vary = [
+            bpf.call(bpf.KTIME),
+            bpf.move(R6, R0),
+            bpf.store_value(FP, -4, 0, 4),
+            *bpf.map_address(R1, state.fd),
+            bpf.move(R2, FP),
+            bpf.add_value(R2, -4),
+            bpf.call(bpf.MAP_LOOKUP),
+            bpf.jump_equal(R0, 0, "short"),
+            bpf.load(R1, R0, 0),
+            bpf.jump_above(R1, R6, "early"),
+            bpf.move(R2, R1),
+            bpf.add_value(R2, 1_000_000),
+            bpf.jump_above(R2, R6, "in time"),
+            bpf.move(R1, R6),
+            label("in time", bpf.add_value(R1, interval)),
+            bpf.store(R0, 0, R1),
+            bpf.store(R7, STAMP, R6),
+            bpf.call(bpf.RANDOM),
+            *_drawn(flows),
+        ]
+        early = [label("early", bpf.move_value(R0, XDP_DROP)), bpf.leave()]
+        return [*_varied(index, STAMP + 8, vary), *early]
+
+    return program
 
 
 def flood(index: int) -> list[bpf.Instruction]:
@@ -85,22 +124,23 @@ def flood_frame() -> bytes:
 class Generator:
     """A process that sends to interface `name` of this thread's network namespace from when it is made until stop(): a frame, varied by a program."""
 
-    def __init__(self, name: str, frame: bytes, program: Program, *, processor: int = 0) -> None:
+    def __init__(self, name: str, frame: bytes, program: Program, *, processor: int = 0, call: int = CALL, batch: int = 256) -> None:
+        """call: frames of one system call, each of which ends with a pause of 20 ms; batch: frames that are handed over together."""
         index = index_of(name)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._generate(index, frame, program(index), processor)
+                self._generate(index, frame, program(index), processor, call, batch)
             finally:
                 os._exit(1)
 
     @staticmethod
-    def _generate(index: int, frame: bytes, program: list[bpf.Instruction], processor: int) -> None:
+    def _generate(index: int, frame: bytes, program: list[bpf.Instruction], processor: int, call: int, batch: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.sched_setaffinity(0, {processor})
         loaded = bpf.load_xdp(program, "generate")
         while True:
-            bpf.run_xdp_live(loaded, frame, CALL, index=index)
+            bpf.run_xdp_live(loaded, frame, call, index=index, batch=batch)
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -119,29 +159,63 @@ class Sink:
     """Counts what interface `name` of this thread's namespace receives, and drops it."""
 
     def __init__(self, name: str) -> None:
-        self.counter = bpf.Map(bpf.ARRAY, 4, 8, 1, "sink")
-        program = bpf.load_xdp(self._program(), "sink")
+        self.counter = bpf.Map(bpf.ARRAY, 4, 8, self.entries, "sink")
+        program = bpf.load_xdp([*self.program(), *self._count()], "sink")
         self.link = bpf.attach_xdp(program, index_of(name), bpf.XDP_DRIVER_MODE)
         bpf.close(program)
 
-    def _program(self) -> Sequence[bpf.Instruction]:
+    entries = 1
+
+    def program(self) -> Sequence[bpf.Instruction]:
+        """Where in the map a frame counts: to FP - 4."""
+        return [bpf.store_value(FP, -4, 0, 4)]
+
+    def _count(self) -> Sequence[bpf.Instruction]:
         return [
-            bpf.move_value(R6, 1),
-            bpf.store_value(FP, -4, 0, 4),
             *bpf.map_address(R1, self.counter.fd),
             bpf.move(R2, FP),
             bpf.add_value(R2, -4),
             bpf.call(bpf.MAP_LOOKUP),
             bpf.jump_equal(R0, 0, "out"),
+            bpf.move_value(R6, 1),
             bpf.add_to_memory(R0, 0, R6),
             label("out", bpf.move_value(R0, XDP_DROP)),
             bpf.leave(),
         ]
 
+    def at(self, i: int) -> int:
+        return int(struct.unpack("=Q", self.counter.get(struct.pack("=I", i)))[0])
+
     @property
     def packets(self) -> int:
-        return int(struct.unpack("=Q", self.counter.get(bytes(4)))[0])
+        return self.at(0)
 
     def close(self) -> None:
         bpf.close(self.link)
         self.counter.close()
+
+
+class Clock(Sink):
+    """Counts frames that stamped() has sent by how long they were on their way, in units of 1,024 ns; the last entry has all that took longer."""
+
+    entries = 1 << 14
+
+    def program(self) -> Sequence[bpf.Instruction]:
+        return [
+            bpf.load(R7, R1, 0, 4),
+            bpf.load(R8, R1, 4, 4),
+            bpf.move(R2, R7),
+            bpf.add_value(R2, STAMP + 8),
+            bpf.jump_above(R2, R8, "out"),
+            bpf.call(bpf.KTIME),
+            bpf.load(R1, R7, STAMP),
+            bpf.subtract(R0, R1),
+            bpf.shift_right(R0, 10),
+            bpf.jump_above_value(R0, self.entries - 1, "late"),
+            bpf.jump("told"),
+            label("late", bpf.move_value(R0, self.entries - 1)),
+            label("told", bpf.store(FP, -4, R0, 4)),
+        ]
+
+    def histogram(self) -> list[int]:
+        return [self.at(i) for i in range(self.entries)]

@@ -36,7 +36,7 @@ LOG_SIZE = 1 << 18
 LICENCE = b"Dual BSD/GPL"
 
 # Helper functions by their number in linux/bpf.h.
-MAP_LOOKUP, RANDOM, REDIRECT, REDIRECT_MAP = 1, 7, 23, 51
+MAP_LOOKUP, KTIME, RANDOM, REDIRECT, REDIRECT_MAP = 1, 5, 7, 23, 51
 PROBE_READ_KERNEL, JIFFIES64 = 113, 118
 RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
 NO_WAKEUP = 1
@@ -136,6 +136,11 @@ def jump(target: str) -> Instruction:
 
 def jump_equal(dst: int, value: int, target: str) -> Instruction:
     return Instruction(0x15, dst, value=value, target=target)
+
+
+def jump_same(dst: int, src: int, target: str) -> Instruction:
+    """If both are equal."""
+    return Instruction(0x1D, dst, src, target=target)
 
 
 def jump_unequal(dst: int, value: int, target: str) -> Instruction:

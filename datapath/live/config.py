@@ -63,11 +63,12 @@ class FilterSection(Section):
     local: list[str] = []
     ports: list[Annotated[str, AfterValidator(_port)]] = []
     prefixes: list[str] = []
+    syn_rate: int = 200_000
 
     def filter(self) -> Filter:
         """Raises ConfigError."""
         if self.all:
-            return EVERYTHING
+            return replace(EVERYTHING, syn_rate=self.syn_rate)
         ports = tuple((protocol, int(port)) for protocol, port in (text.split(" ") for text in self.ports))
         return Filter(
             frozenset(self.passed_types),
@@ -77,6 +78,7 @@ class FilterSection(Section):
             tuple(self.local),  # type: ignore[arg-type]
             ports,
             tuple(self.prefixes),  # type: ignore[arg-type]
+            self.syn_rate,
         )
 
 

@@ -79,10 +79,12 @@ class Opened:
     def close(self) -> None:
         """First nothing comes in any more, then the sockets go."""
         if self.steering is not None:
-            self.steering.close()
-            self.steering = None
+            self.steering.detach()
         for iface in self.ifaces:
             iface.close()
+        if self.steering is not None:
+            self.steering.close()
+            self.steering = None
         if self.unmerged is not None:
             self.unmerged.restore()
 
@@ -137,7 +139,7 @@ def _open(umem: Umem, name: str, driver: str, wanted: Wanted, said: list[str]) -
 def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
     """The sockets of all queues, then the program: so the first frame that it takes has somewhere to go."""
     with ExitStack() as stack:
-        ifaces: list[Iface] = []
+        ifaces: list[Xsk] = []
         for queue in range(queues_of(name)):
             worker = queue % umem.workers
             ifaces.append(Xsk(umem, name, queue=queue, worker=worker, ordinal=wanted.ordinal, settings=wanted.xsk))
@@ -146,6 +148,7 @@ def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
         stack.callback(steering.close)  # before the sockets: the last one in is the first one out
         for queue, iface in enumerate(ifaces):
             steering.put(queue, iface.fd)
+            iface.guard = steering.guard
         unmerged = None
         if driver == "xdp-generic":  # it runs behind GRO
             unmerged = Unmerged(name)

@@ -18,6 +18,7 @@ ctypedef struct Statistics:
     uint64_t rx_no_chunk
     uint64_t rx_completed
     uint64_t rx_cut
+    uint64_t rx_shed
     uint64_t tx
     uint64_t tx_bytes
     uint64_t tx_ring_full

@@ -22,6 +22,7 @@ COUNTERS = {
     "rx_no_chunk": "frames for which there was no free chunk",
     "rx_completed": "checksums completed that a local stack had left to its NIC",
     "rx_cut": "frames that held several segments (TSO, GRO), and were cut up: each of these counts as received",
+    "rx_shed": "opening segments of TCP beyond syn_rate, which the kernel dropped",
     "tx": "frames handed to the kernel",
     "tx_bytes": "bytes of these",
     "tx_ring_full": "frames refused since the ring was full: the device is slower than we are",

@@ -9,7 +9,7 @@ frame to the AF_XDP socket of the queue on which it came, or lets the host have 
     to an address of `local`                                                   host
     from or to a port of `ports`                                               host
     neither from nor to one of `prefixes`, if there are any                    host
-    all else                                                                   ours
+    all else                                                                   ours, but for SYNs beyond syn_rate (syn_guard)
 
 Prefixes are compared one by one where they are few, and looked up in a map (LPM trie) where they are many.
 Invariants: where no socket has a queue, the host has its frames. The attachment is a descriptor: it ends with the process, also by SIGKILL. Another
@@ -32,6 +32,7 @@ from datapath import bpf
 from datapath.bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9, Instruction, label
 from datapath.errors import KernelError
 from datapath.live.interfaces import index_of
+from datapath.live.syn_guard import Guard
 
 Network = IPv4Network | IPv6Network
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136}
@@ -42,6 +43,7 @@ INLINE = 8  # prefixes to be compared one by one: more of them take longer than 
 MOST_QUEUES = 256
 DATA, DATA_END, QUEUE = 0, 4, 16  # offsets in struct xdp_md
 KEY = 24  # bytes of a map's key: bits that count, of what follows: IP version, 4 bytes, and the address
+LEAST_SYN_RATE, MOST_SYN_RATE = 1000, 1_000_000_000  # one in each window, at least
 MODES = {"native": bpf.XDP_DRIVER_MODE, "generic": bpf.XDP_SKB_MODE}
 
 
@@ -52,7 +54,8 @@ class Filter:
     passed_types: Ethernet types for the host, IPv4 and IPv6 may be among them; other_types: take frames that are no IP, as a wire does that also
     carries ARP (set neighbours to False then); vlans: take tagged frames, without looking into them; neighbours: leave neighbour discovery to the
     host; local: addresses or prefixes of the host itself; ports: (protocol, port) of the host, such as ("tcp", 22), whoever the other end is;
-    prefixes: take only packets from or to these, all if there are none.
+    prefixes: take only packets from or to these, all if there are none; syn_rate: opening segments of TCP a second that a queue takes, as a ring that
+    they fill loses frames of all kinds alike; 0: no limit.
     Raises ConfigError for what cannot be.
     """
 
@@ -63,6 +66,7 @@ class Filter:
     local: tuple[Network, ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
     prefixes: tuple[Network, ...] = ()
+    syn_rate: int = 0
 
     def __post_init__(self) -> None:
         for name in ("local", "prefixes"):
@@ -70,6 +74,8 @@ class Filter:
         for kind in self.passed_types:
             if not 0x0600 <= kind <= 0xFFFF:
                 raise ConfigError(f"passed_types: {kind:#x}: expected an Ethernet type, 0x600 to 0xffff")
+        if self.syn_rate and not LEAST_SYN_RATE <= self.syn_rate <= MOST_SYN_RATE:
+            raise ConfigError(f"syn_rate: {self.syn_rate}: expected 0, or {LEAST_SYN_RATE} to {MOST_SYN_RATE}")
         for protocol, port in self.ports:
             if protocol not in PROTOCOLS or not 1 <= port <= 0xFFFF:
                 raise ConfigError(f"ports: {protocol} {port}: expected one of {', '.join(PROTOCOLS)}, and 1 to 65535")
@@ -147,7 +153,7 @@ class Prefixes:
             self.map.close()
 
 
-def program_of(wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int) -> list[Instruction]:
+def program_of(wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int, guard: Guard | None = None) -> list[Instruction]:
     """The program. sockets: descriptor of the map of AF_XDP sockets by queue. R6: context, R7: the frame, R8: its end, R9: its Ethernet type."""
     program = [
         bpf.move(R6, R1),
@@ -165,7 +171,9 @@ def program_of(wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int
     program += [label("ipv6", bpf.move_value(R0, 0)), *_ipv6(wanted, local, prefixes)]
     return [
         *program,
-        label("ours", bpf.load(R2, R6, QUEUE, 4)),
+        label("ours", bpf.move_value(R0, 0)),
+        *(() if guard is None else guard.code(_swapped(ETH_IPV4), _swapped(ETH_IPV6))),
+        bpf.load(R2, R6, QUEUE, 4),
         *bpf.map_address(R1, sockets),
         bpf.move_value(R3, XDP_PASS),  # what is said where there is no socket
         bpf.call(bpf.REDIRECT_MAP),
@@ -259,6 +267,7 @@ class Steering:
         """Raises KernelError with what the kernel says, and ConfigError."""
         wanted = Filter() if wanted is None else wanted
         self.mode = ""
+        self.guard: Guard | None = None
         self._link: int | None = None
         with ExitStack() as stack:
             self.sockets = bpf.Map(bpf.XSKMAP, 4, 4, MOST_QUEUES, "queues")
@@ -267,7 +276,10 @@ class Steering:
             for name in ("local", "prefixes"):
                 sets.append(Prefixes(getattr(wanted, name), name))
                 stack.callback(sets[-1].close)
-            self.program = bpf.load_xdp(program_of(wanted, sets[0], sets[1], self.sockets.fd), "ctmirror")
+            if wanted.syn_rate:
+                self.guard = Guard(wanted.syn_rate, MOST_QUEUES)
+                stack.callback(self.guard.close)
+            self.program = bpf.load_xdp(program_of(wanted, sets[0], sets[1], self.sockets.fd, self.guard), "ctmirror")
             stack.callback(bpf.close, self.program)
             self._open = stack.pop_all()
 

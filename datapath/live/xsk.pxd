@@ -15,6 +15,7 @@ cdef class Xsk(Iface):
     cdef readonly object settings
     cdef readonly int queue
     cdef readonly bint zero_copy
+    cdef public object guard    # what counts the segments that the kernel dropped before this socket (syn_guard), or None
     cdef int index              # of the interface
     cdef uint16_t in_filling    # places in the ledger
     cdef uint16_t in_sending

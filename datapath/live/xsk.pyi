@@ -1,5 +1,6 @@
 from datapath.live.iface import Iface
 from datapath.live.settings import XskSettings
+from datapath.live.syn_guard import Guard
 from datapath.live.umem import Umem
 
 class Xsk(Iface):
@@ -16,4 +17,6 @@ class Xsk(Iface):
     queue: int
     zero_copy: bool
     """Whether it is bound so."""
+    guard: Guard | None
+    """Counts what the kernel dropped before this socket."""
     def __init__(self, umem: Umem, name: str, *, queue: int = 0, worker: int = 0, ordinal: int = 0, settings: XskSettings | None = None) -> None: ...

@@ -354,6 +354,8 @@ cdef class Xsk(Iface):
             twice = 0 if self.zero_copy else min(kernels.fill_empty, kernels.rx_dropped)
             self.counts.rx_dropped = kernels.rx_dropped - <uint64_t>twice
             self.kernel_invalid = kernels.tx_invalid
+            if self.guard is not None:
+                self.counts.rx_shed = self.guard.dropped(self.queue)
         found = super().statistics()
         found["tx_invalid"] += self.kernel_invalid
         return found
