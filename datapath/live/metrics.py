@@ -34,9 +34,11 @@ PROTOCOLS = {
 }
 RING_DROPS = {
     name: name.partition("_")[2]
-    for name in ("rx_dropped", "rx_ring_full", "rx_fill_empty", "rx_invalid", "rx_oversize", "rx_no_chunk", "tx_ring_full", "tx_refused", "tx_down",
-                 "tx_invalid")
+    for name in ("rx_dropped", "rx_ring_full", "rx_fill_empty", "rx_invalid", "rx_oversize", "rx_no_chunk", "rx_shed", "tx_ring_full", "tx_refused",
+                 "tx_down", "tx_invalid")
 }  # fmt: skip
+MENDED = ("rx_completed", "rx_cut")
+SYSCALLS = ("kicks", "kick_again", "kick_down", "kick_gone", "wakes")
 LOST = ("nobody", "no_chunk", "too_long", "too_many", "not_sent")
 GAUGES_OF_ROUTER = {"neighbours"}
 FIRST_BUCKET, LAST_BUCKET = 10, 27  # of the loop's powers of two: 1 us to 0.13 s have buckets of their own
@@ -220,7 +222,9 @@ METRICS = (
     Metric("ring_drops", "counter", "Frames lost between the device and us, and where (docs/metrics.md).",
            ("iface", "direction", "reason"), _ifaces(*((name, (name[:2], reason)) for name, reason in RING_DROPS.items()))),
     Metric("iface_syscalls", "counter", "System calls: kicks send, wakes receive; kick_... are kicks by what they found.", ("iface", "call"),
-           _ifaces(*((name, (name,)) for name in ("kicks", "kick_again", "kick_down", "kick_gone", "wakes")))),
+           _ifaces(*((name, (name,)) for name in SYSCALLS))),
+    Metric("iface_mended", "counter", "Checksums completed, and frames cut up, that a local stack had left to its NIC.", ("iface", "what"),
+           _ifaces(*((name, (name.removeprefix("rx_"),)) for name in MENDED))),
     Metric("frames_sent", "counter", "Frames that interfaces took from us.", (), _one("loop", "sent")),
     Metric("frames_lost", "counter", "Frames that passed and could not be sent: no interface, no chunk, too long, too many, refused.", ("reason",),
            lambda look, zones: (((name,), look["loop"][name]) for name in LOST)),

@@ -18,8 +18,9 @@ from ctcore.config import Config
 from ctcore.types import Proto
 from datapath import craft
 from datapath.live import exposition, figures
-from datapath.live.metrics import METRICS, OTHER, OWN, ZoneNames, buckets, counted, gathered
+from datapath.live.metrics import LOST, MENDED, METRICS, OTHER, OWN, RING_DROPS, SYSCALLS, ZoneNames, buckets, counted, gathered
 from datapath.live.metrics_server import MetricsServer, bound
+from datapath.live.rows import COUNTERS
 from datapath.worker import Pipeline
 from pcap_tests.test_datapath.test_live.noded import COMMIT, running
 
@@ -209,6 +210,17 @@ def test_a_bucket_s_bound_is_that_of_the_loop_s_power_of_two():
     histogram[12] = 5
     assert [number for bound, number in buckets(histogram) if float(bound) == 4096e-9] == [0]
     assert [number for bound, number in buckets(histogram) if float(bound) == 8192e-9] == [5]
+
+
+def test_no_counter_is_left_out(tmp_path):
+    """Of interfaces and of the loop, each is in a metric of its own; all others are labels as they are."""
+    traffic = {"rx", "rx_bytes", "tx", "tx_bytes"}
+    assert {*RING_DROPS, *MENDED, *SYSCALLS, *traffic} == set(COUNTERS)
+    with running(tmp_path) as rig:
+        look = rig.job(figures.look)
+    assert {*LOST, "sent", "rounds", "waits", "frame_ns", "frames"} == set(look["loop"])
+    named = {name.partition("_")[0] for name in look["flowtable"]}
+    assert named == {"flows", "admitted", "served", "teardown", "refused"}
 
 
 def test_several_workers_are_one_node(tmp_path):

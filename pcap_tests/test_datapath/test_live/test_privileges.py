@@ -218,3 +218,22 @@ def test_what_is_wrong_with_the_section_is_said_by_line(text, said):
 
 def test_masks():
     assert privileges.mask_of(["NET_ADMIN", "BPF"]) == 1 << 12 | 1 << 39
+
+
+PROGRAMS = """
+from datapath.live import privileges
+privileges.drop(None, {"NET_ADMIN", "NET_RAW", "BPF"})
+from datapath.live.xdp_filter import EVERYTHING, Filter, Steering
+many = tuple(f"10.{i}.0.0/16" for i in range(20)) + tuple(f"2001:db8:{i:x}::/48" for i in range(20))
+ports = (("tcp", 22), ("udp", 53), ("sctp", 9), ("tcp", 443))
+for wanted in (Filter(), EVERYTHING, Filter(syn_rate=200_000), Filter(ports=ports), Filter(prefixes=many[:3], local=many[-3:]),
+               Filter(ports=ports, prefixes=many, local=many, syn_rate=5000, vlans=True, other_types=True, passed_types=frozenset({0x88CC}))):
+    Steering(wanted).close()
+    print("loaded")
+"""
+
+
+def test_three_capabilities_load_the_program_of_any_filter(interfaces):
+    """Without CAP_PERFMON the verifier is stricter with a packet's address."""
+    done = subprocess.run([sys.executable, "-c", PROGRAMS], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["loaded"] * 6, "")
