@@ -230,7 +230,8 @@ def _events(client: Client, given: dict[str, Any], outputs: set[str], quiet: boo
     try:
         for part in client.events(which=which, kinds=kinds_of(given["kinds"] or "ALL")):
             if "events" in part:
-                shown += _print(part["events"], outputs)
+                shown += len(part["events"])  # before: Ctrl-C may come between the last line and whatever follows it
+                _print(part["events"], outputs)
             elif "lost" in part:
                 hint = "" if given["resync"] else "; --resync lists what is there"
                 click.echo(f"ctmirror: {part['lost']} events were lost (numbers {part['seq']} to {part['past'] - 1}){hint}", err=True)
