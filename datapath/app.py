@@ -49,22 +49,27 @@ Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 @dataclass(frozen=True)
 class RulesGiven:
-    """Rules to go through. device: where packets arrive whose capture does not say; flowtable: whether established connections may pass them by."""
+    """Rules to go through. device: where packets arrive whose capture does not say; flowtable: whether established connections may pass them by;
+    fixed: whether they all arrive at that hook, those as well of which the capture says that they went out."""
 
     ruleset: Ruleset
     name: str
     device: Hook | None = None
     flowtable: bool = True
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
 class RulesAtWork:
-    """What rules did. counters: COUNT_DTYPE, in the order of the rules; flows: of the flow table, None without; lost: mirrored copies, by reason."""
+    """What rules did. counters: COUNT_DTYPE, in the order of the rules; flows: of the flow table, None without; lost: mirrored copies that
+    did not leave, by reason; mirrored: those that did, by device; came: packets by the hook that they came to."""
 
     ruleset: Ruleset
     counters: np.ndarray
     flows: dict[str, int] | None
     lost: np.ndarray
+    mirrored: dict[str, int]
+    came: dict[Hook, int]
 
 
 @dataclass(frozen=True)

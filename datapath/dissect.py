@@ -109,6 +109,11 @@ def _ip6(packet: bytes) -> str:
     return f"{ends}, {length} bytes of payload, hop limit {hops}, next header {', '.join(names)}"
 
 
+def later_fragment_line(offset: int) -> str:
+    """What stands in place of a transport header in a fragment that is not the first."""
+    return f"no header in this fragment: its bytes begin at {offset:,} of what the datagram carries"
+
+
 def fragment_offset(packet: bytes) -> int:
     """Where in its datagram's payload a fragment that starts with this IP header begins, in bytes; 0 for the first and for what is no fragment."""
     if len(packet) >= 20 and packet[0] >> 4 == 4:

@@ -22,6 +22,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from datapath.extras import remedy
+
 AF_XDP = 44
 CAPABILITIES = {12: "net_admin", 13: "net_raw", 21: "sys_admin", 38: "perfmon", 39: "bpf"}
 NEEDED_CAPABILITIES = (12, 13, 39)
@@ -124,7 +126,7 @@ def extra(package: str) -> Finding:
     try:
         return Finding(package, True, metadata.version(package))
     except metadata.PackageNotFoundError:
-        return Finding(package, False, "not installed", f"pip install 'ctmirror[{name}]', for {purpose}")
+        return Finding(package, False, "not installed", f"{remedy(name)}: for {purpose}")
 
 
 def arrow() -> Finding:

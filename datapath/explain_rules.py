@@ -38,12 +38,13 @@ TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by family
 class Served:
     """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet
     with which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1:
-    none; result: RESULT_DTYPE, what became of it."""
+    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it."""
 
     offload: int
     served: bool
     since: int | None
     conn: int
+    assured: bool
     result: np.void
 
 
@@ -185,7 +186,7 @@ def _replay(
                 last = max(last, int(frames["ts"][:row].max()))
             if row < len(frames):
                 iface = int(frames["iface"][row])
-                return Found(memory, frames[row : row + 1], hooks[min(iface, len(hooks) - 1)], source.ifaces[iface], total, last)
+                return Found(memory, frames[row : row + 1], hooks[min(iface, len(hooks) - 1)], source.ifaces[iface % len(source.ifaces)], total, last)
             seen += len(frames)
     raise CtmirrorError(f"{name}: no packet {number:,}: expected 0 to {seen - 1:,} (frames 1 to {seen:,})" if seen else f"{name}: has no packets")
 
@@ -196,7 +197,8 @@ def chunks_of(source: PcapSource, rules: RulesGiven, progress: Progress | None) 
         memory, frames = source.read(CHUNK)
         if not len(frames):
             return
-        yield memory, frames, arrivals_in(rules, source, frames)
+        hooks, frames = arrivals_in(rules, source, memory, frames)
+        yield memory, frames, hooks
         if progress:
             progress(source.name, source.position, source.size or 0)
 
@@ -217,6 +219,7 @@ def _served(pipeline: RulePipeline, found: Found, admissions: Admissions, seen: 
         pipeline.flows.counters()["served"] > before,
         None if since == NOWHERE else since - found.first,
         conn,
+        bool(int(decisions["status"][0]) & Status.ASSURED),
         results[0],
     )
 

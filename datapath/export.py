@@ -20,6 +20,7 @@ import orjson
 
 from ctcore.errors import CtmirrorError, OutputError
 from datapath.create import CODECS, create, ending_of
+from datapath.extras import remedy
 from datapath.fields import PROTO_NAMES, Record
 
 FORMATS = ("jsonl", "parquet", "arrow", "csv", "conntrack")
@@ -42,7 +43,7 @@ _PACKET = {
     "i": "u8", "file": "str", "ts": "ns", "len": "u4", "state": "str", "dir": "str", "status": "list", "zone": "u2", "mark": "u4", "conn": "u8",
     "proto": "str", "l4state": "str", "timeout": "f8", "verdict": "str", "reason": "str", "offload": "str", **_ENDS,
     **_under("out", {"src": "str", "dst": "str", "sport": "u2", "dport": "u2", "id": "u2", "key": "u2"}),
-    "to": "str", "rule": "str",
+    "ct_reason": "str", "to": "str", "mirrored": "list", "rule": "str",
 }  # fmt: skip
 _CONN = {
     "conn": "u8", "zone": "u2", "proto": "str", **_under("original", _FLOW), **_under("reply", _FLOW), "l4state": "str", "status": "list",
@@ -245,7 +246,7 @@ def _pyarrow(name: str) -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise CtmirrorError(f"{name}: Arrow and Parquet need pyarrow: pip install 'ctmirror[arrow]'") from None
+        raise CtmirrorError(f"{name}: Arrow and Parquet need pyarrow: {remedy('arrow')}") from None
 
 
 def _schema(kind: str):

@@ -29,7 +29,7 @@ def offloaded_checksums(result: Replayed) -> str | None:
     bad, (looked, left) = _packets(result, *BAD), (result.checksums.looked, result.checksums.left)
     if not looked:
         return None
-    some = f"{looked:,}" if looked == bad else f"the first {looked:,}"
+    some = f"{looked:,}" if looked >= bad else f"the first {looked:,}"  # more than were judged: the flow table looks at none
     if not left:
         return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad"
     others = "" if left == looked else "; the others are really bad"

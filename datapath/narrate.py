@@ -81,7 +81,7 @@ def _headers(it: Explained) -> Iterator[Line]:
         yield "whole", dissect.ip_line(ip)
     name, offset = fields.proto_name(it.proto), dissect.fragment_offset(ip)
     if offset:
-        yield name, f"no header in this fragment: its bytes begin at {offset:,} of what the datagram carries"
+        yield name, dissect.later_fragment_line(offset)
     elif it.l4 and (it.decision["reason"] != Reason.R_SNAPPED or dissect.has_header(it.proto, it.l4)):
         yield name, dissect.l4_line(it.proto, it.l4, int(it.packet["l4_len"]))
 

@@ -26,6 +26,7 @@ from datapath.stages import Line
 from datapath.watched import At, Done, Missed, Told, Turn
 from datapath.wire import parse_batch
 
+UNTIL_ASSURED = "tracked until it is assured, and served from then on"
 SENTENCES = {reason.name: reason.sentence for reason in REASONS}
 
 
@@ -33,7 +34,8 @@ def rules_lines(it: Ruled) -> Iterator[Line]:
     """Everything about one packet and the rules."""
     yield "packet", packet_line(it.name, it.number, it.frame)
     yield from _headers(it)
-    where = f", by its interface '{printable(it.iface)}'" if it.iface == it.at.walk.hook.device else ""
+    went = " it went out by, as the capture says" if it.at.walk.hook.direction == "egress" else ""
+    where = f", by {'the' if went else 'its'} interface '{printable(it.iface)}'{went}" if it.iface == it.at.walk.hook.device else ""
     yield "arrives", hook_text(it.at.walk.hook) + where
     if it.served is not None and it.served.served:
         yield "", "no rule has tracked it: the flow table has served it; this is the way through the rules that such a packet takes"
@@ -60,9 +62,12 @@ def _headers(it: Ruled) -> Iterator[Line]:
     packet, l4 = batch.array[0], batch.l4_bytes(0)
     if not packet["key"]["family"]:
         return
-    yield "ip", dissect.ip_line(it.data[int(packet["l3_off"]) :])
-    proto = int(packet["key"]["proto"])
-    if l4 and dissect.has_header(proto, l4):
+    ip = it.data[int(packet["l3_off"]) :]
+    yield "ip", dissect.ip_line(ip)
+    proto, offset = int(packet["key"]["proto"]), dissect.fragment_offset(ip)
+    if offset:
+        yield fields.proto_name(proto), dissect.later_fragment_line(offset)
+    elif l4 and dissect.has_header(proto, l4):
         yield fields.proto_name(proto), dissect.l4_line(proto, l4, int(packet["l4_len"]))
 
 
@@ -214,7 +219,8 @@ def _changes(done: Done) -> Iterator[str]:
     """From what to what an action has changed addresses and ports, or that it has changed other bytes. Of a datagram: of its first fragment's."""
     if done.before == done.after or not done.after or done.verdict == "held":
         return
-    was, now = _ends(done.before), _ends(done.after)
+    datagram = getattr(done.tracked.conn, "datagram", None) if done.tracked is not None else None
+    was, now = _ends(done.before if datagram is None else datagram.frame), _ends(done.after)
     found = [f"{side} {was[side]} -> {now[side]}" for side in ("source", "destination") if was and now and was[side] != now[side]]
     if found:
         yield f"translated: {', '.join(found)}" if isinstance(done.action, Ct) else f"changed: {', '.join(found)}"
@@ -299,12 +305,17 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
     conn = f"conn {it.served.conn}"
     since = f" since #{it.served.since:,}" if it.served.since is not None and it.served.since >= 0 else ""
     since = since or (" since a capture before this one" if it.served.since is not None else "")
-    if it.served.served:
-        yield "flow table", f"served: {conn} is in it{since}, so that this packet was not tracked"
-    elif it.served.offload == Offload.OFFLOAD_SOFTWARE:
-        yield "flow table", f"tracked, and {conn} is in the table{since}: its next packets are served"
-    elif it.served.offload == Offload.OFFLOAD_NONE:
+    told, there = it.served, f"{conn} is in it{since}"
+    if told.served:
+        yield "flow table", f"served: {there}, so that this packet was not tracked"
+    elif told.offload == Offload.OFFLOAD_NONE:
         yield "flow table", "it has no connection of this packet"
+    elif told.offload == Offload.OFFLOAD_SOFTWARE:
+        yield "flow table", f"tracked, and {there}: its next packets are {'served' if told.assured else UNTIL_ASSURED}"
+    elif told.offload == Offload.NOT_ASSURED and told.since is not None:
+        rest = "has become assured with this packet: its next packets are served" if told.assured else f"its packets are {UNTIL_ASSURED}"
+        yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, and {rest}"
+    elif told.since is not None:
+        yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, but does not get this packet: {WHY_NOT[told.offload]}"
     else:
-        there = f"{conn} is in it{since}, but " if it.served.since is not None else ""
-        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[it.served.offload]}): {there}{WHY_NOT[it.served.offload]}"
+        yield "flow table", f"not served ({fields.OFFLOAD_NAMES[told.offload]}): {WHY_NOT[told.offload]}"

@@ -7,7 +7,7 @@ from ctcore.types import Offload
 WHY_NOT: dict[int, str] = {
     Offload.NOT_PROTO: "only TCP, UDP and plain GRE are served",
     Offload.NOT_TCP_STATE: "its TCP connection is not ESTABLISHED",
-    Offload.NOT_ASSURED: "its connection is not assured yet",
+    Offload.NOT_ASSURED: "its connection is not assured yet; one that is in the flow table (UDP) is tracked until it is",
     Offload.NOT_UNCONFIRMED: "nobody has committed its connection",
     Offload.NOT_HELPER: "a helper reads its connection",
     Offload.NOT_SEQADJ: "sequence numbers of its connection are moved",
@@ -27,7 +27,7 @@ WHY_NOT: dict[int, str] = {
 }
 # All that a record may say.
 OFFLOAD_WORDS: dict[int, str] = {
-    Offload.OFFLOAD_SOFTWARE: "its connection is in the flow table, which has served the packet, or serves those that follow",
+    Offload.OFFLOAD_SOFTWARE: "its connection is in the flow table, which has served the packet, or serves those that follow once it is assured",
     Offload.OFFLOAD_HARDWARE: "its connection is in a NIC's table; no NIC is driven yet",
     **WHY_NOT,
 }

@@ -46,8 +46,11 @@ PACKET: Words = {
     "without a connection",
     "ends": "src and dst, and what its protocol has for ports (below)",
     "out": "src, dst and ports, id or key that it leaves with; null if it is not translated",
+    "ct_reason": "with rules: why its last `ct` action that tracked it decided so, which `reason` does not tell where rules drop the packet; null "
+    "if there was none",
     "to": "with rules: the device where it ended; null if it did not pass",
-    "rule": "with rules: the last one that matched, FILE:LINE; null if none did",
+    "mirrored": "with rules: the devices at which a copy of it left (`mirred ... mirror`), whatever became of the packet itself",
+    "rule": "with rules: the last one that matched, FILE:LINE, which may have been a copy; null if none did",
 }
 CONN: Words = {
     "conn": "its number, in the order in which connections began",
@@ -107,7 +110,7 @@ RECORDS: dict[str, Words] = {"packets": PACKET, "conns": CONN, "events": EVENT, 
 
 def type_of(kind: str, name: str) -> str:
     """What a field of a kind of records holds."""
-    if name == "changes" or name == "status":
+    if name in ("changes", "status", "mirrored"):
         return TYPES["list"]
     return TYPES.get(COLUMNS[kind].get(name, ""), "object")
 

@@ -314,8 +314,6 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
         for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
             lasted = f"{duration} long" if tells else "duration unknown"
             yield Text(f"{flow}\n  conn {conn}, {lasted}, packets: {packets}, {size} of IP sent, {state}")
-    if result.tracking.rules is not None:  # explain shows the way of packets through rules, and not a connection's life
-        return
     names = " ".join(quoted(capture.name) for capture in result.captures if capture.packets)
     yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
 

@@ -27,6 +27,8 @@ TORN_DOWN = {
 
 def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
     """The rules that matched, the most frequent first, and the flow table. end: ns of the last packet, if when rules matched last is to be told."""
+    came = [f"{hook.device} {hook.direction} {count(packets)}" for hook, packets in rules.came.items() if packets]
+    yield Text(f"\npackets came to: {', '.join(map(printable, came))}")
     matched = np.flatnonzero(rules.counters["packets"])
     ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
     heads = ("rule", "packets", "wire bytes", *(["last used"] if end is not None else []), "")
@@ -43,6 +45,10 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
         yield Text(f"  and {counted(len(ranked) - MOST_ROWS, 'rule')} that matched less often")
     if silent:
         yield Text(f"  {counted(silent, 'rule')} matched nothing")
+    if rules.mirrored:
+        copies = sorted(rules.mirrored.items(), key=lambda one: (-one[1], one[0]))
+        told = [f"{counted(frames, 'frame')} to {printable(device)}" for device, frames in copies]
+        yield Text(f"mirrored: {', '.join(told)}")
     for reason in np.flatnonzero(rules.lost).tolist():
         yield Text(f"  {counted(int(rules.lost[reason]), 'mirrored frame')} did not leave: {fields.REASON_NAMES[reason]}")
     if rules.flows is not None:

@@ -2,11 +2,11 @@
 
 cimport cython
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.batch cimport Batch
 from ctcore.tracker cimport Tracker
-from ctcore.types cimport Decision, Key, Packet
+from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
@@ -40,6 +40,8 @@ cdef class RulePipeline:
     cdef uint32_t[::1] hooks            # by interface
     cdef uint32_t loaded                # how often rules were
     cdef uint32_t walks                 # packets that may still walk through the rules before others are turned away
+    cdef uint64_t[N_REASONS] covered    # packets by what their `ct` had to say, where the rules' own reason stands before it
+    cdef int64_t[N_REASONS] covered_first
     cdef int put_in(self, Program program) except -1
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil
     cdef bint turned_away(self, const Packet *p, int i, Result *result, Decision *decision) noexcept nogil
@@ -47,6 +49,7 @@ cdef class RulePipeline:
     cdef bint put_out(self, const Frame *frame, const Packet *p, int i, const Plan *plan) noexcept nogil
     cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil
     cdef uint32_t epoch(self) noexcept nogil
+    cdef void cover(self, uint8_t reason, int i) noexcept nogil
     cdef bint same_fields(self, const uint8_t *memory, const Frame *frame, const Packet *p, const Shortcut *cut) noexcept nogil
     cdef void read_fields(self, const uint8_t *memory, const Frame *frame, const Packet *p, FlowerKey *fields) noexcept nogil
     cdef void serve(self, const Packet *p, const Shortcut *cut, Decision *decision, bint decided) noexcept nogil

@@ -62,16 +62,19 @@ class RulePipeline:
         """Let frames come to their hooks, in order; time is their own.
 
         memory: uint8[m]; frames: FRAME_DTYPE[n], each within memory. Returns what is asked for, None for the rest: DECISION_DTYPE[n], of the last
-        `ct` action, with verdict and reason of the rules, and `offload`; KEY_DTYPE[n], the tuples as they came; RESULT_DTYPE[n] (see Walker.run).
+        `ct` action, with verdict and reason of the rules, and `offload`; KEY_DTYPE[n], the tuples as they came, that of the datagram where a
+        fragment completes one; RESULT_DTYPE[n] (see Walker.run).
         outputs: keep what leaves, for outputs(). Raises ValueError for frames that are none, RuntimeError if another thread is at work with it.
         """
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last process(): see Walker.outputs."""
     def summary(self) -> dict[str, Any]:
-        """What was counted so far, as Pipeline.summary() has it."""
+        """What was counted so far, as Pipeline.summary() has it. A packet with which the rules did something else than its `ct` action's decision
+        gives a reason for (they drop what is invalid) counts for both reasons: theirs, and that of the decision.
+        """
     def counters(self) -> NDArray[Any]:
         """COUNT_DTYPE[n]: packets, bytes on the wire and last use (ns, -1: never) of each rule, in the order of the ruleset."""
     def count(self, reason: Reason) -> int:
-        """How many packets had this reason."""
+        """How many packets had this reason, as summary() counts them."""
     def shortcuts(self) -> dict[str, int]:
         """plans: ways through the rules that flows take; flows: remembered; hits: packets that went a way that was remembered."""

@@ -24,8 +24,8 @@ from ctcore.lowlevel cimport likely, unlikely
 from ctcore.table cimport same_key
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, ESTABLISHED, FIN, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK, R_OVERLOAD, R_RULE_DROP, RST, Decision, Key,
-    Packet,
+    ACCEPT, BATCH, DROP, ESTABLISHED, FIN, N_REASONS, NOT_SEEN, NO_DIR, NO_L4STATE, OFFLOAD_NONE, OFFLOAD_SOFTWARE, PENDING, PROTO_TCP, R_OK,
+    R_OVERLOAD, R_RULE_DROP, RST, Decision, Key, Packet,
 )
 from datapath.aim cimport flow_key, take_aim
 from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flows, FlowTable, flow_passes, flow_round, flow_serve
@@ -135,8 +135,15 @@ cdef class RulePipeline:
 
     def summary(self):
         """See ruled.pyi."""
+        cdef int reason
         gathered = {} if self.walker.reassembler is None else gathered_by(self.walker.reassembler, self.tracker.ct.now)
-        return {**summary_of(&self.sums), "fragments": gathered}
+        told = summary_of(&self.sums)
+        packets, first = told["reason_packets"], told["reason_first"]
+        for reason in range(<int>N_REASONS):
+            if self.covered[reason]:
+                packets[reason] += self.covered[reason]
+                first[reason] = min(first[reason], self.covered_first[reason]) if first[reason] >= 0 else self.covered_first[reason]
+        return {**told, "fragments": gathered}
 
     def counters(self):
         """See ruled.pyi."""
@@ -147,7 +154,7 @@ cdef class RulePipeline:
 
     def count(self, reason):
         """See ruled.pyi."""
-        return self.sums.reason_packets[<int>reason]
+        return self.sums.reason_packets[<int>reason] + self.covered[<int>reason]
 
     def shortcuts(self):
         """See ruled.pyi."""
@@ -326,6 +333,8 @@ cdef class RulePipeline:
         """Through the rules, and if the next packet of the flow would go the same way, remember it."""
         cdef uint32_t epoch = self.epoch()
         walk(&self.walker.walking, memory, frame, p, self.aim.hook[i], result)
+        if unlikely(self.walker.walking.gathers):
+            p.key = self.walker.walking.datagram    # a fragment has no ports, and what it completes has
         if result.tracked:
             decision[0] = result.decision
             self.aim.zone = decision.zone
@@ -333,11 +342,19 @@ cdef class RulePipeline:
             never_tracked(p, decision)
         decision.verdict = result.verdict
         if result.reason != R_OK:
+            if result.tracked and decision.reason != R_OK and decision.reason != result.reason:
+                self.cover(decision.reason, i)
             decision.reason = result.reason
         if not self.walker.walking.trail.lasting or not self.walker.walking.trail.n_cts or self.walker.walking.trail.script != NULL:
             return
         if epoch == self.epoch():               # else it has set a mark, which the next packet will have from the beginning
             self.remember(memory, frame, p, i, result)
+
+    cdef void cover(self, uint8_t reason, int i) noexcept nogil:
+        """Count what `ct` said of the packet of row i, which the rules did something else to."""
+        if self.covered[reason] == 0:
+            self.covered_first[reason] = <int64_t>self.sums.total_packets + i
+        self.covered[reason] += 1
 
     cdef inline bint turned_away(self, const Packet *p, int i, Result *result, Decision *decision) noexcept nogil:
         """True: no more may walk, and the packet is dropped. What is not tracked is few and cheap, and connections need it (ARP)."""

@@ -18,6 +18,7 @@ from datapath.pipeline.interpret import Interpreter
 from datapath.pipeline.reference import RuleTracker
 from datapath.pipeline.rules import Hook, Ruleset
 from datapath.ruled import RulePipeline
+from pcap_tests.test_datapath.command import records, run
 
 VM = Path(__file__).parent.parent / "examples" / "vm-behind-vf"
 OTHER = {"eth0": "eth0_0", "eth0_0": "eth0"}
@@ -108,3 +109,36 @@ def test_the_interpreter_with_the_readable_tracker_says_the_same(ruleset: Rulese
         assert verdicts[delivery.last.verdict] == result["verdict"]
         assert delivery.last.hook.device == pipeline.program.devices[result["device"]]
         assert [id(hit.rule) for hit in delivery.hits] == [id(ruleset.rules[i]) for i in result["hit"][: result["n_hits"]]]
+
+
+# --- as a network policy ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_lets_pass_what_the_rules_let_pass(capfd, tmp_path: Path) -> None:
+    """By the commands of docs/policy.md, with what that says of them."""
+    code, out, err = run(capfd, "policy", "compile", VM / "policy.yaml", "-o", tmp_path / "rules.tc")
+    assert (code, out) == (0, "") and "policies 1, pods 1, rules 40" in err
+    argv = [VM / "traffic.pcapng", "--rules", tmp_path / "rules.tc", "--device", "eth0_0:egress"]
+    code, out, err = run(capfd, "replay", *argv, "--packets", "-", "-q")
+    by_policy = [record["verdict"] for record in records(out)]
+    assert (code, err, [i for i, verdict in enumerate(by_policy) if verdict == "drop"]) == (0, "", [53, 54])
+    assert by_policy == [
+        record["verdict"] for record in records(run(capfd, "replay", argv[0], "--rules", VM / "rules.tc", "--packets", "-", "-q")[1])
+    ]
+    said = run(capfd, "explain", argv[0], "--packet", "54", *argv[1:])[1]
+    assert "arrives     dev eth0_0 egress" in said
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("chain ")] == ["0", "1", "2", "4", "8"]
+
+
+def test_what_the_examples_readme_says_one_sees(capfd) -> None:
+    shown = (VM / "README.md").read_text()
+    commands = [line.split()[1:] for line in shown.splitlines() if line.startswith("    ctmirror ")]
+    root = VM.parent.parent
+    replayed, explained = (run(capfd, *(root / word if word.startswith("examples/") else word for word in words))[1] for words in commands)
+    assert "55 packets" in replayed and "1 connection admitted, 45 packets served" in replayed and "FIN 1" in replayed
+    assert [line.split() for line in replayed.splitlines() if line.startswith("a rule says so")] == [["a", "rule", "says", "so", "2", "#53"]]
+    assert "dropped at dev eth0_0 ingress by rules.tc:22" in explained and "+trk+new" in explained
+    assert {path.name for path in VM.iterdir()} == {
+        "README.md",
+        *(name for name in ("rules.tc", "rules.yaml", "policy.yaml", "traffic.pcapng") if name in shown),
+    }

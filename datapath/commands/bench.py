@@ -40,11 +40,28 @@ def _check(name: str | None) -> None:
             pass
 
 
+# What a name ends with, the unit that it stands for, and what the number is of that unit.
+UNITS = (("_per_s", "M/s", 1e-6), ("_mpps", "Mpps", 1), ("_s", "s", 1))
+
+
+def figure(name: str, value: Any) -> str:
+    """A figure for people: `handshakes 0.80 M/s` for handshakes_per_s 797000.0. Numbers have three digits that count, and never an exponent."""
+    if not isinstance(value, float):
+        return f"{name} {value}"
+    suffix, unit, factor = next((one for one in UNITS if name.endswith(one[0])), ("", "", 1))
+    return f"{name.removesuffix(suffix)} {_digits(value * factor)} {unit}".rstrip()
+
+
+def _digits(value: float) -> str:
+    decimals = next((n for n in range(7) if abs(value) * 10**n >= 99.5), 2 if value == 0 else 6)
+    return f"{value:,.{min(decimals, 2 if abs(value) >= 0.1 else 6)}f}"
+
+
 def _write(result: dict[str, Any], name: str | None, quiet: bool) -> None:
     """The figures as lines for people unless quiet, and as JSON to a file; where that is stdout, the lines go to stderr."""
     for section, rows in () if quiet else result.items():
         for row in rows if isinstance(rows, list) else [rows]:
-            text = "  ".join(f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+            text = "  ".join(figure(key, value) for key, value in row.items())
             click.echo(f"{section}: {text}", err=name == STDOUT)
     if name:
         data = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

@@ -198,14 +198,30 @@ def _rules(given: Mapping[str, Any]) -> list[NatRule]:
     return [rule for _, rule in sorted(placed, key=lambda one: one[0])]
 
 
+def _once(context: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value of an option that may be there once: the last of several would win, and nobody would notice."""
+    if len(values) > 1:
+        more = "; tc lines of several files may be put together by cat, and read from -" if param.name == "rules_file" else ""
+        raise click.UsageError(f"{param.opts[0]}: is there {len(values)} times: expected it once{more}")
+    return values[0] if values else None
+
+
 RULES_OPTIONS = (
     click.option(
-        "--rules", "rules_file", metavar="FILE", help="Go through rules (tc lines or YAML), which say what is tracked, and where packets go."
+        "--rules",
+        "rules_file",
+        metavar="FILE",
+        multiple=True,
+        callback=_once,
+        help="Go through rules (tc lines or YAML), which say what is tracked, and where packets go.",
     ),
     click.option(
         "--device",
-        metavar="DEV[:egress]",
-        help="Where packets arrive whose capture does not name a device of the rules.  [default: the only one with rules at its ingress]",
+        metavar="DEV[:ingress|:egress]",
+        multiple=True,
+        callback=_once,
+        help="Where packets arrive whose capture does not name a device of the rules; with a direction all of them, else those that went out, as the "
+        "capture says, at its egress.  [default: the only one with rules at its ingress]",
     ),
     click.option("--no-flowtable", is_flag=True, help="Let every packet go through the rules, those of established connections as well."),
 )
@@ -231,7 +247,7 @@ def rules_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: bool) -> Tracking:
     """The same with the rules of a file. Raises UsageError for options that only rules can say."""
-    from datapath.hooks import check_device, read_hook
+    from datapath.hooks import DIRECTIONS, check_device, read_hook
     from datapath.pipeline.findings import Findings
     from datapath.pipeline.rules_file import read
 
@@ -248,7 +264,8 @@ def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: boo
     hook = read_hook(device) if device else None
     if hook is not None:
         check_device(ruleset, hook)
-    given = RulesGiven(ruleset, name, hook, flowtable)
+    fixed = device is not None and device.rpartition(":")[2] in DIRECTIONS
+    given = RulesGiven(ruleset, name, hook, flowtable, fixed)
     return replace(tracking, rules=given, flags=" ".join(filter(None, (tracking.flags, shlex.join(flags)))))
 
 

@@ -11,6 +11,7 @@ import click
 from ctcore.errors import CtmirrorError
 from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
+from datapath.extras import remedy
 from datapath.names import printable
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _load(files: tuple[str, ...]) -> Cluster:
     """The cluster of these files. Its libraries are an extra."""
     missing = [name for name, module in (("pydantic", "pydantic"), ("PyYAML", "yaml")) if find_spec(module) is None]
     if missing:
-        raise CtmirrorError(f"policies need {' and '.join(missing)}: pip install 'ctmirror[policy]'")
+        raise CtmirrorError(f"policies need {' and '.join(missing)}: {remedy('policy')}")
     from datapath.pipeline.policy.load import load
 
     return load(files)

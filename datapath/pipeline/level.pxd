@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ctcore.act cimport Carried
 from ctcore.engine cimport Engine
 from ctcore.fragments cimport Fragments
-from ctcore.types cimport N_REASONS, Decision, Packet
+from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.frame cimport Frame
 from datapath.pipeline.cut cimport Origin
 from datapath.pipeline.draft cimport Draft
@@ -65,6 +65,7 @@ ctypedef struct Level:
     uint8_t verdict
     uint8_t reason
     uint8_t end                 # the level where the frame of this one ended: another one if it was redirected
+    uint8_t copy                # of a frame that went on itself
     uint8_t *piece              # memory for a fragment of the draft
 
 ctypedef struct Walking:
@@ -77,10 +78,13 @@ ctypedef struct Walking:
     int64_t gathered            # ns: the latest time of a packet that came to `ct`
     uint32_t sent               # it and its copies, so far
     uint32_t row                # which one it is for who takes the outputs
+    uint8_t gathers             # the packet at work was put together from fragments
     ParseSettings settings
     Trail trail
     Level[MOST_HOPS + 1] level
+    Key datagram                # where it gathers: its tuple, before anything was changed
     uint64_t[N_REASONS] lost    # copies that did not come through, by reason
+    uint64_t *mirrored          # those that did, by device
 
 cdef void read_draft(Walking *w, Level *v) noexcept nogil
 cdef void look(Walking *w, Level *v) noexcept nogil

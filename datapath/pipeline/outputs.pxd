@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cpdef enum OutputFlag:
     OUTPUT_CHANGED = 0x01       # its bytes lie in Outputs.memory; without: in the memory that it came in, as it came
+    OUTPUT_COPY = 0x02          # mirrored: the frame itself went on
 
 ctypedef struct Output:
     uint64_t offset             # of its first byte

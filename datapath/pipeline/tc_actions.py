@@ -123,6 +123,9 @@ def _options(cursor: Cursor, table: dict[str, Callable[[Word], Any]], same: dict
     found: dict[str, Any] = {}
     while (text := cursor.peek()) is not None:
         name = keyword(text, [*table, *(same or {})])
+        begun = [each for each in table if each.startswith(text)]
+        if name is None and len(begun) > 1:  # and no word for what follows the action: tc would take one of these
+            raise fail(cursor.next(text), f"expected {' or '.join(begun)}, in full")
         if name is None:
             break
         word, name = cursor.next(text), (same or {}).get(name, name)
@@ -169,7 +172,7 @@ def _nat(cursor: Cursor, word: Word) -> CtNat:
     cursor.next("addr")
     low, high = cursor.read("A[-B]", quantities.addresses)
     ports = None
-    if cursor.peek() == "port":
+    if keyword(cursor.peek() or "", ["port"]):
         cursor.next("port")
         ports = cursor.read("P[-Q]", quantities.ports)
     if cursor.peek() == "nat":
@@ -201,7 +204,7 @@ def _mirred(cursor: Cursor) -> Mirred:
     dev = cursor.next("dev DEVICE")
     if dev.text in ("index", "blockid"):
         raise fail(dev, SHARED.get(dev.text, "copies to all of a block are not supported: expected dev DEVICE"))
-    if dev.text != "dev":
+    if keyword(dev.text, ["dev"]) is None:
         raise fail(dev, "expected dev DEVICE")
     to = cursor.read("a device", device)
     # Behind a redirect a word like `drop` begins the next action, which nothing reaches: that is how tc reads it.
@@ -212,9 +215,9 @@ def _pedit(cursor: Cursor) -> Pedit:
     extended = False
     done: list[Munge] = []
     while (text := cursor.peek()) is not None:
-        if text == "ex" and not done:
+        if keyword(text, ["ex"]) and not done:
             extended = bool(cursor.next("ex"))
-        elif text == "munge":
+        elif keyword(text, ["munge"]):
             cursor.next("munge")
             done.append(munge(cursor, extended))
         elif text != "pedit":
@@ -230,10 +233,11 @@ def _pedit(cursor: Cursor) -> Pedit:
 def _csum(cursor: Cursor) -> Csum:
     start, of = cursor.last(), set()
     while (text := cursor.peek()) is not None:
-        if text not in ("and", "or", "+") and text not in CSUM_WORDS:
+        meant = {CSUM_WORDS[text]} if text in CSUM_WORDS else {name for word, name in CSUM_WORDS.items() if word.startswith(text)}
+        if text not in ("and", "or", "+") and len(meant) != 1:
             break
         cursor.next(text)
-        of |= {CSUM_WORDS[text]} if text in CSUM_WORDS else set()
+        of |= meant if len(meant) == 1 else set()
     if not of:
         raise fail(start, f"expected {', '.join(CSUM_ORDER)} behind it")
     return Csum(tuple(sorted(of, key=CSUM_ORDER.index)), read_control(cursor, PASS))
@@ -269,11 +273,12 @@ def vlan_protocol(text: str) -> int:
 
 def _vlan(cursor: Cursor) -> Vlan:
     kind = cursor.next("push, pop or modify")
-    if kind.text not in ("push", "pop", "modify"):
+    does = keyword(kind.text, ("push", "pop", "modify"))
+    if does is None:
         refused = "Ethernet headers are neither added nor removed: " if kind.text in ("push_eth", "pop_eth") else ""
         raise fail(kind, f"{refused}expected push, pop or modify")
     found: dict[str, Any] = {}
-    if kind.text != "pop":
+    if does != "pop":
         found = _options(cursor, {
             "id": lambda word: cursor.read("a VLAN id", lambda text: number(text, 0, 0xFFF, "a VLAN id")),
             "protocol": lambda word: cursor.read("802.1Q or 802.1ad", vlan_protocol),
@@ -281,7 +286,7 @@ def _vlan(cursor: Cursor) -> Vlan:
         })  # fmt: skip
         if "id" not in found:
             raise fail(kind, "expected id ID behind it")
-    return Vlan(kind.text, **found, control=read_control(cursor, PIPE))
+    return Vlan(does, **found, control=read_control(cursor, PIPE))
 
 
 def _police(cursor: Cursor) -> Police:
@@ -316,7 +321,7 @@ def _conform_exceed(cursor: Cursor) -> tuple[Control, Control]:
     word = cursor.peek() or ""
     if "/" in word and word != "/":
         both = cursor.next("EXCEED/NOTEXCEED")
-        parts = both.text.split("/")
+        parts = [keyword(part, CONTROL_WORDS) or "" for part in both.text.split("/")]
         if len(parts) != 2 or any(CONTROL_WORDS.get(part, "goto") in ("goto", "jump", "trap") for part in parts):
             raise fail(both, "expected EXCEED/NOTEXCEED of pass, pipe, drop, continue, reclassify; goto chain N has blanks around the slash")
         return Control(CONTROL_WORDS[parts[0]]), Control(CONTROL_WORDS[parts[1]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected, rule_error
 from datapath.pipeline.header_fields import HEADER_FIELDS, HEADERS, SAME, HeaderField
-from datapath.pipeline.quantities import number
+from datapath.pipeline.quantities import keyword, number
 from datapath.pipeline.rules import Munge
 from datapath.pipeline.shell_words import Cursor, fail
 
@@ -21,6 +21,7 @@ REFUSED_OPERATIONS = {
     "invert": "inverting is not supported: expected set VALUE",
     "preserve": "this changes nothing: expected set VALUE",
 }
+OPERATIONS = ("set", "add", "decrement", "clear", *REFUSED_OPERATIONS)
 
 
 def munge(cursor: Cursor, extended: bool) -> Munge:
@@ -31,7 +32,7 @@ def munge(cursor: Cursor, extended: bool) -> Munge:
     if header.text not in HEADERS:
         raise fail(header, f"expected {', '.join(HEADERS)}")
     word = cursor.value(header, "a field")
-    name = SAME.get((header.text, word.text), word.text)
+    name = _field(header.text, word.text)
     if (header.text, name) not in HEADER_FIELDS:
         known = ", ".join(field for of, field in HEADER_FIELDS if of == header.text)
         raise rule_error(header.place, f"{header.text} {word.text}", f"expected {known}")
@@ -43,7 +44,7 @@ def munge(cursor: Cursor, extended: bool) -> Munge:
     try:
         op, value = _operation(cursor, operation.text, field, extended)
         mask = field.mask
-        if cursor.peek() == "retain":
+        if keyword(cursor.peek() or "", ["retain"]):
             retain = cursor.next("retain")
             bits = cursor.value(retain, "a mask").text
             said += f" ... retain {bits}"
@@ -51,6 +52,13 @@ def munge(cursor: Cursor, extended: bool) -> Munge:
     except Expected as error:
         raise rule_error(header.place, said, str(error)) from None
     return Munge(header.text, name, op, value & mask, mask)
+
+
+def _field(header: str, word: str) -> str:
+    """A field's name. tc has other words for one, and lets only these be cut short."""
+    others = {name: field for (of, name), field in SAME.items() if of == header}
+    found = keyword(word, [*others, *(name for of, name in HEADER_FIELDS if of == header)])
+    return others.get(found or word, word)
 
 
 def retained(field: HeaderField, mask: int) -> int:
@@ -62,6 +70,7 @@ def retained(field: HeaderField, mask: int) -> int:
 
 def _operation(cursor: Cursor, word: str, field: HeaderField, extended: bool) -> tuple[str, int]:
     """The operation, set or add, and its value."""
+    word = keyword(word, OPERATIONS) or ""
     if word in REFUSED_OPERATIONS:
         raise Expected(REFUSED_OPERATIONS[word])
     if word == "clear":

@@ -114,6 +114,8 @@ cdef bint gather(Walking *w, Level *v, Packet *p) noexcept nogil:
         v.draft.own = v.in_place = v.keyed = False
         p.l3_off = v.draft.l3 = <uint16_t>whole.link_length
         origin_of(&v.origin, w.fragments.finished.memory, &whole, w.settings.checksum)
+        if not w.gathers:                       # a copy's fragments may be of a datagram that was changed
+            w.gathers, w.datagram = True, p.key
     return True
 
 

@@ -17,3 +17,4 @@ cdef class Walker:
     cdef Walking walking
     cdef Outputs all
     cdef object rooms
+    cdef object copies          # mirrored frames that left, by device

@@ -37,9 +37,11 @@ class Walker:
 
         A row for each frame that passed at the end of its way, mirrored ones and each fragment of a datagram included: frame, the row it was; device
         and egress, where; offset and caplen, where its bytes are: with OUTPUT_CHANGED in flags in the array returned, or else, unchanged, in the
-        memory given to run(); length, bytes on the wire; mark, priority.
+        memory given to run(); OUTPUT_COPY: mirrored, the frame itself went on; length, bytes on the wire; mark, priority.
         """
     def check(self) -> None:
         """Raise AssertionError if a packet that is over still carries a connection. For a tracker with which nobody else does `ct` actions."""
+    def mirrored(self) -> dict[str, int]:
+        """Mirrored copies that left, by the device where they did, of a datagram each fragment; devices without one are not there."""
     def lost(self) -> NDArray[np.uint64]:
         """Mirrored copies that did not leave, by types.Reason of their drop."""

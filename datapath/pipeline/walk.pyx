@@ -28,7 +28,7 @@ from datapath.pipeline.classify cimport NO_PLACE, classify
 from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
 from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_begin, draft_csum, draft_pedit, draft_vlan
 from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
-from datapath.pipeline.outputs cimport Output, output_add, outputs_free, outputs_reset
+from datapath.pipeline.outputs cimport OUTPUT_COPY, Output, output_add, outputs_free, outputs_reset
 from datapath.pipeline.police cimport conforms
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
@@ -75,6 +75,7 @@ cdef void one_on(Walking *w, uint8_t at, const Send *send, const Draft *draft) n
     begin(on, send.hook, v.mark, v.priority)
     on.draft.data, on.draft.have, on.draft.missing = draft.data, draft.have, draft.missing
     on.draft.ethernet, on.draft.family, on.draft.l3, on.draft.own = v.draft.ethernet, v.draft.family, v.draft.l3, False
+    on.copy = v.copy or not send.redirect
     on.packet, on.parsed, on.in_place = v.packet, v.parsed and draft.data == v.draft.data, v.in_place
     if send.redirect:
         on.decision, on.tracked = v.decision, v.tracked
@@ -273,11 +274,16 @@ cdef void go(Walking *w, uint8_t at) noexcept nogil:
 cdef void put_out(Walking *w, Level *v, const uint8_t *data, uint32_t have, uint32_t missing) noexcept nogil:
     cdef Output *out
     if w.outputs == NULL:
+        if unlikely(v.copy):
+            w.mirrored[v.hook >> 1] += 1
         return
     out = output_add(w.outputs, data, have, not v.in_place)
     if unlikely(out == NULL):
         fail(v, R_RULE_ROOM)
         return
+    if unlikely(v.copy):
+        w.mirrored[v.hook >> 1] += 1
+        out.flags |= OUTPUT_COPY
     if v.in_place:
         out.offset = w.frame.offset
     out.frame = w.row
@@ -306,8 +312,10 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     cdef Level *v = &w.level[0]
     w.frame, w.result = frame, result
     result.n_hits = w.sent = 0
+    w.gathers = False
     trail_begin(&w.trail)
     begin(v, hook, 0, 0)
+    v.copy = False
     draft_begin(&v.draft, memory, frame, packet)
     v.packet, v.parsed, v.in_place = packet, True, True
     go(w, 0)
@@ -340,6 +348,8 @@ cdef class Walker:
         for i in range(MOST_HOPS + 1):
             room = <uint8_t *><size_t>self.rooms.ctypes.data + <size_t>i * (DRAFT_ROOM + PIECE_ROOM)
             self.walking.level[i].draft.room, self.walking.level[i].piece = room, room + DRAFT_ROOM
+        self.copies = np.zeros(len(program.devices), dtype=np.uint64)
+        self.walking.mirrored = <uint64_t *><size_t>self.copies.ctypes.data
         self.walking.rules = &program.code
         self.walking.settings.fragments, self.walking.settings.any_header_sum = FRAGMENTS_GATHERED, True
         self.all.most = output_bytes
@@ -398,6 +408,9 @@ cdef class Walker:
     def check(self):
         if self.walking.ct != NULL and self.tracker.ct.pool.carried:
             raise AssertionError(f"{self.tracker.ct.pool.carried} connections are carried, and no packet is on its way")
+
+    def mirrored(self):
+        return {device: count for device, count in zip(self.program.devices, self.copies.tolist(), strict=True) if count}
 
     def lost(self):
         return np.array(self.walking.lost, dtype=np.uint64)[:N_REASONS]

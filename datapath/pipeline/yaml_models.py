@@ -11,9 +11,22 @@ Imported only when YAML is read, written or described: needs the extra `rules`. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 
 from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected, Findings
@@ -61,6 +74,7 @@ def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
     return value
 
 
+@lru_cache(1 << 10)
 def _control(text: str) -> Control:
     """As in tc, but in full: a schema has no words cut short."""
     if text.split(" ")[0] not in CONTROL_WORDS:
@@ -105,10 +119,11 @@ class Model(BaseModel):
 
 def _one(values: Model, *names: str) -> str:
     """The one of some keys that is there. Raises Expected if there is none, or more."""
-    given = [name for name in names if name in values.model_fields_set]
+    given = values.model_fields_set.intersection(names)
     if len(given) != 1:
         raise Expected(f"expected one of {', '.join(names)}")
-    return given[0]
+    (name,) = given
+    return name
 
 
 class Nat(Model):
@@ -231,7 +246,25 @@ def _form(value: object) -> str:
     return "word" if isinstance(value, str | Control) else "mapping"
 
 
-AnyAction = Annotated[Annotated[ControlText, Tag("word")] | Annotated[Action, Tag("mapping")], Discriminator(_form)]
+class _Known:
+    """What was right before is right again: rules do the same few things thousands of times. Equal values become one object."""
+
+    def __init__(self) -> None:
+        self.by_text: dict[str, Any] = {}
+
+    def __call__(self, value: object, check: Callable[[object], Any]) -> Any:
+        text = repr(value)  # tells 5 from "5", and true from 1
+        if text not in self.by_text:
+            if len(self.by_text) >= MAX_KNOWN:
+                self.by_text.clear()
+            self.by_text[text] = check(value)
+        return self.by_text[text]
+
+
+MAX_KNOWN = 1 << 12
+AnyAction = Annotated[
+    Annotated[ControlText, Tag("word")] | Annotated[Action, Tag("mapping")], Discriminator(_form), WrapValidator(_Known())
+]  # fmt: skip
 
 # Values are read where the ethertype is known (yaml_rules).
 Matches = create_model(
@@ -287,6 +320,22 @@ class RulesFile(Model):
     qdiscs: list[Qdisc] = []
     templates: list[Template] = []
     rules: list[Rule] = []
+
+
+def keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the mapping that a path of keys leads to. Numbers of items and names of forms are no keys."""
+    model: type[Model] = RulesFile
+    for step in loc:
+        if isinstance(step, str) and step in model.model_fields:
+            model = _model_in(model.model_fields[step].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[Model] | None:
+    """The model that a field holds, or has a list of."""
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each))), None)
 
 
 def schema() -> dict[str, Any]:

@@ -1,19 +1,18 @@
 """Rules in YAML (1.2, so JSON as well), and back: the same rules as in tc lines, for people who generate them.
 
-The text becomes nodes, which know their places; nodes become plain values, which the models hold against their shape; and these become rules. An
-error of any of the three says the line and column of the key that it is about. Aliases are copied, up to a number of nodes that no honest file has.
+The text becomes plain values (yaml_text), which the models hold against their shape, and these become rules. An error of any of the three says the
+line and column of the key that it is about; where that is, is looked up only then.
 Needs the extra `rules`. Not here: the shape (yaml_models), which rules make sense together (validate).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapath.pipeline import rules, tc_print
-from datapath.pipeline.findings import Expected, Findings, rule_error
+from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import PLAIN, ethertype_text, plain_text, read_key
 from datapath.pipeline.rules import (
     FIELD_ORDER,
@@ -27,114 +26,13 @@ from datapath.pipeline.rules import (
     Ruleset,
     innermost,
 )
-from datapath.pipeline.tc_actions import CSUM_ORDER
+from datapath.pipeline.tc_actions import CSUM_ORDER, MAX_ACTIONS
+from datapath.pipeline.yaml_text import Document, Loc, libraries
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from datapath.pipeline import yaml_models
-
-MAX_NODES = 4_000_000
-MAX_DEPTH = 50
-MISSING = "reading and writing YAML needs pydantic and PyYAML: pip install 'ctmirror[rules]'"
-_INTEGER = re.compile(r"[-+]?[0-9]{1,50}|0x[0-9a-fA-F]{1,50}|0o[0-7]{1,50}")
-_CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
-Loc = tuple[int | str, ...]
-
-
-def _libraries() -> Any:
-    """PyYAML, and the models; what is missing is said in one line."""
-    try:
-        import pydantic  # noqa: F401
-        import yaml
-    except ImportError:
-        raise RuleError(MISSING) from None
-    return yaml
-
-
-@cache
-def _loader(yaml: Any) -> Any:
-    """PyYAML's loader without its opinion on what a scalar is: it has that of YAML 1.1, where 12:34:56 is a number."""
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        def resolve(self, kind: object, value: object, implicit: object) -> str:
-            return ""
-
-    return Loader
-
-
-# --- text to values -----------------------------------------------------------------------------------------------------------------------
-
-
-class _Document:
-    """The nodes of a file: its values, and where they are."""
-
-    def __init__(self, text: str, name: str) -> None:
-        yaml = _libraries()
-        self.name, self.count = name, 0
-        self.yaml = yaml
-        try:
-            self.root = yaml.compose(text, Loader=_loader(yaml))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)
-            said = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-            raise rule_error(place, "", f"no YAML: {said}") from None
-        except RecursionError:
-            raise rule_error(Place(name), "", f"expected at most {MAX_DEPTH} levels") from None
-
-    def place(self, node: Any) -> Place:
-        return Place(self.name, node.start_mark.line + 1, node.start_mark.column + 1)
-
-    def value(self, node: Any, depth: int = 0) -> Any:
-        """A node as plain values. Raises RuleError for keys that come twice, and for more than anybody writes."""
-        self.count += 1
-        if self.count > MAX_NODES or depth > MAX_DEPTH:
-            raise rule_error(self.place(node), "", f"expected at most {MAX_DEPTH} levels and {MAX_NODES:,} values, aliases counted")
-        if node.tag.startswith("!"):
-            raise rule_error(self.place(node), node.tag, "expected no tag")
-        if isinstance(node, self.yaml.ScalarNode):
-            return _scalar(node)
-        if isinstance(node, self.yaml.SequenceNode):
-            return [self.value(each, depth + 1) for each in node.value]
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            if not isinstance(key, self.yaml.ScalarNode):
-                raise rule_error(self.place(key), "", "expected a word as key")
-            if key.value in found:
-                raise rule_error(self.place(key), key.value, "expected it once")
-            found[key.value] = self.value(value, depth + 1)
-        return found
-
-    def find(self, loc: Loc) -> tuple[Place, str]:
-        """Where a path of keys leads, as far as it does, and what stands there: the key with its value."""
-        node, place, text = self.root, self.place(self.root), ""
-        for step in loc:
-            if isinstance(node, self.yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-                node = node.value[step]
-                place, text = self.place(node), _shown(node)
-            elif isinstance(node, self.yaml.MappingNode):
-                pair = next(((key, value) for key, value in node.value if key.value == step), None)
-                if pair is None:
-                    continue  # the name of a form of the models, not of the file
-                node = pair[1]
-                place, text = self.place(pair[0]), f"{step}: {_shown(node)}".removesuffix(": ")
-        return place, text
-
-
-def _shown(node: Any) -> str:
-    return node.value if isinstance(node.value, str) else ""
-
-
-def _scalar(node: Any) -> Any:
-    """A plain scalar may be a number, true, false or null (YAML 1.2, core schema); all else is text."""
-    text = node.value
-    if node.style:
-        return text
-    if text.lower() in _CONSTANTS:
-        return _CONSTANTS[text.lower()]
-    return int(text, 0 if text[:2] in ("0x", "0o") else 10) if _INTEGER.fullmatch(text) else text
-
 
 # --- values to rules ----------------------------------------------------------------------------------------------------------------------
 
@@ -142,8 +40,7 @@ def _scalar(node: Any) -> Any:
 def parse(text: str, name: str, found: Findings) -> Ruleset:
     """The rules of a text in YAML, priorities and handles as written. name: of the file, for places. Errors go to `found`."""
     try:
-        document = _Document(text, name)
-        value = {} if document.root is None else document.value(document.root)
+        document = Document(text, name)
     except RuleError as error:
         found.errors.append(error)
         return Ruleset()
@@ -152,15 +49,16 @@ def parse(text: str, name: str, found: Findings) -> Ruleset:
     from datapath.pipeline.yaml_models import RulesFile
 
     try:
-        file = RulesFile.model_validate(value)
+        file = RulesFile.model_validate(document.value)
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
             found.error(*document.find(each["loc"]), _said(each))
         return Ruleset()
+    read = _Reading(document, found)
     return Ruleset(
-        tuple(_qdisc(each, document.find(("qdiscs", i))[0]) for i, each in enumerate(file.qdiscs)),
-        tuple(_template(each, document, ("templates", i), found) for i, each in enumerate(file.templates)),
-        tuple(_rule(each, document, ("rules", i), found) for i, each in enumerate(file.rules)),
+        tuple(_qdisc(each, place) for each, place in zip(file.qdiscs, document.items.get("qdiscs", ()), strict=True)),
+        tuple(read.template(i, each) for i, each in enumerate(file.templates)),
+        tuple(read.rule(i, each) for i, each in enumerate(file.rules)),
     )
 
 
@@ -169,10 +67,19 @@ def _said(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
-        return "no such key here"
+        return f"no such key here: {_meant(error['loc'])}"
     if error["type"] == "missing":
         return f"expected {error['loc'][-1]}"
     return str(error["msg"]).replace("Input should be", "expected").replace("Field required", "expected it")
+
+
+def _meant(loc: Loc) -> str:
+    """Which keys there are where a path leads to one that is none: the one that looks like it, or else all."""
+    from datapath.pipeline.yaml_models import keys_at
+
+    known, word = keys_at(loc[:-1]), str(loc[-1])
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _qdisc(model: yaml_models.Qdisc, place: Place) -> rules.Qdisc:
@@ -183,37 +90,80 @@ def _hook(model: yaml_models.Hooked) -> Hook:
     return Hook("", "", model.block) if model.block is not None else Hook(model.device, model.direction)
 
 
-def _template(model: yaml_models.Template, document: _Document, loc: Loc, found: Findings) -> rules.Template:
-    matches, parts = _matches(model, document, loc, found)
-    return rules.Template(_hook(model), model.protocol, model.chain, matches, document.find(loc)[0], parts)
+class _Parts(Mapping[str, Place]):
+    """Where the parts of a rule are, by their names in Rule.parts; looked up when somebody asks."""
+
+    LOCS: ClassVar[dict[str, Loc]] = {
+        "dev": ("device",),
+        **{name: (name,) for name in ("block", "protocol", "chain", "prio", "handle")},
+        **{name: ("match", name) for name in FIELD_ORDER},
+        **{f"action {i}": ("actions", i) for i in range(MAX_ACTIONS)},
+    }
+
+    def __init__(self, document: Document, loc: Loc) -> None:
+        self._document, self._loc = document, loc
+
+    def __getitem__(self, part: str) -> Place:
+        place = self._document.place((*self._loc, *self.LOCS[part]))
+        if place is None:
+            raise KeyError(part)
+        return place
+
+    def __iter__(self) -> Iterator[str]:
+        return (part for part, loc in self.LOCS.items() if self._document.place((*self._loc, *loc)) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-def _rule(model: yaml_models.Rule, document: _Document, loc: Loc, found: Findings) -> rules.Rule:
-    matches, parts = _matches(model, document, loc, found)
-    actions = []
-    for i, each in enumerate(model.actions):
-        parts[f"action {i}"] = document.find((*loc, "actions", i))[0]
-        actions.append(rules.Gact(each) if isinstance(each, Control) else _ACTIONS[each.kind](getattr(each, each.kind)))
-    return rules.Rule(
-        _hook(model), model.protocol, matches, tuple(actions), model.prio or 0, model.chain, model.handle or 0,
-        model.skip_sw, model.skip_hw, document.find(loc)[0], parts,
-    )  # fmt: skip
+class _Reading:
+    """Models to rules, and what is wrong with their keys."""
+
+    def __init__(self, document: Document, found: Findings) -> None:
+        self.document, self.found = document, found
+        self.actions: dict[int, Action] = {}  # by the identity of their models, which outlive this
+
+    def template(self, i: int, model: yaml_models.Template) -> rules.Template:
+        loc = ("templates", i)
+        place, matches = self.document.items["templates"][i], self.matches(model, loc)
+        return rules.Template(_hook(model), model.protocol, model.chain, matches, place, _Parts(self.document, loc))
+
+    def rule(self, i: int, model: yaml_models.Rule) -> rules.Rule:
+        loc = ("rules", i)
+        place, matches = self.document.items["rules"][i], self.matches(model, loc)
+        actions = tuple([self.action(each) for each in model.actions])
+        return rules.Rule(
+            _hook(model), model.protocol, matches, actions, model.prio or 0, model.chain, model.handle or 0, model.skip_sw, model.skip_hw,
+            place, _Parts(self.document, loc),
+        )  # fmt: skip
+
+    def action(self, model: Control | yaml_models.Action) -> Action:
+        """Equal ones are one model (yaml_models), and one action."""
+        if id(model) not in self.actions:
+            self.actions[id(model)] = rules.Gact(model) if isinstance(model, Control) else _ACTIONS[model.kind](getattr(model, model.kind))
+        return self.actions[id(model)]
+
+    def matches(self, model: yaml_models.Hooked, loc: Loc) -> tuple[Match, ...]:
+        """The keys in the order of FIELDS; tags are read first, since they say of what kind addresses are."""
+        given: BaseModel = model.match
+        inner = model.protocol
+        done: dict[str, Match] = {}
+        for name in sorted(given.model_fields_set, key=_READ_ORDER.__getitem__):
+            try:
+                done[name] = read_key(name, getattr(given, name), inner, PLAIN)
+                if name in _TAGS:
+                    inner = innermost(model.protocol, done.values())
+            except Expected as error:
+                self.found.error(*self.document.find((*loc, "match", name)), str(error))
+        return tuple(sorted(done.values(), key=_order))
 
 
-def _matches(model: yaml_models.Hooked, document: _Document, loc: Loc, found: Findings) -> tuple[tuple[Match, ...], dict[str, Place]]:
-    """The keys in the order of FIELDS, and where they are; tags first, since they say of what kind addresses are."""
-    given: BaseModel = model.match
-    done: list[Match] = []
-    named = {"device": "dev", "block": "block", "protocol": "protocol", "chain": "chain", "prio": "prio", "handle": "handle"}
-    parts = {part: document.find((*loc, name))[0] for name, part in named.items() if name in model.model_fields_set}
-    for name in sorted(given.model_fields_set, key=lambda name: (name not in ("vlan_ethtype", "cvlan_ethtype"), FIELD_ORDER[name])):
-        place, text = document.find((*loc, "match", name))
-        parts[name] = place
-        try:
-            done.append(read_key(name, getattr(given, name), innermost(model.protocol, done), PLAIN))
-        except Expected as error:
-            found.error(place, text, str(error))
-    return tuple(sorted(done, key=lambda match: FIELD_ORDER[match.name])), parts
+def _order(match: Match) -> int:
+    return FIELD_ORDER[match.name]
+
+
+_TAGS = ("vlan_ethtype", "cvlan_ethtype")
+_READ_ORDER = {name: (name not in _TAGS, order) for name, order in FIELD_ORDER.items()}
 
 
 def _ct(model: yaml_models.Ct) -> rules.Ct:
@@ -252,7 +202,7 @@ _ACTIONS: dict[str, Callable[[Any], Action]] = {
 
 def dump(ruleset: Ruleset) -> str:
     """The rules as YAML; parse() makes the same rules of it."""
-    yaml = _libraries()
+    yaml = libraries()
     names = ("device", "kind", "ingress_block", "egress_block")
     whole = {
         "qdiscs": [_given({name: getattr(each, name) for name in names}) for each in ruleset.qdiscs],
@@ -340,7 +290,7 @@ def schema_text() -> str:
     """The JSON Schema of a rules file, as it is published in docs/rules.schema.json."""
     import json
 
-    _libraries()
+    libraries()
     from datapath.pipeline.yaml_models import schema
 
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"

@@ -98,3 +98,33 @@ def test_bench_names_numbers_of_rules_that_cannot_be_measured(capfd, numbers):
     code, out, err = run(capfd, "bench", "rules", "--flows", "10", "--rules", numbers)
     assert (code, out) == (2, "")
     assert err == f"ctmirror: bench: {numbers.split(',')[-1]} rules: expected 3 to 60000\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("handshakes_per_s", 797_123.4, "handshakes 0.80 M/s"),
+        ("syns_per_s", 2_096_000.0, "syns 2.10 M/s"),
+        ("first_mpps", 5.337, "first 5.34 Mpps"),
+        ("mpps", 16.7, "mpps 16.7"),
+        ("ns_per_packet", 59.88, "ns_per_packet 59.9"),
+        ("bytes_a_connection", 1234567.8, "bytes_a_connection 1,234,568"),
+        ("read_s", 0.001177, "read 0.00118 s"),
+        ("seconds", 0.01353, "seconds 0.0135"),
+        ("ratio", 1.0, "ratio 1.00"),
+        ("ratio", 0.0, "ratio 0.00"),
+        ("flows", 1_000_000, "flows 1000000"),
+        ("cpu", "Xeon", "cpu Xeon"),
+    ],
+)
+def test_figures_for_people_have_units_and_no_exponent(name, value, shown):
+    from datapath.commands.bench import figure
+
+    assert figure(name, value) == shown
+
+
+def test_bench_rules_prints_millions_a_second(capfd, monkeypatch):
+    from datapath import benchmark_rules
+
+    monkeypatch.setattr(benchmark_rules, "rules", lambda flows, numbers: {"new": [{"rules": 10, "handshakes_per_s": 797_123.4}]})
+    assert run(capfd, "bench", "rules")[1] == "new: rules 10  handshakes 0.80 M/s\n"

@@ -87,7 +87,7 @@ def test_a_syn_is_tracked_and_committed() -> None:
 
 
 def test_what_the_flow_table_serves_is_said_to_be_so_and_shown_its_way() -> None:
-    assert said(of_example(ADMITTED), "flow table") == ["tracked, and conn 0 is in the table since #4: its next packets are served"]
+    assert said(of_example(ADMITTED), "flow table") == ["tracked, and conn 0 is in it since #4: its next packets are served"]
     lines = of_example(SERVED)
     assert said(lines, "arrives")[1].startswith("no rule has tracked it: the flow table has served it")
     assert said(lines, "flow table") == ["served: conn 0 is in it since #4, so that this packet was not tracked"]
@@ -156,10 +156,17 @@ def test_what_is_translated_is_told_with_both_ends(tmp_path: Path) -> None:
     assert has(answer, "+trk+est+rpl")
 
 
-def test_a_connection_may_be_in_the_flow_table_and_its_packet_not_be_served(tmp_path: Path) -> None:
-    assert said(lines_of(tmp_path, NAT, dialogue(), 1), "flow table") == [
-        "not served (not:not_assured): conn 0 is in it since #0, but its connection is not assured yet"
-    ]
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (0, "tracked, and conn 0 is in it since #0: its next packets are tracked until it is assured, and served from then on"),
+        (1, "tracked (not:not_assured): conn 0 is in it since #0, and its packets are tracked until it is assured, and served from then on"),
+        (2, "tracked (not:not_assured): conn 0 is in it since #0, and has become assured with this packet: its next packets are served"),
+        (3, "served: conn 0 is in it since #0, so that this packet was not tracked"),
+    ],
+)
+def test_a_connection_of_udp_is_in_the_flow_table_before_its_packets_are_served(tmp_path: Path, number: int, sentence: str) -> None:
+    assert said(lines_of(tmp_path, NAT, dialogue(), number), "flow table") == [sentence]
 
 
 def test_a_copy_and_the_rules_of_other_devices(tmp_path: Path) -> None:
@@ -236,12 +243,16 @@ def test_a_fragment_is_held_and_the_last_one_goes_on_as_the_datagram(tmp_path: P
     last = lines_of(tmp_path, TRACK, in_fragments(), 1)
     assert said(last, "arrives")[1] == "all packets before it have gone through the rules one by one, since fragments before it wait for others"
     assert has(last, "tracked as one datagram of 2 fragments; it leaves in fragments again")
+    assert said(held, "udp") == ["5000 > 53, 1472 bytes of payload, its length says 2000"]
+    assert said(last, "udp") == ["no header in this fragment: its bytes begin at 1,480 of what the datagram carries"]
+    assert not has(last, "translated")
+    assert has(lines_of(tmp_path, NAT, in_fragments(), 1), f"translated: source {CLIENT}:5000 -> {OUTSIDE}:5000")
     assert has(last, "conn 0: ", "committed by this action")
     assert said(last, "result") == [
         "passes dev eth1 egress: it leaves there",
         "in 2 fragments, each on its own; what is told of the end is told of the last",
     ]
-    assert said(last, "flow table")[0].startswith("not served (not:")
+    assert said(last, "flow table") == ["tracked (not:fragment): conn 0 is in it since #1, but does not get this packet: it is a fragment, or broken"]
     assert len(said(lines_of(tmp_path, TRACK, in_fragments(), 2), "arrives")) == 1  # nothing waits any more
 
 
@@ -275,13 +286,13 @@ def test_of_what_is_neither_there_is_nothing_to_tell(tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_that_replay_suggests_works(capfd) -> None:
+@pytest.mark.parametrize(("option", "told"), [("--packet", "rule_drop: "), ("--conn", "TIME_WAIT")])
+def test_the_commands_that_replay_suggests_work(capfd, option: str, told: str) -> None:
     _, out, _ = run(capfd, "replay", TRAFFIC, "--rules", RULES)
-    command = next(line for line in out.splitlines() if "ctmirror explain" in line)
-    assert "--conn" not in out
+    command = next(line for line in out.splitlines() if "ctmirror explain" in line and option in line)
     code, said_of_it, err = run(capfd, *command.split()[1:], "--quiet")
     assert (code, err) == (0, "")
-    assert "rule_drop: " in said_of_it
+    assert told in said_of_it
 
 
 def test_the_rule_of_a_record_is_in_the_explanation(capfd) -> None:

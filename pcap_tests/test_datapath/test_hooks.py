@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctcore.errors import ConfigError
-from datapath.hooks import arrivals, check_device, hooks_of, read_hook
+from datapath.hooks import Arrivals, arrivals, check_device, departures, read_hook
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
@@ -14,6 +14,11 @@ UPLINK = "tc filter add dev eth0 ingress protocol ip prio 1 flower action drop\n
 VF = "tc filter add dev eth0_0 ingress protocol ip prio 1 flower action drop\n"
 EGRESS = "tc filter add dev eth1 egress protocol ip prio 1 flower action drop\n"
 SHARED = "tc qdisc add dev eth5 ingress_block 7 clsact\ntc filter add block 7 protocol ip prio 1 flower action drop\n"
+
+
+def hooks_of(ruleset, names, where, device, **how):
+    finder = Arrivals(ruleset, where, device, **how)
+    return [finder.hook(name, names) for name in names]
 
 
 def rules(text: str):
@@ -33,6 +38,34 @@ def test_with_one_device_names_do_not_matter():
     assert hooks_of(rules(UPLINK + EGRESS), ["", "en0"], "a.pcap", None) == [Hook("eth0"), Hook("eth0")]
 
 
+def test_an_interface_beside_the_one_that_is_known_is_not_taken_for_it():
+    """What came to another interface of the host would be judged as if it had come to this one."""
+    with pytest.raises(ConfigError) as raised:
+        hooks_of(rules(VF + EGRESS), ["eth0_0", "eth0"], "a.pcapng", None)
+    assert str(raised.value) == "a.pcapng: interface 'eth0' is no device of the rules: expected --device eth0_0 or eth1:egress"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "device", "fixed", "came", "went"),
+    [
+        (UPLINK, "eth0", None, False, Hook("eth0"), Hook("eth0", "egress")),
+        (UPLINK, "", None, False, Hook("eth0"), Hook("eth0", "egress")),
+        (UPLINK + VF, "", Hook("eth0_0"), False, Hook("eth0_0"), Hook("eth0_0", "egress")),
+        (UPLINK + VF, "", Hook("eth0_0"), True, Hook("eth0_0"), Hook("eth0_0")),
+        (UPLINK + EGRESS, "", Hook("eth1", "egress"), True, Hook("eth1", "egress"), Hook("eth1", "egress")),
+        (UPLINK + VF, "eth0", Hook("eth0_0"), True, Hook("eth0"), Hook("eth0", "egress")),
+        (UPLINK + EGRESS, "eth1", Hook("eth0"), False, Hook("eth0"), Hook("eth1", "egress")),
+    ],
+)
+def test_what_went_out_comes_to_the_egress_of_its_device(text, name, device, fixed, came, went):
+    finder = Arrivals(rules(text), "a.pcapng", device, fixed=fixed)
+    assert (finder.hook(name, [name]), finder.hook(name, [name], out=True)) == (came, went)
+
+
+def test_devices_with_rules_at_their_egress():
+    assert departures(rules(UPLINK + EGRESS + EGRESS + SHARED.replace("ingress_block", "egress_block"))) == ["eth1", "eth5"]
+
+
 def test_who_has_no_name_arrives_where_the_user_says():
     assert hooks_of(rules(UPLINK + VF), ["", "eth0"], "a.pcap", Hook("eth0_0")) == [Hook("eth0_0"), Hook("eth0")]
 
@@ -42,7 +75,8 @@ def test_who_has_no_name_arrives_where_the_user_says():
     [
         (UPLINK + VF, "", "a.pcap: it does not say at which device its packets arrived: expected --device eth0 or eth0_0"),
         (UPLINK + VF, "en0", "a.pcap: interface 'en0' is no device of the rules: expected --device eth0 or eth0_0"),
-        (EGRESS, "", "a.pcap: it does not say at which device its packets arrived: expected --device DEVICE"),
+        (EGRESS, "", "a.pcap: it does not say at which device its packets arrived: expected --device eth1:egress"),
+        ("", "", "a.pcap: it does not say at which device its packets arrived: expected --device DEVICE"),
     ],
 )
 def test_nobody_says_where(text, name, error):
@@ -51,7 +85,9 @@ def test_nobody_says_where(text, name, error):
     assert str(raised.value) == error
 
 
-@pytest.mark.parametrize(("text", "hook"), [("eth0", Hook("eth0")), ("eth0:egress", Hook("eth0", "egress")), ("eth0:1", Hook("eth0:1"))])
+@pytest.mark.parametrize(
+    ("text", "hook"), [("eth0", Hook("eth0")), ("eth0:egress", Hook("eth0", "egress")), ("eth0:ingress", Hook("eth0")), ("eth0:1", Hook("eth0:1"))]
+)
 def test_a_hook_is_read(text, hook):
     assert read_hook(text) == hook
 

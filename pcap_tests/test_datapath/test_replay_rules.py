@@ -110,6 +110,7 @@ def test_the_summary_has_the_rules_and_the_flow_table(capfd):
     lines = [line.split() for line in out.splitlines()]
     assert ["rules.tc:21", "35"] in [line[:2] for line in lines] and ["rules.tc:22", "1"] in [line[:2] for line in lines]
     assert "2 rules matched nothing" in out
+    assert out.rstrip().endswith(f"ctmirror explain {CAPTURE} --conn 0 --rules {RULES}"), "what to type next"
     assert "flow table: 1 connection admitted, 45 packets served" in out and "torn down: FIN 1" in out
     assert any("unknown" in line and "192.0.2.10" in line for line in out.splitlines()), "a deadline of the flow table tells no duration"
     assert "flow table" not in run(capfd, "replay", CAPTURE, "--rules", RULES, "--no-flowtable")[1]
@@ -174,6 +175,8 @@ def test_verbose_tells_when_rules_matched_last(capfd):
         (["--rule-counters", "-"], "--rule-counters: expected --rules with it"),
         (["--rules", RULES, "--rule-counters", "-", "--packets", "-"], "-: expected a file of its own for each output"),
         (["--rules", RULES, "--rule-counters", "x.conntrack"], "--rule-counters x.conntrack: conntrack's lines are about connections"),
+        (["--rules", RULES, "--rules", RULES], "--rules: is there 2 times: expected it once; tc lines of several files may be put together by cat"),
+        (["--rules", RULES, "--device", "eth0", "--device", "eth0_0"], "--device: is there 2 times: expected it once"),
         (["--rules", RULES, "--zone", "4"], "--zone: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--snat", "192.0.2.1"], "--snat: rules say that by their ct actions: expected it without --rules"),
         (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules, which go by the packets' own time"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
-from datapath.pipeline import tc_text, yaml_rules
+from datapath.pipeline import tc_text, yaml_rules, yaml_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import KEYS
 from datapath.pipeline.rules import Place, RuleError
@@ -103,8 +104,15 @@ def test_json_is_yaml():
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("rules:\n  - device: eth0\n    actions: [drop, {ct: {zoen: 5}}]\n", "3:27: 'zoen: 5': no such key here"),
-        ("rule: []\n", "1:1: 'rule': no such key here"),
+        ("rules:\n  - device: eth0\n    actions: [drop, {ct: {zoen: 5}}]\n", "3:27: 'zoen: 5': no such key here: did you mean zone?"),
+        ("rule: []\n", "1:1: 'rule': no such key here: did you mean rules?"),
+        (one_rule("match: {dst_prt: 80}"), "2:28: 'dst_prt: 80': no such key here: did you mean dst_port?"),
+        (one_rule("match: {ipproto: tcp}"), "2:28: 'ipproto: tcp': no such key here: did you mean ip_proto?"),
+        (one_rule("pio: 5"), "2:20: 'pio: 5': no such key here: did you mean prio?"),
+        (one_rule("action: [drop]"), "2:20: 'action': no such key here: did you mean actions?"),
+        (one_rule("actions: [{mirrd: {redirect: eth1}}]"), "2:31: 'mirrd': no such key here: did you mean mirred?"),
+        (one_rule("actions: [{ct: {commit: true, nat: {scr: 192.0.2.1}}}]"), "2:56: 'scr: 192.0.2.1': no such key here: did you mean src?"),
+        ("qdiscs:\n  - {device: eth0, knd: clsact}\n", "2:20: 'knd: clsact': no such key here: did you mean kind?"),
         ("rules: 5\n", "1:1: 'rules: 5': expected a valid list"),
         ("rules:\n  - {protocol: ip}\n", "2:5: expected one of device, block"),
         ("rules:\n  - {device: eth0, block: 3}\n", "2:5: expected one of device, block"),
@@ -112,7 +120,7 @@ def test_json_is_yaml():
         (one_rule("prio: 0"), "2:20: 'prio: 0': expected greater than or equal to 1"),
         (one_rule("prio: '5'"), "2:20: 'prio: 5': expected a valid integer"),
         (one_rule("skip_sw: yes"), "2:20: 'skip_sw: yes': expected a valid boolean"),
-        (one_rule("match: {bogus: 5}"), "2:28: 'bogus: 5': no such key here"),
+        (one_rule("match: {bogus: 5}"), "2:28: 'bogus: 5': no such key here: expected one of indev, dst_mac, src_mac, vlan_id"),
         (one_rule("protocol: ip, match: {src_ip: 2001:db8::1}"), "2:42: 'src_ip: 2001:db8::1': expected an IPv4 address, as in 192.0.2.1"),
         (one_rule("match: {src_ip: 192.0.2.1}"), "2:28: 'src_ip: 192.0.2.1': expected protocol ip or ipv6 with it"),
         (one_rule("match: {ct_state: +new}"), "2:28: 'ct_state +new': new is of tracked packets: expected +trk with it"),
@@ -137,6 +145,9 @@ def test_json_is_yaml():
         ("? [a]\n: b\n", ""),
         ("{" * 200, ": "),
         ("[" * 100_000, ": no YAML: "),
+        ("[" * 200, "1:51: expected at most 50 levels"),
+        ("rules: [*one]\n", "1:9: '*one': expected an anchor of this name before it"),
+        ("rules: []\n---\nrules: []\n", "2:1: expected one document"),
     ],
 )  # fmt: skip
 def test_an_error_says_where_and_what_was_expected(text, error):
@@ -167,7 +178,39 @@ def test_aliases_of_aliases_end_in_one_line():
 
 
 def test_an_alias_of_itself_ends_in_one_line():
-    assert "expected" in errors("rules: &a [*a]\n")[0]
+    assert errors("rules: &a [*a]\n") == ["rules.yaml:1:12: '*a': expected an anchor of this name before it"]
+
+
+def test_levels_that_aliases_add_are_counted():
+    names = [f"n{i}" for i in range(60)]
+    text = "a: &n0 [x]\n" + "".join(f"{name}: &{name} [*{last}]\n" for last, name in pairwise(names))
+    assert errors(text) == ["rules.yaml:50:12: expected at most 50 levels and 4,000,000 values, aliases counted"]
+
+
+def test_places_are_looked_up_only_where_something_is_wrong(monkeypatch):
+    """Which takes as long as reading does."""
+    looked: list[yaml_text.Loc] = []
+    find = yaml_text.Document.find
+    monkeypatch.setattr(yaml_text.Document, "find", lambda self, loc: looked.append(loc) or find(self, loc))
+    monkeypatch.setattr(yaml_text.Document, "place", lambda self, loc: looked.append(loc))
+    assert not errors(WHOLE) and not looked
+    assert errors(one_rule("prio: 0")) and looked == [("rules", 0, "prio")]
+
+
+def test_a_rule_and_its_parts_that_are_aliases_have_places():
+    text = "rules:\n  - {device: eth0, prio: 1, match: &one {ct_state: +trk}, actions: [drop]}\n  - {device: eth1, prio: 2, match: *one}\n"
+    ruleset = parse(text, "rules.yaml", Findings())
+    assert [rule.place.line for rule in ruleset.rules] == [2, 3]
+    assert dict(ruleset.rules[1].parts) == {
+        "dev": Place("rules.yaml", 3, 6), "prio": Place("rules.yaml", 3, 20), "ct_state": Place("rules.yaml", 2, 42),
+    }  # fmt: skip
+
+
+def test_equal_actions_are_read_once_and_stay_what_they_are():
+    text = one_rule("actions: [{ct: {zone: 1}}, {ct: {zone: 1}}, {ct: {commit: true}}]") + "  - {device: eth1, actions: [{ct: {zone: 1}}]}\n"
+    first, second = parse(text, "rules.yaml", Findings()).rules
+    assert first.actions[0] is first.actions[1] is second.actions[0]
+    assert errors(one_rule("actions: [{ct: {zone: '1'}}]"))[0].startswith("rules.yaml:2:36: 'zone: 1': expected a valid integer")
 
 
 def test_the_schema_knows_every_key_and_refuses_others():
@@ -194,7 +237,7 @@ def test_without_its_libraries_yaml_is_one_line():
         "parse('rules: []', 'x', found); print(found.errors[0])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{yaml_rules.MISSING}\n"
+    assert done.stdout == f"{yaml_text.MISSING}\n"
 
 
 def test_rules_without_anything_are_yaml_too():

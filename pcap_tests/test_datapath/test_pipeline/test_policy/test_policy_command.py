@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datapath.extras import remedy
 from datapath.pipeline import rules_file, tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.policy.compiler import Options, compile_policies
@@ -166,4 +167,4 @@ def test_both_commands_have_help_with_examples(capfd, word):
 def test_without_its_libraries_the_command_names_the_extra(capfd, files, monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     code, _, err = run(capfd, "policy", "compile", files("both-ends"))
-    assert (code, err) == (2, f"ctmirror: policies need {name}: pip install 'ctmirror[policy]'\n")
+    assert (code, err) == (2, f"ctmirror: policies need {name}: {remedy('policy')}\n")
