@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 
 from ctcore.errors import ConfigError, CtmirrorError
+from datapath.extras import remedy
 from datapath.live import privileges
 from datapath.live.config import NodeConfig
 from datapath.live.control import Control, listening
@@ -213,7 +214,7 @@ def _counter(config: NodeConfig, stack: ExitStack) -> socket.socket | None:
     try:
         from datapath.live.metrics_server import bound
     except ModuleNotFoundError as error:
-        raise ConfigError(f"metrics: {error.name} is missing: pip install 'ctmirror[metrics]'") from None
+        raise ConfigError(f"metrics: {error.name} is missing: {remedy('metrics')}") from None
     return stack.enter_context(bound(config.metrics.listen))
 
 
