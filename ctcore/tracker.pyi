@@ -121,6 +121,12 @@ class Tracker:
 
         slots: only those in these slots; the same in delete() and update(). Raises ConfigError.
         """
+    def census(self, *, slots: range | None = None) -> NDArray[Any]:
+        """What kind each connection is, uint32[k], in no order that means anything: zone << 16 | protocol << 8 | state.
+
+        The state of TCP and SCTP is theirs; of all others it is 0 (no reply seen), 1 (seen) or 2 (assured). A zone of one direction is that
+        direction's. It reads two lines of each connection and copies nothing: a fraction of what select() takes.
+        """
     def delete(self, filter: Filter, *, slots: range | None = None) -> int:
         """Delete the connections that fit, and say how many they were. Their destroy events have the end `flushed`."""
     def flush(self, filter: Filter | None = None) -> int:
@@ -166,6 +172,11 @@ class Tracker:
         """
     def expectations(self) -> list[ExpectationRow]:
         """What is still expected."""
+    @property
+    def expectation_slots(self) -> int:
+        """How many places of expectations were ever in use: one keeps its place for life."""
+    def expected(self, *, slots: range) -> tuple[list[ExpectationRow], NDArray[Any]]:
+        """The expectations in these places, and of each the connection that it belongs to as it is, CONN_DTYPE[k]. Raises ConfigError."""
     def prefer(self, port: int | None = None, destination: int | None = None, announced: int | None = None) -> None:
         """Let the next search for a NAT port begin at this one (0 to 65535) instead of a random one, so that two trackers can be kept in step.
 

@@ -57,6 +57,13 @@ ExpectationRow = namedtuple(
 FOLLOWS = {FOLLOW_NONE: "", FOLLOW_MASTER: "master", FOLLOW_PPTP: "pptp", FOLLOW_SIP: "sip"}
 
 
+cdef object expectation_row(const Engine *ct, const Expectation *e, object hz):
+    return ExpectationRow(
+        e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto,
+        e.key.sport, e.key.dport, e.key.zone, (e.deadline - ct.tick) / hz, bool(e.permanent),
+        e.kind, bool(e.inactive), FOLLOWS[e.follow], e.dir, address_text(e.saved, e.key.family), e.saved_port)
+
+
 cdef size_t whole_pages(size_t size):
     return (size + 4095) & ~<size_t>4095
 
@@ -265,6 +272,14 @@ cdef class Tracker:
         # As opaque rows: NumPy would leave the gaps between fields to chance.
         return rows.view(f"V{sizeof(Entry)}")[np.argsort(rows["flow"]["id"][:, 0], kind="stable")].view(CONN_DTYPE)
 
+    def census(self, *, slots=None):
+        cdef uint32_t first, past
+        self.idle()
+        bounds_of(slots, &first, &past)
+        past = min(past, self.ct.pool.used)
+        rows = np.empty(max(<int64_t>past - first, 0), dtype=np.uint32)
+        return rows[: census_of(&self.ct, first, past, <uint32_t *><size_t>rows.ctypes.data)]
+
     def events(self):
         self.idle()
         return buffer_take(&self.ct.buffer)
@@ -390,20 +405,24 @@ cdef class Tracker:
         self.ct.pool.entry[conn].cold |= COLD_MASTER
 
     def expectations(self):
+        cdef uint32_t row
         self.idle()
-        cdef uint32_t chain, row
-        cdef Expectation *e
-        rows = []
-        for chain in range(self.ct.expect.n_heads if self.ct.expect.used else 0):
-            row = self.ct.expect.head[chain]
-            while row != NO_CONN:
-                e = &self.ct.expect.row[row]
-                rows.append(ExpectationRow(
-                    e.master, "any" if e.any_src else address_text(e.key.src, e.key.family), address_text(e.key.dst, e.key.family), e.key.proto,
-                    e.key.sport, e.key.dport, e.key.zone, (e.deadline - self.ct.tick) / self.config.hz, bool(e.permanent),
-                    e.kind, bool(e.inactive), FOLLOWS[e.follow], e.dir, address_text(e.saved, e.key.family), e.saved_port))
-                row = e.next
-        return sorted(rows)
+        return sorted([expectation_row(&self.ct, &self.ct.expect.row[row], self.config.hz) for row in range(self.ct.expect.used) if self.ct.expect.row[row].live])
+
+    @property
+    def expectation_slots(self):
+        return self.ct.expect.used
+
+    def expected(self, *, slots):
+        cdef uint32_t first, past, row
+        self.idle()
+        bounds_of(slots, &first, &past)
+        live = [row for row in range(first, min(past, self.ct.expect.used)) if self.ct.expect.row[row].live]
+        masters = np.empty(len(live), dtype=CONN_DTYPE)
+        cdef Entry *out = <Entry *><size_t>masters.ctypes.data
+        for row in live:
+            copy_it(&self.ct, self.ct.expect.row[row].master_conn, &out)
+        return [expectation_row(&self.ct, &self.ct.expect.row[row], self.config.hz) for row in live], masters
 
     def prefer(self, port=None, destination=None, announced=None):
         self.idle()

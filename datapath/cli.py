@@ -31,6 +31,7 @@ COMMANDS = {
     "stats": "what a running node has counted",
     "top": "the busiest connections of a running node",
     "control": "other rules, another log level for a running node",
+    "save": "have a running node save its connections",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure the engine, rules, or the replay of a capture",
 }

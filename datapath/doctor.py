@@ -117,6 +117,7 @@ EXTRAS = {
     "pyarrow": ("arrow", "Arrow and Parquet files"),
     "pydantic": ("rules", "rules in YAML, and network policies"),
     "PyYAML": ("rules", "rules in YAML, and network policies"),
+    "prometheus-client": ("metrics", "metrics of a node"),
 }
 
 
@@ -124,9 +125,9 @@ def extra(package: str) -> Finding:
     """Whether a library is there that only some commands need."""
     name, purpose = EXTRAS[package]
     try:
-        return Finding(package, True, metadata.version(package))
+        return Finding(package.partition("-")[0], True, metadata.version(package))
     except metadata.PackageNotFoundError:
-        return Finding(package, False, "not installed", f"{remedy(name)}: for {purpose}")
+        return Finding(package.partition("-")[0], False, "not installed", f"{remedy(name)}: for {purpose}")
 
 
 def arrow() -> Finding:
@@ -139,6 +140,10 @@ def models() -> Finding:
 
 def yaml() -> Finding:
     return extra("PyYAML")
+
+
+def metrics() -> Finding:
+    return extra("prometheus-client")
 
 
 def kernel() -> Finding:
@@ -345,8 +350,8 @@ def _tc_offload(name: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python_version, numpy_version, engine, name_clash, arrow, models, yaml, kernel, privileges, xdp_socket, bpf, conntrack, nftables, namespaces,
-    veth, judge, tc_flower, tc_ct, huge_pages, nics,
+    python_version, numpy_version, engine, name_clash, arrow, models, yaml, metrics, kernel, privileges, xdp_socket, bpf, conntrack, nftables,
+    namespaces, veth, judge, tc_flower, tc_ct, huge_pages, nics,
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ ctypedef struct FlowTable:
     Engine *engine
     uint64_t admitted
     uint64_t served             # packets
+    uint64_t refused[N_OFFLOADS]        # packets whose connections were not taken in, by why
     uint64_t torn_down[N_OFFLOADS]
 
 cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil

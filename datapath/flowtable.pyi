@@ -16,7 +16,8 @@ class Flows:
     def count(self) -> int:
         """Rows, those included that are torn down and wait for the next round."""
     def counters(self) -> dict[str, int]:
-        """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why."""
+        """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why;
+        refused_not_assured, refused_proto, ...: packets at the end of whose `ct` action their connection was not taken in, why."""
     def flush(self) -> None:
         """Tear down all rows: their connections go back to the tracker."""
     def keep(self, zones: Collection[int]) -> None:

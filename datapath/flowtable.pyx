@@ -36,6 +36,13 @@ cdef enum:
     IP6_PLAIN = 40
     FLAGS_OVER = FIN | RST
 
+# What flow_admit() may say, by the names of counters.
+REFUSALS = {
+    "refused_proto": NOT_PROTO, "refused_tcp_state": NOT_TCP_STATE, "refused_not_assured": NOT_ASSURED, "refused_unconfirmed": NOT_UNCONFIRMED,
+    "refused_helper": NOT_HELPER, "refused_seqadj": NOT_SEQADJ, "refused_gre_nat": NOT_GRE_NAT, "refused_gre_key": NOT_GRE_KEY,
+    "refused_dying": NOT_DYING, "refused_tuple_busy": NOT_TUPLE_BUSY,
+}
+
 cdef int64_t LEAP = 30 * <int64_t>86400 * 1_000_000_000     # ns: at most a third of what a 32-bit difference of ticks can tell
 
 # Bytes of a transport header that have to be there.
@@ -140,6 +147,11 @@ cdef uint8_t refusal(const Entry *entry, uint8_t state) noexcept nogil:
     return NOT_SEQADJ if entry.status & SEQ_ADJUST else OFFLOAD_NONE
 
 
+cdef inline uint8_t refused(FlowTable *all, uint8_t why) noexcept nogil:
+    all.refused[why] += 1
+    return why
+
+
 cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil:
     """Take a packet's connection in, at the end of a `ct` action. Returns OFFLOAD_SOFTWARE if it is in the table now, or why not."""
     cdef Entry *entry = &ct.pool.entry[flow >> 1]
@@ -148,15 +160,15 @@ cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t fl
         return OFFLOAD_SOFTWARE
     why = refusal(entry, state)
     if why != OFFLOAD_NONE:
-        return why
+        return refused(all, why)
     if entry.status & DYING:
-        return NOT_DYING
+        return refused(all, NOT_DYING)
     if entry.flow[ORIG].key.proto == PROTO_TCP:
         # Windows are no longer followed from here on, so that they must not be believed later either.
         entry.l4.tcp.flags[ORIG] |= TF_BE_LIBERAL
         entry.l4.tcp.flags[REPLY] |= TF_BE_LIBERAL
     if not row_enter(all, ct, flow >> 1, p.key.zone):
-        return NOT_TUPLE_BUSY
+        return refused(all, NOT_TUPLE_BUSY)
     entry.status |= OFFLOAD
     set_deadline(ct, entry, DAY * <uint32_t>(SECOND // ct.set.tick_ns))
     all.admitted += 1
@@ -367,7 +379,8 @@ cdef class Flows:
         """See flowtable.pyi."""
         cdef FlowTable *all = &self.all
         ended = {each.name.removeprefix("NOT_").lower(): all.torn_down[<int>each] for each in types.Offload if each.name.startswith("NOT_TEARDOWN_")}
-        return {"flows": all.count, "admitted": all.admitted, "served": all.served, **ended}
+        refused = {name: all.refused[number] for name, number in REFUSALS.items()}
+        return {"flows": all.count, "admitted": all.admitted, "served": all.served, **ended, **refused}
 
     def flush(self):
         """See flowtable.pyi."""

@@ -1,9 +1,9 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md
-and docs/records.md, and the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md,
+docs/records.md and docs/metrics.md, and the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
-pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md, docs/rules.md and docs/records.md stays as it is.
+pcap_tests/test_docs.py compares. Invariant: everything outside the marked parts of README.md and of these pages stays as it is.
 """
 
 from __future__ import annotations
@@ -82,6 +82,19 @@ def records() -> dict[str, str]:
     }
 
 
+def metrics() -> dict[str, str]:
+    """The marked parts of docs/metrics.md by their names."""
+    sys.path.insert(0, str(ROOT))
+    from datapath.live.metrics import RING_DROPS, table_rows
+    from datapath.live.rows import COUNTERS
+
+    drops = [(f"`{name[:2]}`", f"`{reason}`", COUNTERS[name]) for name, reason in RING_DROPS.items()]
+    return {
+        "metrics": table(("metric", "kind", "labels", ""), table_rows()),
+        "ring_drops": table(("direction", "reason", ""), drops),
+    }
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table of Markdown, with a blank line around it."""
     lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
@@ -103,6 +116,7 @@ def main() -> None:
     put("README.md", {name: block(text) for name, text in parts().items()})
     put("docs/rules.md", tables())
     put("docs/records.md", records())
+    put("docs/metrics.md", metrics())
 
 
 def put(page: str, texts: dict[str, str]) -> None:

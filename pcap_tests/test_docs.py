@@ -13,6 +13,7 @@ import pytest
 from ctcore.config import Config
 from datapath.cli import COMMANDS
 from datapath.differences import lines_of
+from datapath.live.config import parse as parse_configuration
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules_file import parse as parse_rules
 from datapath.scenario import expectation, steps, words
@@ -121,6 +122,21 @@ def test_the_tables_of_records_are_those_of_today(generate):
         assert text in generate.marked(name).search(page)[0], "docs/records.md is old: run make docs"
 
 
+def test_the_tables_of_metrics_are_those_of_today(generate):
+    page = (ROOT / "docs/metrics.md").read_text()
+    for name, text in generate.metrics().items():
+        assert text in generate.marked(name).search(page)[0], "docs/metrics.md is old: run make docs"
+
+
+def test_the_configuration_that_is_shown_is_one():
+    """Sections of pages about a node, each put behind what every node has."""
+    pages = [(ROOT / f"docs/{page}.md").read_text() for page in ("metrics", "operations", "control")]
+    shown = [text for page in pages for text in re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+    assert len(shown) == 4
+    for text in shown:
+        parse_configuration('rules = "node.tc"\n[[iface]]\nname = "eth0"\n' + text, "page")
+
+
 def test_the_rules_of_the_page_are_fine_and_the_same_in_both_languages():
     (tc,), (yaml,) = (re.findall(rf"^```{kind}\n(.*?)^```$", RULES, re.MULTILINE | re.DOTALL) for kind in ("tc", "yaml"))
     found = Findings()
@@ -158,8 +174,9 @@ def test_make_targets_in_the_documentation_exist():
 def test_libraries_are_justified():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
-    for requirement in project["dependencies"] + project["optional-dependencies"]["arrow"] + project["optional-dependencies"]["rules"]:
-        assert f"**{re.match(r'[a-z0-9]+', requirement.lower())[0]}**" in decisions
+    optional = [each for extra in ("arrow", "rules", "metrics") for each in project["optional-dependencies"][extra]]
+    for requirement in project["dependencies"] + optional:
+        assert f"**{re.match(r'[a-z0-9-]+', requirement.lower())[0]}**" in decisions
 
 
 def test_the_readme_says_what_is_not_supported_and_which_name_clashes():

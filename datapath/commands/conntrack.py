@@ -49,6 +49,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "update": (*FILTER, *SHARED, *CHANGE, "output"), "events": (*FILTER, *SHARED, "output", "kinds", "resync"), "flush": ("family",), "counters": (),
     "count": (),
 }  # fmt: skip
+EXPECT_TAKES: dict[str, tuple[str, ...]] = {"list": ("output",), "count": ()}
 DONE = {"list": "shown", "get": "shown", "delete": "deleted", "update": "updated", "events": "shown"}
 
 
@@ -89,7 +90,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("conntrack", short_help="conntrack(8) for a running node")
 @_options
-@click.argument("table", required=False, metavar="[conntrack]")
+@click.argument("table", required=False, metavar="[conntrack|expect]")
 @socket_option
 @click.option("--quiet", is_flag=True, help="No summary on stderr.")
 @click.option("--verbose", is_flag=True, help="Changes nothing here: what is printed is the answer.")
@@ -102,6 +103,7 @@ def command(table: str | None, socket: str, quiet: bool, verbose: bool, **given:
     Examples:
       ctmirror conntrack -L -p tcp --dport 443 -u UNREPLIED
       ctmirror conntrack -L -o json | jq .original
+      ctmirror conntrack -L expect
       ctmirror conntrack -E -e NEW,DESTROY -o timestamp
       ctmirror conntrack -D -s 10.0.0.0/8
       ctmirror conntrack -U -p udp -m 0x10/0xf0
@@ -110,11 +112,17 @@ def command(table: str | None, socket: str, quiet: bool, verbose: bool, **given:
     from datapath.live.conntrack_words import outputs_of
 
     do = _command_of(given)
-    if table not in (None, "conntrack"):
-        raise click.UsageError(f"{table}: expected the table conntrack: others are not shown")
-    _check(do, given)
+    if table not in (None, "conntrack", "expect"):
+        raise click.UsageError(f"{table}: expected the table conntrack or expect: others are not shown")
+    if table == "expect" and do not in EXPECT_TAKES:
+        raise click.UsageError(f"{COMMANDS[do][0]} expect: expected -L or -C: expectations are made and removed by helpers")
+    _check(do, given, EXPECT_TAKES if table == "expect" else TAKES)
     outputs = outputs_of(given["output"])
     with Client(socket) as client:
+        if table == "expect":
+            if others := sorted(outputs - {"json"}):
+                raise click.UsageError(f"-L expect -o {others[0]}: expected json, or nothing")
+            return _expectations(do, client, outputs, quiet)
         if do in ("count", "counters", "flush"):
             return _numbers(do, client, given, quiet)
         if do == "events":
@@ -129,10 +137,10 @@ def _command_of(given: dict[str, Any]) -> str:
     return chosen[0]
 
 
-def _check(do: str, given: dict[str, Any]) -> None:
+def _check(do: str, given: dict[str, Any], takes: dict[str, tuple[str, ...]]) -> None:
     """No option that means nothing here."""
     for name, value in given.items():
-        if not name.startswith("do_") and value not in (None, (), False) and name not in TAKES[do]:
+        if not name.startswith("do_") and value not in (None, (), False) and name not in takes[do]:
             raise click.UsageError(f"{COMMANDS[do][0]}: takes no --{'event-mask' if name == 'kinds' else name.replace('_', '-')}")
     if do == "get":
         missing = [option for option, name in (("-s", "src"), ("-d", "dst"), ("-p", "proto")) if given[name] is None]
@@ -158,6 +166,23 @@ def _numbers(do: str, client: Client, given: dict[str, Any], quiet: bool) -> int
     else:
         counters = client.ask("counters")["counters"]
         click.echo("cpu=0   \t" + " ".join(f"{name}={number}" for name, number in counters.items()))
+    return 0
+
+
+def _expectations(do: str, client: Client, outputs: set[str], quiet: bool) -> int:
+    """What helpers expect, as lines or as JSON."""
+    import orjson
+
+    from datapath.live.expected import expect_line
+
+    parts = client.parts("expectations")
+    if do == "count":
+        click.echo(sum(len(part["expectations"]) for part in parts))
+        return 0
+    for part in parts:
+        for record in part["expectations"]:
+            click.echo(orjson.dumps(record).decode() if "json" in outputs else expect_line(record))
+    _say(f"{client.end['count']} expectations have been shown.", quiet)
     return 0
 
 
@@ -205,7 +230,8 @@ def _events(client: Client, given: dict[str, Any], outputs: set[str], quiet: boo
     try:
         for part in client.events(which=which, kinds=kinds_of(given["kinds"] or "ALL")):
             if "events" in part:
-                shown += _print(part["events"], outputs)
+                shown += len(part["events"])  # before: Ctrl-C may come between the last line and whatever follows it
+                _print(part["events"], outputs)
             elif "lost" in part:
                 hint = "" if given["resync"] else "; --resync lists what is there"
                 click.echo(f"ctmirror: {part['lost']} events were lost (numbers {part['seq']} to {part['past'] - 1}){hint}", err=True)

@@ -149,10 +149,37 @@ class ControlSection(Section):
     events: bool = True
 
 
-class MetricsSection(Section):
-    """Prometheus metrics; off without `listen`."""
+def listen_address(text: str) -> tuple[str, int]:
+    """127.0.0.1:9464 or [::1]:9464 as address and port. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ip_address(inner)
+    except ValueError:
+        address = None
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+    if address is None or (address.version == 6) != (inner != host) or not 1 <= number <= 65535:
+        raise ValueError(f"expected an address and a port, as '127.0.0.1:9464' or '[::1]:9464', not {text!r}")
+    return str(address), number
 
-    listen: Annotated[str, Field(pattern=r"^(\[[0-9a-f:]+\]|[0-9.]+):[0-9]{1,5}$")] | None = None
+
+def _listen(text: str) -> str:
+    listen_address(text)
+    return text
+
+
+class MetricsSection(Section):
+    """Prometheus metrics; off without `listen`. zones: most zones that have a label of their own."""
+
+    listen: Annotated[str, AfterValidator(_listen)] | None = None
+    zones: Annotated[int, Field(ge=0, le=1024)] = 32
+
+
+class PrivilegesSection(Section):
+    """What is given up once everything is open. user: whom to become, which needs root at the start; drop: capabilities go, as with `user`."""
+
+    user: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    drop: bool = False
 
 
 class StateSection(Section):
@@ -196,6 +223,7 @@ class NodeConfig(Section):
     control: ControlSection = ControlSection()
     metrics: MetricsSection = MetricsSection()
     state: StateSection = StateSection()
+    privileges: PrivilegesSection = PrivilegesSection()
     log: LogSection = LogSection()
 
     @property

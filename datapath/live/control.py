@@ -19,7 +19,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,21 +40,32 @@ OWNER, GROUP = 0o600, 0o660
 PEERCRED = struct.Struct("3i")  # pid, uid, gid
 
 
+def nothing() -> None:
+    """What most threads do first."""
+
+
 class Control:
     """The control interface of a node that is open. close() it before the node."""
 
-    def __init__(self, node: Node, path: str, group: str | None = None) -> None:
-        """Listen. Raises ConfigError if that cannot be: another node listens there, no such group, no right to."""
-        self.path = path
+    def __init__(
+        self, node: Node, path: str, group: str | None = None, *, made: socket.socket | None = None, enter: Callable[[], None] = nothing
+    ) -> None:
+        """Listen. made: what listening() has made for that path already; enter: what the thread does first.
+
+        Raises ConfigError if that cannot be: another node listens there, no such group, no right to.
+        """
+        self.path, self._enter = path, enter
         self.counts = {"clients": 0, "requests": 0, "refused": 0, "garbage": 0, "stalled": 0}
         self._node = node
-        self._socket = listening(path, group)
+        self._socket = listening(path, group) if made is None else made
         self._inode = os.stat(path).st_ino
         self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._begun = threading.Event()
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._clients: dict[asyncio.Task[None], Client] = {}
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
+        self._begun.wait()
 
     def close(self) -> None:
         """Nobody is listened to any more; the socket's file goes, if it is still this one's."""
@@ -75,10 +86,13 @@ class Control:
 
     def _run(self) -> None:
         try:
+            self._enter()
+            self._begun.set()
             self._loop.run_until_complete(self._serve())
         except Exception:
             LOG.exception("control has failed")
         finally:
+            self._begun.set()
             self._socket.close()
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()

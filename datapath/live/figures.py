@@ -38,7 +38,7 @@ def look(node: Node) -> dict[str, Any]:
         "workers": [worker.loop.counters() for worker in node.workers],
         "shortcuts": summed(pipeline.shortcuts() for pipeline in pipelines),
         "flowtable": summed(pipeline.flows.counters() for pipeline in pipelines if pipeline.flows) or None,
-        "tracker": summed(tracker.counters() for tracker in trackers), "count": node.count,
+        "tracker": summed(tracker.counters() for tracker in trackers), "count": node.count, "capacity": node.tracking.capacity,
         "zones": summed(tracker.zone_counts() for tracker in trackers), "pools": _pools([tracker.nat_pools() for tracker in trackers]),
         "evictions_lost": sum(tracker.evictions_lost for tracker in trackers),
         "router": _router(node),
@@ -94,7 +94,7 @@ def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
         "packets": int(summary["total_packets"]),
         "bytes": int(summary["total_bytes"]),
         "states": {fields.STATE_NAMES[state]: {"packets": packets[state], "bytes": sizes[state]} for state in STATES},
-        "verdicts": _verdicts(summary),
+        "verdicts": verdicts(summary),
         "reasons": {fields.REASON_NAMES[Reason(number)]: int(reasons[number]) for number in np.flatnonzero(reasons).tolist()},
         "ifaces": [{"name": name, "driver": driver, "condition": at, "queue": _queue(seen["ifaces"], i), **counts}
                    for i, (name, driver, at, counts) in enumerate(seen["ifaces"])],
@@ -116,7 +116,8 @@ def _queue(ifaces: list[Any], i: int) -> int:
     return sum(1 for other in ifaces[:i] if other[0] == ifaces[i][0])
 
 
-def _verdicts(summary: dict[str, Any]) -> dict[str, int]:
+def verdicts(summary: dict[str, Any]) -> dict[str, int]:
+    """Packets by verdict."""
     total, dropped, held = (int(summary[name]) for name in ("total_packets", "dropped", "held"))
     return {"accept": total - dropped - held, "drop": dropped, "held": held}
 

@@ -31,6 +31,7 @@ ctypedef struct LoopCounts:
     uint64_t too_long           # changed frames that fit in no chunk
     uint64_t too_many           # more frames than a round has places for
     uint64_t not_sent           # frames that ifaces did not take
+    uint64_t frame_ns           # of each frame, how long its batch took: the sum of the histogram
 
 cdef class Loop:
     cdef readonly RulePipeline pipeline

@@ -45,8 +45,8 @@ class Loop:
         """Have run() return after the round at hand, from any thread; or, if it is not running, at once when it is called next."""
     def counters(self) -> dict[str, int]:
         """rounds, frames, waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
-        no_chunk, too_long, too_many: copies for which there was no chunk, no room in one, no place in the round. Since the start. Of several
-        workers also those of Handoff.
+        no_chunk, too_long, too_many: copies for which there was no chunk, no room in one, no place in the round. frame_ns: the sum
+        of all that the histogram counts, ns. Since the start. Of several workers also those of Handoff.
         """
     def histogram(self) -> NDArray[np.uint64]:
         """uint64[32]: frames by how long their batch took from receiving to handing over, in powers of two: row i is 2^i to 2^(i+1) - 1 ns."""

@@ -43,7 +43,7 @@ cdef enum:
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
-COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent")
+COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent", "frame_ns")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
 
@@ -215,6 +215,7 @@ cdef class Loop:
         if unlikely(self.n_onward):
             self.send_onward()
         took = <uint64_t>max(wall_ns() - start, <int64_t>1)
+        self.counts.frame_ns += took * n
         while took > 1 and bucket < N_BUCKETS - 1:
             took >>= 1
             bucket += 1

@@ -50,8 +50,11 @@ T = TypeVar("T")
 class Node:
     """A node that is open: its workers and their interfaces. close() it."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        """Open everything. Raises ConfigError, RuleError, KernelError, MemoryError; then nothing is open."""
+    def __init__(self, config: NodeConfig, settled: Callable[[], None] = lambda: None) -> None:
+        """Open everything. settled: called when all is open that needs rights, before the first thread begins.
+
+        Raises ConfigError, RuleError, KernelError, MemoryError, and what settled() raises; then nothing is open.
+        """
         self.config = config
         self.tracking: Config = config.tracking()  # of all workers together
         self._asking = threading.Lock()
@@ -67,6 +70,7 @@ class Node:
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
             self.opened = [self._open(stack, i) for i in range(len(self.names))]
             self.workers = self._make_workers(stack, pipelines)
+            settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
 

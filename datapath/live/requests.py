@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,14 +23,17 @@ from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
 from ctcore.filter import ALL_LABELS, ALL_MARKS, Filter
+from ctcore.tracker import ExpectationRow
 from ctcore.types import Dir, Status
 from datapath import fields
+from datapath.live.expected import expectation_records
 from datapath.live.feed import PART, Tap
 from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
 from datapath.live.message import Message, RequestError
 from datapath.live.node import LOG, Node
 from datapath.live.reevaluate import Trial
 from datapath.live.shared import summed
+from datapath.live.state_file import snapshot, write_state
 from datapath.live.wanted import ALL, EVERYTHING, Wanted, label_of, status_bits, wanted_of
 from datapath.live.worker import Worker
 from datapath.pipeline import rules_file
@@ -82,11 +86,12 @@ class Desk:
         self.start = time.monotonic()
         self.listening: Callable[[], bool] = lambda: False
         self.others: Callable[[], Message] = dict  # what the server counts
-        self._rules = asyncio.Lock()
+        self._rules, self._saving = asyncio.Lock(), asyncio.Lock()
         self._looking = asyncio.Lock()
         self.known: dict[str, Callable[[Session, Message], Answer]] = {
             "list": self.listed, "delete": self.delete, "update": self.update, "flush": self.flush, "count": self.count, "counters": self.counters,
             "stats": self.stats, "top": self.top, "text": self.take_text, "rules": self.rules, "log": self.log,
+            "save": self.save, "expectations": self.expectations,
         }  # fmt: skip
         config = node.tracking
         self.hz, self.acct = config.hz, config.acct
@@ -124,6 +129,17 @@ class Desk:
             for part in self._records(chosen):
                 yield part
         yield Done({"count": shown, "seq": seq})
+
+    async def expectations(self, session: Session, request: Message) -> Answer:
+        """What helpers expect."""
+        first, used, shown = 0, 1, 0
+        while first < used:
+            rows, masters, used = await self.ask(partial(_expected, range(first, first + FEW)))
+            shown += len(rows)
+            if rows:
+                yield {"expectations": list(expectation_records(rows, masters))}
+            first += FEW
+        yield Done({"count": shown})
 
     async def count(self, session: Session, request: Message) -> Answer:
         yield Done(await self.ask(lambda node: {"count": node.count, "max": node.tracking.capacity}))
@@ -224,6 +240,18 @@ class Desk:
         LOG.setLevel(level.upper())
         yield Done({"level": level, "before": before})
 
+    async def save(self, session: Session, request: Message) -> Answer:
+        """Connections into the configured file, and into no other: who may command need not be who may write files."""
+        path, start = self.node.config.state.file, time.monotonic()
+        if path is None:
+            raise RequestError("save: this node keeps no state: expected `file` in the section [state] of its configuration")
+        async with self._saving:
+            saved, conns = await self.ask(lambda node: (snapshot(node), node.pipeline.tracker.count))
+            size = await _in_thread(lambda: write_state(path, saved))
+        done = {"connections": conns, "bytes": size, "seconds": round(time.monotonic() - start, 3)}
+        self._changed(session, "save", **done)
+        yield Done({"file": path, **done})
+
     # --- rules ----------------------------------------------------------------------------------------------------------------------------
 
     async def take_text(self, session: Session, request: Message) -> Answer:
@@ -297,6 +325,12 @@ def _read(text: str, name: str) -> tuple[Ruleset, list[str]]:
 
 def _each(conns: NDArray[Any]) -> list[Filter]:
     return [Filter(original=key) for key in fields.split(conns["flow"]["key"][:, Dir.ORIG])]
+
+
+def _expected(slots: range, node: Node) -> tuple[list[ExpectationRow], NDArray[Any], int]:
+    """Helpers are the first worker's."""
+    tracker = node.pipeline.tracker
+    return *tracker.expected(slots=slots), tracker.expectation_slots
 
 
 def _delete(worker: Worker, wanted: Wanted, slots: range) -> NDArray[Any]:

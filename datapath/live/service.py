@@ -2,50 +2,36 @@
 
 Theory of operation: the main thread waits for signals; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
 systemd is told when the node is ready, reloading or stopping, and as long as it works, by the rules of sd_notify(3): a node whose loop hangs is not
-reported as alive. Invariant: whatever ends the service, interfaces are given back.
-Not here: the node itself (node), its configuration (config).
+reported as alive, and one that compiles many rules is. A start goes in this order: sockets for commands and metrics, interfaces, rights are given up,
+connections are taken over, threads begin. Invariant: whatever ends the service, interfaces are given back.
+Not here: the node itself (node), its configuration (config), rights (privileges), the log's form (logs).
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import TimeoutError as Late
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 
-from ctcore.errors import CtmirrorError
+from ctcore.errors import ConfigError, CtmirrorError
+from datapath.extras import remedy
+from datapath.live import privileges
 from datapath.live.config import NodeConfig
+from datapath.live.control import Control, listening
+from datapath.live.logs import start_log
 from datapath.live.node import LOG, Node
+from datapath.live.privileges import Rights
 from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
+HEARD = 0.5  # seconds that systemd has for taking a message
 FAILED = 1
-
-
-class _Json(logging.Formatter):
-    """One JSON object a line: time, level, message, and what the message is about."""
-
-    ordinary = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        about = {key: value for key, value in vars(record).items() if key not in self.ordinary}
-        time_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        return json.dumps({"time": time_text, "level": record.levelname.lower(), "message": record.getMessage(), **about}, default=str)
-
-
-def start_log(level: str, form: str) -> None:
-    """Lines to stderr, whence systemd and containers take them."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("ctmirror: %(message)s"))
-    LOG.handlers = [handler]
-    LOG.propagate = False
-    LOG.setLevel(level.upper())
 
 
 def notify(state: str) -> None:
@@ -55,9 +41,10 @@ def notify(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+            to.settimeout(HEARD)  # its queue may be full
             to.sendto(state.encode(), "\0" + name[1:] if name[0] == "@" else name)
     except OSError as error:
-        LOG.warning(f"systemd: {error.strerror}")
+        LOG.warning(f"systemd: {error.strerror or error}")
 
 
 def watchdog_period() -> float | None:
@@ -68,32 +55,51 @@ def watchdog_period() -> float | None:
 
 
 class Service:
-    """A node at work, and what happens to it."""
+    """A node at work, and what happens to it. rights: what its threads give up."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, rights: Rights | None = None) -> None:
         self.node = node
+        self.rights = rights or Rights()
         self.wanted: set[str] = set()  # "stop", "reload"
-        self.bell = threading.Event()
+        self.bell, self.begun = threading.Event(), threading.Event()
         self.failed = False
         self.thread = threading.Thread(target=self._work, name="worker")
+        self.reloading: threading.Thread | None = None
 
     def _work(self) -> None:
         try:
+            self._shed()
             self.node.work()
         except Exception:
             LOG.exception("the datapath has failed")
             self.failed = True
         self.want("stop")
 
+    def _shed(self) -> None:
+        try:
+            self.rights.shed()
+        finally:
+            self.begun.set()
+
     def want(self, what: str) -> None:
         self.wanted.add(what)
         self.bell.set()
 
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Signals say what is wanted, from before anybody is answered."""
+        meant = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
+        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in meant.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def run(self) -> int:
         """Until it is to stop. The exit code."""
-        signals = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
-        before = {number: signal.signal(number, lambda *_, what=what: self.want(what)) for number, what in signals.items()}
         self.thread.start()
+        self.begun.wait()
         try:
             notify("READY=1")
             LOG.info("running")
@@ -102,8 +108,8 @@ class Service:
             notify("STOPPING=1")
             self.node.stop()
             self.thread.join()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if self.reloading is not None:
+                self.reloading.join()
         LOG.info("stopped", extra=self.node.loop_counters())
         return FAILED if self.failed else 0
 
@@ -112,9 +118,10 @@ class Service:
         while "stop" not in self.wanted:
             self.bell.wait(period)
             self.bell.clear()
-            if "reload" in self.wanted:
+            if "reload" in self.wanted and (self.reloading is None or not self.reloading.is_alive()):
                 self.wanted.discard("reload")
-                self._reload()
+                self.reloading = threading.Thread(target=self._reload, name="reload")
+                self.reloading.start()
             if period is not None and self._lives():
                 notify("WATCHDOG=1")
 
@@ -129,6 +136,8 @@ class Service:
         return True
 
     def _reload(self) -> None:
+        """Beside the thread that tells systemd of life: many rules take their time."""
+        self.rights.shed()
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
             programs = self.node.load_rules()
@@ -136,24 +145,91 @@ class Service:
         except (CtmirrorError, RuntimeError) as error:
             LOG.error(f"the old rules go on: {error}")
         notify("READY=1")
+        self.bell.set()  # there may be another one to do
 
 
 def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
     """Run a node in the foreground. Raises what opening it raises."""
     start_log(level, config.log.format)
-    with Node(config) as node:
+    rights = rights_of(config)
+    with ExitStack() as stack:
+        made = _door(config, rights, stack)
+        measured = _counter(config, stack)
+        node = stack.enter_context(Node(config, lambda: _settle(config, rights)))
         begin(node, taking)
-        service = Service(node)
-        with control_of(node):
+        rights.begun(privileges.NET_ADMIN if taking.handover or _has_to_restore(node) else privileges.NONE)
+        if said := rights.told():
+            (LOG.info if rights.wanted else LOG.warning)(said)
+        service = Service(node, rights)
+        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights):
             code = service.run()
         if not service.failed:
             end(node, taking)
         return code
 
 
-def control_of(node: Node) -> AbstractContextManager[object]:
-    """The control interface that its configuration asks for. Raises ConfigError."""
-    from datapath.live.control import Control
+def rights_of(config: NodeConfig) -> Rights:
+    """What the configuration says of rights. Raises ConfigError."""
+    section = config.privileges
+    account = privileges.account_of(section.user) if section.user is not None else None
+    return Rights(account, section.drop or account is not None)
 
+
+def _settle(config: NodeConfig, rights: Rights) -> None:
+    """Everything is open: rights go, and what is needed without them is tried."""
+    rights.drop()
+    privileges.check_access(config.rules, config.state.file)
+
+
+def _has_to_restore(node: Node) -> bool:
+    """Whether an interface has to be given back as it was."""
+    return any(opened.unmerged is not None for opened in node.opened)
+
+
+def _door(config: NodeConfig, rights: Rights, stack: ExitStack) -> socket.socket | None:
+    """Where commands come in, bound before rights go. Gone with the stack: a folder that was made for it is the user's who has to remove it."""
+    section = config.control
+    if not section.socket:
+        return None
+    folder = Path(section.socket).parent
+    new = not folder.exists()
+    made = stack.enter_context(listening(section.socket, section.group))
+    stack.callback(_remove, section.socket, os.stat(section.socket).st_ino)
+    if new and rights.account is not None:
+        os.chown(folder, rights.account.uid, rights.account.gid)
+    return made
+
+
+def _remove(path: str, inode: int) -> None:
+    """A socket's file, if it is still this one's: of a start that came to nothing."""
+    with suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def _counter(config: NodeConfig, stack: ExitStack) -> socket.socket | None:
+    """Where metrics are asked for, if anywhere. Gone with the stack."""
+    if config.metrics.listen is None:
+        return None
+    try:
+        from datapath.live.metrics_server import bound
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"metrics: {error.name} is missing: {remedy('metrics')}") from None
+    return stack.enter_context(bound(config.metrics.listen))
+
+
+def metrics_of(node: Node, made: socket.socket | None, rights: Rights | None = None) -> AbstractContextManager[object]:
+    """Metrics at a socket, or nothing without one."""
+    if made is None:
+        return nullcontext()
+    from datapath.live.metrics_server import MetricsServer
+
+    return MetricsServer(node, made, zones=node.config.metrics.zones, enter=(rights or Rights()).shed)
+
+
+def control_of(node: Node, made: socket.socket | None = None, rights: Rights | None = None) -> AbstractContextManager[object]:
+    """The control interface that its configuration asks for; made: what it listens at, if that is there. Raises ConfigError."""
     section = node.config.control
-    return Control(node, section.socket, section.group) if section.socket else nullcontext()
+    if not section.socket:
+        return nullcontext()
+    return Control(node, section.socket, section.group, made=made, enter=(rights or Rights()).shed)

@@ -22,13 +22,15 @@ ENOUGH_RULES = 10
 def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
     """All of it."""
     table, events, control = stats["table"], stats["events"], stats["control"]
+    loop = {name: n for name, n in stats["loop"].items() if name != "frame_ns"}
     rate = rate_text(stats["packets"] / max(stats["uptime"], 1e-3))
     yield Text(f"up {duration_text(int(stats['uptime'] * 1e9))}; {count(stats['packets'])} packets, {size_text(stats['bytes'])}; {rate} on average")
     yield Text(f"{count(table['connections'])} of {count(table['max'])} connections" + _zones(table["zones"]))
     yield Text()
     yield _states(stats)
-    for title, counts in (("verdict", stats["verdicts"]), ("reason", stats["reasons"]), ("tracker", stats["tracker"]), ("loop", stats["loop"])):
+    for title, counts in (("verdict", stats["verdicts"]), ("reason", stats["reasons"]), ("tracker", stats["tracker"]), ("loop", loop)):
         yield from _counts(title, counts)
+    yield from _latency(stats["latency"])
     yield from _ifaces(stats["ifaces"])
     yield from _counts("flow table", {**(stats["flowtable"] or {}), **{f"shortcuts: {name}": n for name, n in stats["shortcuts"].items()}})
     yield from _counts("router", stats["router"] or {})
@@ -63,6 +65,23 @@ def _counts(title: str, counts: dict[str, int]) -> Iterator[Table | Text]:
         table.add_row(Text(name), count(n))
     yield Text()
     yield table
+
+
+def _latency(latency: dict[str, int]) -> Iterator[Table | Text]:
+    """How long the batches of most frames took, and of nearly all. latency: frames by the lower bound of a power of two, ns."""
+    total, below, said = sum(latency.values()), 0, []
+    wanted = [(0.5, "half of all frames"), (0.99, "99 in 100"), (0.9999, "9,999 in 10,000"), (1.0, "all")]
+    for bound, n in latency.items():
+        below += n
+        while wanted and below >= wanted[0][0] * total:
+            said.append(f"{wanted.pop(0)[1]} within {_short(2 * int(bound))}")
+    if total:
+        yield Text()
+        yield Text(f"  {', '.join(said)}")
+
+
+def _short(ns: int) -> str:
+    return f"{ns / 1e3:.0f} us" if ns < 1_000_000 else duration_text(ns)
 
 
 def _ifaces(ifaces: list[dict[str, Any]]) -> Iterator[Table | Text]:

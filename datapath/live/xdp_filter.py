@@ -33,6 +33,7 @@ from datapath.bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9, Instruction, label
 from datapath.errors import KernelError
 from datapath.live.interfaces import index_of
 from datapath.live.syn_guard import Guard
+from datapath.live.xdp_header import past_ipv4
 
 Network = IPv4Network | IPv6Network
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136}
@@ -200,11 +201,7 @@ def _ipv4(wanted: Filter, local: Prefixes, prefixes: Prefixes) -> Iterator[Instr
         yield bpf.load(R9, R7, 23, 1)
         yield bpf.load(R0, R7, 20, 2)
         yield bpf.jump_any_bit(R0, _swapped(0x1FFF), "ipv4-ports-done")  # fragments but the first have none
-        yield bpf.load(R0, R7, 14, 1)
-        yield bpf.and_value(R0, 15)
-        yield bpf.shift_left(R0, 2)
-        yield bpf.move(R3, R7)
-        yield bpf.add(R3, R0)
+        yield from past_ipv4("ipv4")
         yield from _ports(wanted, "ipv4")
     yield from _taken(prefixes, 4, (26, 30))
 

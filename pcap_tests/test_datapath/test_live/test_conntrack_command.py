@@ -169,7 +169,6 @@ def test_flushing(conntrack):
     [
         ([], "expected one of -L, -G, -D, -U, -E, -F, -S, -C"),
         (["-L", "-D"], "expected one of -L, -G, -D, -U, -E, -F, -S, -C"),
-        (["-L", "expect"], "expect: expected the table conntrack"),
         (["-L", "-t", "5"], "-L: takes no --timeout"),
         (["-L", "-e", "NEW"], "-L: takes no --event-mask"),
         (["-C", "-p", "tcp"], "-C: takes no --proto"),

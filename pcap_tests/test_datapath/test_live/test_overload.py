@@ -82,6 +82,15 @@ def test_openings_beyond_the_rate_are_dropped_and_counted(interfaces, frame):
         assert made.guard.dropped(0) == 2000 - taken
 
 
+def test_options_of_ip_hide_nothing(interfaces):
+    """A header of every length there is."""
+    with steering(Filter(syn_rate=LEAST)) as made:
+        for words in range(5, 16):
+            frame = craft.eth(craft.ipv4(A, B, 6, opening()[34:], options=b"\1" * 4 * (words - 5)))
+            taken = sum(made.test(frame) for _ in range(1000))
+            assert 2 <= taken < 1000, words
+
+
 @pytest.mark.parametrize(
     "frame",
     [

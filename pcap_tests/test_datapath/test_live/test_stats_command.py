@@ -11,7 +11,7 @@ import pytest
 
 from datapath import craft
 from datapath.commands import top as top_command
-from datapath.live.shown import stats_parts, top_parts
+from datapath.live.shown import _latency, stats_parts, top_parts
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_datapath.test_live.noded import COMMIT, running
 
@@ -195,3 +195,11 @@ def test_the_log_level_changes(ctmirror):
 def test_without_a_node_there_is_one_line(capfd, tmp_path, argv):
     code, out, err = run(capfd, *argv, "--socket", str(tmp_path / "none"))
     assert (code, out) == (2, "") and "no node is running there" in err and err.count("\n") == 1
+
+
+def test_latency_is_told_by_the_share_of_frames_that_were_as_fast():
+    """Bounds are powers of two: 4 us hold what took 2,048 to 4,095 ns."""
+    latency = {"1024": 500, "2048": 490, "65536": 9, "1048576": 1}
+    assert list(_latency({})) == []
+    _, said = _latency(latency)
+    assert str(said) == "  half of all frames within 2 us, 99 in 100 within 4 us, 9,999 in 10,000 within 2.1 ms, all within 2.1 ms"

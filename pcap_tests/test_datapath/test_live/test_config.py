@@ -1,0 +1,143 @@
+"""A node's configuration: what it says, and what is wrong with it, by file, line and key."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctcore.errors import ConfigError
+from datapath.live.config import load, parse
+
+WHOLE = """
+rules = "node.tc"
+flowtable = true
+cpu = 1
+
+[[iface]]
+name = "eth0"
+inward = "eth1"
+ring = 512
+
+[[iface]]
+name = "eth1"
+driver = "packet"
+[iface.filter]
+all = true
+
+[conntrack]
+max = 1000
+tcp_liberal = true
+
+[memory]
+chunks = 4096
+
+[control]
+socket = "/run/ctmirror/control.sock"
+events = false
+
+[metrics]
+listen = "127.0.0.1:9464"
+
+[state]
+file = "node.state"
+max_age = 60
+
+[privileges]
+user = "nobody"
+
+[log]
+level = "info"
+format = "json"
+"""
+# What a line of it is replaced by, the key that the error names, and what it says.
+MISTAKES = [
+    ("flowtable = true", 'flowtable = "perhaps"', "flowtable", "'perhaps': expected a valid boolean"),
+    ("cpu = 1", "cpu = -1", "cpu", "-1: expected greater than or equal to 0"),
+    ('name = "eth0"', 'name = "a name with blanks"', "iface[0].name", "'a name with blanks': "),
+    ('name = "eth0"', 'nam = "eth0"', "iface[0].name", "missing"),
+    ('inward = "eth1"', 'inward = "eth7"', "iface[0].inward", "eth7: expected another interface of this file"),
+    ("ring = 512", "ring = 500", "iface[0].ring", "ring"),
+    ('driver = "packet"', 'driver = "dpdk"', "iface[1].driver", "'dpdk': expected 'auto', 'xdp-native'"),
+    ("all = true", "every = true", "iface[1].filter.every", "no such setting"),
+    ("max = 1000", "max = -1", "conntrack.max", "max"),
+    ("max = 1000", "maximum = 1000", "conntrack.maximum", "no such setting: expected one of"),
+    ("tcp_liberal = true", 'tcp_liberal = "so"', "conntrack.tcp_liberal", ""),
+    ("chunks = 4096", "chunks = 4096.5", "memory.chunks", "4096.5: expected a valid integer"),
+    ("events = false", "event = false", "control.event", "no such setting"),
+    ('listen = "127.0.0.1:9464"', "listen = 9464", "metrics.listen", "9464: expected a valid string"),
+    ("max_age = 60", "max_age = 0", "state.max_age", "0: expected greater than or equal to 1"),
+    ('user = "nobody"', "user = true", "privileges.user", "True: expected a valid string"),
+    ('level = "info"', 'level = "loud"', "log.level", "'loud': expected 'debug', 'info', 'warning' or 'error'"),
+    ('format = "json"', 'format = "xml"', "log.format", "'xml': expected 'text' or 'json'"),
+]
+
+
+def told(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "n")
+    return str(caught.value)
+
+
+def test_the_whole_of_it_is_right():
+    config = parse(WHOLE, "n")
+    assert [iface.name for iface in config.iface] == ["eth0", "eth1"] and config.iface[1].filter.all and config.cpu == 1
+    assert (config.tracking().capacity, config.privileges.user, config.metrics.zones, config.log.format) == (1000, "nobody", 32, "json")
+
+
+@pytest.mark.parametrize(("right", "wrong", "key", "said"), MISTAKES, ids=[wrong for _, wrong, _, _ in MISTAKES])
+def test_a_mistake_is_told_by_line_and_key(right, wrong, key, said):
+    assert WHOLE.count(right) == 1
+    line = WHOLE[: WHOLE.index(right)].count("\n") + 1
+    if said == "missing":  # there is no such line: that of its section
+        line -= 1
+    error = told(WHOLE.replace(right, wrong))
+    assert error.startswith(f"n:{line}: {key}: {said}") and "\n" not in error
+
+
+@given(st.sampled_from(MISTAKES), st.lists(st.sampled_from(["", "# max = 7", "   ", "  # [iface]"]), min_size=60, max_size=60))
+def test_the_line_is_right_whatever_stands_between(mistake, between):
+    """Comments and blank lines move it, and are never taken for it."""
+    right, wrong, key, said = mistake
+    lines = [line for filler, line in zip(between, WHOLE.replace(right, wrong).split("\n"), strict=False) for line in (filler, line)]
+    wanted = "[[iface]]" if said == "missing" else wrong
+    assert told("\n".join(lines)).startswith(f"n:{lines.index(wanted) + 1}: {key}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rules = node.tc\n", "n:1:9: invalid value"),
+        ('rules = "a"\n[[iface]\n', "n:2:8: "),
+        ('rules = "a"\nrules = "b"\n', "n:2:12: cannot overwrite a value"),
+        ('rules = "a"\n', "n: iface: missing"),
+        ('rules = "a"\niface = []\n', "n:2: iface: "),
+        ('rules = "a"\n[[iface]]\nname = "x"\n[[iface]]\nname = "x"\n', "n:5: iface[1].name: x: expected each interface once"),
+        (
+            'rules = "a"\n[[iface]]\nname = "x"\nfilter = { ports = ["tcp 22", "http"] }\n',
+            "n:4: iface[0].filter.ports[1]: expected a protocol and a port",
+        ),
+        ('rules = "a"\n[[iface]]\nname = "x"\nfilter.all = 3\n', "n:4: iface[0].filter.all: 3: expected a valid boolean"),
+    ],
+)
+def test_what_is_no_toml_or_no_configuration(text, said):
+    assert told(text).lower().startswith(said.lower())
+
+
+def test_files_are_relative_to_it_and_errors_name_it(tmp_path):
+    (tmp_path / "node.toml").write_text(WHOLE)
+    config = load(str(tmp_path / "node.toml"))
+    assert (config.rules, config.state.file) == (str(tmp_path / "node.tc"), str(tmp_path / "node.state"))
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
+        load(str(tmp_path / "none.toml"))
+    (tmp_path / "node.toml").write_bytes(b"rules = '\xff'")
+    with pytest.raises(ConfigError, match=r"node\.toml: byte 9 is no UTF-8: expected TOML"):
+        load(str(tmp_path / "node.toml"))
+
+
+@given(st.text(alphabet='ab=[]".\n# {}1,', max_size=80))
+def test_no_text_makes_anything_but_one_line_of_an_error(text):
+    try:
+        parse(text, "n")
+    except ConfigError as error:
+        assert "\n" not in str(error) and str(error).startswith("n:")
