@@ -41,6 +41,9 @@ def translating(folder: Path, rules: str = MASQUERADE.format(v4=OUTSIDE[V4], v6=
         with net.server.netlink() as netlink:
             for family in FAMILIES:
                 netlink.route("add", family=family, dst=OUTSIDE[family], dst_len=32 if family == V4 else 128, gateway=ROUTER[1][family])
+        with net.middle.netlink() as netlink:  # the host sees AF_PACKET's frames as well, and says of IPv6 that it knows no route
+            for family in FAMILIES:
+                netlink.route("add", family=family, dst=OUTSIDE[family], dst_len=32 if family == V4 else 128, type="blackhole")
         yield net
 
 
