@@ -45,7 +45,7 @@ from datapath.pipeline.rules import (
 )
 from datapath.refragment import ip_length
 
-MOST_TURNS = 16  # goto and reclassify of one packet (max_reclassify_loop); then it is dropped
+MOST_TURNS = 17  # chains a packet goes through: the first, and 16 by goto and reclassify (max_reclassify_loop); the next of these drops it
 MOST_HOPS = 4  # times a packet is sent on (MIRRED_NEST_LIMIT); then the next mirred drops it
 MOST_SENT = 64  # times it is sent on with all its copies; Linux has no such limit, and lets rules make millions of one packet
 SECOND = 1_000_000_000

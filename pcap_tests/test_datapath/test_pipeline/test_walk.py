@@ -242,7 +242,7 @@ def test_tags_grow_to_the_end_of_the_memory() -> None:
 
 
 def test_copies_do_not_multiply_without_end() -> None:
-    """Each of 16 rounds makes a copy that makes 16: a limit of our own, for Linux has none."""
+    """Each of 17 rounds makes a copy that makes 17: a limit of our own, for Linux has none."""
     rules = rule(1, Mirred("mirror", "eth0", "ingress"), Gact(RECLASSIFY))
     (said,) = compared(Ruleset(rules=(rules,)), [Coming(SEGMENT, HOOK, 0)])
     assert said.reason == "rule_hops"
@@ -250,9 +250,17 @@ def test_copies_do_not_multiply_without_end() -> None:
     assert walker.lost().sum() == 64
 
 
+@pytest.mark.parametrize(("gotos", "reason"), [(16, "ok"), (17, "rule_chains")])
+def test_sixteen_gotos_are_followed_and_no_more(gotos: int, reason: str) -> None:
+    """max_reclassify_loop counts the ways back, not the chains: the seventeenth chain still has its say."""
+    rules = [rule(1, Gact(goto(chain + 1)), chain=chain) for chain in range(gotos)] + [rule(1, Gact(PASS), chain=gotos)]
+    (said,) = compared(Ruleset(rules=tuple(rules)), [Coming(SEGMENT, HOOK, 0)])
+    assert (said.reason, len(said.hits)) == (reason, 17)
+
+
 def test_a_rule_is_counted_each_time() -> None:
     _, _, walker = run(SEGMENT, rule(1, Gact(goto(1))), rule(1, Gact(goto(2)), chain=1), rule(1, Gact(goto(1)), chain=2))
-    assert walker.program.counters()["packets"].tolist() == [1, 8, 7]
+    assert walker.program.counters()["packets"].tolist() == [1, 8, 8]
 
 
 # --- other frames, other callers --------------------------------------------------------------------------------------------------------
