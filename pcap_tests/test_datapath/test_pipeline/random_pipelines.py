@@ -85,7 +85,7 @@ def fragment(random: Random, src: str, dst: str) -> bytes:
 
 def arp(random: Random) -> bytes:
     addresses = [craft.MAC_A + craft.address(random.choice(A4)) for _ in range(2)]
-    return craft.eth(bytes.fromhex("0001080006040001") + b"".join(addresses), ETH_ARP)
+    return craft.eth(bytes.fromhex("000108000604") + random.choice((1, 1, 2, 3)).to_bytes(2, "big") + b"".join(addresses), ETH_ARP)
 
 
 def damaged(random: Random, frame: bytes) -> bytes:
