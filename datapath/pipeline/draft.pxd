@@ -51,7 +51,7 @@ cdef enum:
     VLAN_POP = 1
     VLAN_MODIFY = 2
 
-# A tag that is put in front, taken off, or changed. kept: the bits of the tag that stay; protocol: 0: that stays.
+# A tag that is put in front, taken off, or changed. kept: the bits of the tag that stay.
 ctypedef struct TagChange:
     uint16_t protocol
     uint16_t tag

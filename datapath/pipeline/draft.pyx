@@ -245,7 +245,6 @@ cdef uint8_t draft_vlan(Draft *d, const TagChange *change) noexcept nogil:
         d.data += TAG
         d.have -= TAG
         return R_OK
-    if change.protocol:
-        put_be16(writable(d, MACS), change.protocol)
+    put_be16(writable(d, MACS), change.protocol)        # act_vlan takes the tag off, and puts one of its own protocol in its place
     put_be16(writable(d, MACS + 2), (be16(d.data + MACS + 2) & change.kept) | change.tag)
     return R_OK

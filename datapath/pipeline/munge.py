@@ -157,7 +157,7 @@ def pop(frame: bytes, action: Vlan) -> bytes:
 
 
 def modify(frame: bytes, action: Vlan) -> bytes:
-    """What is given is changed; a frame without a tag stays as it is."""
+    """What is given is changed, and the tag is of the action's protocol in any case, as act_vlan has it. A frame without a tag stays as it is."""
     if not is_tagged(frame):
         return frame
     tag = int.from_bytes(frame[14:16], "big")
@@ -165,8 +165,7 @@ def modify(frame: bytes, action: Vlan) -> bytes:
         tag = tag & 0xF000 | action.id
     if action.priority is not None:
         tag = tag & 0x1FFF | action.priority << 13
-    kind = frame[12:14] if action.protocol is None else action.protocol.to_bytes(2, "big")
-    return frame[:12] + kind + tag.to_bytes(2, "big") + frame[16:]
+    return frame[:12] + (action.protocol or ETH_VLAN).to_bytes(2, "big") + tag.to_bytes(2, "big") + frame[16:]
 
 
 def is_tagged(frame: bytes) -> bool:

@@ -74,7 +74,7 @@ cdef void put_bytes(uint8_t *where, bytes value):
 cdef TagChange tag_change(object action) except *:
     cdef TagChange change
     change.kind = VLANS[action.kind]
-    change.protocol = action.protocol or (ETH_VLAN if action.kind == "push" else 0)
+    change.protocol = action.protocol or ETH_VLAN
     change.tag = (action.priority or 0) << 13 | (action.id or 0)
     change.kept = (0xFFFF if action.id is None else 0xF000) & (0xFFFF if action.priority is None else 0x1FFF)
     return change

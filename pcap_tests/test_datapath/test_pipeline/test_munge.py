@@ -12,7 +12,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from datapath import craft
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.munge import csum, modify, pedit, pop, push
-from datapath.pipeline.rules import ETH_QINQ, Csum, Munge, Pedit, Vlan
+from datapath.pipeline.rules import ETH_QINQ, ETH_VLAN, Csum, Munge, Pedit, Vlan
 
 ALL = Csum(("ip4h", "icmp", "igmp", "tcp", "udp", "udplite", "sctp"))
 A, B, A6, B6 = "192.0.2.1", "198.51.100.1", "2001:db8::1", "2001:db8::2"
@@ -106,6 +106,13 @@ def test_tags_are_pushed_popped_and_modified() -> None:
     changed = modify(once, Vlan("modify", id=6))
     assert (Ether(changed)[Dot1Q].vlan, Ether(changed)[Dot1Q].prio) == (6, 3)
     assert modify(FRAMES["tcp"], Vlan("modify", id=6)) == FRAMES["tcp"]
+
+
+@pytest.mark.parametrize(("protocol", "kind"), [(None, b"\x81\x00"), (ETH_VLAN, b"\x81\x00"), (ETH_QINQ, b"\x88\xa8")])
+@pytest.mark.parametrize("before", [ETH_VLAN, ETH_QINQ])
+def test_a_modified_tag_is_802_1q_unless_the_action_says_otherwise(before: int, protocol: int | None, kind: bytes) -> None:
+    tagged = push(FRAMES["tcp"], Vlan("push", id=5, protocol=before, priority=3))
+    assert modify(tagged, Vlan("modify", id=6, protocol=protocol)) == tagged[:12] + kind + b"\x60\x06" + FRAMES["tcp"][12:]
 
 
 @pytest.mark.parametrize(
