@@ -33,6 +33,7 @@ ctypedef struct Munge:
     uint8_t offset
     uint8_t size                # bytes, up to 16
     uint8_t add
+    uint8_t proto               # of BASE_L4: IPv6 has to have this header
     uint8_t[16] value
     uint8_t[16] mask
 

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from ctcore.lowlevel cimport be16, likely, put_be16
+from ctcore.tuples cimport IP6_AUTH, IP6_FRAGMENT, IP6_NO_NEXT, is_extension
 from ctcore.types cimport (
     PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PROTO_UDPLITE, R_OK, R_RULE_FIELD, R_RULE_ROOM,
 )
@@ -53,7 +54,7 @@ cdef inline bint tags(uint16_t kind) noexcept nogil:
 
 
 cdef Layers layers_of(const Draft *d) noexcept nogil:
-    """Behind any tags; of IPv6 the transport header is only found right behind the fixed one, as pedit and csum do it."""
+    """Behind any tags; of IPv6 the transport header is only found right behind the fixed one."""
     cdef Layers found
     cdef uint32_t at = MACS
     found.l3 = found.l4 = NOWHERE
@@ -77,12 +78,37 @@ cdef Layers layers_of(const Draft *d) noexcept nogil:
 # --- pedit ------------------------------------------------------------------------------------------------------------------------------
 
 
-cdef inline int64_t base_of(const Draft *d, uint8_t base) noexcept nogil:
+cdef int64_t last_header(const Draft *d, int64_t l3, uint8_t wanted) noexcept nogil:
+    """Where IPv6's last header is, if it is the one that is wanted: behind any others, but for later fragments (ipv6_find_hdr, RFC 8200 4)."""
+    cdef int64_t at = l3 + IP6_LEAST, length
+    cdef int64_t have = d.have
+    cdef uint8_t kind = d.data[l3 + 6]
+    while is_extension(kind) and kind != IP6_NO_NEXT:
+        if at + (4 if kind == IP6_FRAGMENT else 2) > have:
+            return NOWHERE
+        length = (<int64_t>d.data[at + 1] + 1) * 8
+        if kind == IP6_FRAGMENT:
+            if be16(d.data + at + 2) & 0xFFF8:
+                return NOWHERE
+            length = 8
+        elif kind == IP6_AUTH:                                          # RFC 4302 2.2
+            length = (<int64_t>d.data[at + 1] + 2) * 4
+        if at + length > have:
+            return NOWHERE
+        kind = d.data[at]
+        at += length
+    return at if kind == wanted else <int64_t>NOWHERE
+
+
+cdef inline int64_t base_of(const Draft *d, const Munge *munge) noexcept nogil:
+    """Where the header begins that a munge is of. Of IPv4 nobody asks what it carries, as in Linux (pedit_l4_skb_offset)."""
     cdef Layers where
-    if base == BASE_FRAME:
+    if munge.base == BASE_FRAME:
         return 0 if d.ethernet else NOWHERE
     where = layers_of(d)
-    return where.l3 if base == BASE_L3 else where.l4
+    if munge.base == BASE_L3 or where.l3 < 0:
+        return where.l3
+    return last_header(d, where.l3, munge.proto) if where.kind == ETHER_IPV6 else where.l4
 
 
 cdef void put(uint8_t *field, const Munge *munge) noexcept nogil:
@@ -99,7 +125,7 @@ cdef uint8_t draft_pedit(Draft *d, const Munge *munge, uint32_t n) noexcept nogi
     cdef uint32_t i
     cdef int64_t base
     for i in range(n):
-        base = base_of(d, munge[i].base)        # anew each time: a type or a header length may have changed
+        base = base_of(d, &munge[i])            # anew each time: a type or a header length may have changed
         if base < 0 or base + munge[i].offset + munge[i].size > <int64_t>d.have:
             return R_RULE_FIELD
         if not draft_own(d):

@@ -17,6 +17,8 @@ from datapath.pipeline.rules import ETH_IP, ETH_IPV6, ETH_QINQ, ETH_VLAN, Csum, 
 
 ETHERNET, TAG, IP6_HEADER = 14, 4, 40
 ICMP, IGMP, TCP, UDP, ICMPV6, SCTP, UDPLITE = 1, 2, 6, 17, 58, 132, 136
+HOP_BY_HOP, ROUTING, FRAGMENT, AUTH, DESTINATION = 0, 43, 44, 51, 60
+TRANSPORTS = {"tcp": TCP, "udp": UDP}
 
 
 class Layers(NamedTuple):
@@ -30,7 +32,7 @@ class Layers(NamedTuple):
 
 
 def layers(frame: bytes) -> Layers:
-    """Where the headers lie: behind any tags; of IPv6 the transport header is only found right behind the fixed one, as pedit and csum do it."""
+    """Where the headers lie: behind any tags; of IPv6 the transport header is only found right behind the fixed one."""
     at = ETHERNET - 2
     while int.from_bytes(frame[at : at + 2], "big") in (ETH_VLAN, ETH_QINQ) and len(frame) >= at + 2 + TAG:
         at += TAG
@@ -45,6 +47,31 @@ def layers(frame: bytes) -> Layers:
 # --- pedit ------------------------------------------------------------------------------------------------------------------------------
 
 
+def transport_header(frame: bytes, where: Layers, proto: int, size: int) -> int:
+    """Where pedit finds the header of TCP or UDP (proto) in a frame of `size` bytes, -1 if nowhere.
+
+    As Linux does (pedit_l4_skb_offset): IPv4 is not asked what it carries, nor which fragment it is; of IPv6 (ipv6_find_hdr) the last header has to
+    be the one that is wanted, behind any others but for later fragments.
+    """
+    if where.kind != ETH_IPV6 or where.l3 < 0:
+        return where.l4
+    kind, at = frame[where.l3 + 6], where.l3 + IP6_HEADER
+    while kind in (HOP_BY_HOP, ROUTING, FRAGMENT, AUTH, DESTINATION):
+        if at + (4 if kind == FRAGMENT else 2) > len(frame):
+            return -1
+        length = (frame[at + 1] + 1) * 8
+        if kind == FRAGMENT:
+            if int.from_bytes(frame[at + 2 : at + 4], "big") & 0xFFF8:
+                return -1
+            length = 8
+        elif kind == AUTH:  # RFC 4302 2.2
+            length = (frame[at + 1] + 2) * 4
+        if at + length > size:
+            return -1
+        kind, at = frame[at], at + length
+    return at if kind == proto else -1
+
+
 def pedit(frame: bytes, action: Pedit) -> bytes | None:
     """All munges, one after the other; None where a field is not there: Linux drops such a packet."""
     for munge in action.munges:
@@ -57,7 +84,12 @@ def pedit(frame: bytes, action: Pedit) -> bytes | None:
 
 def munged(frame: bytes, munge: Munge) -> bytes | None:
     where = layers(frame)
-    start = {"eth": 0, "ip": where.l3, "ip6": where.l3, "tcp": where.l4, "udp": where.l4}[munge.header]
+    if munge.header == "eth":
+        start = 0
+    elif munge.header in TRANSPORTS:
+        start = transport_header(frame, where, TRANSPORTS[munge.header], len(frame))
+    else:
+        start = where.l3
     field = HEADER_FIELDS[munge.header, munge.field]
     at = start + field.offset
     if start < 0 or at + field.size > len(frame):

@@ -189,6 +189,18 @@ def test_what_ethernet_has_is_not_there(link: int, head: bytes) -> None:
         assert left == [packet]
 
 
+@pytest.mark.parametrize("link", [1, LINK_RAW])
+def test_a_port_behind_ipv6_options_is_changed_and_the_options_are_not(link: int) -> None:
+    rules = (
+        IN + "protocol ipv6 prio 1 flower ip_proto tcp dst_port 80 action pedit ex munge tcp dport set 8080 pipe action csum tcp pipe "
+        "action mirred egress redirect dev eth1\n"
+    )
+    chain = ((craft.HOP_BY_HOP, craft.options6()), (craft.DESTINATION, craft.options6(2)))
+    came, wanted = (craft.tcp(A6, B6, 1000, port, "S", ext=chain, l4_checksum=5) for port in (80, 8080))
+    left = [each.frame for each in sent(rules, came)[0].left] if link == 1 else [came[:14] + each for each in bare(rules, came[14:], link, b"")[1]]
+    assert [frame[:-4] + frame[-2:] for frame in left] == [wanted[:-4] + wanted[-2:]]  # but for the checksum
+
+
 def test_ipv6_without_ethernet() -> None:
     rules = (
         IN + "protocol ipv6 prio 1 flower action pedit ex munge ip6 hoplimit set 3 pipe action csum udp pipe action mirred egress redirect dev eth1\n"

@@ -93,6 +93,57 @@ def test_pedit_of_ipv6() -> None:
     assert (Ether(frame)[IPv6].tc, Ether(frame)[IPv6].version, Ether(frame)[UDP].sport) == (0xB8, 6, 7)
 
 
+OPTIONS = craft.options6(1)
+AH_24 = bytes([4, 0, 0]) + bytes(20)  # RFC 4302: 4 + 2 words of 4 bytes
+CHAINS = {
+    "hop-by-hop": ((craft.HOP_BY_HOP, OPTIONS),),
+    "destination": ((craft.DESTINATION, craft.options6()),),
+    "routing": ((craft.ROUTING, bytes([2, 0, 0]) + bytes(20)),),
+    "AH": ((craft.AH, AH_24),),
+    "first fragment": ((craft.FRAGMENT, craft.fragment6(0, True)),),
+    "all": tuple(zip((craft.HOP_BY_HOP, craft.ROUTING, craft.FRAGMENT, craft.AH, craft.DESTINATION),
+                     (OPTIONS, bytes([0, 0, 0]) + bytes(4), craft.fragment6(), AH_24, OPTIONS), strict=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_pedit_finds_a_header_behind_those_of_ipv6(name: str) -> None:
+    """ipv6_find_hdr: options are stepped over and left alone."""
+    tcp, udp = craft.tcp_segment(A6, B6, 1000, 80, "S", l4_checksum=7), craft.udp_segment(A6, B6, 1000, 53, b"?", l4_checksum=7)
+    changed = tcp[:2] + (8080).to_bytes(2, "big") + tcp[4:]
+    assert pedit(craft.frame(A6, B6, craft.TCP, tcp, ext=CHAINS[name]), munge("tcp", "dport", 8080)) == craft.frame(
+        A6, B6, craft.TCP, changed, ext=CHAINS[name]
+    )
+    changed = (7).to_bytes(2, "big") + udp[2:]
+    assert pedit(craft.frame(A6, B6, craft.UDP, udp, ext=CHAINS[name]), munge("udp", "sport", 7)) == craft.frame(
+        A6, B6, craft.UDP, changed, ext=CHAINS[name]
+    )
+
+
+NO_TCP = {
+    "udp": craft.udp(A6, B6, 1000, 53, bytes(40)),
+    "icmp": craft.icmp(A6, B6, 128, payload=bytes(40)),
+    "nothing": craft.frame(A6, B6, craft.NO_NEXT, bytes(40)),
+    "esp": craft.frame(A6, B6, craft.ESP, bytes(40)),
+    "later fragment": craft.frame(A6, B6, craft.TCP, bytes(40), ext=((craft.FRAGMENT, craft.fragment6(8, True)),)),
+    "options beyond the end": craft.frame(A6, B6, craft.TCP, bytes(40), ext=((craft.HOP_BY_HOP, bytes([9, 1, 4]) + bytes(4)),)),
+    "half a header": craft.frame(A6, B6, craft.HOP_BY_HOP, bytes([craft.TCP])),
+    "half a fragment header": craft.frame(A6, B6, craft.FRAGMENT, bytes([craft.TCP, 0])),
+}
+
+
+@pytest.mark.parametrize("name", NO_TCP)
+def test_pedit_of_tcp_changes_no_other_ipv6_packet(name: str) -> None:
+    assert pedit(NO_TCP[name], munge("tcp", "dport", 8080)) is None
+
+
+def test_pedit_of_tcp_does_not_ask_what_ipv4_carries() -> None:
+    """Nor which fragment it is: pedit_l4_skb_offset takes the header's length and goes there."""
+    for frame in (craft.udp(A, B, 1000, 53, bytes(40)), craft.frame(A, B, craft.TCP, bytes(40), frag=3)):
+        changed = pedit(frame, munge("tcp", "dport", 8080))
+        assert changed == frame[:36] + (8080).to_bytes(2, "big") + frame[38:]
+
+
 def test_pedit_of_what_is_not_there() -> None:
     assert pedit(FRAMES["tcp"][:36], munge("tcp", "dport", 1)) is None
     assert pedit(craft.eth(b"", 0x88CC), munge("ip", "ttl", 1)) is None
