@@ -81,10 +81,9 @@ cdef Layers layers_of(const Draft *d) noexcept nogil:
 cdef int64_t last_header(const Draft *d, int64_t l3, uint8_t wanted) noexcept nogil:
     """Where IPv6's last header is, if it is the one that is wanted: behind any others, but for later fragments (ipv6_find_hdr, RFC 8200 4)."""
     cdef int64_t at = l3 + IP6_LEAST, length
-    cdef int64_t have = d.have
     cdef uint8_t kind = d.data[l3 + 6]
     while is_extension(kind) and kind != IP6_NO_NEXT:
-        if at + (4 if kind == IP6_FRAGMENT else 2) > have:
+        if at + (4 if kind == IP6_FRAGMENT else 2) > <int64_t>d.have:
             return NOWHERE
         length = (<int64_t>d.data[at + 1] + 1) * 8
         if kind == IP6_FRAGMENT:
@@ -93,7 +92,7 @@ cdef int64_t last_header(const Draft *d, int64_t l3, uint8_t wanted) noexcept no
             length = 8
         elif kind == IP6_AUTH:                                          # RFC 4302 2.2
             length = (<int64_t>d.data[at + 1] + 2) * 4
-        if at + length > have:
+        if at + length > <int64_t>d.have + d.missing:
             return NOWHERE
         kind = d.data[at]
         at += length
@@ -111,26 +110,36 @@ cdef inline int64_t base_of(const Draft *d, const Munge *munge) noexcept nogil:
     return last_header(d, where.l3, munge.proto) if where.kind == ETHER_IPV6 else where.l4
 
 
-cdef void put(uint8_t *field, const Munge *munge) noexcept nogil:
-    cdef uint8_t i
-    if munge.add:
+cdef inline void put(uint8_t *field, const Munge *munge, int64_t size) noexcept nogil:
+    """The first `size` bytes of a field."""
+    cdef int64_t i
+    if munge.add and size > 0:
         field[0] = (field[0] & ~munge.mask[0]) | (<uint8_t>(field[0] + munge.value[0]) & munge.mask[0])
         return
-    for i in range(munge.size):
+    for i in range(size):
         field[i] = (field[i] & ~munge.mask[i]) | munge.value[i]
 
 
 cdef uint8_t draft_pedit(Draft *d, const Munge *munge, uint32_t n) noexcept nogil:
-    """All munges, one after the other. R_RULE_FIELD where a field is not there: Linux drops such a packet."""
+    """Munges, one after the other, up to the first whose field is not there: what was changed before it stays, and the frame goes on (tcf_pedit_act).
+
+    R_OK, or R_RULE_ROOM. Of a field that was not captured nothing changes here.
+    """
     cdef uint32_t i
-    cdef int64_t base
+    cdef int64_t base, there, captured
     for i in range(n):
         base = base_of(d, &munge[i])            # anew each time: a type or a header length may have changed
-        if base < 0 or base + munge[i].offset + munge[i].size > <int64_t>d.have:
-            return R_RULE_FIELD
-        if not draft_own(d):
-            return R_RULE_ROOM
-        put(writable(d, base + munge[i].offset), &munge[i])
+        if base < 0:
+            break
+        captured = <int64_t>d.have - base - munge[i].offset
+        there = <int64_t>d.have + d.missing - base
+        there -= (there & 3) + munge[i].offset  # pedit changes words of four bytes, each only if all of it is there
+        if min(there, captured) > 0:
+            if not draft_own(d):
+                return R_RULE_ROOM
+            put(writable(d, base + munge[i].offset), &munge[i], min(min(there, captured), <int64_t>munge[i].size))
+        if there < <int64_t>munge[i].size:
+            break
     return R_OK
 
 

@@ -360,11 +360,7 @@ class Interpreter:
         self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:
-        changed = None if walk.bare is not None and any(munge.header == "eth" for munge in action.munges) else pedit(walk.frame, action)
-        if changed is None:
-            walk.reason = "rule_field"
-            return DROP
-        walk.frame = changed
+        walk.frame = pedit(walk.frame, action, walk.missing, bare=walk.bare is not None)
         return action.control
 
     def _csum(self, walk: Walk, action: Csum) -> Control:

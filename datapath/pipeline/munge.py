@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from datapath.craft import crc32c
-from datapath.pipeline.header_fields import HEADER_FIELDS
+from datapath.pipeline.header_fields import HEADER_FIELDS, HeaderField
 from datapath.pipeline.rules import ETH_IP, ETH_IPV6, ETH_QINQ, ETH_VLAN, Csum, Munge, Pedit, Vlan
 
-ETHERNET, TAG, IP6_HEADER = 14, 4, 40
+ETHERNET, TAG, IP6_HEADER, WORD = 14, 4, 40, 4
 ICMP, IGMP, TCP, UDP, ICMPV6, SCTP, UDPLITE = 1, 2, 6, 17, 58, 132, 136
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTH, DESTINATION = 0, 43, 44, 51, 60
 TRANSPORTS = {"tcp": TCP, "udp": UDP}
@@ -72,35 +72,41 @@ def transport_header(frame: bytes, where: Layers, proto: int, size: int) -> int:
     return at if kind == proto else -1
 
 
-def pedit(frame: bytes, action: Pedit) -> bytes | None:
-    """All munges, one after the other; None where a field is not there: Linux drops such a packet."""
+def pedit(frame: bytes, action: Pedit, missing: int = 0, *, bare: bool = False) -> bytes:
+    """Munges, one after the other, up to the first whose field is not there: what was changed before it stays, and the frame goes on, as in Linux.
+
+    missing: bytes behind the frame that were on the wire and not captured: a field among them is there, but nobody sees it change. bare: the frame did
+    not come with the Ethernet header that it is shown with.
+    """
     for munge in action.munges:
-        changed = munged(frame, munge)
-        if changed is None:
-            return None
-        frame = changed
+        start = -1 if bare and munge.header == "eth" else header_at(frame, munge, len(frame) + missing)
+        if start < 0:
+            break
+        field = HEADER_FIELDS[munge.header, munge.field]
+        there = (len(frame) + missing - start) // WORD * WORD - field.offset  # pedit changes words, each only if all of it is there
+        at, changed = start + field.offset, min(field.size, max(there, 0), max(len(frame) - start - field.offset, 0))
+        frame = frame[:at] + munged(frame[at : at + changed].ljust(field.size, b"\0"), field, munge)[:changed] + frame[at + changed :]
+        if there < field.size:
+            break
     return frame
 
 
-def munged(frame: bytes, munge: Munge) -> bytes | None:
+def header_at(frame: bytes, munge: Munge, size: int) -> int:
+    """Where the header of a munge begins in a frame of `size` bytes, -1 where there is none."""
     where = layers(frame)
     if munge.header == "eth":
-        start = 0
-    elif munge.header in TRANSPORTS:
-        start = transport_header(frame, where, TRANSPORTS[munge.header], len(frame))
-    else:
-        start = where.l3
-    field = HEADER_FIELDS[munge.header, munge.field]
-    at = start + field.offset
-    if start < 0 or at + field.size > len(frame):
-        return None
-    whole = int.from_bytes(frame[at : at + field.size], "big")
+        return 0
+    return transport_header(frame, where, TRANSPORTS[munge.header], size) if munge.header in TRANSPORTS else where.l3
+
+
+def munged(data: bytes, field: HeaderField, munge: Munge) -> bytes:
+    """A field's bytes."""
+    whole = int.from_bytes(data, "big")
     full = (1 << field.bits) - 1
     old = whole >> field.shift & full
     mask = munge.mask & full
     new = old & ~mask | (old + munge.value if munge.op == "add" else munge.value) & mask
-    whole = whole & ~(full << field.shift) | new << field.shift
-    return frame[:at] + whole.to_bytes(field.size, "big") + frame[at + field.size :]
+    return (whole & ~(full << field.shift) | new << field.shift).to_bytes(field.size, "big")
 
 
 # --- csum -------------------------------------------------------------------------------------------------------------------------------

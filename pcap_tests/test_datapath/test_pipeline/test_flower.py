@@ -181,10 +181,9 @@ def test_fields_from_the_ip_header_on_are_changed_behind_any_link_header(link: i
 @pytest.mark.parametrize(("link", "head"), BARE)
 def test_what_ethernet_has_is_not_there(link: int, head: bytes) -> None:
     packet = craft.tcp(A, B, 40000, 80, "S")[14:]
-    for action in ("pedit ex munge eth dst set 02:00:00:00:00:09 pipe", "vlan push id 5 pipe"):
-        said, left = bare(IN + f"protocol ip prio 1 flower action {action} action mirred egress redirect dev eth1\n", packet, link, head)
-        assert (said.verdict, said.reason, left) == ("drop", "rule_field", [])
-    for action in ("vlan pop pipe", "vlan modify id 5 pipe"):
+    said, left = bare(IN + "protocol ip prio 1 flower action vlan push id 5 pipe action mirred egress redirect dev eth1\n", packet, link, head)
+    assert (said.verdict, said.reason, left) == ("drop", "rule_field", [])
+    for action in ("vlan pop pipe", "vlan modify id 5 pipe", "pedit ex munge eth dst set 02:00:00:00:00:09 munge ip ttl set 9 pipe"):
         said, left = bare(IN + f"protocol ip prio 1 flower action {action} action mirred egress redirect dev eth1\n", packet, link, head)
         assert left == [packet]
 

@@ -24,8 +24,10 @@ from datapath.pipeline.rules import (
     ETH_ALL,
     ETH_IP,
     PASS,
+    PIPE,
     RECLASSIFY,
     Action,
+    Control,
     Csum,
     Ct,
     Gact,
@@ -269,10 +271,23 @@ def test_a_rule_is_counted_each_time() -> None:
 def test_a_frame_without_ethernet_is_matched_and_changed_from_its_ip_header_on() -> None:
     """Its protocol, addresses and ports are known; tags and addresses of Ethernet it has none."""
     matched = Rule(HOOK, ETH_IP, (Match("dst_port", 80, 0xFFFF),), (Vlan("pop"), Pedit((Munge("ip", "ttl", "set", 1, 0xFF),)), Gact(CONTINUE)), 1)
-    for action in (Vlan("push", id=5), Pedit((Munge("eth", "dst", "set", 1, (1 << 48) - 1),))):
+    for action, reason in ((Vlan("push", id=5), "rule_field"), (Pedit((Munge("eth", "dst", "set", 1, (1 << 48) - 1),)), "ok")):
         walker = Walker(Program(Ruleset(rules=(matched, rule(2, action)))))
         results = walker.run(*frames_of([SEGMENT[14:]], link=LINK_RAW), HOOK)
-        assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], "rule_field")
+        assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], reason)
+
+
+@pytest.mark.parametrize("control", [PIPE, DROP, CONTINUE])
+def test_where_pedit_finds_no_field_its_control_is_followed(control: Control) -> None:
+    """tcf_pedit_act: a munge that cannot be done ends the action and not the frame's way; those before it are done."""
+    munges = Munge("ip6", "hoplimit", "set", 9, 0xFF), Munge("tcp", "dport", "set", 1, 0xFFFF), Munge("ip6", "hoplimit", "set", 7, 0xFF)
+    rules = rule(1, Pedit(munges, control), Mirred("redirect", "eth1")), rule(2, Mirred("redirect", "eth2"))
+    frame = craft.udp("2001:db8::1", "2001:db8::2", 5000, 53, bytes(40))
+    (said,) = compared(Ruleset(rules=rules), [Coming(frame, HOOK, 0)])
+    if control == DROP:
+        assert (said.verdict, said.reason) == ("drop", "rule_drop")
+    else:
+        assert (said.device, [left.frame for left in said.left]) == ("eth1" if control == PIPE else "eth2", [frame[:21] + b"\x09" + frame[22:]])
 
 
 def test_devices_have_numbers() -> None:
