@@ -59,12 +59,11 @@ ctypedef struct TagChange:
     uint16_t kept
     uint8_t kind
 
-# Offsets in a frame: of the IP header and of the transport header, -1 without them. kind: ethertype of the payload.
+# Offsets in a frame: of its payload, and of the IP header, -1 if that is not there as a whole. kind: ethertype of the payload.
 ctypedef struct Layers:
+    int64_t at
     int64_t l3
-    int64_t l4
     uint16_t kind
-    uint8_t proto
 
 cdef inline void draft_begin(Draft *d, const uint8_t *memory, const Frame *frame, const Packet *p) noexcept nogil:
     """A frame as it came. p: what parse() made of it."""

@@ -364,7 +364,11 @@ class Interpreter:
         return action.control
 
     def _csum(self, walk: Walk, action: Csum) -> Control:
-        walk.frame = csum(walk.frame, action, walk.missing)
+        summed = csum(walk.frame, action, walk.missing)
+        if summed is None:
+            walk.reason = "rule_field"
+            return DROP
+        walk.frame = summed
         return action.control
 
     def _skbedit(self, walk: Walk, action: Skbedit) -> Control:

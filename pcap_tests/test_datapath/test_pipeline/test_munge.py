@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,12 +27,36 @@ FRAMES = {
     "udp6": craft.udp(A6, B6, 5000, 53, b"?"),
     "icmp6": craft.icmp(A6, B6, 128, ident=7, sequence=1, payload=b"ping"),
     "sctp": craft.sctp(A, B, 9000, 9001, 0, craft.sctp_init(7)),
-    "udplite": craft.udplite(A, B, 70, 80, b"xyz"),
+    "udplite": craft.udplite(A, B, 70, 80, b"xyz", coverage=11),
 }
+
+OPTIONS = craft.options6(1)
+AH_24 = bytes([4, 0, 0]) + bytes(20)  # RFC 4302: 4 + 2 words of 4 bytes
+CHAINS = {
+    "hop-by-hop": ((craft.HOP_BY_HOP, OPTIONS),),
+    "destination": ((craft.DESTINATION, craft.options6()),),
+    "routing": ((craft.ROUTING, bytes([2, 0, 0]) + bytes(20)),),
+    "AH": ((craft.AH, AH_24),),
+    "first fragment": ((craft.FRAGMENT, craft.fragment6(0, True)),),
+    "all": tuple(zip((craft.HOP_BY_HOP, craft.ROUTING, craft.FRAGMENT, craft.AH, craft.DESTINATION),
+                     (OPTIONS, bytes([0, 0, 0]) + bytes(4), craft.fragment6(), AH_24, OPTIONS), strict=True)),
+}  # fmt: skip
 
 
 def munge(header: str, field: str, value: int, *, op: str = "set", mask: int = (1 << 128) - 1) -> Pedit:
     return Pedit((Munge(header, field, op, value, mask),))
+
+
+def summed(frame: bytes) -> bytes:
+    """What csum goes on with."""
+    made = csum(frame, ALL)
+    assert made is not None
+    return made
+
+
+def sum_at(frame: bytes, at: int) -> int:
+    """The checksum in an IPv4 packet's transport header."""
+    return int.from_bytes(frame[34 + at : 36 + at], "big")
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -44,7 +71,7 @@ def test_csum_makes_a_broken_sum_good(name: str, at: int, byte: int) -> None:
     start = 26 if len(name.rstrip("6")) == len(name) else 22
     choices = [*range(start, start + 8), len(frame) - 1]
     frame[choices[at % len(choices)]] ^= byte
-    done = Ether(csum(bytes(frame), ALL))
+    done = Ether(summed(bytes(frame)))
     for layer, field in ((IP, "chksum"), (TCP, "chksum"), (UDP, "chksum"), (ICMP, "chksum"), (ICMPv6EchoRequest, "cksum")):
         if layer in done and name != "udplite":
             again = done.copy()
@@ -59,15 +86,103 @@ def test_only_what_is_asked_for_is_made_anew() -> None:
     assert csum(bytes(broken), Csum(("ip4h",)))[34:] == broken[34:]
 
 
-def test_fragments_keep_their_sums() -> None:
-    fragment = bytearray(FRAMES["udp"])
-    fragment[20] |= 0x20
-    assert csum(bytes(fragment), Csum(("udp",))) == bytes(fragment)
+def test_later_fragments_keep_their_sums_and_the_first_one_does_not() -> None:
+    """tcf_csum_ipv4 asks for the offset only: what is summed of the first one is as much as there is, and good for nobody."""
+    later, first = (craft.frame(A, B, craft.TCP, bytes(40), frag=frag) for frag in (0x2003, 0x2000))
+    assert csum(later, ALL) == later
+    assert sum_at(summed(first), 16) == craft.checksum(craft.pseudo(A, B, craft.TCP, 40) + bytes(40))
+    for frame in (craft.frame(A6, B6, craft.TCP, bytes(40), ext=((craft.FRAGMENT, craft.fragment6(at, True)),)) for at in (0, 8)):
+        assert csum(frame, ALL) == frame
 
 
-def test_udp_without_a_sum_stays_without() -> None:
+def test_udp_without_a_sum_stays_without_over_ipv4() -> None:
     frame = craft.udp(A, B, 5000, 53, b"?", l4_checksum=0)
     assert csum(frame, ALL) == frame
+    assert csum(craft.udp(A6, B6, 5000, 53, b"?", l4_checksum=0), ALL) == craft.udp(A6, B6, 5000, 53, b"?")  # RFC 8200 8.1: there it has one
+
+
+@pytest.mark.parametrize("length", [8, 10, 200])
+@pytest.mark.parametrize("src", [A, A6])
+def test_udp_that_tells_another_length_loses_its_sum(src: str, length: int) -> None:
+    """tcf_csum_ipv4_udp takes the old sum out before it looks at the length, and leaves it at that."""
+    dst = B6 if ":" in src else B
+    frame = craft.udp(src, dst, 5000, 53, b"?", length=None)
+    at = len(frame) - 9
+    frame = frame[: at + 4] + length.to_bytes(2, "big") + frame[at + 6 :]
+    assert csum(frame, ALL) == frame[: at + 6] + b"\0\0" + frame[at + 8 :]
+
+
+@pytest.mark.parametrize("coverage", [0, 8, 10, 20])
+def test_udplite_is_summed_as_linux_does_it(coverage: int) -> None:
+    """Its pseudo-header has the coverage where RFC 3828 3.1 has the length, so that only sums over all of it are good."""
+    frame = craft.udplite(A, B, 70, 80, b"xyz", coverage=coverage)
+    covered = frame[34:40] + b"\0\0" + frame[42:]
+    value = 0 if coverage == 20 else craft.checksum(craft.pseudo(A, B, craft.UDPLITE, coverage) + covered[: coverage or 11])
+    assert sum_at(summed(frame), 6) == value
+
+
+def test_sctp_is_summed_to_the_end_of_the_frame() -> None:
+    frame = craft.sctp(A, B, 9000, 9001, 0, craft.sctp_chunk(11))
+    padded = frame.ljust(60, b"\0")
+    wanted = craft.crc32c(frame[34:42] + bytes(4) + padded[46:]).to_bytes(4, "little")
+    assert csum(padded, ALL) == padded[:42] + wanted + padded[46:]
+
+
+STEPPED = ("hop-by-hop", "destination", "routing")
+
+
+@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("make", [partial(craft.tcp, A6, B6, 1, 80, "S"), partial(craft.udp, A6, B6, 1, 53, b"?"), partial(craft.icmp, A6, B6, 128)])
+def test_sums_behind_headers_of_ipv6_are_made_anew(make: Callable[..., bytes], name: str) -> None:
+    assert csum(make(ext=CHAINS[name], l4_checksum=7), ALL) == make(ext=CHAINS[name])
+
+
+def test_behind_ipsec_and_in_fragments_of_ipv6_no_sum_is_made() -> None:
+    for name in set(CHAINS) - set(STEPPED):
+        frame = craft.tcp(A6, B6, 1, 80, "S", ext=CHAINS[name], l4_checksum=7)
+        assert csum(frame, ALL) == frame
+
+
+def test_protocols_of_the_other_family_are_not_summed() -> None:
+    for frame in (craft.frame(A6, B6, craft.ICMP, bytes(20)), craft.frame(A6, B6, 2, bytes(20)), craft.frame(A, B, craft.ICMPV6, bytes(20))):
+        assert csum(frame, Csum(("icmp", "igmp"))) == frame
+
+
+def hop_by_hop(options: str) -> tuple[tuple[int, bytes]]:
+    return ((craft.HOP_BY_HOP, bytes([0]) + bytes.fromhex(options)),)
+
+
+def test_a_jumbo_payload_says_how_long_the_packet_is() -> None:
+    """RFC 2675 2: the fixed header has 0 then."""
+    jumbo = hop_by_hop("c204 0000001c")
+    assert csum(craft.tcp(A6, B6, 1, 80, "S", ext=jumbo, length=0, l4_checksum=7), ALL) == craft.tcp(A6, B6, 1, 80, "S", ext=jumbo, length=0)
+    for wrong in ("c203 00001c 00", "00 c204 00001c", "c204 0000001d"):
+        assert csum(craft.tcp(A6, B6, 1, 80, "S", ext=hop_by_hop(wrong), length=0), ALL) is None
+
+
+SHORT = {
+    "half an IPv4 header": craft.eth(bytes(19)),
+    "half an IPv6 header": craft.eth(bytes(39), craft.ETH_IPV6),
+    "half a TCP header": craft.frame(A, B, craft.TCP, bytes(10)),
+    "half a TCP header of IPv6": craft.frame(A6, B6, craft.TCP, bytes(19)),
+    "more TCP than there is": craft.tcp(A, B, 1, 80, "S", length=41),
+    "more UDP than there is": craft.udp(A6, B6, 1, 53, bytes(4)).replace(b"\x00\x0c\x11", b"\x00\x0d\x11", 1),
+    "options beyond the end": craft.frame(A6, B6, craft.HOP_BY_HOP, bytes([craft.TCP, 9]) + bytes(6)),
+    "no byte of the options": craft.frame(A6, B6, craft.DESTINATION),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_csum_drops_what_is_shorter_than_it_says(name: str) -> None:
+    """Unless the rest was there and not captured: then it stays as it is."""
+    assert csum(SHORT[name], ALL) is None
+    if name not in ("half a TCP header", "half a TCP header of IPv6"):
+        assert csum(SHORT[name], Csum(("tcp", "udp")), 2000) == SHORT[name]
+
+
+def test_csum_drops_nothing_that_it_was_not_asked_to_sum() -> None:
+    for name in ("half a TCP header", "more TCP than there is"):
+        assert csum(SHORT[name], Csum(("udp",))) == SHORT[name]
 
 
 @pytest.mark.parametrize(
@@ -90,19 +205,6 @@ def test_pedit_sets_fields(action: Pedit, layer: type, field: str, value: object
 def test_pedit_of_ipv6() -> None:
     frame = pedit(FRAMES["udp6"], Pedit((Munge("ip6", "traffic_class", "set", 0xB8, 0xFF), Munge("udp", "sport", "set", 7, 0xFFFF))))
     assert (Ether(frame)[IPv6].tc, Ether(frame)[IPv6].version, Ether(frame)[UDP].sport) == (0xB8, 6, 7)
-
-
-OPTIONS = craft.options6(1)
-AH_24 = bytes([4, 0, 0]) + bytes(20)  # RFC 4302: 4 + 2 words of 4 bytes
-CHAINS = {
-    "hop-by-hop": ((craft.HOP_BY_HOP, OPTIONS),),
-    "destination": ((craft.DESTINATION, craft.options6()),),
-    "routing": ((craft.ROUTING, bytes([2, 0, 0]) + bytes(20)),),
-    "AH": ((craft.AH, AH_24),),
-    "first fragment": ((craft.FRAGMENT, craft.fragment6(0, True)),),
-    "all": tuple(zip((craft.HOP_BY_HOP, craft.ROUTING, craft.FRAGMENT, craft.AH, craft.DESTINATION),
-                     (OPTIONS, bytes([0, 0, 0]) + bytes(4), craft.fragment6(), AH_24, OPTIONS), strict=True)),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -116,7 +117,7 @@ def reason_of(result: Any) -> str:
     return NAMES[int(result["reason"])]
 
 
-@pytest.mark.parametrize("make", [craft.udp, craft.udplite])
+@pytest.mark.parametrize("make", [craft.udp, partial(craft.udplite, coverage=10)])
 def test_a_sum_of_zero_says_that_there_is_one(make: Callable[..., bytes]) -> None:
     """RFC 768: a datagram whose checksum would be 0 has 0xFFFF; these two bytes of payload make it 0."""
     plain = make("10.0.0.1", "10.0.0.2", 1, 2, b"\0\0")
@@ -275,6 +276,17 @@ def test_a_frame_without_ethernet_is_matched_and_changed_from_its_ip_header_on()
         walker = Walker(Program(Ruleset(rules=(matched, rule(2, action)))))
         results = walker.run(*frames_of([SEGMENT[14:]], link=LINK_RAW), HOOK)
         assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], reason)
+
+
+def test_csum_drops_what_is_shorter_than_it_says() -> None:
+    """tcf_csum_act: before the action's control is asked."""
+    sum_it = rule(1, Csum(("tcp",)), Mirred("redirect", "eth1"))
+    short = craft.frame("10.0.0.1", "10.0.0.2", craft.TCP, bytes(10))
+    for frame in (short, craft.tcp("10.0.0.1", "10.0.0.2", 1, 2, "S", length=41), craft.eth(bytes(19))):
+        (said,) = compared(Ruleset(rules=(sum_it,)), [Coming(frame, HOOK, 0)])
+        assert (said.verdict, said.reason, said.rule) == ("drop", "rule_field", 0)
+    (said,) = compared(Ruleset(rules=(rule(1, Csum(("udp",)), Mirred("redirect", "eth1")),)), [Coming(short, HOOK, 0)])
+    assert said.device == "eth1"
 
 
 @pytest.mark.parametrize("control", [PIPE, DROP, CONTINUE])
