@@ -165,6 +165,8 @@ def _prefix_text(match: Match) -> str:
 
 def _port(about: str) -> Key:
     def read(text: str, version: int, bases: bool) -> Values:
+        if "," in text:
+            raise Expected("expected one value, or a range, as in 80-90: a rule for each")
         if "-" in text:
             low, high = quantities.ports(text)
             if not 0 < low < high:

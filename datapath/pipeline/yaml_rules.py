@@ -8,7 +8,6 @@ Needs the extra `rules`. Not here: the shape (yaml_models), which rules make sen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapath.pipeline import rules, tc_print
@@ -47,12 +46,13 @@ def parse(text: str, name: str, found: Findings) -> Ruleset:
     from pydantic import ValidationError
 
     from datapath.pipeline.yaml_models import RulesFile
+    from datapath.pipeline.yaml_said import said
 
     try:
         file = RulesFile.model_validate(document.value)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_input=False):
-            found.error(*document.find(each["loc"]), _said(each))
+        for each in error.errors(include_url=False):
+            found.error(*document.find(each["loc"]), said(each))
         return Ruleset()
     read = _Reading(document, found)
     return Ruleset(
@@ -60,26 +60,6 @@ def parse(text: str, name: str, found: Findings) -> Ruleset:
         tuple(read.template(i, each) for i, each in enumerate(file.templates)),
         tuple(read.rule(i, each) for i, each in enumerate(file.rules)),
     )
-
-
-def _said(error: Mapping[str, Any]) -> str:
-    """What pydantic has against a value, as we say it."""
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden":
-        return f"no such key here: {_meant(error['loc'])}"
-    if error["type"] == "missing":
-        return f"expected {error['loc'][-1]}"
-    return str(error["msg"]).replace("Input should be", "expected").replace("Field required", "expected it")
-
-
-def _meant(loc: Loc) -> str:
-    """Which keys there are where a path leads to one that is none: the one that looks like it, or else all."""
-    from datapath.pipeline.yaml_models import keys_at
-
-    known, word = keys_at(loc[:-1]), str(loc[-1])
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _qdisc(model: yaml_models.Qdisc, place: Place) -> rules.Qdisc:

@@ -120,7 +120,10 @@ def _place(name: str, spot: Any) -> Place:
 
 
 def _shown(node: Any) -> str:
-    return node.value if isinstance(node.value, str) else ""
+    """A scalar as it is written: whether in quotes may be what is wrong with it."""
+    if not isinstance(node.value, str):
+        return ""
+    return f"{node.style}{node.value}{node.style}" if node.style in ("'", '"') else node.value
 
 
 # --- text to values -----------------------------------------------------------------------------------------------------------------------

@@ -113,18 +113,35 @@ def test_json_is_yaml():
         (one_rule("actions: [{mirrd: {redirect: eth1}}]"), "2:31: 'mirrd': no such key here: did you mean mirred?"),
         (one_rule("actions: [{ct: {commit: true, nat: {scr: 192.0.2.1}}}]"), "2:56: 'scr: 192.0.2.1': no such key here: did you mean src?"),
         ("qdiscs:\n  - {device: eth0, knd: clsact}\n", "2:20: 'knd: clsact': no such key here: did you mean kind?"),
-        ("rules: 5\n", "1:1: 'rules: 5': expected a valid list"),
+        ("rules: 5\n", "1:1: 'rules: 5': expected a list, each item of it as in `- {device: eth0, protocol: ip, prio: 1, actions: [drop]}`"),
         ("rules:\n  - {protocol: ip}\n", "2:5: expected one of device, block"),
         ("rules:\n  - {device: eth0, block: 3}\n", "2:5: expected one of device, block"),
         (one_rule("protocol: ipx"), "2:20: 'protocol: ipx': expected ip, ipv4, ipv6, arp"),
         (one_rule("prio: 0"), "2:20: 'prio: 0': expected greater than or equal to 1"),
-        (one_rule("prio: '5'"), "2:20: 'prio: 5': expected a valid integer"),
-        (one_rule("skip_sw: yes"), "2:20: 'skip_sw: yes': expected a valid boolean"),
+        (one_rule("prio: '5'"), "2:20: 'prio: '5'': expected a number without quotes: 5"),
+        (one_rule("skip_sw: yes"), "2:20: 'skip_sw: yes': expected true or false"),
+        (one_rule("prio: some"), "2:20: 'prio: some': expected a whole number"),
+        (one_rule("match: "), "2:20: 'match': expected keys, as in `match: {ip_proto: tcp, dst_port: 80}`"),
+        (one_rule("match: [ip_proto, tcp]"), "2:20: 'match': expected keys, as in `match: {ip_proto: tcp, dst_port: 80}`"),
+        (one_rule("actions: drop"), "2:20: 'actions: drop': expected a list: `actions: [drop]`"),
+        (one_rule("actions: [5]"), "2:30: '5': expected keys, as in `- drop` or `- ct: {zone: 5}`"),
+        (one_rule("actions: [{vlan: pop}]"), "2:31: 'vlan: pop': expected keys, as in `vlan: {kind: pop}`"),
+        (one_rule("actions: [{ct: zone 5}]"), "2:31: 'ct: zone 5': expected keys, as in `ct: {zone: 5, commit: true}`"),
+        (one_rule("actions: [{mirred: eth1}]"), "2:31: 'mirred: eth1': expected keys, as in `mirred: {redirect: eth1}`"),
+        (one_rule("actions: [{ct: {nat: true}}]"), "2:36: 'nat: true': expected keys, as in `nat: {src: 192.0.2.1}`, or `nat: {}`"),
+        (one_rule("actions: [{pedit: {munge: ip ttl set 3}}]"), "2:39: 'munge: ip ttl set 3': expected a list: `munge: [ip ttl set 3]`"),
+        (one_rule("actions: [{csum: {of: []}}]"), "2:38: 'of': expected at least one"),
+        (one_rule("actions: [{vlan: {id: 5}}]"), "2:31: 'vlan': kind is missing: expected it"),
+        ("rules: [drop]\n", "1:9: 'drop': expected keys, as in `- {device: eth0,"),
+        (one_rule("match: {dst_port: [80, 443]}"), "2:28: 'dst_port': expected one value, or a range, as in 80-90: a rule for each"),
+        (one_rule("match: {src_ip: [192.0.2.1]}"), "2:28: 'src_ip': expected one value: a rule for each"),
+        (one_rule("protocol: ip, match: {ip_proto: tcp, dst_port: '80,443'}"), "2:57: 'dst_port: '80,443'': expected one value, or a range, as in"),
         (one_rule("match: {bogus: 5}"), "2:28: 'bogus: 5': no such key here: expected one of indev, dst_mac, src_mac, vlan_id"),
         (one_rule("protocol: ip, match: {src_ip: 2001:db8::1}"), "2:42: 'src_ip: 2001:db8::1': expected an IPv4 address, as in 192.0.2.1"),
         (one_rule("match: {src_ip: 192.0.2.1}"), "2:28: 'src_ip: 192.0.2.1': expected protocol ip or ipv6 with it"),
         (one_rule("match: {ct_state: +new}"), "2:28: 'ct_state +new': new is of tracked packets: expected +trk with it"),
-        (one_rule("match: {ct_mark: [1]}"), "2:28: 'ct_mark': expected a text or a number"),
+        (one_rule("match: {ct_mark: [1]}"), "2:28: 'ct_mark': expected one value: a rule for each"),
+        (one_rule("match: {ct_mark: true}"), "2:28: 'ct_mark: true': expected a text or a number"),
         (one_rule("actions: [pas]"), "2:30: 'pas': expected an action, pass, pipe, drop, continue, reclassify or goto chain N"),
         (one_rule("actions: [goto 5]"), "2:30: 'goto 5': expected goto chain N"),
         (one_rule("actions: [jump 5]"), "2:30: 'jump 5': jump skips actions, which no chain needs"),
@@ -210,7 +227,7 @@ def test_equal_actions_are_read_once_and_stay_what_they_are():
     text = one_rule("actions: [{ct: {zone: 1}}, {ct: {zone: 1}}, {ct: {commit: true}}]") + "  - {device: eth1, actions: [{ct: {zone: 1}}]}\n"
     first, second = parse(text, "rules.yaml", Findings()).rules
     assert first.actions[0] is first.actions[1] is second.actions[0]
-    assert errors(one_rule("actions: [{ct: {zone: '1'}}]"))[0].startswith("rules.yaml:2:36: 'zone: 1': expected a valid integer")
+    assert errors(one_rule("actions: [{ct: {zone: '1'}}]"))[0].startswith("rules.yaml:2:36: 'zone: '1'': expected a number without quotes: 1")
 
 
 def test_the_schema_knows_every_key_and_refuses_others():
