@@ -30,7 +30,8 @@ def validate(ruleset: Ruleset, found: Findings) -> Ruleset:
     _hooks(ruleset, found)
     _templates(ruleset, found)
     rules = _numbered(ruleset.rules, found)
-    _chains(ruleset, found)
+    if not found.errors:  # what is wrong is not there, so that chains would seem to lack it
+        _chains(ruleset, found)
     return replace(ruleset, rules=tuple(rules))
 
 

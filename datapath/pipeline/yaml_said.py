@@ -29,11 +29,14 @@ MAPPINGS = {
     "qdiscs": "`- {device: eth0, kind: clsact}`",
     "actions": "`- drop` or `- ct: {zone: 5}`",
 }
+WHOLE = "`rules: [{device: eth0, protocol: ip, prio: 1, actions: [drop]}]`"
 
 
 def said(error: Mapping[str, Any]) -> str:
     """What is to be said of one of pydantic's errors."""
     loc, kind = error["loc"], error["type"]
+    if not loc:
+        return f"YAML rules go under `rules:`, as in {WHOLE}"
     if kind == "value_error":
         several = isinstance(error["input"], list | dict) and loc[-2:-1] == ("match",)
         return _one_value(str(loc[-1])) if several else str(error["ctx"]["error"])

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from datapath.names import printable
 from datapath.pipeline.policy.errors import PolicyError
+from datapath.pipeline.yaml_text import TAB, is_tab
 
 LIMIT = 2_000_000  # values of a document; a List of a thousand pods has about 300,000
 STDIN = "-"
@@ -152,7 +153,8 @@ def _parse(name: str, text: bytes) -> Iterator[tuple[Any, Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise PolicyError(f"{name}{place}: no YAML: {error.problem or error.context}") from error
+        tab = mark is not None and is_tab(text.decode(errors="replace"), mark)
+        raise PolicyError(f"{name}{place}: no YAML: {TAB if tab else error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise PolicyError(f"{name}: no YAML: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:

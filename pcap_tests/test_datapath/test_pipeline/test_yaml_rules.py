@@ -182,10 +182,62 @@ def test_all_errors_are_found_in_their_order():
     assert [error.split(":")[1] for error in errors(text)] == ["2", "3", "3"]
 
 
+@pytest.mark.parametrize("item", ["prio: 0", "actions: drop", "match: {dst_prt: 80, src_ip: 300.0.0.1}"])
+def test_what_is_wrong_with_a_key_hides_nothing_else(item):
+    """Neither in the other rules, nor in the other keys to match of the same one."""
+    text = one_rule(f"protocol: ip, {item}") + "  - {device: eth1, protocol: ip, match: {ct_state: +new, dst_ip: 1.2.3}}\n"
+    text += "  - {device: eth0, bogus: 1}\n  - {device: eth2, protocol: ip, match: {dst_port: 80}}\nqdiscs: [{device: eth0, kind: none}]\n"
+    shown = [error.split(":", 3) for error in errors(text)]
+    assert [where[1] for where in shown] == ["2", "2", "3", "3", "4", "5", "6"][item[0] != "m" :]
+    assert "".join(where[3] for where in shown).count("dst_ip: 1.2.3") == 1
+
+
+def test_what_is_left_of_a_wrong_file_makes_no_errors_and_no_warnings():
+    """A qdisc with an error is there, and so is the chain that a rule with an error is in."""
+    text = "qdiscs:\n  - {device: eth0}\n  - {device: eth1, kind: none}\nrules:\n"
+    text += "  - {device: eth1, protocol: ip, actions: [goto chain 1]}\n  - {device: eth1, protocol: ip, chain: 1, prio: 0}\n"
+    found = Findings()
+    parse(text, "rules.yaml", found)
+    assert [str(error).split(":")[1] for error in found.in_order()] == ["3", "6"]
+    assert not found.warnings
+
+
+def test_values_of_a_rule_whose_protocol_is_wrong_are_not_judged():
+    assert [error.split(":")[2] for error in errors(one_rule("protocol: ipx, match: {src_ip: 2001:db8::1}"))] == ["20"]
+    assert len(errors(one_rule("protocol: 802.1q, match: {vlan_ethtype: [ip], src_ip: 2001:db8::1}"))) == 1
+
+
+@pytest.mark.parametrize("text", ["- {device: eth0, actions: [drop]}\n", "# rules\n-\n  device: eth0\n", "[]", "--- drop\n"])
+def test_a_file_that_is_no_mapping_is_told_where_rules_go(text):
+    (error,) = errors(text)
+    assert "YAML rules go under `rules:`, as in `rules: [{device: eth0," in error
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("rules:\n\t- {device: eth0}\n", "2:1"),
+        ("rules:\n  \t- {device: eth0}\n", "2:3"),
+        ("rules:\n  - device: eth0\n\tprio: 1\n", "3:1"),
+        ("rules:\n  - device: eth0\n    \tprio: 1\n", "3:5"),
+        ("rules:\n  -\tdevice: eth0\n", "2:4"),
+    ],
+)
+def test_a_tab_is_called_one(text, place):
+    assert errors(text) == [f"rules.yaml:{place}: no YAML: a tab: expected spaces, YAML takes no tabs to indent lines"]
+
+
 def test_aliases_are_copied():
     text = "rules:\n  - &one {device: eth0, prio: 1, actions: [&drop drop]}\n  - {device: eth1, prio: 2, actions: [*drop, *drop]}\n"
     found = Findings()
     assert [len(rule.actions) for rule in parse(text, "rules.yaml", found).rules] == [1, 2]
+
+
+def test_a_list_at_the_top_may_be_an_alias():
+    found = Findings()
+    ruleset = parse("templates: &all [{block: 1}]\nrules: *all\n", "rules.yaml", found)
+    assert not found.errors
+    assert ruleset.rules[0].place == ruleset.templates[0].place == Place("rules.yaml", 1, 18)
 
 
 def test_aliases_of_aliases_end_in_one_line():
