@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ctcore.errors import CtmirrorError
+from datapath.cli import complain
 from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
 from datapath.extras import remedy
@@ -37,13 +38,19 @@ def command(quiet: bool, verbose: bool) -> None:
 
 
 def _load(files: tuple[str, ...]) -> Cluster:
-    """The cluster of these files. Its libraries are an extra."""
+    """The cluster of these files; all that is wrong with them is said. Its libraries are an extra."""
     missing = [name for name, module in (("pydantic", "pydantic"), ("PyYAML", "yaml")) if find_spec(module) is None]
     if missing:
         raise CtmirrorError(f"policies need {' and '.join(missing)}: {remedy('policy')}")
+    from datapath.pipeline.policy.errors import PolicyError
     from datapath.pipeline.policy.load import load
 
-    return load(files)
+    try:
+        return load(files)
+    except PolicyError as error:
+        for line in error.lines[:-1]:
+            complain(line)
+        raise PolicyError(error.lines[-1]) from None
 
 
 def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:

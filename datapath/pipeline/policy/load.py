@@ -15,6 +15,7 @@ from datapath.names import printable
 from datapath.pipeline.policy.admin_policy import BASELINE_NAME, AdminObject, AdminPolicy, BaselineObject
 from datapath.pipeline.policy.cluster import Cluster
 from datapath.pipeline.policy.documents import Document, read_documents
+from datapath.pipeline.policy.errors import PolicyError
 from datapath.pipeline.policy.models import validate
 from datapath.pipeline.policy.network_policy import NetworkPolicy, NetworkPolicyObject
 from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of
@@ -108,21 +109,19 @@ _KINDS: dict[str, Callable[[_Gathering, Document], None]] = {
 
 
 def gather(documents: Iterable[Document]) -> Cluster:
-    """The cluster of these objects. Raises PolicyError."""
-    found = _Gathering()
-    for document in documents:
-        kind, version = document.data["kind"], document.data["apiVersion"]
-        take = _KINDS.get(kind)
-        # Other projects have kinds of the same name (crd.projectcalico.org/v1 NetworkPolicy), which mean something else.
-        if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
-            # A kind of policy that is not known may forbid what we allow.
-            if version.startswith(POLICY_GROUPS[1]):
-                document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
-            if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
-                document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
-            found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
-            continue
-        take(found, document)
+    """The cluster of these objects. Raises PolicyError with what is wrong in all of them."""
+    found, wrong = _Gathering(), list[str]()
+    following = iter(documents)
+    while True:
+        try:
+            document = next(following, None)
+            if document is None:
+                break
+            _take(found, document)
+        except PolicyError as error:
+            wrong += error.lines
+    if wrong:
+        raise PolicyError(*wrong)
     return Cluster(
         namespaces=found.namespaces,
         pods=found.pods,
@@ -132,6 +131,22 @@ def gather(documents: Iterable[Document]) -> Cluster:
         baseline=found.baseline,
         notes=list(_notes(found)),
     )
+
+
+def _take(found: _Gathering, document: Document) -> None:
+    """One object. What is raised here does not end the reading; what is raised in reading does."""
+    kind, version = document.data["kind"], document.data["apiVersion"]
+    take = _KINDS.get(kind)
+    # Other projects have kinds of the same name (crd.projectcalico.org/v1 NetworkPolicy), which mean something else.
+    if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
+        # A kind of policy that is not known may forbid what we allow.
+        if version.startswith(POLICY_GROUPS[1]):
+            document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
+        if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
+            document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
+        found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
+        return
+    take(found, document)
 
 
 def _notes(found: _Gathering) -> Iterable[str]:

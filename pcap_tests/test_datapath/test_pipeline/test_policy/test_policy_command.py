@@ -132,6 +132,15 @@ def test_what_compile_prints_is_read_as_the_rules_that_were_compiled(capfd, file
     assert run(capfd, "rules", "check", f"rules.{form}")[0] == 0
 
 
+def test_compile_prints_everything_that_is_wrong_with_its_files(capfd, files):
+    text = Path(files("both-ends")).read_text()
+    Path("wrong.yaml").write_text(text.replace("podSelector:", "podSelctor:").replace("- Egress", "- egress"))
+    code, out, err = run(capfd, "policy", "compile", "wrong.yaml")
+    assert (code, out) == (2, "")
+    assert err.count("\n") > 1 and err.count("did you mean podSelector?") == text.count("podSelector:")
+    assert all(line.startswith("ctmirror: wrong.yaml:") for line in err.splitlines())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_s_rules_are_such_as_a_rules_file_may_hold(name):
     cluster, said = Recipe(name).cluster(), Findings()
