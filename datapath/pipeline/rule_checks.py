@@ -6,11 +6,12 @@ and for ct_state the kernel's fl_validate_ct_state. Not here: rules beside each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from datapath.pipeline import flower_keys, quantities
+from datapath.pipeline.doubts import reached, unreached
 from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import match_text
 from datapath.pipeline.header_fields import HEADER_FIELDS
@@ -27,7 +28,6 @@ from datapath.pipeline.rules import (
     FIELD,
     FIELD_ORDER,
     Action,
-    Control,
     Csum,
     Ct,
     Match,
@@ -39,6 +39,7 @@ from datapath.pipeline.rules import (
     Skbedit,
     Template,
     Vlan,
+    controls_of,
     innermost,
 )
 from datapath.pipeline.tc_actions import CSUM_ORDER, MAX_ACTIONS, MAX_CHAIN, PTYPES, helper
@@ -79,14 +80,6 @@ def check_rule(rule: Rule, found: Findings) -> None:
         found.error(rule.place, f"{len(rule.actions)} actions", f"expected at most {MAX_ACTIONS}")
     _matches(rule, found)
     _actions(rule, found)
-
-
-def controls_of(actions: Iterable[Action]) -> Iterator[tuple[int, Control]]:
-    """Whatever may follow actions, each with the number of its action."""
-    for i, action in enumerate(actions):
-        yield i, action.control
-        if isinstance(action, Police):
-            yield i, action.exceed
 
 
 def _chain(each: Looked, found: Findings) -> None:
@@ -229,6 +222,9 @@ def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str
             said.append((i, True, control.kind, f"expected {', '.join(CONTROLS)}, and a chain with goto only"))
         elif control.chain is not None and not 0 <= control.chain <= MAX_CHAIN:
             said.append((i, True, control_text(control), f"expected a chain from 0 to {MAX_CHAIN}"))
+    if not said and (why := unreached(actions)):
+        i = len(reached(actions))
+        said.append((i, False, action_text(actions[i]), why))
     return tuple(said)
 
 

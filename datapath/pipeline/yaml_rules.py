@@ -13,8 +13,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapath.pipeline import rules, tc_print
+from datapath.pipeline.doubts import ARP_TOO, drops
 from datapath.pipeline.findings import Expected, Findings
-from datapath.pipeline.flower_keys import PLAIN, ethertype_text, plain_text, read_key
+from datapath.pipeline.flower_keys import PLAIN, behind_prefix, ethertype_text, plain_text, read_key
 from datapath.pipeline.rules import (
     FIELD_ORDER,
     PIPE,
@@ -140,6 +141,8 @@ class _Reading:
         loc = ("rules", i)
         place, matches = self.place("rules", i), self.matches(model, loc)
         actions = tuple([self.action(each) for each in model.actions])
+        if "protocol" not in model.model_fields_set and drops(actions):
+            self.found.warn(place, "", ARP_TOO)
         return rules.Rule(
             _hook(model), model.protocol, matches, actions, model.prio or 0, model.chain, model.handle or 0, model.skip_sw, model.skip_hw,
             place, _Parts(self.document, loc),
@@ -167,7 +170,10 @@ class _Reading:
         done: dict[str, Match] = {}
         for name in sorted(given.model_fields_set, key=_READ_ORDER.__getitem__):
             try:
-                done[name] = read_key(name, getattr(given, name), inner, PLAIN)
+                text = getattr(given, name)
+                done[name] = read_key(name, text, inner, PLAIN)
+                if "/" in text and (said := behind_prefix(done[name], text, inner)):
+                    self.found.warn(*self.document.find((*loc, "match", name)), said)
                 if name in _TAGS:
                     inner = innermost(model.protocol, done.values())
             except Expected as error:
