@@ -141,6 +141,33 @@ def test_compile_prints_everything_that_is_wrong_with_its_files(capfd, files):
     assert all(line.startswith("ctmirror: wrong.yaml:") for line in err.splitlines())
 
 
+@pytest.mark.parametrize("form", ["tc", "yaml"])
+def test_compiled_rules_say_whose_they_are(capfd, files, form):
+    """Devices of all pods at the head, policies above the rules of each hook, or in YAML at the head as well."""
+    _, out, _ = run(capfd, "policy", "compile", files("both-ends"), "--format", form, "--device-of", "{namespace}-{name}")
+    lines = out.splitlines()
+    assert lines[0] == "# pod left/a: device left-a, zone 1"
+    assert [line.split()[2] for line in lines if line.startswith("# pod ")] == ["left/a:", "left/b:", "right/x:", "right/y:"]
+    comments = [i for i, line in enumerate(lines) if line.startswith("# ") and "what it" in line]
+    leaving = next(i for i in comments if "NetworkPolicy left/out" in lines[i])
+    if form == "tc":
+        assert lines[leaving] == "# left/a, what it sends (egress): NetworkPolicy left/out"
+        assert all(lines[i + 1].startswith("tc filter add dev ") and not lines[i - 1].startswith("# left") for i in comments)
+        assert "dev left-a ingress" in lines[leaving + 1]
+    else:
+        assert lines[leaving] == "# left-a ingress: what it sends (egress): NetworkPolicy left/out"
+
+
+def test_pods_of_a_mapping_that_are_in_no_file(capfd, files):
+    Path("devices.yaml").write_text("left/aa: one\nleft/b: two\nelse/where: three\n")
+    assert run(capfd, "policy", "compile", files("both-ends"), "--devices", "devices.yaml") == (
+        2,
+        "",
+        "ctmirror: devices.yaml: 'left/aa': no such pod with an address in the files: did you mean left/a?\n"
+        "ctmirror: devices.yaml: 'else/where': no such pod with an address in the files\n",
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_s_rules_are_such_as_a_rules_file_may_hold(name):
     cluster, said = Recipe(name).cluster(), Findings()
