@@ -18,7 +18,7 @@ from datapath.pipeline.policy.documents import Document, read_documents
 from datapath.pipeline.policy.errors import PolicyError
 from datapath.pipeline.policy.models import validate
 from datapath.pipeline.policy.network_policy import NetworkPolicy, NetworkPolicyObject
-from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of
+from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of, service_addresses
 
 POLICY_GROUPS = ("networking.k8s.io/", "policy.networking.k8s.io/")
 NO_POLICIES = ("Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR")  # other kinds of the first group
@@ -39,6 +39,7 @@ class _Gathering:
         self.policies: list[NetworkPolicy] = []
         self.admin: list[AdminPolicy] = []
         self.baseline: AdminPolicy | None = None
+        self.services: dict[Address, str] = {}
         self.left_out: Counter[str] = Counter()
         self.seen: set[tuple[str, str, str]] = set()
         self.owners: dict[Address, str] = {}
@@ -130,6 +131,7 @@ def gather(documents: Iterable[Document]) -> Cluster:
         admin=sorted(found.admin, key=lambda policy: (policy.priority or 0, policy.name)),
         baseline=found.baseline,
         notes=list(_notes(found)),
+        services=found.services,
     )
 
 
@@ -144,6 +146,8 @@ def _take(found: _Gathering, document: Document) -> None:
             document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
         if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
             document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
+        if (kind, version) == ("Service", "v1"):
+            found.services |= service_addresses(document)
         found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
         return
     take(found, document)

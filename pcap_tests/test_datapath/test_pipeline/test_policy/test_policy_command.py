@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,37 @@ def test_explain_takes_the_name_of_a_port_of_the_target(capfd, files):
     assert "shop/bare has no such port: expected one of its ports (none with a name)" in asked("shop/bare", "http")[2]
     assert "has no such port" in asked("shop/new", "http/udp")[2]
     assert "names are those of a pod's ports" in asked("198.51.100.7", "http")[2]
+
+
+def test_explain_names_the_exception_that_is_the_cause(capfd, files):
+    """Of the rule that would have allowed the port; not where another rule allows it, nor of a port that is not meant."""
+    name = files("ip-block-except")
+    text = Path(name).read_text()
+    block = re.search(r"cidr: (\S+)\n\s+except:\n\s+- (\S+)", text)
+    outside = str(next(ip_network(block[2]).hosts()))
+    _, out, _ = run(capfd, "policy", "explain", name, "--from", outside, "--to", "shop/web", "--port", "80")
+    assert f"and no rule allows it; NetworkPolicy shop/office ingress[0] has {block[1]}, but `except {block[2]}`\n" in out
+
+
+SERVICE = """---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: left}
+spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9, "fd00:96::9"], externalIPs: [7, none]}
+"""
+
+
+def test_explain_knows_the_addresses_of_services(capfd, files):
+    name = files("both-ends")
+    Path(name).write_text(Path(name).read_text() + SERVICE)
+    code, out, _ = run(capfd, "policy", "explain", name, "--from", "left/a", "--to", "10.96.0.9", "--port", "80")
+    assert code == 1
+    assert out.splitlines()[:3] == [
+        "left/a (10.1.0.2) > Service left/api (10.96.0.9) 80/tcp: denied",
+        "  leaving   denied   NetworkPolicy left/out selects left/a for egress, and no rule allows it; "
+        "10.96.0.9 is the address of Service left/api, which policies do not see: ask for a pod behind it",
+        "  entering  allowed  10.96.0.9 is the address of Service left/api: no policy applies",
+    ]
 
 
 def test_explain_says_with_verbose_what_was_taken_for_granted(capfd, files):
