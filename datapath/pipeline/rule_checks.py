@@ -214,7 +214,7 @@ def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str
     said: list[tuple[int, bool, str, str]] = []
     for i, action in enumerate(actions):
         if wrong := _action(action, inner):
-            said.append((i, True, _shown(action), wrong))
+            said.append((i, True, type(action).__name__.lower(), wrong))  # what was written in either language
         elif isinstance(action, Ct):
             said += [(i, False, action_text(action), doubt) for doubt in _doubts(action, inner)]
     for i, control in controls_of(actions):
@@ -226,14 +226,6 @@ def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str
         i = len(reached(actions))
         said.append((i, False, action_text(actions[i]), why))
     return tuple(said)
-
-
-def _shown(action: Action) -> str:
-    """The action as text; its kind, if there is no text for it."""
-    try:
-        return action_text(action)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return type(action).__name__.lower()
 
 
 def _action(action: Action, inner: int) -> str:
@@ -333,6 +325,8 @@ def _skbedit_error(action: Skbedit) -> str:
 def _vlan_error(action: Vlan) -> str:
     if action.kind == "pop":
         return "" if action.id is action.protocol is action.priority is None else "expected nothing with pop"
+    if action.kind in ("push", "modify") and action.id is None:
+        return f"id is missing: expected {action.kind} with an id"
     fine = action.kind in ("push", "modify") and action.id is not None and _within(action.id, 0xFFF) and _within(action.priority, 7)
     return "" if fine and action.protocol in (None, *TAGGED) else "expected push, pop or modify, an id of 12 bits, a priority to 7, 802.1Q or 802.1ad"
 
@@ -341,8 +335,11 @@ def _police_error(action: Police) -> str:
     """Linux polices bytes or packets, not both at once (tcf_police_init)."""
     if action.rate is not None and (action.packet_rate is not None or action.packet_burst is not None):
         return "expected a rate of bytes or of packets, not both"
-    if (action.rate is None) != (action.burst is None) or (action.packet_rate is None) != (action.packet_burst is None):
-        return "expected rate with burst, pkts_rate with pkts_burst"
+    pairs = (("rate", action.rate), ("burst", action.burst)), (("pkts_rate", action.packet_rate), ("pkts_burst", action.packet_burst))
+    for one, other in pairs:
+        if (one[1] is None) != (other[1] is None):
+            lacks, has = (one[0], other[0]) if one[1] is None else (other[0], one[0])
+            return f"{lacks} is missing: expected it with {has}" + (" (in YAML packet_rate and packet_burst)" if "_" in has else "")
     if action.rate is None and action.packet_rate is None and action.mtu is None:
         return "expected rate and burst, pkts_rate and pkts_burst, or mtu"
     numbers = ((action.burst, 0xFFFFFFFF), (action.mtu, 0xFFFFFFFF), (action.packet_rate, 0xFFFFFFFF), (action.packet_burst, 0xFFFFFFFF))

@@ -323,9 +323,9 @@ def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Matc
 
 
 def _near(text: str) -> str:
-    """The keys that begin with the word, or that it resembles."""
+    """The keys that begin with the word, or the words that it resembles."""
     from difflib import get_close_matches
 
     begun = [name for name in KEYS if text and name.startswith(text)]
-    near = begun or get_close_matches(text, KEYS, 2)
+    near = begun or get_close_matches(text, [*KEYS, *FLAGS, "action"], 2)
     return f"; {' or '.join(near)}?" if near else ""

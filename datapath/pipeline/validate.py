@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from datapath.pipeline.doubts import doubt
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.flower_keys import match_text
+from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.rule_checks import Looked, check_rule, check_template
 from datapath.pipeline.rules import Hook, Match, Place, Qdisc, Rule, Ruleset, Template, hook_text, innermost
 
@@ -146,8 +146,10 @@ class _Chain:
             self.upper = min(self.upper, prio)
         protocol, first = self.protocols.setdefault(prio, (rule.protocol, rule.place))
         if protocol != rule.protocol:
-            place = rule.parts.get("prio", rule.place)
-            found.error(place, f"prio {prio}", f"is of another protocol in this chain{_at(first)}: expected a prio of its own for each protocol")
+            place, own, second = rule.parts.get("prio", rule.place), ethertype_text(rule.protocol), ethertype_text(protocol)
+            there = f"in line {first.line}" if first.line else "in another rule"
+            said = f"has protocol {own} here, and {second} {there}: expected a prio of its own for each protocol of a chain"
+            found.error(place, f"prio {prio}", said)
         handles = self.handles[prio]
         handle = rule.handle or self._handle(prio)
         if handle in handles:

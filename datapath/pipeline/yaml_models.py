@@ -34,7 +34,7 @@ from datapath.pipeline.flower_keys import KEYS, device
 from datapath.pipeline.quantities import masked
 from datapath.pipeline.rules import CONTROLS, Control, Munge, RuleError
 from datapath.pipeline.shell_words import Cursor, commands
-from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, vlan_protocol
+from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, near_action, vlan_protocol
 from datapath.pipeline.tc_actions import helper as read_helper
 from datapath.pipeline.tc_pedit import munge
 
@@ -78,7 +78,7 @@ def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
 def _control(text: str) -> Control:
     """As in tc, but in full: a schema has no words cut short."""
     if text.split(" ")[0] not in CONTROL_WORDS:
-        raise Expected(f"expected an action, {', '.join(CONTROLS[:-1])} or goto chain N")
+        raise Expected(f"expected an action, {', '.join(CONTROLS[:-1])} or goto chain N{near_action(text)}")
     return _words(text, control)
 
 
