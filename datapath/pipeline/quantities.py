@@ -1,7 +1,7 @@
 """Numbers, addresses, rates and sizes as tc writes them, and back.
 
 A reader takes a text and gives numbers, or raises Expected with what was expected. tc reads numbers in a base that depends on the key: base 0 is C's,
-0x for hexadecimal, 0 for octal. Not here: which key takes what (flower_keys, tc_actions).
+0x for hexadecimal, 0 for octal; base YAML is that without octal. Not here: which key takes what (flower_keys, tc_actions).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _DIGITS = {
     10: re.compile("[0-9]{1,40}"),
     16: re.compile("(?:0[xX])?[0-9a-fA-F]{1,40}"),
     0: re.compile("0[xX][0-9a-fA-F]{1,40}|[0-9]{1,40}"),
+    1: re.compile("0[xX][0-9a-fA-F]{1,40}|[0-9]{1,40}"),
 }
+YAML = 1  # the base of numbers in YAML
 ETHERTYPES = {
     "ip": ETH_IP, "ipv4": ETH_IP, "ipv6": ETH_IPV6, "arp": ETH_ARP, "rarp": ETH_RARP, "802.1q": ETH_VLAN, "802.1ad": ETH_QINQ, "all": ETH_ALL,
     "mpls_uc": 0x8847, "mpls_mc": 0x8848, "ppp_disc": 0x8863, "ppp_ses": 0x8864, "lldp": 0x88CC, "loop": 0x0060,
@@ -40,14 +42,14 @@ MAX_RATE, MAX_SIZE = (1 << 63) - 1, 0xFFFFFFFF
 
 
 def number(text: str, base: int, high: int, what: str, low: int = 0) -> int:
-    """A number in a base (0: C's) from low to high. what: it is, for the error."""
+    """A number in a base (0: C's, YAML) from low to high. what: it is, for the error."""
     value = None
     if _DIGITS[base].fullmatch(text):
         octal = base == 0 and len(text) > 1 and text[0] == "0" and text[1] not in "xX"
         if not octal or not set(text) - set("01234567"):
             value = int(text, 8 if octal else 16 if base == 16 or text[:2].lower() == "0x" else 10)
     if value is None or not low <= value <= high:
-        form = {10: "", 16: " in hexadecimal", 0: ""}[base]
+        form = " in hexadecimal" if base == 16 else ""
         raise Expected(f"expected {what} from {low} to {high}{form}" if base != 16 else f"expected {what} from {low:#x} to {high:#x}{form}")
     return value
 

@@ -93,6 +93,15 @@ def test_rules_and_their_parts_know_their_places():
     assert (ruleset.qdiscs[0].place.line, ruleset.templates[0].place.line) == (2, 4)
 
 
+def test_numbers_are_decimal_wherever_they_stand():
+    """010 is ten, as YAML has it: by itself, in quotes, beside a mask, and in a mask; 0x10 is sixteen."""
+    text = one_rule("protocol: ip, prio: 010, match: {ip_proto: tcp, dst_port: 010, src_port: '010', ct_mark: 010/010, ct_zone: 0x10}, "
+                    "actions: [{ct: {commit: true, mark: 010/0x1f}}]")  # fmt: skip
+    (rule,) = parse(text, "rules.yaml", Findings()).rules
+    assert [rule.prio, *(match.value for match in rule.matches[1:]), rule.matches[-1].mask] == [10, 10, 10, 16, 10, 10]
+    assert rule.actions[0].mark == (10, 0x1F)
+
+
 def test_json_is_yaml():
     text = json.dumps({"rules": [{"device": "eth0", "protocol": "ip", "match": {"ip_proto": 6, "dst_port": 80}, "actions": ["drop"]}]})
     found = Findings()
