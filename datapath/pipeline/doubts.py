@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import ethertype_text, match_text
@@ -27,16 +26,17 @@ def doubt(ruleset: Ruleset, found: Findings) -> None:
         hooks[rule.hook][rule.chain].append(rule)
         if not rule.actions:
             found.warn(rule.place, _named(rule), "no action, which is `action pass`: expected that, or another")
+    ways = _Ways()
     for hook, written in hooks.items():
         chains = {chain: [placed.rule for placed in in_order(rules)] for chain, rules in written.items()}
-        reached = _jumps(hook, chains, found)
+        targets = _jumps(hook, chains, found)
         for chain, rules in chains.items():
-            _behind(rules, found)
-            if chain and chain not in reached:
+            _behind(rules, ways, found)
+            if chain and chain not in targets:
                 first = written[chain][0]
                 said = f"no rule of {hook_text(hook)} goes there: it is never tried"
                 found.warn(first.parts.get("chain", first.place), f"chain {chain}", said)
-        _untracked(hook, {chain: rules for chain, rules in chains.items() if not chain or chain in reached}, found)
+        _untracked(hook, {chain: rules for chain, rules in chains.items() if not chain or chain in targets}, ways, found)
 
 
 def _named(rule: Rule) -> str:
@@ -50,10 +50,9 @@ def _more(number: int) -> str:
 # --- actions ---------------------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(1 << 12)  # many rules do the same
 def reached(actions: tuple[Action, ...]) -> tuple[Action, ...]:
     """The actions up to the first that nothing follows."""
-    for i, action in enumerate(actions):
+    for i, action in enumerate(actions[:-1]):
         if (isinstance(action, Mirred) and action.kind == "redirect") or all(control.kind != "pipe" for _, control in controls_of([action])):
             return actions[: i + 1]
     return actions
@@ -76,9 +75,36 @@ def drops(actions: Sequence[Action]) -> bool:
     return any(control.kind == "drop" for _, control in controls_of(reached(tuple(actions))))
 
 
-def _goes_on(rule: Rule) -> bool:
-    """Whether the rules behind it may be tried for a packet that it matches."""
-    return any(control.kind == "continue" for _, control in controls_of(reached(rule.actions)))
+Way = tuple[str, int, bool | None]
+
+
+class _Ways:
+    """What may follow rules' actions: each a kind, a chain, and whether the packet is tracked then, None: as before.
+
+    Many rules do the same, and have the very same actions: these are looked at once, which is what makes thousands of rules fast.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Way, ...]] = {}  # by the identity of actions, which outlive this
+
+    def of(self, rule: Rule) -> tuple[Way, ...]:
+        found = self.known.get(id(rule.actions))
+        if found is None:
+            found = self.known[id(rule.actions)] = tuple(_ways(rule.actions))
+        return found
+
+    def go_on(self, rule: Rule) -> bool:
+        """Whether the rules behind it may be tried for a packet that it matches."""
+        return any(kind == "continue" for kind, _, _ in self.of(rule))
+
+
+def _ways(actions: tuple[Action, ...]) -> Iterator[Way]:
+    tracked: bool | None = None
+    for action in reached(actions):
+        if isinstance(action, Ct):
+            tracked = not action.clear
+        for _, control in controls_of([action]):
+            yield control.kind, control.chain or 0, tracked
 
 
 # --- chains ----------------------------------------------------------------------------------------------------------------------------
@@ -97,7 +123,7 @@ def _jumps(hook: Hook, chains: Chains, found: Findings) -> set[int]:
     return targets
 
 
-def _behind(rules: list[Rule], found: Findings) -> None:
+def _behind(rules: list[Rule], ways: _Ways, found: Findings) -> None:
     """Rules of a chain, in the order in which they are tried, that come after one that takes everything of their protocol and ends.
 
     One with skip_sw or skip_hw takes everything from those alone that have the same. `continue` leaves out the rest of its prio, takers as well.
@@ -110,7 +136,7 @@ def _behind(rules: list[Rule], found: Findings) -> None:
         taker = next((takers[key] for key in keys if key in takers), None)
         if taker is not None:
             useless.setdefault(id(taker), (taker, []))[1].append(rule)
-        elif _goes_on(rule):
+        elif ways.go_on(rule):
             left.add(rule.prio)
         elif not rule.matches and rule.prio not in left:
             takers[rule.protocol, rule.skip_sw, rule.skip_hw] = rule
@@ -127,13 +153,13 @@ def _at(place: Place) -> str:
 # --- what is tracked where --------------------------------------------------------------------------------------------------------------
 
 
-def _untracked(hook: Hook, chains: Chains, found: Findings) -> None:
+def _untracked(hook: Hook, chains: Chains, ways: _Ways, found: Findings) -> None:
     """Rules that want +trk where no packet has been through `ct`. What is sent to another device is not tracked there any more."""
     seen = dict.fromkeys(chains, False)
-    while (now := _round(chains, seen)) != seen:
+    while (now := _round(chains, seen, ways)) != seen:
         seen = now
     for chain, rules in chains.items():
-        idle = [rule for rule, tracked in zip(rules, _tracked(rules, seen[chain]), strict=True) if not tracked and _wants(rule)]
+        idle = [rule for rule, tracked in zip(rules, _tracked(rules, seen[chain], ways), strict=True) if not tracked and _wants(rule)]
         if idle:
             first = idle[0]
             state = next(match_text(match) for match in first.matches if match.name == "ct_state")
@@ -146,29 +172,20 @@ def _wants(rule: Rule) -> bool:
     return any(match.name == "ct_state" and match.value & CT_STATES["trk"] for match in rule.matches)
 
 
-def _round(chains: Chains, seen: dict[int, bool]) -> dict[int, bool]:
+def _round(chains: Chains, seen: dict[int, bool], ways: _Ways) -> dict[int, bool]:
     """Which chains tracked packets may come to, given for which that is known."""
     now = dict(seen)
     for chain, rules in chains.items():
-        for rule, tracked in zip(rules, _tracked(rules, seen[chain]), strict=True):
-            for kind, target, after in _ways(rule, tracked):
+        for rule, tracked in zip(rules, _tracked(rules, seen[chain], ways), strict=True):
+            for kind, target, after in ways.of(rule):
                 to = target if kind == "goto" else 0
-                if kind in ("goto", "reclassify") and after and to in now:
+                if kind in ("goto", "reclassify") and (tracked if after is None else after) and to in now:
                     now[to] = True
     return now
 
 
-def _tracked(rules: list[Rule], tracked: bool) -> Iterator[bool]:
+def _tracked(rules: list[Rule], tracked: bool, ways: _Ways) -> Iterator[bool]:
     """For each rule of a chain, whether a packet that comes to it may be tracked."""
     for rule in rules:
         yield tracked
-        tracked = tracked or any(kind == "continue" and after for kind, _, after in _ways(rule, tracked))
-
-
-def _ways(rule: Rule, tracked: bool) -> Iterator[tuple[str, int, bool]]:
-    """What may follow a rule's actions: its kind, a chain, whether the packet may be tracked then."""
-    for action in reached(rule.actions):
-        if isinstance(action, Ct):
-            tracked = not action.clear
-        for _, control in controls_of([action]):
-            yield control.kind, control.chain or 0, tracked
+        tracked = tracked or any(kind == "continue" and after for kind, _, after in ways.of(rule))
