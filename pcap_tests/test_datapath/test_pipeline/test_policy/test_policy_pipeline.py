@@ -127,7 +127,7 @@ def test_an_answer_that_nobody_asked_for_does_not_pass(forward):
 @pytest.mark.parametrize("proto", [6, 17])
 @pytest.mark.parametrize("flowtable", [True, False])
 def test_an_unanswered_connection_that_is_no_longer_allowed_gets_no_answer(proto, flowtable):
-    """Let in and not answered, it is new for conntrack, and known all the same: its next request is refused, and so are answers, until it may again."""
+    """Let in and not answered, it is new for conntrack, and known yet: its next request is refused, and so are answers, until it may again."""
     deny = {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
