@@ -31,13 +31,15 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
     yield Text(f"\npackets came to: {', '.join(map(printable, came))}")
     matched = np.flatnonzero(rules.counters["packets"])
     ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
-    heads = ("rule", "packets", "wire bytes", *(["last used"] if end is not None else []), "")
-    table = plain(*heads, right=("packets", "wire bytes", "last used"))
+    lost = [name for name in ("drops", "overlimits") if rules.counters[name].any()]
+    heads = ("rule", "packets", "wire bytes", *lost, *(["last used"] if end is not None else []), "")
+    table = plain(*heads, right=("packets", "wire bytes", *lost, "last used"))
     table.columns[-1].overflow = "ellipsis"
     for i in ranked[:MOST_ROWS]:
         rule, seen = rules.ruleset.rules[i], rules.counters[i]
         used = [] if end is None else [ago(end - int(seen["last"]))]
-        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), *used, Text(_text(rule)))
+        counts = [count(int(seen[name])) for name in lost]
+        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), *counts, *used, Text(_text(rule)))
     yield Text()
     yield table
     silent = len(rules.ruleset.rules) - len(matched)

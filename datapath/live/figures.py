@@ -84,6 +84,7 @@ def _rules(ruleset: Any, counters: NDArray[Any]) -> dict[str, Any]:
     ranked = np.argsort(counters["packets"], kind="stable")[::-1][:TOP_RULES].tolist()
     top = [
         {"packets": int(counters["packets"][i]), "bytes": int(counters["bytes"][i]), "last": int(counters["last"][i]),
+         "drops": int(counters["drops"][i]), "overlimits": int(counters["overlimits"][i]),
          "place": str(ruleset.rules[i].place), "rule": rule_line(ruleset.rules[i])}
         for i in ranked if counters["packets"][i]
     ]  # fmt: skip

@@ -145,12 +145,15 @@ class Walk:
 @dataclass
 class Delivery:
     """A frame and what it was sent on as. walks: in the order in which they began, the frame's own first; hits: of all of them, in time;
-    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on."""
+    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on;
+    dropped: the rules at which any of them was; exceeded: those whose policer had no token for one."""
 
     walks: list[Walk] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     passed: list[Walk] = field(default_factory=list)
     sent: int = 0
+    dropped: list[Rule] = field(default_factory=list)
+    exceeded: list[Rule] = field(default_factory=list)
 
     @property
     def last(self) -> Walk:
@@ -228,6 +231,8 @@ class Interpreter:
         self._through(walk)
         if walk.verdict == "pass":
             delivery.passed.append(walk)
+        elif walk.verdict == "drop" and walk.decided is not None:
+            delivery.dropped.append(walk.decided)
 
     def _through(self, walk: Walk) -> None:
         """All of a hook."""
@@ -388,4 +393,10 @@ class Interpreter:
 
     def _police(self, walk: Walk, action: Police) -> Control:
         bucket = self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
-        return action.control if bucket.conforms(walk.length, walk.now) else action.exceed
+        if bucket.conforms(walk.length, walk.now):
+            return action.control
+        if walk.delivery is not None and walk.decided is not None:
+            walk.delivery.exceeded.append(walk.decided)
+        if action.exceed.kind == "drop":
+            walk.reason = "rule_police"
+        return action.exceed
