@@ -56,15 +56,20 @@ def packet_lines(it: Explained) -> Iterator[Line]:
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     yield from _headers(it)
     yield from check_lines(it)
+    yield from judged_lines(it)
+    yield from nat_lines(it)
+    yield from helper_lines(it)
+    yield from _result(it)
+
+
+def judged_lines(it: Explained) -> Iterator[Line]:
+    """The connection it met or quotes, and what its protocol's tracker compared."""
     if it.error:
         yield from _quoted(it)
     elif it.packet["verdict"] == Verdict.PENDING and it.decision["state"] != State.UNTRACKED:
         yield from _lookup(it)
         yield from _room(it)
         yield from protocol_lines(it)
-    yield from nat_lines(it)
-    yield from helper_lines(it)
-    yield from _result(it)
 
 
 def _headers(it: Explained) -> Iterator[Line]:

@@ -192,13 +192,17 @@ class Bucket:
     def _of_packets(self, count: int) -> int:
         return count * SECOND // self.action.packet_rate if self.action.packet_rate else 0
 
+    def left(self, now: int) -> tuple[int, int]:
+        """What there is to spend: for bytes and for packets."""
+        passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
+        return min(self.bytes_left + passed, limits[0]), min(self.packets_left + passed, limits[1])
+
     def conforms(self, length: int, now: int) -> bool:
         """Whether a packet of so many bytes has a token; if so it is spent."""
         if self.action.longest is not None and length > self.action.longest:
             return False
-        passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
-        bytes_left = min(self.bytes_left + passed, limits[0]) - self._of_bytes(length)
-        packets_left = min(self.packets_left + passed, limits[1]) - self._of_packets(1)
+        of_bytes, of_packets = self.left(now)
+        bytes_left, packets_left = of_bytes - self._of_bytes(length), of_packets - self._of_packets(1)
         if bytes_left < 0 or packets_left < 0:
             return False
         self.last, self.bytes_left, self.packets_left = max(now, self.last), bytes_left, packets_left
@@ -391,8 +395,12 @@ class Interpreter:
         walk.frame = VLAN[action.kind](walk.frame, action)
         return action.control
 
+    def bucket(self, walk: Walk, action: Police) -> Bucket:
+        """Of the action that is being done."""
+        return self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
+
     def _police(self, walk: Walk, action: Police) -> Control:
-        bucket = self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
+        bucket = self.bucket(walk, action)
         if bucket.conforms(walk.length, walk.now):
             return action.control
         if walk.delivery is not None and walk.decided is not None:
