@@ -38,7 +38,7 @@ TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by family
 class Served:
     """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet
     with which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1:
-    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it."""
+    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it; timeout: ticks that the connection has left, -1: none."""
 
     offload: int
     served: bool
@@ -46,6 +46,7 @@ class Served:
     conn: int
     assured: bool
     result: np.void
+    timeout: int
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,15 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
         raise CtmirrorError(
             f"{printable(captures[-1])}: packet {number:,}: neither Ethernet nor IP: expected one of them, to show its way through rules"
         )
-    slow = _why_slow(rules, plain)
-    if slow:
+    reasons = _why_slow(rules, plain)
+    if reasons:
         watched = _slowly(captures, number, tracking, progress)
     else:
         watched = Watched(rules.ruleset, plain.tracker)
     at, delivery = watched.watch(data, found.now, found.hook, found.missing, bare=_bare(found.memory, found.frames))
     name = printable(captures[-1])
     devices = tuple(plain.program.devices)
-    slow = "; ".join(why for what, why in slow.items() if what is not Police or meets_policer(at))
+    slow = "; ".join(why for what, why in reasons.items() if what is not Police or meets_policer(at))
     return Ruled(name, number, found.data, found.frames[0], found.iface, at, delivery, served, tracking, devices, slow)
 
 
@@ -223,6 +224,7 @@ def _served(pipeline: RulePipeline, found: Found, admissions: Admissions, seen: 
         conn,
         bool(int(decisions["status"][0]) & Status.ASSURED),
         results[0],
+        int(decisions["timeout"][0]),
     )
 
 

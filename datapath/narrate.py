@@ -218,6 +218,9 @@ def _why_timeout(it: Explained) -> str:
 def life_lines(life: Life, hz: int) -> Iterator[Line]:
     """A connection from its first packet to its end."""
     yield "conn", conn_text(life.conn, hz)
+    if int(life.conn["status"]) & Status.OFFLOAD and not life.end:
+        left = fields.seconds_text(int(life.conn["timeout"]), hz)
+        yield "", f"{left} s left, by the flow table: a day from its coming into it, and its own timeout again where a packet is tracked"
     yield from _zone(life)
     start = int(life.conn["start"])
     yield "began", time_text(start)

@@ -335,3 +335,12 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
         yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, but does not get this packet: {WHY_NOT[told.offload]}"
     else:
         yield "flow table", f"not served ({fields.OFFLOAD_NAMES[told.offload]}): {WHY_NOT[told.offload]}"
+    if told.since is not None and told.timeout not in (-1, _timeout_without(it.at)):
+        left = fields.seconds_text(told.timeout, it.tracking.config.hz)
+        yield "", f"{left} s left is its deadline, and what records have: a day from its coming into it; above is the time without the flow table"
+
+
+def _timeout_without(at: At) -> int:
+    """What a packet's connection had left behind the last `ct` at its hook (ticks), -1 without one."""
+    conns = [done.told.conn for turn in at.turns for tried in turn.tried for done in tried.done if done.told is not None]
+    return int(conns[-1]["timeout"]) if conns and conns[-1] is not None else -1

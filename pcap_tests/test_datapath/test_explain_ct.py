@@ -56,7 +56,7 @@ def test_an_invalid_packet_is_said_to_be_of_the_connection_that_explain_conn_sho
     early = craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501)
     lines = explain(FIREWALL, [syn(), early], 1)
     assert "invalid, so not attached; it is a packet of conn 0, in SYN_SENT" in lines
-    assert "table SYN_SENT, original ack -> INVALID" in lines and "no connection" not in lines
+    assert "table SYN_SENT, original ack -> invalid" in lines and "no connection" not in lines
 
 
 def test_a_stranger_is_no_packet_of_any(explain):
@@ -77,7 +77,7 @@ def test_a_bad_checksum_is_told_with_what_it_should_be(explain):
 
 def test_who_had_to_go_for_a_new_connection_is_told(explain):
     lines = explain(FIREWALL, [craft.udp(CLIENT, SERVER, port, 53) for port in (1, 2, 3)], 2, "--max", "2", "--buckets", "1")
-    assert any("1 not assured found there and evicted" in line for line in lines), lines
+    assert sum(line.startswith(("table full: 2 of 2 connections", "evicted: conn 0: ", "evicted: conn 1: ")) for line in lines) == 3
 
 
 # --- translation ---------------------------------------------------------------------------------------------------------------------------
@@ -125,3 +125,20 @@ def test_only_of_a_packet_that_meets_a_policer_is_said_that_it_counts(explain):
     told = "all packets before it have gone through the rules one by one, since policers count what comes before it"
     assert told in explain(POLICE.format("pkts_rate 1 pkts_burst 1"), frames, 0)
     assert told not in explain(POLICE.format("pkts_rate 1 pkts_burst 1"), frames, 1)
+
+
+# --- timeouts ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_tables_deadline_is_told_apart_from_the_trackers(explain):
+    again = craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501)
+    lines = explain(FIREWALL, [*handshake(), again], 3)
+    told = "s left is its deadline, and what records have: a day from its coming into it; above is the time without the flow table"
+    assert lines[-1] == f"86400 {told}" and any("432000 s left" in line for line in lines)
+    assert not any(told in line for line in explain(FIREWALL, [*handshake(), again], 3, "--no-flowtable"))
+
+
+def test_so_it_is_in_a_connections_life(capfd, tmp_path, explain):
+    explain(FIREWALL, handshake(), 2)
+    _, out, _ = run(capfd, "explain", tmp_path / "some.pcap", "--conn", 0, "--rules", tmp_path / "rules.tc", "-q")
+    assert "86400 s left, by the flow table: a day from its coming into it, and its own timeout again where a packet is tracked" in out
