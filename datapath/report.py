@@ -234,8 +234,13 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     heads = ("tuples", "in use", "at most", "exhausted")
     table = plain("NAT rule", *heads, right=heads)
     table.columns[0].overflow = "fold"
-    for pool in result.pools:
-        table.add_row(Text(f"{pool.kind} {pool.text}"), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+    names = [f"{pool.kind} {pool.text}" for pool in result.pools]
+    if result.rules:
+        from datapath.report_rules import pool_names
+
+        names = pool_names(result.rules.ruleset, result.tracking.config, result.pools)
+    for name, pool in zip(names, result.pools, strict=True):
+        table.add_row(Text(name), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
     yield Text()
     yield table
     if any(pool.high_water > pool.size for pool in result.pools):
