@@ -35,3 +35,27 @@ def test_a_range_has_the_names_of_its_rules(replayed):
     assert lines[at + 1] == ["by", "rules.tc:1,", "rules.tc:2"]
     at = next(i for i, line in enumerate(lines) if line[:2] == ["dnat", "10.0.0.9"])
     assert lines[at + 1] == ["by", "rules.tc:3"]
+
+
+# --- never tracked -------------------------------------------------------------------------------------------------------------------------
+
+SOME = f"{IN}prio 1 flower ip_proto tcp action ct commit pipe action pass\n{IN}prio 2 flower ip_proto icmp action drop\n"
+
+
+def mixed() -> list[bytes]:
+    arp, short = craft.eth(bytes(28), 0x0806), craft.eth(b"\x46" + bytes(19), 0x0800)
+    return [syn(1), arp, short, craft.udp(CLIENT, SERVER, 5, 6), craft.udp(CLIENT, SERVER, 5, 6), craft.icmp(CLIENT, SERVER, 8, ident=1, sequence=1)]
+
+
+@pytest.mark.parametrize("more", [(), ("--no-flowtable",)])
+def test_what_no_rule_sent_to_conntrack_is_told(replayed, more):
+    """So that the reasons of what was not seen add up to their state's number."""
+    seen = records(replayed(SOME, mixed(), "--packets", "-", "-q", *more))
+    untold = [each for each in seen if each["state"] == "not-seen" and each["reason"] in ("ok", "rule_drop")]
+    lines = words(replayed(SOME, mixed(), *more))
+    assert len(untold) == 3 and ["no", "rule", "sent", "it", "to", "conntrack", "3"] in lines
+    assert ["not-seen", "5"] in [line[:2] for line in lines]
+
+
+def test_where_all_are_tracked_nothing_is_said(replayed):
+    assert "no rule sent it" not in replayed(SOME, [syn(1), syn(2)])
