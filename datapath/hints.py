@@ -9,6 +9,7 @@ from ctcore.config import CAPACITY_LIMIT
 from ctcore.types import Proto, Reason
 from datapath.app import Replayed
 from datapath.evidence import BAD
+from datapath.names import printable
 
 MANY = 0.05  # share of packets from which something is no accident
 MOST = 0.8
@@ -88,7 +89,25 @@ def one_sided(result: Replayed) -> str | None:
     went_on = _packets(result, Reason.R_TCP_STATE, Reason.R_TCP_PICKED_UP, Reason.R_TCP_NOT_OPENING)
     if went_on < tally.tcp_unreplied / 2:
         return None
-    return f"{tally.tcp_unreplied:,} of {tcp:,} TCP connections were seen in one direction only: was it captured where both directions pass?"
+    seen = f"{tally.tcp_unreplied:,} of {tcp:,} TCP connections were seen in one direction only"
+    return f"{seen}: {_dropped_answers(result) or 'was it captured where both directions pass?'}"
+
+
+def _dropped_answers(result: Replayed) -> str:
+    """Where rules have dropped at least as many packets as there are connections without an answer: these may be the answers."""
+    rules, tally = result.rules, result.tally
+    if rules is None or tally is None or int(rules.counters["drops"].sum()) < tally.tcp_unreplied:
+        return ""
+    worst = int(rules.counters["drops"].argmax())
+    place, dropped = rules.ruleset.rules[worst].place, int(rules.counters["drops"][worst])
+    by = f"{printable(place.file.rpartition('/')[2])}:{place.line} dropped {counted(dropped, 'packet')}"
+    hooks = [f"{printable(hook.device)} {hook.direction}" for hook, packets in rules.came.items() if packets]
+    if len(hooks) > 1:
+        return f"were their answers among those that rules dropped ({by})?"
+    return (
+        f"their answers came to {hooks[0]} too, it seems, where {by}: a capture of one interface that does not say directions brings "
+        "all packets to one hook (tcpdump -i any says them)"
+    )
 
 
 def mid_stream(result: Replayed) -> str | None:

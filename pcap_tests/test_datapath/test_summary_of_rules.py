@@ -59,3 +59,33 @@ def test_what_no_rule_sent_to_conntrack_is_told(replayed, more):
 
 def test_where_all_are_tracked_nothing_is_said(replayed):
     assert "no rule sent it" not in replayed(SOME, [syn(1), syn(2)])
+
+
+# --- answers that rules drop ---------------------------------------------------------------------------------------------------------------
+
+GATEWAY = (
+    f"{IN}prio 1 chain 0 flower src_ip 10.0.0.0/8 ct_state -trk action ct pipe action goto chain 1\n"
+    f"{IN}prio 2 chain 0 flower action drop\n"
+    f"{IN}prio 1 chain 1 flower action ct commit pipe action mirred egress redirect dev wan0\n"
+)
+
+
+def talks(n: int) -> list[bytes]:
+    """Both directions, as a capture of one interface has them."""
+    said = []
+    for port in range(40000, 40000 + n):
+        said += [syn(port), craft.tcp(SERVER, CLIENT, 80, port, "SA", seq=500, ack=101), craft.tcp(CLIENT, SERVER, port, 80, "A", seq=101, ack=501)]
+    return said
+
+
+def test_a_hint_names_the_rule_that_dropped_the_answers(replayed):
+    out = " ".join(replayed(GATEWAY, talks(12)).split())
+    assert "12 of 12 TCP connections were seen in one direction only: their answers came to lan0 ingress too, it seems" in out
+    assert "where rules.tc:2 dropped 12 packets: a capture of one interface that does not say directions brings all packets to one hook" in out
+    assert "was it captured where both directions pass?" not in out
+
+
+def test_without_drops_it_is_the_capture_that_is_asked_about(replayed):
+    asked = [frame for i, frame in enumerate(talks(12)) if i % 3 != 1]
+    out = " ".join(replayed(GATEWAY, asked).split())
+    assert "12 of 12 TCP connections were seen in one direction only: was it captured where both directions pass?" in out
