@@ -31,10 +31,14 @@ def offloaded_checksums(result: Replayed) -> str | None:
     if not looked:
         return None
     some = f"{looked:,}" if looked >= bad else f"the first {looked:,}"  # more than were judged: the flow table looks at none
+    unjudged = ""
+    if looked > bad:
+        unjudged = f"; conntrack has looked at {bad:,} of them: the others' connections are in the flow table, or no rule sent them there"
     if not left:
-        return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad"
+        return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad{unjudged}"
     others = "" if left == looked else "; the others are really bad"
-    return f"{left:,} of {some} bad TCP and UDP checksums {'is' if left == 1 else 'are'} what an offloading NIC leaves: try --checksum 0{others}"
+    are = "is" if left == 1 else "are"
+    return f"{left:,} of {some} bad TCP and UDP checksums {are} what an offloading NIC leaves: try --checksum 0{others}{unjudged}"
 
 
 def rewritten(result: Replayed) -> str | None:

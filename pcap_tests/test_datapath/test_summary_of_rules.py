@@ -89,3 +89,17 @@ def test_without_drops_it_is_the_capture_that_is_asked_about(replayed):
     asked = [frame for i, frame in enumerate(talks(12)) if i % 3 != 1]
     out = " ".join(replayed(GATEWAY, asked).split())
     assert "12 of 12 TCP connections were seen in one direction only: was it captured where both directions pass?" in out
+
+
+# --- checksums that nobody judged ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_hint_about_checksums_agrees_with_the_table(replayed):
+    """Three are of a connection in the flow table."""
+    rules = f"{IN}prio 1 flower action ct commit pipe action pass\n"
+    served = [craft.tcp(CLIENT, SERVER, 40000, 80, "A", seq=101, ack=501, l4_checksum=0)] * 3
+    frames = [*talks(1), *served, craft.tcp(CLIENT, SERVER, 40001, 80, "S", l4_checksum=0)]
+    out = " ".join(replayed(rules, frames).split())
+    assert "bad TCP checksum 1 #6" in out
+    assert "4 of 4 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0; conntrack has looked at 1 of them" in out
+    assert "conntrack has looked at" not in replayed(rules, frames, "--no-flowtable")
