@@ -20,6 +20,7 @@ UNLIMITED_CAPACITY = 1 << 22
 CAPACITY_LIMIT = (1 << 26) - 1024  # 26 bits name a slot (nat_chain), and connections that only packets carry (act) have some of their own
 BUCKETS_LIMIT = 1 << 26
 FRAGMENTS_LIMIT = 1 << 30
+SHARES_LIMIT = 64  # trackers that share the work
 RULES_LIMIT = 0xFFFF  # of address translation: a connection remembers its own in 16 bits, counted from 1
 # A deadline is compared as the kernel does it, by the sign of a 32-bit difference of ticks.
 TICKS_LIMIT = (1 << 31) - 1
@@ -61,6 +62,7 @@ class Config:
     flowtable_tcp_timeout: int = 30  # seconds an idle connection stays in the flow table (nf_flowtable_tcp_timeout)
     flowtable_udp_timeout: int = 30  # the same of UDP and all others
     flowtable_extends: bool = True  # connections in the flow table are kept from expiring, as Linux does since 6.14; before, a day was all they had
+    share: tuple[int, int] = (0, 1)  # of several trackers that share the work by ctcore.steering: which one, counted from 0, of how many
     timeouts: Mapping[str, int] = field(default_factory=dict)  # seconds, by sysctl name without nf_conntrack_; the rest as in spec/timeouts.txt
 
     def __post_init__(self) -> None:
@@ -80,6 +82,8 @@ class Config:
         _check_range(self, "ipfrag_max_dist", 0, (1 << 31) - 1)
         _check_range(self, "eviction_buffer", 1, 1 << 27)
         _check_zones(self)
+        whole("share: count", self.share[1], 1, SHARES_LIMIT)
+        whole("share: index", self.share[0], 0, self.share[1] - 1)
         whole("nat: rules:", len(self.nat), 0, RULES_LIMIT)
         _check_range(self, "seed", 0, (1 << 64) - 1)
         if 1_000_000_000 % self.hz:

@@ -10,6 +10,7 @@ from ctcore.extensions cimport Extensions
 from ctcore.hashing cimport HashKey
 from ctcore.nat_table cimport Nat
 from ctcore.pool cimport Pool
+from ctcore.strays cimport Strays
 from ctcore.table cimport Table
 from ctcore.timers cimport Wheel, wheel_moved
 from ctcore.types cimport CONFIRMED, FIXED_TIMEOUT, Entry, Packet, Rewrite, Settings
@@ -55,6 +56,7 @@ ctypedef struct Engine:
     uint16_t changes            # what the packet at hand changed in its connection
     void (*offloaded_gone)(void *who, uint32_t conn) noexcept nogil     # whom to tell of the death of a connection with OFFLOAD; NULL: nobody
     void *offloaded_who
+    Strays *strays              # where to enter connections that were expected; NULL: nobody asks
     uint64_t offloaded_changes  # marks and labels of connections with OFFLOAD that were changed
 
 

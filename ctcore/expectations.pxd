@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.extensions cimport Extension
+from ctcore.strays cimport Strays
 from ctcore.types cimport Key
 
 # What its child's addresses become.
@@ -48,6 +49,7 @@ ctypedef struct Expectations:
     uint32_t count
     uint32_t n_heads            # a power of two
     uint64_t secret             # of the chains' hash
+    Strays *strays              # where to enter what is expected; NULL: nobody asks
     uint64_t next_due           # tick before which none expires
     uint64_t created
     uint64_t deleted

@@ -11,6 +11,7 @@ Not here: helpers, which find out what to expect.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from ctcore.lowlevel cimport mul_fold
+from ctcore.strays cimport stray_expected, strays_add, strays_drop
 from ctcore.types cimport Key, NO_CONN
 
 
@@ -135,6 +136,8 @@ cdef uint32_t expect_enter(Expectations *all, const Expectation *draft) noexcept
     all.head[chain] = row
     all.next_due = min(all.next_due, draft.deadline)
     all.count += 1
+    if all.strays != NULL:
+        strays_add(all.strays, stray_expected(&draft.key))
     return row
 
 
@@ -185,6 +188,8 @@ cdef void expect_remove(Expectations *all, uint32_t row) noexcept nogil:
     link[0] = all.row[row].next
     if all.row[row].owner:
         disown(all, row)
+    if all.strays != NULL:
+        strays_drop(all.strays, stray_expected(&all.row[row].key))
     all.row[row].live = 0
     all.row[row].next = all.free
     all.free = row

@@ -24,6 +24,8 @@ from ctcore.lowlevel cimport unlikely
 from ctcore.nat cimport BOUND, nat_exhausted
 from ctcore.nat_chain cimport nat_link, nat_unlink
 from ctcore.pool cimport pool_give, pool_take
+from ctcore.steering cimport owner_of
+from ctcore.strays cimport stray_tuple, strays_add, strays_drop
 from ctcore.table cimport same_key, table_erase, table_insert
 from ctcore.timers cimport tick_reached, wheel_due, wheel_link, wheel_unlink
 from ctcore.types cimport *
@@ -96,6 +98,11 @@ cdef void meet_expectation(Engine *ct, uint32_t conn, bint take) noexcept nogil:
     ct.expect.matched += take
 
 
+cdef inline bint is_strange(const Engine *ct, const Entry *entry) noexcept nogil:
+    """Answers to a translated connection would come to another one of the trackers that share the work; what was expected is known to all."""
+    return entry.status & (SRC_NAT | DST_NAT) and not entry.status & EXPECTED and owner_of(&entry.flow[REPLY].key, ct.set.share_count) != ct.set.share_index
+
+
 cdef uint8_t clash(Engine *ct, uint32_t conn) noexcept nogil:
     """One of a new connection's tuples is another one's: if address translation was to find one of its own, it has found none. The reason."""
     ct.count.insert_failed += 1
@@ -110,7 +117,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     cdef Entry *entry = &ct.pool.entry[conn]
     cdef uint8_t said = p.reason
     cdef bint mirrored
-    if taken(ct, entry, REPLY) or (
+    if taken(ct, entry, REPLY) or (unlikely(ct.set.share_count > 1) and is_strange(ct, entry)) or (
         # Where zones are of one direction, what the packet was not to find may still be there: answers of another zone.
         unlikely(ct.zones.split) and taken(ct, entry, ORIG)
     ):
@@ -131,7 +138,7 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
     entry.live = 1 << REPLY if mirrored else 1 << ORIG | 1 << REPLY
     entry.flow[ORIG].id = ct.next_id
     entry.flow[REPLY].id = ct.next_id
-    ct.next_id += 1
+    ct.next_id += ct.set.share_count
     ct.live += 1
     zone_confirmed(&ct.zones, entry)
     ct.count.new += 1
@@ -140,6 +147,9 @@ cdef bint confirm(Engine *ct, uint32_t conn, Packet *p) noexcept nogil:
         nat_link(ct, conn)
     if unlikely(entry.cold & COLD_EXTENSION):
         helper_confirmed(ct, entry)
+    if unlikely(ct.strays != NULL) and entry.status & EXPECTED:
+        strays_add(ct.strays, stray_tuple(&entry.flow[ORIG].key))
+        strays_add(ct.strays, stray_tuple(&entry.flow[REPLY].key))
     if ct.set.events & EVENT_NEW:
         buffer_put(&ct.buffer, EVENT_NEW, entry, ticks_left(ct, entry), ct.now)
     return True
@@ -172,6 +182,9 @@ cdef void end_life(Engine *ct, uint32_t conn, uint8_t end, int64_t time) noexcep
         drop_helper(ct, conn)
     if unlikely(ct.ext.tunnels) and entry.master >= 0 and entry.flow[ORIG].key.proto == PROTO_GRE:
         tunnel_ended(ct, entry)
+    if unlikely(ct.strays != NULL) and entry.status & EXPECTED:
+        strays_drop(ct.strays, stray_tuple(&entry.flow[ORIG].key))
+        strays_drop(ct.strays, stray_tuple(&entry.flow[REPLY].key))
     if ct.nat.rule != NULL:
         nat_unlink(ct, conn)
     table_erase(&ct.table, entry.hash[ORIG], conn << 1)

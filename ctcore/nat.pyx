@@ -15,9 +15,10 @@ from libc.string cimport memcpy
 
 from ctcore.engine cimport Engine
 from ctcore.hashing cimport hash_of
-from ctcore.lowlevel cimport be32, prefetch
+from ctcore.lowlevel cimport be32, likely, prefetch
 from ctcore.nat_chain cimport NO_REF, REF_LAST, REF_SLOT, REF_TAG, chain_of, source_hash, tag_bits
 from ctcore.nat_table cimport Nat, NatLink, NatRange, NatRule
+from ctcore.steering cimport owner_of
 from ctcore.table cimport same_key, table_find
 from ctcore.timers cimport tick_reached
 from ctcore.tuples cimport invert
@@ -135,8 +136,18 @@ cdef uint32_t holder(const Engine *ct, const Key *tuple) noexcept nogil:
     return flow
 
 
+cdef inline bint is_own(const Engine *ct, const Choice *c) noexcept nogil:
+    """Whether answers to the tuple come to this tracker, if several share the work: then no other one of them can choose it.
+
+    Whose a connection is that was expected, all of them know (strays).
+    """
+    if likely(ct.set.share_count == 1) or c.entry.status & EXPECTED:
+        return True
+    return owner_of(&c.tuple, ct.set.share_count) == ct.set.share_index
+
+
 cdef inline bint is_free(const Engine *ct, const Choice *c) noexcept nogil:
-    return holder(ct, &c.tuple) == NO_FLOW
+    return is_own(ct, c) and holder(ct, &c.tuple) == NO_FLOW
 
 
 cdef bint gives_way(const Entry *old, const Entry *new) noexcept nogil:
@@ -152,7 +163,7 @@ cdef bint is_free_harder(const Engine *ct, Choice *c, uint32_t attempts_left) no
     cdef uint32_t flow
     if is_free(ct, c):
         return True
-    if attempts_left > TAKE_OVER or c.tuple.proto != PROTO_TCP or c.entry.l4.tcp.state != SYN_SENT:
+    if attempts_left > TAKE_OVER * ct.set.share_count or not is_own(ct, c) or c.tuple.proto != PROTO_TCP or c.entry.l4.tcp.state != SYN_SENT:
         return False
     flow = holder(ct, &c.tuple)
     if flow & 1 == REPLY and gives_way(&ct.pool.entry[flow >> 1], c.entry):
@@ -259,9 +270,11 @@ cdef inline uint16_t first_offset(Engine *ct, const Choice *c, uint32_t low) noe
 cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
     """Consecutive ports from a random one on, at a few places if there are many. If all are taken the last one stays, which is not unique.
 
+    Where several trackers share the work, each has so many times more attempts, since only its share of them can be its own.
+
     Or the preferred one, for that is where the search ended that is followed. How many attempts that had left is not known: few enough.
     """
-    cdef uint32_t low, size, attempts, left, i
+    cdef uint32_t low, size, attempts, left, i, shares = ct.set.share_count
     cdef uint16_t *port = port_of(&c.tuple, c.manip)
     cdef uint16_t offset, first
     cdef bint told
@@ -269,15 +282,15 @@ cdef void search_port(Engine *ct, Choice *c) noexcept nogil:
         return
     told = ct.nat.prefer[c.manip] >= <int32_t>low and (c.manip == MANIP_SRC or c.range.flags & RANDOM_PORTS)
     offset = first = first_offset(ct, c, low)
-    attempts = min(size, <uint32_t>MOST_ATTEMPTS)
+    attempts = min(size, MOST_ATTEMPTS * shares)
     while True:
         for i in range(attempts):
             port[0] = <uint16_t>(low + offset % size)
-            left = <uint32_t>TAKE_OVER if told and offset == first else attempts - i
+            left = TAKE_OVER * shares if told and offset == first else attempts - i
             if is_free_harder(ct, c, left):
                 return
             offset += 1
-        if attempts >= size or attempts < FEWEST_ATTEMPTS:
+        if attempts >= size or attempts < FEWEST_ATTEMPTS * shares:
             if told:
                 port[0] = <uint16_t>(low + first % size)
             return

@@ -33,6 +33,7 @@ cdef void fill_settings(Settings *settings, object config) except *:
     settings.tick_ns = 1_000_000_000 // config.hz
     settings.max = config.capacity
     settings.buckets = config.buckets
+    settings.share_index, settings.share_count = config.share
     settings.tcp_liberal = config.tcp_liberal
     settings.tcp_loose = config.tcp_loose
     settings.tcp_ignore_invalid_rst = config.tcp_ignore_invalid_rst

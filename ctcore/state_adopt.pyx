@@ -63,7 +63,7 @@ cdef Fault adopt_one(Engine *ct, const Entry *row, const StateHeader *header) no
     fault = enter_conn(ct, &c, row.deadline, hash, rule, &conn)
     if fault != FINE:
         return fault
-    ct.next_id += 1
+    ct.next_id += ct.set.share_count
     if ct.ext.row != NULL and helper != NO_HELPER and helper < N_HELPERS and give_helper(ct, conn, helper):
         ct.pool.entry[conn].status |= HELPER
         helper_confirmed(ct, &ct.pool.entry[conn])

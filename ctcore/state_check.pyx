@@ -89,7 +89,7 @@ cdef int fits(const Engine *ct, const StateHeader *h) except -1:
         raise refuse("hz", f"{h.hz}: expected {hz}, as this tracker has it")
     if h.zone_dirs != ct.zones.dirs:
         raise refuse("zone_dir", "another one: expected as this tracker has it")
-    if h.conns > ct.set.max:
+    if h.conns > ct.set.max and ct.set.share_count == 1:    # of a share, only some will be entered
         raise refuse("", f"{h.conns} connections: expected {ct.set.max} at most (max)")
     if h.helped > ct.ext.most:
         raise refuse("", f"{h.helped} connections with a helper: expected {ct.ext.most} at most (helper_max, 0 without helpers)")

@@ -23,6 +23,8 @@ from ctcore.nat_chain cimport chain_of, nat_link, nat_unlink, source_hash
 from ctcore.pool cimport pool_give, pool_take
 from ctcore.state cimport CONN_WORDS, TRANSLATES, StateConn, StateExpect, StateHelp, differ, mirrored
 from ctcore.state_check cimport *
+from ctcore.steering cimport owner_of
+from ctcore.strays cimport stray_tuple, strays_add, strays_drop
 from ctcore.table cimport bucket_of, same_key, table_erase, table_find, table_insert
 from ctcore.timers cimport wheel_link, wheel_unlink
 from ctcore.types cimport *
@@ -143,6 +145,9 @@ cdef Fault enter_conn(Engine *ct, const StateConn *c, uint32_t left, const uint3
         return F_ROOM
     ct.pool.entry[conn].live = 1 << REPLY if mirror else 1 << ORIG | 1 << REPLY
     ct.live += 1
+    if ct.strays != NULL and c.status & EXPECTED:
+        strays_add(ct.strays, stray_tuple(&c.key[ORIG]))
+        strays_add(ct.strays, stray_tuple(&c.key[REPLY]))
     zone_confirmed(&ct.zones, &ct.pool.entry[conn])
     wheel_link(&ct.wheel, conn)
     if ct.nat.rule != NULL:
@@ -159,6 +164,9 @@ cdef void take_back(Engine *ct, const uint32_t *slot, uint32_t n) noexcept nogil
     while n:
         n -= 1
         conn = slot[n]
+        if ct.strays != NULL and ct.pool.entry[conn].status & EXPECTED:
+            strays_drop(ct.strays, stray_tuple(&ct.pool.entry[conn].flow[ORIG].key))
+            strays_drop(ct.strays, stray_tuple(&ct.pool.entry[conn].flow[REPLY].key))
         if ct.nat.rule != NULL:
             nat_unlink(ct, conn)
         table_erase(&ct.table, ct.pool.entry[conn].hash[ORIG], conn << 1)
@@ -279,6 +287,12 @@ cdef void set_clock(Engine *ct, int64_t now) noexcept nogil:
     ct.wheel.cursor = ct.tick
 
 
+cdef inline int64_t own_ordinal(const Engine *ct, int64_t least) noexcept nogil:
+    """The first ordinal from `least` on that is this tracker's to give, if several share the work."""
+    cdef int64_t count = ct.set.share_count
+    return least + (ct.set.share_index + count - least % count) % count
+
+
 cdef int state_restore(Engine *ct, object memory, object rules, object at) except -1:
     """memory: contiguous bytes, 8-aligned; rules: names of this tracker's; at: the time at which it goes on, or None for that of saving.
 
@@ -307,11 +321,81 @@ cdef int state_restore(Engine *ct, object memory, object rules, object at) excep
         for i in range(ct.nat.n_rules):
             ct.nat.rule[i].high_water = high_water[i]
         raise refuse("the connections" if at_conn == parts.header.conns else f"connection {at_conn}", fault_text(fault))
-    ct.next_id = parts.header.next_id
+    ct.next_id = own_ordinal(ct, parts.header.next_id)
     if parts.header.flags & TRANSLATES and ct.nat.rule != NULL:
         ct.nat.random = parts.header.nat_random
     enter_rest(ct, &parts, slot)
     return 0
+
+
+# --- of several trackers ------------------------------------------------------------------------------------------------------------------
+
+
+cdef enum Whose:
+    OWN
+    ANOTHERS                    # another tracker's share
+    ASTRAY                      # its answers would come to another one than what they answer
+
+
+cdef inline Whose whose(const Engine *ct, const StateConn *c) noexcept nogil:
+    cdef uint32_t count = ct.set.share_count
+    if owner_of(&c.key[ORIG], count) != ct.set.share_index:
+        return ANOTHERS
+    return OWN if owner_of(&c.key[REPLY], count) == ct.set.share_index else ASTRAY
+
+
+cdef Fault enter_share(Engine *ct, const Parts *parts, const uint16_t *rule, uint32_t *entered, uint32_t *astray, uint32_t *crowded) noexcept nogil:
+    """Enter what is this tracker's. One that has no place, or no way back, is left out, and counted."""
+    cdef Reader r
+    cdef Group g
+    cdef Fault fault
+    cdef Whose owner
+    cdef uint32_t slot
+    cdef int n, i
+    r.at, r.help, r.help_end = parts.conns, parts.helped, parts.helped
+    r.last, r.n = -1, 0
+    while r.n < parts.header.conns:
+        n = <int>min(parts.header.conns - r.n, <uint32_t>GROUP)
+        fault = read_group(ct, parts, &r, &g, n)
+        if fault != FINE:
+            return fault
+        for i in range(n):
+            owner = whose(ct, &g.conn[i])
+            astray[0] += owner == ASTRAY
+            if owner != OWN:
+                continue
+            fault = F_ROOM if ct.live >= ct.set.max else enter_conn(ct, &g.conn[i], g.left[i], g.hash[i], rule, &slot)
+            if fault != FINE and fault != F_ROOM:
+                return fault
+            entered[0] += fault == FINE
+            crowded[0] += fault == F_ROOM
+    return FINE if r.at == parts.end else F_SHORT
+
+
+cdef object state_take_share(Engine *ct, object memory, object rules, object at):
+    """As state_restore(), but only what is this tracker's share, beside what is there. Returns how many were entered, astray and crowded.
+
+    Raises StateError; then some may have been entered.
+    """
+    cdef Parts parts
+    cdef uint32_t entered = 0, astray = 0, crowded = 0
+    cdef Fault fault
+    state_open(ct, memory, &parts)
+    if parts.header.helped or parts.header.expected:
+        raise refuse("", "helpers and expectations: expected none, since they are no share's")
+    cdef int64_t now = parts.header.now if at is None else at
+    cdef object here = rules_here(ct, &parts, rules)
+    cdef uint16_t *rule = <uint16_t *><size_t>here.ctypes.data
+    with nogil:
+        if ct.live == 0 and now > ct.now:
+            set_clock(ct, now)
+        fault = enter_share(ct, &parts, rule, &entered, &astray, &crowded)
+    if fault != FINE:
+        raise refuse("the connections", fault_text(fault))
+    ct.next_id = own_ordinal(ct, max(ct.next_id, parts.header.next_id))
+    if parts.header.flags & TRANSLATES and ct.nat.rule != NULL:
+        ct.nat.random = parts.header.nat_random
+    return entered, astray, crowded
 
 
 cdef int enter_rest(Engine *ct, const Parts *parts, const uint32_t *slot) except -1:

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t
 
 from ctcore.engine cimport Engine
+from ctcore.strays cimport StrayTable
 
 
 cdef class Tracker:
@@ -14,6 +15,7 @@ cdef class Tracker:
     cdef size_t zones_size
     cdef size_t evictions_size
     cdef size_t nat_size
+    cdef StrayTable strays      # keeps what ct points to
     cdef bint busy              # a thread is at work without the GIL
 
     cdef int start_nat(self) except -1

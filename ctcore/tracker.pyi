@@ -8,6 +8,7 @@ from ctcore.config import Config
 from ctcore.ct_action import Acted, Association, CtAction
 from ctcore.filter import Filter
 from ctcore.nat_rules import NatPool
+from ctcore.strays import StrayTable
 
 class ExpectationRow(NamedTuple):
     """timeout: seconds left; src: an address, or "any"; sport: 0 is any.
@@ -200,6 +201,17 @@ class Tracker:
         translates; rules are known again by what they say. seed may be another one; draws of ports go on with the old one's.
 
         No events tell of it. Raises StateError, and then nothing has changed; ConfigError for a `now` that is no time.
+        """
+    def tell_strays(self, strays: StrayTable) -> None:
+        """Enter what is expected, and connections that were, in a table by which packets are steered to this tracker, the first one of those that
+        share the work. It must be empty. Raises ConfigError."""
+    def take_share(self, state: Buffer, now: int | None = None) -> tuple[int, int, int]:
+        """Take up of a saved state what is this tracker's share (config.share), beside what is there: how many connections were entered, and of those
+        that are its own how many were not: since answers to them would come to another share (they are translated), and for want of places.
+
+        For states of trackers that shared the work otherwise: each takes its share of each state, in the same order. Ordinals stay as they are. The
+        rest is as in restore(), but that states must have no helpers and expectations, and that connections of the states before may be there after
+        a StateError.
         """
     def adopt(self, conns: NDArray[Any]) -> tuple[int, dict[str, int]]:
         """Enter connections of somebody else's beside those that are there: how many were, and of the others how many for which reason.

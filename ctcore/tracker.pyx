@@ -36,8 +36,9 @@ from ctcore.pool cimport map_memory, pool_fault, unmap_memory
 from ctcore.settings cimport fill_nat_rule, fill_settings
 from ctcore.state_values import aligned, rule_names
 from ctcore.state_adopt cimport state_adopt
-from ctcore.state_restore cimport state_restore
+from ctcore.state_restore cimport state_restore, state_take_share
 from ctcore.state_save cimport state_save
+from ctcore.strays cimport StrayTable
 from ctcore.table cimport Bucket, key_of, table_fault, table_find
 from ctcore.timers cimport wheel_fault, wheel_init
 from ctcore.track cimport find_rows, hash_rows, track_rows
@@ -105,6 +106,7 @@ cdef class Tracker:
         hash_seed(&ct.hash_key, config.seed)
         ct.pool.capacity = config.capacity + MOST_CARRIED + 1       # and the one of the packet at hand
         ct.pool.free = NO_CONN
+        ct.next_id = ct.set.share_index
         ct.table.n_buckets = max(8, -(-2 * config.capacity // 7))
         ct.buffer.size = config.event_buffer if config.events else 0
         ct.expect.size = config.expect_max
@@ -444,6 +446,18 @@ cdef class Tracker:
         self.idle()
         time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
         state_restore(&self.ct, aligned(state), rule_names(self.config), time)
+
+    def tell_strays(self, StrayTable strays not None):
+        self.idle()
+        if self.ct.live or self.ct.expect.count or self.ct.set.share_index:
+            raise ConfigError("strays: expected an empty tracker, the first one of those that share the work")
+        self.strays = strays
+        self.ct.strays = self.ct.expect.strays = strays.all
+
+    def take_share(self, state, now=None):
+        self.idle()
+        time = None if now is None else whole("now:", now, 0, (1 << 63) - 1, " ns")
+        return state_take_share(&self.ct, aligned(state), rule_names(self.config), time)
 
     def adopt(self, conns):
         self.idle()

@@ -476,6 +476,8 @@ ctypedef struct Settings:
     int64_t tick_ns
     uint32_t max
     uint32_t buckets            # of the kernel's table, by which early drop goes
+    uint32_t share_index        # of several trackers that share the work: which one this is
+    uint32_t share_count        # how many there are
     uint8_t tcp_liberal
     uint8_t tcp_loose
     uint8_t tcp_ignore_invalid_rst

@@ -17,8 +17,9 @@ class RulePipeline:
 
     ruleset: as validate leaves it; config: settings of the tracker, to which the rules add what their `ct` actions need; devices: names beside those
     that the rules mention; flowtable: whether established connections are served without tracking, and pass by the rules by which they have passed
-    before. With and without it the same packets leave with the same bytes, but for what the offload contract says otherwise: a connection in the
-    flow table is tracked liberally. Raises ConfigError, MemoryError.
+    before; beside: another worker's program of the same rules (see Program). With and without a flow table the same packets leave
+    with the same bytes, but for what the offload contract says otherwise: a connection in the flow table is tracked liberally. Raises ConfigError,
+    MemoryError.
 
         pipeline = RulePipeline(rules_file.read("rules.tc", Findings()))
         pipeline.arrive([Hook("eth0")])
@@ -32,7 +33,15 @@ class RulePipeline:
     """None without a flow table."""
     cuts: Any
     """The flows whose way through the rules is remembered; None without a flow table."""
-    def __init__(self, ruleset: Ruleset, config: Config | None = None, *, devices: Sequence[str] = (), flowtable: bool = True) -> None: ...
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        config: Config | None = None,
+        *,
+        devices: Sequence[str] = (),
+        flowtable: bool = True,
+        beside: Program | None = None,
+    ) -> None: ...
     def arrive(self, hooks: Sequence[Hook]) -> None:
         """Where packets arrive: a hook for each interface, by the `iface` of frames; frames of later interfaces arrive where the last one's do.
 
@@ -45,7 +54,7 @@ class RulePipeline:
 
         Raises ConfigError for rules whose `ct` actions translate to what the rules of the beginning did not.
         """
-    def compiled(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> Program:
+    def compiled(self, ruleset: Ruleset, *, devices: Sequence[str] = (), beside: Program | None = None) -> Program:
         """The same rules, ready for take(): what load() needs most of its time for. From any thread, while others work with the pipeline."""
     def take(self, program: Program) -> None:
         """Go on with rules that compiled() has made, each once: the rest of load()."""

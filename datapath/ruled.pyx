@@ -56,9 +56,9 @@ cdef enum:
 cdef class RulePipeline:
     """Frames through rules. See ruled.pyi."""
 
-    def __init__(self, ruleset, config=None, *, devices=(), bint flowtable=True):
+    def __init__(self, ruleset, config=None, *, devices=(), bint flowtable=True, Program beside=None):
         config = Config() if config is None else config
-        program = Program(ruleset, devices, config, seed=config.seed)
+        program = Program(ruleset, devices, config, seed=config.seed, beside=beside)
         self.tracker = Tracker(program.config)
         self.flows = Flows(self.tracker) if flowtable else None
         self.cuts = Cuts(2 * self.tracker.config.capacity, self.tracker) if flowtable else None
@@ -79,9 +79,9 @@ cdef class RulePipeline:
         self.hooks = np.zeros(1, dtype=np.uint32)
         self.loaded += 1
 
-    def compiled(self, ruleset, *, devices=()):
+    def compiled(self, ruleset, *, devices=(), Program beside=None):
         """See ruled.pyi."""
-        return Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed)
+        return Program(ruleset, devices, self.tracker.config, seed=self.tracker.config.seed, beside=beside)
 
     def load(self, ruleset, *, devices=()):
         """See ruled.pyi."""

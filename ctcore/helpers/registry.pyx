@@ -18,7 +18,7 @@ from ctcore.helpers.payload_nat cimport edit_number
 from ctcore.helpers.pptp cimport forget_tunnels, pptp
 from ctcore.helpers.sip cimport keep_connection, keep_signalling, sip
 from ctcore.helpers.tftp cimport tftp
-from ctcore.lowlevel cimport be32
+from ctcore.lowlevel cimport be32, unlikely
 from ctcore.seqadj cimport offset_at, offset_of_ack
 from ctcore.tuples cimport IP6_HEADER, Chain, skip_extensions
 from ctcore.types cimport *
@@ -73,9 +73,13 @@ cdef void assign_helper(Engine *ct, uint32_t conn) noexcept nogil:
 
 
 cdef bint give_helper(Engine *ct, uint32_t conn, uint8_t helper) noexcept nogil:
-    """False if there is no extension left: the connection goes without."""
+    """False if there is no extension left, or this is another tracker's business than the first one's that share the work: it goes without."""
     cdef Entry *entry = &ct.pool.entry[conn]
-    cdef uint32_t row = extension_take(&ct.ext)
+    cdef uint32_t row
+    if unlikely(ct.set.share_index):
+        ct.ext.refused += 1
+        return False
+    row = extension_take(&ct.ext)
     if row == 0:
         return False
     ct.ext.row[row].helper = helper

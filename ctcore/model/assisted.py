@@ -53,8 +53,8 @@ class Assisted:
         raise NotImplementedError
 
     def _give_helper(self, conn: Conn, name: str) -> bool:
-        """False if too many connections have one: this one goes without."""
-        if self._helped >= self.config.helper_max:
+        """False if too many connections have one, or this is another tracker's business than the first one's: this one goes without."""
+        if self._helped >= self.config.helper_max or self.config.share[0]:
             self._counters["helper_unassigned"] += 1
             return False
         conn.ext = Extension(name)

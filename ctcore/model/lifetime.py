@@ -20,7 +20,7 @@ from ctcore.model.conn import Conn, Key
 from ctcore.model.decision import Decision
 from ctcore.model.expectations import Expectation, Follow
 from ctcore.model.helpers import pptp
-from ctcore.model.nat import DONE
+from ctcore.model.nat import CHANGED, DONE
 from ctcore.model.protocols import begin
 from ctcore.model.zones import Zones, zone_of
 from ctcore.types import EVENT_DTYPE, EVICTION_DTYPE, Dir, End, EventKind, EvictedFor, Proto, Reason, State, Status, Verdict
@@ -115,13 +115,14 @@ class Lifetime(Assisted):
 
     def _confirm(self, conn: Conn) -> int:
         """The first packet passed: from now on the connection counts. A reason if its reply tuple is taken or there is no place within reach."""
-        if self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
+        strange = self._nat and any(conn.has(changed) for changed in CHANGED) and not self._nat.is_own(conn, conn.key[Dir.REPLY])
+        if strange or self._table.find(conn.key[Dir.REPLY]) or self._table.find(conn.key[Dir.ORIG]):
             return self._clash(conn)
         if not self._table.insert(conn):
             self._counters["drop"] += 1
             return Reason.R_TABLE_FULL
         conn.id = self._next_id
-        self._next_id += 1
+        self._next_id += self.config.share[1]
         conn.status |= Status.CONFIRMED
         self._conns[conn.id] = conn
         self._zones.counts[zone_of(conn)] += 1

@@ -35,6 +35,7 @@ from ctcore.model.nat_choice import (
     ports_to_search,
     with_port,
 )
+from ctcore.model.steering import owner
 from ctcore.model.table import Table
 from ctcore.model.zones import zone_of
 from ctcore.nat_rules import Match, NatPool, NatRule
@@ -118,6 +119,7 @@ class Translator:
         self._table = table
         self._kill = kill
         self._draws = Draws(config.seed)
+        self._share, self._shares = config.share
         self._preferred: dict[int, int] = {}  # by manip
         self._announced: int | None = None
         self._by_source: dict[tuple[bytes, int, int, int, int], list[Conn]] = {}  # live connections, oldest first
@@ -171,15 +173,15 @@ class Translator:
         """A tuple within the choice that is nobody else's, or, if none is found, one that is: confirm will notice."""
         if manip == SRC and not choice.random:
             if choice.holds(leaving):
-                if self.is_free(leaving):
+                if self.is_free(conn, leaving):
                     return leaving
             else:
                 known = self.known_source(conn, leaving, choice)
-                if known and self.is_free(known):
+                if known and self.is_free(conn, known):
                     return known
         # The hash goes by the connection's zone, even where that is of the other direction.
         tried = choose_address(leaving._replace(zone=zone_of(conn)), choice, manip)._replace(zone=leaving.zone)
-        if not choice.random and self.keeps_port(tried, choice, manip):
+        if not choice.random and self.keeps_port(conn, tried, choice, manip):
             return tried
         return self.search(conn, tried, choice, manip)
 
@@ -195,12 +197,12 @@ class Translator:
                 return same
         return None
 
-    def keeps_port(self, tried: Key, choice: Choice, manip: int) -> bool:
+    def keeps_port(self, conn: Conn, tried: Key, choice: Choice, manip: int) -> bool:
         """Whether the port can stay as it is. A single port is taken without looking."""
         if choice.ports is None:
-            return self.is_free(tried)
+            return self.is_free(conn, tried)
         low, high = choice.ports
-        return port_within(tried, choice.ports, manip) and (low == high or self.is_free(tried))
+        return port_within(tried, choice.ports, manip) and (low == high or self.is_free(conn, tried))
 
     def search(self, conn: Conn, tried: Key, choice: Choice, manip: int) -> Key:
         """Another port: 128 of them, the next to the last, from a random one on; if there are more, then from other random ones 64, 32, 16 and 8.
@@ -214,15 +216,15 @@ class Translator:
         drawn = manip == SRC or choice.random
         told = drawn and self._preferred.get(manip, -1) >= low  # a search that finds nothing ends there, as the one did that is followed
         offset = first = self._first_offset(low, manip) if drawn else 0
-        attempts = min(ATTEMPTS, size)
+        attempts = min(ATTEMPTS * self._shares, size)
         while True:
             for i in range(attempts):
                 tried = with_port(tried, manip, low + (offset + i & MASK16) % size)
                 # How many attempts the search had left that is followed is not known: few enough.
-                left = LAST_ATTEMPTS if told and offset == first and i == 0 else attempts - i
-                if self.is_free(tried) or self.take_over(conn, tried, left):
+                left = LAST_ATTEMPTS * self._shares if told and offset == first and i == 0 else attempts - i
+                if self.is_free(conn, tried) or self.take_over(conn, tried, left):
                     return tried
-            if attempts >= size or attempts < LEAST_ATTEMPTS:
+            if attempts >= size or attempts < LEAST_ATTEMPTS * self._shares:
                 return with_port(tried, manip, low + first % size) if told else tried
             attempts //= 2
             offset = self._draws.port()
@@ -231,16 +233,20 @@ class Translator:
         preferred = self._preferred.pop(manip, None)
         return self._draws.port() if preferred is None or preferred < low else preferred - low
 
-    def is_free(self, leaving: Key) -> bool:
-        """Nobody's tuple is the one that the answers would have."""
-        return self._table.find(answer_to(leaving)) is None
+    def is_free(self, conn: Conn, leaving: Key) -> bool:
+        """Nobody's tuple is the one that the answers would have, and these would come to this tracker, if several share the work."""
+        return self.is_own(conn, leaving) and self._table.find(answer_to(leaving)) is None
+
+    def is_own(self, conn: Conn, leaving: Key) -> bool:
+        """Whose a connection is that was expected, all trackers know."""
+        return self._shares == 1 or conn.has(Status.EXPECTED) or owner(leaving, self._shares) == self._share
 
     def take_over(self, conn: Conn, leaving: Key, left: int) -> bool:
         """Whether a closed TCP connection made room for a SYN, which needs a number above that connection's: what is still on its way must not fit.
 
         left: attempts, this one included. Source: nf_nat_used_tuple_harder.
         """
-        if left > LAST_ATTEMPTS or leaving.proto != Proto.PROTO_TCP or conn.l4.state != S.SYN_SENT:
+        if left > LAST_ATTEMPTS * self._shares or not self.is_own(conn, leaving) or leaving.proto != Proto.PROTO_TCP or conn.l4.state != S.SYN_SENT:
             return False
         found = self._table.find(answer_to(leaving))
         if found is None or found[1] != Dir.REPLY:

@@ -49,7 +49,7 @@ class ModelTracker(Acting, Administration):
         self._tick_ns = SECOND // config.hz
         self._table = Table(config.capacity, config.buckets, config.seed)
         self._conns: dict[int, Conn] = {}  # by ordinal, so oldest first
-        self._next_id = 0
+        self._next_id = config.share[0]
         self._expectations = Expectations(config.expect_max)
         self._events: deque[np.ndarray] = deque()
         self._evictions: list[Any] = []

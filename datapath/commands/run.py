@@ -41,8 +41,10 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
 
 
 def _checked(config) -> int:
+    from datapath.live.shared import check_shared
     from datapath.pipeline import rules_file
 
     ruleset = rules_file.load(config.rules)
+    check_shared(ruleset, config.workers)
     click.echo(f"{len(config.iface)} interfaces, {len(ruleset.rules)} rules: fine")
     return 0

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ctcore.config import EVENT_BITS
+from ctcore.config import EVENT_BITS, SHARES_LIMIT
 from ctcore.config import Config as Tracking
 from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.drivers import DRIVERS, Wanted
@@ -36,7 +36,7 @@ Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
 # Sections of settings that another module checks: what each of its keys may be is said there.
-_TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz"}
+_TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
 _BY_ZONE = ("zone_limits", "zone_reserves")
 
 
@@ -208,11 +208,13 @@ def _zones(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class NodeConfig(Section):
-    """A node. cpu: where its thread runs, None: wherever the system has it."""
+    """A node. workers: threads that share the work; cpus: where each runs, empty: wherever the system has them; cpu: the same for a single one."""
 
     rules: str
     flowtable: bool = True
+    workers: Annotated[int, Field(ge=1, le=SHARES_LIMIT)] = 1
     cpu: Annotated[int, Field(ge=0)] | None = None
+    cpus: list[Annotated[int, Field(ge=0)]] = []
     iface: Annotated[list[IfaceSection], Field(min_length=1, max_length=64)]
     conntrack: Annotated[dict[str, Any], AfterValidator(_zones)] = {}
     router: RouterSection = RouterSection()
@@ -223,6 +225,11 @@ class NodeConfig(Section):
     state: StateSection = StateSection()
     privileges: PrivilegesSection = PrivilegesSection()
     log: LogSection = LogSection()
+
+    @property
+    def places(self) -> list[int]:
+        """The CPU of each worker; empty: anywhere."""
+        return self.cpus or ([] if self.cpu is None else [self.cpu])
 
     def tracking(self) -> Tracking:
         """Raises ConfigError. Without a seed in the file it is drawn: who knows it could make tuples collide."""
@@ -273,6 +280,7 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
         except ConfigError as error:
             key = str(error).split(" ")[0].rstrip(":")
             raise ConfigError(_place(name, lines, ("iface", i, key)) + str(error)) from None
+    _check_workers(config, name, lines)
     _check_router(config, name, lines)
     for key in config.conntrack:
         if key not in _TRACKING:
@@ -286,6 +294,18 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
         config.tracking()
     except ConfigError as error:  # what several settings mean together
         raise ConfigError(_place(name, lines, ("conntrack",)) + str(error)) from None
+
+
+def _check_workers(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
+    """A CPU for each worker, or none."""
+    if config.cpu is not None and config.cpus:
+        raise ConfigError(_place(name, lines, ("cpu",)) + "expected `cpu` or `cpus`, not both")
+    if config.cpu is not None and config.workers > 1:
+        raise ConfigError(_place(name, lines, ("cpu",)) + f"expected `cpus`, one for each of {config.workers} workers")
+    if config.cpus and len(config.cpus) != config.workers:
+        raise ConfigError(_place(name, lines, ("cpus",)) + f"{len(config.cpus)} of them: expected one for each of {config.workers} workers")
+    if len(set(config.cpus)) != len(config.cpus):
+        raise ConfigError(_place(name, lines, ("cpus",)) + "expected each CPU once")
 
 
 def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:

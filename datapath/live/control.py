@@ -144,7 +144,7 @@ class Control:
 
     async def drain(self) -> None:
         async with self._draining:
-            taken = await self.desk.ask(lambda node: self.desk.tap.take(node.pipeline.tracker))
+            taken = await self.desk.ask(lambda node: self.desk.tap.take(node.trackers))
             for client in self.listeners():
                 if client.listener is not None:
                     client.listener.put(taken)
@@ -156,7 +156,7 @@ class Control:
             await self.drain()
         async with self._draining:
             tap = self.desk.tap
-            seq = tap.next if self.listeners() else await self.desk.ask(lambda node: tap.open(node.pipeline.tracker))
+            seq = tap.next if self.listeners() else await self.desk.ask(lambda node: tap.open(node.trackers))
             client.listener = listener
         return seq
 
@@ -246,7 +246,7 @@ class Client:
         try:
             if pump is not None:
                 raise RequestError("events: already asked for on this connection")
-            if not self.control._node.pipeline.tracker.config.events:
+            if not self.control._node.tracking.events:
                 raise RequestError("events: this node makes none: expected control.events = true")
             seq = await self.control.listen(self, Listener(wanted_of(request.get("which")), _kinds(request.get("kinds"))))
         except CtmirrorError as error:
@@ -257,7 +257,7 @@ class Client:
 
     async def _pump(self, number: object) -> None:
         """What waits, to the client, at the client's speed."""
-        listener, config = self.listener, self.control._node.pipeline.tracker.config
+        listener, config = self.listener, self.control._node.tracking
         assert listener is not None
         try:
             while True:

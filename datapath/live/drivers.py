@@ -66,8 +66,8 @@ class Wanted:
 
 @dataclass
 class Opened:
-    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers; driver: what was taken; said: how
-    it came to that, sentences for the log."""
+    """An interface that is open. ifaces: by receive queue, queue q belongs to worker q modulo the memory's workers, each of which has one; driver:
+    what was taken; said: how it came to that, sentences for the log."""
 
     name: str
     driver: str
@@ -96,9 +96,9 @@ class Opened:
 
 
 def open_interface(umem: Umem, name: str, wanted: Wanted | None = None) -> Opened:
-    """Open interface `name` of this thread's network namespace, with chunks of `umem`.
+    """Open interface `name` of this thread's network namespace, with chunks of `umem`, for all its workers.
 
-    Raises KernelError if it cannot be, with all that was tried in its text, ConfigError for settings that cannot be.
+    Raises KernelError if it cannot be, with all that was tried in its text, ConfigError for settings that cannot be, and fewer queues than workers.
     """
     wanted = Wanted() if wanted is None else wanted
     said: list[str] = []
@@ -124,9 +124,9 @@ def _refusal(name: str, driver: str, error: KernelError) -> str:
 
 def _open(umem: Umem, name: str, driver: str, wanted: Wanted, said: list[str]) -> Opened:
     if driver == "packet":
-        return Opened(name, driver, [PacketSocket(umem, name, ordinal=wanted.ordinal, settings=wanted.packet)])
+        return Opened(name, driver, _packet(umem, name, wanted))
     if driver == "tap":
-        return Opened(name, driver, [Tap(umem, name, ordinal=wanted.ordinal)])
+        return Opened(name, driver, _tap(umem, name, wanted))
     try:
         return _xdp(umem, name, driver, wanted)
     except KernelError as error:
@@ -136,8 +136,43 @@ def _open(umem: Umem, name: str, driver: str, wanted: Wanted, said: list[str]) -
     return _xdp(umem, name, driver, replace(wanted, xsk=replace(wanted.xsk, zero_copy=False)))
 
 
+def _packet(umem: Umem, name: str, wanted: Wanted) -> list[Iface]:
+    """A socket for each worker; of several the kernel gives each frame to one."""
+    with ExitStack() as stack:
+        sockets: list[PacketSocket] = []
+        for worker in range(umem.workers):
+            group = None if umem.workers == 1 else sockets[0].group if sockets else 0
+            sockets.append(PacketSocket(umem, name, worker=worker, ordinal=wanted.ordinal, settings=wanted.packet, group=group))
+            stack.callback(sockets[-1].close)
+        for one in sockets:
+            one.listen()
+        stack.pop_all()
+    return list(sockets)
+
+
+def _tap(umem: Umem, name: str, wanted: Wanted) -> list[Iface]:
+    """A queue for each worker."""
+    with ExitStack() as stack:
+        taps: list[Iface] = []
+        for worker in range(umem.workers):
+            real = taps[0].name if taps else name
+            taps.append(Tap(umem, real, worker=worker, ordinal=wanted.ordinal, several=umem.workers > 1))
+            stack.callback(taps[-1].close)
+        stack.pop_all()
+    return taps
+
+
+def check_queues(name: str, workers: int) -> None:
+    """Whether each worker can have a queue of an interface for itself, as XDP wants it. Raises ConfigError."""
+    queues = queues_of(name)
+    if queues < workers:
+        more = f'ethtool -L {name} combined {workers}, or driver = "packet"'
+        raise ConfigError(f"{name}: {queues} queue{'s' if queues > 1 else ''}: expected {workers} at least, one for each worker ({more})")
+
+
 def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
     """The sockets of all queues, then the program: so the first frame that it takes has somewhere to go."""
+    check_queues(name, umem.workers)
     with ExitStack() as stack:
         ifaces: list[Xsk] = []
         for queue in range(queues_of(name)):

@@ -30,6 +30,7 @@ from ctcore.errors import CtmirrorError
 from datapath.live.figures import look
 from datapath.live.metrics import METRICS, OWN, Labels, Look, Metric, ZoneNames, counted, gathered
 from datapath.live.node import Node
+from datapath.live.worker import Worker
 
 SLOTS = 8192  # of a table in one job: some 0.3 ms
 FRESH = 1.0  # seconds for which a reading is good enough
@@ -92,11 +93,14 @@ class Exposition(Collector):
         self.took = self.read_at - start
 
     async def _census(self) -> list[NDArray[np.uint32]]:
-        parts, first, used = [], 0, 1
-        while first < used:
-            part, used = await asyncio.wrap_future(self.node.ask(partial(_count_some, range(first, first + SLOTS))))
-            parts.append(part)
-            first += SLOTS
+        """A part for each range of slots of each worker."""
+        parts = []
+        for worker in self.node.workers:
+            first, used = 0, 1
+            while first < used:
+                part, used = await asyncio.wrap_future(worker.ask(partial(_count_some, range(first, first + SLOTS))))
+                parts.append(part)
+                first += SLOTS
         return parts
 
     # --- the library's side ---------------------------------------------------------------------------------------------------------------
@@ -117,9 +121,9 @@ class Exposition(Collector):
             yield family
 
 
-def _count_some(slots: range, node: Node) -> tuple[NDArray[np.uint32], int]:
+def _count_some(slots: range, worker: Worker) -> tuple[NDArray[np.uint32], int]:
     """A part of a census, and how many slots there are by now."""
-    return node.pipeline.tracker.census(slots=slots), node.pipeline.tracker.slots
+    return worker.pipeline.tracker.census(slots=slots), worker.pipeline.tracker.slots
 
 
 def _family(metric: Metric, samples: dict[Labels, float]) -> Family:

@@ -1,8 +1,8 @@
 """Events of connections, numbered, to whoever listens; and what becomes of those for whom that is too fast.
 
-Theory of operation: the tracker's buffer is emptied by a short job every PERIOD, as long as somebody listens. Every event has a number, counted from
-the node's start, lost ones included: those that found the buffer full come behind those that are in it, since it keeps the oldest. A listener has a
-queue of batches; one that is full takes no more until there is room again, and its reader is told how many are missing.
+Theory of operation: the trackers' buffers are emptied by a short job every PERIOD, as long as somebody listens. Every event has a number, counted
+from the node's start, lost ones included: those that found the buffer full come behind those that are in it, since it keeps the oldest. A listener
+has a queue of batches; one that is full takes no more until there is room again, and its reader is told how many are missing.
 While nobody listens, the buffer stays full, and an event costs the datapath no more than a number that is added; these are `unheard`.
 Invariants: numbers go up; each event up to the last number was in a batch, or is told of as lost, or nobody listened. A listener that does not read
 costs QUEUE events of memory, and nobody's time.
@@ -12,7 +12,7 @@ Not here: messages and connections of clients (control), events being made (ctco
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class Taken:
 
 
 class Tap:
-    """Counts and takes a tracker's events. Its methods are done in jobs."""
+    """Counts and takes events, of all workers' trackers together. Its methods are done in jobs of the node, so that no tracker goes on meanwhile."""
 
     def __init__(self) -> None:
         self.taken = 0  # in batches, or forgotten
@@ -55,34 +55,37 @@ class Tap:
         """The number of the first event that has not been taken."""
         return self.taken + self._lost_before
 
-    def seq(self, tracker: Tracker) -> int:
+    def seq(self, trackers: Sequence[Tracker]) -> int:
         """The number that the next event gets."""
-        return self.taken + tracker.events_waiting + tracker.events_lost
+        return self.taken + sum(tracker.events_waiting + tracker.events_lost for tracker in trackers)
 
-    def open(self, tracker: Tracker) -> int:
+    def open(self, trackers: Sequence[Tracker]) -> int:
         """Somebody listens from now on: the number of the first event to be heard."""
-        waiting = tracker.forget_events()
+        waiting = sum(tracker.forget_events() for tracker in trackers)
         self.taken += waiting
-        self.unheard += waiting + self._lost_since(tracker)
-        tracker.evictions()
-        return self.seq(tracker)
+        self.unheard += waiting + self._lost_since(trackers)
+        for tracker in trackers:
+            tracker.evictions()
+        return self.seq(trackers)
 
-    def take(self, tracker: Tracker) -> Taken:
-        """All there is."""
-        seq, lost = self.next, self._lost_since(tracker)
-        events = tracker.events()
+    def take(self, trackers: Sequence[Tracker]) -> Taken:
+        """All there is, by time."""
+        seq, lost = self.next, self._lost_since(trackers)
+        events = np.concatenate([tracker.events() for tracker in trackers])
+        if len(trackers) > 1:
+            events = events[np.argsort(events["time"], kind="stable")]
         self.taken += len(events)
         self.lost += lost
-        return Taken(seq, events, tracker.evictions(), lost)
+        return Taken(seq, events, np.concatenate([tracker.evictions() for tracker in trackers]), lost)
 
-    def _lost_since(self, tracker: Tracker) -> int:
-        before, self._lost_before = self._lost_before, tracker.events_lost
+    def _lost_since(self, trackers: Sequence[Tracker]) -> int:
+        before, self._lost_before = self._lost_before, sum(tracker.events_lost for tracker in trackers)
         return self._lost_before - before
 
-    def counters(self, tracker: Tracker, listening: bool) -> dict[str, int]:
+    def counters(self, trackers: Sequence[Tracker], listening: bool) -> dict[str, int]:
         """Numbers of events: made in all, lost (that listeners could not have), unheard (that nobody listened for)."""
-        since = 0 if listening else tracker.events_waiting + tracker.events_lost - self._lost_before
-        return {"events": self.seq(tracker), "lost": self.lost, "unheard": self.unheard + since}
+        since = 0 if listening else self.seq(trackers) - self.taken - self._lost_before
+        return {"events": self.seq(trackers), "lost": self.lost, "unheard": self.unheard + since}
 
 
 @dataclass

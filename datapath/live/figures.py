@@ -9,38 +9,80 @@ Not here: text for people (commands.stats, commands.top), messages (requests).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctcore.nat_rules import NatPool
 from ctcore.types import Reason, State
 from datapath import fields
 from datapath.live.node import Node
+from datapath.live.shared import summed
 from datapath.pipeline.tc_print import rule_line
 
 TOP_RULES = 20
+_NO_SUMS = {"first_ts", "last_ts", "reason_first", "fragments"}
 STATES = tuple(State)[: State.N_STATES]
 NO_ROWS = np.zeros(0, dtype=[("conn", "i8"), ("packets", "u8", (2,)), ("bytes", "u8", (2,))])
 
 
 def look(node: Node) -> dict[str, Any]:
-    """What is to be had of a node in a job: arrays and counters, some microseconds' worth."""
-    pipeline, tracker = node.pipeline, node.pipeline.tracker
+    """What is to be had of a node in a job: arrays and counters of all workers together, some microseconds' worth."""
+    pipelines, trackers = [worker.pipeline for worker in node.workers], node.trackers
     return {
-        "summary": pipeline.summary(), "rules": (pipeline.program.ruleset, pipeline.counters()), "loop": node.loop.counters(),
-        "histogram": node.loop.histogram(), "shortcuts": pipeline.shortcuts(), "flowtable": pipeline.flows.counters() if pipeline.flows else None,
-        "tracker": tracker.counters(), "count": tracker.count, "capacity": tracker.config.capacity,
-        "zones": tracker.zone_counts(), "pools": tracker.nat_pools(), "evictions_lost": tracker.evictions_lost,
+        "summary": _whole([pipeline.summary() for pipeline in pipelines]),
+        "rules": (pipelines[0].program.ruleset, _rule_counters([pipeline.counters() for pipeline in pipelines])),
+        "loop": node.loop_counters(), "histogram": sum(worker.loop.histogram() for worker in node.workers),
+        "workers": [worker.loop.counters() for worker in node.workers],
+        "shortcuts": summed(pipeline.shortcuts() for pipeline in pipelines),
+        "flowtable": summed(pipeline.flows.counters() for pipeline in pipelines if pipeline.flows) or None,
+        "tracker": summed(tracker.counters() for tracker in trackers), "count": node.count, "capacity": node.tracking.capacity,
+        "zones": summed(tracker.zone_counts() for tracker in trackers), "pools": _pools([tracker.nat_pools() for tracker in trackers]),
+        "evictions_lost": sum(tracker.evictions_lost for tracker in trackers),
         "router": _router(node),
         "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
     }  # fmt: skip
 
 
 def _router(node: Node) -> dict[str, int] | None:
-    if node.router is None or node.neighbours is None:
+    """Each worker's router knows all neighbours, so they are counted once."""
+    routers = [worker.router for worker in node.workers if worker.router is not None]
+    if not routers or node.neighbours is None:
         return None
-    return {**node.router.counters(), **node.router.neighbours.counters(), **node.neighbours.counters()}
+    tables = summed(router.neighbours.counters() for router in routers)
+    return {**summed(router.counters() for router in routers), **tables, "neighbours": len(routers[0].neighbours), **node.neighbours.counters()}
+
+
+def _whole(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Summaries of several workers as one. What was first there has no number: each worker counts its own packets."""
+    if len(summaries) == 1:
+        return summaries[0]
+    whole: dict[str, Any] = {name: sum(one[name] for one in summaries) for name in summaries[0] if name not in _NO_SUMS}
+    seen = [one for one in summaries if one["total_packets"]] or [summaries[0]]
+    whole |= {"first_ts": min(one["first_ts"] for one in seen), "last_ts": max(one["last_ts"] for one in seen)}
+    return {**whole, "fragments": summed(one["fragments"] for one in summaries)}
+
+
+def _rule_counters(counters: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """COUNT_DTYPE[n] of the same rules, together."""
+    whole = counters[0]
+    for one in counters[1:]:
+        for name in ("packets", "bytes", "drops", "overlimits"):
+            whole[name] += one[name]
+        whole["last"] = np.maximum(whole["last"], one["last"])
+    return whole
+
+
+def _pools(pools: Sequence[Sequence[NatPool]]) -> list[NatPool]:
+    """Of the same NAT rules. The most at a time is that of all workers if they had it at the same time."""
+    return [
+        same[0]._replace(
+            in_use=sum(pool.in_use for pool in same), high_water=sum(pool.high_water for pool in same), exhausted=sum(pool.exhausted for pool in same)
+        )
+        for same in zip(*pools, strict=True)
+    ]  # fmt: skip
 
 
 def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
@@ -57,11 +99,12 @@ def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
         "ifaces": [{"name": name, "driver": driver, "condition": at, "queue": _queue(seen["ifaces"], i), **counts}
                    for i, (name, driver, at, counts) in enumerate(seen["ifaces"])],
         "loop": seen["loop"],
+        "workers": seen["workers"],
         "router": seen["router"],
         "latency": {str(1 << i): int(n) for i, n in enumerate(seen["histogram"].tolist()) if n},
         "flowtable": seen["flowtable"],
         "shortcuts": seen["shortcuts"],
-        "table": {"connections": seen["count"], "max": node.pipeline.tracker.config.capacity, "zones": {str(z): n for z, n in seen["zones"].items()}},
+        "table": {"connections": seen["count"], "max": node.tracking.capacity, "zones": {str(z): n for z, n in seen["zones"].items()}},
         "tracker": seen["tracker"],
         "pools": [pool._asdict() for pool in seen["pools"]],
         "rules": _rules(*seen["rules"]),

@@ -15,12 +15,13 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ctcore.steering import owner
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
 from datapath.errors import KernelError
@@ -95,32 +96,50 @@ def dumped(sock: socket.socket) -> Iterator[bytes]:
                 yield data[FAMILY.size :]
 
 
-def adopt(tracker: Tracker, now: int) -> Moved:
-    """Enter the kernel's connections into a tracker, whose clock moves on to now (ns). Raises KernelError, OSError; then some may be in it."""
-    tracker.expire(now)
+def adopt(trackers: Sequence[Tracker], now: int) -> Moved:
+    """Enter the kernel's connections into the trackers that share them, whose clocks move on to now (ns). Raises KernelError, OSError; then some may
+    be in them."""
+    for tracker in trackers:
+        tracker.expire(now)
+    hz, places = trackers[0].config.hz, sum(tracker.config.capacity for tracker in trackers)
     out: Counter[str] = Counter()
     taken, rows = 0, []
     with _socket() as sock:
         for data in dumped(sock):
             try:
-                rows.append(row_of(data, tracker.config.hz))
+                rows.append(row_of(data, hz))
             except Odd as error:
                 out[str(error)] += 1
             if len(rows) == GROUP:
-                taken += _enter(tracker, rows, out)
+                taken += _enter(trackers, rows, out)
                 rows = []
-            if tracker.count >= tracker.config.capacity:
+            if sum(tracker.count for tracker in trackers) >= places:
                 out["no place: what followed was not read"] += 1
                 break
-    return Moved(taken + _enter(tracker, rows, out), dict(out))
+    return Moved(taken + _enter(trackers, rows, out), dict(out))
 
 
-def _enter(tracker: Tracker, rows: list[NDArray[Any]], out: Counter[str]) -> int:
+def _enter(trackers: Sequence[Tracker], rows: list[NDArray[Any]], out: Counter[str]) -> int:
     if not rows:
         return 0
-    taken, refused = tracker.adopt(np.concatenate(rows).astype(CONN_DTYPE, copy=False))
-    out.update(refused)
-    return taken
+    conns = np.concatenate(rows).astype(CONN_DTYPE, copy=False)
+    owners = _owners(conns, len(trackers))
+    out.update({"answers would come to another worker": int((owners < 0).sum())} if (owners < 0).any() else {})
+    entered = 0
+    for number, tracker in enumerate(trackers):
+        taken, refused = tracker.adopt(np.ascontiguousarray(conns[owners == number]))
+        entered += taken
+        out.update(refused)
+    return entered
+
+
+def _owners(conns: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Whose each connection is, of `count` workers; -1: packets of one direction would come to another one than those of the other."""
+    if count == 1:
+        return np.zeros(len(conns), dtype=np.int64)
+    keys = conns["flow"]["key"]
+    pairs = ([owner(keys[i, d].tobytes(), count) for d in range(2)] for i in range(len(conns)))
+    return np.array([one if one == other else -1 for one, other in pairs], dtype=np.int64)
 
 
 # --- giving back ------------------------------------------------------------------------------------------------------------------------
@@ -146,9 +165,9 @@ def _ask(sock: socket.socket, requests: list[bytes]) -> list[int]:
     return [codes[i] for i in range(len(requests))]
 
 
-def hand_over(tracker: Tracker) -> Moved:
-    """Create a tracker's connections in the kernel. What is in a flow table is to be flushed before. Raises KernelError, OSError."""
-    conns, hz = tracker.conns(), tracker.config.hz
+def hand_over(trackers: Sequence[Tracker]) -> Moved:
+    """Create the trackers' connections in the kernel. What is in a flow table is to be flushed before. Raises KernelError, OSError."""
+    conns, hz = np.concatenate([tracker.conns() for tracker in trackers]), trackers[0].config.hz
     out: Counter[str] = Counter()
     moved = (conns["status"] & Status.SEQ_ADJUST) != 0
     out.update({"its sequence numbers are moved": int(moved.sum())} if moved.any() else {})

@@ -3,6 +3,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from datapath.frame cimport Frame
+from datapath.live.iface cimport Iface
+from datapath.live.handoff cimport Handoff
 from datapath.live.router cimport Router, Step
 from datapath.live.rows cimport Send
 from datapath.live.umem cimport Pool, Umem
@@ -53,6 +55,10 @@ cdef class Loop:
     cdef uint64_t[N_BUCKETS] took
     cdef volatile bint asked    # somebody wants a turn
 
+    # Of several workers; never looked at where there is one.
+    cdef readonly Handoff handoff   # None: this worker is alone
+    cdef bint shares
+
     # Of a router; never looked at without one.
     cdef readonly Router router # None: nothing is routed
     cdef int[MOST_IFACES] sends # by ordinal: the iface that sends what leaves there
@@ -64,7 +70,9 @@ cdef class Loop:
     cdef Frame[MOST_ONWARD] onward
     cdef int n_onward
 
+    cdef int put(self, int i, Iface iface) except -1
     cdef int round(self) noexcept nogil
+    cdef int from_others(self) noexcept nogil
     cdef uint32_t may_walk(self, int pressed) noexcept nogil
     cdef void forward(self, int n) noexcept nogil
     cdef void through(self, int n) noexcept nogil

@@ -8,7 +8,8 @@ pieces of a datagram) take chunks from the pool. All that do not leave give thei
 What passes at a device in router mode is routed where it lies, and goes through the pipeline once more if there are rules at the egress of the device
 it leaves by; what a rule sends on from there is not routed again. An ICMP error quotes the frame as it came, before any rule: so its sender knows it.
 One frame: chunk 7 arrives at eth0, a rule redirects it to eth1: chunk 7 is handed to eth1, and comes back to the pool when the kernel has sent it.
-Invariants: each received chunk is handed to an iface or given back in the round in which it came. No frame is lost without a counter. Python has its
+With several workers, what was received and is another one's is handed over before anything looks at it, and what others hand over is done last.
+Invariants: each received chunk is handed to an iface, to another worker, or given back in the round in which it came. No frame is lost without a counter. Python has its
 turn between two calls of run() only, so nobody changes rules or tables under a packet.
 Not here: opening ifaces and loading rules (node), what rules do (ruled), jobs from outside (worker), where a frame is routed to (router).
 """
@@ -23,6 +24,7 @@ from libc.string cimport memcpy, memset
 from ctcore.lowlevel cimport likely, unlikely
 from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
+from datapath.live.handoff cimport Handoff
 from datapath.live.iface cimport PRESSED, Iface, wall_ns
 from datapath.live.partial cimport complete
 from datapath.live.polling cimport POLLIN, poll, pollfd
@@ -48,18 +50,20 @@ assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 cdef class Loop:
     """See loop.pyi."""
 
-    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None, Router router=None):
+    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None, Router router=None, Handoff handoff=None):
         self.ifaces = tuple(ifaces)
         if not 0 < len(self.ifaces) <= MOST_IFACES:
             raise ValueError(f"ifaces: expected 1 to {MOST_IFACES}, found {len(self.ifaces)}")
-        self.pipeline, self.umem, self.router = pipeline, self.ifaces[0].umem, router
+        self.pipeline, self.umem, self.router, self.handoff = pipeline, self.ifaces[0].umem, router, handoff
+        self.shares = handoff is not None
+        if self.shares and (handoff.exchange.umem is not self.umem or handoff.worker != self.ifaces[0].worker):
+            raise ValueError(f"handoff: of worker {handoff.worker}: expected that of worker {self.ifaces[0].worker}, on the same memory")
         self.n_ifaces = len(self.ifaces)
         workers = {iface.worker for iface in self.ifaces}
         for i, iface in enumerate(self.ifaces):
             if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
-            self.iface[i] = <void *>iface
-            self.unsummed[i] = &(<Iface>iface).counts.rx_completed if iface.driver == "xdp" else NULL
+            self.put(i, iface)
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -69,6 +73,20 @@ cdef class Loop:
     def __dealloc__(self):
         if self.bell > 0:
             os.close(self.bell)
+
+    cdef int put(self, int i, Iface iface) except -1:
+        self.iface[i] = <void *>iface
+        self.unsummed[i] = &iface.counts.rx_completed if iface.driver == "xdp" else NULL
+        return 0
+
+    def replace(self, Iface old not None, Iface new not None):
+        """See loop.pyi."""
+        if new.umem is not self.umem or (new.worker, new.name, new.ordinal) != (old.worker, old.name, old.ordinal):
+            raise ValueError(f"{new!r}: expected an iface of the same memory, worker, name and ordinal")
+        self.pipeline.tracker.idle()
+        i = self.ifaces.index(old)
+        self.ifaces = (*self.ifaces[:i], new, *self.ifaces[i + 1:])
+        self.put(i, new)
 
     def aim(self, inward):
         """See loop.pyi."""
@@ -131,7 +149,8 @@ cdef class Loop:
     def counters(self):
         """See loop.pyi."""
         cdef const uint64_t *count = <const uint64_t *>&self.counts
-        return {name: count[i] for i, name in enumerate(COUNTERS)}
+        counts = {name: count[i] for i, name in enumerate(COUNTERS)}
+        return counts if self.handoff is None else {**counts, **self.handoff.counters()}
 
     def histogram(self):
         """See loop.pyi."""
@@ -147,26 +166,50 @@ cdef class Loop:
             now = wall_ns()
             if idle:
                 self.pipeline.tick(now)
+            if unlikely(self.shares):
+                self.handoff.look(now)
             if self.asked or now >= until:
                 return
             if idle > PATIENCE:
                 self.wait(until - now)
 
     cdef int round(self) noexcept nogil:
-        """Each iface once. How many frames there were."""
-        cdef int i, n, all = 0
+        """Each iface once, and what other workers have handed over. How many frames there were."""
+        cdef int i, n, all = 0, came = 0
         for i in range(self.n_ifaces):
             n = (<Iface>self.iface[i]).receive(self.frame, ROUND)
             if n:
                 self.pipeline.walks = ALL_WALK if likely(n < ROUND) else self.may_walk((<Iface>self.iface[i]).pressed())
                 if self.unsummed[i] != NULL:
                     self.unsummed[i][0] += complete(self.umem.base, self.frame, n)
+                came += n
+                if unlikely(self.shares):
+                    n = self.handoff.sort(self.frame, n)
+                    if n == 0:
+                        continue
                 self.forward(n)
                 all += n
+        if unlikely(self.shares):
+            n = self.from_others()
+            all, came = all + n, came + n
         for i in range(self.n_ifaces):
             (<Iface>self.iface[i]).tidy()
+        if unlikely(self.shares):
+            self.handoff.settle()
         self.counts.rounds += 1
         self.counts.frames += all
+        return came
+
+    cdef int from_others(self) noexcept nogil:
+        """Frames that are this worker's, whoever has received them. How many."""
+        cdef uint32_t source
+        cdef int n, all = 0
+        for source in range(self.handoff.workers):
+            n = self.handoff.take(source, self.frame, ROUND)
+            if n:
+                self.pipeline.walks = ALL_WALK if likely(n < ROUND) else self.may_walk(self.handoff.pressed(source))
+                self.forward(n)
+                all += n
         return all
 
     cdef inline uint32_t may_walk(self, int pressed) noexcept nogil:
@@ -399,10 +442,16 @@ cdef class Loop:
 
     cdef void wait(self, int64_t most) noexcept nogil:
         """Until a frame comes, somebody rings the bell, or timers want to go on."""
-        cdef pollfd[MOST_IFACES + 1] fds
+        cdef pollfd[MOST_IFACES + 2] fds
         cdef int i
+        if self.shares and not self.handoff.may_sleep():
+            return
         for i in range(self.n_ifaces):
             fds[i].fd, fds[i].events = (<Iface>self.iface[i]).fd, POLLIN
         fds[self.n_ifaces].fd, fds[self.n_ifaces].events = self.bell, POLLIN
+        if self.shares:
+            fds[self.n_ifaces + 1].fd, fds[self.n_ifaces + 1].events = self.handoff.post[self.handoff.worker].bell, POLLIN
         self.counts.waits += 1
-        poll(fds, self.n_ifaces + 1, <int>min(most // 1000000, <int64_t>LONGEST_NAP))
+        poll(fds, self.n_ifaces + 1 + self.shares, <int>min(most // 1000000, <int64_t>LONGEST_NAP))
+        if self.shares:
+            self.handoff.awake()

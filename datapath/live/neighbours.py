@@ -1,9 +1,9 @@
 """What a router has to know of the kernel: its interfaces, addresses, neighbours and, if wanted, routes; kept up to date while packets are routed.
 
 Theory of operation: a thread listens to rtnetlink. Changes of neighbours are passed on one by one; any other change, and the news that messages
-were lost, leads to everything being read again, at most every SETTLE seconds. What was read goes into the router's tables in one job, between two
-rounds of the loop. The other way round, the router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which makes it ask:
-so ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
+were lost, leads to everything being read again, at most every SETTLE seconds. What was read goes into the tables of all workers' routers in one job,
+between two rounds of their loops. The other way round, a router rings when it misses a neighbour, and the kernel is told to use it (NTF_USE), which
+makes it ask: so ARP and neighbour discovery stay the kernel's business, and the host's tables and ours never disagree for long.
 Invariants: the tables are touched in jobs only, or before the node works. The kernel is asked for at most MOST_ASKED neighbours a second, for each
 once a second, whatever strangers send. Everything is read in the namespace of the thread that made this.
 Not here: the tables (routes, neighbour_table), which frames are the host's (xdp_filter, by host_networks() here).
@@ -178,18 +178,20 @@ class Neighbours:
 
     def __init__(
         self,
-        router: Router,
+        routers: Sequence[Router],
         ask: Callable[[Callable[[Any], Any]], Future[Any]],
         *,
         routed: Sequence[str],
         routes: Sequence[StaticRoute] = (),
         kernel_routes: bool = False,
     ) -> None:
-        """Fill the tables, and watch from now on. ask: Node.ask, or what does jobs as it does; routed: names of the devices in router mode.
+        """Fill the tables, and watch from now on. routers: of all workers, with the same devices; ask: Node.ask, or what does jobs as it does;
+        routed: names of the devices in router mode.
 
         Raises KernelError if the kernel cannot be asked.
         """
-        self.router, self.ask, self.routed, self.static, self.kernel_routes = router, ask, tuple(routed), tuple(routes), kernel_routes
+        self.routers, self.device_names = tuple(routers), tuple(routers[0].names)
+        self.ask, self.routed, self.static, self.kernel_routes = ask, tuple(routed), tuple(routes), kernel_routes
         self.overruns = self.syncs = 0
         self.known: set[Address] | None = None  # own addresses at the start
         self.names: dict[int, int] = {}
@@ -244,14 +246,15 @@ class Neighbours:
 
     def _watch(self, listener: socket.socket) -> None:
         due: float | None = None
-        sources: list[Any] = [listener, self.router.neighbours.bell, self.end]
+        bells = [router.neighbours.bell for router in self.routers]
+        sources: list[Any] = [listener, *bells, self.end]
         while not self.ended.is_set():
             wait = None if due is None else max(0.0, due - time.monotonic())
             ready, _, _ = select.select(sources, [], [], wait)
             if listener in ready and self._listen(listener):
                 due = due or time.monotonic() + SETTLE
-            if self.router.neighbours.bell in ready:
-                self._wanted()
+            if rung := [bell for bell in bells if bell in ready]:
+                self._wanted(rung)
             if due is not None and time.monotonic() >= due:
                 due = None
                 self._do(partial(self._take, self._read()))
@@ -296,18 +299,20 @@ class Neighbours:
     def _change(self, messages: Iterable[Any]) -> None:
         for message in messages:
             found = _neighbour(message, self.names)
-            if message["event"] == "RTM_NEWNEIGH" and found is not None:
-                ordinal, address, mac, stale = found
-                self.router.neighbours.put(ordinal, address, mac, stale=stale)
-            elif message["event"] == "RTM_DELNEIGH" and message["ifindex"] in self.names and message.get_attr("NDA_DST") is not None:
-                self.router.neighbours.drop(self.names[message["ifindex"]], ip_address(message.get_attr("NDA_DST")))
+            gone = message["event"] == "RTM_DELNEIGH" and message["ifindex"] in self.names and message.get_attr("NDA_DST") is not None
+            for router in self.routers:
+                if message["event"] == "RTM_NEWNEIGH" and found is not None:
+                    ordinal, address, mac, stale = found
+                    router.neighbours.put(ordinal, address, mac, stale=stale)
+                elif gone:
+                    router.neighbours.drop(self.names[message["ifindex"]], ip_address(message.get_attr("NDA_DST")))
 
     # --- everything -----------------------------------------------------------------------------------------------------------------------
 
     def _read(self) -> Seen:
         """All that there is, as the kernel has it now."""
         seen = Seen()
-        ordinals = {name: i for i, name in enumerate(self.router.names)}
+        ordinals = {name: i for i, name in enumerate(self.device_names)}
         for message in self.netlink.get_links():
             name = message.get_attr("IFLA_IFNAME")
             if name in ordinals:
@@ -318,7 +323,7 @@ class Neighbours:
             seen.own.add(found.ip)
             seen.routes += [RouteRow(ip_network(group), RouteKind.ROUTE_GROUP) for group in groups]
             if index in seen.names and not found.ip.is_link_local:
-                seen.stations[self.router.names[seen.names[index]]]["addresses"].append(found.ip)
+                seen.stations[self.device_names[seen.names[index]]]["addresses"].append(found.ip)
                 connected.append(RouteRow(found.network, RouteKind.ROUTE_LINK, seen.names[index]))
         # Of equal prefixes the first one stays.
         seen.routes = [RouteRow(ip_network(address), RouteKind.ROUTE_OWN) for address in seen.own] + seen.routes
@@ -342,9 +347,17 @@ class Neighbours:
                 yield RouteRow(route.prefix, RouteKind.ROUTE_LINK if route.via is None else RouteKind.ROUTE_VIA, iface, route.via)
 
     def _take(self, seen: Seen) -> None:
-        """What was read into the router's tables. A job."""
+        """What was read into the routers' tables. A job."""
         self.syncs += 1
-        router = self.router
+        for router in self.routers:
+            self._fill(router, seen)
+        self.names = seen.names
+        if self.known is not None and seen.own - self.known:
+            new = ", ".join(sorted(map(str, seen.own - self.known)))
+            LOG.warning(f"{new}: new addresses of the host: where XDP is used, packets to them reach it after a restart")
+        self.known = seen.own if self.known is None else self.known | seen.own
+
+    def _fill(self, router: Router, seen: Seen) -> None:
         gone = {"mac": bytes(6), "mtu": 1500, "up": False}
         for name in router.names:
             router.put_station(name, **seen.stations.get(name, gone), routed=name in self.routed)
@@ -355,17 +368,13 @@ class Neighbours:
         for row in seen.routes:
             if row.via is not None and router.neighbours.find(row.iface, row.via) is None:
                 router.neighbours.want(row.iface, row.via)
-        self.names = seen.names
-        if self.known is not None and seen.own - self.known:
-            new = ", ".join(sorted(map(str, seen.own - self.known)))
-            LOG.warning(f"{new}: new addresses of the host: where XDP is used, packets to them reach it after a restart")
-        self.known = seen.own if self.known is None else self.known | seen.own
 
     # --- who is wanted --------------------------------------------------------------------------------------------------------------------
 
-    def _wanted(self) -> None:
-        os.eventfd_read(self.router.neighbours.bell)
-        for ordinal, address in self._do(self.router.neighbours.take_wanted):
+    def _wanted(self, rung: Sequence[int]) -> None:
+        for bell in rung:
+            os.eventfd_read(bell)
+        for ordinal, address in self._do(lambda: [wanted for router in self.routers for wanted in router.neighbours.take_wanted()]):
             if self._may_ask(ordinal, address):
                 self._ask_for(ordinal, address)
         if self.ended.wait(1 / MOST_ASKED):  # packets to nowhere ring as often as we listen
@@ -392,7 +401,7 @@ class Neighbours:
         try:
             self.netlink.neigh("replace", family=family, dst=str(address), ifindex=index, state=NUD_NONE, flags=NTF_USE)
         except NetlinkError as error:  # no place in its table, or the interface has gone
-            LOG.debug(f"{self.router.names[ordinal]}: {address}: cannot be asked for: {error}")
+            LOG.debug(f"{self.device_names[ordinal]}: {address}: cannot be asked for: {error}")
 
 
 def _listener() -> socket.socket:

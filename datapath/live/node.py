@@ -1,9 +1,10 @@
-"""A node that runs: memory, interfaces, rules and the loop, put together from its configuration; and turns for whoever wants something of it.
+"""A node that runs: memory, interfaces, rules and workers, put together from its configuration; and turns for whoever wants something of it.
 
-Theory of operation: one thread works, without the GIL, in turns of a second at most. Whoever wants to see or change tables hands in a job, and rings:
-the loop ends its turn after the round at hand, does the jobs, and goes on. So a job finds nothing half done, and packets wait as long as it takes.
+Theory of operation: each worker has a table, rules and queues of its own, and a thread; frames that are another one's are handed over (handoff). Jobs
+for the node are done while all its workers stand still between two rounds, so they find nothing half done anywhere; what takes long is asked of one
+worker after the other (Worker.ask).
 Invariants: jobs are done in the order in which they came, each once; after close() nothing is left open, whatever failed.
-Not here: the configuration's text (config), commands from outside (control), packets (loop).
+Not here: the configuration's text (config), commands from outside (control), packets (loop), one worker's turns (worker).
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ctcore.config import Config
 from ctcore.errors import ConfigError
+from ctcore.tracker import Tracker
+from datapath.errors import KernelError
 from datapath.live.config import NodeConfig
 from datapath.live.drivers import Opened, open_interface
+from datapath.live.handoff import Exchange
 from datapath.live.interfaces import queues_of
 from datapath.live.loop import Loop
 from datapath.live.neighbour_table import NeighbourTable
 from datapath.live.router import Router
+from datapath.live.shared import check_shared, divided, shares_of, summed
 from datapath.live.umem import Umem
+from datapath.live.worker import Meeting, Worker
 from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
 from datapath.pipeline.program import Program
@@ -35,7 +41,6 @@ from datapath.ruled import RulePipeline
 if TYPE_CHECKING:
     from datapath.live.neighbours import Neighbours
 
-TURN = 1.0  # seconds without a job
 RINGS = 4  # of each queue
 FRAMES_PER_SLOT = 2  # so that a ring can be full while as many frames are on their way
 LOG = logging.getLogger("ctmirror")
@@ -44,7 +49,7 @@ T = TypeVar("T")
 
 
 class Node:
-    """A node that is open: a pipeline, its interfaces, and the loop between them. close() it."""
+    """A node that is open: its workers and their interfaces. close() it."""
 
     def __init__(self, config: NodeConfig, settled: Callable[[], None] = lambda: None) -> None:
         """Open everything. settled: called when all is open that needs rights, before the first thread begins.
@@ -52,28 +57,63 @@ class Node:
         Raises ConfigError, RuleError, KernelError, MemoryError, and what settled() raises; then nothing is open.
         """
         self.config = config
-        self.stopping = False
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[Node], Any]]] = SimpleQueue()
-        self._closing = threading.Lock()
+        self.tracking: Config = config.tracking()  # of all workers together
+        self._asking = threading.Lock()
+        self._check_cpus()
         with ExitStack() as stack:
             ruleset = rules_file.load(config.rules)
-            names = [iface.name for iface in config.iface]
-            self.pipeline = RulePipeline(ruleset, config.tracking(), devices=names, flowtable=config.flowtable)
+            check_shared(ruleset, config.workers)
+            self.names = [iface.name for iface in config.iface]
             self.routed = [iface.name for iface in config.iface if iface.routed]
             self.local = self._host_networks(ruleset)
-            self.umem = Umem(config.memory.chunks or _chunks(config), chunk_size=config.memory.chunk)
-            self.opened = [self._open(stack, i) for i in range(len(names))]
-            ifaces = [iface for opened in self.opened for iface in opened.ifaces]
-            self.router = self._router(names)
-            self.loop = Loop(self.pipeline, ifaces, inward=self._inward(), router=self.router)
+            pipelines = self._pipelines(ruleset)
+            chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
+            self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
+            self.opened: list[Opened] = []
+            for i in range(len(self.names)):
+                self.opened.append(self._open(i))
+                stack.callback(self._close_interface, i)
+            self.workers = self._make_workers(stack, pipelines)
             settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
 
-    def _open(self, stack: ExitStack, i: int) -> Opened:
+    def _check_cpus(self) -> None:
+        """Raises ConfigError for one that is not this process's."""
+        allowed = os.sched_getaffinity(0)
+        for cpu in self.config.places:
+            if cpu not in allowed:
+                raise ConfigError(f"cpus: {cpu}: expected one of {', '.join(map(str, sorted(allowed)))}")
+
+    def _pipelines(self, ruleset: Ruleset) -> list[RulePipeline]:
+        made: list[RulePipeline] = []
+        for share in shares_of(self.tracking, self.config.workers):
+            beside = made[0].program if made else None
+            made.append(RulePipeline(ruleset, share, devices=self.names, flowtable=self.config.flowtable, beside=beside))
+        return made
+
+    def _make_workers(self, stack: ExitStack, pipelines: Sequence[RulePipeline]) -> list[Worker]:
+        ends: Sequence[Any] = [None]
+        self.exchange: Exchange | None = None
+        if self.config.workers > 1:
+            self.exchange = Exchange(self.umem)
+            stack.callback(self.exchange.close)
+            pipelines[0].tracker.tell_strays(self.exchange.strays)
+            ends = self.exchange.ends
+        made = []
+        for number, (pipeline, end) in enumerate(zip(pipelines, ends, strict=True)):
+            ifaces = [iface for opened in self.opened for iface in opened.ifaces if iface.worker == number]
+            router = self._router()
+            loop = Loop(pipeline, ifaces, inward=self._inward(), router=router, handoff=end)
+            made.append(Worker(number, self.config.places[number] if self.config.places else None, pipeline, loop, router))
+        return made
+
+    def _close_interface(self, i: int) -> None:
+        self.opened[i].close()
+
+    def _open(self, i: int) -> Opened:
         section = self.config.iface[i]
         opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
-        stack.callback(opened.close)
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
         return opened
@@ -87,20 +127,22 @@ class Node:
 
         return host_networks(ruleset)
 
-    def _router(self, names: list[str]) -> Router | None:
+    def _router(self) -> Router | None:
+        """A worker's own: its ICMP errors are its part of all."""
         if not self.routed:
             return None
-        section = self.config.router
+        section, n = self.config.router, self.config.workers
         router = Router(
-            names, neighbours=NeighbourTable(section.neighbours), icmp_rate=section.icmp_rate, icmp_burst=section.icmp_burst,
-            icmp_peer_rate=section.icmp_peer_rate, icmp_peer_burst=section.icmp_peer_burst,
+            self.names, neighbours=NeighbourTable(section.neighbours), icmp_rate=section.icmp_rate / n, icmp_burst=max(section.icmp_burst / n, 1),
+            icmp_peer_rate=section.icmp_peer_rate / n, icmp_peer_burst=max(section.icmp_peer_burst / n, 1),
         )  # fmt: skip
-        for name in names:
+        for name in self.names:
             router.put_station(name, bytes(6), up=False, routed=name in self.routed)
         return router
 
     def _neighbours(self, stack: ExitStack) -> Neighbours | None:
-        if self.router is None:
+        routers = [worker.router for worker in self.workers if worker.router is not None]
+        if not routers:
             return None
         from datapath.live.neighbours import Neighbours, StaticRoute
 
@@ -108,75 +150,115 @@ class Node:
             StaticRoute(ip_network(route.prefix), None if route.via is None else ip_address(route.via), route.iface or "")
             for route in self.config.route
         ]
-        watching = Neighbours(self.router, self.ask, routed=self.routed, routes=routes, kernel_routes=self.config.router.kernel_routes)
+        watching = Neighbours(routers, self.ask, routed=self.routed, routes=routes, kernel_routes=self.config.router.kernel_routes)
         stack.callback(watching.close)
         return watching
 
     def _inward(self) -> dict[str, str]:
         return {iface.name: iface.inward for iface in self.config.iface if iface.inward is not None}
 
+    # The first worker's, which is all there is of a node with one.
+
+    @property
+    def pipeline(self) -> RulePipeline:
+        return self.workers[0].pipeline
+
+    @property
+    def loop(self) -> Loop:
+        return self.workers[0].loop
+
+    @property
+    def router(self) -> Router | None:
+        return self.workers[0].router
+
+    @property
+    def stopping(self) -> bool:
+        return any(worker.stopping for worker in self.workers)
+
+    @property
+    def trackers(self) -> list[Tracker]:
+        """By worker. For jobs, or while nobody works."""
+        return [worker.pipeline.tracker for worker in self.workers]
+
+    @property
+    def count(self) -> int:
+        """Connections of all workers. A job, or while nobody works."""
+        return sum(tracker.count for tracker in self.trackers)
+
+    def loop_counters(self) -> dict[str, int]:
+        """Of all loops together."""
+        return summed(worker.loop.counters() for worker in self.workers)
+
+    # --- at work --------------------------------------------------------------------------------------------------------------------------
+
     def work(self) -> None:
-        """Until stop(): in the thread that works from now on."""
-        if self.config.cpu is not None:
-            os.sched_setaffinity(0, {self.config.cpu})
-        try:
-            while not self.stopping:
-                self.loop.run(TURN)
-                self._do_jobs()
-        finally:
-            self.stopping = True
-            self._refuse_jobs()
+        """Until stop(): in this thread and one more for each further worker. Raises what one of them has raised; the others have stopped then."""
+        failed: list[BaseException] = []
+
+        def work(worker: Worker) -> None:
+            try:
+                worker.work()
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                self.stop()
+
+        threads = [threading.Thread(target=work, args=(worker,), name=f"worker-{worker.number}") for worker in self.workers[1:]]
+        for thread in threads:
+            thread.start()
+        work(self.workers[0])
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
 
     def stop(self) -> None:
         """Have work() return, from any thread."""
-        self.stopping = True
-        self.loop.ring()
+        for worker in self.workers:
+            worker.stop()
 
     def ask(self, job: Callable[[Node], T]) -> Future[T]:
-        """Have a job done between two rounds. Its exception is the future's; RuntimeError if the node stops before its turn comes."""
-        future: Future[T] = Future()
-        self._jobs.put((future, job))
-        if self.stopping:
-            self._refuse_jobs()
-        else:
-            self.loop.ring()
-        return future
+        """Have a job done while all workers stand still between two rounds. Its exception is the future's; RuntimeError if the node stops before."""
+        meeting = Meeting(len(self.workers), lambda: job(self))
+        with self._asking:
+            for worker in self.workers:
+                worker.put(meeting)
+        return meeting.future
 
-    def _do_jobs(self) -> None:
-        for future, job in iter(self._next_job, None):
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(job(self))
-            except Exception as error:
-                future.set_exception(error)
-
-    def _next_job(self) -> tuple[Future[Any], Callable[[Node], Any]] | None:
-        try:
-            return self._jobs.get_nowait()
-        except Empty:
-            return None
-
-    def _refuse_jobs(self) -> None:
-        for future, _ in iter(self._next_job, None):
-            if future.set_running_or_notify_cancel():
-                future.set_exception(RuntimeError("the node is stopping"))
-
-    def load_rules(self, ruleset: Ruleset | None = None) -> Program:
-        """Compile rules, those of the configured file without any: for take_rules(). From any thread, while the node works: it takes its time.
-        Raises RuleError, ConfigError.
+    def load_rules(self, ruleset: Ruleset | None = None) -> list[Program]:
+        """Compile rules, those of the configured file without any, for each worker: for take_rules(). From any thread, while the node works: it takes
+        its time. Raises RuleError, ConfigError.
         """
         ruleset = rules_file.load(self.config.rules) if ruleset is None else ruleset
-        return self.pipeline.compiled(ruleset, devices=[iface.name for iface in self.config.iface])
+        check_shared(ruleset, self.config.workers)
+        made: list[Program] = []
+        for worker in self.workers:
+            made.append(worker.pipeline.compiled(ruleset, devices=self.names, beside=made[0] if made else None))
+        return made
 
-    def take_rules(self, program: Program) -> int:
+    def take_rules(self, programs: Sequence[Program]) -> int:
         """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table; what the new rules say of them is
         asked with their next packets. Raises ConfigError; then the old rules go on.
         """
-        self.pipeline.take(program)
-        self.loop.aim(self._inward())
-        LOG.info("rules loaded", extra={"rules": len(program.ruleset.rules)})
-        return len(program.ruleset.rules)
+        for worker, program in zip(self.workers, programs, strict=True):
+            worker.pipeline.take(program)
+            worker.loop.aim(self._inward())
+        rules = len(programs[0].ruleset.rules)
+        LOG.info("rules loaded", extra={"rules": rules})
+        return rules
+
+    def reopen(self, i: int) -> None:
+        """Open interface i again, whose device is gone, and go on with it. While all workers stand still, in the network namespace that the node was
+        opened in. Raises KernelError, ConfigError; then everything is as it was.
+        """
+        old, new = self.opened[i], self._open(i)
+        if len(new.ifaces) != len(old.ifaces):
+            new.close()
+            raise KernelError(f"{new.name}: {len(new.ifaces)} queues: expected {len(old.ifaces)}, as before")
+        for before, after in zip(old.ifaces, new.ifaces, strict=True):
+            self.workers[before.worker].loop.replace(before, after)
+        self.opened[i] = new
+        old.close()
 
     def close(self) -> None:
         """Give everything back. Not while work() is at it."""
@@ -190,8 +272,9 @@ class Node:
 
 
 def _chunks(config: NodeConfig) -> int:
-    """As many as fill all rings, and as many again."""
-    slots = sum(RINGS // 2 * iface.ring * (1 if iface.driver == "tap" else queues_of(iface.name)) for iface in config.iface)
-    if slots > 1 << 22:
-        raise ConfigError(f"iface: {slots} slots in rings: expected {1 << 22} at most; make `ring` smaller")
+    """As many as fill all rings of a worker, and as many again."""
+    queues = {iface.name: 1 if iface.driver == "tap" else divided(queues_of(iface.name), config.workers) for iface in config.iface}
+    slots = sum(RINGS // 2 * iface.ring * queues[iface.name] for iface in config.iface)
+    if slots * config.workers > 1 << 22:
+        raise ConfigError(f"iface: {slots * config.workers} slots in rings: expected {1 << 22} at most; make `ring` smaller")
     return FRAMES_PER_SLOT * slots

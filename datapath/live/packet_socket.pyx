@@ -66,7 +66,19 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
     int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
     enum:
-        AF_PACKET, SOCK_RAW, SOCK_CLOEXEC, SOL_PACKET, MSG_DONTWAIT, SOL_SOCKET, SO_ERROR
+        AF_PACKET, SOCK_RAW, SOCK_CLOEXEC, SOL_PACKET, MSG_DONTWAIT, SOL_SOCKET, SO_ERROR, SO_ATTACH_FILTER, SO_DETACH_FILTER
+
+cdef extern from "<linux/filter.h>" nogil:
+    ctypedef struct sock_filter "struct sock_filter":
+        unsigned short code
+        unsigned char jt
+        unsigned char jf
+        unsigned int k
+    ctypedef struct sock_fprog "struct sock_fprog":
+        unsigned short len
+        sock_filter *filter
+    enum:
+        BPF_RET
 
 cdef extern from "<linux/if_packet.h>" nogil:
     ctypedef struct tpacket_hdr_variant1 "struct tpacket_hdr_variant1":
@@ -106,6 +118,7 @@ cdef extern from "<linux/if_packet.h>" nogil:
     enum:
         PACKET_RX_RING, PACKET_VERSION, PACKET_VNET_HDR, PACKET_STATISTICS, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING, TPACKET_V3, TP_STATUS_KERNEL
         TP_STATUS_USER, TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID, PACKET_ADD_MEMBERSHIP
+        PACKET_FANOUT, PACKET_FANOUT_HASH, PACKET_FANOUT_FLAG_UNIQUEID
 
 cdef enum:
     ETH_P_ALL = 0x0300          # in network order
@@ -134,6 +147,7 @@ cdef inline void fill(Frame *row, const tpacket3_hdr *h, uint64_t chunk, uint32_
 cdef class PacketSocket(Iface):
     """An interface by AF_PACKET. See packet_socket.pyi."""
     cdef readonly object settings
+    cdef readonly object group  # of sockets that share the interface's frames: its number; None: this one has them all
     cdef object unmerged
     cdef int out                # the socket that sends
     cdef int index
@@ -150,10 +164,10 @@ cdef class PacketSocket(Iface):
     def __cinit__(self):
         self.out = -1
 
-    def __init__(self, Umem umem not None, str name not None, *, int worker=0, int ordinal=0, settings=None):
+    def __init__(self, Umem umem not None, str name not None, *, int worker=0, int ordinal=0, settings=None, group=None):
         settings = PacketSettings() if settings is None else settings
         self.setup(umem, name, worker, ordinal)
-        self.driver, self.settings = "packet", settings
+        self.driver, self.settings, self.group = "packet", settings, group
         self.index = index_of(name)
         mac_of(name)
         if (mtu := mtu_of(name)) + 18 > umem.chunk_size:
@@ -203,7 +217,36 @@ cdef class PacketSocket(Iface):
         wanted = struct.pack("iHH8s", self.index, PACKET_MR_PROMISC, 0, b"")
         cdef const uint8_t[::1] membership = wanted
         self.set(self.fd, PACKET_ADD_MEMBERSHIP, &membership[0], <socklen_t>len(wanted))
-        return self.bind_to(self.fd, ETH_P_ALL)
+        if self.group is None:
+            return self.bind_to(self.fd, ETH_P_ALL)
+        self.filter(True)                                   # until all of the group are in it, each would get every frame
+        self.bind_to(self.fd, ETH_P_ALL)
+        return self.join()
+
+    cdef int filter(self, bint nothing) except -1:
+        """Let nothing come in, or everything again."""
+        cdef sock_filter refuse
+        cdef sock_fprog program
+        refuse.code, refuse.jt, refuse.jf, refuse.k = BPF_RET, 0, 0, 0
+        program.len, program.filter = 1, &refuse
+        if setsockopt(self.fd, SOL_SOCKET, SO_ATTACH_FILTER if nothing else SO_DETACH_FILTER, &program, sizeof(program)):
+            raise say(f"{self.name}: AF_PACKET", last_error, OPEN_ERRORS)
+        return 0
+
+    cdef int join(self) except -1:
+        """The kernel numbers a group when its first socket asks for one (0), and spreads frames over its sockets by their connections."""
+        cdef int value = self.group | (PACKET_FANOUT_HASH | (0 if self.group else PACKET_FANOUT_FLAG_UNIQUEID)) << 16
+        cdef socklen_t length = sizeof(int)
+        self.set(self.fd, PACKET_FANOUT, &value, sizeof(int))
+        if getsockopt(self.fd, SOL_PACKET, PACKET_FANOUT, &value, &length):
+            raise say(f"{self.name}: AF_PACKET", last_error, OPEN_ERRORS)
+        self.group = value & 0xFFFF
+        return 0
+
+    def listen(self):
+        """See packet_socket.pyi."""
+        if self.group is not None:
+            self.filter(False)
 
     cdef int open_sender(self) except -1:
         cdef int bypass = self.settings.bypass

@@ -65,6 +65,7 @@ class Trial:
             zone_reserves={},
             helper_max=1024,
             nat=(),
+            share=(0, 1),
             helpers=(),
             checksum=False,
         )

@@ -1,7 +1,8 @@
 """What a client may ask of a node, and how it is done: each request a few short jobs, and what they found made into records afterwards.
 
 Theory of operation: a request is an asynchronous generator of the parts of its answer; what it returns at last is marked by Done. Tables are gone
-through SLOTS slots a job, so that packets never wait for a large table, as the kernel's own listing does not hold its table either.
+through one worker after the other, SLOTS slots a job, so that packets never wait for a large table, as the kernel's own listing does not hold its
+table either.
 Invariants: a listing has each connection that lives all the while once. A request that changes something is logged with who asked.
 Not here: messages, clients and their limits (control), events (feed).
 """
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -30,8 +32,10 @@ from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
 from datapath.live.message import Message, RequestError
 from datapath.live.node import LOG, Node
 from datapath.live.reevaluate import Trial
+from datapath.live.shared import summed
 from datapath.live.state_file import snapshot, write_state
 from datapath.live.wanted import ALL, EVERYTHING, Wanted, label_of, status_bits, wanted_of
+from datapath.live.worker import Worker
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Ruleset
@@ -89,28 +93,24 @@ class Desk:
             "stats": self.stats, "top": self.top, "text": self.take_text, "rules": self.rules, "log": self.log,
             "save": self.save, "expectations": self.expectations,
         }  # fmt: skip
-        config = node.pipeline.tracker.config
+        config = node.tracking
         self.hz, self.acct = config.hz, config.acct
 
     async def ask(self, job: Callable[[Node], T]) -> T:
-        """Have a job done in the datapath. Raises RequestError if it stops."""
-        try:
-            return await asyncio.wrap_future(self.node.ask(job))
-        except RuntimeError as error:
-            raise RequestError(str(error)) from None
-        except ConfigError as error:
-            raise RequestError(str(error)) from None
+        """Have a job done in the datapath, while all workers stand still. Raises RequestError if it stops."""
+        return await _answer_of(self.node.ask(job))
 
-    async def _ranges(self, job: Callable[[Node, range], T], size: int | None = None) -> AsyncIterator[T]:
-        """A job for each range of slots, until all are done."""
-        first, size = 0, size or SLOTS
-        while True:
-            slots = range(first, first + size)
-            found, used = await self.ask(lambda node, slots=slots: (job(node, slots), node.pipeline.tracker.slots))  # type: ignore[misc]
-            yield found
-            first += size
-            if first >= used:
-                return
+    async def _ranges(self, job: Callable[[Worker, range], T], size: int | None = None) -> AsyncIterator[T]:
+        """A job of its own for each range of slots of each worker, until all are done."""
+        size = size or SLOTS
+        for worker in self.node.workers:
+            first, used = 0, 1
+            while first < used:
+                slots = range(first, first + size)
+                done = worker.ask(lambda worker, slots=slots: (job(worker, slots), worker.pipeline.tracker.slots))  # type: ignore[misc]
+                found, used = await _answer_of(done)
+                yield found
+                first += size
 
     def _records(self, conns: NDArray[Any]) -> list[Message]:
         """Parts of an answer."""
@@ -121,9 +121,9 @@ class Desk:
     async def listed(self, session: Session, request: Message) -> Answer:
         """The connections wanted, and the number of the event from which on changes are not in it, or not for certain."""
         wanted = wanted_of(request.get("which"))
-        seq = await self.ask(lambda node: self.tap.seq(node.pipeline.tracker))
+        seq = await self.ask(lambda node: self.tap.seq(node.trackers))
         shown = 0
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(wanted.filter, slots=slots)):
+        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
             chosen = conns[wanted.rest(conns)]
             shown += len(chosen)
             for part in self._records(chosen):
@@ -142,13 +142,13 @@ class Desk:
         yield Done({"count": shown})
 
     async def count(self, session: Session, request: Message) -> Answer:
-        yield Done(await self.ask(lambda node: {"count": node.pipeline.tracker.count, "max": node.pipeline.tracker.config.capacity}))
+        yield Done(await self.ask(lambda node: {"count": node.count, "max": node.tracking.capacity}))
 
     async def counters(self, session: Session, request: Message) -> Answer:
-        yield Done({"counters": await self.ask(lambda node: node.pipeline.tracker.counters())})
+        yield Done({"counters": await self.ask(lambda node: summed(tracker.counters() for tracker in node.trackers))})
 
     async def stats(self, session: Session, request: Message) -> Answer:
-        seen, events = await self.ask(lambda node: (look(node), self.tap.counters(node.pipeline.tracker, self.listening())))
+        seen, events = await self.ask(lambda node: (look(node), self.tap.counters(node.trackers, self.listening())))
         yield Done({**figures(seen, self.node, time.monotonic() - self.start), "events": events, "control": self.others()})
 
     async def top(self, session: Session, request: Message) -> Answer:
@@ -177,21 +177,21 @@ class Desk:
 
     async def _look(self) -> tuple[NDArray[Any], float]:
         found = [NO_ROWS]
-        async for rows in self._ranges(lambda node, slots: counted_rows(node.pipeline.tracker.select(ALL, slots=slots))):
+        async for rows in self._ranges(lambda worker, slots: counted_rows(worker.pipeline.tracker.select(ALL, slots=slots))):
             found.append(rows)
         rows = np.concatenate(found)
         return rows[np.argsort(rows["conn"], kind="stable")], time.monotonic()
 
     async def _ordinals(self, wanted: Wanted) -> NDArray[np.int64]:
         found = [np.zeros(0, dtype=np.int64)]
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(wanted.filter, slots=slots)):
+        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
             found.append(conns["flow"]["id"][wanted.rest(conns), Dir.ORIG])
         return np.concatenate(found)
 
     async def _by_ordinal(self, ordinals: NDArray[np.int64]) -> list[Message]:
         """Records of those that still live."""
         found: list[Message] = []
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(ALL, slots=slots)):
+        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
             found += fields.conn_records(conns[np.isin(conns["flow"]["id"][:, Dir.ORIG], ordinals)], self.hz, self.acct)
         return found
 
@@ -204,7 +204,7 @@ class Desk:
     async def delete(self, session: Session, request: Message) -> Answer:
         """Those wanted go; they are in the answer as they were."""
         wanted, done = wanted_of(request.get("which")), 0
-        async for conns in self._ranges(lambda node, slots: _delete(node, wanted, slots), SLOTS if wanted.simple else FEW):
+        async for conns in self._ranges(lambda worker, slots: _delete(worker, wanted, slots), SLOTS if wanted.simple else FEW):
             done += len(conns)
             for part in self._records(conns):
                 yield part
@@ -216,7 +216,7 @@ class Desk:
         wanted, done = wanted_of(request.get("which")), 0
         if not wanted.simple:
             raise RequestError("flush: expected a `which` without `translated` and `l4state`; delete knows them")
-        async for n in self._ranges(lambda node, slots: node.pipeline.tracker.delete(wanted.filter, slots=slots)):
+        async for n in self._ranges(lambda worker, slots: worker.pipeline.tracker.delete(wanted.filter, slots=slots)):
             done += n
         self._changed(session, "flush", connections=done)
         yield Done({"count": done})
@@ -224,7 +224,7 @@ class Desk:
     async def update(self, session: Session, request: Message) -> Answer:
         """Those wanted change; they are in the answer as they are then."""
         wanted, change, done = wanted_of(request.get("which")), change_of(request.get("change")), 0
-        async for conns in self._ranges(lambda node, slots: _update(node, wanted, change, slots), SLOTS if wanted.simple else FEW):
+        async for conns in self._ranges(lambda worker, slots: _update(worker, wanted, change, slots), SLOTS if wanted.simple else FEW):
             done += len(conns)
             for part in self._records(conns):
                 yield part
@@ -276,8 +276,8 @@ class Desk:
             raise RequestError(f"established: expected {' or '.join(ESTABLISHED)}")
         async with self._rules:
             ruleset, warnings = await _in_thread(lambda: _read(text, name))
-            program = await _in_thread(lambda: self.node.load_rules(ruleset))
-            n = await self.ask(lambda node: node.take_rules(program))
+            programs = await _in_thread(lambda: self.node.load_rules(ruleset))
+            n = await self.ask(lambda node: node.take_rules(programs))
             unwanted = await self._reevaluate(ruleset) if established == "reevaluate" else 0
         self._changed(session, "rules", file=name, rules=n, established=established, deleted=unwanted)
         yield Done({"rules": n, "warnings": warnings, "deleted": unwanted})
@@ -286,13 +286,21 @@ class Desk:
         """Delete what the rules would not let begin, and track all others again instead of having the flow table serve them."""
         names, routed = [iface.name for iface in self.node.config.iface], self.node.router is not None
         trial = await _in_thread(lambda: Trial(ruleset, self.node.pipeline.tracker.config, names, routed=routed))
-        async for conns in self._ranges(lambda node, slots: node.pipeline.tracker.select(ALL, slots=slots)):
+        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
             await _in_thread(lambda conns=conns: trial.add(conns))  # type: ignore[misc]
         gone, deleted = np.array(trial.unwanted(), dtype=np.int64), 0
-        async for n in self._ranges(lambda node, slots: _delete_ordinals(node, gone, slots), FEW):
+        async for n in self._ranges(lambda worker, slots: _delete_ordinals(worker, gone, slots), FEW):
             deleted += n
-        await self.ask(lambda node: node.pipeline.flows.flush() if node.pipeline.flows else None)
+        await self.ask(_flush_flows)
         return deleted
+
+
+async def _answer_of(done: Future[T]) -> T:
+    """What a job found. Raises RequestError if the datapath stops, or a filter cannot be."""
+    try:
+        return await asyncio.wrap_future(done)
+    except (RuntimeError, ConfigError) as error:
+        raise RequestError(str(error)) from None
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -320,12 +328,13 @@ def _each(conns: NDArray[Any]) -> list[Filter]:
 
 
 def _expected(slots: range, node: Node) -> tuple[list[ExpectationRow], NDArray[Any], int]:
+    """Helpers are the first worker's."""
     tracker = node.pipeline.tracker
     return *tracker.expected(slots=slots), tracker.expectation_slots
 
 
-def _delete(node: Node, wanted: Wanted, slots: range) -> NDArray[Any]:
-    tracker = node.pipeline.tracker
+def _delete(worker: Worker, wanted: Wanted, slots: range) -> NDArray[Any]:
+    tracker = worker.pipeline.tracker
     conns = tracker.select(wanted.filter, slots=slots)
     if wanted.simple:
         tracker.delete(wanted.filter, slots=slots)
@@ -336,15 +345,21 @@ def _delete(node: Node, wanted: Wanted, slots: range) -> NDArray[Any]:
     return conns
 
 
-def _delete_ordinals(node: Node, gone: NDArray[np.int64], slots: range) -> int:
-    tracker = node.pipeline.tracker
+def _delete_ordinals(worker: Worker, gone: NDArray[np.int64], slots: range) -> int:
+    tracker = worker.pipeline.tracker
     conns = tracker.select(ALL, slots=slots)
     return sum(tracker.delete(each) for each in _each(conns[np.isin(conns["flow"]["id"][:, 0], gone)]))
 
 
-def _update(node: Node, wanted: Wanted, change: dict[str, Any], slots: range) -> NDArray[Any]:
+def _flush_flows(node: Node) -> None:
+    for worker in node.workers:
+        if worker.pipeline.flows is not None:
+            worker.pipeline.flows.flush()
+
+
+def _update(worker: Worker, wanted: Wanted, change: dict[str, Any], slots: range) -> NDArray[Any]:
     """Those that were changed, as they are then; one whose timeout became 0, as it was."""
-    tracker = node.pipeline.tracker
+    tracker = worker.pipeline.tracker
     before = tracker.select(wanted.filter, slots=slots)
     before = before[wanted.rest(before)]
     if "timeout" in change:

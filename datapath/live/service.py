@@ -27,6 +27,7 @@ from datapath.live.control import Control, listening
 from datapath.live.logs import start_log
 from datapath.live.node import LOG, Node
 from datapath.live.privileges import Rights
+from datapath.live.reopening import Reopening
 from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
@@ -110,7 +111,7 @@ class Service:
             self.thread.join()
             if self.reloading is not None:
                 self.reloading.join()
-        LOG.info("stopped", extra=self.node.loop.counters())
+        LOG.info("stopped", extra=self.node.loop_counters())
         return FAILED if self.failed else 0
 
     def _attend(self) -> None:
@@ -140,8 +141,8 @@ class Service:
         self.rights.shed()
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         try:
-            program = self.node.load_rules()
-            self.node.ask(lambda node: node.take_rules(program)).result()
+            programs = self.node.load_rules()
+            self.node.ask(lambda node: node.take_rules(programs)).result()
         except (CtmirrorError, RuntimeError) as error:
             LOG.error(f"the old rules go on: {error}")
         notify("READY=1")
@@ -161,7 +162,7 @@ def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
         if said := rights.told():
             (LOG.info if rights.wanted else LOG.warning)(said)
         service = Service(node, rights)
-        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights):
+        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights), Reopening(node, rights):
             code = service.run()
         if not service.failed:
             end(node, taking)

@@ -27,6 +27,7 @@ import numpy as np
 from ctcore.errors import OutputError, StateError
 
 if TYPE_CHECKING:
+    from ctcore.tracker import Tracker
     from datapath.live.node import Node
 
 MAGIC, VERSION = b"ctmirror state\n\0", 1
@@ -46,11 +47,16 @@ class Saved(NamedTuple):
 
 
 class TakenUp(NamedTuple):
-    """What became of a saved state: connections in the table, those among them that had expired meanwhile, and seconds since it was saved."""
+    """What became of a saved state: connections that live, those that had expired meanwhile, and seconds since it was saved.
+
+    left_out: connections that no worker could take, where there were another number of them: since answers to them would come to another worker, or
+    for want of a place.
+    """
 
     conns: int
     expired: int
     age: float
+    left_out: int = 0
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ def _parsed(data: memoryview) -> Saved:
 
 def snapshot(node: Node) -> Saved:
     """A node's state: a job of its own, some tenths of a second for a million connections; nothing is written meanwhile."""
-    return Saved(time.time_ns(), [node.pipeline.tracker.save()])
+    return Saved(time.time_ns(), [tracker.save() for tracker in node.trackers])
 
 
 def save_node(node: Node, path: str) -> int:
@@ -188,18 +194,34 @@ def restore_node(node: Node, path: str, max_age: float) -> TakenUp | None:
     saved = read_state(path)
     if saved is None:
         return None
-    now, tracker = time.time_ns(), node.pipeline.tracker
+    now = time.time_ns()
     age = (now - saved.when) / 1e9
     if age > max_age:
         raise StateError(f"{path}: {age:.0f} s old: expected {max_age:.0f} s at most (max_age)")
-    if len(saved.parts) != 1:
-        raise StateError(f"{path}: of {len(saved.parts)} workers: expected 1")
     try:
-        tracker.restore(saved.parts[0], now if age < 0 else None)
+        left_out = _spread(node.trackers, saved.parts, now if age < 0 else None)
     except StateError as error:
+        for tracker in node.trackers:
+            tracker.flush()
+            tracker.forget_events()
         raise StateError(f"{path}: {error}") from None
-    conns = tracker.count
-    tracker.expire(now)
+    before = sum(tracker.count for tracker in node.trackers)
+    for tracker in node.trackers:
+        tracker.expire(now)
     with suppress(OSError):
         os.unlink(path)
-    return TakenUp(tracker.count, conns - tracker.count, max(age, 0))
+    lives = sum(tracker.count for tracker in node.trackers)
+    return TakenUp(lives, before - lives, max(age, 0), left_out)
+
+
+def _spread(trackers: Sequence[Tracker], parts: Sequence[memoryview], now: int | None) -> int:
+    """Each part to who has made it, or, if there were more or fewer workers, connections to those that own them now. How many are left out.
+
+    Raises StateError; then trackers may have some.
+    """
+    if len(parts) == len(trackers):
+        for tracker, part in zip(trackers, parts, strict=True):
+            tracker.restore(part, now)
+        return 0
+    found = [tracker.take_share(part, now) for tracker in trackers for part in parts]
+    return sum(astray + crowded for _, astray, crowded in found)

@@ -55,7 +55,13 @@ def _restore(node: Node, path: str) -> None:
     if found is None:
         LOG.warning(f"starting without connections: {path}: no such file")
         return
-    about = {"conns": found.conns, "expired": found.expired, "age": round(found.age, 3), "seconds": round(time.monotonic() - start, 3)}
+    about = {
+        "conns": found.conns,
+        "expired": found.expired,
+        "left_out": found.left_out,
+        "age": round(found.age, 3),
+        "seconds": round(time.monotonic() - start, 3),
+    }
     LOG.info("saved connections taken up", extra=about)
 
 
@@ -66,14 +72,14 @@ def _save(node: Node, path: str) -> None:
     except CtmirrorError as error:
         LOG.error(f"connections are not saved: {error}")
         return
-    LOG.info("connections saved", extra={"conns": node.pipeline.tracker.count, "bytes": size, "seconds": round(time.monotonic() - start, 3)})
+    LOG.info("connections saved", extra={"conns": node.count, "bytes": size, "seconds": round(time.monotonic() - start, 3)})
 
 
 def _adopt(node: Node) -> None:
     from datapath.live import kernel_conntrack
 
     try:
-        found = kernel_conntrack.adopt(node.pipeline.tracker, time.time_ns())
+        found = kernel_conntrack.adopt(node.trackers, time.time_ns())
     except (CtmirrorError, OSError) as error:
         LOG.error(f"starting without the kernel's connections: {error}")
         return
@@ -83,10 +89,11 @@ def _adopt(node: Node) -> None:
 def _hand_over(node: Node) -> None:
     from datapath.live import kernel_conntrack
 
-    if node.pipeline.flows is not None:
-        node.pipeline.flows.flush()
+    for worker in node.workers:
+        if worker.pipeline.flows is not None:
+            worker.pipeline.flows.flush()
     try:
-        done = kernel_conntrack.hand_over(node.pipeline.tracker)
+        done = kernel_conntrack.hand_over(node.trackers)
     except (CtmirrorError, OSError) as error:
         LOG.error(f"connections are not handed over to the kernel: {error}")
         return

@@ -28,9 +28,12 @@ from datapath.live.interfaces import say
 TUN_DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000     # linux/if_tun.h: Ethernet frames, and nothing in front of them
+IFF_MULTI_QUEUE = 0x0100
 OPEN_ERRORS = {
     errno.ENOENT: "expected CONFIG_TUN, or modprobe tun", errno.ENODEV: "expected CONFIG_TUN, or modprobe tun",
     errno.EPERM: "expected root, or cap_net_admin", errno.EBUSY: "another process has a device of this name",
+    errno.EINVAL: "it is there already, and of another kind: expected one with as many queues as are opened (multi_queue), or none",
+    errno.E2BIG: "it has no more queues",
 }
 
 
@@ -38,14 +41,14 @@ cdef class Tap(Iface):
     """A tap device. See tap.pyi."""
     cdef int headroom
 
-    def __init__(self, Umem umem not None, str name not None, *, int worker=0, int ordinal=0, int headroom=0):
+    def __init__(self, Umem umem not None, str name not None, *, int worker=0, int ordinal=0, int headroom=0, bint several=False):
         if not 0 <= headroom <= 1024:
             raise ValueError(f"headroom = {headroom}: expected 0 to 1024")
         self.setup(umem, name, worker, ordinal)
         self.driver, self.headroom = "tap", headroom
         try:
             self.fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-            answer = fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+            answer = fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | (IFF_MULTI_QUEUE if several else 0)))
         except OSError as error:
             self.close()
             raise say(f"{name}: tap", error.errno or 0, OPEN_ERRORS) from None

@@ -4,20 +4,30 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from ctcore.lowlevel cimport unlikely
+from ctcore.lowlevel cimport likely, unlikely
 
 cdef enum:
     SECOND = 1000000000
 
 cdef extern from * nogil:
     """
+    #include <sched.h>
     /* a * b / c, of 128 bits on the way; what is larger than 64 bits is the largest number of these. */
     static inline uint64_t ct_mul_div(uint64_t a, uint64_t b, uint64_t c) {
         unsigned __int128 quotient = (unsigned __int128)a * b / c;
         return quotient >> 64 ? UINT64_MAX : (uint64_t)quotient;
     }
     #define CT_FOREVER (1ULL << 62)
+    /* Held for some ns. Who holds it may have lost its CPU: then whoever waits leaves its own, too. */
+    static inline void ct_bucket_lock(uint8_t *lock) {
+        for (int tries = 1; __atomic_test_and_set(lock, __ATOMIC_ACQUIRE); tries++)
+            if (tries % 1000 == 0)
+                sched_yield();
+    }
+    static inline void ct_bucket_unlock(uint8_t *lock) { __atomic_clear(lock, __ATOMIC_RELEASE); }
     """
+    void bucket_lock "ct_bucket_lock"(uint8_t *lock)
+    void bucket_unlock "ct_bucket_unlock"(uint8_t *lock)
     uint64_t mul_div "ct_mul_div"(uint64_t a, uint64_t b, uint64_t c)
     const uint64_t FOREVER "CT_FOREVER"
 
@@ -31,6 +41,8 @@ ctypedef struct Bucket:
     uint64_t packet_cost        # ns
     uint64_t mtu                # bytes; longer packets never conform
     uint8_t begun               # it is full when the first packet comes
+    uint8_t shared              # several workers spend its tokens
+    uint8_t lock
 
 cdef inline uint64_t refilled(uint64_t left, uint64_t passed, uint64_t full) noexcept nogil:
     """Safe: neither is above FOREVER."""
@@ -56,3 +68,13 @@ cdef inline bint conforms(Bucket *b, uint64_t length, int64_t now) noexcept nogi
     b.bytes_left = of_bytes - cost
     b.packets_left = of_packets - b.packet_cost
     return True
+
+cdef inline bint spent(Bucket *b, uint64_t length, int64_t now) noexcept nogil:
+    """The same, whoever else spends its tokens."""
+    cdef bint found
+    if likely(not b.shared):
+        return conforms(b, length, now)
+    bucket_lock(&b.lock)
+    found = conforms(b, length, now)
+    bucket_unlock(&b.lock)
+    return found

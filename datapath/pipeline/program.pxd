@@ -108,6 +108,7 @@ cdef class Program:
     cdef dict numbers                   # of devices
     cdef dict chains                    # (hook, chain): which one it is
     cdef list arrays                    # that code points into
+    cdef Program beside                 # whose policers these are, too
     cdef object counts
     cdef uint32_t n_munges              # that are in use while rules are compiled
     cdef uint32_t n_buckets

@@ -14,7 +14,8 @@ class Program:
     """Rules, compiled. Counters and policers are its own: who wants them apart makes another one.
 
     ruleset: as validate leaves it, with priorities; devices: names to be numbered beside those that it mentions; config: settings of the tracker that
-    is to do the `ct` actions, which are completed by what these need; seed: of the classifier's hash.
+    is to do the `ct` actions, which are completed by what these need; seed: of the classifier's hash; beside: another worker's program of the same
+    rules, whose policers' tokens both spend; before either of them works.
     Raises ValueError for more than 65535 devices and for a pedit that validate would refuse, ConfigError for a `ct` that no tracker can do.
     """
 
@@ -23,7 +24,9 @@ class Program:
     devices: tuple[str, ...]  # by number; 0 is none
     classifier: Classifier
     tracks: bool  # there is a ct action
-    def __init__(self, ruleset: Ruleset, devices: Sequence[str] = (), config: Config | None = None, *, seed: int = 0) -> None: ...
+    def __init__(
+        self, ruleset: Ruleset, devices: Sequence[str] = (), config: Config | None = None, *, seed: int = 0, beside: Program | None = None
+    ) -> None: ...
     def hook(self, hook: Hook) -> int:
         """The number of a hook. One of number 0 or 1 is of a device that nobody named, and passes all. Raises ValueError for unknown devices."""
     @property

@@ -141,7 +141,7 @@ def grouped(rules):
 cdef class Program:
     """See program.pyi."""
 
-    def __init__(self, ruleset, devices=(), config=None, *, seed=0):
+    def __init__(self, ruleset, devices=(), config=None, *, seed=0, Program beside=None):
         self.ruleset = ruleset
         self.config = settings_of(ruleset, Config() if config is None else config)
         self.ranges = ranges_of(self.config)
@@ -152,6 +152,8 @@ cdef class Program:
         self.chains = {where: i for i, where in enumerate(groups)}
         self.tracks = any([isinstance(action, Ct) for rule in ruleset.rules for action in rule.actions])
         self._seat(groups)
+        if beside is not None:
+            self._share_policers(beside)
         self._hang()
         self.counts = np.zeros(len(ruleset.rules), dtype=COUNT_DTYPE)
         self.counts["last"] = -1
@@ -186,6 +188,15 @@ cdef class Program:
                     self.lower(&self.code.op[ops], action, hook)
                     ops += 1
         self.code.start[len(groups)] = seats
+
+    def _share_policers(self, Program beside):
+        """Of workers with the same rules one has the tokens that all of them spend: a limit is one, however connections are spread."""
+        cdef uint32_t i
+        if beside.ruleset != self.ruleset:
+            raise ValueError("beside: expected a program of the same rules")
+        self.beside, self.code.bucket = beside, beside.code.bucket
+        for i in range(self.n_buckets):
+            self.code.bucket[i].shared = True
 
     def _hang(self):
         """Each hook's chain 0."""

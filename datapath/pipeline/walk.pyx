@@ -30,7 +30,7 @@ from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
 from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_begin, draft_csum, draft_pedit, draft_vlan
 from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
 from datapath.pipeline.outputs cimport OUTPUT_COPY, Output, output_add, outputs_free, outputs_reset
-from datapath.pipeline.police cimport conforms
+from datapath.pipeline.police cimport spent
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
     OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
@@ -172,7 +172,7 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
         v.mark = (v.mark & op.told.marks.kept) | op.told.marks.mark
         v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
     elif op.kind == OP_POLICE:
-        if not conforms(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
+        if not spent(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
             return exceeded(w, v, op)
     if unlikely(reason != R_OK):
         fail(v, reason)

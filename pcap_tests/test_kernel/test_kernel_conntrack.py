@@ -54,12 +54,12 @@ def translating(**settings) -> Tracker:
 
 def taken(net: Network, tracker: Tracker) -> kc.Moved:
     with net.router.entered():
-        return kc.adopt(tracker, NOW)
+        return kc.adopt([tracker], NOW)
 
 
 def given(net: Network, tracker: Tracker) -> kc.Moved:
     with net.router.entered():
-        return kc.hand_over(tracker)
+        return kc.hand_over([tracker])
 
 
 def forget(net: Network) -> None:

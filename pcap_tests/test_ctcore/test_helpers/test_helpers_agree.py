@@ -101,12 +101,14 @@ steps = st.lists(
 )  # fmt: skip
 
 
+SHARES = [(0, 1), (0, 1), (0, 3), (2, 3)]  # of several trackers, only the first one has helpers
+
+
 @settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.sampled_from(sorted(PORTS)), st.integers(0, 1), st.booleans(), st.sampled_from([1, 2, 4096]), steps)
-def test_engine_and_model_agree(helper, six, translated, expect_max, said):
-    twins = Helped(
-        Config(helpers=RULES, nat=SNAT if translated else (), expect_max=expect_max, max=1000, events=frozenset({"new", "update", "destroy"}))
-    )
+@given(st.sampled_from(sorted(PORTS)), st.integers(0, 1), st.booleans(), st.sampled_from([1, 2, 4096]), steps, st.sampled_from(SHARES))
+def test_engine_and_model_agree(helper, six, translated, expect_max, said, share):
+    events = frozenset({"new", "update", "destroy"})
+    twins = Helped(Config(helpers=RULES, nat=SNAT if translated else (), expect_max=expect_max, max=1000, events=events, share=share))
     talk(twins, helper, six, translated, said)
     twins.flush_batch()
     twins.take_events()

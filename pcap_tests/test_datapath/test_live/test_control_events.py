@@ -55,10 +55,10 @@ class Tapped:
         return self
 
     def take(self):
-        return self.tap.take(self.pipeline.tracker)
+        return self.tap.take([self.pipeline.tracker])
 
     def open(self):
-        return self.tap.open(self.pipeline.tracker)
+        return self.tap.open([self.pipeline.tracker])
 
 
 def test_numbers_go_on_over_what_is_lost():
@@ -70,18 +70,18 @@ def test_numbers_go_on_over_what_is_lost():
     assert (taken.seq, len(taken.events), taken.lost) == (10, 16, 4)
     taken = tapped.begin(1).take()
     assert (taken.seq, len(taken.events), taken.lost) == (30, 1, 0)
-    assert tapped.tap.counters(tapped.pipeline.tracker, True) == {"events": 31, "lost": 4, "unheard": 0}
+    assert tapped.tap.counters([tapped.pipeline.tracker], True) == {"events": 31, "lost": 4, "unheard": 0}
 
 
 def test_what_nobody_listened_to_is_unheard_and_not_lost():
     tapped = Tapped().begin(20)
-    assert tapped.tap.counters(tapped.pipeline.tracker, False) == {"events": 20, "lost": 0, "unheard": 20}
+    assert tapped.tap.counters([tapped.pipeline.tracker], False) == {"events": 20, "lost": 0, "unheard": 20}
     assert tapped.open() == 20
     taken = tapped.begin(3).take()
     assert (taken.seq, len(taken.events), taken.lost) == (20, 3, 0)
     tapped.begin(30)
     assert tapped.open() == 53
-    assert tapped.tap.counters(tapped.pipeline.tracker, True) == {"events": 53, "lost": 0, "unheard": 50}
+    assert tapped.tap.counters([tapped.pipeline.tracker], True) == {"events": 53, "lost": 0, "unheard": 50}
 
 
 def told(listener):

@@ -147,8 +147,9 @@ def test_who_changes_something_is_in_the_log(rig, caplog):
 def test_a_large_table_is_gone_through_in_many_jobs(rig, monkeypatch):
     monkeypatch.setattr(requests, "SLOTS", 2)
     asked = []
-    ask = rig.node.ask
-    monkeypatch.setattr(rig.node, "ask", lambda job: asked.append(job) or ask(job))
+    worker = rig.node.workers[0]
+    put = worker.put
+    monkeypatch.setattr(worker, "put", lambda work: asked.append(work) or put(work))
     assert listed(rig) == [0, 1, 2, 3]
     assert len(asked) == 1 + 2  # the number of the next event, then two slots each
 

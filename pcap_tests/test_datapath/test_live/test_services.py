@@ -416,7 +416,7 @@ def listed_by_kernel(host: Host) -> list[str]:
     """What the kernel has of a namespace, in the same words."""
     tracker = Tracker(Config(max=1000))
     with host.entered():
-        kernel_conntrack.adopt(tracker, time.time_ns())
+        kernel_conntrack.adopt([tracker], time.time_ns())
     return listed("\n".join(conntrack_line(record) for record in fields.conn_records(tracker.conns(), tracker.config.hz, False)))
 
 

@@ -38,7 +38,8 @@ def tracked(now: int | None = None, n: int = 3) -> Tracker:
 def node_of(tracker: Tracker, path: Path | None = None, max_age: int = 300) -> SimpleNamespace:
     """As much of a node as is asked for a state."""
     state = SimpleNamespace(file=None if path is None else str(path), max_age=max_age)
-    return SimpleNamespace(pipeline=SimpleNamespace(tracker=tracker, flows=None), config=SimpleNamespace(state=state))
+    worker = SimpleNamespace(pipeline=SimpleNamespace(tracker=tracker, flows=None))
+    return SimpleNamespace(workers=[worker], trackers=[tracker], pipeline=worker.pipeline, count=tracker.count, config=SimpleNamespace(state=state))
 
 
 def empty() -> Tracker:
@@ -163,7 +164,7 @@ def test_a_clock_that_was_set_back_has_not_gone_on(path):
     later = time.time_ns() + 3600 * SECOND
     write_state(str(path), Saved(later, [tracked(later).save()]))
     node = node_of(empty())
-    assert restore_node(node, str(path), 300) == (3, 0, 0)
+    assert restore_node(node, str(path), 300) == (3, 0, 0, 0)
     left = node.pipeline.tracker.conns()["timeout"]
     assert (left > 29 * 250).all() and node.pipeline.tracker.now < later
 
@@ -176,9 +177,26 @@ def test_a_state_that_is_too_old_stays_where_it_is(path):
 
 
 def test_a_state_of_several_workers(path):
-    write_state(str(path), Saved(time.time_ns(), [tracked().save()] * 2))
-    with pytest.raises(StateError, match="of 2 workers: expected 1"):
-        restore_node(node_of(empty()), str(path), 300)
+    """Others may be as many or not: each connection comes to who owns it."""
+    whole = tracked(n=40)
+    for count in (1, 2, 3):
+        parts = [Tracker(Config(max=100, share=(i, count))) for i in range(count)]
+        write_state(str(path), Saved(time.time_ns(), [whole.save()]))
+        node = SimpleNamespace(trackers=parts)
+        assert restore_node(node, str(path), 300)[:2] == (40, 0)
+        assert [part.count for part in parts] == [len(part.conns()) for part in parts] and (count == 1 or min(part.count for part in parts) > 5)
+        write_state(str(path), Saved(time.time_ns(), [part.save() for part in parts]))
+        back = empty()
+        assert restore_node(node_of(back), str(path), 300)[:2] == (40, 0)
+        assert sorted(back.conns()["flow"]["id"][:, 0]) == list(range(40))
+
+
+def test_what_is_wrong_with_one_part_leaves_nothing_of_the_others(path):
+    parts = [Tracker(Config(max=100, share=(i, 2))) for i in range(2)]
+    write_state(str(path), Saved(time.time_ns(), [tracked().save(), memoryview(b"x" * 8)]))
+    with pytest.raises(StateError, match="8 bytes"):
+        restore_node(SimpleNamespace(trackers=parts), str(path), 300)
+    assert [part.count for part in parts] == [0, 0] and path.exists()
 
 
 # --- succession -------------------------------------------------------------------------------------------------------------------------
