@@ -56,7 +56,7 @@ fuzz-kernel: $(BUILT)  ## compare the engine with the running kernel on random t
 
 asan: $(BUILT) $(TEST_TOOLS) $(FUZZ_TOOLS)  ## run the tests of the compiled code and the fuzzers under AddressSanitizer, in a tree of its own
 	mkdir -p $(ASAN)
-	cp -Rp setup.py pyproject.toml README.md ctcore datapath offload pcap_tests docs deploy examples $(ASAN)/
+	cp -Rp setup.py pyproject.toml README.md bench ctcore datapath offload pcap_tests docs deploy examples $(ASAN)/
 	find $(ASAN) -path $(ASAN)/build -prune -o -name '*.so' -exec rm {} +
 	cd $(ASAN) && CTMIRROR_DEBUG=asan $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS)
 	cd $(ASAN) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \

@@ -246,6 +246,7 @@ cpdef enum Reason:
     R_HELPER_REFUSED
     # rules
     R_RULE_DROP
+    R_RULE_POLICE
     R_RULE_CHAINS
     R_RULE_HOPS
     R_RULE_FIELD

@@ -220,13 +220,14 @@ class Reason(IntEnum):
     R_HELPER_PARTIAL = 69
     R_HELPER_REFUSED = 70
     R_RULE_DROP = 71
-    R_RULE_CHAINS = 72
-    R_RULE_HOPS = 73
-    R_RULE_FIELD = 74
-    R_RULE_ROOM = 75
-    R_RULE_CUT = 76
-    R_OVERLOAD = 77
-    N_REASONS = 78
+    R_RULE_POLICE = 72
+    R_RULE_CHAINS = 73
+    R_RULE_HOPS = 74
+    R_RULE_FIELD = 75
+    R_RULE_ROOM = 76
+    R_RULE_CUT = 77
+    R_OVERLOAD = 78
+    N_REASONS = 79
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0

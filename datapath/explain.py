@@ -237,27 +237,27 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     one = frames[row : row + 1]
     decisions, keys, rewrites = pipeline.process(memory, one, keys=True, rewrites=True)
     later, gone = pipeline.tracker.conns(), fields.destroyed(pipeline.tracker.events())
-    _pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
+    let_pass(earlier, before, pipeline.tracker.now, tracking.config.hz)
     datagrams = pipeline.datagrams()
     start = int(one["offset"][0])
     data = bytes(memory[start : start + int(one["caplen"][0])])
-    conn = _by_id(later, int(decisions["conn"][0]))
+    conn = by_id(later, int(decisions["conn"][0]))
     if conn is None:  # the packet that ends its connection shows what became of it
-        conn = _by_id(gone["conn"], int(decisions["conn"][0]))
+        conn = by_id(gone["conn"], int(decisions["conn"][0]))
         if conn is not None:  # the event was sent before the packet was done
             conn["status"] |= decisions["status"][0]
-    had = _by_id(earlier, int(decisions["conn"][0]))
+    had = by_id(earlier, int(decisions["conn"][0]))
     if had is None:
         had = find_conn(earlier, keys[0])
     (packet,), (l4,) = _parsed(memory, one, decisions["reason"], datagrams, tracking)
     tick = pipeline.tracker.now // (1_000_000_000 // tracking.config.hz)
     count = len(earlier) - int(np.count_nonzero(gone["end"] == End.END_TIMEOUT))
-    error = _is_error(packet, l4)
-    quoted = _quoted(packet, l4) if error else None
+    error = is_error(packet, l4)
+    quoted = quoted_in(packet, l4) if error else None
     answer = None if quoted is None else inverse_of(quoted)
     about = None if answer is None else find_conn(earlier, answer)
     if about is None and error:  # the engine knows more of tuples than what is quoted: zones of one direction, the ids of tunnels
-        about = _by_id(earlier, int(decisions["conn"][0]))
+        about = by_id(earlier, int(decisions["conn"][0]))
     rewrite = None if rewrites is None else rewrites[0]
     return Explained(
         printable(name), number, data, one[0], packet, l4, decisions[0], keys[0], had, conn, tracking, gone, earlier, count, tick, rewrite,
@@ -268,26 +268,26 @@ def _look(pipeline: Pipeline, name: str, chunk: tuple[Any, np.ndarray], row: int
     )  # fmt: skip
 
 
-def _pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
+def let_pass(conns: np.ndarray, before: int, now: int, hz: int) -> None:
     """Let time pass for connections that were taken at `before`, so that they have what is left at `now` (both ns)."""
     tick = 1_000_000_000 // hz
     conns["timeout"] -= np.minimum(conns["timeout"].astype(np.int64), now // tick - before // tick).astype(np.uint32)
 
 
-def _is_error(packet: np.void, l4: bytes) -> bool:
+def is_error(packet: np.void, l4: bytes) -> bool:
     """Whether the packet is taken as an ICMP error, as the model tells them."""
     row = Packet.of(packet, l4)
     sound = packet["verdict"] == Verdict.PENDING and not packet["l4_reason"]
     return bool(sound) and is_icmp_of_family(row.key) and not is_untracked(row) and is_icmp_error(row)
 
 
-def _quoted(packet: np.void, l4: bytes) -> np.void | None:
+def quoted_in(packet: np.void, l4: bytes) -> np.void | None:
     """The tuple of the packet that is quoted in an ICMP error, as the model reads it; None if it quotes nothing sound."""
     key, _ = inner_key(Packet.of(packet, l4))
     return None if key is None else np.frombuffer(key.raw(), KEY_DTYPE)[0]
 
 
-def _by_id(conns: np.ndarray, ordinal: int) -> Any:
+def by_id(conns: np.ndarray, ordinal: int) -> Any:
     rows = np.flatnonzero(conns["flow"]["id"][:, Dir.ORIG] == ordinal)
     return conns[rows[0]] if ordinal >= 0 and len(rows) else None
 

@@ -38,7 +38,7 @@ TYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by family
 class Served:
     """What the flow table has of a packet. offload: types.Offload; served: whether it was served, and not tracked; since: the number of the packet
     with which its connection came into the table, below 0 in captures before this one, None if it is not there; conn: number of the connection, -1:
-    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it."""
+    none; assured: whether that is, now; result: RESULT_DTYPE, what became of it; timeout: ticks that the connection has left, -1: none."""
 
     offload: int
     served: bool
@@ -46,13 +46,14 @@ class Served:
     conn: int
     assured: bool
     result: np.void
+    timeout: int
 
 
 @dataclass(frozen=True)
 class Ruled:
     """One packet through rules. data: its bytes; frame: FRAME_DTYPE; iface: its interface in the capture, "" if that does not say; at: what was
     done at its hook, and beyond; delivery: the same as the interpreter has it; served: None without a flow table; devices: names, by the numbers
-    in served.result; slow: why all packets before it went through the interpreter, "" if they did not."""
+    in served.result; slow: why all packets before it went through the interpreter, "" if they did not, or for a policer that it does not meet."""
 
     name: str
     number: int
@@ -154,13 +155,15 @@ def explain_packet(captures: Sequence[str], number: int, tracking: Tracking, pro
         raise CtmirrorError(
             f"{printable(captures[-1])}: packet {number:,}: neither Ethernet nor IP: expected one of them, to show its way through rules"
         )
-    if slow := _why_slow(rules, plain):
+    reasons = _why_slow(rules, plain)
+    if reasons:
         watched = _slowly(captures, number, tracking, progress)
     else:
         watched = Watched(rules.ruleset, plain.tracker)
     at, delivery = watched.watch(data, found.now, found.hook, found.missing, bare=_bare(found.memory, found.frames))
     name = printable(captures[-1])
     devices = tuple(plain.program.devices)
+    slow = "; ".join(why for what, why in reasons.items() if what is not Police or meets_policer(at))
     return Ruled(name, number, found.data, found.frames[0], found.iface, at, delivery, served, tracking, devices, slow)
 
 
@@ -221,16 +224,24 @@ def _served(pipeline: RulePipeline, found: Found, admissions: Admissions, seen: 
         conn,
         bool(int(decisions["status"][0]) & Status.ASSURED),
         results[0],
+        int(decisions["timeout"][0]),
     )
 
 
-def _why_slow(rules: RulesGiven, pipeline: RulePipeline) -> str:
-    """What a pipeline remembers beside its connections, that the interpreter has to see happen."""
+def _why_slow(rules: RulesGiven, pipeline: RulePipeline) -> dict[Any, str]:
+    """What a pipeline remembers beside its connections, that the interpreter has to see happen, by what remembers it."""
+    found: dict[Any, str] = {}
     if any(isinstance(action, Police) for rule in rules.ruleset.rules for action in rule.actions):
-        return "policers count what comes before it"
+        found[Police] = "policers count what comes before it"
     if pipeline.summary()["fragments"].get("waiting"):
-        return "fragments before it wait for others"
-    return ""
+        found["fragments"] = "fragments before it wait for others"
+    return found
+
+
+def meets_policer(at: At) -> bool:
+    """Whether a packet or a copy of it has been through one."""
+    actions = [done for turn in at.turns for tried in turn.tried for done in tried.done]
+    return any(done.policed is not None or any(meets_policer(onward) for onward in done.onward) for done in actions)
 
 
 def _slowly(captures: Sequence[str], number: int, tracking: Tracking, progress: Progress | None) -> Watched:

@@ -53,7 +53,7 @@ _CONN = {
 _EVICTED_FOR = _under("evicted_for", {"why": "str", "zone": "u2", "proto": "str", **_ENDS})
 _RULE = {
     "rule": "str", "device": "str", "direction": "str", "block": "u4", "chain": "u4", "prio": "u2", "handle": "u4", "tc": "str", "skip_sw": "bool",
-    "skip_hw": "bool", "in_hw": "bool", "packets": "u8", "bytes": "u8", "last": "ns",
+    "skip_hw": "bool", "in_hw": "bool", "packets": "u8", "bytes": "u8", "drops": "u8", "overlimits": "u8", "last": "ns",
 }  # fmt: skip
 COLUMNS = {"rules": _RULE, "packets": _PACKET, "conns": _CONN, "events": {"event": "str", "ts": "ns", "changes": "list", **_CONN, **_EVICTED_FOR}}
 

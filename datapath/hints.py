@@ -9,6 +9,7 @@ from ctcore.config import CAPACITY_LIMIT
 from ctcore.types import Proto, Reason
 from datapath.app import Replayed
 from datapath.evidence import BAD
+from datapath.names import printable
 
 MANY = 0.05  # share of packets from which something is no accident
 MOST = 0.8
@@ -30,10 +31,14 @@ def offloaded_checksums(result: Replayed) -> str | None:
     if not looked:
         return None
     some = f"{looked:,}" if looked >= bad else f"the first {looked:,}"  # more than were judged: the flow table looks at none
+    unjudged = ""
+    if looked > bad:
+        unjudged = f"; conntrack has looked at {bad:,} of them: the others' connections are in the flow table, or no rule sent them there"
     if not left:
-        return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad"
+        return f"none of {some} bad TCP and UDP checksums is what an offloading NIC leaves: they are really bad{unjudged}"
     others = "" if left == looked else "; the others are really bad"
-    return f"{left:,} of {some} bad TCP and UDP checksums {'is' if left == 1 else 'are'} what an offloading NIC leaves: try --checksum 0{others}"
+    are = "is" if left == 1 else "are"
+    return f"{left:,} of {some} bad TCP and UDP checksums {are} what an offloading NIC leaves: try --checksum 0{others}{unjudged}"
 
 
 def rewritten(result: Replayed) -> str | None:
@@ -88,7 +93,25 @@ def one_sided(result: Replayed) -> str | None:
     went_on = _packets(result, Reason.R_TCP_STATE, Reason.R_TCP_PICKED_UP, Reason.R_TCP_NOT_OPENING)
     if went_on < tally.tcp_unreplied / 2:
         return None
-    return f"{tally.tcp_unreplied:,} of {tcp:,} TCP connections were seen in one direction only: was it captured where both directions pass?"
+    seen = f"{tally.tcp_unreplied:,} of {tcp:,} TCP connections were seen in one direction only"
+    return f"{seen}: {_dropped_answers(result) or 'was it captured where both directions pass?'}"
+
+
+def _dropped_answers(result: Replayed) -> str:
+    """Where rules have dropped at least as many packets as there are connections without an answer: these may be the answers."""
+    rules, tally = result.rules, result.tally
+    if rules is None or tally is None or int(rules.counters["drops"].sum()) < tally.tcp_unreplied:
+        return ""
+    worst = int(rules.counters["drops"].argmax())
+    place, dropped = rules.ruleset.rules[worst].place, int(rules.counters["drops"][worst])
+    by = f"{printable(place.file.rpartition('/')[2])}:{place.line} dropped {counted(dropped, 'packet')}"
+    hooks = [f"{printable(hook.device)} {hook.direction}" for hook, packets in rules.came.items() if packets]
+    if len(hooks) > 1:
+        return f"were their answers among those that rules dropped ({by})?"
+    return (
+        f"their answers came to {hooks[0]} too, it seems, where {by}: a capture of one interface that does not say directions brings "
+        "all packets to one hook (tcpdump -i any says them)"
+    )
 
 
 def mid_stream(result: Replayed) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ctcore.errors import ConfigError
 from datapath.names import printable
+from datapath.pipeline.policy.device_names import default_device
 from datapath.pipeline.rules import Hook, Ruleset
 
 DIRECTIONS = ("ingress", "egress")
@@ -48,7 +49,23 @@ def check_device(ruleset: Ruleset, device: Hook) -> None:
     known = ingress if device.direction == "ingress" else egress
     if ruleset.rules and device.device not in known:
         there = ", ".join([*ingress, *(f"{name}:egress" for name in egress)])
-        raise ConfigError(f"--device {device.device}{'' if device.direction == 'ingress' else ':egress'}: no rule is there: expected one of {there}")
+        shown = f"{device.device}{'' if device.direction == 'ingress' else ':egress'}"
+        why = _no_device(device.device, {*ingress, *egress})
+        raise ConfigError(f"--device {shown}: {why or f'no rule is there: expected one of {there}'}")
+
+
+def _no_device(name: str, known: set[str]) -> str:
+    """What is to be said of a name that has something else than a direction behind its colon, or looks like a pod's; nothing of others."""
+    device, colon, direction = name.rpartition(":")
+    if colon and device in known:
+        return f"'{direction}' is no direction: expected {device}, {device}:ingress or {device}:egress"
+    if name.count("/") != 1:
+        return ""
+    device = default_device(name)
+    if device in known:
+        return f"a pod; its device in these rules is {device}: expected that"
+    comment = "rules that `ctmirror policy compile` made say at their head whose device is which"
+    return f"no device, but perhaps a pod: expected its device; {comment}, and --devices or --device-of name devices there"
 
 
 class Arrivals:

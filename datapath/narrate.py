@@ -56,15 +56,20 @@ def packet_lines(it: Explained) -> Iterator[Line]:
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     yield from _headers(it)
     yield from check_lines(it)
+    yield from judged_lines(it)
+    yield from nat_lines(it)
+    yield from helper_lines(it)
+    yield from _result(it)
+
+
+def judged_lines(it: Explained) -> Iterator[Line]:
+    """The connection it met or quotes, and what its protocol's tracker compared."""
     if it.error:
         yield from _quoted(it)
     elif it.packet["verdict"] == Verdict.PENDING and it.decision["state"] != State.UNTRACKED:
         yield from _lookup(it)
         yield from _room(it)
         yield from protocol_lines(it)
-    yield from nat_lines(it)
-    yield from helper_lines(it)
-    yield from _result(it)
 
 
 def _headers(it: Explained) -> Iterator[Line]:
@@ -213,6 +218,9 @@ def _why_timeout(it: Explained) -> str:
 def life_lines(life: Life, hz: int) -> Iterator[Line]:
     """A connection from its first packet to its end."""
     yield "conn", conn_text(life.conn, hz)
+    if int(life.conn["status"]) & Status.OFFLOAD and not life.end:
+        left = fields.seconds_text(int(life.conn["timeout"]), hz)
+        yield "", f"{left} s left, by the flow table: a day from its coming into it, and its own timeout again where a packet is tracked"
     yield from _zone(life)
     start = int(life.conn["start"])
     yield "began", time_text(start)

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from ctcore.reasons import NAMES, REASONS
 from ctcore.types import Offload, Reason, RewriteFlag, Status, Verdict
 from datapath import dissect, fields
-from datapath.announced import appeared, expectation_text, zone_limit_text
+from datapath.announced import appeared, expectation_text
 from datapath.explain_rules import Ruled
 from datapath.frame import LINK_ETHERNET, frames_of
 from datapath.hints import counted
 from datapath.leave import CHANGES
 from datapath.names import printable
 from datapath.narrate import conn_text, packet_line
+from datapath.narrate_ct import ct_lines, stranger_text
 from datapath.offload_words import WHY_NOT
 from datapath.pipeline.flower_keys import SHOWN_STATES, ethertype_text, match_text
-from datapath.pipeline.interpret import Walk
-from datapath.pipeline.rules import CT_STATES, ETH_IPV6, FIELD, Ct, Hook, Match, Mirred, Rule, innermost
+from datapath.pipeline.interpret import SECOND, Walk
+from datapath.pipeline.rules import CT_STATES, ETH_IPV6, FIELD, Ct, Hook, Match, Mirred, Police, Rule, innermost
 from datapath.pipeline.tc_print import action_text
 from datapath.stages import Line
-from datapath.watched import At, Done, Missed, Told, Turn
+from datapath.watched import At, Done, Missed, Policed, Told, Turn
 from datapath.wire import parse_batch
 
 UNTIL_ASSURED = "tracked until it is assured, and served from then on"
@@ -161,10 +162,14 @@ def _done(it: Ruled, at: At, done: Done) -> Iterator[Line]:
         yield from _ct(it, done, done.action)
     elif isinstance(done.action, Ct):
         yield "", "what was said of its connection is forgotten: -trk"
+    elif isinstance(done.action, Police) and done.policed is not None:
+        yield "", _policed_text(done.action, done.policed)
     for text in _changes(done):
         yield "", text
     if done.verdict == "drop":
         yield "", _reason_text(done.reason)
+    if isinstance(done.action, Ct) and done.told is not None:
+        yield from ct_lines(it, done.told, done.action)
     if isinstance(done.action, Mirred):
         for onward in done.onward:
             bare = len(onward.turns) == 1 and onward.turns[0].empty
@@ -172,6 +177,19 @@ def _done(it: Ruled, at: At, done: Done) -> Iterator[Line]:
             yield from () if bare else _at_hook(it, onward)
         if done.onward and not done.verdict:
             yield "at", f"{hook_text(at.walk.hook)} again, with the packet itself"
+
+
+def _policed_text(action: Police, policed: Policed) -> str:
+    """Whether there was a token, and how much was left and needed."""
+    if action.longest is not None and policed.length > action.longest:
+        return f"it exceeds: {policed.length:,} bytes, and none of more than {action.longest:,} has a token (mtu)"
+    of_bytes, of_packets = policed.left
+    parts = []
+    if action.rate:
+        parts.append(f"{of_bytes * action.rate // (8 * SECOND):,} bytes of tokens left, {policed.length:,} needed")
+    if action.packet_rate:
+        parts.append(f"{of_packets * action.packet_rate / SECOND:.2f} of a packet's token left, 1 needed")
+    return f"it {'exceeds' if policed.exceeded else 'conforms'}: {'; '.join(parts)}"
 
 
 def _ct(it: Ruled, done: Done, action: Ct) -> Iterator[Line]:
@@ -193,8 +211,6 @@ def _ct(it: Ruled, done: Done, action: Ct) -> Iterator[Line]:
     if told.conn is not None and not told.before and int(told.conn["status"]) & Status.EXPECTED:
         yield "", f"conn {int(told.conn['master'])} has announced it"
     reason = int(told.acted.decision["reason"][0])
-    if reason == Reason.R_ZONE_LIMIT:
-        yield "", zone_limit_text(it.tracking.config, action.zone, told.zones)
     if reason != Reason.R_OK:
         yield "", _reason_text(NAMES[reason])
 
@@ -204,7 +220,7 @@ def _conn_text(it: Ruled, told: Told, action: Ct) -> str:
     if told.conn is None:
         if number >= 0:
             return f"conn {number}, which has ended with this packet"
-        return "a connection that nobody has committed" if told.acted.association.token is not None else "no connection"
+        return "a connection that nobody has committed" if told.acted.association.token is not None else stranger_text(it, told, action)
     text = conn_text(told.conn, it.tracking.config.hz)
     if not told.before:
         return f"{text}: committed by this action"
@@ -319,3 +335,12 @@ def _flow_table(it: Ruled) -> Iterator[Line]:
         yield "flow table", f"tracked ({fields.OFFLOAD_NAMES[told.offload]}): {there}, but does not get this packet: {WHY_NOT[told.offload]}"
     else:
         yield "flow table", f"not served ({fields.OFFLOAD_NAMES[told.offload]}): {WHY_NOT[told.offload]}"
+    if told.since is not None and told.timeout not in (-1, _timeout_without(it.at)):
+        left = fields.seconds_text(told.timeout, it.tracking.config.hz)
+        yield "", f"{left} s left is its deadline, and what records have: a day from its coming into it; above is the time without the flow table"
+
+
+def _timeout_without(at: At) -> int:
+    """What a packet's connection had left behind the last `ct` at its hook (ticks), -1 without one."""
+    conns = [done.told.conn for turn in at.turns for tried in turn.tried for done in tried.done if done.told is not None]
+    return int(conns[-1]["timeout"]) if conns and conns[-1] is not None else -1

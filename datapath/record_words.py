@@ -93,6 +93,8 @@ RULE: Words = {
     "in_hw": "whether a NIC carries it out: false, which tc calls not_in_hw, since none is driven yet",
     "packets": "how often it has matched",
     "bytes": "bytes on the wire of the packets then",
+    "drops": "how many packets it has dropped: by what follows its actions, by a policer of its own, or because one of its actions could not be done",
+    "overlimits": "how often a policer of it had no token, whatever became of the packet",
     "last": "when it matched last; null if it never has",
 }
 ENDS: Words = {

@@ -198,7 +198,8 @@ def _whys(result: Replayed, width: int) -> Iterator[Text]:
     room = min(max(width - 22, 30), 80)  # for the sentence, beside two numbers
     for effect, title in WHY.items():
         found = [reason for reason in REASONS if reason.effect == effect and packets[reason.code]]
-        if not found:
+        untold = _untold(result) if effect == "not-seen" else 0
+        if not found and not untold:
             continue
         yield Text(f"\n{title:<{room}}{'packets':>11}{'first at':>11}", "bold")
         for reason in sorted(found, key=lambda reason: -int(packets[reason.code])):
@@ -211,6 +212,20 @@ def _whys(result: Replayed, width: int) -> Iterator[Text]:
             yield from (Text(more) for more in rest)
             if width < COMMAND_COLUMN + room and effect != "note":
                 yield Text(f"  {command}", "cyan")
+        if untold:
+            yield Text(f"{'no rule sent it to conntrack':<{room}}{count(untold):>11}")
+
+
+# What becomes of a packet before any rule could have it tracked, or where none is asked.
+UNASKED = (*range(Reason.R_NOT_IP, Reason.R_FRAGMENT + 1), Reason.R_OVERLOAD)
+
+
+def _untold(result: Replayed) -> int:
+    """Packets that passed through rules, or were dropped by one, and that no `ct` action was for."""
+    if result.rules is None:
+        return 0
+    told = sum(int(result.stats["reason_packets"][reason]) for reason in UNASKED)
+    return max(int(result.stats["packets"][State.NOT_SEEN]) - told, 0)
 
 
 def _evictions(result: Replayed) -> Iterator[Text]:
@@ -234,8 +249,13 @@ def _pools(result: Replayed, width: int) -> Iterator[Table | Text]:
     heads = ("tuples", "in use", "at most", "exhausted")
     table = plain("NAT rule", *heads, right=heads)
     table.columns[0].overflow = "fold"
-    for pool in result.pools:
-        table.add_row(Text(f"{pool.kind} {pool.text}"), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
+    names = [f"{pool.kind} {pool.text}" for pool in result.pools]
+    if result.rules:
+        from datapath.report_rules import pool_names
+
+        names = pool_names(result.rules.ruleset, result.tracking.config, result.pools)
+    for name, pool in zip(names, result.pools, strict=True):
+        table.add_row(Text(name), *(count(n) for n in (pool.size, pool.in_use, pool.high_water, pool.exhausted)))
     yield Text()
     yield table
     if any(pool.high_water > pool.size for pool in result.pools):

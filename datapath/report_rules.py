@@ -5,21 +5,26 @@ Not here: the rest of a replay's summary (report).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from ctcore.config import Config
+from ctcore.nat_rules import NatPool, NatRule
 from datapath import fields
 from datapath.app import RulesAtWork
 from datapath.hints import counted
 from datapath.names import printable
-from datapath.pipeline.rules import Rule
+from datapath.pipeline.ct_settings import nat_rule, settings_of
+from datapath.pipeline.rules import Ct, Rule, Ruleset
 from datapath.pipeline.tc_print import rule_line
 from datapath.report import count, duration_text, plain, size_text
+from datapath.rule_text import rule_text
 
 MOST_ROWS = 12
+MOST_NAMES = 3
 TORN_DOWN = {
     "teardown_fin": "FIN", "teardown_rst": "RST", "teardown_idle": "idle", "teardown_dying": "ended by the tracker", "teardown_flush": "flushed",
 }  # fmt: skip
@@ -31,13 +36,15 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
     yield Text(f"\npackets came to: {', '.join(map(printable, came))}")
     matched = np.flatnonzero(rules.counters["packets"])
     ranked = sorted(matched.tolist(), key=lambda i: -int(rules.counters["packets"][i]))
-    heads = ("rule", "packets", "wire bytes", *(["last used"] if end is not None else []), "")
-    table = plain(*heads, right=("packets", "wire bytes", "last used"))
+    lost = [name for name in ("drops", "overlimits") if rules.counters[name].any()]
+    heads = ("rule", "packets", "wire bytes", *lost, *(["last used"] if end is not None else []), "")
+    table = plain(*heads, right=("packets", "wire bytes", *lost, "last used"))
     table.columns[-1].overflow = "ellipsis"
     for i in ranked[:MOST_ROWS]:
         rule, seen = rules.ruleset.rules[i], rules.counters[i]
         used = [] if end is None else [ago(end - int(seen["last"]))]
-        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), *used, Text(_text(rule)))
+        counts = [count(int(seen[name])) for name in lost]
+        table.add_row(Text(_place(rule)), count(int(seen["packets"])), size_text(int(seen["bytes"])), *counts, *used, Text(_text(rule)))
     yield Text()
     yield table
     silent = len(rules.ruleset.rules) - len(matched)
@@ -53,6 +60,25 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
         yield Text(f"  {counted(int(rules.lost[reason]), 'mirrored frame')} did not leave: {fields.REASON_NAMES[reason]}")
     if rules.flows is not None:
         yield from _flow_table(rules.flows)
+
+
+def pool_names(ruleset: Ruleset, config: Config, pools: Sequence[NatPool]) -> list[str]:
+    """Each range with the rules that translate to it. config: the tracker's, without what rules ask of it."""
+    ranges = settings_of(ruleset, config).nat
+    places: dict[NatRule, dict[str, None]] = {}
+    for rule in ruleset.rules:
+        for action in rule.actions:
+            if isinstance(action, Ct) and action.nat is not None and action.nat.kind:
+                places.setdefault(nat_rule(action.nat), {})[_place(rule)] = None
+    texts = [f"{pool.kind} {pool.text or rule_text(ranges[pool.rule])}" for pool in pools]
+    by = [_some(places.get(ranges[pool.rule], ())) for pool in pools]
+    return [f"{text}\n  by {names}" if names else text for text, names in zip(texts, by, strict=True)]
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of several names."""
+    first, more = list(names)[:MOST_NAMES], len(list(names)) - MOST_NAMES
+    return ", ".join([*first, *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def ago(ns: int) -> str:

@@ -84,7 +84,7 @@ class RulePipeline:
         gives a reason for (they drop what is invalid) counts for both reasons: theirs, and that of the decision.
         """
     def counters(self) -> NDArray[Any]:
-        """COUNT_DTYPE[n]: packets, bytes on the wire and last use (ns, -1: never) of each rule, in the order of the ruleset."""
+        """COUNT_DTYPE[n]: packets, bytes on the wire, last use (ns, -1: never), drops and overlimits of each rule, in the order of the ruleset."""
     def count(self, reason: Reason) -> int:
         """How many packets had this reason, as summary() counts them."""
     def shortcuts(self) -> dict[str, int]:

@@ -245,13 +245,14 @@ def rule_records(ruleset: Ruleset, counters: np.ndarray) -> Iterator[fields.Reco
 
     counters: COUNT_DTYPE, in the order of the rules. `last` is None where nothing matched; `in_hw` is false, since no NIC carries out a rule here.
     """
-    for rule, packets, size, last in zip(ruleset.rules, *(counters[name].tolist() for name in ("packets", "bytes", "last")), strict=True):
+    for i, rule in enumerate(ruleset.rules):
+        packets, size, last, drops, overlimits = counters[i].item()
         hook = rule.hook
         where = {"device": None, "direction": None} if hook.block is not None else {"device": hook.device, "direction": hook.direction}
         yield {
             "rule": place_of(rule), **where, "block": hook.block, "chain": rule.chain, "prio": rule.prio, "handle": rule.handle,
             "tc": rule_line(rule), "skip_sw": rule.skip_sw, "skip_hw": rule.skip_hw, "in_hw": False,
-            "packets": packets, "bytes": size, "last": last if packets else None,
+            "packets": packets, "bytes": size, "drops": drops, "overlimits": overlimits, "last": last if packets else None,
         }  # fmt: skip
 
 

@@ -18,12 +18,12 @@ from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport likely, mul_fold, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport SLOTS, Bucket, first_slot, same_key, tag_of
-from ctcore.types cimport Key
+from ctcore.types cimport DROP, Key
 from ctcore.tracker cimport Tracker
 from datapath.pipeline.classify cimport Table
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey
 from datapath.pipeline.level cimport Result
-from datapath.pipeline.program cimport Count, Program
+from datapath.pipeline.program cimport NO_RULE, Count, Program
 
 cdef enum:
     MEAN_LOAD = 5               # shortcuts to a bucket of ten: few have to lie in the bucket behind
@@ -197,6 +197,8 @@ cdef void plan_count(const Plan *plan, Count *count) noexcept nogil:
         c.packets += plan.packets
         c.bytes += plan.bytes - (plan.behind if k >= plan.whole else 0)
         c.last = max(c.last, plan.last)
+    if plan.result.verdict == DROP and plan.result.rule != NO_RULE:
+        count[plan.result.rule].drops += plan.packets
 
 
 cdef void plan_release(Shortcuts *all, uint32_t number) noexcept nogil:

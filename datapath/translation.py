@@ -88,19 +88,19 @@ def _decided(it: Explained) -> Iterator[Line]:
     chosen = Key.of(it.conn["flow"][Dir.REPLY]["key"].tobytes()).inverted() if it.conn is not None else None
     for label, manip in (("nat", DST), ("", SRC)):
         rule = next((rule for rule in it.tracking.config.nat if rule.source == (manip == SRC) and nat.matches(rule, leaving)), None)
-        after = None if chosen is None else _with_half(leaving, chosen, manip)
-        yield label, f"{NOUN[manip]}: {_half_text(it, leaving, after, rule, manip)}"
+        after = None if chosen is None else with_half(leaving, chosen, manip)
+        yield label, f"{NOUN[manip]}: {half_text(it, leaving, after, rule, manip)}"
         leaving = after or leaving
 
 
-def _with_half(leaving: Key, chosen: Key, manip: int) -> Key:
+def with_half(leaving: Key, chosen: Key, manip: int) -> Key:
     """The tuple once one half is decided. An ICMP id is changed with the source at the latest."""
     if manip == SRC:
         return chosen
     return leaving._replace(dst=chosen.dst, dport=leaving.dport if leaving.proto in fields.WITH_TYPE else chosen.dport)
 
 
-def _half_text(it: Explained, leaving: Key, after: Key | None, rule: NatRule | None, manip: int) -> str:
+def half_text(it: Explained, leaving: Key, after: Key | None, rule: NatRule | None, manip: int) -> str:
     by = f"{rule.kind} {rule.text or rule_text(rule)}" if rule else "no rule matches"
     if after is None:
         return f"{by}: nothing free was found in it" if rule else f"{by}, and without one nothing free was found" if manip == SRC else by

@@ -15,12 +15,15 @@ import numpy as np
 from ctcore.batch import Batch
 from ctcore.ct_action import NO_ASSOCIATION, Acted, Association, CtAction
 from ctcore.errors import ConfigError
+from ctcore.model.seqadj import SeqAdjust
+from ctcore.nat_rules import NatPool
 from ctcore.tracker import ExpectationRow, Tracker
-from ctcore.types import Dir, Reason
+from ctcore.types import Dir, Reason, Status
+from datapath.explain import let_pass
 from datapath.pipeline.interpret import Delivery, Interpreter, Tracked, Walk, seen_in
 from datapath.pipeline.order import Placed
 from datapath.pipeline.reference import RuleTracker
-from datapath.pipeline.rules import ETH_ALL, Action, Control, Ct, Hook, Match, Rule, Ruleset
+from datapath.pipeline.rules import ETH_ALL, Action, Control, Ct, Hook, Match, Police, Rule, Ruleset
 
 MOST_MISSED = 10  # rules of a chain whose first difference is kept
 
@@ -44,12 +47,36 @@ class Told(NamedTuple):
     zones: Mapping[int, int]
     awaited: Sequence[ExpectationRow]
     awaits: Sequence[ExpectationRow]
+    asked: Asked | None = None
+
+
+class Asked(NamedTuple):
+    """With what a tracker was asked, and what it had then. packet: PACKET_DTYPE; l4: its transport bytes; kept: whether the packet had a connection
+    of this zone already; earlier: all connections (CONN_DTYPE), with the time they had left when the packet came; moved: by how much sequence numbers
+    were moved, by connection; evicted: numbers of those that had to go; pools: of NAT ranges, afterwards; tick: when, in ticks of the clock."""
+
+    packet: np.void
+    l4: bytes
+    kept: bool
+    earlier: np.ndarray
+    moved: Mapping[int, tuple[SeqAdjust, ...]]
+    evicted: Sequence[int]
+    pools: Sequence[NatPool]
+    tick: int
+
+
+class Policed(NamedTuple):
+    """A policer asked for tokens. left: ns to be spent before, for bytes and for packets; length: of the frame on the wire."""
+
+    left: tuple[int, int]
+    length: int
+    exceeded: bool
 
 
 @dataclass
 class Done:
     """One action. before, after: the frame; tracked: what later rules see of tracking; told: what the tracker said, None where it was not asked;
-    verdict, reason: of the walk, where it ended here; onward: the hooks that its copies came to."""
+    verdict, reason: of the walk, where it ended here; onward: the hooks that its copies came to; policed: of a policer."""
 
     action: Action
     before: bytes
@@ -60,6 +87,7 @@ class Done:
     verdict: str = ""
     reason: str = ""
     onward: list[At] = field(default_factory=list)
+    policed: Policed | None = None
 
 
 @dataclass
@@ -99,18 +127,31 @@ class Listening:
         self.tracker, self.config = tracker, tracker.config
         self.earlier: frozenset[int] = frozenset()
         self.told: Told | None = None
+        self.watching = False
 
     def remember(self) -> None:
         """The connections that there are now were there before what follows."""
         self.earlier = frozenset(self.tracker.conns()["flow"]["id"][:, Dir.ORIG].tolist())
 
     def act(self, batch: Batch, action: CtAction, before: Association = NO_ASSOCIATION) -> Acted:
+        if not self.watching:
+            return self.tracker.act(batch, action, before)
         awaited = self.tracker.expectations()
+        earlier, then, packet, l4 = self.tracker.conns(), self.tracker.now, batch.array[0].copy(), batch.l4_bytes(0)
+        moved = {number: self._moved(number) for number in earlier["flow"]["id"][earlier["status"] & Status.SEQ_ADJUST != 0][:, Dir.ORIG].tolist()}
+        self.tracker.evictions()
         acted = self.tracker.act(batch, action, before)
+        let_pass(earlier, then, self.tracker.now, self.config.hz)
         number, full = int(acted.decision["conn"][0]), acted.decision["reason"][0] == Reason.R_ZONE_LIMIT
+        kept = before.token is not None and before.zone == action.zone
+        tick = self.tracker.now // (1_000_000_000 // self.config.hz)
+        asked = Asked(packet, l4, kept, earlier, moved, self.tracker.evictions()["conn"].tolist(), self.tracker.nat_pools(), tick)
         zones = self.tracker.zone_counts() if full else {}
-        self.told = Told(acted, self._conn(number), number in self.earlier, zones, awaited, self.tracker.expectations())
+        self.told = Told(acted, self._conn(number), number in self.earlier, zones, awaited, self.tracker.expectations(), asked)
         return acted
+
+    def _moved(self, number: int) -> tuple[SeqAdjust, ...]:
+        return tuple(SeqAdjust(*offsets) for offsets in self.tracker.offsets(number))
 
     def _conn(self, number: int) -> np.void | None:
         try:
@@ -136,7 +177,9 @@ class Watched(Interpreter):
         """A frame that comes to a hook, as deliver() has it, and what was done at it."""
         self._arrived.clear()
         self.listening.remember()
+        self.listening.watching = True
         delivery = self.deliver(frame, now, hook, missing, bare=bare)
+        self.listening.watching = False
         return self._arrived[0], delivery
 
     # --- as the interpreter does it, and written down ------------------------------------------------------------------------------------
@@ -182,3 +225,11 @@ class Watched(Interpreter):
         done.told = self.listening.told if isinstance(action, Ct) else None
         done.verdict, done.reason = walk.verdict, walk.reason
         return done.control
+
+    def _police(self, walk: Walk, action: Police) -> Control:
+        assert self._sending is not None
+        assert walk.delivery is not None
+        left, times = self.bucket(walk, action).left(walk.now), len(walk.delivery.exceeded)
+        control = super()._police(walk, action)
+        self._sending.policed = Policed(left, walk.length, len(walk.delivery.exceeded) > times)
+        return control

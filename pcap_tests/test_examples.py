@@ -117,7 +117,8 @@ def test_the_interpreter_with_the_readable_tracker_says_the_same(ruleset: Rulese
 def test_the_policy_lets_pass_what_the_rules_let_pass(capfd, tmp_path: Path) -> None:
     """By the commands of docs/policy.md, with what that says of them."""
     code, out, err = run(capfd, "policy", "compile", VM / "policy.yaml", "-o", tmp_path / "rules.tc")
-    assert (code, out) == (0, "") and "policies 1, pods 1, rules 40" in err
+    assert (code, out) == (0, "") and err.endswith("policies 1, pods 1, rules 42\n")
+    assert f"-o rules.tc\n{err}$ ctmirror replay" in (VM.parents[1] / "docs/policy.md").read_text()
     argv = [VM / "traffic.pcapng", "--rules", tmp_path / "rules.tc", "--device", "eth0_0:egress"]
     code, out, err = run(capfd, "replay", *argv, "--packets", "-", "-q")
     by_policy = [record["verdict"] for record in records(out)]

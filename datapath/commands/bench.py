@@ -42,10 +42,17 @@ def _check(name: str | None) -> None:
 
 # What a name ends with, the unit that it stands for, and what the number is of that unit.
 UNITS = (("_per_s", "M/s", 1e-6), ("_mpps", "Mpps", 1), ("_s", "s", 1))
+# Figures whose names in JSON say too little for people: what they are of.
+WORDS = {
+    "ratio": "speed beside the first number of rules",
+    "first_mpps": "first packets of flows_mpps",
+    "seconds": "in all_s",
+}
 
 
 def figure(name: str, value: Any) -> str:
     """A figure for people: `handshakes 0.80 M/s` for handshakes_per_s 797000.0. Numbers have three digits that count, and never an exponent."""
+    name = WORDS.get(name, name)
     if not isinstance(value, float):
         return f"{name} {value}"
     suffix, unit, factor = next((one for one in UNITS if name.endswith(one[0])), ("", "", 1))

@@ -225,8 +225,13 @@ RULES_OPTIONS = (
     ),
     click.option("--no-flowtable", is_flag=True, help="Let every packet go through the rules, those of established connections as well."),
 )
-# What a rule says for itself: options that a replay through rules does not take.
-SAID_BY_RULES = ("zone", "helper", *(kind for kind, _ in NAT_OPTIONS))
+# What a rule says for itself: options that a replay through rules does not take, and what is written there instead.
+SAID_BY_RULES = {
+    "zone": "ct zone N",
+    "helper": "ct commit helper ipv4-tcp-ftp",
+    **dict.fromkeys(("snat", "masquerade"), "ct commit nat src addr A"),
+    **dict.fromkeys(("dnat", "redirect"), "ct commit nat dst addr A"),
+}
 
 
 def rules_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -252,9 +257,9 @@ def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: boo
     from datapath.pipeline.rules_file import read
 
     context = click.get_current_context()
-    for option in SAID_BY_RULES:
+    for option, instead in SAID_BY_RULES.items():
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{_option_name(option)}: rules say that by their ct actions: expected it without --rules")
+            raise click.UsageError(f"{_option_name(option)}: not with --rules, where actions say it: expected `{instead}` in the rules")
     if tracking.clock != "capture":
         raise click.UsageError("--clock wall: expected it without --rules, which go by the packets' own time")
     found = Findings()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctcore.errors import CtmirrorError
+from datapath.cli import complain
 from datapath.commands.output import opened, output_option
 from datapath.commands.verbosity import verbosity
 from datapath.extras import remedy
@@ -37,13 +39,27 @@ def command(quiet: bool, verbose: bool) -> None:
 
 
 def _load(files: tuple[str, ...]) -> Cluster:
-    """The cluster of these files. Its libraries are an extra."""
+    """The cluster of these files; all that is wrong with them is said. Its libraries are an extra."""
     missing = [name for name, module in (("pydantic", "pydantic"), ("PyYAML", "yaml")) if find_spec(module) is None]
     if missing:
         raise CtmirrorError(f"policies need {' and '.join(missing)}: {remedy('policy')}")
     from datapath.pipeline.policy.load import load
 
-    return load(files)
+    with _all_said():
+        return load(files)
+
+
+@contextmanager
+def _all_said() -> Iterator[None]:
+    """All lines of an error on stderr: the last one is for whoever says what ends a command."""
+    from datapath.pipeline.policy.errors import PolicyError
+
+    try:
+        yield
+    except PolicyError as error:
+        for line in error.lines[:-1]:
+            complain(line)
+        raise PolicyError(error.lines[-1]) from None
 
 
 def _cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +96,7 @@ def compile_command(files: tuple[str, ...], output: str | None, quiet: bool, ver
 
     What a pod sends comes out of its device on the host, and meets its egress policies there; what it is to receive meets its ingress policies on
     the way in. Each pod has a conntrack zone. Devices are, in this order: those of --devices, of annotations (ctmirror/device, ctmirror/zone), of
-    --device-of.
+    --device-of. Comments at the head say which pod has which device, and those above the rules of a hook which policies they are for.
 
     \b
     Examples:
@@ -93,7 +109,9 @@ def compile_command(files: tuple[str, ...], output: str | None, quiet: bool, ver
 
     attachments = _attached(cluster, others.pop("node"), others.pop("template"), others.pop("devices"))
     ruleset = compile_policies(cluster, attachments, Options(**others))
-    text = _text(ruleset, form)
+    from datapath.pipeline.policy import origins
+
+    text = (origins.yaml_text if form == "yaml" else origins.tc_text)(ruleset, cluster, attachments)
     with opened(output) as file:
         click.echo(text, file=file, nl=False)
     if not quiet:
@@ -101,24 +119,18 @@ def compile_command(files: tuple[str, ...], output: str | None, quiet: bool, ver
 
 
 def _attached(cluster: Cluster, node: str | None, template: str | None, mapping: str | None) -> dict[str, Attachment]:
-    from datapath.pipeline.policy.devices import TEMPLATE, attach, read_mapping
+    from datapath.pipeline.policy.device_names import TEMPLATE
+    from datapath.pipeline.policy.devices import attach, check_known, read_mapping
     from datapath.pipeline.policy.errors import PolicyError
 
     pods = [pod for pod in cluster.pods if not pod.host_network and node in (None, pod.node)]
     if not pods:
         where = f" of node '{printable(node)}'" if node else ""
         raise PolicyError(f"no pod{where} with an address of its own in the files; expected some (kubectl get pods -A -o yaml)")
-    return attach(pods, template or TEMPLATE, read_mapping(mapping) if mapping else None)
-
-
-def _text(ruleset: Ruleset, form: str) -> str:
-    if form == "yaml":
-        from datapath.pipeline.yaml_rules import dump
-
-        return dump(ruleset)
-    from datapath.pipeline.tc_print import print_ruleset
-
-    return print_ruleset(ruleset)
+    wishes = read_mapping(mapping) if mapping else {}
+    with _all_said():
+        check_known(wishes, [pod.title for pod in cluster.pods])
+    return attach(pods, template or TEMPLATE, wishes)
 
 
 def _report(cluster: Cluster, ruleset: Ruleset, attachments: dict[str, Attachment], verbose: bool) -> None:

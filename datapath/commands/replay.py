@@ -31,7 +31,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--packets", metavar="FILE", help="Write a record for each packet; off writes none.")
 @click.option("--conns", metavar="FILE", help="Write a record for each connection.")
 @click.option("--events", metavar="FILE", help="Write a record for each event: new, update, destroy.")
-@click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, when it matched last.")
+@click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, drops, when it matched last.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")

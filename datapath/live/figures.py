@@ -69,7 +69,7 @@ def _rule_counters(counters: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """COUNT_DTYPE[n] of the same rules, together."""
     whole = counters[0]
     for one in counters[1:]:
-        for name in ("packets", "bytes"):
+        for name in ("packets", "bytes", "drops", "overlimits"):
             whole[name] += one[name]
         whole["last"] = np.maximum(whole["last"], one["last"])
     return whole
@@ -127,6 +127,7 @@ def _rules(ruleset: Any, counters: NDArray[Any]) -> dict[str, Any]:
     ranked = np.argsort(counters["packets"], kind="stable")[::-1][:TOP_RULES].tolist()
     top = [
         {"packets": int(counters["packets"][i]), "bytes": int(counters["bytes"][i]), "last": int(counters["last"][i]),
+         "drops": int(counters["drops"][i]), "overlimits": int(counters["overlimits"][i]),
          "place": str(ruleset.rules[i].place), "rule": rule_line(ruleset.rules[i])}
         for i in ranked if counters["packets"][i]
     ]  # fmt: skip

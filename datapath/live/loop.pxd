@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from datapath.frame cimport Frame
+from datapath.live.iface cimport Iface
 from datapath.live.handoff cimport Handoff
 from datapath.live.router cimport Router, Step
 from datapath.live.rows cimport Send
@@ -69,6 +70,7 @@ cdef class Loop:
     cdef Frame[MOST_ONWARD] onward
     cdef int n_onward
 
+    cdef int put(self, int i, Iface iface) except -1
     cdef int round(self) noexcept nogil
     cdef int from_others(self) noexcept nogil
     cdef uint32_t may_walk(self, int pressed) noexcept nogil

@@ -39,6 +39,9 @@ class Loop:
     def aim(self, inward: Mapping[str, str]) -> None:
         """Look up again which iface is which of the pipeline's devices, and which of them are routed: after RulePipeline.load(), or when that has
         changed. Raises ValueError for one that the pipeline does not know."""
+    def replace(self, old: Iface, new: Iface) -> None:
+        """Go on with another iface in the place of one whose device is gone; the old one is the caller's to close. While run() is not at it. Raises
+        ValueError for one that is of another memory, worker, name or ordinal."""
     def run(self, seconds: float) -> int:
         """Work for so long, or until somebody rings; without the GIL. How many frames came. Raises RuntimeError if an iface is closed."""
     def ring(self) -> None:

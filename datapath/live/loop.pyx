@@ -63,8 +63,7 @@ cdef class Loop:
         for i, iface in enumerate(self.ifaces):
             if not isinstance(iface, Iface) or iface.umem is not self.umem or len(workers) > 1:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
-            self.iface[i] = <void *>iface
-            self.unsummed[i] = &(<Iface>iface).counts.rx_completed if iface.driver == "xdp" else NULL
+            self.put(i, iface)
         self.pool = self.umem.pool(self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -74,6 +73,20 @@ cdef class Loop:
     def __dealloc__(self):
         if self.bell > 0:
             os.close(self.bell)
+
+    cdef int put(self, int i, Iface iface) except -1:
+        self.iface[i] = <void *>iface
+        self.unsummed[i] = &iface.counts.rx_completed if iface.driver == "xdp" else NULL
+        return 0
+
+    def replace(self, Iface old not None, Iface new not None):
+        """See loop.pyi."""
+        if new.umem is not self.umem or (new.worker, new.name, new.ordinal) != (old.worker, old.name, old.ordinal):
+            raise ValueError(f"{new!r}: expected an iface of the same memory, worker, name and ordinal")
+        self.pipeline.tracker.idle()
+        i = self.ifaces.index(old)
+        self.ifaces = (*self.ifaces[:i], new, *self.ifaces[i + 1:])
+        self.put(i, new)
 
     def aim(self, inward):
         """See loop.pyi."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.tracker import Tracker
+from datapath.errors import KernelError
 from datapath.live.config import NodeConfig
 from datapath.live.drivers import Opened, open_interface
 from datapath.live.handoff import Exchange
@@ -68,7 +69,10 @@ class Node:
             pipelines = self._pipelines(ruleset)
             chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
-            self.opened = [self._open(stack, i) for i in range(len(self.names))]
+            self.opened: list[Opened] = []
+            for i in range(len(self.names)):
+                self.opened.append(self._open(i))
+                stack.callback(self._close_interface, i)
             self.workers = self._make_workers(stack, pipelines)
             settled()
             self.neighbours = self._neighbours(stack)
@@ -104,10 +108,12 @@ class Node:
             made.append(Worker(number, self.config.places[number] if self.config.places else None, pipeline, loop, router))
         return made
 
-    def _open(self, stack: ExitStack, i: int) -> Opened:
+    def _close_interface(self, i: int) -> None:
+        self.opened[i].close()
+
+    def _open(self, i: int) -> Opened:
         section = self.config.iface[i]
         opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
-        stack.callback(opened.close)
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
         return opened
@@ -240,6 +246,19 @@ class Node:
         rules = len(programs[0].ruleset.rules)
         LOG.info("rules loaded", extra={"rules": rules})
         return rules
+
+    def reopen(self, i: int) -> None:
+        """Open interface i again, whose device is gone, and go on with it. While all workers stand still, in the network namespace that the node was
+        opened in. Raises KernelError, ConfigError; then everything is as it was.
+        """
+        old, new = self.opened[i], self._open(i)
+        if len(new.ifaces) != len(old.ifaces):
+            new.close()
+            raise KernelError(f"{new.name}: {len(new.ifaces)} queues: expected {len(old.ifaces)}, as before")
+        for before, after in zip(old.ifaces, new.ifaces, strict=True):
+            self.workers[before.worker].loop.replace(before, after)
+        self.opened[i] = new
+        old.close()
 
     def close(self) -> None:
         """Give everything back. Not while work() is at it."""

@@ -8,7 +8,7 @@ it kept until then, and every thread that does not calls shed() first.
     the kernel's connections (adopt)      NET_ADMIN, until they are taken over
     the thread of neighbours              NET_ADMIN: it makes the kernel ask for them
     the main thread                       NET_ADMIN if it has something to give back: connections (handover), an interface's GRO
-    packets, commands, metrics            none
+    packets, commands, metrics            none; so an interface that has gone cannot be opened again
 
 What is open stays usable without: AF_XDP, AF_PACKET, tap and BPF links ask for rights when they are made, not when they are used.
 Invariants: drop() either does all of it or raises; afterwards no program that is started gets a right back (no_new_privs, an empty bounding set where

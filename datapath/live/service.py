@@ -27,6 +27,7 @@ from datapath.live.control import Control, listening
 from datapath.live.logs import start_log
 from datapath.live.node import LOG, Node
 from datapath.live.privileges import Rights
+from datapath.live.reopening import Reopening
 from datapath.live.succession import NOTHING, Taking, begin, end
 
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
@@ -161,7 +162,7 @@ def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
         if said := rights.told():
             (LOG.info if rights.wanted else LOG.warning)(said)
         service = Service(node, rights)
-        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights):
+        with service.signals(), control_of(node, made, rights), metrics_of(node, measured, rights), Reopening(node, rights):
             code = service.run()
         if not service.failed:
             end(node, taking)

@@ -35,13 +35,18 @@ class Findings:
     """errors: what makes the file useless; warnings: what tc takes, and hardly anybody means."""
 
     errors: list[RuleError] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    _warned: list[tuple[Place, str]] = field(default_factory=list)
 
     def error(self, place: Place, text: str, expected: str) -> None:
         self.errors.append(rule_error(place, text, expected))
 
     def warn(self, place: Place, text: str, said: str) -> None:
-        self.warnings.append(line_of(place, text, said))
+        self._warned.append((place, line_of(place, text, said)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings as they come in the file, each once."""
+        return list(dict.fromkeys(line for _, line in sorted(self._warned, key=lambda warned: warned[0])))
 
     def in_order(self) -> list[RuleError]:
         """The errors as they come in the file, each once."""

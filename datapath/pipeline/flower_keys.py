@@ -1,6 +1,6 @@
 """The keys of a flower filter: how each is written, read and printed. One table, for tc text, YAML and documentation.
 
-tc reads numbers in a base that depends on the key (ip_proto and tcp_flags in hexadecimal, ports in decimal); in YAML all are as in C, 0x for
+tc reads numbers in a base that depends on the key (ip_proto and tcp_flags in hexadecimal, ports in decimal); in YAML all are decimal, 0x for
 hexadecimal. What both print is read alike by both, but for ip_proto and ct_label, which each have a form of its own.
 Invariant: KEYS has rules.FIELDS, in their order; read(write(match)) is the match. Not here: which keys go together (validate).
 """
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected
-from datapath.pipeline.quantities import ETHERTYPE_NAMES, PROTOCOLS, masked, number
+from datapath.pipeline.quantities import ETHERTYPE_NAMES, PROTOCOLS, YAML, masked, number
 from datapath.pipeline.rules import CT_STATES, ETH_IP, ETH_IPV6, FIELD, FIELDS, IP_FLAGS, Match
 
-TC, PLAIN = True, False  # whose bases: tc's, or C's
+TC, PLAIN = True, False  # whose bases: tc's, or YAML's
 TC_PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv6")  # what tc knows by name
 SHOWN_STATES = ("trk", "new", "est", "rel", "rpl", "inv")  # in the order in which people say them
 ARP_OPERATIONS = {"request": 1, "reply": 2}
@@ -82,6 +82,14 @@ def plain_text(match: Match, ethertype: int = ETH_IP) -> str:
     return _any_address(match, ethertype) or KEYS[match.name].write(match)
 
 
+def behind_prefix(match: Match, text: str, ethertype: int) -> str:
+    """What is to be said of an address with bits behind its prefix, which the kernel drops; nothing if there are none."""
+    bare, slash, _ = text.partition("/")
+    if not slash or KEYS[match.name].form != "ADDRESS[/PREFIX]" or int(quantities.address(bare)) == match.value:
+        return ""
+    return f"bits behind the prefix do not count: this is {plain_text(match, ethertype)}"
+
+
 def device(text: str) -> str:
     """A device's name. Raises Expected."""
     if not _DEVICE.fullmatch(text) or text in (".", ".."):
@@ -97,7 +105,7 @@ def _numeric(form: str, bits: int, what: str, base: int | tuple[int, ...], mask_
 
     def read(text: str, version: int, bases: bool) -> Values:
         if bases is PLAIN:
-            return *masked(text, 0, bits, what), None, ""
+            return *masked(text, YAML, bits, what), None, ""
         value, slash, mask = text.partition("/")
         chosen = number(mask, mask_base, (1 << bits) - 1, f"a mask of {what}") if slash else (1 << bits) - 1
         tried = base if isinstance(base, tuple) else (base,)
@@ -121,7 +129,7 @@ def _exact(form: str, bits: int, what: str, about: str) -> Key:
     """A decimal number without a mask."""
 
     def read(text: str, version: int, bases: bool) -> Values:
-        return number(text, 10 if bases is TC else 0, (1 << bits) - 1, what), (1 << bits) - 1, None, ""
+        return number(text, 10 if bases is TC else YAML, (1 << bits) - 1, what), (1 << bits) - 1, None, ""
 
     return Key(form, read, lambda match: str(match.value), about)
 
@@ -165,14 +173,16 @@ def _prefix_text(match: Match) -> str:
 
 def _port(about: str) -> Key:
     def read(text: str, version: int, bases: bool) -> Values:
+        if "," in text:
+            raise Expected("expected one value, or a range, as in 80-90: a rule for each")
         if "-" in text:
             low, high = quantities.ports(text)
             if not 0 < low < high:
                 raise Expected("expected a range of ports from 1 up, the lower one first")
             return low, 0xFFFF, high, ""
         value, slash, mask = text.partition("/")
-        chosen = number(mask, 0, 0xFFFF, "a mask of a port") if slash else 0xFFFF
-        return number(value, 10 if bases is TC else 0, 0xFFFF, "a port") & chosen, chosen, None, ""
+        chosen = number(mask, 0 if bases is TC else YAML, 0xFFFF, "a mask of a port") if slash else 0xFFFF
+        return number(value, 10 if bases is TC else YAML, 0xFFFF, "a port") & chosen, chosen, None, ""
 
     def write(match: Match) -> str:
         if match.high is not None:
@@ -189,7 +199,7 @@ def _port(about: str) -> Key:
 def _read_proto(text: str, version: int, bases: bool) -> Values:
     named = quantities.keyword(text, TC_PROTOCOLS) if text not in PROTOCOLS else text
     try:
-        value = PROTOCOLS[named] if named else number(text, 16 if bases is TC else 0, 0xFF, "a protocol")
+        value = PROTOCOLS[named] if named else number(text, 16 if bases is TC else YAML, 0xFF, "a protocol")
     except Expected:
         raise Expected(f"expected {', '.join(TC_PROTOCOLS)}, or a number to {'ff in hexadecimal' if bases is TC else '255'}") from None
     return value, 0xFF, None, ""
@@ -235,7 +245,7 @@ def _write_ip_flags(match: Match) -> str:
 
 def _read_arp_op(text: str, version: int, bases: bool) -> Values:
     value, slash, mask = text.partition("/")
-    chosen = number(mask, 10 if bases is TC else 0, 0xFF, "a mask of an operation") if slash else 0xFF
+    chosen = number(mask, 10 if bases is TC else YAML, 0xFF, "a mask of an operation") if slash else 0xFF
     if value in ARP_OPERATIONS:
         return ARP_OPERATIONS[value] & chosen, chosen, None, ""
     try:
@@ -249,7 +259,7 @@ def _write_arp_op(match: Match) -> str:
 
 
 def _read_label(text: str, version: int, bases: bool) -> Values:
-    return *(quantities.label(text) if bases is TC else masked(text, 0, 128, "a label")), None, ""
+    return *(quantities.label(text) if bases is TC else masked(text, YAML, 128, "a label")), None, ""
 
 
 def _write_label(match: Match) -> str:

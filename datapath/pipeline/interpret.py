@@ -145,12 +145,15 @@ class Walk:
 @dataclass
 class Delivery:
     """A frame and what it was sent on as. walks: in the order in which they began, the frame's own first; hits: of all of them, in time;
-    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on."""
+    passed: the walks at whose end the frame passes, in the order of their ends: what leaves; sent: how often it and its copies were sent on;
+    dropped: the rules at which any of them was; exceeded: those whose policer had no token for one."""
 
     walks: list[Walk] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     passed: list[Walk] = field(default_factory=list)
     sent: int = 0
+    dropped: list[Rule] = field(default_factory=list)
+    exceeded: list[Rule] = field(default_factory=list)
 
     @property
     def last(self) -> Walk:
@@ -189,13 +192,17 @@ class Bucket:
     def _of_packets(self, count: int) -> int:
         return count * SECOND // self.action.packet_rate if self.action.packet_rate else 0
 
+    def left(self, now: int) -> tuple[int, int]:
+        """What there is to spend: for bytes and for packets."""
+        passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
+        return min(self.bytes_left + passed, limits[0]), min(self.packets_left + passed, limits[1])
+
     def conforms(self, length: int, now: int) -> bool:
         """Whether a packet of so many bytes has a token; if so it is spent."""
         if self.action.longest is not None and length > self.action.longest:
             return False
-        passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
-        bytes_left = min(self.bytes_left + passed, limits[0]) - self._of_bytes(length)
-        packets_left = min(self.packets_left + passed, limits[1]) - self._of_packets(1)
+        of_bytes, of_packets = self.left(now)
+        bytes_left, packets_left = of_bytes - self._of_bytes(length), of_packets - self._of_packets(1)
         if bytes_left < 0 or packets_left < 0:
             return False
         self.last, self.bytes_left, self.packets_left = max(now, self.last), bytes_left, packets_left
@@ -228,6 +235,8 @@ class Interpreter:
         self._through(walk)
         if walk.verdict == "pass":
             delivery.passed.append(walk)
+        elif walk.verdict == "drop" and walk.decided is not None:
+            delivery.dropped.append(walk.decided)
 
     def _through(self, walk: Walk) -> None:
         """All of a hook."""
@@ -386,6 +395,16 @@ class Interpreter:
         walk.frame = VLAN[action.kind](walk.frame, action)
         return action.control
 
+    def bucket(self, walk: Walk, action: Police) -> Bucket:
+        """Of the action that is being done."""
+        return self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
+
     def _police(self, walk: Walk, action: Police) -> Control:
-        bucket = self._buckets.setdefault(walk.acting, Bucket(action, walk.now))
-        return action.control if bucket.conforms(walk.length, walk.now) else action.exceed
+        bucket = self.bucket(walk, action)
+        if bucket.conforms(walk.length, walk.now):
+            return action.control
+        if walk.delivery is not None and walk.decided is not None:
+            walk.delivery.exceeded.append(walk.decided)
+        if action.exceed.kind == "drop":
+            walk.reason = "rule_police"
+        return action.exceed

@@ -83,6 +83,8 @@ ctypedef struct Count:
     uint64_t packets
     uint64_t bytes              # on the wire
     int64_t last                # ns, -1: never
+    uint64_t drops              # frames that ended here, dropped
+    uint64_t overlimits         # times that a policer had no token
 
 ctypedef struct Rules:
     Table table

@@ -8,7 +8,7 @@ from ctcore.config import Config
 from datapath.pipeline.classify import Classifier
 from datapath.pipeline.rules import Hook, Ruleset
 
-COUNT_DTYPE: np.dtype[Any]  # packets, bytes (on the wire), last (ns; -1: never)
+COUNT_DTYPE: np.dtype[Any]  # packets, bytes (on the wire), last (ns; -1: never), drops, overlimits
 
 class Program:
     """Rules, compiled. Counters and policers are its own: who wants them apart makes another one.
@@ -33,4 +33,4 @@ class Program:
     def zones(self) -> frozenset[int]:
         """In which rules track."""
     def counters(self) -> NDArray[Any]:
-        """COUNT_DTYPE[n], a copy: how often each rule matched, in the order of the ruleset."""
+        """COUNT_DTYPE[n], a copy: how often each rule matched, dropped, and had no token, in the order of the ruleset."""

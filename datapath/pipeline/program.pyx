@@ -31,7 +31,7 @@ from datapath.pipeline.order import bindings, in_order
 from datapath.pipeline.rules import ETH_VLAN, Csum, Ct, Gact, Hook, Mirred, Pedit, Police, Skbedit, Vlan
 from datapath.pipeline.tc_actions import CSUM_ORDER
 
-COUNT_DTYPE = np.dtype([("packets", "u8"), ("bytes", "u8"), ("last", "i8")])
+COUNT_DTYPE = np.dtype([("packets", "u8"), ("bytes", "u8"), ("last", "i8"), ("drops", "u8"), ("overlimits", "u8")])
 assert COUNT_DTYPE.itemsize == sizeof(Count)
 
 KINDS = {"pass": CONTROL_PASS, "pipe": CONTROL_PIPE, "drop": CONTROL_DROP, "continue": CONTROL_CONTINUE}

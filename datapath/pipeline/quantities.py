@@ -1,7 +1,7 @@
 """Numbers, addresses, rates and sizes as tc writes them, and back.
 
 A reader takes a text and gives numbers, or raises Expected with what was expected. tc reads numbers in a base that depends on the key: base 0 is C's,
-0x for hexadecimal, 0 for octal. Not here: which key takes what (flower_keys, tc_actions).
+0x for hexadecimal, 0 for octal; base YAML is that without octal. Not here: which key takes what (flower_keys, tc_actions).
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ _DIGITS = {
     10: re.compile("[0-9]{1,40}"),
     16: re.compile("(?:0[xX])?[0-9a-fA-F]{1,40}"),
     0: re.compile("0[xX][0-9a-fA-F]{1,40}|[0-9]{1,40}"),
+    1: re.compile("0[xX][0-9a-fA-F]{1,40}|[0-9]{1,40}"),
 }
+YAML = 1  # the base of numbers in YAML
 ETHERTYPES = {
     "ip": ETH_IP, "ipv4": ETH_IP, "ipv6": ETH_IPV6, "arp": ETH_ARP, "rarp": ETH_RARP, "802.1q": ETH_VLAN, "802.1ad": ETH_QINQ, "all": ETH_ALL,
-    "mpls_uc": 0x8847, "mpls_mc": 0x8848, "ppp_disc": 0x8863, "ppp_ses": 0x8864, "lldp": 0x88CC, "loop": 0x0060,
+    "mpls_uc": 0x8847, "mpls_mc": 0x8848, "ppp_disc": 0x8863, "ppp_ses": 0x8864, "lldp": 0x88CC, "loop": 0x0060, "x25": 0x0805, "bpq": 0x08FF,
+    "ieeepup": 0x0A00, "ieeepupat": 0x0A01, "dec": 0x6000, "dna_dl": 0x6001, "dna_rc": 0x6002, "dna_rt": 0x6003, "lat": 0x6004, "diag": 0x6005,
+    "cust": 0x6006, "sca": 0x6007, "teb": 0x6558, "atalk": 0x809B, "aarp": 0x80F3, "ipx": 0x8137, "atmmpoa": 0x884C, "atmfate": 0x8884,
+    "profinet": 0x8892, "aoe": 0x88A2, "ethercat": 0x88A4, "tipc": 0x88CA,
 }  # fmt: skip
 ETHERTYPE_NAMES = {number: name for name, number in reversed(ETHERTYPES.items())} | {ETH_VLAN: "802.1Q", ETH_QINQ: "802.1ad"}
 PROTOCOLS: dict[str, int] = {name: int(proto) for proto, name in PROTO_NAMES.items()}
@@ -34,20 +39,21 @@ _SIZES = {"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 2
     "kbit": 1 << 7, "mbit": 1 << 17, "gbit": 1 << 27,
 }  # fmt: skip
 _QUANTITY = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,9})?)([A-Za-z]*)")
+_OCTETS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){0,2}")
 _PORT = re.compile("[0-9]{1,5}")
 _MAC = re.compile("[0-9a-fA-F]{1,2}(?::[0-9a-fA-F]{1,2}){5}")
 MAX_RATE, MAX_SIZE = (1 << 63) - 1, 0xFFFFFFFF
 
 
 def number(text: str, base: int, high: int, what: str, low: int = 0) -> int:
-    """A number in a base (0: C's) from low to high. what: it is, for the error."""
+    """A number in a base (0: C's, YAML) from low to high. what: it is, for the error."""
     value = None
     if _DIGITS[base].fullmatch(text):
         octal = base == 0 and len(text) > 1 and text[0] == "0" and text[1] not in "xX"
         if not octal or not set(text) - set("01234567"):
             value = int(text, 8 if octal else 16 if base == 16 or text[:2].lower() == "0x" else 10)
     if value is None or not low <= value <= high:
-        form = {10: "", 16: " in hexadecimal", 0: ""}[base]
+        form = " in hexadecimal" if base == 16 else ""
         raise Expected(f"expected {what} from {low} to {high}{form}" if base != 16 else f"expected {what} from {low:#x} to {high:#x}{form}")
     return value
 
@@ -104,8 +110,13 @@ def address(text: str, version: int | None = None) -> Address:
 
 
 def prefix(text: str, version: int) -> tuple[int, int]:
-    """ADDRESS[/LENGTH or /NETMASK] as value and mask. Bits behind the prefix are dropped, as the kernel does."""
+    """ADDRESS[/LENGTH or /NETMASK] as value and mask. Bits behind the prefix are dropped, as the kernel does.
+
+    As tc reads them, `10/8` is 10.0.0.0/8. Its words for every address (`any`) the kernel refuses.
+    """
     bare, slash, length = text.partition("/")
+    if version == 4 and _OCTETS.fullmatch(bare):
+        bare += ".0" * (3 - bare.count("."))
     found, bits = address(bare, version), 32 if version == 4 else 128
     full = (1 << bits) - 1
     if not slash:
@@ -146,7 +157,7 @@ def ethertype(text: str) -> int:
     try:
         return number(text, 0, 0xFFFF, "an ethertype")
     except Expected:
-        raise Expected(f"expected {', '.join(ETHERTYPES)}, or a number to 0xffff") from None
+        raise Expected("expected an ethertype, as in ip, ipv6, arp, 802.1q or all, or a number to 0xffff") from None
 
 
 def rate(text: str) -> int:

@@ -6,11 +6,12 @@ and for ct_state the kernel's fl_validate_ct_state. Not here: rules beside each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from datapath.pipeline import flower_keys, quantities
+from datapath.pipeline.doubts import reached, unreached
 from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import match_text
 from datapath.pipeline.header_fields import HEADER_FIELDS
@@ -27,7 +28,6 @@ from datapath.pipeline.rules import (
     FIELD,
     FIELD_ORDER,
     Action,
-    Control,
     Csum,
     Ct,
     Match,
@@ -39,6 +39,7 @@ from datapath.pipeline.rules import (
     Skbedit,
     Template,
     Vlan,
+    controls_of,
     innermost,
 )
 from datapath.pipeline.tc_actions import CSUM_ORDER, MAX_ACTIONS, MAX_CHAIN, PTYPES, helper
@@ -79,14 +80,6 @@ def check_rule(rule: Rule, found: Findings) -> None:
         found.error(rule.place, f"{len(rule.actions)} actions", f"expected at most {MAX_ACTIONS}")
     _matches(rule, found)
     _actions(rule, found)
-
-
-def controls_of(actions: Iterable[Action]) -> Iterator[tuple[int, Control]]:
-    """Whatever may follow actions, each with the number of its action."""
-    for i, action in enumerate(actions):
-        yield i, action.control
-        if isinstance(action, Police):
-            yield i, action.exceed
 
 
 def _chain(each: Looked, found: Findings) -> None:
@@ -221,7 +214,7 @@ def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str
     said: list[tuple[int, bool, str, str]] = []
     for i, action in enumerate(actions):
         if wrong := _action(action, inner):
-            said.append((i, True, _shown(action), wrong))
+            said.append((i, True, type(action).__name__.lower(), wrong))  # what was written in either language
         elif isinstance(action, Ct):
             said += [(i, False, action_text(action), doubt) for doubt in _doubts(action, inner)]
     for i, control in controls_of(actions):
@@ -229,15 +222,10 @@ def _said(actions: tuple[Action, ...], inner: int) -> tuple[tuple[int, bool, str
             said.append((i, True, control.kind, f"expected {', '.join(CONTROLS)}, and a chain with goto only"))
         elif control.chain is not None and not 0 <= control.chain <= MAX_CHAIN:
             said.append((i, True, control_text(control), f"expected a chain from 0 to {MAX_CHAIN}"))
+    if not said and (why := unreached(actions)):
+        i = len(reached(actions))
+        said.append((i, False, action_text(actions[i]), why))
     return tuple(said)
-
-
-def _shown(action: Action) -> str:
-    """The action as text; its kind, if there is no text for it."""
-    try:
-        return action_text(action)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return type(action).__name__.lower()
 
 
 def _action(action: Action, inner: int) -> str:
@@ -337,6 +325,8 @@ def _skbedit_error(action: Skbedit) -> str:
 def _vlan_error(action: Vlan) -> str:
     if action.kind == "pop":
         return "" if action.id is action.protocol is action.priority is None else "expected nothing with pop"
+    if action.kind in ("push", "modify") and action.id is None:
+        return f"id is missing: expected {action.kind} with an id"
     fine = action.kind in ("push", "modify") and action.id is not None and _within(action.id, 0xFFF) and _within(action.priority, 7)
     return "" if fine and action.protocol in (None, *TAGGED) else "expected push, pop or modify, an id of 12 bits, a priority to 7, 802.1Q or 802.1ad"
 
@@ -345,8 +335,11 @@ def _police_error(action: Police) -> str:
     """Linux polices bytes or packets, not both at once (tcf_police_init)."""
     if action.rate is not None and (action.packet_rate is not None or action.packet_burst is not None):
         return "expected a rate of bytes or of packets, not both"
-    if (action.rate is None) != (action.burst is None) or (action.packet_rate is None) != (action.packet_burst is None):
-        return "expected rate with burst, pkts_rate with pkts_burst"
+    pairs = (("rate", action.rate), ("burst", action.burst)), (("pkts_rate", action.packet_rate), ("pkts_burst", action.packet_burst))
+    for one, other in pairs:
+        if (one[1] is None) != (other[1] is None):
+            lacks, has = (one[0], other[0]) if one[1] is None else (other[0], one[0])
+            return f"{lacks} is missing: expected it with {has}" + (" (in YAML packet_rate and packet_burst)" if "_" in has else "")
     if action.rate is None and action.packet_rate is None and action.mtu is None:
         return "expected rate and burst, pkts_rate and pkts_burst, or mtu"
     numbers = ((action.burst, 0xFFFFFFFF), (action.mtu, 0xFFFFFFFF), (action.packet_rate, 0xFFFFFFFF), (action.packet_burst, 0xFFFFFFFF))

@@ -11,7 +11,7 @@ packets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -324,3 +324,15 @@ def innermost(protocol: int, matches: Iterable[Match]) -> int:
     """The ethertype behind the VLAN tags that are matched: which of IPv4, IPv6 and ARP the keys of layer three and four are about."""
     types = {match.name: match.value for match in matches if match.name in ("vlan_ethtype", "cvlan_ethtype")}
     return types.get("cvlan_ethtype", types.get("vlan_ethtype", protocol))
+
+
+def controls_of(actions: Iterable[Action]) -> Iterator[tuple[int, Control]]:
+    """Whatever may follow actions, each with the number of its action."""
+    for i, action in enumerate(actions):
+        yield i, action.control
+        if isinstance(action, Police):
+            yield i, action.exceed
+
+
+def hook_text(hook: Hook) -> str:
+    return f"block {hook.block}" if hook.block is not None else f"dev {hook.device} {hook.direction}"

@@ -16,7 +16,7 @@ from datapath.pipeline.rules import Place, Ruleset
 from datapath.pipeline.validate import validate
 
 # How the first line begins that says anything.
-_YAML = re.compile(r"""---|%YAML|[{\[]|["']?[A-Za-z_]+["']?\s*:(\s|$)""")
+_YAML = re.compile(r"""---|%YAML|-\s|-$|[{\[]|["']?[A-Za-z_]+["']?\s*:(\s|$)""")
 
 
 def load(name: str) -> Ruleset:

@@ -8,7 +8,8 @@ tc-police(8), and the messages that tc 6.1 sends. Not here: which actions make s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from datapath.pipeline import quantities
@@ -48,6 +49,7 @@ REFUSED_CONTROLS = {
     "jump": "jump skips actions, which no chain needs: expected goto chain N, or the actions one after the other",
     "trap": "trap is for switches that have a CPU behind them: expected pass, drop, pipe, continue, reclassify or goto chain N",
 }
+FOREIGN = {"accept": "pass", "allow": "pass", "permit": "pass", "deny": "drop", "reject": "drop", "discard": "drop", "redirect": "mirred"}
 CSUM_WORDS = {"ip4h": "ip4h", "iph": "ip4h", "ip": "ip4h", "ipv4h": "ip4h"} | {
     name: name for name in ("icmp", "igmp", "tcp", "udp", "udplite", "sctp")
 }  # fmt: skip
@@ -115,7 +117,15 @@ def _action(cursor: Cursor, word: str) -> Action:
     if keyword(word, CONTROL_WORDS) is not None:
         return Gact(control(cursor))
     found = cursor.next("an action")
-    raise fail(found, SHARED.get(word, f"no action known here: expected {', '.join(ACTIONS)}, pass, drop, pipe, continue or goto chain N"))
+    known = f"expected {', '.join(ACTIONS)}, pass, drop, pipe, continue or goto chain N"
+    raise fail(found, SHARED.get(word, f"no action known here: {known}{near_action(word, ACTIONS)}"))
+
+
+def near_action(word: str, kinds: Iterable[str] = ()) -> str:
+    """The question which action was meant, or what other languages call one; nothing if it is like none. kinds: of actions that may be meant."""
+    words = {name: name for name in (*kinds, *CONTROL_WORDS) if name not in REFUSED_CONTROLS} | FOREIGN
+    near = get_close_matches(word, words, n=1, cutoff=0.7)
+    return f"; did you mean {words[near[0]]}?" if near else ""
 
 
 def _options(cursor: Cursor, table: dict[str, Callable[[Word], Any]], same: dict[str, str] | None = None) -> dict[str, Any]:

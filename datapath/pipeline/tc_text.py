@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datapath.pipeline import quantities
+from datapath.pipeline.doubts import ARP_TOO, drops
 from datapath.pipeline.findings import Expected, Findings, rule_error
-from datapath.pipeline.flower_keys import KEYS, REFUSED_KEYS, TC, device, read_key
+from datapath.pipeline.flower_keys import KEYS, REFUSED_KEYS, TC, behind_prefix, device, read_key
 from datapath.pipeline.quantities import keyword, number
 from datapath.pipeline.rules import (
     ETH_ALL,
@@ -222,6 +223,8 @@ def _filter(cursor: Cursor, place: Place, replace: bool, script: _Script, found:
         hook, protocol, matches, actions, head.get("prio", 0), head.get("chain", 0), head.get("handle", 0),
         "skip_sw" in flags, "skip_hw" in flags, place, parts,
     )  # fmt: skip
+    if "protocol" not in head.values and drops(actions):
+        found.warn(place, "", ARP_TOO)
     key = (hook, rule.chain, rule.prio, rule.handle)
     if rule.prio and rule.handle:
         known = script.numbered.get(key)
@@ -307,6 +310,8 @@ def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Matc
             done.append(read_key(name, value, inner, TC))
         except Expected as error:
             raise rule_error(cursor.places[at], f"{text} {value}", str(error)) from None
+        if "/" in value and (said := behind_prefix(done[-1], value, inner)):
+            found.warn(cursor.places[at], f"{text} {value}", said)
         if name in _TYPES:
             inner = innermost(protocol, done)
         elif name == "ip_proto" and value.isdecimal() and int(value) > 9:
@@ -318,9 +323,9 @@ def _matches(cursor: Cursor, protocol: int, found: Findings) -> tuple[tuple[Matc
 
 
 def _near(text: str) -> str:
-    """The keys that begin with the word, or that it resembles."""
+    """The keys that begin with the word, or the words that it resembles."""
     from difflib import get_close_matches
 
     begun = [name for name in KEYS if text and name.startswith(text)]
-    near = begun or get_close_matches(text, KEYS, 2)
+    near = begun or get_close_matches(text, [*KEYS, *FLAGS, "action"], 2)
     return f"; {' or '.join(near)}?" if near else ""

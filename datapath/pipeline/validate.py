@@ -3,7 +3,8 @@
 What tc or the kernel refuses is an error, and so is a key that the kernel would silently ignore. What they take, and hardly anybody means, is a
 warning. A file with qdisc lines has to have one for every device and block that its rules are for, since tc refuses the rules otherwise; a file
 without any is rules for hooks that somebody else makes.
-Source: cls_flower, cls_api and act_ct of Linux 6.18. Not here: what one line may say (tc_text, yaml_rules), one rule by itself (rule_checks).
+Source: cls_flower, cls_api and act_ct of Linux 6.18. Not here: what one line may say (tc_text, yaml_rules), one rule by itself (rule_checks), what
+hardly anybody means (doubts).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from datapath.pipeline.doubts import doubt
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.flower_keys import match_text
-from datapath.pipeline.rule_checks import Looked, check_rule, check_template, controls_of
-from datapath.pipeline.rules import Hook, Match, Place, Qdisc, Rule, Ruleset, Template, innermost
+from datapath.pipeline.flower_keys import ethertype_text, match_text
+from datapath.pipeline.rule_checks import Looked, check_rule, check_template
+from datapath.pipeline.rules import Hook, Match, Place, Qdisc, Rule, Ruleset, Template, hook_text, innermost
 
 FIRST_PRIO = 0xC000  # of the first rule of a chain that has none (tcf_auto_prio)
 ASKED_PRIO = 0x8000  # where the kernel looks for the prio below which the next one is given
@@ -29,9 +31,10 @@ def validate(ruleset: Ruleset, found: Findings) -> Ruleset:
         check_rule(rule, found)
     _hooks(ruleset, found)
     _templates(ruleset, found)
-    rules = _numbered(ruleset.rules, found)
-    _chains(ruleset, found)
-    return replace(ruleset, rules=tuple(rules))
+    done = replace(ruleset, rules=tuple(_numbered(ruleset.rules, found)))
+    if not found.errors:  # what is wrong is not there, so that chains would seem to lack it
+        doubt(done, found)
+    return done
 
 
 def resolved(ruleset: Ruleset) -> Ruleset:
@@ -61,10 +64,6 @@ def _hooks(ruleset: Ruleset, found: Findings) -> None:
             said.add(each.hook)
             place = each.parts.get("dev", each.parts.get("block", each.place))
             found.error(place, hook_text(each.hook), wrong)
-
-
-def hook_text(hook: Hook) -> str:
-    return f"block {hook.block}" if hook.block is not None else f"dev {hook.device} {hook.direction}"
 
 
 def _hook_error(hook: Hook, devices: dict[str, Qdisc], blocks: set[int | None]) -> str:
@@ -147,8 +146,10 @@ class _Chain:
             self.upper = min(self.upper, prio)
         protocol, first = self.protocols.setdefault(prio, (rule.protocol, rule.place))
         if protocol != rule.protocol:
-            place = rule.parts.get("prio", rule.place)
-            found.error(place, f"prio {prio}", f"is of another protocol in this chain{_at(first)}: expected a prio of its own for each protocol")
+            place, own, second = rule.parts.get("prio", rule.place), ethertype_text(rule.protocol), ethertype_text(protocol)
+            there = f"in line {first.line}" if first.line else "in another rule"
+            said = f"has protocol {own} here, and {second} {there}: expected a prio of its own for each protocol of a chain"
+            found.error(place, f"prio {prio}", said)
         handles = self.handles[prio]
         handle = rule.handle or self._handle(prio)
         if handle in handles:
@@ -175,26 +176,3 @@ class _Chain:
 
 def _at(place: Place) -> str:
     return f", in line {place.line}" if place.line else ""
-
-
-# --- chains ------------------------------------------------------------------------------------------------------------------------------
-
-
-def _chains(ruleset: Ruleset, found: Findings) -> None:
-    """Jumps to chains without rules, and chains to which none goes; tc takes both."""
-    filled = {(rule.hook, rule.chain) for rule in ruleset.rules}
-    reached: set[tuple[Hook, int]] = set()
-    for rule in ruleset.rules:
-        for i, control in controls_of(rule.actions):
-            if control.kind != "goto" or control.chain is None:
-                continue
-            reached.add((rule.hook, control.chain))
-            if (rule.hook, control.chain) not in filled:
-                place = rule.parts.get(f"action {i}", rule.place)
-                found.warn(place, f"goto chain {control.chain}", f"{hook_text(rule.hook)} has no rule there: packets pass")
-    said: set[tuple[Hook, int]] = set()
-    for rule in ruleset.rules:
-        key = (rule.hook, rule.chain)
-        if rule.chain and key not in reached and key not in said:
-            said.add(key)
-            found.warn(rule.parts.get("chain", rule.place), f"chain {rule.chain}", f"no rule of {hook_text(rule.hook)} goes there: it is never tried")

@@ -21,7 +21,8 @@ from ctcore.fragments cimport Reassembler, fragments_release
 from ctcore.lowlevel cimport likely, unlikely
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
-    ACCEPT, BATCH, DROP, HELD, N_REASONS, PENDING, R_FRAGMENT, R_OK, R_RULE_CHAINS, R_RULE_CUT, R_RULE_DROP, R_RULE_HOPS, R_RULE_ROOM, Packet,
+    ACCEPT, BATCH, DROP, HELD, N_REASONS, PENDING, R_FRAGMENT, R_OK, R_RULE_CHAINS, R_RULE_CUT, R_RULE_DROP, R_RULE_HOPS,
+    R_RULE_POLICE, R_RULE_ROOM, Packet,
 )
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.classify cimport NO_PLACE, classify
@@ -142,6 +143,15 @@ cdef Control track_on(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     return op.then
 
 
+cdef Control exceeded(Walking *w, Level *v, const Op *op) noexcept nogil:
+    """A policer without a token."""
+    trail_leaves_script(&w.trail)
+    w.rules.count[v.rule].overlimits += 1
+    if op.told.policed.exceed.kind == CONTROL_DROP:
+        fail(v, R_RULE_POLICE)
+    return op.told.policed.exceed
+
+
 cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     """One action; what is to follow it. A verdict of the level says that nothing does."""
     cdef Level *v = &w.level[at]
@@ -163,8 +173,7 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
         v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
     elif op.kind == OP_POLICE:
         if not spent(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
-            trail_leaves_script(&w.trail)
-            return op.told.policed.exceed
+            return exceeded(w, v, op)
     if unlikely(reason != R_OK):
         fail(v, reason)
     return op.then
@@ -262,10 +271,13 @@ cdef void all_turns(Walking *w, uint8_t at) noexcept nogil:
 
 cdef void go(Walking *w, uint8_t at) noexcept nogil:
     """A frame at a hook to its end there, whichever way."""
-    w.level[at].end = at
+    cdef Level *v = &w.level[at]
+    v.end = at
     all_turns(w, at)
+    if v.verdict == DROP and v.rule != NO_RULE:
+        w.rules.count[v.rule].drops += 1
     if w.ct != NULL:
-        ct_leave(w.ct, &w.level[at].carried)
+        ct_leave(w.ct, &v.carried)
 
 
 # --- leaving ----------------------------------------------------------------------------------------------------------------------------

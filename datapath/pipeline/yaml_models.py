@@ -3,9 +3,9 @@
     rules:
       - {device: eth0, protocol: ip, prio: 2, match: {ct_state: -trk, ip_proto: tcp}, actions: [{ct: {zone: 5}}, goto chain 1]}
 
-Values are written as in tc, but numbers are as in C, and `then` says what follows an action: pipe where it is left out, for all kinds alike.
-Imported only when YAML is read, written or described: needs the extra `rules`. Not here: places in the file, and what the values mean together
-(yaml_rules, validate).
+Values are written as in tc, but numbers are YAML's (010 is ten, 0x10 sixteen), and `then` says what follows an action: pipe where it is left out, for
+all kinds alike. Imported only when YAML is read, written or described: needs the extra `rules`. Not here: places in the file, and what the values
+mean together (yaml_rules, validate).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pydantic import (
 from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import KEYS, device
-from datapath.pipeline.quantities import masked
+from datapath.pipeline.quantities import YAML, masked
 from datapath.pipeline.rules import CONTROLS, Control, Munge, RuleError
 from datapath.pipeline.shell_words import Cursor, commands
-from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, vlan_protocol
+from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, near_action, vlan_protocol
 from datapath.pipeline.tc_actions import helper as read_helper
 from datapath.pipeline.tc_pedit import munge
 
@@ -78,7 +78,7 @@ def _words(text: str, read: Callable[[Cursor], Any]) -> Any:
 def _control(text: str) -> Control:
     """As in tc, but in full: a schema has no words cut short."""
     if text.split(" ")[0] not in CONTROL_WORDS:
-        raise Expected(f"expected an action, {', '.join(CONTROLS[:-1])} or goto chain N")
+        raise Expected(f"expected an action, {', '.join(CONTROLS[:-1])} or goto chain N{near_action(text)}")
     return _words(text, control)
 
 
@@ -144,8 +144,8 @@ class Ct(Model):
     """Connection tracking."""
 
     zone: Annotated[int, Field(ge=0, le=0xFFFF)] = 0
-    mark: _text(lambda text: masked(text, 0, 32, "a mark"), "MARK[/MASK]") = None  # type: ignore[valid-type]
-    label: _text(lambda text: masked(text, 0, 128, "a label"), "LABEL[/MASK], as a number") = None  # type: ignore[valid-type]
+    mark: _text(lambda text: masked(text, YAML, 32, "a mark"), "MARK[/MASK]") = None  # type: ignore[valid-type]
+    label: _text(lambda text: masked(text, YAML, 128, "a label"), "LABEL[/MASK], as a number") = None  # type: ignore[valid-type]
     commit: bool = False
     force: bool = False
     clear: bool = False
@@ -186,7 +186,7 @@ class Csum(Model):
 class Skbedit(Model):
     """What goes with a packet and is not in it."""
 
-    mark: _text(lambda text: masked(text, 0, 32, "a mark"), "MARK[/MASK]") = None  # type: ignore[valid-type]
+    mark: _text(lambda text: masked(text, YAML, 32, "a mark"), "MARK[/MASK]") = None  # type: ignore[valid-type]
     priority: Priority = None
     queue: Annotated[int, Field(ge=0, le=0xFFFF)] | None = None
     ptype: Literal[PTYPES] | None = None  # type: ignore[valid-type]

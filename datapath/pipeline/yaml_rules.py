@@ -7,13 +7,15 @@ Needs the extra `rules`. Not here: the shape (yaml_models), which rules make sen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from datapath.pipeline import rules, tc_print
+from datapath.pipeline.doubts import ARP_TOO, drops
 from datapath.pipeline.findings import Expected, Findings
-from datapath.pipeline.flower_keys import PLAIN, ethertype_text, plain_text, read_key
+from datapath.pipeline.flower_keys import PLAIN, behind_prefix, ethertype_text, plain_text, read_key
 from datapath.pipeline.rules import (
     FIELD_ORDER,
     PIPE,
@@ -47,39 +49,41 @@ def parse(text: str, name: str, found: Findings) -> Ruleset:
     from pydantic import ValidationError
 
     from datapath.pipeline.yaml_models import RulesFile
+    from datapath.pipeline.yaml_said import said
 
+    read, at = _Reading(document, found), dict[str, Sequence[int]]()
     try:
         file = RulesFile.model_validate(document.value)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_input=False):
-            found.error(*document.find(each["loc"]), _said(each))
-        return Ruleset()
-    read = _Reading(document, found)
+        for each in error.errors(include_url=False):
+            found.error(*document.find(each["loc"]), said(each))
+        sound, at = _sound(document.value, [each["loc"] for each in error.errors(include_url=False)], read)
+        file = RulesFile.model_validate(sound)
     return Ruleset(
-        tuple(_qdisc(each, place) for each, place in zip(file.qdiscs, document.items.get("qdiscs", ()), strict=True)),
-        tuple(read.template(i, each) for i, each in enumerate(file.templates)),
-        tuple(read.rule(i, each) for i, each in enumerate(file.rules)),
+        tuple(_qdisc(each, read.place("qdiscs", i)) for i, each in zip(at.get("qdiscs", count()), file.qdiscs, strict=False)),
+        tuple(read.template(i, each) for i, each in zip(at.get("templates", count()), file.templates, strict=False)),
+        tuple(read.rule(i, each) for i, each in zip(at.get("rules", count()), file.rules, strict=False)),
     )
 
 
-def _said(error: Mapping[str, Any]) -> str:
-    """What pydantic has against a value, as we say it."""
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden":
-        return f"no such key here: {_meant(error['loc'])}"
-    if error["type"] == "missing":
-        return f"expected {error['loc'][-1]}"
-    return str(error["msg"]).replace("Input should be", "expected").replace("Field required", "expected it")
+def _sound(value: Any, wrong: Sequence[Loc], read: _Reading) -> tuple[dict[str, Any], dict[str, Sequence[int]]]:
+    """A file without the items that are wrong, so that the rest is looked at as well, and the numbers of those that stay, by their lists.
 
-
-def _meant(loc: Loc) -> str:
-    """Which keys there are where a path leads to one that is none: the one that looks like it, or else all."""
-    from datapath.pipeline.yaml_models import keys_at
-
-    known, word = keys_at(loc[:-1]), str(loc[-1])
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+    Of an item that is wrong, the keys to match are held against what they take. Qdiscs go all together: rules without theirs would be errors.
+    """
+    if not isinstance(value, dict):
+        return {}, {}
+    broken: dict[str, dict[int, list[Loc]]] = defaultdict(lambda: defaultdict(list))
+    for loc in wrong:
+        if len(loc) > 1 and isinstance(loc[1], int):
+            broken[str(loc[0])][loc[1]].append(loc[2:])
+    lists = {str(loc[0]) for loc in wrong} - broken.keys() | ({"qdiscs"} & broken.keys())
+    kept = {name: [i for i in range(len(items)) if i not in broken.get(name, ())] for name, items in value.items() if name not in lists}
+    for name in ("templates", "rules"):
+        for i, locs in broken.get(name, {}).items():
+            if isinstance(value[name][i], dict):
+                read.broken((name, i), value[name][i], locs)
+    return {name: [value[name][i] for i in numbers] for name, numbers in kept.items()}, dict(kept)
 
 
 def _qdisc(model: yaml_models.Qdisc, place: Place) -> rules.Qdisc:
@@ -123,15 +127,22 @@ class _Reading:
         self.document, self.found = document, found
         self.actions: dict[int, Action] = {}  # by the identity of their models, which outlive this
 
+    def place(self, name: str, i: int) -> Place:
+        """Of an item of a list at the top; a list that is an alias has places of its own only where it is looked up."""
+        places = self.document.items.get(name)
+        return places[i] if places is not None else self.document.find((name, i))[0]
+
     def template(self, i: int, model: yaml_models.Template) -> rules.Template:
         loc = ("templates", i)
-        place, matches = self.document.items["templates"][i], self.matches(model, loc)
+        place, matches = self.place("templates", i), self.matches(model, loc)
         return rules.Template(_hook(model), model.protocol, model.chain, matches, place, _Parts(self.document, loc))
 
     def rule(self, i: int, model: yaml_models.Rule) -> rules.Rule:
         loc = ("rules", i)
-        place, matches = self.document.items["rules"][i], self.matches(model, loc)
+        place, matches = self.place("rules", i), self.matches(model, loc)
         actions = tuple([self.action(each) for each in model.actions])
+        if "protocol" not in model.model_fields_set and drops(actions):
+            self.found.warn(place, "", ARP_TOO)
         return rules.Rule(
             _hook(model), model.protocol, matches, actions, model.prio or 0, model.chain, model.handle or 0, model.skip_sw, model.skip_hw,
             place, _Parts(self.document, loc),
@@ -143,6 +154,15 @@ class _Reading:
             self.actions[id(model)] = rules.Gact(model) if isinstance(model, Control) else _ACTIONS[model.kind](getattr(model, model.kind))
         return self.actions[id(model)]
 
+    def broken(self, loc: Loc, item: Mapping[str, Any], wrong: Sequence[Loc]) -> None:
+        """What else is wrong with an item: values of keys to match, where those are right that say what they have to be."""
+        from datapath.pipeline.yaml_models import Hooked
+
+        given, unread = item.get("match"), {each[1] for each in wrong if each[:1] == ("match",) and len(each) > 1}
+        if isinstance(given, dict) and ("protocol",) not in wrong and unread.isdisjoint(_TAGS):
+            rest = {name: value for name, value in given.items() if name not in unread}
+            self.matches(Hooked.model_validate({"block": 1, "protocol": item.get("protocol", "all"), "match": rest}), loc)
+
     def matches(self, model: yaml_models.Hooked, loc: Loc) -> tuple[Match, ...]:
         """The keys in the order of FIELDS; tags are read first, since they say of what kind addresses are."""
         given: BaseModel = model.match
@@ -150,7 +170,10 @@ class _Reading:
         done: dict[str, Match] = {}
         for name in sorted(given.model_fields_set, key=_READ_ORDER.__getitem__):
             try:
-                done[name] = read_key(name, getattr(given, name), inner, PLAIN)
+                text = getattr(given, name)
+                done[name] = read_key(name, text, inner, PLAIN)
+                if "/" in text and (said := behind_prefix(done[name], text, inner)):
+                    self.found.warn(*self.document.find((*loc, "match", name)), said)
                 if name in _TAGS:
                     inner = innermost(model.protocol, done.values())
             except Expected as error:

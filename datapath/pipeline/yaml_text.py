@@ -18,6 +18,7 @@ from datapath.pipeline.rules import Place, RuleError
 
 MAX_VALUES = 4_000_000
 MAX_DEPTH = 50
+TAB = "a tab: expected spaces, YAML takes no tabs to indent lines"
 MISSING = f"reading and writing YAML needs pydantic and PyYAML: {remedy('rules')}"
 _INTEGER = re.compile(r"[-+]?[0-9]{1,50}|0x[0-9a-fA-F]{1,50}|0o[0-7]{1,50}")
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
@@ -46,11 +47,18 @@ def _loader(yaml: Any) -> Any:
     return Loader
 
 
-def _unread(error: Any, name: str) -> RuleError:
+def _unread(error: Any, text: str, name: str) -> RuleError:
     """What PyYAML has against a text."""
     mark = getattr(error, "problem_mark", None)
     said = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+    if mark and is_tab(text, mark):
+        said = TAB
     return rule_error(Place(name, mark.line + 1, mark.column + 1) if mark else Place(name), "", f"no YAML: {said}")
+
+
+def is_tab(text: str, mark: Any) -> bool:
+    """Whether it is a tab that PyYAML stumbled over."""
+    return "".join(text.split("\n")[mark.line : mark.line + 1])[mark.column : mark.column + 1] == "\t"
 
 
 class Document:
@@ -67,7 +75,7 @@ class Document:
             reader = _Reader(yaml, text, name)
             self.value = reader.document()
         except yaml.YAMLError as error:
-            raise _unread(error, name) from None
+            raise _unread(error, text, name) from None
         self.items = reader.items
 
     @cached_property
@@ -120,7 +128,10 @@ def _place(name: str, spot: Any) -> Place:
 
 
 def _shown(node: Any) -> str:
-    return node.value if isinstance(node.value, str) else ""
+    """A scalar as it is written: whether in quotes may be what is wrong with it."""
+    if not isinstance(node.value, str):
+        return ""
+    return f"{node.style}{node.value}{node.style}" if node.style in ("'", '"') else node.value
 
 
 # --- text to values -----------------------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Ways:
             each.tracker.check()
         counters = [each.counters() for each in self.all]
         for other in counters[1:]:
-            for name in ("packets", "bytes", "last"):
+            for name in ("packets", "bytes", "last", "drops", "overlimits"):
                 assert other[name].tolist() == counters[0][name].tolist(), name
         conns = [self.known(each) for each in self.all]
         for other in conns[1:]:

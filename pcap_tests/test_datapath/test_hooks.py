@@ -110,3 +110,19 @@ def test_a_device_without_rules_is_a_mistake(device):
 
 def test_without_any_rules_all_devices_are_alike():
     check_device(rules(""), Hook("eth9"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("veth0:foo", "'foo' is no direction: expected veth0, veth0:ingress or veth0:egress"),
+        ("shop/web", "a pod; its device in these rules is veth0: expected that"),
+        ("shop/db", "no device, but perhaps a pod: expected its device; rules that `ctmirror policy compile` made say at their head whose"),
+    ],
+)
+def test_a_name_that_is_no_device_but_something_else(monkeypatch, name, said):
+    """Of a pod by the template that `policy compile` takes if none is given."""
+    monkeypatch.setattr("datapath.hooks.default_device", lambda title: "veth0" if title == "shop/web" else "veth1")
+    with pytest.raises(ConfigError) as error:
+        check_device(rules("tc filter add dev veth0 ingress protocol ip flower action pass"), read_hook(name))
+    assert said in str(error.value)

@@ -26,7 +26,10 @@ NODE_TRAFFIC: tuple[NodeTraffic, ...] = ("both", "from", "none")
 
 @dataclass
 class Cluster:
-    """namespaces: labels by name; admin: in the order in which they are asked; notes: what was left out or taken for granted, one line each."""
+    """namespaces: labels by name; admin: in the order in which they are asked; notes: what was left out or taken for granted, one line each.
+
+    services: NAMESPACE/NAME by address, to be named where somebody asks for one: policies do not see them.
+    """
 
     namespaces: dict[str, dict[str, str]] = field(default_factory=dict)
     pods: Sequence[Pod] = ()
@@ -35,6 +38,7 @@ class Cluster:
     admin: Sequence[AdminPolicy] = ()
     baseline: AdminPolicy | None = None
     notes: list[str] = field(default_factory=list)
+    services: dict[Address, str] = field(default_factory=dict)
 
     @cached_property
     def pod_by_address(self) -> dict[Address, Pod]:

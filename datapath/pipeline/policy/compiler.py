@@ -11,15 +11,16 @@ own zone, so that each of the two ends of a connection between pods is judged by
      4 network    the pod's own node, what NetworkPolicy allows                             -> 6;                               end -> 8 or 5
      5 baseline   BaselineAdminNetworkPolicy                                                -> 6, 8;                            end -> 6
      6 allow      established and not blocked -> 9.                                                                             Else -> 7
-     7 commit  *  ct commit, mark not blocked -> 9
-     8 deny    *  established: ct commit, mark blocked, dropped.                                                                Else dropped
+     7 commit  *  ct commit, mark known and not blocked -> 9
+     8 deny    *  established, or new and known: ct commit, mark blocked, dropped.                                            Else dropped
      9 forward    ct clear, since the host tracks in zones of its own; pass: the host's bridge or routing takes it (or Options.forward)
 
-What a NIC may do is in chains that match ct_state by trk, est and rpl only, the mark in one bit, and no label or original tuple. What is for
+What a NIC may do is in chains that match ct_state by trk, est and rpl only, the mark by one bit, and no label or original tuple. What is for
 software (*) has chains of its own, marked skip_hw: all that is new, related or invalid, and commits.
 
 Established connections, two ways (Options.established). "packet": requests are judged again, packet by packet, so that a changed policy
-takes effect on what is established; the refusal is kept in the mark, which also stops replies. "connection": what is established
+takes effect on what is established; the refusal is kept in the mark, which also stops replies. What has been let in and not been answered yet is new
+for conntrack, and known by another bit of the mark. "connection": what is established
 stays so, in both directions; then 6 and 8 are not needed.
 
 A packet's way: web (10.1.0.2, device web0, zone 1) opens a connection to db (10.1.0.3, db0, zone 2) port 5432; db may be reached by web only.
@@ -75,7 +76,9 @@ CHAIN_NAMES = ("entry", "state", "fresh", "admin", "network", "baseline", "allow
 SOFTWARE = frozenset({FRESH, COMMIT, DENIED})
 STAGE_CHAINS = {"admin": ADMIN, "network": NETWORK, "baseline": BASELINE}
 PASS_ON = Control("pass")
-BLOCKED = 0x1  # the one bit of the mark that is ours
+# The bits of the mark that are ours.
+BLOCKED = 0x1
+KNOWN = 0x2  # was let in
 PRIORITIES = 0xFFFF
 ETHERTYPES = {4: ETH_IP, 6: ETH_IPV6}
 HOOKS = {EGRESS: "ingress", INGRESS: "egress"}  # by the direction of policy: what a pod sends comes out of its device
@@ -260,10 +263,11 @@ class _Hook:
         if self.again:
             self._each_family(ALLOWED, [ct_state("+trk+est"), NOT_BLOCKED], Gact(goto(FORWARD)))
             self._add(ALLOWED, ETH_ALL, [], Gact(goto(COMMIT)))
-        mark = (0, BLOCKED) if self.again else None
+        mark = (KNOWN, KNOWN | BLOCKED) if self.again else None
         self._each_family(COMMIT, [], Ct(zone=self.zone, commit=True, mark=mark), Gact(goto(FORWARD)))
         if denies and self.again:
-            self._each_family(DENIED, [ct_state("+trk+est")], Ct(zone=self.zone, commit=True, mark=(BLOCKED, BLOCKED)), Gact(DROP))
+            for known in ([ct_state("+trk+est")], [ct_state("+trk+new"), Match("ct_mark", KNOWN, KNOWN)]):
+                self._each_family(DENIED, known, Ct(zone=self.zone, commit=True, mark=(BLOCKED, BLOCKED)), Gact(DROP))
             self._add(DENIED, ETH_ALL, [], Gact(DROP))
 
     def _forward(self, neighbours: Sequence[tuple[Address, str]], *first: Action) -> None:

@@ -9,17 +9,17 @@ Invariants: no device and no zone twice; every name is one that Linux takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from hashlib import sha256
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from datapath.names import printable
+from datapath.pipeline.policy.device_names import TEMPLATE, digits
 from datapath.pipeline.policy.documents import read_values
 from datapath.pipeline.policy.errors import PolicyError
 from datapath.pipeline.policy.objects import Pod
 
 DEVICE_ANNOTATION, ZONE_ANNOTATION = "ctmirror/device", "ctmirror/zone"
-TEMPLATE = "veth{hash}"
 ZONES = range(1, 0x10000)  # 0 is the host's own
 # 15 bytes at most (IFNAMSIZ); what shells and tc would read otherwise is left out.
 _DEVICE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@+=~-]{1,15}")
@@ -54,6 +54,17 @@ def read_mapping(name: str) -> dict[str, Wish]:
                 raise PolicyError(f"{place}: expected NAMESPACE/POD: DEVICE, or NAMESPACE/POD: {{device: DEVICE, zone: N}}")
             found[key] = Wish(fields.get("device"), fields.get("zone"), place)
     return found
+
+
+def check_known(mapping: Mapping[str, Wish], titles: Sequence[str]) -> None:
+    """Raise PolicyError for the pods of a mapping that are none of these: a device that nobody gets is meant for one whose name is another."""
+    wrong = []
+    for title, wish in mapping.items():
+        if title not in titles:
+            near = get_close_matches(title, titles, n=1)
+            wrong.append(f"{wish.place}: no such pod with an address in the files" + (f": did you mean {printable(near[0])}?" if near else ""))
+    if wrong:
+        raise PolicyError(*wrong)
 
 
 def attach(pods: Iterable[Pod], template: str = TEMPLATE, mapping: Mapping[str, Wish] | None = None) -> dict[str, Attachment]:
@@ -107,7 +118,7 @@ def _zone(wish: Wish) -> int:
 
 def expand(template: str, pod: Pod) -> str:
     """A template for one pod. Raises PolicyError for a word that is not known."""
-    words = {"namespace": pod.namespace, "name": pod.name, "node": pod.node, "hash": sha256(pod.title.encode()).hexdigest()[:11]}
+    words = {"namespace": pod.namespace, "name": pod.name, "node": pod.node, "hash": digits(pod.title)}
 
     def value(found: re.Match[str]) -> str:
         if found[1] not in words:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from datapath.names import printable
 from datapath.pipeline.policy.errors import PolicyError
+from datapath.pipeline.yaml_text import TAB, is_tab
 
 LIMIT = 2_000_000  # values of a document; a List of a thousand pods has about 300,000
 STDIN = "-"
@@ -42,9 +43,15 @@ class Document:
 
     def fail(self, path: Sequence[str | int], text: str) -> NoReturn:
         """Raise PolicyError about the field at path, within this object."""
-        line = _line_of(self.node, [*self.path, *path])
-        field = path_text(path)
-        raise PolicyError(f"{self.file}:{line}: document {self.number}, {printable(self.title)}: {field + ': ' if field else ''}{printable(text)}")
+        raise PolicyError(self.line(path, text))
+
+    def line(self, path: Sequence[str | int], text: str, shown: Sequence[str | int] | None = None) -> str:
+        """What is to be said of the field at path, with its place. shown: the path that is named, if it is another."""
+        at, field = self.line_number(path), path_text(path if shown is None else shown)
+        return f"{self.file}:{at}: document {self.number}, {printable(self.title)}: {field + ': ' if field else ''}{printable(text)}"
+
+    def line_number(self, path: Sequence[str | int]) -> int:
+        return _line_of(self.node, [*self.path, *path])
 
 
 def path_text(path: Sequence[str | int]) -> str:
@@ -54,18 +61,21 @@ def path_text(path: Sequence[str | int]) -> str:
 
 def _line_of(node: Any, path: Sequence[str | int]) -> int:
     """The line, from 1, of what a path leads to, or of the last part of it that exists."""
+    spot = node
     for part in path:
         found = _child(node, part)
         if found is None:
             break
-        node = found
-    return int(node.start_mark.line) + 1
+        spot, node = found
+    return int(spot.start_mark.line) + 1
 
 
-def _child(node: Any, part: str | int) -> Any:
+def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
+    """Where a part begins, of a mapping with its key, and its value."""
     if node.id == "mapping":
-        return next((value for key, value in node.value if key.value == part), None)
-    return node.value[part] if node.id == "sequence" and isinstance(part, int) and part < len(node.value) else None
+        return next(((key, value) for key, value in node.value if key.value == part), None)
+    known = node.id == "sequence" and isinstance(part, int) and part < len(node.value)
+    return (node.value[part], node.value[part]) if known else None
 
 
 def read_documents(names: Sequence[str]) -> Iterator[Document]:
@@ -152,7 +162,8 @@ def _parse(name: str, text: bytes) -> Iterator[tuple[Any, Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise PolicyError(f"{name}{place}: no YAML: {error.problem or error.context}") from error
+        tab = mark is not None and is_tab(text.decode(errors="replace"), mark)
+        raise PolicyError(f"{name}{place}: no YAML: {TAB if tab else error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise PolicyError(f"{name}: no YAML: {' '.join(str(error).split())}") from error
     except (RecursionError, ValueError) as error:

@@ -6,4 +6,11 @@ from ctcore.errors import CtmirrorError
 
 
 class PolicyError(CtmirrorError):
-    """A file of Kubernetes objects is wrong, or cannot be compiled: file, line, document, field, and what was expected."""
+    """A file of Kubernetes objects is wrong, or cannot be compiled: file, line, document, field, and what was expected.
+
+    Its text is the first line of `lines`, which are everything that is wrong.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(lines[0])
+        self.lines = lines

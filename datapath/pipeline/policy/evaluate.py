@@ -17,6 +17,7 @@ API of policy.networking.k8s.io/v1alpha1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctcore.nat_rules import Address
@@ -77,8 +78,9 @@ class _Side:
     def decide(self) -> Decision:
         subject = self.cluster.pod_by_address.get(self.own)
         if subject is None:
-            where = "of a node" if self.own in self.cluster.node_by_address else "outside of the cluster"
-            return Decision(True, f"{self.own} is {where}: no policy applies")
+            service = self.cluster.services.get(self.own)
+            other = f"the address of Service {service}" if service else "outside of the cluster"
+            return Decision(True, f"{self.own} is {'of a node' if self.own in self.cluster.node_by_address else other}: no policy applies")
         if self.peer is subject:
             return Decision(True, "nothing keeps a pod from itself")
         return (
@@ -160,7 +162,20 @@ class _Side:
                 if peers and (not rule.ports or any(self._port(port) for port in rule.ports)):
                     return Decision(True, f"{policy.title} allows it by {self.direction}[{i}]", policy.title, i)
         others = f" (nor does any of {len(asked) - 1} more)" if len(asked) > 1 else ""
-        return Decision(False, f"{asked[0].title} selects {subject.title} for {self.direction}, and no rule allows it{others}", asked[0].title)
+        text = f"{asked[0].title} selects {subject.title} for {self.direction}, and no rule allows it{others}{self._but_for(asked)}"
+        return Decision(False, text, asked[0].title)
+
+    def _but_for(self, asked: Sequence[NetworkPolicy]) -> str:
+        """What would have allowed it but for an `except`, or but for the peer being a Service, whose address is translated before policies see it."""
+        if self.other in self.cluster.services:
+            return f"; {self.other} is the address of Service {self.cluster.services[self.other]}, which policies do not see: ask for a pod behind it"
+        for policy in asked:
+            for i, rule in enumerate(policy.rules[self.direction] or []):
+                for block in (peer.ip_block for peer in rule.peers if peer.ip_block is not None and self.other in peer.ip_block.cidr):
+                    if not rule.ports or any(self._port(port) for port in rule.ports):
+                        taken = next(each for each in block.excepted if self.other in each)
+                        return f"; {policy.title} {self.direction}[{i}] has {block.cidr}, but `except {taken}`"
+        return ""
 
     def _applies(self, policy: NetworkPolicy, subject: Pod) -> bool:
         return policy.rules[self.direction] is not None and policy.namespace == subject.namespace and policy.selector.matches(subject.labels)

@@ -86,7 +86,9 @@ def read_endpoint(cluster: Cluster, option: str, text: str) -> Endpoint:
     except ValueError:
         raise PolicyError(f"{option} '{printable(text)}': expected NAMESPACE/POD or an address") from None
     owner, node = cluster.pod_by_address.get(address), cluster.node_by_address.get(address)
-    return Endpoint(owner.title if owner else f"node {node.name}" if node else "outside", (address,), owner)
+    service = cluster.services.get(address)
+    other = f"node {node.name}" if node else f"Service {service}" if service else "outside"
+    return Endpoint(owner.title if owner else other, (address,), owner)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from datapath.names import printable
 from datapath.pipeline.policy.admin_policy import BASELINE_NAME, AdminObject, AdminPolicy, BaselineObject
 from datapath.pipeline.policy.cluster import Cluster
 from datapath.pipeline.policy.documents import Document, read_documents
+from datapath.pipeline.policy.errors import PolicyError
 from datapath.pipeline.policy.models import validate
 from datapath.pipeline.policy.network_policy import NetworkPolicy, NetworkPolicyObject
-from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of
+from datapath.pipeline.policy.objects import DEFAULT_NAMESPACE, Node, Pod, namespace_of, node_of, pod_of, service_addresses
 
 POLICY_GROUPS = ("networking.k8s.io/", "policy.networking.k8s.io/")
 NO_POLICIES = ("Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR")  # other kinds of the first group
@@ -38,6 +39,7 @@ class _Gathering:
         self.policies: list[NetworkPolicy] = []
         self.admin: list[AdminPolicy] = []
         self.baseline: AdminPolicy | None = None
+        self.services: dict[Address, str] = {}
         self.left_out: Counter[str] = Counter()
         self.seen: set[tuple[str, str, str]] = set()
         self.owners: dict[Address, str] = {}
@@ -108,21 +110,19 @@ _KINDS: dict[str, Callable[[_Gathering, Document], None]] = {
 
 
 def gather(documents: Iterable[Document]) -> Cluster:
-    """The cluster of these objects. Raises PolicyError."""
-    found = _Gathering()
-    for document in documents:
-        kind, version = document.data["kind"], document.data["apiVersion"]
-        take = _KINDS.get(kind)
-        # Other projects have kinds of the same name (crd.projectcalico.org/v1 NetworkPolicy), which mean something else.
-        if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
-            # A kind of policy that is not known may forbid what we allow.
-            if version.startswith(POLICY_GROUPS[1]):
-                document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
-            if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
-                document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
-            found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
-            continue
-        take(found, document)
+    """The cluster of these objects. Raises PolicyError with what is wrong in all of them."""
+    found, wrong = _Gathering(), list[str]()
+    following = iter(documents)
+    while True:
+        try:
+            document = next(following, None)
+            if document is None:
+                break
+            _take(found, document)
+        except PolicyError as error:
+            wrong += error.lines
+    if wrong:
+        raise PolicyError(*wrong)
     return Cluster(
         namespaces=found.namespaces,
         pods=found.pods,
@@ -131,7 +131,26 @@ def gather(documents: Iterable[Document]) -> Cluster:
         admin=sorted(found.admin, key=lambda policy: (policy.priority or 0, policy.name)),
         baseline=found.baseline,
         notes=list(_notes(found)),
+        services=found.services,
     )
+
+
+def _take(found: _Gathering, document: Document) -> None:
+    """One object. What is raised here does not end the reading; what is raised in reading does."""
+    kind, version = document.data["kind"], document.data["apiVersion"]
+    take = _KINDS.get(kind)
+    # Other projects have kinds of the same name (crd.projectcalico.org/v1 NetworkPolicy), which mean something else.
+    if take is None or not (version == "v1" or version.startswith(POLICY_GROUPS)):
+        # A kind of policy that is not known may forbid what we allow.
+        if version.startswith(POLICY_GROUPS[1]):
+            document.fail(["kind"], f"'{kind}': expected AdminNetworkPolicy or BaselineAdminNetworkPolicy")
+        if version.startswith(POLICY_GROUPS[0]) and kind not in NO_POLICIES:
+            document.fail(["kind"], f"'{kind}': expected NetworkPolicy, or one of {', '.join(NO_POLICIES)}, which say nothing of who may talk")
+        if (kind, version) == ("Service", "v1"):
+            found.services |= service_addresses(document)
+        found.left_out[f"{printable(kind)} of {printable(version)}"] += 1
+        return
+    take(found, document)
 
 
 def _notes(found: _Gathering) -> Iterable[str]:

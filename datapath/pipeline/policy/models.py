@@ -8,18 +8,21 @@ of a pod hardly anything matters here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from datapath.pipeline.policy.documents import Document
+from datapath.pipeline.policy.errors import PolicyError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Protocol = Literal["TCP", "UDP", "SCTP"]
 _PORT_NAME = re.compile("(?=.*[a-z])(?=.{1,15}$)[a-z0-9](-?[a-z0-9])*")  # IANA_SVC_NAME of the Kubernetes API (RFC 6335 section 5.1)
+UNKNOWN = "unknown_field"
 PROTOCOLS: dict[str, int] = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
@@ -48,16 +51,35 @@ class Strict(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known(cls, data: Any) -> Any:
-        """Before all else, for what is missing is mostly there under a wrong name."""
-        if isinstance(data, Mapping):
-            names = {each.alias or name for name, each in cls.model_fields.items()}
-            unknown = [key for key in data if key not in names]
-            if unknown:
-                raise wrong("unknown field '{name}'; expected {names}", name=str(unknown[0]), names=one_of(sorted(names)))
-        return data
+    def _known(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Unknown fields beside all else that is wrong, but for what is missing then: that is mostly there under a wrong name."""
+        names = {each.alias or name for name, each in cls.model_fields.items()}
+        unknown = [key for key in data if key not in names] if isinstance(data, Mapping) else []
+        if not unknown:
+            return handler(data)
+        found: list[InitErrorDetails] = [{"type": _unknown(str(key), names), "loc": (str(key),), "input": data} for key in unknown]
+        try:
+            handler(data)
+        except ValidationError as error:
+            deeper = [each for each in error.errors(include_url=False) if len(each["loc"]) > (each["type"] == "missing")]
+            found += [_again(each) for each in deeper]
+        raise ValidationError.from_exception_data(cls.__name__, found)
+
+
+def _unknown(name: str, names: Collection[str]) -> PydanticCustomError:
+    near = get_close_matches(name, sorted(names), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected {one_of(sorted(names))}"
+    return PydanticCustomError(UNKNOWN, "unknown field '{name}'; {hint}", {"name": name, "hint": hint})
+
+
+def _again(error: ErrorDetails) -> InitErrorDetails:
+    """An error that was raised, to be raised once more."""
+    kind, given = error["type"], error.get("ctx", {})
+    ours = kind in ("policy", UNKNOWN)
+    known: PydanticCustomError | str = PydanticCustomError(kind, "{text}", {"text": error["msg"]}) if ours else kind
+    return {"type": known, "loc": error["loc"], "input": error["input"], "ctx": given}
 
 
 class Selector(Strict):
@@ -127,12 +149,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], document: Document) -> Model:
-    """The document's object as this model. Raises PolicyError about the first thing that is wrong with it."""
+    """The document's object as this model. Raises PolicyError about everything that is wrong with it, in the order of its lines."""
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        document.fail(first["loc"], _sentence(dict(first)))
+        found = sorted(error.errors(include_url=False), key=lambda each: document.line_number(each["loc"]))
+        raise PolicyError(*dict.fromkeys(_line(document, dict(each)) for each in found)) from None
+
+
+def _line(document: Document, error: dict[str, Any]) -> str:
+    """Of an unknown field the path leads to what it is in, and its own name is in the text."""
+    loc = error["loc"]
+    return document.line(loc, _sentence(error), loc[:-1] if error["type"] == UNKNOWN else loc)
 
 
 # What pydantic calls what is wrong, in our words; `ctx` fills the braces.

@@ -1,4 +1,4 @@
-"""Pods, namespaces and nodes: of what `kubectl get -o yaml` prints of them, the fields that a policy can ask for.
+"""Pods, namespaces and nodes: of what `kubectl get -o yaml` prints of them, the fields that a policy can ask for; of services, their addresses.
 
 Here are the models of the objects, and the plain values made from them (Pod, Node), which the rest works with. Invariant of a Pod value: it has not
 ended, and has an address, one of each family at most. Not here: policies (network_policy, admin_policy), gathering (load).
@@ -6,6 +6,7 @@ ended, and has an address, one of each family at most. Not here: policies (netwo
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
@@ -161,6 +162,18 @@ def namespace_of(document: Document) -> tuple[str, dict[str, str]]:
     """Its name and labels. Raises PolicyError."""
     read = validate(NamespaceObject, document)
     return read.metadata.name, {NAME_LABEL: read.metadata.name, **read.metadata.labels}
+
+
+def service_addresses(document: Document) -> dict[Address, str]:
+    """The addresses of a Service, each with NAMESPACE/NAME. Policies do not see them, so that what is no address is nothing, and no error."""
+    spec, meta = (found if isinstance(found := document.data.get(key), dict) else {} for key in ("spec", "metadata"))
+    lists = [found for key in ("clusterIPs", "externalIPs") if isinstance(found := spec.get(key), list)]
+    title = f"{meta.get('namespace', DEFAULT_NAMESPACE)}/{meta.get('name', '')}"
+    found = {}
+    for text in [spec.get("clusterIP"), *(each for one in lists for each in one)]:
+        with suppress(ValueError):
+            found[ip_address(text if isinstance(text, str) else "")] = title
+    return found
 
 
 def _address(document: Document, text: str, path: list[str | int]) -> Address:

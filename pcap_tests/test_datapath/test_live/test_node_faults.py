@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from datapath.live.client import Client
+from datapath.live.interfaces import mac_of
 from pcap_tests.test_datapath.test_live.test_xdp_filter import attached
 from pcap_tests.test_datapath.test_live.wires import Wire, until
 
@@ -129,6 +130,29 @@ def test_a_cable_that_is_down_for_a_while(street):
         until(lambda: not street.asks(), "no answer")
         street.right.set(street.right.here, "right", state="up")
         until(street.asks, "an answer again")
+
+
+def test_a_cable_that_is_removed_and_another_one_of_its_name(street, wires):
+    """A pod that goes, and one that comes: its device has the name that the configuration says."""
+    with street.node():
+        until(street.asks, "an answer")
+        with street.right.there.entered():
+            mac = ":".join(f"{byte:02x}" for byte in mac_of(street.right.far))
+        street.right.remove()
+        until(lambda: condition(street, "right") == "gone", "an interface that is gone")
+        assert street.listens() and condition(street, "left") == "up"
+        other = Wire(street.left.here, street.right.there, "right", street.right.far)
+        with other.there.netlink() as netlink:
+            index = netlink.link_lookup(ifname=other.far)[0]
+            netlink.link("set", index=index, address=mac)  # the left has it in its ARP table
+            netlink.addr("add", index=index, address=RIGHT, prefixlen=24)
+        until(lambda: condition(street, "right") == "up", "the interface to be there again")
+        until(street.asks, "an answer through it")
+
+
+def condition(street: Street, name: str) -> str:
+    found = Client(street.socket).ask("stats")["ifaces"]
+    return next(str(iface["condition"]) for iface in found if iface["name"] == name)
 
 
 def test_clients_that_send_garbage_and_never_read_hold_up_no_packet(street):

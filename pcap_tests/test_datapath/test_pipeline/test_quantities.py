@@ -79,7 +79,9 @@ def test_prefixes_and_netmasks_are_the_same(length):
     assert quantities.prefix(f"255.255.255.255/{netmask}", 4) == (value, mask)
 
 
-@pytest.mark.parametrize("text", ["10", "10.0.0", "::1", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/255.0.255.0", "fe80::1%eth0", "010.0.0.1", "a"])
+@pytest.mark.parametrize(
+    "text", ["::1", "10.", "10..0", "256", "any/8", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/255.0.255.0", "fe80::1%eth0", "any", "a"]
+)
 def test_what_is_no_prefix(text):
     with pytest.raises(Expected):
         quantities.prefix(text, 4)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from datapath.pipeline import tc_print, tc_text
 from datapath.pipeline.findings import Findings
+from datapath.pipeline.quantities import ETHERTYPES
 from datapath.pipeline.rules import ETH_ALL, ETH_IPV6, Ct, Rule, innermost
 from pcap_tests.conftest import cannot, examples
 from pcap_tests.tc_itself import Refused, Tc, attributes, obstacle
@@ -229,6 +230,8 @@ WRITTEN = [
     "protocol ip flower action gact ok",
     "protocol ip flower action pass drop action continue action reclassify",
     "protocol ip flower action csum ip and udp",
+    *(f"protocol ip flower src_ip {address}" for address in ("10/8", "10", "192.168/16", "192.168.3", "10/255.0.0.0")),
+    *(f"protocol {name} flower action drop" for name in ETHERTYPES if name not in ("ipv4", "802.1q", "802.1ad")),
     "protocol ip flower action csum iph + tcp or udplite sctp icmp igmp drop",
     "protocol ip flower action skbedit mark 5 priority 1:a queue_mapping 3",
     "protocol ip flower action skbedit mark 0x5/0xff priority 10 ptype host drop",

@@ -366,3 +366,20 @@ def test_a_number_that_looks_decimal_is_warned_of():
     (one,) = tc_text.parse(LINE + "ip_proto 17", "rules.tc", found).rules
     assert one.matches[0].value == 0x17
     assert found.warnings == ["rules.tc:1:51: 'ip_proto 17': tc reads it in hexadecimal, as 23; 17 is 0x11"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "meant"),
+    [
+        ("acion drop", "'acion': expected a key of flower, skip_sw, skip_hw or action; action?"),
+        ("skip_ws action drop", "; skip_sw or skip_hw?"),
+        ("action acept", "did you mean pass?"),
+        ("action reject", "did you mean drop?"),
+        ("action dorp", "did you mean drop?"),
+        ("action mired egress redirect dev eth1", "did you mean mirred?"),
+    ],
+)
+def test_a_word_that_is_none_gets_the_question_which_was_meant(rest, meant):
+    found = Findings()
+    tc_text.parse(f"tc filter add dev eth0 ingress protocol ip flower {rest}", "rules.tc", found)
+    assert meant in str(found.errors[0])

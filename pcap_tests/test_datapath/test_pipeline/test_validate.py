@@ -91,13 +91,13 @@ def test_states_that_go_together(states):
         ("protocol 802.1Q flower cvlan_id 5", "'cvlan_id 5': expected vlan_ethtype 802.1Q or 802.1ad beside it"),
         ("protocol 802.1Q flower ip_proto tcp", "'ip_proto tcp': expected protocol ip or ipv6 (or vlan_ethtype)"),
         ("protocol ip flower skip_sw skip_hw", "'skip_sw skip_hw': a rule that nobody carries out: expected one of them"),
-        ("protocol ip flower action ct nat src addr 192.0.2.1 pipe", "'ct nat src addr 192.0.2.1 pipe': expected commit with nat src"),
-        ("protocol ip flower action ct commit nat pipe", "'ct commit nat pipe': expected src or dst with nat and commit"),
+        ("protocol ip flower action ct nat src addr 192.0.2.1 pipe", "'ct': expected commit with nat src"),
+        ("protocol ip flower action ct commit nat pipe", "'ct': expected src or dst with nat and commit"),
         ("protocol ipv6 flower action ct commit nat src addr 192.0.2.1 pipe",
-         "'ct commit nat src addr 192.0.2.1 pipe': expected an IPv6 address, as the rule's protocol"),
-        ("protocol ip flower action police rate 1mbit drop", "expected rate with burst, pkts_rate with pkts_burst"),
+         "'ct': expected an IPv6 address, as the rule's protocol"),
+        ("protocol ip flower action police rate 1mbit drop", "'police': burst is missing: expected it with rate"),
         ("protocol ip flower action police rate 1mbit burst 9 pkts_rate 1 pkts_burst 1 drop", "expected a rate of bytes or of packets, not both"),
-        ("protocol ip flower action police burst 9 drop", "expected rate with burst, pkts_rate with pkts_burst"),
+        ("protocol ip flower action police burst 9 drop", "'police': rate is missing: expected it with burst"),
     ],
 )  # fmt: skip
 def test_what_needs_something_else_beside_it(text, error):
@@ -162,7 +162,7 @@ def test_no_priority_is_left_below_32768():
     ("lines", "error"),
     [
         (["protocol ip prio 1 flower", "protocol ipv6 prio 1 flower"],
-         "2:47: 'prio 1': is of another protocol in this chain, in line 1: expected a prio of its own for each protocol"),
+         "2:47: 'prio 1': has protocol ipv6 here, and ip in line 1: expected a prio of its own for each protocol of a chain"),
         (["protocol ip prio 1 handle 1 flower", "protocol ip prio 1 handle 1 flower indev a"],
          "2:39: 'handle 0x1': prio 1 of this chain has it, in line 1: expected another"),
         (["protocol ip prio 1 flower", "protocol ip prio 1 flower"],

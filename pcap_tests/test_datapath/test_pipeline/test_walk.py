@@ -85,7 +85,7 @@ def test_compiled_rules_say_what_the_interpreter_says() -> None:
             changed += any(left.frame != each.frame for left in said.left)
     if PAIRS < 100_000:
         return  # asked to be short, and so not by everything
-    assert reasons == {"ok", "rule_drop", "rule_chains", "rule_hops", "rule_field"} and hops >= {0, 1, 2, 4}
+    assert reasons == {"ok", "rule_drop", "rule_police", "rule_chains", "rule_hops", "rule_field"} and hops >= {0, 1, 2, 4}
     assert changed > PAIRS // 20
 
 
@@ -196,7 +196,7 @@ def test_a_policer_begins_with_the_first_packet_even_if_that_is_too_long() -> No
         Coming(bytes(45), HOOK, 10 * SECOND),
         Coming(bytes(40), HOOK, 10 * SECOND),
     ]
-    assert [said.reason for said in compared(Ruleset(rules=(police,)), came)] == ["rule_drop", "ok", "rule_drop", "ok"]
+    assert [said.reason for said in compared(Ruleset(rules=(police,)), came)] == ["rule_police", "ok", "rule_police", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_is_longer_than_a_policers_mtu_has_no_token(given: dict[str, int], 
     rules = Ruleset(rules=(rule(1, Police(**given, exceed=DROP)),))
     for size in (2039, 2040, 2041, 3000, 3001, 9000):
         (said,) = compared(rules, [Coming(bytes(size), HOOK, 0)])
-        assert said.reason == ("ok" if longest is None or size <= longest else "rule_drop")
+        assert said.reason == ("ok" if longest is None or size <= longest else "rule_police")
 
 
 def test_a_rule_was_last_used_at_the_latest_time_of_its_packets() -> None:

@@ -179,7 +179,7 @@ class Sides:
         self.walker = Walker(self.program, self.twins.engine if self.twins else None)
         self.interpreter = Interpreter(ruleset, RuleTracker(self.twins.model) if self.twins else None)
         self.numbers = {id(rule): i for i, rule in enumerate(ruleset.rules)}
-        self.counted = np.zeros((len(ruleset.rules), 3), dtype=np.int64)
+        self.counted = np.zeros((len(ruleset.rules), 5), dtype=np.int64)
         self.counted[:, 2] = -1
 
     def send(self, coming: Sequence[Coming]) -> list[Said]:
@@ -192,14 +192,17 @@ class Sides:
                 theirs = theirs._replace(recorded=ours.recorded)  # it ended in the action: why is compared, and the rest is the tracker's
             assert ours == theirs, difference(self.ruleset, each, ours, theirs)
             for hit in delivery.hits:
-                self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0)
+                self.counted[self.numbers[id(hit.rule)]] += (1, hit.length, 0, 0, 0)
                 self.counted[self.numbers[id(hit.rule)], 2] = max(self.counted[self.numbers[id(hit.rule)], 2], each.now)
+            for column, rules in ((3, delivery.dropped), (4, delivery.exceeded)):
+                for rule in rules:
+                    self.counted[self.numbers[id(rule)], column] += 1
         return said
 
     def check(self) -> None:
         """The same counters, and the same connections."""
         counters = self.program.counters()
-        assert [counters[name].tolist() for name in ("packets", "bytes", "last")] == self.counted.T.tolist()
+        assert [counters[name].tolist() for name in ("packets", "bytes", "last", "drops", "overlimits")] == self.counted.T.tolist()
         if self.twins:
             self.twins.compare()
             self.walker.check()

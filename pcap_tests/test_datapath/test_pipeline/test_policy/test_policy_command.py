@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,37 @@ def test_explain_takes_the_name_of_a_port_of_the_target(capfd, files):
     assert "names are those of a pod's ports" in asked("198.51.100.7", "http")[2]
 
 
+def test_explain_names_the_exception_that_is_the_cause(capfd, files):
+    """Of the rule that would have allowed the port; not where another rule allows it, nor of a port that is not meant."""
+    name = files("ip-block-except")
+    text = Path(name).read_text()
+    block = re.search(r"cidr: (\S+)\n\s+except:\n\s+- (\S+)", text)
+    outside = str(next(ip_network(block[2]).hosts()))
+    _, out, _ = run(capfd, "policy", "explain", name, "--from", outside, "--to", "shop/web", "--port", "80")
+    assert f"and no rule allows it; NetworkPolicy shop/office ingress[0] has {block[1]}, but `except {block[2]}`\n" in out
+
+
+SERVICE = """---
+apiVersion: v1
+kind: Service
+metadata: {name: api, namespace: left}
+spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9, "fd00:96::9"], externalIPs: [7, none]}
+"""
+
+
+def test_explain_knows_the_addresses_of_services(capfd, files):
+    name = files("both-ends")
+    Path(name).write_text(Path(name).read_text() + SERVICE)
+    code, out, _ = run(capfd, "policy", "explain", name, "--from", "left/a", "--to", "10.96.0.9", "--port", "80")
+    assert code == 1
+    assert out.splitlines()[:3] == [
+        "left/a (10.1.0.2) > Service left/api (10.96.0.9) 80/tcp: denied",
+        "  leaving   denied   NetworkPolicy left/out selects left/a for egress, and no rule allows it; "
+        "10.96.0.9 is the address of Service left/api, which policies do not see: ask for a pod behind it",
+        "  entering  allowed  10.96.0.9 is the address of Service left/api: no policy applies",
+    ]
+
+
 def test_explain_says_with_verbose_what_was_taken_for_granted(capfd, files):
     name = files("allow-from-namespace-by-name")
     _, _, err = run(capfd, "policy", "explain", name, "--from", "blog/front", "--to", "shop/web", "--port", "80", "-v")
@@ -130,6 +162,42 @@ def test_what_compile_prints_is_read_as_the_rules_that_were_compiled(capfd, file
     assert (code, out, err) == (0, "", f"policies 3, pods 4, rules {len(found.rules)}\n")
     assert rules_file.load(f"rules.{form}") == found
     assert run(capfd, "rules", "check", f"rules.{form}")[0] == 0
+
+
+def test_compile_prints_everything_that_is_wrong_with_its_files(capfd, files):
+    text = Path(files("both-ends")).read_text()
+    Path("wrong.yaml").write_text(text.replace("podSelector:", "podSelctor:").replace("- Egress", "- egress"))
+    code, out, err = run(capfd, "policy", "compile", "wrong.yaml")
+    assert (code, out) == (2, "")
+    assert err.count("\n") > 1 and err.count("did you mean podSelector?") == text.count("podSelector:")
+    assert all(line.startswith("ctmirror: wrong.yaml:") for line in err.splitlines())
+
+
+@pytest.mark.parametrize("form", ["tc", "yaml"])
+def test_compiled_rules_say_whose_they_are(capfd, files, form):
+    """Devices of all pods at the head, policies above the rules of each hook, or in YAML at the head as well."""
+    _, out, _ = run(capfd, "policy", "compile", files("both-ends"), "--format", form, "--device-of", "{namespace}-{name}")
+    lines = out.splitlines()
+    assert lines[0] == "# pod left/a: device left-a, zone 1"
+    assert [line.split()[2] for line in lines if line.startswith("# pod ")] == ["left/a:", "left/b:", "right/x:", "right/y:"]
+    comments = [i for i, line in enumerate(lines) if line.startswith("# ") and "what it" in line]
+    leaving = next(i for i in comments if "NetworkPolicy left/out" in lines[i])
+    if form == "tc":
+        assert lines[leaving] == "# left/a, what it sends (egress): NetworkPolicy left/out"
+        assert all(lines[i + 1].startswith("tc filter add dev ") and not lines[i - 1].startswith("# left") for i in comments)
+        assert "dev left-a ingress" in lines[leaving + 1]
+    else:
+        assert lines[leaving] == "# left-a ingress: what it sends (egress): NetworkPolicy left/out"
+
+
+def test_pods_of_a_mapping_that_are_in_no_file(capfd, files):
+    Path("devices.yaml").write_text("left/aa: one\nleft/b: two\nelse/where: three\n")
+    assert run(capfd, "policy", "compile", files("both-ends"), "--devices", "devices.yaml") == (
+        2,
+        "",
+        "ctmirror: devices.yaml: 'left/aa': no such pod with an address in the files: did you mean left/a?\n"
+        "ctmirror: devices.yaml: 'else/where': no such pod with an address in the files\n",
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -159,7 +159,7 @@ def test_what_is_taken_for_granted_is_noted(tmp_path):
 # --- what is refused --------------------------------------------------------------------------------------------------------------------
 
 WRONG_POLICIES = [
-    ("podSelector: {}", "podselector: {}", "0.yaml:6: document 1, NetworkPolicy shop/web: spec: unknown field 'podselector'; expected "),
+    ("podSelector: {}", "podselector: {}", "0.yaml:6: document 1, NetworkPolicy shop/web: spec: unknown field 'podselector'; did you mean pod"),
     ("  podSelector: {}\n", "", "spec.podSelector: missing; expected it to be there"),
     ("port: 80", "port: 0", "0.yaml:11: document 1, NetworkPolicy shop/web: spec.ingress[0].ports[0].port: '0': expected a port from 1 to 65535"),
     ("port: 80", "port: HTTP", "'HTTP': expected a port from 1 to 65535 or the name of one"),
@@ -232,7 +232,7 @@ WRONG_OBJECTS = [
     (f"{POD}---{POD}", "0.yaml:31: document 2, Pod shop/web: it is there a second time"),
     (f"{POD}---{POD.replace('name: web', 'name: twin')}", "Pod shop/twin: status: 10.1.0.2 is the address of shop/web; expected each address once"),
     (POD.replace("containerPort: 8080", "containerPort: 70000"), "spec.containers[0].ports[0].containerPort: '70000': expected at most 65535"),
-    (POD.replace("  name: web\n", ""), "0.yaml:5: document 1, Pod shop: metadata.name: missing"),
+    (POD.replace("  name: web\n", ""), "0.yaml:4: document 1, Pod shop: metadata.name: missing"),
     ("just text", "0.yaml:1: document 1: expected an object with apiVersion, kind and metadata"),
     ("- a\n- b", "expected an object with apiVersion, kind and metadata"),
     ("metadata: {}", "apiVersion: expected a string, as in every Kubernetes object"),
@@ -246,6 +246,25 @@ WRONG_OBJECTS = [
     ("[" * 3000, "no YAML"),
     ("&a [*a]", "an alias inside of what it stands for"),
 ]  # fmt: skip
+
+
+def test_everything_that_is_wrong_is_told_in_its_order(tmp_path):
+    """With all of one policy, unknown fields beside others, and with all policies; what is missing under a wrong name is told once."""
+    wrong = POLICY.replace("podSelector: {}", "podSelctor: {}").replace("port: 80", "port: 0").replace("  - from:", "  - form:")
+    (tmp_path / "0.yaml").write_text(f"{wrong}  policyTypes: [ingress]\n---{ADMIN.replace('priority: 10', 'priority: -1')}---{POD}")
+    with pytest.raises(PolicyError) as error:
+        load([str(tmp_path / "0.yaml")])
+    assert [line.removeprefix(f"{tmp_path}/").replace("document ", "").replace("NetworkPolicy shop/web: ", "") for line in error.value.lines] == [
+        "0.yaml:6: 1, spec: unknown field 'podSelctor'; did you mean podSelector?",
+        "0.yaml:8: 1, spec.ingress[0]: unknown field 'form'; did you mean from?",
+        "0.yaml:11: 1, spec.ingress[0].ports[0].port: '0': expected a port from 1 to 65535 or the name of one",
+        "0.yaml:12: 1, spec.policyTypes[0]: 'ingress': expected 'Ingress' or 'Egress'",
+        "0.yaml:18: 2, AdminNetworkPolicy border: spec.priority: '-1': expected at least 0",
+    ]
+
+
+def test_a_tab_is_called_one(tmp_path):
+    assert refused(tmp_path, "apiVersion: v1\n\tkind: Pod\n") == "0.yaml:2:1: no YAML: a tab: expected spaces, YAML takes no tabs to indent lines"
 
 
 @pytest.mark.parametrize(("text", "expected"), WRONG_OBJECTS, ids=[str(i) for i in range(len(WRONG_OBJECTS))])

@@ -239,9 +239,9 @@ def test_a_refused_connection_is_stopped_in_both_directions_and_goes_on_when_it_
     assert after.arrives(frame.reply()), "nobody has noticed yet"
     assert not after.arrives(frame)
     assert not after.arrives(frame.reply())
-    assert [conn.mark for conn in before.machine.conns.values()] == [1]
+    assert [conn.mark for conn in before.machine.conns.values()] == [3]
     assert before.arrives(frame) and before.arrives(frame.reply())
-    assert [conn.mark for conn in before.machine.conns.values()] == [0]
+    assert [conn.mark for conn in before.machine.conns.values()] == [2]
 
 
 def test_commits_lie_where_software_looks():

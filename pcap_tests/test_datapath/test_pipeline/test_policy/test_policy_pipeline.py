@@ -20,7 +20,7 @@ from datapath.pipeline.policy.devices import attach
 from datapath.pipeline.policy.evaluate import Packet, judge
 from datapath.pipeline.rules import Hook
 from datapath.ruled import RulePipeline
-from pcap_tests.test_datapath.test_pipeline.test_policy.recipes import NAMES, Attempt, Recipe
+from pcap_tests.test_datapath.test_pipeline.test_policy.recipes import NAMES, Attempt, Recipe, made, objects
 
 MS, START = 10**6, 1_700_000_000 * 10**9
 OPENING, ANSWER, FOLLOWING = range(3)
@@ -122,3 +122,46 @@ def test_an_answer_that_nobody_asked_for_does_not_pass(forward):
     assert {(one.source, one.target) for one in allowed} == {("left/a", "right/x")}
     assert not net.both_ends(allowed, [7], ANSWER)[1].any()
     assert net.device(ip_address("192.0.2.1")) is None
+
+
+@pytest.mark.parametrize("proto", [6, 17])
+@pytest.mark.parametrize("flowtable", [True, False])
+def test_an_unanswered_connection_that_is_no_longer_allowed_gets_no_answer(proto, flowtable):
+    """Let in and not answered, it is new for conntrack, and known yet: its next request is refused, and so are answers, until it may again."""
+    deny = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "all", "namespace": "shop"},
+        "spec": {"podSelector": {}},
+    }
+    allow = {**deny, "spec": {"podSelector": {}, "ingress": [{}]}}
+    pods = list(objects({"pods": {"shop/a": {"labels": {}}}}))
+    (pod,) = made(pods).pods
+    attached, outside, inside = attach([pod]), "198.51.100.7", str(pod.addresses[0])
+    rules = [compile_policies(made([*pods, each]), attached) for each in (allow, deny)]
+    device = attached[pod.title].device
+    hooks = [Hook(device, direction) for direction in ("ingress", "egress")]
+    pipeline = RulePipeline(rules[0], Config(), devices=[device], flowtable=flowtable)
+    pipeline.arrive(hooks)
+    request = craft.tcp(outside, inside, 1, 53, "S", seq=1) if proto == 6 else craft.udp(outside, inside, 1, 53)
+    answer = craft.tcp(inside, outside, 53, 1, "SA", seq=9, ack=2) if proto == 6 else craft.udp(inside, outside, 53, 1)
+    now = START
+
+    def passes(frame: bytes, iface: int) -> bool:
+        nonlocal now
+        now += MS
+        memory, rows = frames_of([frame], np.array([now]))
+        rows["iface"] = iface
+        return bool(pipeline.process(memory, rows, results=True)[2]["verdict"][0] == Verdict.ACCEPT)
+
+    def turn(ruleset) -> None:
+        pipeline.load(ruleset, devices=[device])
+        pipeline.arrive(hooks)
+
+    assert passes(request, 1)
+    turn(rules[1])
+    assert not passes(request, 1)
+    assert not passes(answer, 0)
+    turn(rules[0])
+    assert passes(request, 1)
+    assert passes(answer, 0)
