@@ -125,7 +125,7 @@ def test_json_is_yaml():
         ("rules: 5\n", "1:1: 'rules: 5': expected a list, each item of it as in `- {device: eth0, protocol: ip, prio: 1, actions: [drop]}`"),
         ("rules:\n  - {protocol: ip}\n", "2:5: expected one of device, block"),
         ("rules:\n  - {device: eth0, block: 3}\n", "2:5: expected one of device, block"),
-        (one_rule("protocol: ipq"), "2:20: 'protocol: ipq': expected ip, ipv4, ipv6, arp"),
+        (one_rule("protocol: ipq"), "2:20: 'protocol: ipq': expected an ethertype, as in ip, ipv6, arp"),
         (one_rule("prio: 0"), "2:20: 'prio: 0': expected greater than or equal to 1"),
         (one_rule("prio: '5'"), "2:20: 'prio: '5'': expected a number without quotes: 5"),
         (one_rule("skip_sw: yes"), "2:20: 'skip_sw: yes': expected true or false"),
