@@ -201,6 +201,8 @@ def _whys(result: Replayed, width: int) -> Iterator[Text]:
         untold = _untold(result) if effect == "not-seen" else 0
         if not found and not untold:
             continue
+        if effect == "dropped" and result.rules is not None and sum(int(packets[reason.code]) for reason in found) > int(result.stats["dropped"]):
+            title = "why dropped, or passed untracked"  # what conntrack would drop may pass where no rule sends it there
         yield Text(f"\n{title:<{room}}{'packets':>11}{'first at':>11}", "bold")
         for reason in sorted(found, key=lambda reason: -int(packets[reason.code])):
             number, command = explain_command(result, int(first[reason.code]))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from ctcore.nat_rules import HELPER_PROTOS
 from datapath.pipeline import flower_keys, quantities
 from datapath.pipeline.doubts import reached, unreached
 from datapath.pipeline.findings import Expected, Findings
@@ -27,6 +28,7 @@ from datapath.pipeline.rules import (
     ETH_VLAN,
     FIELD,
     FIELD_ORDER,
+    MOST_VLAN,
     Action,
     Csum,
     Ct,
@@ -271,6 +273,8 @@ def _ct_error(action: Ct, inner: int) -> str:
     if action.helper is not None:
         try:
             helper(helper_text(action.helper))
+            if action.helper[0] not in HELPER_PROTOS:
+                return f"helper {action.helper[0]}: expected one of {', '.join(HELPER_PROTOS)}"
         except Expected as error:
             return str(error)
     if nat is None:
@@ -327,8 +331,12 @@ def _vlan_error(action: Vlan) -> str:
         return "" if action.id is action.protocol is action.priority is None else "expected nothing with pop"
     if action.kind in ("push", "modify") and action.id is None:
         return f"id is missing: expected {action.kind} with an id"
-    fine = action.kind in ("push", "modify") and action.id is not None and _within(action.id, 0xFFF) and _within(action.priority, 7)
-    return "" if fine and action.protocol in (None, *TAGGED) else "expected push, pop or modify, an id of 12 bits, a priority to 7, 802.1Q or 802.1ad"
+    fine = action.kind in ("push", "modify") and action.id is not None and _within(action.id, MOST_VLAN) and _within(action.priority, 7)
+    return (
+        ""
+        if fine and action.protocol in (None, *TAGGED)
+        else f"expected push, pop or modify, an id to {MOST_VLAN}, a priority to 7, 802.1Q or 802.1ad"
+    )
 
 
 def _police_error(action: Police) -> str:
@@ -342,6 +350,8 @@ def _police_error(action: Police) -> str:
             return f"{lacks} is missing: expected it with {has}" + (" (in YAML packet_rate and packet_burst)" if "_" in has else "")
     if action.rate is None and action.packet_rate is None and action.mtu is None:
         return "expected rate and burst, pkts_rate and pkts_burst, or mtu"
+    if action.control.kind == "goto":
+        return "expected no goto chain for what conforms: Linux takes it for what exceeds only"
     numbers = ((action.burst, 0xFFFFFFFF), (action.mtu, 0xFFFFFFFF), (action.packet_rate, 0xFFFFFFFF), (action.packet_burst, 0xFFFFFFFF))
     if not all(_within(value, high, 1) for value, high in numbers) or not _within(action.rate, quantities.MAX_RATE, 8) or (action.rate or 0) % 8:
         return "expected whole bytes a second of rate, at least one, and sizes of 1 to 4294967295"

@@ -22,6 +22,7 @@ from ctcore.nat_rules import Address, Ports
 CT_STATES = {"new": 0x01, "est": 0x02, "rel": 0x04, "trk": 0x08, "inv": 0x10, "rpl": 0x20}
 IP_FLAGS = {"frag": 0x01, "firstfrag": 0x02}  # TCA_FLOWER_KEY_FLAGS_*
 
+MOST_VLAN = 4094  # 802.1Q: 4095 is none
 ETH_IP, ETH_ARP, ETH_RARP, ETH_VLAN, ETH_IPV6, ETH_QINQ = 0x0800, 0x0806, 0x8035, 0x8100, 0x86DD, 0x88A8
 ETH_ALL = 0x0003  # `protocol all`: any
 

@@ -17,6 +17,7 @@ from datapath.pipeline.findings import Expected, rule_error
 from datapath.pipeline.flower_keys import device
 from datapath.pipeline.quantities import keyword, masked, number
 from datapath.pipeline.rules import (
+    MOST_VLAN,
     PASS,
     PIPE,
     RECLASSIFY,
@@ -290,7 +291,7 @@ def _vlan(cursor: Cursor) -> Vlan:
     found: dict[str, Any] = {}
     if does != "pop":
         found = _options(cursor, {
-            "id": lambda word: cursor.read("a VLAN id", lambda text: number(text, 0, 0xFFF, "a VLAN id")),
+            "id": lambda word: cursor.read("a VLAN id", lambda text: number(text, 0, MOST_VLAN, "a VLAN id")),
             "protocol": lambda word: cursor.read("802.1Q or 802.1ad", vlan_protocol),
             "priority": lambda word: cursor.read("a priority", lambda text: number(text, 0, 7, "a priority")),
         })  # fmt: skip

@@ -32,7 +32,7 @@ from datapath.pipeline import quantities
 from datapath.pipeline.findings import Expected, Findings
 from datapath.pipeline.flower_keys import KEYS, device
 from datapath.pipeline.quantities import YAML, masked
-from datapath.pipeline.rules import CONTROLS, Control, Munge, RuleError
+from datapath.pipeline.rules import CONTROLS, MOST_VLAN, Control, Munge, RuleError
 from datapath.pipeline.shell_words import Cursor, commands
 from datapath.pipeline.tc_actions import CONTROL_WORDS, CSUM_ORDER, MAX_CHAIN, PTYPES, control, near_action, vlan_protocol
 from datapath.pipeline.tc_actions import helper as read_helper
@@ -197,7 +197,7 @@ class Vlan(Model):
     """Tags pushed, popped, changed."""
 
     kind: Literal["push", "pop", "modify"]
-    id: Annotated[int, Field(ge=0, le=0xFFF)] | None = None
+    id: Annotated[int, Field(ge=0, le=MOST_VLAN)] | None = None
     protocol: _text(vlan_protocol, "802.1Q or 802.1ad") = None  # type: ignore[valid-type]
     priority: Annotated[int, Field(ge=0, le=7)] | None = None
     then: ControlText = _default("pipe")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from datapath.pipeline.flower_keys import REFUSED_KEYS
 from datapath.pipeline.rules import FIELD
 from datapath.pipeline.yaml_models import keys_at
 from datapath.pipeline.yaml_text import Loc
@@ -41,7 +42,8 @@ def said(error: Mapping[str, Any]) -> str:
         several = isinstance(error["input"], list | dict) and loc[-2:-1] == ("match",)
         return _one_value(str(loc[-1])) if several else str(error["ctx"]["error"])
     if kind == "extra_forbidden":
-        return f"no such key here: {_meant(loc)}"
+        refused = REFUSED_KEYS.get(str(loc[-1])) if loc[-2:-1] == ("match",) else None
+        return refused or f"no such key here: {_meant(loc)}"
     if kind == "missing":
         return f"{loc[-1]} is missing: expected it"
     if kind in _SAID:

@@ -21,6 +21,7 @@ from datapath.pipeline.rules import (
     ETH_RARP,
     ETH_VLAN,
     FIELD_ORDER,
+    MOST_VLAN,
     PIPE,
     Control,
     Csum,
@@ -134,7 +135,8 @@ def matches(draw, protocol: int) -> tuple[Match, ...]:
 
 # --- actions ----------------------------------------------------------------------------------------------------------------------------
 
-CONTROL = st.sampled_from(CONTROLS[:5]).map(Control) | st.integers(0, (1 << 28) - 1).map(goto)
+FALLBACK = st.sampled_from(CONTROLS[:5]).map(Control)  # what a policer may do with what conforms
+CONTROL = FALLBACK | st.integers(0, (1 << 28) - 1).map(goto)
 
 
 def ordered(values):
@@ -170,12 +172,12 @@ SKBEDIT = st.builds(
     Skbedit, st.none() | masked(32), st.none() | U32, st.none() | U16, st.sampled_from(["", *PTYPES]), CONTROL
 ).filter(lambda each: (each.mark, each.priority, each.queue, each.ptype) != (None, None, None, ""))  # fmt: skip
 TAGS = st.none() | st.sampled_from([ETH_VLAN, ETH_QINQ])
-VLAN = st.builds(Vlan, st.sampled_from(["push", "modify"]), st.integers(0, 0xFFF), TAGS, st.none() | st.integers(0, 7), CONTROL)
+VLAN = st.builds(Vlan, st.sampled_from(["push", "modify"]), st.integers(0, MOST_VLAN), TAGS, st.none() | st.integers(0, 7), CONTROL)
 SIZE = st.integers(1, 0xFFFFFFFF)
 POLICE = st.builds(
     lambda rate, burst, mtu, exceed, control: Police(rate * 8, burst, None, None, mtu, exceed, control),
-    st.integers(1, 10**11), st.integers(1, 1 << 20), st.none() | st.integers(64, 65535), CONTROL, CONTROL,
-) | st.builds(Police, packet_rate=SIZE, packet_burst=st.integers(1, 1000), exceed=CONTROL, control=CONTROL)  # fmt: skip
+    st.integers(1, 10**11), st.integers(1, 1 << 20), st.none() | st.integers(64, 65535), CONTROL, FALLBACK,
+) | st.builds(Police, packet_rate=SIZE, packet_burst=st.integers(1, 1000), exceed=CONTROL, control=FALLBACK)  # fmt: skip
 MIRRED = st.builds(Mirred, st.just("mirror"), st.sampled_from(DEVICES), st.sampled_from(["egress", "ingress"]), CONTROL) | st.builds(
     Mirred, st.just("redirect"), st.sampled_from(DEVICES), st.sampled_from(["egress", "ingress"]), st.just(PIPE)
 )

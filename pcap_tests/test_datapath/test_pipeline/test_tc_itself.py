@@ -242,7 +242,7 @@ WRITTEN = [
     "protocol ip flower action police rate 1mibit burst 10kb mtu 2k conform-exceed drop",
     "protocol ip flower action police rate 100kbps burst 1mb drop",
     "protocol ip flower action police rate 1gbit burst 8mbit conform-exceed drop/pipe",
-    "protocol ip flower action police rate 1gbit burst 10k conform-exceed goto chain 3 / goto chain 5",
+    "protocol ip flower action police rate 1gbit burst 10k conform-exceed goto chain 3 / pipe",
     "protocol ip flower action police pkts_rate 1000 pkts_burst 100 pipe",
     "protocol ip flower action police mtu 1500",
     *(
