@@ -48,7 +48,9 @@ class RulePipeline:
         Until it is called everything passes. Raises ValueError for a device that nobody named.
         """
     def load(self, ruleset: Ruleset, *, devices: Sequence[str] = ()) -> None:
-        """Go on with other rules, from the next packet on: what is tracked stays, counters begin anew, and packets pass until arrive() is called.
+        """Go on with other rules, from the next packet on. What is tracked stays, and so do fragments that wait for the rest of their datagram.
+
+        Counters of rules begin anew, and packets pass until arrive() is called.
 
         Connections of zones in which no rule tracks any more leave the flow table, as in Linux with the last `ct` action of their zone.
 

@@ -71,7 +71,7 @@ cdef class RulePipeline:
         self.put_in(program)
 
     cdef int put_in(self, Program program) except -1:
-        self.walker = Walker(program, self.tracker)
+        self.walker = Walker(program, self.tracker, before=self.walker)
         self.program = program
         if self.flows is not None:
             self.walker.walking.trail.flows = &self.flows.all

@@ -33,6 +33,7 @@ ctypedef struct Munge:
     uint8_t offset
     uint8_t size                # bytes, up to 16
     uint8_t add
+    uint8_t proto               # of BASE_L4: IPv6 has to have this header
     uint8_t[16] value
     uint8_t[16] mask
 
@@ -51,19 +52,18 @@ cdef enum:
     VLAN_POP = 1
     VLAN_MODIFY = 2
 
-# A tag that is put in front, taken off, or changed. kept: the bits of the tag that stay; protocol: 0: that stays.
+# A tag that is put in front, taken off, or changed. kept: the bits of the tag that stay.
 ctypedef struct TagChange:
     uint16_t protocol
     uint16_t tag
     uint16_t kept
     uint8_t kind
 
-# Offsets in a frame: of the IP header and of the transport header, -1 without them. kind: ethertype of the payload.
+# Offsets in a frame: of its payload, and of the IP header, -1 if that is not there as a whole. kind: ethertype of the payload.
 ctypedef struct Layers:
+    int64_t at
     int64_t l3
-    int64_t l4
     uint16_t kind
-    uint8_t proto
 
 cdef inline void draft_begin(Draft *d, const uint8_t *memory, const Frame *frame, const Packet *p) noexcept nogil:
     """A frame as it came. p: what parse() made of it."""

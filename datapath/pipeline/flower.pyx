@@ -28,6 +28,8 @@ cdef enum:
     PORTS = 4
     ICMP = 8
     TCP = 20
+    ARP_REQUEST = 1
+    ARP_REPLY = 2
     ETHER_ARP = 0x0806
     ETHER_RARP = 0x8035
 
@@ -44,10 +46,12 @@ assert FLOWER_DTYPE.itemsize == sizeof(FlowerKey)
 
 
 cdef void read_arp(const uint8_t *arp, uint32_t have, FlowerKey *key) noexcept nogil:
-    """RFC 826, for Ethernet and IPv4; other kinds have no fields to match."""
+    """RFC 826, requests and replies of Ethernet and IPv4. Others have no fields to match, not even an operation (__skb_flow_dissect_arp)."""
     if have < ARP or be16(arp) != 1 or be16(arp + 2) != ETHER_IPV4 or arp[4] != 6 or arp[5] != 4:
         return
-    key.arp_op = arp[7] if arp[6] == 0 else 0
+    if be16(arp + 6) != ARP_REQUEST and be16(arp + 6) != ARP_REPLY:
+        return
+    key.arp_op = arp[7]
     memcpy(key.arp_sha, arp + 8, 6)
     memcpy(key.arp_sip, arp + 14, 4)
     memcpy(key.arp_tha, arp + 18, 6)

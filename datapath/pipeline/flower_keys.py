@@ -85,7 +85,7 @@ def plain_text(match: Match, ethertype: int = ETH_IP) -> str:
 def behind_prefix(match: Match, text: str, ethertype: int) -> str:
     """What is to be said of an address with bits behind its prefix, which the kernel drops; nothing if there are none."""
     bare, slash, _ = text.partition("/")
-    if not slash or KEYS[match.name].form != "ADDRESS[/PREFIX]" or read_key(match.name, bare, ethertype, TC).value == match.value:
+    if not slash or KEYS[match.name].form != "ADDRESS[/PREFIX]" or int(quantities.address(quantities.whole(bare))) == match.value:
         return ""
     return f"bits behind the prefix do not count: this is {plain_text(match, ethertype)}"
 

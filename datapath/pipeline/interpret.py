@@ -45,7 +45,7 @@ from datapath.pipeline.rules import (
 )
 from datapath.refragment import ip_length
 
-MOST_TURNS = 16  # goto and reclassify of one packet (max_reclassify_loop); then it is dropped
+MOST_TURNS = 17  # chains a packet goes through: the first, and 16 by goto and reclassify (max_reclassify_loop); the next of these drops it
 MOST_HOPS = 4  # times a packet is sent on (MIRRED_NEST_LIMIT); then the next mirred drops it
 MOST_SENT = 64  # times it is sent on with all its copies; Linux has no such limit, and lets rules make millions of one packet
 SECOND = 1_000_000_000
@@ -369,15 +369,15 @@ class Interpreter:
         self._go(onward, walk.delivery)
 
     def _pedit(self, walk: Walk, action: Pedit) -> Control:
-        changed = None if walk.bare is not None and any(munge.header == "eth" for munge in action.munges) else pedit(walk.frame, action)
-        if changed is None:
-            walk.reason = "rule_field"
-            return DROP
-        walk.frame = changed
+        walk.frame = pedit(walk.frame, action, walk.missing, bare=walk.bare is not None)
         return action.control
 
     def _csum(self, walk: Walk, action: Csum) -> Control:
-        walk.frame = csum(walk.frame, action, walk.missing)
+        summed = csum(walk.frame, action, walk.missing)
+        if summed is None:
+            walk.reason = "rule_field"
+            return DROP
+        walk.frame = summed
         return action.control
 
     def _skbedit(self, walk: Walk, action: Skbedit) -> Control:

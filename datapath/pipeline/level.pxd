@@ -16,7 +16,7 @@ from datapath.pipeline.trail cimport Trail
 from datapath.wire cimport ParseSettings
 
 cdef enum:
-    MOST_TURNS = 16             # chains that a packet goes through at a hook (max_reclassify_loop)
+    MOST_TURNS = 17             # chains that a packet goes through at a hook: the first, and max_reclassify_loop of goto and reclassify
     MOST_HOPS = 4               # times that it is sent on (MIRRED_NEST_LIMIT)
     MOST_SENT = 64              # times that it and its copies are sent on; Linux has no such limit
     MOST_HITS = 32              # rules that a Result has room for

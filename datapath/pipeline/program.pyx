@@ -26,6 +26,7 @@ from ctcore.helpers.registry import HELPER_IDS
 from datapath.pipeline.ct_settings import range_of, ranges_of, settings_of
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.layout import laid
+from datapath.pipeline.munge import TRANSPORTS
 from datapath.pipeline.order import bindings, in_order
 from datapath.pipeline.rules import ETH_VLAN, Csum, Ct, Gact, Hook, Mirred, Pedit, Police, Skbedit, Vlan
 from datapath.pipeline.tc_actions import CSUM_ORDER
@@ -61,6 +62,7 @@ cdef int lower_munge(Munge *m, object munge) except -1:
     mask = munge.mask & (1 << field.bits) - 1
     value = munge.value & (0xFF if munge.op == "add" else mask)
     m.base, m.offset, m.size, m.add = BASES[munge.header], field.offset, field.size, munge.op == "add"
+    m.proto = TRANSPORTS.get(munge.header, 0)
     put_bytes(m.value, (value << field.shift).to_bytes(field.size, "big"))
     put_bytes(m.mask, (mask << field.shift).to_bytes(field.size, "big"))
     return 0
@@ -74,7 +76,7 @@ cdef void put_bytes(uint8_t *where, bytes value):
 cdef TagChange tag_change(object action) except *:
     cdef TagChange change
     change.kind = VLANS[action.kind]
-    change.protocol = action.protocol or (ETH_VLAN if action.kind == "push" else 0)
+    change.protocol = action.protocol or ETH_VLAN
     change.tag = (action.priority or 0) << 13 | (action.id or 0)
     change.kept = (0xFFFF if action.id is None else 0xF000) & (0xFFFF if action.priority is None else 0x1FFF)
     return change

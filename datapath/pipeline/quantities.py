@@ -109,15 +109,18 @@ def address(text: str, version: int | None = None) -> Address:
     return found
 
 
+def whole(text: str) -> str:
+    """An IPv4 address of which octets at the end are left out, with these; all other text as it is."""
+    return text + ".0" * (3 - text.count(".")) if _OCTETS.fullmatch(text) else text
+
+
 def prefix(text: str, version: int) -> tuple[int, int]:
     """ADDRESS[/LENGTH or /NETMASK] as value and mask. Bits behind the prefix are dropped, as the kernel does.
 
     As tc reads them, `10/8` is 10.0.0.0/8. Its words for every address (`any`) the kernel refuses.
     """
     bare, slash, length = text.partition("/")
-    if version == 4 and _OCTETS.fullmatch(bare):
-        bare += ".0" * (3 - bare.count("."))
-    found, bits = address(bare, version), 32 if version == 4 else 128
+    found, bits = address(whole(bare) if version == 4 else bare, version), 32 if version == 4 else 128
     full = (1 << bits) - 1
     if not slash:
         return int(found), full

@@ -213,7 +213,7 @@ class Skbedit:
 
 @dataclass(frozen=True, slots=True)
 class Vlan:
-    """kind: push, pop, modify. What is None stays, or of a pushed tag is 0; protocol None: 802.1Q."""
+    """kind: push, pop, modify. An id or priority of None stays, or of a pushed tag is 0; protocol None: 802.1Q, of a modified tag as well."""
 
     kind: str
     id: int | None = None

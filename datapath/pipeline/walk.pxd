@@ -18,3 +18,4 @@ cdef class Walker:
     cdef Outputs all
     cdef object rooms
     cdef object copies          # mirrored frames that left, by device
+    cdef dict earlier           # likewise, by the device's name, of walkers before

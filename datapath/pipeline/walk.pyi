@@ -15,13 +15,14 @@ class Walker:
 
     tracker: one with the settings of the program, for rules that track: ValueError without, ConfigError for other settings; reassembler: of the
     fragments that come to a `ct`, in each zone for itself. output_bytes: that outputs may take between two calls of run(); beyond it frames are
-    dropped, with reason rule_room. Raises MemoryError.
+    dropped, with reason rule_room. before: a walker of other rules with the same tracker, which is used no more: fragments that wait in it wait here,
+    and mirrored() and lost() count on. Raises MemoryError.
     """
 
     program: Program
     tracker: Tracker | None
     reassembler: Reassembler | None
-    def __init__(self, program: Program, tracker: Tracker | None = None, *, output_bytes: int = 1 << 30) -> None: ...
+    def __init__(self, program: Program, tracker: Tracker | None = None, *, output_bytes: int = 1 << 30, before: Walker | None = None) -> None: ...
     def run(self, memory: NDArray[np.uint8], frames: NDArray[Any], hooks: Hook | NDArray[np.uint32], *, outputs: bool = True) -> NDArray[Any]:
         """Let frames come to hooks, one after the other, and go wherever rules send them. Time is the frames' own.
 

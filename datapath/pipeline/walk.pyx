@@ -349,7 +349,7 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
 cdef class Walker:
     """See walk.pyi."""
 
-    def __init__(self, Program program not None, Tracker tracker=None, *, size_t output_bytes=OUTPUT_BYTES):
+    def __init__(self, Program program not None, Tracker tracker=None, *, size_t output_bytes=OUTPUT_BYTES, Walker before=None):
         cdef int i
         cdef uint8_t *room
         if self.rooms is not None:
@@ -365,8 +365,19 @@ cdef class Walker:
         self.walking.rules = &program.code
         self.walking.settings.fragments, self.walking.settings.any_header_sum = FRAGMENTS_GATHERED, True
         self.all.most = output_bytes
+        self.earlier = {}
+        if before is not None:
+            self._go_on(before)
         if program.tracks:
             self._track(tracker)
+
+    def _go_on(self, Walker before):
+        """What outlives rules: fragments wait in their zone for the rest of the datagram (in Linux in the netns, of which rules are no part)."""
+        if before.reassembler is not None and before.tracker is not self.tracker:
+            raise ValueError("walker: expected the tracker of the one before")
+        self.reassembler, self.earlier = before.reassembler, before.mirrored()
+        self.walking.gathered = before.walking.gathered
+        memcpy(self.walking.lost, before.walking.lost, sizeof(self.walking.lost))
 
     def _track(self, Tracker tracker):
         if tracker is None:
@@ -374,7 +385,8 @@ cdef class Walker:
         config, wanted = tracker.config, self.program.config
         if config.nat != wanted.nat or config.nat_actions < wanted.nat_actions or config.helper_actions < wanted.helper_actions:
             raise ConfigError("tracker: expected one with the settings of the program (Program.config)")
-        self.reassembler = Reassembler(config)
+        if self.reassembler is None:
+            self.reassembler = Reassembler(config)
         self.walking.ct, self.walking.fragments = &tracker.ct, &self.reassembler.all
         self.walking.settings.checksum = config.checksum
         self.walking.settings.nat = len(config.nat) > 0 or config.nat_actions
@@ -422,7 +434,11 @@ cdef class Walker:
             raise AssertionError(f"{self.tracker.ct.pool.carried} connections are carried, and no packet is on its way")
 
     def mirrored(self):
-        return {device: count for device, count in zip(self.program.devices, self.copies.tolist(), strict=True) if count}
+        counts = dict(self.earlier)
+        for device, count in zip(self.program.devices, self.copies.tolist(), strict=True):
+            if count:
+                counts[device] = counts.get(device, 0) + count
+        return counts
 
     def lost(self):
         return np.array(self.walking.lost, dtype=np.uint64)[:N_REASONS]

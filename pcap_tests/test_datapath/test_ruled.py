@@ -13,10 +13,12 @@ import pytest
 
 from ctcore.config import Config
 from ctcore.filter import Filter
+from ctcore.tracker import Tracker
 from ctcore.types import Offload, Reason, Verdict
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.pipeline.rules import CONTINUE, Ct, Hook, Rule, Ruleset
+from datapath.pipeline.walk import Walker
 from datapath.ruled import RulePipeline
 from pcap_tests.test_datapath.flowing import Coming, Ways
 from pcap_tests.test_datapath.flowing_rules import orderly
@@ -142,3 +144,80 @@ def test_a_second_thread_takes_nothing_from_the_first() -> None:
     first.join()
     assert refused == 2
     assert len(pipeline.outputs()[0]) == len(many)
+
+
+# --- other rules, while something is going on -------------------------------------------------------------------------------------------
+
+ON = "tc filter add dev in0 ingress protocol all flower "
+PUT_TOGETHER = ON + "action ct zone 5 pipe action pass\n"
+
+
+class Moved:
+    """A pipeline whose rules are changed under way."""
+
+    def __init__(self, rules: str) -> None:
+        self.pipeline, self.now = RulePipeline(ruleset_of(rules)), 10**18
+        self.pipeline.arrive([Hook("in0")])
+
+    def load(self, rules: str) -> None:
+        self.pipeline.load(ruleset_of(rules))
+        self.pipeline.arrive([Hook("in0")])
+
+    def send(self, *frames: bytes) -> list[str]:
+        self.now += 10**6
+        _, _, results = self.pipeline.process(*frames_of(list(frames), np.full(len(frames), self.now)), results=True, outputs=True)
+        return [Verdict(verdict).name for verdict in results["verdict"].tolist()]
+
+
+def fragments(ident: int = 7) -> list[bytes]:
+    """A datagram of 48 bytes in two."""
+    data = craft.udp_segment("10.0.0.1", "10.0.0.2", 5000, 53, bytes(40))
+    more = {0: 0x2000, 24: 0}
+    return [craft.frame("10.0.0.1", "10.0.0.2", craft.UDP, data[at : at + 24], frag=at // 8 | more[at], ident=ident) for at in (0, 24)]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [[], [PUT_TOGETHER], [ON + "action pass\n", PUT_TOGETHER], [ON + "action drop\n", ON + "action ct commit zone 5 pipe action pass\n"]],
+    ids=["none", "the same", "none that track", "two others"],
+)
+def test_a_datagram_waits_for_its_last_fragment_whatever_rules_come(between: list[str]) -> None:
+    """Fragments wait in their zone, and are no matter of the rules, as in Linux: new ones cost nobody a datagram."""
+    one = Moved(PUT_TOGETHER)
+    first, second = fragments()
+    assert one.send(first) == ["HELD"]
+    for rules in between:
+        one.load(rules)
+    assert one.send(second) == ["ACCEPT"]
+    assert [len(each) for each in one.pipeline.outputs()] == [2, len(first) + len(second)]
+    assert {key: one.pipeline.summary()["fragments"][key] for key in ("datagrams", "waiting")} == {"datagrams": 1, "waiting": 0}
+
+
+def test_a_datagram_of_another_zone_is_not_completed_by_other_rules() -> None:
+    one = Moved(PUT_TOGETHER)
+    first, second = fragments()
+    assert one.send(first) == ["HELD"]
+    one.load(PUT_TOGETHER.replace("zone 5", "zone 6"))
+    assert one.send(second) == ["HELD"]
+    assert one.pipeline.summary()["fragments"]["waiting"] == 2
+
+
+def test_figures_of_the_whole_run_go_on_with_other_rules() -> None:
+    """Fragments, and copies that left or did not: counters of rules alone begin anew."""
+    mirror = ON + "action mirred egress mirror dev {} pipe action ct zone 5 pipe action pass\n"
+    refuse = "tc qdisc add dev tap0 clsact\ntc filter add dev tap0 egress protocol all flower action drop\n"
+    one = Moved(mirror.format("tap0"))
+    for ident, rules in enumerate((None, mirror.format("tap1"), mirror.format("tap0") + refuse, mirror.format("tap0"), ON + "action pass\n")):
+        if rules is not None:
+            one.load(rules)
+        one.send(*fragments(ident))
+    walker = one.pipeline.walker
+    assert walker.mirrored() == {"tap0": 4, "tap1": 2} and walker.lost()[Reason.R_RULE_DROP] == walker.lost().sum() == 2
+    assert one.pipeline.summary()["fragments"]["datagrams"] == 4
+    assert one.pipeline.counters()["packets"].tolist() == [2]
+
+
+def test_a_walker_goes_on_with_its_own_tracker_only() -> None:
+    program = RulePipeline(ruleset_of(PUT_TOGETHER)).program
+    with pytest.raises(ValueError, match="expected the tracker of the one before"):
+        Walker(program, Tracker(program.config), before=Walker(program, Tracker(program.config)))

@@ -59,6 +59,30 @@ More = Callable[[Random, int], Action]  # of a Random and an ethertype
 # --- frames -----------------------------------------------------------------------------------------------------------------------------
 
 
+EXTENSIONS = (
+    (craft.HOP_BY_HOP, craft.options6()),
+    (craft.HOP_BY_HOP, bytes.fromhex("000104") + bytes(4)),
+    (craft.HOP_BY_HOP, bytes.fromhex("00c20400000020")),  # a jumbo payload of 32 bytes (RFC 2675)
+    (craft.HOP_BY_HOP, bytes.fromhex("00c20500000000")),
+    (craft.HOP_BY_HOP, bytes.fromhex("00000000c20300")),
+    (craft.ROUTING, bytes([0, 0, 0]) + bytes(4)),
+    (craft.DESTINATION, craft.options6(1)),
+    (craft.AH, bytes([4, 0, 0]) + bytes(20)),
+    (craft.AH, bytes([1]) + bytes(10)),
+    (craft.FRAGMENT, craft.fragment6()),
+    (craft.FRAGMENT, craft.fragment6(16)),
+)
+
+
+def chained(random: Random, frame: bytes) -> bytes:
+    """An IPv6 packet with further headers in front of its transport header."""
+    ext = [random.choice(EXTENSIONS) for _ in range(random.choice((1, 1, 2, 3)))]
+    kinds = [kind for kind, _ in ext] + [frame[20]]
+    chain = b"".join(bytes([following]) + rest for following, (_, rest) in zip(kinds[1:], ext, strict=True))
+    length = int.from_bytes(frame[18:20], "big") + len(chain)
+    return frame[:18] + length.to_bytes(2, "big") + bytes(kinds[:1]) + frame[21:54] + chain + frame[54:]
+
+
 def transports(random: Random, src: str, dst: str) -> bytes:
     """A sound packet of any protocol that actions know, and of one that they do not."""
     payload, ports = random.randbytes(random.choice((0, 1, 7, 40))), (random.choice(PORTS), random.choice(PORTS))
@@ -85,7 +109,7 @@ def fragment(random: Random, src: str, dst: str) -> bytes:
 
 def arp(random: Random) -> bytes:
     addresses = [craft.MAC_A + craft.address(random.choice(A4)) for _ in range(2)]
-    return craft.eth(bytes.fromhex("0001080006040001") + b"".join(addresses), ETH_ARP)
+    return craft.eth(bytes.fromhex("000108000604") + random.choice((1, 1, 2, 3)).to_bytes(2, "big") + b"".join(addresses), ETH_ARP)
 
 
 def damaged(random: Random, frame: bytes) -> bytes:
@@ -112,6 +136,7 @@ def some_frame(random: Random) -> bytes:
         frame = fragment(random, src, dst)
     else:
         frame = transports(random, src, dst)
+        frame = chained(random, frame) if ":" in src and random.randrange(3) == 0 else frame
     for _ in range(random.choice((0, 0, 0, 0, 1, 1, 2, 3))):
         frame = frame[:12] + random.choice((b"\x81\x00", b"\x88\xa8")) + random.choice((5, 6, 0x2005)).to_bytes(2, "big") + frame[12:]
     return damaged(random, frame) if random.randrange(5) == 0 else frame

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +113,45 @@ def test_any_bytes_are_read_within_the_frame_and_checksums_change_nothing(body: 
         assert seen(head + other, link) == one
 
 
+# --- ARP --------------------------------------------------------------------------------------------------------------------------------
+
+
+def arp(head: str, *, kind: int = 0x0806) -> bytes:
+    """From 10.0.0.1, for 10.0.0.2. head: hardware, protocol, their lengths and the operation."""
+    return craft.eth(bytes.fromhex(head) + craft.MAC_A + craft.address(A) + craft.MAC_B + craft.address("10.0.0.2"), kind)
+
+
+ARP_FIELDS = ("arp_op", "arp_sip", "arp_tip", "arp_sha", "arp_tha")
+
+
+@pytest.mark.parametrize("kind", [0x0806, 0x8035])
+@pytest.mark.parametrize("operation", [1, 2])
+def test_requests_and_replies_have_fields(operation: int, kind: int) -> None:
+    key = seen(arp(f"0001 0800 06 04 {operation:04x}", kind=kind))
+    assert (key["arp_op"], key["arp_sip"].tobytes(), key["arp_tip"].tobytes()) == (operation, craft.address(A), craft.address("10.0.0.2"))
+    assert (key["arp_sha"].tobytes(), key["arp_tha"].tobytes()) == (craft.MAC_A, craft.MAC_B)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [*(f"0001 0800 06 04 {operation:04x}" for operation in (0, 3, 4, 8, 9, 0x101, 0x102, 0xFFFF)), "0006 0800 06 04 0001", "0001 86dd 06 04 0001",
+     "0001 0800 08 04 0001", "0001 0800 06 06 0001"],
+)  # fmt: skip
+def test_other_arp_has_none(head: str) -> None:
+    """Other operations, and requests for other than IPv4 on other than Ethernet: what looks at none of these fields still matches."""
+    frame = arp(head)
+    key = seen(frame)
+    assert key["eth_type"] == 0x0806 and not any(np.any(key[name]) for name in ARP_FIELDS)
+    (said,) = sent(IN + f"protocol arp prio 1 flower arp_sip {A} action drop\n" + IN + "protocol arp prio 2 flower action pass\n", frame)
+    assert (said.verdict, said.rule) == ("accept", 1)
+
+
+@pytest.mark.parametrize(("size", "there"), [(28, True), (27, False), (7, False), (0, False)])
+def test_half_an_arp_packet_has_no_fields(size: int, there: bool) -> None:
+    key = seen(arp("0001 0800 06 04 0001")[: 14 + size])
+    assert all(np.any(key[name]) for name in ARP_FIELDS) == any(np.any(key[name]) for name in ARP_FIELDS) == there
+
+
 # --- frames without Ethernet ------------------------------------------------------------------------------------------------------------
 
 CHANGE = (
@@ -141,12 +181,23 @@ def test_fields_from_the_ip_header_on_are_changed_behind_any_link_header(link: i
 @pytest.mark.parametrize(("link", "head"), BARE)
 def test_what_ethernet_has_is_not_there(link: int, head: bytes) -> None:
     packet = craft.tcp(A, B, 40000, 80, "S")[14:]
-    for action in ("pedit ex munge eth dst set 02:00:00:00:00:09 pipe", "vlan push id 5 pipe"):
-        said, left = bare(IN + f"protocol ip prio 1 flower action {action} action mirred egress redirect dev eth1\n", packet, link, head)
-        assert (said.verdict, said.reason, left) == ("drop", "rule_field", [])
-    for action in ("vlan pop pipe", "vlan modify id 5 pipe"):
+    said, left = bare(IN + "protocol ip prio 1 flower action vlan push id 5 pipe action mirred egress redirect dev eth1\n", packet, link, head)
+    assert (said.verdict, said.reason, left) == ("drop", "rule_field", [])
+    for action in ("vlan pop pipe", "vlan modify id 5 pipe", "pedit ex munge eth dst set 02:00:00:00:00:09 munge ip ttl set 9 pipe"):
         said, left = bare(IN + f"protocol ip prio 1 flower action {action} action mirred egress redirect dev eth1\n", packet, link, head)
         assert left == [packet]
+
+
+@pytest.mark.parametrize("link", [1, LINK_RAW])
+def test_a_port_behind_ipv6_options_is_changed_and_the_options_are_not(link: int) -> None:
+    rules = (
+        IN + "protocol ipv6 prio 1 flower ip_proto tcp dst_port 80 action pedit ex munge tcp dport set 8080 pipe action csum tcp pipe "
+        "action mirred egress redirect dev eth1\n"
+    )
+    chain = ((craft.HOP_BY_HOP, craft.options6()), (craft.DESTINATION, craft.options6(2)))
+    came, wanted = (craft.tcp(A6, B6, 1000, port, "S", ext=chain, l4_checksum=5) for port in (80, 8080))
+    left = [each.frame for each in sent(rules, came)[0].left] if link == 1 else [came[:14] + each for each in bare(rules, came[14:], link, b"")[1]]
+    assert [frame[:-4] + frame[-2:] for frame in left] == [wanted[:-4] + wanted[-2:]]  # but for the checksum
 
 
 def test_ipv6_without_ethernet() -> None:

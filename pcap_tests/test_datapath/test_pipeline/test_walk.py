@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -24,8 +25,10 @@ from datapath.pipeline.rules import (
     ETH_ALL,
     ETH_IP,
     PASS,
+    PIPE,
     RECLASSIFY,
     Action,
+    Control,
     Csum,
     Ct,
     Gact,
@@ -114,7 +117,7 @@ def reason_of(result: Any) -> str:
     return NAMES[int(result["reason"])]
 
 
-@pytest.mark.parametrize("make", [craft.udp, craft.udplite])
+@pytest.mark.parametrize("make", [craft.udp, partial(craft.udplite, coverage=10)])
 def test_a_sum_of_zero_says_that_there_is_one(make: Callable[..., bytes]) -> None:
     """RFC 768: a datagram whose checksum would be 0 has 0xFFFF; these two bytes of payload make it 0."""
     plain = make("10.0.0.1", "10.0.0.2", 1, 2, b"\0\0")
@@ -242,7 +245,7 @@ def test_tags_grow_to_the_end_of_the_memory() -> None:
 
 
 def test_copies_do_not_multiply_without_end() -> None:
-    """Each of 16 rounds makes a copy that makes 16: a limit of our own, for Linux has none."""
+    """Each of 17 rounds makes a copy that makes 17: a limit of our own, for Linux has none."""
     rules = rule(1, Mirred("mirror", "eth0", "ingress"), Gact(RECLASSIFY))
     (said,) = compared(Ruleset(rules=(rules,)), [Coming(SEGMENT, HOOK, 0)])
     assert said.reason == "rule_hops"
@@ -250,9 +253,17 @@ def test_copies_do_not_multiply_without_end() -> None:
     assert walker.lost().sum() == 64
 
 
+@pytest.mark.parametrize(("gotos", "reason"), [(16, "ok"), (17, "rule_chains")])
+def test_sixteen_gotos_are_followed_and_no_more(gotos: int, reason: str) -> None:
+    """max_reclassify_loop counts the ways back, not the chains: the seventeenth chain still has its say."""
+    rules = [rule(1, Gact(goto(chain + 1)), chain=chain) for chain in range(gotos)] + [rule(1, Gact(PASS), chain=gotos)]
+    (said,) = compared(Ruleset(rules=tuple(rules)), [Coming(SEGMENT, HOOK, 0)])
+    assert (said.reason, len(said.hits)) == (reason, 17)
+
+
 def test_a_rule_is_counted_each_time() -> None:
     _, _, walker = run(SEGMENT, rule(1, Gact(goto(1))), rule(1, Gact(goto(2)), chain=1), rule(1, Gact(goto(1)), chain=2))
-    assert walker.program.counters()["packets"].tolist() == [1, 8, 7]
+    assert walker.program.counters()["packets"].tolist() == [1, 8, 8]
 
 
 # --- other frames, other callers --------------------------------------------------------------------------------------------------------
@@ -261,10 +272,34 @@ def test_a_rule_is_counted_each_time() -> None:
 def test_a_frame_without_ethernet_is_matched_and_changed_from_its_ip_header_on() -> None:
     """Its protocol, addresses and ports are known; tags and addresses of Ethernet it has none."""
     matched = Rule(HOOK, ETH_IP, (Match("dst_port", 80, 0xFFFF),), (Vlan("pop"), Pedit((Munge("ip", "ttl", "set", 1, 0xFF),)), Gact(CONTINUE)), 1)
-    for action in (Vlan("push", id=5), Pedit((Munge("eth", "dst", "set", 1, (1 << 48) - 1),))):
+    for action, reason in ((Vlan("push", id=5), "rule_field"), (Pedit((Munge("eth", "dst", "set", 1, (1 << 48) - 1),)), "ok")):
         walker = Walker(Program(Ruleset(rules=(matched, rule(2, action)))))
         results = walker.run(*frames_of([SEGMENT[14:]], link=LINK_RAW), HOOK)
-        assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], "rule_field")
+        assert (results["n_hits"].tolist(), reason_of(results[0])) == ([2], reason)
+
+
+def test_csum_drops_what_is_shorter_than_it_says() -> None:
+    """tcf_csum_act: before the action's control is asked."""
+    sum_it = rule(1, Csum(("tcp",)), Mirred("redirect", "eth1"))
+    short = craft.frame("10.0.0.1", "10.0.0.2", craft.TCP, bytes(10))
+    for frame in (short, craft.tcp("10.0.0.1", "10.0.0.2", 1, 2, "S", length=41), craft.eth(bytes(19))):
+        (said,) = compared(Ruleset(rules=(sum_it,)), [Coming(frame, HOOK, 0)])
+        assert (said.verdict, said.reason, said.rule) == ("drop", "rule_field", 0)
+    (said,) = compared(Ruleset(rules=(rule(1, Csum(("udp",)), Mirred("redirect", "eth1")),)), [Coming(short, HOOK, 0)])
+    assert said.device == "eth1"
+
+
+@pytest.mark.parametrize("control", [PIPE, DROP, CONTINUE])
+def test_where_pedit_finds_no_field_its_control_is_followed(control: Control) -> None:
+    """tcf_pedit_act: a munge that cannot be done ends the action and not the frame's way; those before it are done."""
+    munges = Munge("ip6", "hoplimit", "set", 9, 0xFF), Munge("tcp", "dport", "set", 1, 0xFFFF), Munge("ip6", "hoplimit", "set", 7, 0xFF)
+    rules = rule(1, Pedit(munges, control), Mirred("redirect", "eth1")), rule(2, Mirred("redirect", "eth2"))
+    frame = craft.udp("2001:db8::1", "2001:db8::2", 5000, 53, bytes(40))
+    (said,) = compared(Ruleset(rules=rules), [Coming(frame, HOOK, 0)])
+    if control == DROP:
+        assert (said.verdict, said.reason) == ("drop", "rule_drop")
+    else:
+        assert (said.device, [left.frame for left in said.left]) == ("eth1" if control == PIPE else "eth2", [frame[:21] + b"\x09" + frame[22:]])
 
 
 def test_devices_have_numbers() -> None:
