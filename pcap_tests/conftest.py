@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,9 @@ from hypothesis import settings
 from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
+
+# A shell without job control has what it starts in the background ignore Ctrl-C, which tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def examples(n: int) -> int:

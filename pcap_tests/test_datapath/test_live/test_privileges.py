@@ -152,7 +152,7 @@ def test_connections_are_taken_from_the_kernel_and_given_back_all_the_same(wires
             assert node.stop() == 0
             assert "the kernel's connections taken over" in node.log() and "connections handed over to the kernel" in node.log()
         tracker = Tracker(Config())
-        kernel_conntrack.adopt(tracker, time.time_ns())
+        kernel_conntrack.adopt([tracker], time.time_ns())
         assert tracker.count == 5
         with process(folder, "--adopt-kernel-conntrack") as node, Client(f"{folder}/run/s") as client:
             assert client.ask("count")["count"] == 5
