@@ -18,12 +18,12 @@ import socket
 import stat
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ctcore.errors import ConfigError, CtmirrorError
+from datapath.live.attendant import Attendant, ended, nothing
 from datapath.live.feed import KINDS, PERIOD, Listener
 from datapath.live.message import LARGEST_REQUEST, LENGTH, Message, ProtocolError, RequestError, check_request, length_of, packed, unpacked
 from datapath.live.node import LOG, Node
@@ -40,11 +40,7 @@ OWNER, GROUP = 0o600, 0o660
 PEERCRED = struct.Struct("3i")  # pid, uid, gid
 
 
-def nothing() -> None:
-    """What most threads do first."""
-
-
-class Control:
+class Control(Attendant):
     """The control interface of a node that is open. close() it before the node."""
 
     def __init__(
@@ -54,48 +50,23 @@ class Control:
 
         Raises ConfigError if that cannot be: another node listens there, no such group, no right to.
         """
-        self.path, self._enter = path, enter
+        super().__init__("control", listening(path, group) if made is None else made, enter)
+        self.path = path
         self.counts = {"clients": 0, "requests": 0, "refused": 0, "garbage": 0, "stalled": 0}
         self._node = node
-        self._socket = listening(path, group) if made is None else made
         self._inode = os.stat(path).st_ino
-        self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
-        self._begun = threading.Event()
         sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._clients: dict[asyncio.Task[None], Client] = {}
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
-        self._thread.start()
-        self._begun.wait()
+        self.start()
 
     def close(self) -> None:
         """Nobody is listened to any more; the socket's file goes, if it is still this one's."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
+        super().close()
         with suppress(OSError):
             if os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
 
-    def __enter__(self) -> Control:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # --- the thread -----------------------------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            self._enter()
-            self._begun.set()
-            self._loop.run_until_complete(self._serve())
-        except Exception:
-            LOG.exception("control has failed")
-        finally:
-            self._begun.set()
-            self._socket.close()
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
 
     async def _serve(self) -> None:
         self.desk = Desk(self._node)
@@ -105,10 +76,7 @@ class Control:
         distributor = asyncio.create_task(self._distribute())
         await self._stopping.wait()
         server.close()
-        tasks = [distributor, *self._clients]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended([distributor, *self._clients])
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, to its end."""

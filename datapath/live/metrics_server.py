@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address
 
 from ctcore.errors import ConfigError
+from datapath.live.attendant import Attendant, ended, nothing
 from datapath.live.config import listen_address
 from datapath.live.exposition import PLAIN, Exposition, NotAnswering, format_of
 from datapath.live.node import LOG, Node
@@ -57,54 +57,22 @@ class _Refused(Exception):
         self.code = code
 
 
-class MetricsServer:
+class MetricsServer(Attendant):
     """Serves a node's metrics until close(), which comes before the node's. made: what bound() has made; enter: what the thread does first."""
 
-    def __init__(self, node: Node, made: socket.socket, *, zones: int = 32, enter: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, node: Node, made: socket.socket, *, zones: int = 32, enter: Callable[[], None] = nothing) -> None:
+        super().__init__("metrics", made, enter)
         self.address = made.getsockname()[:2]
         self.counts = {"requests": 0, "refused": 0, "stalled": 0, "crowded": 0}
-        self._socket, self._enter = made, enter
-        self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
-        self._begun = threading.Event()
         self._exposition = Exposition(node, zones)
         self._clients: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
-        self._begun.wait()
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- the thread -----------------------------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            self._enter()
-            self._begun.set()
-            self._loop.run_until_complete(self._serve())
-        except Exception:
-            LOG.exception("metrics have failed")
-        finally:
-            self._begun.set()
-            self._socket.close()
-            self._loop.close()
+        self.start()
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._greet, sock=self._socket, limit=LARGEST_HEAD)
         await self._stopping.wait()
         server.close()
-        clients = list(self._clients)
-        for task in clients:
-            task.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        await ended(self._clients)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, to its end."""

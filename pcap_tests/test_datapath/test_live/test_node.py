@@ -21,6 +21,7 @@ from datapath.live.drivers import Wanted, open_interface
 from datapath.live.node import Node
 from datapath.live.umem import Umem
 from datapath.pipeline.rules import RuleError
+from pcap_tests.test_datapath.test_live.services import attended
 from pcap_tests.test_datapath.test_live.wires import Wire
 
 CLIENT, SERVER = "10.9.0.1", "10.9.0.2"
@@ -136,16 +137,8 @@ def serving(wire: Wire, host: str, body: bytes) -> Iterator[int]:
     class Server(http.server.ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
-    with wire.there.entered():
-        server = Server((host, 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
+    with attended(wire.there, lambda: Server((host, 0), Handler)) as port:
+        yield port
 
 
 def fetch(wire: Wire, host: str, port: int) -> tuple[str, str]:

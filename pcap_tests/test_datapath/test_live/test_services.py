@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import ftplib
 import hashlib
 import http.client
 import http.server
-import io
 import logging
 import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import tftpy
-from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.ioloop import IOLoop
-from pyftpdlib.servers import FTPServer
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
@@ -35,95 +29,26 @@ from datapath.oracle import ruleset
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6, Host
 from pcap_tests.test_datapath.command import run
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, PATIENCE, Network, ask_udp, network, until
+from pcap_tests.test_datapath.test_live.services import FILE, download_by_ftp, ftp_server, home, running, web
 
 STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-FILE = bytes(range(256)) * 4000  # about a megabyte
 PROTOCOL = {V4: "ip", V6: "ipv6"}
 VIRTUAL = {V4: "203.0.113.80", V6: "2001:db8:80::80"}
-
-# A home's router: what leaves does so under the router's address, and only answers, and what was announced, come in.
-HOME = """tc filter add dev wan egress protocol {p} prio {n}1 flower ip_proto tcp dst_port 21 action ct commit helper {v}-tcp-ftp nat src addr {own}
-tc filter add dev wan egress protocol {p} prio {n}2 flower ip_proto udp dst_port 69 action ct commit helper {v}-udp-tftp nat src addr {own}
-tc filter add dev wan egress protocol {p} prio {n}3 flower action ct commit nat src addr {own}
-tc filter add dev wan ingress protocol {p} prio {n}1 flower action ct nat pipe action goto chain {chain}
-tc filter add dev wan ingress protocol {p} prio {n}1 chain {chain} flower ct_state +trk+est action pass
-tc filter add dev wan ingress protocol {p} prio {n}2 chain {chain} flower ct_state +trk+rel action ct commit nat src addr {own} pipe action pass
-tc filter add dev wan ingress protocol {p} prio {n}3 chain {chain} flower action drop
-"""
 
 pytestmark = pytest.mark.usefixtures("interfaces")
 by_family = pytest.mark.parametrize("family", FAMILIES, ids=["IPv4", "IPv6"])
 
 
-def home() -> str:
-    """Rules of both families, which priorities keep apart, as tc wants it."""
-    return HOME.format(p="ip", v="ipv4", n="", own=ROUTER[1][V4], chain=4) + HOME.format(p="ipv6", v="ipv6", n="1", own=ROUTER[1][V6], chain=6)
-
-
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[Network]:
     """Each host knows the other's neighbour already: a router drops what it has to ask for one for."""
-    with network(tmp_path, "xdp-native", home()) as net:
+    with network(tmp_path, "xdp-native", home(ROUTER[1])) as net:
         for family in FAMILIES:
             ask_udp(net, family)
         yield net
 
 
-@contextmanager
-def running(host: Host, work: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
-    """A server at work in a namespace until the end of the block."""
-
-    def inside() -> None:
-        with host.entered():
-            work()
-
-    thread = threading.Thread(target=inside)
-    thread.start()
-    try:
-        yield
-    finally:
-        end()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
 # --- HTTP -------------------------------------------------------------------------------------------------------------------------------
-
-
-class Pages(http.server.BaseHTTPRequestHandler):
-    """/N: N bytes; the address that the request came from is in a header."""
-
-    def do_GET(self) -> None:
-        size = int(self.path[1:])
-        self.send_response(200)
-        self.send_header("Content-Length", str(size))
-        self.send_header("X-From", self.client_address[0])
-        self.end_headers()
-        while size:
-            size -= self.wfile.write(FILE[:size])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def web(host: Host, family: int, port: int = 80) -> Iterator[None]:
-    class Server(http.server.ThreadingHTTPServer):
-        address_family = family
-        request_queue_size = 128
-
-        def server_bind(self) -> None:
-            if family == V6:  # its own port, beside another one of IPv4
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            super().server_bind()
-
-    with host.entered():
-        server = Server(("", port), Pages)
-    try:
-        with running(host, lambda: server.serve_forever(0.05), server.shutdown):
-            yield
-    finally:
-        server.server_close()
 
 
 def fetched(net: Network, address: str, size: int, times: int = 1) -> set[str]:
@@ -171,46 +96,13 @@ def test_a_gigabyte_arrives_as_it_was_sent(house, family, size):
 # --- files -------------------------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def ftp_server(host: Host, family: int, folder: Path) -> Iterator[None]:
-    users = DummyAuthorizer()
-    users.add_anonymous(str(folder))
-    # It compares addresses as text, and the helper writes all of an IPv6 address, as Linux does.
-    handler = type("Handler", (FTPHandler,), {"authorizer": users, "use_sendfile": False, "permit_foreign_addresses": True})
-    loop = IOLoop()
-    with host.entered():
-        sock = socket.socket(family, STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((SERVER[family], 21))
-    server = FTPServer(sock, handler, ioloop=loop)
-    ended = threading.Event()
-
-    def work() -> None:
-        while not ended.is_set():
-            server.serve_forever(timeout=0.05, blocking=False)
-        server.close_all()
-
-    logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
-    with running(host, work, ended.set):
-        yield
-
-
 @pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
 @by_family
 def test_ftp_through_source_translation(house, tmp_path, family, passive):
     """Active: the client's PORT or EPRT names an address that nobody can reach; what the server opens was announced."""
     (tmp_path / "file").write_bytes(FILE)
-    with ftp_server(house.server, family, tmp_path), house.client.entered():
-        ftp = ftplib.FTP(timeout=PATIENCE)
-        ftp.connect(SERVER[family])
-        ftp.login()
-        ftp.set_pasv(passive)
-        for _ in range(3):
-            found = io.BytesIO()
-            ftp.retrbinary("RETR file", found.write)
-            assert found.getvalue() == FILE
-        assert ftp.nlst()
-        ftp.quit()
+    with ftp_server(house.server, family, tmp_path):
+        download_by_ftp(house.client, SERVER[family], 3, passive=passive)
     conns = house.node.ask(lambda node: node.pipeline.tracker.conns()).result(PATIENCE)
     masters = [int(conn["master"]) for conn in conns if int(conn["flow"][0]["key"]["dport"]) != 21 and int(conn["flow"][0]["key"]["proto"]) == 6]
     assert len(masters) == 4 and len(set(masters)) == 1 and masters[0] >= 0, "each transfer is the control connection's"

@@ -30,6 +30,8 @@ from datapath.live.control import Control
 from datapath.live.exposition import PLAIN, Exposition
 from datapath.live.node import Node
 from datapath.pipeline.rules import RuleError
+from pcap_tests.conftest import cannot
+from pcap_tests.test_datapath.test_live.services import attended
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, Between, _mac, address, fetch, serving
 from pcap_tests.test_datapath.test_live.test_xdp_filter import attached
 from pcap_tests.test_datapath.test_live.wires import Wire, until
@@ -293,16 +295,8 @@ def echoing_tcp(wire: Wire) -> Iterator[int]:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with wire.there.entered():
-        server = Server((SERVER, 0), Echo)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join(10)
-        server.server_close()
+    with attended(wire.there, lambda: Server((SERVER, 0), Echo)) as port:
+        yield port
 
 
 def test_rules_that_several_workers_cannot_do(tmp_path):
@@ -350,7 +344,7 @@ def test_a_cpu_that_is_not_there(tmp_path):
 def test_each_worker_has_a_cpu_of_its_own(wires, tmp_path):
     cpus = sorted(os.sched_getaffinity(0))[:2]
     if len(cpus) < 2:
-        pytest.skip("one CPU")
+        cannot("one CPU: two workers have no CPU each")
     wire = wires("left", queues=2)
     wires("right", queues=2)
     with wire.here.entered():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ftplib
-import io
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,8 +15,8 @@ from ctcore.types import Status
 from datapath.live.figures import figures, look
 from pcap_tests.netns import ROUTER, SERVER, V4, V6
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, PATIENCE, Network, ask_udp, network
+from pcap_tests.test_datapath.test_live.services import FILE, download_by_ftp, ftp_server, home
 from pcap_tests.test_datapath.test_live.test_router_traffic import DGRAM, MASQUERADE, talk_tcp
-from pcap_tests.test_datapath.test_live.test_services import FILE, HOME, ftp_server
 
 TWO = "workers = 2\n"
 OUTSIDE = {V4: "203.0.113.9", V6: "2001:db8:5::9"}
@@ -116,27 +114,14 @@ def _answered(sock: socket.socket) -> bool:
 # --- what helpers announce ----------------------------------------------------------------------------------------------------------------
 
 
-def home() -> str:
-    return HOME.format(p="ip", v="ipv4", n="", own=OUTSIDE[V4], chain=4) + HOME.format(p="ipv6", v="ipv6", n="1", own=OUTSIDE[V6], chain=6)
-
-
 @pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
 @by_family
 def test_ftp_through_source_translation(tmp_path: Path, family: int, passive: bool) -> None:
     """Data connections have any ports; they are the control connection's worker's, who knows what was announced."""
     (tmp_path / "file").write_bytes(FILE)
-    with translating(tmp_path, home()) as net, ftp_server(net.server, family, tmp_path):
+    with translating(tmp_path, home(OUTSIDE)) as net, ftp_server(net.server, family, tmp_path):
         talk_tcp(net, family)  # so that all neighbours are known
-        with net.client.entered():
-            ftp = ftplib.FTP(timeout=PATIENCE)
-            ftp.connect(SERVER[family])
-            ftp.login()
-            ftp.set_pasv(passive)
-            for _ in range(6):
-                found = io.BytesIO()
-                ftp.retrbinary("RETR file", found.write)
-                assert found.getvalue() == FILE
-            ftp.quit()
+        download_by_ftp(net.client, SERVER[family], 5, passive=passive)
         first, second = net.node.ask(lambda node: [tracker.conns() for tracker in node.trackers]).result(PATIENCE)
         expected = (first["status"] & Status.EXPECTED) != 0
         assert expected.sum() == 6 and not (second["status"] & Status.EXPECTED).any()
@@ -150,7 +135,7 @@ def test_ftp_through_source_translation(tmp_path: Path, family: int, passive: bo
 
 @by_family
 def test_tftp_through_source_translation(tmp_path: Path, family: int) -> None:
-    with translating(tmp_path, home()) as net:
+    with translating(tmp_path, home(OUTSIDE)) as net:
         talk_tcp(net, family)
         for _ in range(6):
             tftp_by_hand(net, family)
