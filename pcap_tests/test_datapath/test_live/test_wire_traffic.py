@@ -62,15 +62,15 @@ def test_the_sink_counts_each_frame_once(wire):
 
 
 def test_stamped_frames_come_at_their_rate_and_the_clock_tells_their_way(wire):
-    """A tenth of a second of 20,000 a second through a cable; on a machine with other work, fewer, as none is made up for."""
+    """20,000 a second through a cable for a tenth of a second and more; on a machine with other work, fewer, as none is made up for."""
     state = bpf.Map(bpf.ARRAY, 4, 8, 1, "next")
     with wire.here.entered():
         clock = Clock(wire.near)
+    start = time.monotonic()  # reading a histogram takes its time, too, in which frames come
     with wire.there.entered():
         generator = Generator(wire.far, frame_of(64), stamped(4, 20_000, state), call=LONG_CALL, batch=8)
     try:
         until(lambda: sum(clock.histogram()) > 0, "the first frame")
-        start = time.monotonic()
         time.sleep(0.1)
         counts = clock.histogram()
         spent = time.monotonic() - start
@@ -78,7 +78,7 @@ def test_stamped_frames_come_at_their_rate_and_the_clock_tells_their_way(wire):
         generator.stop()
         clock.close()
         state.close()
-    assert 10 < sum(counts) <= 20_000 * (spent + 0.02) + 10
+    assert 10 < sum(counts) <= 20_000 * spent + 10
     assert sum(counts[:1000]) > 0.5 * sum(counts), "a cable takes microseconds"
 
 
