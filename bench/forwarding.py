@@ -89,7 +89,7 @@ def measure(run: Run) -> tuple[float, float, dict[str, int]]:
 
 def measure_kernel(run: Run) -> tuple[float, float, dict[str, int]]:
     """The same of the kernel's own forwarding with connection tracking, whose share of a processor nobody tells."""
-    with kernels(max(os.sched_getaffinity(0)), Sink) as (there, sink):
+    with kernels(Sink) as (there, sink):
         with there.entered():
             generator = Generator("gen", frame_of(run.size), flows_of(FLOWS))
         try:

@@ -36,7 +36,7 @@ KINDS = ("ctmirror", "kernel")
 def forwarding(kind: str, sink: type[S]) -> Iterator[tuple[Namespace, S, Callable[[float], object]]]:
     """Where to generate, the sink, and what forwards for so many seconds."""
     if kind == "kernel":
-        with kernels(max(os.sched_getaffinity(0)), sink) as (there, end):
+        with kernels(sink) as (there, end):
             yield there, end, time.sleep
     else:
         with ours("xdp-native", RING, sink) as (there, left, right, end):
@@ -58,7 +58,7 @@ def full_rate(kind: str, seconds: float) -> float:
 
 
 def on_the_way(kind: str, rate: float, seconds: float) -> tuple[list[float], float]:
-    """QUANTILES and the longest time (µs) of packets sent at a rate, and what share of them arrived."""
+    """QUANTILES and the longest time (µs, rounded up to whole units) of packets sent at a rate, and what share of them arrived."""
     state = bpf.Map(bpf.ARRAY, 4, 8, 1, "next")
     with forwarding(kind, Clock) as (there, clock, forward):
         with there.entered():
@@ -73,8 +73,8 @@ def on_the_way(kind: str, rate: float, seconds: float) -> tuple[list[float], flo
             generator.stop()
             state.close()
     total = np.cumsum(counts)
-    found = [float(np.searchsorted(total, share * total[-1])) * UNIT for share in QUANTILES]
-    return [*found, float(np.flatnonzero(counts)[-1]) * UNIT], float(total[-1] / spent / rate)
+    found = [int(np.searchsorted(total, share * total[-1])) for share in QUANTILES]
+    return [(i + 1) * UNIT for i in (*found, int(np.flatnonzero(counts)[-1]))], float(total[-1] / spent / rate)
 
 
 def main() -> None:

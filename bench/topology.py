@@ -51,13 +51,13 @@ def ours(driver: str, ring: int, sink: type[S]) -> Iterator[tuple[Namespace, Ope
 
 
 @contextmanager
-def kernels(processor: int, sink: type[S]) -> Iterator[tuple[Namespace, S]]:
-    """Where to generate, and the sink; between them the kernel tracks and routes, on a processor."""
+def kernels(sink: type[S]) -> Iterator[tuple[Namespace, S]]:
+    """Where to generate, and the sink; between them the kernel tracks and routes."""
     with ExitStack() as stack:
         here, there = _two(stack)
         with here.entered():
             stack.callback(os.close, let_pass("in"))
-        kernel_router.set_up(here, processor)
+        kernel_router.set_up(here)
         yield there, _sink(stack, there, sink)
 
 

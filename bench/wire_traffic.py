@@ -2,6 +2,7 @@
 
 Theory of operation: BPF_PROG_TEST_RUN with live frames runs an XDP program on one frame again and again; the program draws a source port for each and
 redirects it to an interface, as if it had been received and sent on. The sink's program counts what arrives and drops it in the driver.
+Pages of frames that a kernel has forwarded come back with its edits in them (MAC addresses, time to live): each frame gets its own again.
 Invariants: frames are whole UDP datagrams with sound IP headers (UDP over IPv4 without a checksum). A generator is a process of its own, pinned to a
 processor, and ends with whoever started it. Not here: what is measured (forwarding).
 """
@@ -22,15 +23,20 @@ XDP_ABORTED, XDP_DROP, XDP_PASS = 0, 1, 2
 CALL = 1_000_000  # frames of one system call: each ends with a pause of 20 ms
 LONG_CALL = 1 << 30  # where those that go nowhere count as well
 # Where things are in a frame of IPv4 without options.
-IDENT, SOURCE, SOURCE_PORT, STAMP, WINDOW, URGENT = 18, 26, 34, 42, 48, 52
+IDENT, TTL, SOURCE, SOURCE_PORT, STAMP, WINDOW, URGENT = 18, 22, 26, 34, 42, 48, 52
+EDITED = (0, 4, 8, TTL)  # words of 32 bits that forwarding changes: both MAC addresses; TTL, protocol and header checksum
 FIRST_PORT = 1024
 PR_SET_PDEATHSIG = 1
 
 
-Program = Callable[[int], list[bpf.Instruction]]
+Program = Callable[[int, bytes], list[bpf.Instruction]]  # of the interface's index and the frame
 
 
-def _varied(index: int, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.Instruction]:
+def _restored(frame: bytes) -> list[bpf.Instruction]:
+    return [bpf.store_value(R7, at, int(struct.unpack_from("=i", frame, at)[0]), 4) for at in EDITED]
+
+
+def _varied(index: int, frame: bytes, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.Instruction]:
     """Change a frame of at least `size` bytes by what is drawn (R0; R7: where the frame is), and redirect it to interface `index`."""
     return [
         bpf.load(R7, R1, 0, 4),
@@ -38,6 +44,7 @@ def _varied(index: int, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.
         bpf.move(R2, R7),
         bpf.add_value(R2, size),
         bpf.jump_above(R2, R8, "short"),
+        *_restored(frame),
         bpf.call(bpf.RANDOM),
         *vary,
         bpf.move_value(R1, index),
@@ -51,7 +58,7 @@ def _varied(index: int, size: int, vary: Sequence[bpf.Instruction]) -> list[bpf.
 
 def flows_of(flows: int) -> Program:
     """From a port drawn out of `flows`, a power of two."""
-    return lambda index: _varied(index, SOURCE_PORT + 2, _drawn(flows))
+    return lambda index, frame: _varied(index, frame, SOURCE_PORT + 2, _drawn(flows))
 
 
 def _drawn(flows: int) -> list[bpf.Instruction]:
@@ -65,7 +72,7 @@ def stamped(flows: int, rate: float, state: bpf.Map) -> Program:
     """
     interval = int(1e9 / rate)
 
-    def program(index: int) -> list[bpf.Instruction]:
+    def program(index: int, frame: bytes) -> list[bpf.Instruction]:
         vary = [
             bpf.call(bpf.KTIME),
             bpf.move(R6, R0),
@@ -88,12 +95,12 @@ def stamped(flows: int, rate: float, state: bpf.Map) -> Program:
             *_drawn(flows),
         ]
         early = [label("early", bpf.move_value(R0, XDP_DROP)), bpf.leave()]
-        return [*_varied(index, STAMP + 8, vary), *early]
+        return [*_varied(index, frame, STAMP + 8, vary), *early]
 
     return program
 
 
-def flood(index: int) -> list[bpf.Instruction]:
+def flood(index: int, frame: bytes) -> list[bpf.Instruction]:
     """A TCP frame gets another client of 65,536, and another of as many ports. What does not matter takes the complements, so that checksums hold."""
     vary = [
         bpf.move(R6, R0),
@@ -108,7 +115,7 @@ def flood(index: int) -> list[bpf.Instruction]:
         bpf.flip_value(R6, 0xFFFF),
         bpf.store(R7, WINDOW, R6, 2),
     ]
-    return _varied(index, URGENT + 2, vary)
+    return _varied(index, frame, URGENT + 2, vary)
 
 
 def frame_of(size: int) -> bytes:
@@ -130,7 +137,7 @@ class Generator:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._generate(index, frame, program(index), processor, call, batch)
+                self._generate(index, frame, program(index, frame), processor, call, batch)
             finally:
                 os._exit(1)
 
