@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.forwarding import FLOWS, tracking
 from bench.topology import S, kernels, ours
-from bench.wire_traffic import LONG_CALL, Clock, Generator, Sink, flows_of, frame_of, stamped
+from bench.wire_traffic import Clock, Generator, Sink, flows_of, frame_of, stamped
 from datapath import bpf
 from datapath.oracle.namespace import Namespace
 
@@ -62,7 +62,7 @@ def on_the_way(kind: str, rate: float, seconds: float) -> tuple[list[float], flo
     state = bpf.Map(bpf.ARRAY, 4, 8, 1, "next")
     with forwarding(kind, Clock) as (there, clock, forward):
         with there.entered():
-            generator = Generator("gen", frame_of(64), stamped(FLOWS, rate, state), call=LONG_CALL, batch=8)
+            generator = Generator("gen", frame_of(64), stamped(FLOWS, rate, state), call=batch=8)
         try:
             forward(SETTLE)
             before, start = np.array(clock.histogram()), time.perf_counter()

@@ -20,8 +20,7 @@ from datapath.bpf import FP, R0, R1, R2, R6, R7, R8, label
 from datapath.live.interfaces import index_of
 
 XDP_ABORTED, XDP_DROP, XDP_PASS = 0, 1, 2
-CALL = 1_000_000  # frames of one system call: each ends with a pause of 20 ms
-LONG_CALL = 1 << 30  # where those that go nowhere count as well
+CALL = 1 << 30  # frames of one system call, each of which ends with a pause of 20 ms
 # Where things are in a frame of IPv4 without options.
 IDENT, TTL, SOURCE, SOURCE_PORT, STAMP, WINDOW, URGENT = 18, 22, 26, 34, 42, 48, 52
 EDITED = (0, 4, 8, TTL)  # words of 32 bits that forwarding changes: both MAC addresses; TTL, protocol and header checksum
@@ -131,23 +130,23 @@ def flood_frame() -> bytes:
 class Generator:
     """A process that sends to interface `name` of this thread's network namespace from when it is made until stop(): a frame, varied by a program."""
 
-    def __init__(self, name: str, frame: bytes, program: Program, *, processor: int = 0, call: int = CALL, batch: int = 256) -> None:
-        """call: frames of one system call, each of which ends with a pause of 20 ms; batch: frames that are handed over together."""
+    def __init__(self, name: str, frame: bytes, program: Program, *, processor: int = 0, batch: int = 256) -> None:
+        """batch: frames that are handed over together."""
         index = index_of(name)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._generate(index, frame, program(index, frame), processor, call, batch)
+                self._generate(index, frame, program(index, frame), processor, batch)
             finally:
                 os._exit(1)
 
     @staticmethod
-    def _generate(index: int, frame: bytes, program: list[bpf.Instruction], processor: int, call: int, batch: int) -> None:
+    def _generate(index: int, frame: bytes, program: list[bpf.Instruction], processor: int, batch: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.sched_setaffinity(0, {processor})
         loaded = bpf.load_xdp(program, "generate")
         while True:
-            bpf.run_xdp_live(loaded, frame, call, index=index, batch=batch)
+            bpf.run_xdp_live(loaded, frame, CALL, index=index, batch=batch)
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Aim: what each packet of a batch will need, asked for before its turn comes.
 
 Theory of operation: a stage for each memory access that waits for another one. A flow that is known: its bucket, its shortcut, its row in the flow
-table, and of its connection the lines of its direction and of the protocol. One that will walk through the rules, if the first `ct` on its way is of
+table, and of its connection the line of its direction, where it is accounted. One that will walk through the rules, if the first `ct` on its way is of
 the same zone as the last packet's: the buckets of flow table and tracker, its row, its connection.
 Invariants: nothing is changed but the aim; nothing that was found is believed before it has been compared (ruled, track).
 Not here: what is done with it.
@@ -53,7 +53,6 @@ cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Pa
             cut = &all.one[aim.cut[i]]
             flow = &aim.flows.row[cut.row[0] >> 1]
             prefetch_write(&aim.ct.pool.entry[flow.conn].flow[cut.row[0] & 1])
-            prefetch(&aim.ct.pool.entry[flow.conn].l4)
     if aim.n_walks:
         foresee(aim, row)
 

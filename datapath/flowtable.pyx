@@ -243,7 +243,7 @@ cdef uint8_t flow_serve(FlowTable *all, Engine *ct, const Packet *p, uint32_t fo
         flow_teardown(all, ct, found >> 1, NOT_TEARDOWN_FIN if p.tcp_flags & FIN else NOT_TEARDOWN_RST, ct.tick)
         return row.cause
     timeout = <uint32_t>ct.tick + idle_ticks(all, p.key.proto)
-    if unlikely(renewed or <int32_t>(timeout - row.timeout) > <int32_t>(SECOND // ct.set.tick_ns)):
+    if unlikely(renewed or <int64_t><int32_t>(timeout - row.timeout) * ct.set.tick_ns > SECOND):
         row.timeout = timeout
     if unlikely(not row.flags & ROW_ASSURED):
         return NOT_ASSURED                  # so that it can become so

@@ -6,8 +6,8 @@ Outcomes: a packet that never reaches conntrack has a final verdict, state NOT_S
 its own family, is final and INVALID; anything else is PENDING, and l4_reason says what its tracker will hold against it, since Linux
 looks the tuple up first.
 
-Theory of operation: nearly all packets are whole, sound TCP over IPv4 without options over Ethernet. plain_tcp() computes everything about such a
-packet and answers yes, or no without saying why; then general() takes it step by step and finds the reason. One worked packet: a frame of
+Theory of operation: nearly all packets are whole, sound TCP or UDP over IPv4 without options over Ethernet. plain() computes everything about such
+a packet and answers yes, or no without saying why; then general() takes it step by step and finds the reason. One worked packet: a frame of
 60 bytes, type 0x0800, first IP byte 0x45, total length 40 (6 bytes of padding): IP sum and TCP sum are 0xFFFF, flags ACK: yes.
 
 Invariants: every field of a row is written; l4 + l4_have never exceeds the captured frame nor the IP packet; l4_have <= l4_len.
@@ -381,46 +381,74 @@ cdef void general(const ParseSettings *settings, const uint8_t *start, const Fra
 
 # --- the straight way ------------------------------------------------------------------------------------------------------------------
 
-cdef inline bint plain_tcp(const ParseSettings *settings, const uint8_t *f, const Frame *frame, Packet *p) noexcept nogil:
-    """Is this a whole and sound TCP segment over IPv4 without options over Ethernet? Then the row is complete, but for what parse() writes."""
+cdef inline bint plain(const ParseSettings *settings, const uint8_t *f, const Frame *frame, Packet *p) noexcept nogil:
+    """Is this whole and sound TCP or UDP over IPv4 without options over Ethernet? Then the row is complete, but for what parse() writes."""
     cdef const uint8_t *ip = f + 14
     cdef const uint8_t *l4 = f + PLAIN_HEADERS
-    cdef uint32_t total, length, doff
+    cdef uint32_t total, length
     cdef uint64_t addresses, total_sum
-    if frame.link != LINKTYPE_ETHERNET or frame.caplen < PLAIN_HEADERS + 20:
+    if frame.link != LINKTYPE_ETHERNET or frame.caplen < PLAIN_HEADERS + 8:
         return False
-    # Safe: 54 bytes are there. 0x0800 and 0x45; neither offset nor M bit; TCP.
-    if (be16(f + 12) ^ 0x0800) | (ip[0] ^ 0x45) | (be16(ip + 6) & 0x3FFF) | (ip[9] ^ PROTO_TCP):
+    # Safe: 42 bytes are there. 0x0800 and 0x45; neither offset nor M bit.
+    if (be16(f + 12) ^ 0x0800) | (ip[0] ^ 0x45) | (be16(ip + 6) & 0x3FFF):
         return False
     total = be16(ip + 2)
     length = total - IP4_HEADER             # wraps if total is too small: the first comparison refuses that
-    doff = (l4[12] >> 4) * 4
-    if (total < IP4_HEADER + 20) | (total + 14 > frame.caplen) | (doff < 20) | (doff > length) | (not valid_flags(l4[13])):
+    if (total < IP4_HEADER + 8) | (total + 14 > frame.caplen):
         return False
     addresses = load64(ip + 12)
     total_sum = add1(add1(load64(ip), load32(ip + 8)), addresses)
     if fold(total_sum) != 0xFFFF:
         return False
-    if settings.checksum and fold(sum_bytes(l4, length, add1(addresses, htonl(length + PROTO_TCP)))) != 0xFFFF:
+    if ip[9] == PROTO_TCP:
+        if not plain_tcp(settings, l4, length, addresses, p):
+            return False
+    elif ip[9] != PROTO_UDP or not plain_udp(settings, l4, length, addresses, p):
         return False
     fill_addresses(&p.key, 4, ip)
     p.key.sport = be16(l4)
     p.key.dport = be16(l4 + 2)
-    p.key.proto = PROTO_TCP
+    p.key.proto = ip[9]
     p.l4 = l4
     p.l4_len = p.l4_have = length
     p.ip_len = total
-    p.seq = be32(l4 + 4)
-    p.ack = be32(l4 + 8)
-    p.win = be16(l4 + 14)
-    p.doff = <uint8_t>doff
-    p.tcp_flags = l4[13]
     p.l4_reason = p.reason = R_OK
     p.verdict = PENDING
     p.state = NOT_SEEN
     p.hop_limit = ip[8]
     p.flaw = 0
     p.l3_off = 14
+    return True
+
+
+cdef inline bint plain_tcp(const ParseSettings *settings, const uint8_t *l4, uint32_t length, uint64_t addresses, Packet *p) noexcept nogil:
+    """A sound segment of `length` bytes, of which 8 are there at least. addresses: as they lie in the header, for the sum."""
+    cdef uint32_t doff
+    if length < 20:
+        return False
+    doff = (l4[12] >> 4) * 4
+    if (doff < 20) | (doff > length) | (not valid_flags(l4[13])):
+        return False
+    if settings.checksum and fold(sum_bytes(l4, length, add1(addresses, htonl(length + PROTO_TCP)))) != 0xFFFF:
+        return False
+    p.seq = be32(l4 + 4)
+    p.ack = be32(l4 + 8)
+    p.win = be16(l4 + 14)
+    p.doff = <uint8_t>doff
+    p.tcp_flags = l4[13]
+    return True
+
+
+cdef inline bint plain_udp(const ParseSettings *settings, const uint8_t *l4, uint32_t length, uint64_t addresses, Packet *p) noexcept nogil:
+    """A sound datagram, likewise."""
+    cdef uint32_t told = be16(l4 + 4)
+    if (told < 8) | (told > length):
+        return False
+    if settings.checksum and be16(l4 + 6) != 0 and fold(sum_bytes(l4, length, add1(addresses, htonl(length + PROTO_UDP)))) != 0xFFFF:
+        return False
+    p.seq = p.ack = 0
+    p.win = 0
+    p.doff = p.tcp_flags = 0
     return True
 
 
@@ -446,7 +474,7 @@ cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Fram
         p = out + i
         if i + PREFETCH_AHEAD < n:
             fetch(memory + frame[PREFETCH_AHEAD].offset)
-        if not plain_tcp(settings, memory + frame.offset, frame, p):
+        if not plain(settings, memory + frame.offset, frame, p):
             general(settings, memory + frame.offset, frame, p)
             fragments |= p.reason == R_FRAGMENT
         p.wire_len = max(frame.len, frame.caplen)

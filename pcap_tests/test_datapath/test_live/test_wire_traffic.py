@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from bench.wire_traffic import LONG_CALL, Clock, Generator, Sink, flood, flood_frame, flows_of, frame_of, stamped
+from bench.wire_traffic import Clock, Generator, Sink, flood, flood_frame, flows_of, frame_of, stamped
 from ctcore.types import Reason
 from datapath import bpf
 from datapath.frame import frames_of
@@ -68,7 +68,7 @@ def test_stamped_frames_come_at_their_rate_and_the_clock_tells_their_way(wire):
         clock = Clock(wire.near)
     start = time.monotonic()  # reading a histogram takes its time, too, in which frames come
     with wire.there.entered():
-        generator = Generator(wire.far, frame_of(64), stamped(4, 20_000, state), call=LONG_CALL, batch=8)
+        generator = Generator(wire.far, frame_of(64), stamped(4, 20_000, state), call=batch=8)
     try:
         until(lambda: sum(clock.histogram()) > 0, "the first frame")
         time.sleep(0.1)
