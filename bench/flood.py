@@ -2,12 +2,12 @@
 
     python -m bench.flood [--seconds 600] [--max 100000] [--reserve 1000]
 
-    flood -+
-           +-> gen ==== in -> ctmirror run -> out ==== server        each pair of names is a veth pair
-    client +
+    flood  -> gen ==== bad  -> ctmirror run -> dead ==== sink         each pair of names is a veth pair
+    client -> cli ==== in  <-> ctmirror run <-> out ==== srv <- server
 
-The flood comes from the kernel at its full rate, every frame from another of 2^32 clients and ports, to port 80, which is tracked in zone 2. Eight
-connections to an echo service (port 7, zone 1, which has a reserve) were there before; each asks every 50 ms. Every 200 ms a new one is made.
+The flood comes from the kernel at its full rate, every frame from another of 2^32 clients and ports, to port 80, which is tracked in zone 2. It has a
+cable of its own: what one cable cannot take is lost in it, a client's frames as likely as others, and no node can help that. Eight connections to
+an echo service (port 7, zone 1, which has a reserve) were there before; each asks every 50 ms. Every 200 ms a new one is made.
 Told: how many questions were answered and how soon, how many new connections succeeded, the largest table, and the node's memory. Exit code 1 if an
 established connection broke, if the table went over its limit, or if memory grew by more than a tenth while the flood lasted.
 """
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from bench.topology import pair
-from bench.wire_traffic import Generator, flood, flood_frame
+from bench.wire_traffic import Generator, Sink, flood, flood_frame
 from datapath.live.client import Client
 from datapath.oracle.namespace import Namespace
 
@@ -40,24 +40,18 @@ CLIENT, SERVER, ECHO = "198.18.0.10", "198.18.0.20", 7
 TALKING, EVERY, NEW_EVERY, PATIENCE = 8, 0.05, 0.2, 10.0
 GROWTH = 1.1
 ROOT = Path(__file__).parents[1]
-ZONE = """
-tc filter add dev {0} ingress protocol ip prio {n} chain 0 flower ip_proto tcp {port}_port 7 action ct zone 1 pipe action goto chain 1
-tc filter add dev {0} ingress protocol ip prio {m} chain 0 flower action ct zone 2 pipe action goto chain 2
+TRACKED = """
+tc filter add dev {0} ingress protocol ip prio 2 chain 0 flower action ct zone {zone} pipe action goto chain {zone}
+tc filter add dev {0} ingress protocol ip prio 1 chain {zone} flower ct_state +trk+new action ct commit zone {zone} pipe \\
+    action mirred egress redirect dev {1}
+tc filter add dev {0} ingress protocol ip prio 2 chain {zone} flower ct_state +trk+est action mirred egress redirect dev {1}
 tc filter add dev {0} ingress protocol arp prio 9 chain 0 flower action mirred egress redirect dev {1}
-tc filter add dev {0} ingress protocol ip prio 1 chain 1 flower ct_state +trk+new action ct commit zone 1 pipe action mirred egress redirect dev {1}
-tc filter add dev {0} ingress protocol ip prio 2 chain 1 flower ct_state +trk+est action mirred egress redirect dev {1}
-tc filter add dev {0} ingress protocol ip prio 1 chain 2 flower ct_state +trk+new action ct commit zone 2 pipe action mirred egress redirect dev {1}
-tc filter add dev {0} ingress protocol ip prio 2 chain 2 flower ct_state +trk+est action mirred egress redirect dev {1}
 """
+RULES = TRACKED.format("in", "out", zone=1) + TRACKED.format("out", "in", zone=1) + TRACKED.format("bad", "dead", zone=2)
 CONFIG = """
 rules = "{folder}/node.tc"
 cpu = {cpu}
-[[iface]]
-name = "in"
-filter = {{ all = true }}
-[[iface]]
-name = "out"
-filter = {{ all = true }}
+{ifaces}
 [conntrack]
 max = {max}
 zone_reserves = {{ 1 = {reserve} }}
@@ -67,6 +61,12 @@ events = false
 [log]
 level = "warning"
 """
+IFACE = """
+[[iface]]
+name = "{}"
+filter = {{ all = true }}
+"""
+CABLES = (("bad", "gen"), ("in", "cli"), ("dead", "sink"), ("out", "srv"))  # the node's end, and that of the client (two), of the server (two)
 
 
 @dataclass
@@ -86,16 +86,19 @@ class Scene:
 
     def __init__(self, stack: ExitStack, most: int, reserve: int) -> None:
         self.node, self.client, self.server = (self._namespace(stack) for _ in range(3))
-        pair(self.node, self.client, "in", "gen")
-        pair(self.node, self.server, "out", "srv")
-        for host, name, address in ((self.client, "gen", CLIENT), (self.server, "srv", SERVER)):
+        for (near, far), host in zip(CABLES, (self.client, self.client, self.server, self.server), strict=True):
+            pair(self.node, host, near, far)
+        for host, name, address in ((self.client, "cli", CLIENT), (self.server, "srv", SERVER)):
             with host.netlink() as netlink:
                 netlink.addr("add", index=netlink.link_lookup(ifname=name)[0], address=address, prefixlen=15)
+        with self.server.entered():
+            self.sink = Sink("sink")
+        stack.callback(self.sink.close)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        rules = ZONE.format("in", "out", n=1, m=2, port="dst") + ZONE.format("out", "in", n=1, m=2, port="src")
-        Path(folder, "node.tc").write_text(rules)
+        Path(folder, "node.tc").write_text(RULES)
+        ifaces = "".join(IFACE.format(near) for near, _ in CABLES)
         cpu = max(os.sched_getaffinity(0))
-        Path(folder, "node.toml").write_text(CONFIG.format(folder=folder, cpu=cpu, max=most, reserve=reserve))
+        Path(folder, "node.toml").write_text(CONFIG.format(folder=folder, cpu=cpu, max=most, reserve=reserve, ifaces=ifaces))
         with self.node.entered():
             command = [sys.executable, "-m", "datapath", "run", "--config", f"{folder}/node.toml"]
             self.process = subprocess.Popen(command, cwd=ROOT)
@@ -231,7 +234,7 @@ def measured(most: int, reserve: int, seconds: float) -> tuple[Seen, dict[str, A
 
 def told(seen: Seen, stats: dict[str, Any], most: int) -> dict[str, Any]:
     """As JSON."""
-    incoming = next(iface for iface in stats["ifaces"] if iface["name"] == "in")
+    incoming = next(iface for iface in stats["ifaces"] if iface["name"] == "bad")
     return {
         "flood_mpps": round(incoming["rx"] / stats["uptime"] / 1e6, 2),
         "not_received": {name: value for name, value in incoming.items() if isinstance(value, int) and value and name.startswith("rx_")},
