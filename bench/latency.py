@@ -62,7 +62,7 @@ def on_the_way(kind: str, rate: float, seconds: float) -> tuple[list[float], flo
     state = bpf.Map(bpf.ARRAY, 4, 8, 1, "next")
     with forwarding(kind, Clock) as (there, clock, forward):
         with there.entered():
-            generator = Generator("gen", frame_of(64), stamped(FLOWS, rate, state), call=batch=8)
+            generator = Generator("gen", frame_of(64), stamped(FLOWS, rate, state), batch=8)
         try:
             forward(SETTLE)
             before, start = np.array(clock.histogram()), time.perf_counter()

@@ -68,7 +68,7 @@ def test_stamped_frames_come_at_their_rate_and_the_clock_tells_their_way(wire):
         clock = Clock(wire.near)
     start = time.monotonic()  # reading a histogram takes its time, too, in which frames come
     with wire.there.entered():
-        generator = Generator(wire.far, frame_of(64), stamped(4, 20_000, state), call=batch=8)
+        generator = Generator(wire.far, frame_of(64), stamped(4, 20_000, state), batch=8)
     try:
         until(lambda: sum(clock.histogram()) > 0, "the first frame")
         time.sleep(0.1)
