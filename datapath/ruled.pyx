@@ -179,7 +179,7 @@ cdef class RulePipeline:
             parse(&w.settings, memory, frame + start, k, row)
             for i in range(k):
                 self.aim.hook[i] = self.hooks[min(frame[start + i].iface, last)]
-            take_aim(&self.aim, memory, frame + start, row, k)
+            take_aim(&self.aim, memory, frame + start, row, k, wanted.decisions != NULL)
             for i in range(k):
                 result = &scratch if wanted.results == NULL else wanted.results + start + i
                 decision = &unseen if wanted.decisions == NULL else wanted.decisions + start + i
