@@ -253,7 +253,8 @@ class Offload(IntEnum):
     NOT_TEARDOWN_IDLE = 19
     NOT_TEARDOWN_DYING = 20
     NOT_TEARDOWN_FLUSH = 21
-    N_OFFLOADS = 22
+    NOT_TEARDOWN_OUTDATED = 22
+    N_OFFLOADS = 23
 
 KEY_DTYPE: np.dtype[Any]
 PACKET_DTYPE: np.dtype[Any]
