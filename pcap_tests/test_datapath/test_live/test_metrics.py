@@ -18,9 +18,9 @@ from ctcore.config import Config
 from ctcore.types import Proto
 from datapath import craft
 from datapath.live import exposition, figures
-from datapath.live.metrics import LOST, MENDED, METRICS, OTHER, OWN, RING_DROPS, SYSCALLS, ZoneNames, buckets, counted, gathered
+from datapath.live.metrics import LOST, MENDED, METRICS, OTHER, OWN, SYSCALLS, ZoneNames, buckets, counted, gathered
 from datapath.live.metrics_server import MetricsServer, bound
-from datapath.live.rows import COUNTERS
+from datapath.live.rows import COUNTERS, RING_DROPS
 from datapath.worker import Pipeline
 from pcap_tests.test_datapath.test_live.noded import COMMIT, running
 
