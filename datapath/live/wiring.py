@@ -1,4 +1,5 @@
-"""Whether rules and interfaces belong together: devices that rules name and the node has not, interfaces from which nothing goes anywhere.
+"""Whether rules and interfaces belong together: devices that rules name and the node has not, interfaces from which nothing goes
+anywhere, rules that nothing comes to.
 
 Each doubt is a line for the log, for `run --check` and for whoever replaces rules: rules that are right by themselves are no protection at an
 interface that they do not name. Invariants: a device is named once for each thing that is wrong with it; nothing here is an error, since a rules file
@@ -24,7 +25,7 @@ MOST = 10  # lines
 def doubts_of(config: NodeConfig, ruleset: Ruleset) -> list[str]:
     """What is doubtful of these rules at this node's interfaces: some lines, the first MOST of them and how many more there are."""
     names = [iface.name for iface in config.iface]
-    found = [*_strangers(names, ruleset), *_dead_ends(config, ruleset)]
+    found = [*_strangers(names, ruleset), *_dead_ends(config, ruleset), *_idle_egress(config, ruleset)]
     return found if len(found) <= MOST else [*found[:MOST], f"{len(found) - MOST:,} more of the kind"]
 
 
@@ -67,3 +68,15 @@ def _dead_ends(config: NodeConfig, ruleset: Ruleset) -> Iterator[str]:
     for iface in config.iface:
         if not iface.routed and iface.inward is None and iface.name not in senders | targets:
             yield f"{iface.name}: nothing that comes there goes on: expected `inward`, `routed = true`, or rules that redirect it"
+
+
+def _idle_egress(config: NodeConfig, ruleset: Ruleset) -> Iterator[str]:
+    """Rules at an egress that nothing comes to: `inward` hands over what passed, and asks no further rules."""
+    targets = {action.device for rule in ruleset.rules for action in rule.actions if isinstance(action, Mirred) and action.direction == "egress"}
+    idle = {iface.name for iface in config.iface if not iface.routed} - targets
+    seen: dict[str, Place] = {}
+    for rule in ruleset.rules:
+        if rule.hook.block is None and rule.hook.direction == "egress" and rule.hook.device in idle:
+            seen.setdefault(rule.hook.device, rule.place)
+    said = "no packet comes there: what goes on by `inward` asks no rules at the egress; expected rules at an ingress, `routed`, or a redirect"
+    yield from (line_of(place, f"dev {device} egress", said) for device, place in seen.items())

@@ -61,6 +61,14 @@ def test_interfaces_from_which_nothing_goes_on(rules, ifaces, dead):
     assert [said.partition(": nothing that comes there goes on")[0] for said in doubts(rules, *ifaces)] == dead
 
 
+def test_rules_at_an_egress_that_nothing_comes_to():
+    """What goes on by `inward` asks none there; what is routed or redirected does."""
+    egress = PASS.format("wan").replace("ingress", "egress")
+    assert [said.partition(": no packet comes there")[0] for said in doubts(egress, LAN, WAN)] == ["r.tc:1:1: 'dev wan egress'"]
+    assert doubts(egress + SEND.format("lan", "wan"), LAN, WAN) == []
+    assert doubts(egress, {"name": "lan", "routed": True}, {"name": "wan", "routed": True}) == []
+
+
 def test_many_doubts_are_counted():
     found = doubts("".join(PASS.format(f"x{i}") for i in range(MOST + 5)), LAN, WAN)
     assert len(found) == MOST + 1 and found[-1] == "5 more of the kind"
