@@ -9,8 +9,8 @@ Not here: which frames (walk).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from offload.simnic.kernel import inlined, kernel
 from offload.simnic.parse import AT_END, AT_L3, AT_L4, ETH_QINQ, ETH_VLAN, TCP, UDP, be16
 
 ROOM = 64  # bytes before each frame that was changed
@@ -18,13 +18,13 @@ TAG = 4
 MOST_TAGS_PUSHED = ROOM // TAG
 
 
-@njit(cache=True, inline="always")
+@inlined
 def put16(m, i, value):
     m[i] = value >> 8 & 0xFF
     m[i + 1] = value & 0xFF
 
 
-@njit(cache=True, inline="always")
+@inlined
 def adjust(m, i, moved):
     """moved: the sum of ~m + m' over all changed words of 16 bits. A multiple of 0xFFFF keeps the sum from being 0, as in Linux."""
     total = (be16(m, i) ^ 0xFFFF) + moved + 0xFFFF
@@ -33,7 +33,7 @@ def adjust(m, i, moved):
     put16(m, i, total ^ 0xFFFF)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def put_word(m, i, value):
     """Two bytes of a word in the machine's order, the lowest first; what that adds to a sum over them."""
     old = be16(m, i)
@@ -42,7 +42,7 @@ def put_word(m, i, value):
     return (old ^ 0xFFFF) + be16(m, i)
 
 
-@njit(cache=True)
+@kernel
 def translate(m, at, entry, key):
     """A connection's translation (contract A4.30-32): addresses and ports of words 8 to 12 of its entry, and all sums over them.
 
@@ -79,7 +79,7 @@ def translate(m, at, entry, key):
 # --- the csum action --------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def summed(m, first, end, total):
     """The sum of words of 16 bits from first to end, an odd byte being the upper half of one (RFC 1071)."""
     i = first
@@ -93,7 +93,7 @@ def summed(m, first, end, total):
     return total
 
 
-@njit(cache=True)
+@kernel
 def summable(m, at, proto, caplen, length):
     """Whether the csum action can make the sums of a packet: it is there as a whole, and UDP's length is that of IP."""
     if at[AT_L3] < 0:
@@ -105,7 +105,7 @@ def summable(m, at, proto, caplen, length):
     return True
 
 
-@njit(cache=True)
+@kernel
 def sum_anew(m, at, key, of):
     """of: bits of program.SUM_BITS."""
     l3, l4, end = at[AT_L3], at[AT_L4], at[AT_END]
@@ -128,7 +128,7 @@ def sum_anew(m, at, key, of):
 # --- pedit ------------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def edit(m, off, at, munge):
     """One munge of a header that is there."""
     start = off + munge.offset
@@ -147,13 +147,13 @@ def edit(m, off, at, munge):
 # --- VLAN tags --------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def tagged(m, off, caplen):
     kind = be16(m, off + 12)
     return caplen >= 18 and (kind == ETH_VLAN or kind == ETH_QINQ)
 
 
-@njit(cache=True)
+@kernel
 def push_tag(m, off, tci, protocol):
     """Where the frame begins then."""
     for i in range(12):
@@ -163,14 +163,14 @@ def push_tag(m, off, tci, protocol):
     return off - TAG
 
 
-@njit(cache=True)
+@kernel
 def pop_tag(m, off):
     for i in range(11, -1, -1):
         m[off + TAG + i] = m[off + i]
     return off + TAG
 
 
-@njit(cache=True)
+@kernel
 def modify_tag(m, off, tci, keeps, protocol):
     put16(m, off + 12, protocol)
     put16(m, off + 14, be16(m, off + 14) & keeps | tci)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 
 import numpy as np
-from numba import njit
 
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
+from offload.simnic.kernel import kernel
 from offload.simnic.parse import GRE, TCP, UDP
 from offload.simnic.tables import (
     C_BYTES,
@@ -62,7 +62,7 @@ EINVAL = errno.EINVAL
 L_CAPACITY, L_BOTH, L_NEW, L_ACCOUNTING, L_OFFLOAD, L_PERIOD = range(6)
 
 
-@njit(cache=True)
+@kernel
 def apply(t, limit, command, label_id, refused, reply):
     """Commands, one after the other. command: int64[n, 15]; label_id: of each one's label; refused: an errno each gets instead, 0: none.
     Writes: t; reply, the rows of REPLY_DTYPE."""
@@ -83,7 +83,7 @@ def apply(t, limit, command, label_id, refused, reply):
             r.error = EINVAL
 
 
-@njit(cache=True)
+@kernel
 def unsupported(limit, words):
     """What no driver takes: protocols, metadata, mangles that it does not know (contract A4.32, A8.60)."""
     proto = words[4] >> 48 & 0xFF
@@ -95,7 +95,7 @@ def unsupported(limit, words):
     return (words[4] ^ words[M_TO + 4]) >> 32 != 0
 
 
-@njit(cache=True)
+@kernel
 def rewrites(words):
     for i in range(M_TO):
         if words[i] != words[M_TO + i]:
@@ -103,7 +103,7 @@ def rewrites(words):
     return False
 
 
-@njit(cache=True)
+@kernel
 def replace(t, limit, words, label_id):
     if unsupported(limit, words):
         return EOPNOTSUPP
@@ -122,7 +122,7 @@ def replace(t, limit, words, label_id):
     return 0
 
 
-@njit(cache=True)
+@kernel
 def insert(t, limit, words, bits, label_id):
     e = t.state[S_FREE_ENTRY]
     t.state[S_FREE_ENTRY] = t.next_entry[e]
@@ -146,7 +146,7 @@ def insert(t, limit, words, bits, label_id):
     index_add(t.by_cookie, cookie_tag(t.seed, words[M_COOKIE]), e)
 
 
-@njit(cache=True)
+@kernel
 def tell(t, e, words, bits, labels):
     """What an entry does: its metadata and its rewrite."""
     t.entry[e, E_META] = words[M_MARK] & 0xFFFFFFFF | (words[M_MARK] >> 40 & 0xFF) << 32 | (words[M_MARK] >> 48 & 1) << 40 | bits
@@ -158,7 +158,7 @@ def tell(t, e, words, bits, labels):
     t.entry[e, E_LABEL + 1] = words[M_LABEL + 1]
 
 
-@njit(cache=True)
+@kernel
 def update(t, e, words, label_id):
     """A cookie that is there (contract A4.36). Its key and its table stay: a translation does not change while a connection lives."""
     ctinfo = words[M_MARK] >> 40 & 0xFF
@@ -174,7 +174,7 @@ def update(t, e, words, label_id):
     return 0
 
 
-@njit(cache=True)
+@kernel
 def destroy(t, cookie):
     e = find_cookie(t, cookie)
     if e < 0:
@@ -196,7 +196,7 @@ def destroy(t, cookie):
     return 0
 
 
-@njit(cache=True)
+@kernel
 def stats(t, limit, cookie, r):
     """What the driver's cache has, less what has been told (contract A6.50)."""
     e = find_cookie(t, cookie)

@@ -52,6 +52,7 @@ class Nic:
         self._out = np.zeros(0, dtype=OUTPUT_DTYPE)
         self._nic = np.zeros(8, dtype=np.int64)
         self._nic[walk.N_LENGTH] = profile.period_ns
+        self._block = walk.block()
         self._option = np.array([profile.rules.resume == "action", profile.trims], dtype=np.int64)
         self._limit = np.zeros(6, dtype=np.int64)
         self._limit[orders.L_CAPACITY] = profile.table.capacity or -1
@@ -122,7 +123,9 @@ class Nic:
         self._nic[[walk.N_USED, walk.N_OUT]] = 0
         state = walk.work(self._own, self._out, self._nic, self._option)
         ifaces = frames["iface"] if ifaces is None else ifaces
-        walk.run(state, self.program.arrays, self._tables, memory, frames, np.ascontiguousarray(ifaces, dtype=np.int64), rows)
+        memory = memory.view()
+        memory.flags.writeable = False  # whosever it is: so that the walk is compiled once
+        walk.run(state, self._block, self.program.arrays, self._tables, memory, frames, np.ascontiguousarray(ifaces, dtype=np.int64), rows)
         return rows
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:

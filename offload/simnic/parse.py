@@ -9,8 +9,8 @@ Not here: checksums, which a NIC's steering does not look at.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from offload.simnic.kernel import inlined, kernel
 from offload.simnic.layout import W_CT, W_DST_MAC, W_NETWORK, W_PORTS, W_SRC_MAC, W_TYPES, WORDS
 from offload.simnic.results import Why
 
@@ -29,28 +29,28 @@ IP_HEADER, IP_LENGTH, IP_OPTIONS = int(Why.IP_HEADER), int(Why.IP_LENGTH), int(W
 IP6_EXTENSION, IS_FRAGMENT, TRANSPORT = int(Why.IP6_EXTENSION), int(Why.FRAGMENT), int(Why.TRANSPORT)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def be16(m, i):
     return np.int64(m[i]) << 8 | np.int64(m[i + 1])
 
 
-@njit(cache=True, inline="always")
+@inlined
 def load32(m, i):
     """In the machine's order, as all loads of whole fields."""
     return np.int64(m[i]) | np.int64(m[i + 1]) << 8 | np.int64(m[i + 2]) << 16 | np.int64(m[i + 3]) << 24
 
 
-@njit(cache=True, inline="always")
+@inlined
 def load64(m, i):
     return load32(m, i) | load32(m, i + 4) << 32
 
 
-@njit(cache=True, inline="always")
+@inlined
 def load48(m, i):
     return load32(m, i) | np.int64(m[i + 4]) << 32 | np.int64(m[i + 5]) << 40
 
 
-@njit(cache=True)
+@inlined
 def parse(m, offset, caplen, length, key, at):
     """A frame to its key.   Writes: key[0:10] but for iface and what ct says, which are 0; at, in bytes from the start of m. Returns a Why, 0: parsed.
 
@@ -89,7 +89,7 @@ def parse(m, offset, caplen, length, key, at):
     return 0
 
 
-@njit(cache=True, inline="always")
+@inlined
 def parse_ip4(m, l3, end, wire_end, key, at):
     """RFC 791 3.1. end: of what was captured; wire_end: of the frame."""
     if l3 + IP4 > end:
@@ -113,7 +113,7 @@ def parse_ip4(m, l3, end, wire_end, key, at):
     return parse_l4(m, l3 + IP4, min(end, l3 + total), proto, key, at)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def parse_ip6(m, l3, end, wire_end, key, at):
     """RFC 8200 3. A payload length of 0 is a jumbogram's (RFC 2675), or of a packet that has none."""
     if l3 + IP6 > end:
@@ -140,7 +140,7 @@ def parse_ip6(m, l3, end, wire_end, key, at):
     return parse_l4(m, l3 + IP6, min(end, last), proto, key, at)
 
 
-@njit(cache=True, inline="always")
+@inlined
 def parse_l4(m, l4, end, proto, key, at):
     """end: of the packet, and of what was captured. Of protocols that are not known nothing is read."""
     if proto == TCP:

@@ -14,10 +14,10 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from offload.simnic.capability import NEVER, Kept, kept, unmatched
+from offload.simnic.kernel import inlined, kernel
 from offload.simnic.layout import WORDS, prefixes, put, words_of
 from offload.simnic.profile import Profile
 from offload.simnic.results import COUNT_DTYPE
@@ -50,9 +50,10 @@ BUCKET_DTYPE = np.dtype(
 
 
 class Arrays(NamedTuple):
-    """first: by iface, its chain 0; chain_name, chain_group: by chain; masks: by chain, its first mask, and one more; count: by number of a rule."""
+    """first: by iface, its chain 0; zone: by iface, that of its first `ct`, a guess for fetching ahead; chain_name, chain_group: by chain; masks: by chain, its first mask, and one more; count: by number of a rule."""
 
     first: NDArray[Any]
+    zone: NDArray[Any]
     chain_name: NDArray[Any]
     chain_group: NDArray[Any]
     masks: NDArray[Any]
@@ -69,14 +70,14 @@ class Arrays(NamedTuple):
     count: NDArray[Any]
 
 
-@njit(cache=True)
+@inlined
 def mix(h):
     """Safe: overflow of signed words wraps around."""
     h = (h ^ (h >> 32 & 0xFFFFFFFF)) * 0x9E3779B97F4A7C1
     return h ^ (h >> 29 & 0x7FFFFFFFF)
 
 
-@njit(cache=True)
+@inlined
 def masked_hash(key, word, word_mask, first, n):
     h = np.int64(0)
     for i in range(first, first + n):
@@ -84,7 +85,7 @@ def masked_hash(key, word, word_mask, first, n):
     return h
 
 
-@njit(cache=True)
+@inlined
 def classify(p, chain, key):
     """The seat of the first rule of a chain that matches a key, NO_SEAT: none."""
     best = NO_SEAT
@@ -210,11 +211,15 @@ class Program:
         first = np.full(max(rules.groups, default=0) + 1, NO_CHAIN, dtype=np.int64)
         for iface, group in rules.groups.items():
             first[iface] = self._chains.get((group, 0), NO_CHAIN)
+        zone = np.zeros_like(first)
+        for iface, group in rules.groups.items():
+            tracks = (action.zone for rule in rules.rules if rule.group == group for action in rule.actions if isinstance(action, Ct))
+            zone[iface] = next(tracks, 0)
         count = np.zeros(max([rule.number for rule in rules.rules], default=-1) + 1, dtype=COUNT_DTYPE)
         count["last"] = -1
         number = np.int64
         return Arrays(
-            first, np.array([chain for _, chain in self._chains], dtype=number), np.array([group for group, _ in self._chains], dtype=number),
+            first, zone, np.array([chain for _, chain in self._chains], dtype=number), np.array([group for group, _ in self._chains], dtype=number),
             np.array(masks.chains, dtype=number), np.array(masks.groups, dtype=GROUP_DTYPE),
             np.array([word for word, _ in masks.words], dtype=number), np.array([mask for _, mask in masks.words], dtype=number),
             np.array(masks.slots, dtype=number), np.array(masks.values, dtype=number).reshape(-1, WORDS), np.array(masks.seats, dtype=number),

@@ -14,15 +14,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from offload.simnic.kernel import inlined, kernel
 from offload.simnic.layout import TUPLE_WORDS
 from offload.simnic.program import mix
 
 # Words of an entry. E_META: mark, ctinfo << 32, dir << 40, E_BITS << 48; E_LABELS: counter, labels id << 32; E_TO: what leaves, as a key.
 E_META, E_CONN, E_LABELS, E_TO, E_COOKIE, E_LABEL = 5, 6, 7, 8, 13, 14
-ENTRY_WORDS = 16
+ENTRY_WORDS, COUNTER_WORDS = 16, 8
 IN_CT, IN_NAT, REWRITES = 1 << 48, 1 << 49, 1 << 50
 # Words of a counter: as it is; as it was when the period began; that period; how many entries use it.
 C_PACKETS, C_BYTES, C_LAST, C_PACKETS_THEN, C_BYTES_THEN, C_LAST_THEN, C_PERIOD, C_USERS = range(8)
@@ -55,7 +55,7 @@ def made(entries: int, seed: int) -> Tables:
         np.zeros(2 * entries, dtype=np.int64),
         np.zeros(2 * entries, dtype=np.int64),
         np.zeros((entries, ENTRY_WORDS), dtype=np.int64),
-        np.zeros((entries, 8), dtype=np.int64),
+        np.zeros((entries, COUNTER_WORDS), dtype=np.int64),
         np.zeros((entries, 2), dtype=np.int64),
         links,
         links.copy(),
@@ -83,7 +83,7 @@ def grown(old: Tables, entries: int) -> Tables:
 # --- indexes ----------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
+@inlined
 def tuple_tag(seed, w0, w1, w2, w3, w4):
     """31 bits. Safe: overflow wraps around."""
     h = w0 * seed[0] + w1 * seed[1] + w2 * seed[2] + w3 * seed[3] + w4 * seed[4]
@@ -91,17 +91,17 @@ def tuple_tag(seed, w0, w1, w2, w3, w4):
     return mix(h) >> 13 & TAG_BITS
 
 
-@njit(cache=True, inline="always")
+@inlined
 def cookie_tag(seed, cookie):
     return mix(cookie + seed[0]) >> 13 & TAG_BITS
 
 
-@njit(cache=True)
+@kernel
 def entry_tag(t, e):
     return tuple_tag(t.seed, t.entry[e, 0], t.entry[e, 1], t.entry[e, 2], t.entry[e, 3], t.entry[e, 4])
 
 
-@njit(cache=True)
+@inlined
 def find_tuple(by_tuple, entry, seed, w0, w1, w2, w3, w4):
     """An entry, -1: none."""
     tag = tuple_tag(seed, w0, w1, w2, w3, w4)
@@ -117,7 +117,7 @@ def find_tuple(by_tuple, entry, seed, w0, w1, w2, w3, w4):
     return np.int64(-1)
 
 
-@njit(cache=True)
+@kernel
 def find_cookie(t, cookie):
     tag = cookie_tag(t.seed, cookie)
     last = len(t.by_cookie) - 1
@@ -130,7 +130,7 @@ def find_cookie(t, cookie):
     return np.int64(-1)
 
 
-@njit(cache=True)
+@kernel
 def index_add(index, tag, e):
     last = len(index) - 1
     at = tag & last
@@ -139,7 +139,7 @@ def index_add(index, tag, e):
     index[at] = tag << 32 | (e + 1)
 
 
-@njit(cache=True)
+@kernel
 def index_drop(index, tag, e):
     """Knuth 6.4, algorithm R: what lies behind a slot that becomes free moves up, unless that is before its home."""
     last = len(index) - 1
@@ -158,7 +158,7 @@ def index_drop(index, tag, e):
     index[free] = 0
 
 
-@njit(cache=True)
+@kernel
 def index_anew(t):
     """Both indexes of tables whose entries are there; an entry in use is in CT or CT_NAT."""
     for e in range(len(t.entry)):
@@ -170,7 +170,7 @@ def index_anew(t):
 # --- counters ---------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
+@inlined
 def count(counter, c, length, now, period):
     """A packet. period: the number of the period that `now` lies in."""
     if counter[c, C_PERIOD] != period:

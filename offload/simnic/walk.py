@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from offload.simnic.change import (
@@ -30,6 +29,7 @@ from offload.simnic.change import (
     tagged,
     translate,
 )
+from offload.simnic.kernel import inlined, kernel, prefetch
 from offload.simnic.layout import (
     STATE_EST,
     STATE_NAT,
@@ -65,7 +65,7 @@ from offload.simnic.program import (
     classify,
 )
 from offload.simnic.results import NO_CONN, NO_RULE, Flag, OutputFlag, Verdict, Why
-from offload.simnic.tables import E_CONN, E_LABELS, E_META, IN_CT, REWRITES, count, find_tuple
+from offload.simnic.tables import COUNTER_WORDS, E_CONN, E_LABELS, E_META, ENTRY_WORDS, IN_CT, REWRITES, count, find_tuple, tuple_tag
 
 MOST_TURNS, MOST_OUTPUTS = 17, 16
 ETHERNET = 1
@@ -91,6 +91,24 @@ N_PERIOD, N_NEXT, N_LENGTH, N_STUCK_FROM, N_STUCK_TO, N_USED, N_OUT, N_SYNS = ra
 O_EXACT, O_TRIMS = range(2)
 
 
+BLOCK = 32  # frames that are parsed, and whose entries are fetched, before the first of them goes its way
+
+
+class Block(NamedTuple):
+    """Of a block's frames: key, at as in Work; a Why of the parser; slot: where its connection may be."""
+
+    key: NDArray[Any]
+    at: NDArray[Any]
+    why: NDArray[Any]
+    slot: NDArray[Any]
+
+
+def block() -> Block:
+    sizes = (BLOCK, WORDS), (BLOCK, N_AT), BLOCK, BLOCK
+    key, at, why, slot = (np.zeros(size, dtype=np.int64) for size in sizes)
+    return Block(key, at, why, slot)
+
+
 class Work(NamedTuple):
     """own: the NIC's memory; output: rows of OUTPUT_DTYPE; nic: N_*; option: O_*; key, at, r: of the frame."""
 
@@ -111,7 +129,7 @@ def work(own: NDArray[Any], output: NDArray[Any], nic: NDArray[Any], option: NDA
 # --- the frame's bytes ------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def own_copy(w, memory):
     """The frame's bytes where the NIC may change them.   Writes: R_OFF, R_OWN, R_LENT; at."""
     r = w.r
@@ -130,13 +148,13 @@ def own_copy(w, memory):
     r[R_OFF], r[R_OWN], r[R_LENT] = to, 1, 0
 
 
-@njit(cache=True, inline="always")
+@inlined
 def changeable(w, memory):
     if not w.r[R_OWN] or w.r[R_LENT]:
         own_copy(w, memory)
 
 
-@njit(cache=True)
+@kernel
 def parse_anew(w):
     """After actions on the bytes: the same key, with what ct and the iface say. Returns a Why."""
     ports, state, ct = w.key[W_PORTS], w.key[W_SRC_MAC], w.key[W_CT]
@@ -149,7 +167,7 @@ def parse_anew(w):
     return why
 
 
-@njit(cache=True)
+@inlined
 def put_out(w, row, iface, egress, copy):
     r = w.r
     out = w.output[w.nic[N_OUT]]
@@ -164,7 +182,7 @@ def put_out(w, row, iface, egress, copy):
 # --- connections ------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inlined
 def ct_clear(w):
     """All registers that a CT table writes are zeroed (contract A9.70)."""
     w.key[W_PORTS] &= ~(np.int64(0xFFFF) << 32)
@@ -173,7 +191,7 @@ def ct_clear(w):
     w.r[R_RESTORE], w.r[R_CONN] = 0, NO_CONN
 
 
-@njit(cache=True)
+@inlined
 def ct(w, t, memory, zone, nat, now):
     """The action (contract A9.63-66). Returns a Why, 0: the connection was found, or there already."""
     key, r = w.key, w.r
@@ -206,7 +224,7 @@ def ct(w, t, memory, zone, nat, now):
     return 0
 
 
-@njit(cache=True, inline="always")
+@inlined
 def serve(w, t, e, zone, nat, length, now):
     """A hit: counted, and the registers set."""
     meta, labels = t.entry[e, E_META], t.entry[e, E_LABELS]
@@ -221,7 +239,7 @@ def serve(w, t, e, zone, nat, length, now):
     w.r[R_FLAGS] |= SERVED
 
 
-@njit(cache=True)
+@kernel
 def next_period(nic, now):
     """The driver's cache of counters is refreshed, unless it is stuck."""
     if nic[N_LENGTH] == 0:
@@ -237,7 +255,7 @@ def next_period(nic, now):
 # --- actions ----------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def conforms(b, length, now):
     """A policer, as act_police: the twin of what software does."""
     if not b.begun:
@@ -254,7 +272,7 @@ def conforms(b, length, now):
     return True
 
 
-@njit(cache=True)
+@kernel
 def retag(w, memory, op):
     """VLAN tags. A frame without one is not popped, nor its tag modified; software has it so."""
     r = w.r
@@ -278,7 +296,7 @@ def retag(w, memory, op):
     r[R_LEN] += moved
 
 
-@njit(cache=True)
+@kernel
 def change(w, p, memory, op):
     """An action on the frame's bytes or on the marks that it leaves with."""
     r = w.r
@@ -298,7 +316,7 @@ def change(w, p, memory, op):
         retag(w, memory, op)
 
 
-@njit(cache=True)
+@inlined
 def unable(w, memory, seat):
     """Whether a rule cannot be done to a frame: known before it begins. A Why, 0: it can."""
     r = w.r
@@ -318,12 +336,12 @@ def unable(w, memory, seat):
     return 0
 
 
-@njit(cache=True)
+@inlined
 def miss(w, row, why, chain, rule, action):
     row.verdict, row.why, row.chain, row.rule, row.action = MISSED, why, chain, rule, action
 
 
-@njit(cache=True)
+@inlined
 def turn(w, p, t, memory, number, row, chain, now):
     """A chain: the first rule that matches, and its actions. The next chain, NO_CHAIN: the row says what has become of the frame."""
     r = w.r
@@ -372,7 +390,7 @@ def turn(w, p, t, memory, number, row, chain, now):
     return ended(w, p, number, row, seat.rule, then, onward)
 
 
-@njit(cache=True)
+@inlined
 def ended(w, p, number, row, rule, then, onward):
     """After a rule: the next chain, or what has become of the frame. What pipes at the end passes, as in Linux."""
     if row.verdict == 0 and then == THEN_GOTO:
@@ -388,7 +406,7 @@ def ended(w, p, number, row, rule, then, onward):
     return NO_CHAIN
 
 
-@njit(cache=True)
+@inlined
 def all_turns(w, p, t, memory, number, row, chain, now):
     """From chain to chain. Safe: a chain without rules has a name below NO_CHAIN (program._goto)."""
     for _ in range(MOST_TURNS):
@@ -410,7 +428,7 @@ def all_turns(w, p, t, memory, number, row, chain, now):
 # --- frames -----------------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inlined
 def begin(w, frame, iface):
     r = w.r
     for i in range(N_REGISTERS):
@@ -419,7 +437,7 @@ def begin(w, frame, iface):
     r[R_CONN] = NO_CONN
 
 
-@njit(cache=True)
+@inlined
 def finish(w, row):
     """The registers as the frame ends with them."""
     r, key = w.r, w.key
@@ -430,24 +448,51 @@ def finish(w, row):
     row.flags = r[R_FLAGS] | (CHANGED if r[R_OWN] else 0)
 
 
-@njit(cache=True)
-def run(w, p, t, memory, frames, ifaces, rows):
-    """Frames, one after the other.   Reads: memory, frames, ifaces, p.   Writes: rows; w; counters of rules and connections, buckets."""
+@kernel
+def look_ahead(b, p, t, memory, frames, ifaces, first, n):
+    """Parses a block of frames, and asks for what their first `ct` is going to need: slots, then entries, then counters.   Writes: b."""
+    last = len(t.by_tuple) - 1
+    for j in range(n):
+        frame, iface = frames[first + j], ifaces[first + j]
+        key = b.key[j]
+        if frame.link == ETHERNET:
+            b.why[j] = parse(memory, np.int64(frame.offset), np.int64(frame.caplen), np.int64(frame.len), key, b.at[j])
+        else:
+            b.why[j] = LINK
+            for k in range(WORDS):
+                key[k] = 0
+        zone = p.zone[iface] if iface < len(p.zone) else 0
+        b.slot[j] = tuple_tag(t.seed, key[0], key[1], key[2], key[3], key[W_PORTS] | zone << 32) & last
+        key[W_DST_MAC] |= iface << 48
+        prefetch(t.by_tuple, b.slot[j])
+    for j in range(n):
+        e = (t.by_tuple[b.slot[j]] & 0xFFFFFFFF) - 1
+        b.slot[j] = e
+        if e >= 0:
+            prefetch(t.entry, e * ENTRY_WORDS)
+            prefetch(t.entry, e * ENTRY_WORDS + ENTRY_WORDS // 2)
+    for j in range(n):
+        if b.slot[j] >= 0:
+            prefetch(t.counter, (t.entry[b.slot[j], E_LABELS] & 0xFFFFFFFF) * COUNTER_WORDS)
+
+
+@kernel
+def run(w, b, p, t, memory, frames, ifaces, rows):
+    """Frames, one after the other, parsed BLOCK at a time.   Reads: memory, frames, ifaces, p.   Writes: rows; w, b; all counters, buckets."""
     for i in range(len(frames)):
-        frame, row = frames[i], rows[i]
-        iface = np.int64(ifaces[i])
+        j = i % BLOCK
+        if j == 0:
+            look_ahead(b, p, t, memory, frames, ifaces, i, min(BLOCK, len(frames) - i))
+        frame, row, iface = frames[i], rows[i], ifaces[i]
         begin(w, frame, iface)
+        for k in range(WORDS):
+            w.key[k] = b.key[j, k]
+        for k in range(N_AT):
+            w.at[k] = b.at[j, k]
         row.first_output, row.iface = w.nic[N_OUT], iface
         chain = p.first[iface] if iface < len(p.first) else NO_CHAIN
-        why = LINK
-        if frame.link == ETHERNET:
-            why = parse(memory, w.r[R_OFF], w.r[R_CAPLEN], w.r[R_LEN], w.key, w.at)
-            w.key[W_DST_MAC] |= iface << 48
-        else:
-            for k in range(WORDS):
-                w.key[k] = 0
-        if why or chain < 0:
-            miss(w, row, why if why else NONE_MATCHES, 0, NO_RULE, 0)
+        if b.why[j] or chain < 0:
+            miss(w, row, b.why[j] if b.why[j] else NONE_MATCHES, 0, NO_RULE, 0)
         else:
             row.group = p.chain_group[chain]
             all_turns(w, p, t, memory, i, row, chain, frame.ts)
