@@ -11,6 +11,7 @@ Not here: what commands ask (commands), when (lines).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ IN_CT, IN_NAT, REWRITES = 1 << 48, 1 << 49, 1 << 50
 C_PACKETS, C_BYTES, C_LAST, C_PACKETS_THEN, C_BYTES_THEN, C_LAST_THEN, C_PERIOD, C_USERS = range(8)
 # Of whole tables: entries in use; of these in CT and in CT_NAT together; the first free entry and counter.
 S_ENTRIES, S_TABLED, S_FREE_ENTRY, S_FREE_COUNTER = range(4)
-LEAST = 1024
+LEAST, LINE_WORDS = 1024, 8
 TAG_BITS = 0x7FFFFFFF
 
 
@@ -46,21 +47,33 @@ class Tables(NamedTuple):
     state: NDArray[Any]
 
 
+def zeros(*shape: int) -> NDArray[Any]:
+    """Words, the first at the beginning of a cache line: what lies there fits one.
+
+    Written to, unlike np.zeros: NumPy asks for huge pages then, without which each look-up would wait for page tables, too.
+    """
+    n = math.prod(shape)
+    words = np.empty(n + LINE_WORDS, dtype=np.int64)
+    words[:] = 0
+    first = -(words.ctypes.data // 8) % LINE_WORDS
+    return words[first : first + n].reshape(shape)
+
+
 def made(entries: int, seed: int) -> Tables:
     """Empty tables with room for that many entries, a power of two."""
     draw = np.random.default_rng(seed)
     links = np.arange(1, entries + 1, dtype=np.int64)
     links[-1] = -1
     return Tables(
-        np.zeros(2 * entries, dtype=np.int64),
-        np.zeros(2 * entries, dtype=np.int64),
-        np.zeros((entries, ENTRY_WORDS), dtype=np.int64),
-        np.zeros((entries, COUNTER_WORDS), dtype=np.int64),
-        np.zeros((entries, 2), dtype=np.int64),
+        zeros(2 * entries),
+        zeros(2 * entries),
+        zeros(entries, ENTRY_WORDS),
+        zeros(entries, COUNTER_WORDS),
+        zeros(entries, 2),
         links,
         links.copy(),
         draw.integers(-(1 << 63), 1 << 63, size=TUPLE_WORDS, dtype=np.int64) | 1,
-        np.zeros(4, dtype=np.int64),
+        zeros(4),
     )
 
 

@@ -470,10 +470,12 @@ def look_ahead(b, p, t, memory, frames, ifaces, first, n):
         b.slot[j] = e
         if e >= 0:
             prefetch(t.entry, e * ENTRY_WORDS)
-            prefetch(t.entry, e * ENTRY_WORDS + ENTRY_WORDS // 2)
     for j in range(n):
-        if b.slot[j] >= 0:
-            prefetch(t.counter, (t.entry[b.slot[j], E_LABELS] & 0xFFFFFFFF) * COUNTER_WORDS)
+        e = b.slot[j]
+        if e >= 0:
+            prefetch(t.counter, (t.entry[e, E_LABELS] & 0xFFFFFFFF) * COUNTER_WORDS)
+            if t.entry[e, E_META] & REWRITES:
+                prefetch(t.entry, e * ENTRY_WORDS + ENTRY_WORDS // 2)
 
 
 @kernel
