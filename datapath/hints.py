@@ -185,20 +185,9 @@ def lost_events(result: Replayed) -> str | None:
 
 
 HINTS = (
-    offloaded_checksums,
-    rewritten,
-    unseen_sums,
-    unseen_behind_tags,
-    snapped,
-    time_went_back,
-    before_1970,
-    clamped,
-    one_sided,
-    mid_stream,
-    table_full,
-    tunnels,
-    lost_events,
-)
+    offloaded_checksums, rewritten, unseen_sums, unseen_behind_tags, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full,
+    tunnels, lost_events,
+)  # fmt: skip
 
 
 def hints_of(result: Replayed) -> list[str]:
