@@ -145,7 +145,7 @@ def _rules(rules: dict[str, Any]) -> Iterator[Table | Text]:
 
 def _short_rule(line: str) -> str:
     """What tells a rule from its neighbours comes first: where it is, what it looks at, what it does; its number says nothing to people."""
-    return re.sub(r" prio [0-9]+| handle 0x[0-9a-f]+|(?<= )protocol |(?<= )flower ", "", line.removeprefix("tc filter add "))
+    return re.sub(r" prio [0-9]+| chain 0(?= )| handle 0x[0-9a-f]+|(?<= )protocol |(?<= )flower ", "", line.removeprefix("tc filter add "))
 
 
 # --- top --------------------------------------------------------------------------------------------------------------------------------
