@@ -30,7 +30,7 @@ def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
     rate = rate_text(stats["packets"] / max(stats["uptime"], 1e-3))
     yield Text(f"up {duration_text(int(stats['uptime'] * 1e9))}; {count(stats['packets'])} packets, {size_text(stats['bytes'])}; {rate} on average")
     if stats["router"] is not None and (frames := stats["loop"]["frames"]):
-        yield Text(f"{count(frames)} frames received: what is routed counts as a packet at the rules of both its interfaces")
+        yield Text(f"{count(frames)} frames received; a routed one counts as two packets, in and out")
     yield Text(f"{count(table['connections'])} of {count(table['max'])} connections" + _zones(table["zones"]))
     yield Text()
     yield _states(stats)
