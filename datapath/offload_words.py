@@ -24,6 +24,7 @@ WHY_NOT: dict[int, str] = {
     Offload.NOT_TEARDOWN_IDLE: "its connection was idle, and has left the table",
     Offload.NOT_TEARDOWN_DYING: "its connection has been ended, and has left the table",
     Offload.NOT_TEARDOWN_FLUSH: "the table was flushed",
+    Offload.NOT_TEARDOWN_OUTDATED: "hardware took its connection for one that no reply has been seen of, so that it has left the table",
 }
 # All that a record may say.
 OFFLOAD_WORDS: dict[int, str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,29 @@ def test_where_no_route_and_no_host_is(plain, family):
 
         until(failed, "a neighbour that does not answer")
         assert error_of(sock)[1:] == ((3, 1) if family == V4 else (1, 3)) + (ROUTER[0][family],)
+
+
+@by_family
+def test_the_first_packet_to_a_neighbour_arrives(plain, family):
+    """It waits in the node until the kernel has asked for its next hop; so does the SYN, which is not sent twice."""
+    with plain.echo(DGRAM, family) as seen, plain.client.socket(family, DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(b"first", (SERVER[family], 7))
+        assert sock.recv(100) == b"first"
+    counts = plain.counters()
+    assert seen == [CLIENT[family]]
+    assert counts["held"] >= 1 and counts["held_dropped"] == counts["unreachable"] == 0
+
+
+@by_family
+def test_the_sender_of_the_first_packet_to_a_dead_host_is_told(plain, family):
+    """A single packet, as long after it as Linux takes to give up."""
+    nobody = {V4: "198.51.100.99", V6: "2001:db8:2::99"}[family]
+    with prober(plain, family) as sock:
+        begin = time.monotonic()
+        sock.sendto(b"probe", (nobody, 9))
+        assert error_of(sock)[1:] == ((3, 1) if family == V4 else (1, 3)) + (ROUTER[0][family],)
+        assert 2 < time.monotonic() - begin < 6
 
 
 @by_family
