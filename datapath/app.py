@@ -25,7 +25,7 @@ from ctcore.nat_rules import NatPool
 from ctcore.types import EVICTION_DTYPE, End, Reason, RewriteFlag, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
-from datapath.evidence import BAD, Evidence
+from datapath.evidence import BAD, Evidence, Headers
 from datapath.frame import LINK_ETHERNET
 from datapath.interrupt import finished_first
 from datapath.names import printable
@@ -152,6 +152,7 @@ class Replayed:
     stuck: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
+    headers: Headers = field(default_factory=Headers)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
