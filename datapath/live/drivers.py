@@ -118,7 +118,8 @@ def open_interface(umem: Umem, name: str, wanted: Wanted | None = None) -> Opene
 
 def _refusal(name: str, driver: str, error: KernelError) -> str:
     code = f" ({CODES[error.number]})" if error.number in CODES else ""
-    meaning = f": {MEANINGS[error.number]}" if error.number in MEANINGS and driver.startswith("xdp") else ""
+    guess = error.number in MEANINGS and driver.startswith("xdp") and "expected" not in str(error)  # or else it says itself what is the matter
+    meaning = f": {MEANINGS[error.number]}" if guess else ""
     return f"{name}: {driver}: {str(error).removeprefix(f'{name}: ')}{code}{meaning}"
 
 

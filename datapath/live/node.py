@@ -134,7 +134,8 @@ class Node:
         from datapath.live.neighbours import wanted_of_host
 
         if found := wanted_of_host(ruleset, self.local):
-            LOG.warning(f"{', '.join(found)}: the host's, and rules translate to it now: where XDP is used, answers to it come to the rules after a restart")
+            which = ", ".join(found)
+            LOG.warning(f"{which}: the host's, and rules translate to it now: where XDP is used, answers to it come to the rules after a restart")
 
     def _router(self) -> Router | None:
         """A worker's own: its ICMP errors are its part of all."""

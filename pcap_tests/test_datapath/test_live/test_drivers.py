@@ -63,6 +63,13 @@ def test_without_xdp_it_is_af_packet(wire, monkeypatch):
         assert umem.places() == {"free": 4096}  # nothing is left of what was tried
 
 
+def test_zero_copy_alone_is_refused_for_what_it_is(wire):
+    """And not for want of XDP, which the same number would mean."""
+    wanted = Wanted("xdp-native", xsk=XskSettings(zero_copy=True))
+    with wire.here.entered(), pytest.raises(KernelError, match=r"expected a driver that can do zero-copy: leave zero_copy off \(EOPNOTSUPP\)$"):
+        open_interface(Umem(4096), wire.near, wanted)
+
+
 def test_zero_copy_falls_back_and_says_so(wire):
     with wire.here.entered(), open_interface(Umem(4096), wire.near, Wanted(xsk=XskSettings(zero_copy=True))) as opened:
         assert opened.driver == "xdp-native" and not opened.ifaces[0].zero_copy
