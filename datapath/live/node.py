@@ -287,7 +287,7 @@ class Node:
 
 def _chunks(config: NodeConfig) -> int:
     """As many as fill all rings of a worker, and as many again."""
-    queues = {iface.name: 1 if iface.driver == "tap" else divided(queues_of(iface.name), config.workers) for iface in config.iface}
+    queues = {iface.name: 1 if iface.driver in ("tap", "null") else divided(queues_of(iface.name), config.workers) for iface in config.iface}
     slots = sum(RINGS // 2 * iface.ring * queues[iface.name] for iface in config.iface)
     if slots * config.workers > 1 << 22:
         raise ConfigError(f"iface: {slots * config.workers} slots in rings: expected {1 << 22} at most; make `ring` smaller")
