@@ -10,7 +10,7 @@ from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
-from datapath.pipeline.level cimport Result
+from datapath.pipeline.level cimport Result, Resume
 from datapath.pipeline.program cimport Program
 from datapath.pipeline.trail cimport Trail
 from datapath.pipeline.walk cimport Walker
@@ -26,6 +26,7 @@ ctypedef struct Wanted:
     Decision *decisions
     Key *keys
     Result *results
+    const Resume *resumes
 
 @cython.final
 cdef class RulePipeline:

@@ -31,9 +31,11 @@ from datapath.live.neighbour_table import NeighbourTable
 from datapath.live.router import Router
 from datapath.live.shared import check_shared, divided, shares_of, summed
 from datapath.live.umem import Umem
+from datapath.live.wiring import doubts_of
 from datapath.live.worker import Meeting, Worker
 from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
+from datapath.pipeline.findings import Findings
 from datapath.pipeline.program import Program
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
@@ -61,8 +63,7 @@ class Node:
         self._asking = threading.Lock()
         self._check_cpus()
         with ExitStack() as stack:
-            ruleset = rules_file.load(config.rules)
-            check_shared(ruleset, config.workers)
+            ruleset = self._read_rules()
             self.names = [iface.name for iface in config.iface]
             self.routed = [iface.name for iface in config.iface if iface.routed]
             self.local = self._host_networks(ruleset)
@@ -77,6 +78,15 @@ class Node:
             settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
+
+    def _read_rules(self) -> Ruleset:
+        """The configured file. What is doubtful of it is said in the log. Raises RuleError."""
+        found = Findings()
+        ruleset = rules_file.load(self.config.rules, found)
+        check_shared(ruleset, self.config.workers)
+        for said in (*found.warnings, *doubts_of(self.config, ruleset)):
+            LOG.warning(said)
+        return ruleset
 
     def _check_cpus(self) -> None:
         """Raises ConfigError for one that is not this process's."""
@@ -239,7 +249,8 @@ class Node:
         """Compile rules, those of the configured file without any, for each worker: for take_rules(). From any thread, while the node works: it takes
         its time. Raises RuleError, ConfigError.
         """
-        ruleset = rules_file.load(self.config.rules) if ruleset is None else ruleset
+        if ruleset is None:
+            ruleset = self._read_rules()
         check_shared(ruleset, self.config.workers)
         self._warn_of_host(ruleset)
         made: list[Program] = []

@@ -68,12 +68,25 @@ ctypedef struct Level:
     uint8_t copy                # of a frame that went on itself
     uint8_t *piece              # memory for a fragment of the draft
 
+# Where a frame goes on that hardware has begun with (Program.resumes makes them of rules and chains).
+ctypedef struct Resume:
+    int64_t conn                # ordinal of the connection that it carries, found by its tuple in `zone`; -1: none
+    uint32_t chain              # in Rules.start, or NO_CHAIN
+    uint32_t place              # in the chain: rules before it are not asked
+    uint32_t action             # of the rule at `place`, which has matched if this is not the first one
+    uint32_t mark               # of skbedit
+    uint32_t priority
+    uint16_t zone
+    uint8_t on                  # 0: it begins as any other
+    uint8_t turns               # chains that it has been through
+
 ctypedef struct Walking:
     const Rules *rules
     Engine *ct                  # NULL: no rule tracks
     Fragments *fragments        # NULL: likewise
     Outputs *outputs            # NULL: nobody wants to know what leaves
     Result *result
+    const Resume *resume        # NULL: the frame at work begins at the hook's chain 0
     const Frame *frame          # at work
     int64_t gathered            # ns: the latest time of a packet that came to `ct`
     uint32_t sent               # it and its copies, so far
