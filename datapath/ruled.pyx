@@ -91,6 +91,8 @@ cdef class RulePipeline:
     def take(self, Program program not None):
         """See ruled.pyi."""
         self.tracker.idle()
+        if program.tracks:
+            self.tracker.widen(program.config)
         self.put_in(program)
         if self.flows is not None:
             self.flows.keep(program.zones)

@@ -31,7 +31,7 @@ from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.config_places import lines_of, place, toml_error
 from datapath.live.drivers import DRIVERS, Wanted
 from datapath.live.message import SOCKET
-from datapath.live.settings import PacketSettings, XskSettings
+from datapath.live.settings import LEAST_BUDGET, PacketSettings, XskSettings
 from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 
 Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
@@ -103,7 +103,8 @@ class IfaceSection(Section):
 
     def wanted(self, ordinal: int, local: Sequence[Network] = ()) -> Wanted:
         """local: networks of the host beside those of the filter. Raises ConfigError."""
-        xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll)
+        budget = min(XskSettings.tx_budget, max(self.ring, LEAST_BUDGET))
+        xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll, tx_budget=budget)
         wanted = self.filter.filter()
         if local:
             wanted = replace(wanted, local=(*wanted.local, *local))
@@ -285,7 +286,8 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
             iface.wanted(i)
         except ConfigError as error:
             key = str(error).split(" ")[0].rstrip(":")
-            raise ConfigError(place(name, lines, ("iface", i, key)) + str(error)) from None
+            path = ("filter", key) if key in FilterSection.model_fields else (key,)
+            raise ConfigError(place(name, lines, ("iface", i, *path)) + str(error)) from None
     _check_workers(config, name, lines)
     _check_router(config, name, lines)
     for key in config.conntrack:

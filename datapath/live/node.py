@@ -137,6 +137,16 @@ class Node:
 
         return host_networks(ruleset)
 
+    def _warn_of_host(self, ruleset: Ruleset) -> None:
+        """Which frames are the host's was said to XDP when the node was opened."""
+        if not self.routed:
+            return
+        from datapath.live.neighbours import wanted_of_host
+
+        if found := wanted_of_host(ruleset, self.local):
+            which = ", ".join(found)
+            LOG.warning(f"{which}: the host's, and rules translate to it now: where XDP is used, answers to it come to the rules after a restart")
+
     def _router(self) -> Router | None:
         """A worker's own: its ICMP errors are its part of all."""
         if not self.routed:
@@ -242,6 +252,7 @@ class Node:
         if ruleset is None:
             ruleset = self._read_rules()
         check_shared(ruleset, self.config.workers)
+        self._warn_of_host(ruleset)
         made: list[Program] = []
         for worker in self.workers:
             made.append(worker.pipeline.compiled(ruleset, devices=self.names, beside=made[0] if made else None))
@@ -251,6 +262,9 @@ class Node:
         """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table; what the new rules say of them is
         asked with their next packets. Raises ConfigError; then the old rules go on.
         """
+        for worker, program in zip(self.workers, programs, strict=True):  # all of them, or none
+            if program.tracks:
+                worker.pipeline.tracker.widen(program.config)
         for worker, program in zip(self.workers, programs, strict=True):
             worker.pipeline.take(program)
             worker.loop.aim(self._inward())
@@ -284,7 +298,7 @@ class Node:
 
 def _chunks(config: NodeConfig) -> int:
     """As many as fill all rings of a worker, and as many again."""
-    queues = {iface.name: 1 if iface.driver == "tap" else divided(queues_of(iface.name), config.workers) for iface in config.iface}
+    queues = {iface.name: 1 if iface.driver in ("tap", "null") else divided(queues_of(iface.name), config.workers) for iface in config.iface}
     slots = sum(RINGS // 2 * iface.ring * queues[iface.name] for iface in config.iface)
     if slots * config.workers > 1 << 22:
         raise ConfigError(f"iface: {slots * config.workers} slots in rings: expected {1 << 22} at most; make `ring` smaller")

@@ -122,6 +122,11 @@ def test_the_line_is_right_whatever_stands_between(mistake, between):
             'rules = "a"\n[[iface]]\nname = "x"\nfilter = { ports = ["tcp 22", "http"] }\n',
             "n:4: iface[0].filter.ports[1]: expected a protocol and a port",
         ),
+        (
+            'rules = "a"\n[[iface]]\nname = "x"\nring = 64\nfilter = { ports = ["tcp 99999"] }\n',
+            "n:5: iface[0].filter.ports: ports: tcp 99999: expected",
+        ),
+        ('rules = "a"\n[[iface]]\nname = "x"\nring = 64\n[iface.filter]\nlocal = ["10.0.0.1/8"]\n', "n:6: iface[0].filter.local: local: "),
         ('rules = "a"\n[[iface]]\nname = "x"\nfilter.all = 3\n', "n:4: iface[0].filter.all: 3: expected a valid boolean"),
     ],
 )
@@ -146,3 +151,9 @@ def test_no_text_makes_anything_but_one_line_of_an_error(text):
         parse(text, "n")
     except ConfigError as error:
         assert "\n" not in str(error) and str(error).startswith("n:")
+
+
+@pytest.mark.parametrize("ring", [64, 128, 65536])
+def test_small_rings_send_as_much_at_a_time_as_they_hold(ring):
+    config = parse(f'rules = "a"\n[[iface]]\nname = "x"\nring = {ring}\n', "n")
+    assert config.iface[0].wanted(0).xsk.tx_budget == min(ring, 256)

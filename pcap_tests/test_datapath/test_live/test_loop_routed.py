@@ -67,7 +67,9 @@ class Node:
         self.chunks, self.turns = chunks, 0
         self.counts: dict[str, int] = {}
 
-    def turn(self, lan: Sequence[bytes] = (), wan: Sequence[bytes] = (), news: Sequence[Callable[[], object]] = ()) -> tuple[list[bytes], list[bytes]]:
+    def turn(
+        self, lan: Sequence[bytes] = (), wan: Sequence[bytes] = (), news: Sequence[Callable[[], object]] = ()
+    ) -> tuple[list[bytes], list[bytes]]:
         """Frames come, and then news of neighbours; what leaves by lan and by wan."""
         self.turns += 1
         ifaces = [self._iface(i, name, frames) for i, (name, frames) in enumerate((("lan", lan), ("wan", wan)))]

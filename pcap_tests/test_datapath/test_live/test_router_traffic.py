@@ -14,6 +14,8 @@ import pytest
 
 from datapath.live.figures import figures, look
 from datapath.live.neighbour_table import NeighbourState
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules_file import parse
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, ask_udp, network, until
 
@@ -259,6 +261,15 @@ def test_masquerade_behind_the_router_s_own_address(tmp_path, family):
         with prober(net, family, hops=2) as sock:
             sock.sendto(b"probe", (SERVER[family], 33435))
             assert error_of(sock)[0] == errno.ECONNREFUSED
+
+
+def test_a_router_says_that_new_rules_want_an_address_of_the_host(tmp_path, caplog):
+    rules = MASQUERADE.format(v4=ROUTER[1][V4], v6=ROUTER[1][V6])
+    with network(tmp_path, "xdp-native") as net:
+        net.node.load_rules(parse(MASQUERADE.format(v4="203.0.113.9", v6="2001:db8:5::9"), "new.tc", Findings()))
+        assert "restart" not in caplog.text
+        net.node.load_rules(parse(rules, "new.tc", Findings()))
+    assert f"{ROUTER[1][V4]}, {ROUTER[1][V6]}: the host's, and rules translate to it now" in caplog.text
 
 
 @by_family
