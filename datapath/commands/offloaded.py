@@ -14,8 +14,9 @@ Not here: what the NIC does (offload.simnic), what is told to people (report_off
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from offload.simnic.nic import Nic
 from offload.simnic.results import NO_RULE, Flag, Verdict, Why
 from offload.simnic.results import OutputFlag as NicOutput
 
-SLICE = 256  # frames between two looks at the mirror
+SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, between two looks at the mirror: whichever is over first
 # What the NIC did, as records and counters have it.
 FINAL = {Verdict.FORWARDED: Final.ACCEPT, Verdict.PASSED: Final.ACCEPT, Verdict.DROPPED: Final.DROP}
 DROPS = {Why.RULE: Reason.R_RULE_DROP, Why.POLICED: Reason.R_RULE_POLICE}
@@ -53,6 +54,17 @@ class Slice(NamedTuple):
     start: int
     told: dict[str, NDArray[Any]]
     outputs: bool
+
+
+def slices(times: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first row of each slice, and the one behind its last. times: ns."""
+    start = 0
+    for i, time in enumerate(times):
+        if i - start == SLICE or abs(time - times[start]) >= SLICE_NS:
+            yield start, i
+            start = i
+    if start < len(times):
+        yield start, len(times)
 
 
 @dataclass
@@ -104,18 +116,18 @@ class Offloaded:
         wanted = zip(KINDS.items(), (decisions, keys, results), strict=True)
         told = {name: np.zeros(len(frames), dtype=kind) for (name, kind), is_wanted in wanted if is_wanted}
         self._rows, self._bytes = [], []
-        for start in range(0, len(frames), SLICE):
-            rows = frames[start : start + SLICE]
-            hooks = self._hooks[np.minimum(rows["iface"], len(self._hooks) - 1)]
-            self._slice(Slice(memory, rows, hooks, start, {name: all_rows[start : start + SLICE] for name, all_rows in told.items()}, outputs))
+        hooks = self._hooks[np.minimum(frames["iface"], len(self._hooks) - 1)]
+        for start, end in slices(frames["ts"].tolist()):
+            part = {name: rows[start:end] for name, rows in told.items()}
+            self._slice(Slice(memory, frames[start:end], hooks[start:end], start, part, outputs))
         return told.get("decisions"), told.get("keys"), told.get("results")
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """See RulePipeline.outputs()."""
         if not self._rows:
             return np.zeros(0, dtype=OUTPUT_DTYPE), np.zeros(0, dtype=np.uint8)
-        at = np.cumsum([0] + [len(part) for part in self._bytes])
-        for rows, base in zip(self._rows, at, strict=False):
+        at = accumulate((len(part) for part in self._bytes), initial=0)
+        for rows, base in zip(self._rows, at, strict=False):  # the last one is where the next would be
             rows["offset"][(rows["flags"] & OutputFlag.OUTPUT_CHANGED) != 0] += base
         rows = np.concatenate(self._rows)
         return rows[np.argsort(rows["frame"], kind="stable")], np.concatenate(self._bytes)
@@ -220,7 +232,7 @@ class Offloaded:
         rows["frame"] = which[rows["frame"]] + part.start
         lent = ((rows["flags"] & OutputFlag.OUTPUT_CHANGED) == 0) & (rows["offset"] >= own)
         if lent.any():
-            rows["offset"][lent] += len(changed) - own
+            rows["offset"][lent] = rows["offset"][lent] - own + len(changed)
             rows["flags"][lent] |= int(OutputFlag.OUTPUT_CHANGED)
             changed = np.concatenate([changed, given[own:]])
         self._rows.append(rows)

@@ -5,7 +5,9 @@ Not here: frames between NIC and software (offloaded), what is told to people (r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from datapath.app import RulesGiven, Tracking
@@ -56,10 +58,17 @@ class OffloadedRun(RuledRun):
 
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
         pipeline = super().make_pipeline(tracking)
-        hardware = Nic(profile.load(self.given.profile), nic_rules(pipeline.program), seed=self.config.seed)
+        hardware = Nic(profile.load(self.given.profile), nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         return Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
 
     def finish(self) -> None:
         self.pipeline.settle(self.pipeline.tracker.now)
         super().finish()
         self.result.nic = self.pipeline
+
+
+def behind_nic(tracking: Tracking, name: str, policy: str) -> tuple[Tracking, Callable[..., OffloadedRun]]:
+    """Settings with rules, those that are built in if there are no others, and the kind of run that has the NIC in front of them."""
+    if tracking.rules is None:
+        tracking = replace(tracking, rules=rules_for_any())
+    return tracking, partial(OffloadedRun, nic=NicGiven(name, policy))

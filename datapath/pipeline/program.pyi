@@ -28,6 +28,8 @@ class Program:
     def __init__(
         self, ruleset: Ruleset, devices: Sequence[str] = (), config: Config | None = None, *, seed: int = 0, beside: Program | None = None
     ) -> None: ...
+    def device(self, name: str) -> int:
+        """The number of a device. Raises KeyError."""
     def hook(self, hook: Hook) -> int:
         """The number of a hook. One of number 0 or 1 is of a device that nobody named, and passes all. Raises ValueError for unknown devices."""
     def resumes(self, hooks: NDArray[Any], chains: NDArray[Any], rules: NDArray[Any], actions: NDArray[Any]) -> NDArray[Any]:
