@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 
-from ctcore.types import Status, TcpState
+from ctcore.types import TcpState
 
 ORIG, REPLY = 0, 1
 
@@ -56,7 +56,7 @@ class Conn:
 
     orig: Tuple
     reply: Tuple
-    status: Status = Status(0)
+    status: int = 0  # Status
     tcp_state: TcpState | None = None
     zone: int = 0
     mark: int = 0

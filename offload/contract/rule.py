@@ -63,7 +63,7 @@ def ctinfo_of(flow: Flow, direction: int) -> Ctinfo:
     return Ctinfo.ESTABLISHED if flow.conn.status & Status.SEEN_REPLY else Ctinfo.NEW
 
 
-def writes_of(match: Tuple, to: Tuple, status: Status) -> tuple[Write, ...] | int:
+def writes_of(match: Tuple, to: Tuple, status: int) -> tuple[Write, ...] | int:
     """A4.30 to 32: from what is matched to what leaves, in order; EOPNOTSUPP where it is neither TCP nor UDP that is translated."""
     if not status & (Status.SRC_NAT | Status.DST_NAT) or match == to:
         return ()
