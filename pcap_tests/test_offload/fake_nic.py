@@ -18,7 +18,7 @@ ACCEPT, LOSE, LOSE_ANSWER = "accept", "lose", "lose the answer"
 
 
 class FakeNic:
-    """Implements offload.backend.Backend. fate(command): ACCEPT, LOSE, LOSE_ANSWER, or an errno; latency: ns; capacity: rules; intake: commands a call."""
+    """Implements offload.backend.Backend. fate(command): ACCEPT, LOSE, LOSE_ANSWER, or an errno; latency: ns; intake: commands a call."""
 
     def __init__(self, capacity: int = 1 << 30, latency: int = 0):
         self.capacity, self.latency, self.intake, self.shared = capacity, latency, 1 << 30, False
