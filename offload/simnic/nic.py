@@ -43,7 +43,7 @@ class Nic:
         self.profile, self.faults = profile, Faults((*refuse, *faults), seed)
         self.line = Line(profile, self.faults)
         self.resets = 0
-        self.answered: Counter[tuple[Op, int]] = Counter()  # by command and error, 0: done
+        self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
         self._seed, self._labels, self._names = seed, {0: 0}, [0]
         self._tables = tables.made(tables.LEAST, seed)
         self._replies: list[NDArray[Any]] = []
@@ -206,7 +206,7 @@ class Nic:
         orders.apply(self._tables, self._limit, words, self._label_ids(commands), due["refused"].astype(np.int64), reply)
         kinds, counts = np.unique(reply[["op", "error"]], return_counts=True)
         for (op, error), n in zip(kinds.tolist(), counts.tolist(), strict=True):
-            self.answered[Op(op), error] += n
+            self.answered[op, error] += n
         reply = reply[~due["silent"]]
         if len(reply):
             self._replies.append(reply)
