@@ -37,7 +37,7 @@ ROUTER = {
     "blackhole": "a route into nothing",
     "ttl": "the last hop: TTL or hop limit ran out",
     "too_big": "larger than the MTU, and not to be cut",
-    "no_neighbour": "next hop not known yet",
+    "held_dropped": "waited for a next hop's address, and gave way to others",
     "unreachable": "next hop does not answer",
     "down": "the interface is down",
 }
