@@ -10,8 +10,8 @@ from ctcore.types cimport N_REASONS, Decision, Key, Packet
 from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
-from datapath.pipeline.level cimport Result, Resume
-from datapath.pipeline.program cimport Program
+from datapath.pipeline.level cimport Result
+from datapath.pipeline.program cimport Program, Resume
 from datapath.pipeline.trail cimport Trail
 from datapath.pipeline.walk cimport Walker
 from datapath.shortcut cimport Cuts, Plan, Shortcut

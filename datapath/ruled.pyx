@@ -32,9 +32,9 @@ from datapath.flowtable cimport NO_ROW, ROW_ASSURED, ROW_TEARDOWN, FlowRow, Flow
 from datapath.frame cimport Frame, checked_frames
 from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
-from datapath.pipeline.level cimport MOST_HITS, Result, Resume, Walking
+from datapath.pipeline.level cimport MOST_HITS, Result, Walking
 from datapath.pipeline.outputs cimport Output, output_add, outputs_reset
-from datapath.pipeline.program cimport NO_RULE, Program
+from datapath.pipeline.program cimport NO_RULE, Program, Resume
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (

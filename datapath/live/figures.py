@@ -20,6 +20,8 @@ from ctcore.nat_rules import NatPool
 from ctcore.tracker import Tracker
 from ctcore.types import Reason, State
 from datapath import fields
+from datapath.live.drivers import Opened
+from datapath.live.iface import Iface
 from datapath.live.node import Node
 from datapath.live.shared import summed
 from datapath.pipeline.tc_print import rule_line
@@ -46,8 +48,13 @@ def look(node: Node) -> dict[str, Any]:
         "pools": _named(_pools([tracker.nat_pools() for tracker in trackers]), trackers[0]),
         "evictions_lost": sum(tracker.evictions_lost for tracker in trackers),
         "router": _router(node),
-        "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
+        "ifaces": [(each.name, each.driver, condition_of(each, iface), iface.statistics()) for each in node.opened for iface in each.ifaces],
     }  # fmt: skip
+
+
+def condition_of(opened: Opened, iface: Iface) -> str:
+    """Of an iface. A queue without traffic does not notice that its interface has gone, but the interface has only gone as a whole."""
+    return "gone" if any(each.condition == "gone" for each in opened.ifaces) else iface.condition
 
 
 def _router(node: Node) -> dict[str, int] | None:

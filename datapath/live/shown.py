@@ -30,7 +30,7 @@ def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
     rate = rate_text(stats["packets"] / max(stats["uptime"], 1e-3))
     yield Text(f"up {duration_text(int(stats['uptime'] * 1e9))}; {count(stats['packets'])} packets, {size_text(stats['bytes'])}; {rate} on average")
     if stats["router"] is not None and (frames := stats["loop"]["frames"]):
-        yield Text(f"{count(frames)} frames received: what is routed counts as a packet at the rules of both its interfaces")
+        yield Text(f"{count(frames)} frames received; a routed one counts as two packets, in and out")
     yield Text(f"{count(table['connections'])} of {count(table['max'])} connections" + _zones(table["zones"]))
     yield Text()
     yield _states(stats)
@@ -145,7 +145,7 @@ def _rules(rules: dict[str, Any]) -> Iterator[Table | Text]:
 
 def _short_rule(line: str) -> str:
     """What tells a rule from its neighbours comes first: where it is, what it looks at, what it does; its number says nothing to people."""
-    return re.sub(r" prio [0-9]+| handle 0x[0-9a-f]+|(?<= )protocol |(?<= )flower ", "", line.removeprefix("tc filter add "))
+    return re.sub(r" prio [0-9]+| chain 0(?= )| handle 0x[0-9a-f]+|(?<= )protocol |(?<= )flower ", "", line.removeprefix("tc filter add "))
 
 
 # --- top --------------------------------------------------------------------------------------------------------------------------------

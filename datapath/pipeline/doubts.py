@@ -12,7 +12,23 @@ from collections.abc import Iterator, Sequence
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.order import in_order
-from datapath.pipeline.rules import CT_STATES, ETH_ALL, Action, Csum, Ct, Gact, Hook, Mirred, Pedit, Place, Police, Rule, Ruleset, controls_of, hook_text
+from datapath.pipeline.rules import (
+    CT_STATES,
+    ETH_ALL,
+    Action,
+    Csum,
+    Ct,
+    Gact,
+    Hook,
+    Mirred,
+    Pedit,
+    Place,
+    Police,
+    Rule,
+    Ruleset,
+    controls_of,
+    hook_text,
+)
 from datapath.pipeline.tc_print import action_text, control_text
 
 Chains = dict[int, list[Rule]]
@@ -161,7 +177,9 @@ def _loops(rules: list[Rule], ways: _Ways, found: Findings) -> None:
             continue
         last = done[-1].control
         if (last.kind == "goto" and last.chain == rule.chain) or (last.kind == "reclassify" and not rule.chain):
-            said = "a loop: nothing has changed, so that each packet comes here again, until it may go to no further chain and is dropped (rule_chains)"
+            said = (
+                "a loop: nothing has changed, so that each packet comes here again, until it may go to no further chain and is dropped (rule_chains)"
+            )
             found.warn(rule.parts.get(f"action {len(done) - 1}", rule.place), control_text(last), said)
 
 

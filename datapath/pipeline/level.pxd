@@ -11,7 +11,7 @@ from datapath.pipeline.cut cimport Origin
 from datapath.pipeline.draft cimport Draft
 from datapath.pipeline.flower cimport FlowerKey
 from datapath.pipeline.outputs cimport Outputs
-from datapath.pipeline.program cimport Rules
+from datapath.pipeline.program cimport Resume, Rules
 from datapath.pipeline.trail cimport Trail
 from datapath.wire cimport ParseSettings
 
@@ -67,18 +67,6 @@ ctypedef struct Level:
     uint8_t end                 # the level where the frame of this one ended: another one if it was redirected
     uint8_t copy                # of a frame that went on itself
     uint8_t *piece              # memory for a fragment of the draft
-
-# Where a frame goes on that hardware has begun with (Program.resumes makes them of rules and chains).
-ctypedef struct Resume:
-    int64_t conn                # ordinal of the connection that it carries, found by its tuple in `zone`; -1: none
-    uint32_t chain              # in Rules.start, or NO_CHAIN
-    uint32_t place              # in the chain: rules before it are not asked
-    uint32_t action             # of the rule at `place`, which has matched if this is not the first one
-    uint32_t mark               # of skbedit
-    uint32_t priority
-    uint16_t zone
-    uint8_t on                  # 0: it begins as any other
-    uint8_t turns               # chains that it has been through
 
 ctypedef struct Walking:
     const Rules *rules

@@ -8,7 +8,7 @@ from ctcore.config import Config
 from datapath.pipeline.classify import Classifier
 from datapath.pipeline.rules import Hook, Ruleset
 
-RESUME_DTYPE: np.dtype[Any]  # the C struct Resume (level.pxd)
+RESUME_DTYPE: np.dtype[Any]  # the C struct Resume (program.pxd)
 COUNT_DTYPE: np.dtype[Any]  # packets, bytes (on the wire), last (ns; -1: never), drops, overlimits
 
 class Program:

@@ -18,7 +18,6 @@ from datapath.pipeline.classify cimport Classifier
 from datapath.pipeline.draft cimport (
     BASE_FRAME, BASE_L3, BASE_L4, VLAN_MODIFY, VLAN_POP, VLAN_PUSH, Munge, TagChange,
 )
-from datapath.pipeline.level cimport Resume
 from datapath.pipeline.police cimport FOREVER, SECOND, Bucket
 
 from ctcore.config import Config

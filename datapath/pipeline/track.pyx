@@ -35,7 +35,8 @@ from datapath.link cimport ETHER_IPV4, ETHER_IPV6
 from datapath.pipeline.cut cimport origin_joined, origin_of
 from datapath.pipeline.draft cimport draft_own, layers_of
 from datapath.pipeline.draft_ct cimport draft_edit, draft_rewrite, draft_trim
-from datapath.pipeline.level cimport MOST_SENT, Resume, put_said, read_draft
+from datapath.pipeline.level cimport MOST_SENT, put_said, read_draft
+from datapath.pipeline.program cimport Resume
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.wire cimport FRAGMENTS_PASSED
 

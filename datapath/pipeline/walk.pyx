@@ -28,12 +28,12 @@ from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.classify cimport NO_PLACE, classify
 from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
 from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_begin, draft_csum, draft_pedit, draft_vlan
-from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Resume, Walking, look
+from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
 from datapath.pipeline.outputs cimport OUTPUT_COPY, Output, output_add, outputs_free, outputs_reset
 from datapath.pipeline.police cimport spent
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
-    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Resume, Seat, Send,
 )
 from datapath.pipeline.track cimport carry_again, track
 from datapath.pipeline.trail cimport trail_begin, trail_follows, trail_leaves_script, trail_next, trail_step

@@ -7,11 +7,14 @@ import logging
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from datapath import craft
 from datapath.commands import top as top_command
+from datapath.live.drivers import Opened
+from datapath.live.figures import condition_of
 from datapath.live.lost import LOOP, ROUTER, losses
 from datapath.live.shown import _latency, stats_parts, top_parts
 from pcap_tests.test_datapath.command import records, run
@@ -81,6 +84,20 @@ def test_what_a_quiet_node_has_not_is_shown_when_it_is_there(ctmirror):
     text = shown(stats_parts(stats))
     assert "192.0.2.1    snat  64,512       3     4          1" in text
     assert re.search(r"^eth0 queue 1 +rx_ring_full +1,234 +frames the kernel dropped since we did not take them fast enough *$", text, re.M)
+
+
+def test_an_interface_has_gone_with_all_its_queues():
+    """Only one that sends or receives notices."""
+    queues = [SimpleNamespace(condition=condition) for condition in ("up", "gone", "up")]
+    assert [condition_of(Opened("eth0", "xdp-native", queues), queue) for queue in queues] == ["gone"] * 3
+    assert condition_of(Opened("eth0", "xdp-native", queues[:1]), queues[0]) == "up"
+
+
+def test_a_router_s_frames_are_told_beside_its_packets(ctmirror):
+    stats = told(ctmirror)
+    assert "frames received" not in shown(stats_parts(stats))
+    stats["router"], stats["loop"]["frames"] = {"forwarded": 2}, 3
+    assert "\n3 frames received; a routed one counts as two packets, in and out\n" in shown(stats_parts(stats))
 
 
 def test_where_packets_were_lost_is_told_in_the_order_of_their_way(ctmirror):
