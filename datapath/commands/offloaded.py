@@ -211,9 +211,11 @@ class Offloaded:
         if moved.any():
             given = np.concatenate([part.memory, self.nic.outputs()[1]])
             rows["offset"][moved] = stopped["offset"][moved] + len(part.memory)
-            rows["caplen"][moved], rows["len"][moved] = stopped["caplen"][moved], stopped["length"][moved]
+        met = part.hooks[which] & 1 == 0
+        rows["caplen"][met], rows["len"][met] = stopped["caplen"][met], stopped["length"][met]  # the NIC may have cut off what is behind the packet
         resumes = self.program.resumes(part.hooks[which], stopped["chain"], stopped["rule"], stopped["action"])
         resumes["conn"] = np.where(stopped["ct_state"] != 0, stopped["conn"], -1)
+        resumes["state"] = np.where(stopped["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW)
         resumes["zone"], resumes["turns"] = stopped["zone_restore"], stopped["chains"]
         resumes["mark"], resumes["priority"] = stopped["skb_mark"], stopped["priority"]
         resumes["on"] = (stopped["chain"] != 0) | (stopped["rule"] != NO_RULE)
@@ -254,21 +256,21 @@ class Offloaded:
             results = np.zeros(len(which), dtype=RESULT_DTYPE)
             results["rule"], results["mark"], results["priority"] = found["rule"], found["skb_mark"], found["priority"]
             results["n_hits"], results["hit"][:, 0] = found["rule"] != NO_RULE, found["rule"]
-            results["device"] = self._ends(found, part.hooks[which])
+            results["device"] = part.hooks[which] >> 1
             results["verdict"], results["reason"] = decided["verdict"], decided["reason"]
             results["tracked"], results["decision"] = (found["flags"] & Flag.CT) != 0, decided
+            self._ends(found, results)
             part.told["results"][which] = results
 
-    def _ends(self, found: NDArray[Any], hooks: NDArray[Any]) -> NDArray[Any]:
-        """The device where each frame has ended: that of what left last and is no copy; else the one where it came."""
+    def _ends(self, found: NDArray[Any], results: NDArray[Any]) -> None:
+        """Where each frame that was sent on has ended: by its last output that is no copy."""
         left, _ = self.nic.outputs()
-        ends = (hooks >> 1).astype(np.uint16)
-        for i in np.flatnonzero(found["n_outputs"]).tolist():
-            rows = left[int(found["first_output"][i]) :][: int(found["n_outputs"][i])]
-            own = rows[(rows["flags"] & NicOutput.COPY) == 0]
-            if len(own):
-                ends[i] = own["iface"][-1]
-        return ends
+        own = np.flatnonzero((left["flags"] & NicOutput.COPY) == 0)
+        at = {int(left["frame"][i]): i for i in own.tolist()}
+        for i, first in enumerate(found["first_output"].tolist()):
+            last = at.get(int(left["frame"][first])) if found["n_outputs"][i] else None
+            if last is not None:
+                results["device"][i], results["egress"][i], results["hops"][i] = left["iface"][last], left["egress"][last], 1
 
     def _decisions(self, found: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
         """What a CT table has said of frames, with what software knows of their connections, which may have ended."""

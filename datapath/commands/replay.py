@@ -42,7 +42,9 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @click.option("--nic", metavar="PROFILE", help="A NIC in front: established connections are offloaded to it. A profile's name or TOML file.")
-@click.option("--nic-policy", type=click.Choice(POLICIES), default=POLICIES[0], help="Which connection makes room when the NIC is full.  [default: first-come]")
+@click.option(
+    "--nic-policy", type=click.Choice(POLICIES), default=POLICIES[0], help="Which connection makes room when the NIC is full.  [default: first-come]"
+)
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 @rules_options
