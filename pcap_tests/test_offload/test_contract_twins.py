@@ -57,6 +57,7 @@ class Twin:
             flow.conn.status |= Status.DYING
             return
         flow.conn.status = int(alive["status"][0])
+        flow.conn.timeout = self.rig.now * HZ // SECOND + int(alive["timeout"][0])  # packets that are tracked renew it
         if flow.conn.proto == Proto.PROTO_TCP:
             flow.conn.tcp_state = TcpState(int(alive["tcp"]["state"][0]))
 
