@@ -27,6 +27,7 @@ MOST_ROWS = 12
 MOST_NAMES = 3
 TORN_DOWN = {
     "teardown_fin": "FIN", "teardown_rst": "RST", "teardown_idle": "idle", "teardown_dying": "ended by the tracker", "teardown_flush": "flushed",
+    "teardown_outdated": "hardware took it for new",
 }  # fmt: skip
 
 
