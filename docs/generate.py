@@ -1,5 +1,5 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/offload-reasons.md, docs/rules.schema.json, the tables of
-docs/rules.md, docs/records.md and docs/metrics.md, and the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/offload-reasons.md, docs/rules.schema.json,
+the tables of docs/rules.md, docs/records.md and docs/metrics.md, and the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
