@@ -28,6 +28,7 @@ MOST_NAMES = 3
 MOST_SILENT = 24
 TORN_DOWN = {
     "teardown_fin": "FIN", "teardown_rst": "RST", "teardown_idle": "idle", "teardown_dying": "ended by the tracker", "teardown_flush": "flushed",
+    "teardown_outdated": "hardware took it for new",
 }  # fmt: skip
 
 

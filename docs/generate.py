@@ -1,5 +1,5 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md,
-docs/records.md and docs/metrics.md, and the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/offload-reasons.md, docs/rules.schema.json,
+the tables of docs/rules.md, docs/records.md and docs/metrics.md, and the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
@@ -29,10 +29,14 @@ def printed(*argv: str) -> str:
 
 def pages() -> dict[str, str]:
     """The generated pages by their names under docs/."""
+    sys.path.insert(0, str(ROOT))
+    from offload.contract import why
+
     return {
         "states.md": printed("states", "--format", "markdown"),
         "reasons.md": printed("states", "--reasons", "--format", "markdown"),
         "rules.schema.json": printed("rules", "schema"),
+        "offload-reasons.md": why.page(),
     }
 
 

@@ -16,6 +16,7 @@ cdef enum:
     LEAVING = 16                # it makes room for another one, and stays in the flow table
     WAITING = 32                # another one makes room for it
     EVICTED = 64                # it has made room for another one
+    FRESH = 128                 # hardware has it, and has not been asked for its counters since: nobody knows what it is worth
 
 # Python: Job. What is on its way for a flow: one of these, or nothing.
 cpdef enum:

@@ -146,7 +146,7 @@ cdef uint32_t least_worth(State *m, uint32_t newcomer) noexcept nogil:
         while bits:
             number = m.hand << 6 | <uint32_t>first_bit(bits)
             bits &= bits - 1
-            if m.row[number].job != NO_JOB or m.row[number].flags & (GOING | LEAVING) or number == newcomer or m.row[number].epoch != m.epoch:
+            if m.row[number].job != NO_JOB or m.row[number].flags & (GOING | LEAVING | FRESH) or number == newcomer or m.row[number].epoch != m.epoch:
                 continue
             if best == NONE or worth(m, &m.row[number]) < worth(m, &m.row[best]):
                 best = number
@@ -196,6 +196,7 @@ cdef void finish(State *m, uint32_t number) noexcept nogil:
     cdef uint8_t job = row.job
     m.pending[job] -= 1
     row.job, row.due = NO_JOB, 0
+    row.flags &= ~<uint16_t>FRESH
     unlink(m, &m.sent, number)
     if job == JOB_ADD:
         added(m, number)
@@ -211,7 +212,7 @@ cdef void finish(State *m, uint32_t number) noexcept nogil:
 
 cdef void added(State *m, uint32_t number) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
-    row.flags &= ~<uint16_t>EVICTED
+    row.flags = (row.flags & ~<uint16_t>EVICTED) | FRESH
     if row.error:
         back_off(m, row)
     else:

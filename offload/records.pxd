@@ -32,7 +32,7 @@ ctypedef struct Command:
 ctypedef struct Reply:
     uint64_t cookie
     int64_t used                # ns: of OP_STATS: when the last packet came; 0: none yet
-    uint64_t packets            # since the last OP_STATS of this cookie
+    uint64_t packets            # that were not told yet: of a counter that both directions share each is told once, whichever is asked
     uint64_t bytes
     int32_t error               # 0, or a positive errno (A8)
     uint8_t op
