@@ -25,11 +25,14 @@ cpdef enum FlowFlag:
     FLOW_ESTABLISHED = 8        # of an answer: the rules' ctinfo is that of an established connection
     FLOW_SPLIT = 16             # of an answer: the counters are those of each direction; else [0] has those of both, and nobody knows the shares
 
+cdef const void *rows_of(rows, dtype, str name) except? NULL
+
 ctypedef struct FlowAsk:
     Key key[2]                  # the tuples as packets of each direction arrive, by direction
     int64_t now                 # ns
     int64_t conn                # ordinal
     uint64_t label[2]
+    uint64_t bytes              # of both directions so far; 0 where nothing is accounted
     uint32_t row                # of the flow table
     uint32_t serial             # the row's life
     uint32_t mark

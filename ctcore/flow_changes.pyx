@@ -10,7 +10,7 @@ import numpy as np
 
 from ctcore.types import KEY_DTYPE
 
-assert sizeof(FlowAsk) == 136 and sizeof(FlowAnswer) == 56
+assert sizeof(FlowAsk) == 144 and sizeof(FlowAnswer) == 56
 
 Asked = IntEnum("Asked", {"INSTALL": ASK_INSTALL, "COUNTERS": ASK_COUNTERS, "REMOVE": ASK_REMOVE}, module=__name__)
 Answered = IntEnum("Answered", {
@@ -18,10 +18,20 @@ Answered = IntEnum("Answered", {
 }, module=__name__)
 
 ASK_DTYPE = np.dtype([
-    ("key", KEY_DTYPE, 2), ("now", "i8"), ("conn", "i8"), ("label", "u8", 2), ("row", "u4"), ("serial", "u4"), ("mark", "u4"), ("status", "u2"),
-    ("ask", "u1"), ("flags", "u1"), ("cause", "u1"), ("pad", "u1", 7),
+    ("key", KEY_DTYPE, 2), ("now", "i8"), ("conn", "i8"), ("label", "u8", 2), ("bytes", "u8"), ("row", "u4"), ("serial", "u4"), ("mark", "u4"),
+    ("status", "u2"), ("ask", "u1"), ("flags", "u1"), ("cause", "u1"), ("pad", "u1", 7),
 ])
 ANSWER_DTYPE = np.dtype([
     ("used", "i8"), ("packets", "u8", 2), ("bytes", "u8", 2), ("row", "u4"), ("serial", "u4"), ("answer", "u1"), ("flags", "u1"), ("pad", "u1", 6),
 ])
 assert ASK_DTYPE.itemsize == sizeof(FlowAsk) and ANSWER_DTYPE.itemsize == sizeof(FlowAnswer)
+
+
+cdef const void *rows_of(rows, dtype, str name) except? NULL:
+    """The first of an array's rows, which the caller keeps alive; ValueError unless it is one-dimensional, of this dtype and without gaps.
+
+    NULL, without an error, if there are none.
+    """
+    if not isinstance(rows, np.ndarray) or rows.dtype != dtype or rows.ndim != 1 or not rows.flags.c_contiguous or not rows.flags.aligned:
+        raise ValueError(f"{name}: expected a contiguous one-dimensional array of its dtype")
+    return <const void *><size_t>rows.ctypes.data if len(rows) else NULL

@@ -252,6 +252,7 @@ cpdef enum Reason:
     R_RULE_FIELD
     R_RULE_ROOM
     R_RULE_CUT
+    R_RULE_RESTORE
     R_OVERLOAD
     N_REASONS
 
@@ -282,6 +283,7 @@ cpdef enum Offload:
     NOT_TEARDOWN_IDLE
     NOT_TEARDOWN_DYING
     NOT_TEARDOWN_FLUSH
+    NOT_TEARDOWN_OUTDATED
     N_OFFLOADS
 
 # TCP header flags, RFC 9293 3.1.

@@ -226,8 +226,9 @@ class Reason(IntEnum):
     R_RULE_FIELD = 75
     R_RULE_ROOM = 76
     R_RULE_CUT = 77
-    R_OVERLOAD = 78
-    N_REASONS = 79
+    R_RULE_RESTORE = 78
+    R_OVERLOAD = 79
+    N_REASONS = 80
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0
@@ -252,7 +253,8 @@ class Offload(IntEnum):
     NOT_TEARDOWN_IDLE = 19
     NOT_TEARDOWN_DYING = 20
     NOT_TEARDOWN_FLUSH = 21
-    N_OFFLOADS = 22
+    NOT_TEARDOWN_OUTDATED = 22
+    N_OFFLOADS = 23
 
 KEY_DTYPE: np.dtype[Any]
 PACKET_DTYPE: np.dtype[Any]

@@ -12,6 +12,11 @@ cdef enum:
     ROW_TEARDOWN = 1            # its packets go the slow way; it goes with the next round
     ROW_BIDIRECTIONAL = 2       # replies may be served, too
     ROW_ASSURED = 4             # its connection is, and stays so
+    # flags of a row that is mirrored
+    HW_TOLD = 1                 # the mirror knows of it, so that it stays until its rules are gone
+    HW_PENDING = 2              # a job of hardware is on its way
+    HW_ESTABLISHED = 4          # its rules say established, and not new
+    HW_WAITS = 8                # shifted by the number of an ask: that one waits to be taken
 
 # A connection in the table. The first cache line is what a packet needs; the tuples are for who has none of the row's numbers.
 ctypedef struct FlowRow:
@@ -22,11 +27,41 @@ ctypedef struct FlowRow:
     uint32_t next[2]            # by direction, in the chain of its tuple's hash; of a free row: next[0] is the next free one
     uint8_t flags
     uint8_t cause               # Offload: why it is torn down
-    uint8_t pad[2]
+    uint8_t hw
+    uint8_t pad
     uint16_t zone               # that of its tuples
     uint8_t pads[6]
     Key key[2]                  # as packets of each direction arrive
     uint64_t spare              # two cache lines in all
+
+# An ask that waits to be taken; what it says of its connection is filled in when it is.
+ctypedef struct Token:
+    uint32_t row
+    uint32_t serial
+    uint32_t ask                # FlowAsk.ask
+
+# What hardware has counted of a connection without telling the directions apart, by slot of the pool.
+ctypedef struct Unsplit:
+    int64_t conn_id
+    uint64_t packets
+    uint64_t bytes
+
+# Between the table and its mirror.
+ctypedef struct Asks:
+    Token *token                # a ring
+    Unsplit *unsplit
+    uint32_t size
+    uint32_t first
+    uint32_t count
+    uint32_t sweep              # row from which everything is asked for again, or NO_ROW
+    uint8_t missed              # there was no place for an ask: everything has to be asked for again
+    uint64_t lost               # asks that there was no place for
+    uint64_t taken
+    uint64_t stale              # answers to rows that are others by now
+    uint64_t packets            # that hardware has counted
+    uint64_t bytes
+    uint64_t unsplit_packets    # of these, of an unknown direction
+    uint64_t late_packets       # of these, of connections that are gone
 
 ctypedef struct FlowTable:
     FlowRow *row
@@ -46,6 +81,7 @@ ctypedef struct FlowTable:
     uint64_t served             # packets
     uint64_t refused[N_OFFLOADS]        # packets whose connections were not taken in, by why
     uint64_t torn_down[N_OFFLOADS]
+    Asks *asks                  # NULL: nothing mirrors it
 
 cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t flow, uint8_t state) noexcept nogil
 cdef uint32_t flow_find(const FlowTable *all, const Engine *ct, const Key *key) noexcept nogil
@@ -64,3 +100,6 @@ cdef class Flows:
     cdef FlowTable all
     cdef readonly Tracker tracker
     cdef size_t size
+    cdef Asks asks_of
+    cdef size_t asks_size
+    cdef Asks *known_asks(self) except NULL

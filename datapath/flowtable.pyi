@@ -1,6 +1,12 @@
 from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ctcore.tracker import Tracker
+
+UNSPLIT_DTYPE: np.dtype[Any]  # conn_id: ordinal; packets, bytes
 
 class Flows:
     """A tracker's flow table: which of its connections need no tracking any more. Made for a whole pipeline; a tracker has one at most.
@@ -17,7 +23,23 @@ class Flows:
         """Rows, those included that are torn down and wait for the next round."""
     def counters(self) -> dict[str, int]:
         """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why;
-        refused_not_assured, refused_proto, ...: packets at the end of whose `ct` action their connection was not taken in, why."""
+        refused_not_assured, refused_proto, ...: packets at the end of whose `ct` action their connection was not taken in, why. Of a table that is
+        mirrored: hw_asks: taken so far; hw_asks_waiting; hw_asks_lost: there was no place for them, and everything is asked for again;
+        hw_answers_stale: to rows that are others by now; hw_packets, hw_bytes: that hardware has counted; hw_packets_unsplit: of these, of a
+        direction that nobody knows; hw_packets_late: of these, of connections that were gone."""
+    def mirrored(self, capacity: int = 65536) -> None:
+        """From now on, tell what hardware should have: asks() has to be taken and answered, at least once a second of the frames' time, and
+        everything that is in the table is asked for first. capacity: asks that may wait. Raises ValueError if it is mirrored already, MemoryError."""
+    def asks(self, most: int = 65536) -> NDArray[Any]:
+        """ASK_DTYPE[n], at most so many: what has been asked since the last call, as connections are now. Raises ValueError without a mirror."""
+    def answer(self, answers: NDArray[Any]) -> None:
+        """Obey ANSWER_DTYPE[n]: HW_OFFLOAD set or cleared, counters and timeouts of what hardware has seen, rows let go. Raises ValueError."""
+    def everything(self) -> None:
+        """Ask for everything again, with the next calls of asks(): an INSTALL for each row, a REMOVE for each that is torn down."""
+    def advance(self, now: int) -> None:
+        """Time goes on (ns) where no packet comes to tell it: rounds that are due, and connections that expire."""
+    def unsplit(self) -> NDArray[Any]:
+        """UNSPLIT_DTYPE[k]: connections of which hardware has counted packets without telling the directions apart; some may have ended."""
     def flush(self) -> None:
         """Tear down all rows: their connections go back to the tracker."""
     def keep(self, zones: Collection[int]) -> None:

@@ -8,17 +8,22 @@ the next round removes the row. An idle one comes back after 30 s with what it h
 Invariants (check): a row is in the chains of both its tuples; OFFLOAD is set on exactly the connections whose rows are not torn down; none of
 these is dead.
 Source: net/sched/act_ct.c, net/netfilter/nf_flow_table_core.c.
-Not here: verdicts (a packet served has its rules still before it, see shortcut), hardware.
+Not here: verdicts (a packet served has its rules still before it, see shortcut), what hardware is asked for (flowtable_mirrored.pxi), its rules.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 import numpy as np
 
 from ctcore.engine cimport Engine, set_deadline, ticks_left
+from ctcore.flow_changes cimport (
+    ANSWER_COUNTED, ANSWER_INSTALLED, ANSWER_PENDING, ANSWER_REMOVED, ASK_COUNTERS, ASK_INSTALL, ASK_REMOVE, FLOW_ASSURED, FLOW_BIDIRECTIONAL,
+    FLOW_ESTABLISHED, FLOW_SEEN_REPLY, FLOW_SPLIT, FlowAnswer, FlowAsk, rows_of,
+)
 from ctcore.handback cimport handed_back
 from ctcore.hashing cimport hash_of
+from ctcore.lifetime cimport advance_clock
 from ctcore.lowlevel cimport be16, first_bit, likely, prefetch_write, unlikely
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport same_key
@@ -27,6 +32,7 @@ from ctcore.tracker cimport Tracker
 from ctcore.types cimport *
 
 from ctcore import types
+from ctcore.flow_changes import ANSWER_DTYPE, ASK_DTYPE
 
 cdef enum:
     DAY = 86400                 # seconds that a connection has from its admission on, whatever it had before
@@ -42,6 +48,9 @@ REFUSALS = {
     "refused_helper": NOT_HELPER, "refused_seqadj": NOT_SEQADJ, "refused_gre_nat": NOT_GRE_NAT, "refused_gre_key": NOT_GRE_KEY,
     "refused_dying": NOT_DYING, "refused_tuple_busy": NOT_TUPLE_BUSY,
 }
+
+UNSPLIT_DTYPE = np.dtype([("conn_id", "i8"), ("packets", "u8"), ("bytes", "u8")])
+assert UNSPLIT_DTYPE.itemsize == sizeof(Unsplit)
 
 cdef int64_t LEAP = 30 * <int64_t>86400 * 1_000_000_000     # ns: at most a third of what a 32-bit difference of ticks can tell
 
@@ -111,6 +120,9 @@ cdef inline uint32_t idle_ticks(const FlowTable *all, uint8_t proto) noexcept no
     return all.timeout[0 if proto == PROTO_TCP else 1]
 
 
+include "flowtable_mirrored.pxi"
+
+
 # --- admission --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +184,7 @@ cdef uint8_t flow_admit(FlowTable *all, Engine *ct, const Packet *p, uint32_t fl
     entry.status |= OFFLOAD
     set_deadline(ct, entry, DAY * <uint32_t>(SECOND // ct.set.tick_ns))
     all.admitted += 1
+    flow_ask(all, all.of[flow >> 1], ASK_INSTALL)
     return OFFLOAD_SOFTWARE
 
 
@@ -195,7 +208,7 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     row.conn_id, row.conn, row.zone = entry.flow[ORIG].id, conn, zone
     row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
     row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
-    row.cause = OFFLOAD_NONE
+    row.cause, row.hw = OFFLOAD_NONE, 0
     all.living[number >> 6] |= <uint64_t>1 << (number & 63)
     for dir in range(2):
         row.key[dir] = key[dir]
@@ -237,7 +250,10 @@ cdef uint8_t flow_serve(FlowTable *all, Engine *ct, const Packet *p, uint32_t fo
     if unlikely(not row.flags & ROW_ASSURED) and entry.status & ASSURED:
         row.flags |= ROW_ASSURED
     if unlikely(dir == REPLY and not row.flags & ROW_BIDIRECTIONAL):
-        row.flags |= ROW_BIDIRECTIONAL if row.flags & ROW_ASSURED else 0
+        if row.flags & ROW_ASSURED:
+            row.flags |= ROW_BIDIRECTIONAL
+        elif row.hw & HW_ESTABLISHED:
+            return NOT_ASSURED              # its rules say already what this packet could change (A5.39)
         renewed = True
     if p.key.proto == PROTO_TCP and unlikely(p.tcp_flags & FLAGS_OVER):
         flow_teardown(all, ct, found >> 1, NOT_TEARDOWN_FIN if p.tcp_flags & FIN else NOT_TEARDOWN_RST, ct.tick)
@@ -245,6 +261,7 @@ cdef uint8_t flow_serve(FlowTable *all, Engine *ct, const Packet *p, uint32_t fo
     timeout = <uint32_t>ct.tick + idle_ticks(all, p.key.proto)
     if unlikely(renewed or <int64_t><int32_t>(timeout - row.timeout) * ct.set.tick_ns > SECOND):
         row.timeout = timeout
+        flow_ask(all, found >> 1, ASK_INSTALL)
     if unlikely(not row.flags & ROW_ASSURED):
         return NOT_ASSURED                  # so that it can become so
     if likely(ct.set.acct):
@@ -327,11 +344,22 @@ cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
             at = tick - <uint64_t><int64_t><int32_t>(<uint32_t>tick - row.timeout)
             at = (at + second - 1) // second * second       # the first round that finds it expired
             flow_teardown(all, ct, i, NOT_TEARDOWN_IDLE, at)
+        elif not row.flags & ROW_TEARDOWN and outdated(all, ct, row):
+            flow_teardown(all, ct, i, NOT_TEARDOWN_OUTDATED, tick)
         if row.flags & ROW_TEARDOWN:
-            row_remove(all, ct, i)
-        elif all.extends:
-            extend(ct, &ct.pool.entry[row.conn], tick)
+            leave(all, ct, i)
+        else:
+            if all.extends:
+                extend(ct, &ct.pool.entry[row.conn], tick)
+            ask_counters(all, ct, i, <uint32_t>tick)
         i = next_living(all, i + 1)
+
+
+cdef dict hardware_counters(const Asks *asks):
+    return {
+        "hw_asks": asks.taken, "hw_asks_waiting": asks.count, "hw_asks_lost": asks.lost, "hw_answers_stale": asks.stale, "hw_packets": asks.packets,
+        "hw_bytes": asks.bytes, "hw_packets_unsplit": asks.unsplit_packets, "hw_packets_late": asks.late_packets,
+    }
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
@@ -370,6 +398,8 @@ cdef class Flows:
         if self.all.row != NULL:
             self.all.engine.offloaded_gone, self.all.engine.offloaded_who = NULL, NULL
             unmap_memory(self.all.row, self.size)
+        if self.all.asks != NULL:
+            unmap_memory(self.asks_of.unsplit, self.asks_size)
 
     @property
     def count(self):
@@ -380,7 +410,68 @@ cdef class Flows:
         cdef FlowTable *all = &self.all
         ended = {each.name.removeprefix("NOT_").lower(): all.torn_down[<int>each] for each in types.Offload if each.name.startswith("NOT_TEARDOWN_")}
         refused = {name: all.refused[number] for name, number in REFUSALS.items()}
-        return {"flows": all.count, "admitted": all.admitted, "served": all.served, **ended, **refused}
+        told = {"flows": all.count, "admitted": all.admitted, "served": all.served, **ended, **refused}
+        return told if all.asks == NULL else {**told, **hardware_counters(all.asks)}
+
+    # --- hardware -------------------------------------------------------------------------------------------------------------------------
+
+    def mirrored(self, uint32_t capacity=65536):
+        """See flowtable.pyi."""
+        cdef Asks *asks = &self.asks_of
+        cdef size_t unsplit = self.all.size * sizeof(Unsplit)
+        if self.all.asks != NULL or not capacity:
+            raise ValueError("flow table: expected one that is not mirrored yet, and room for an ask at least")
+        self.asks_size = (unsplit + capacity * sizeof(Token) + 4095) & ~<size_t>4095
+        asks.unsplit = <Unsplit *>map_memory(self.asks_size)
+        if asks.unsplit == NULL:
+            raise MemoryError(f"no memory for {capacity} asks of a flow table")
+        asks.token, asks.size = <Token *>(<char *>asks.unsplit + unsplit), capacity
+        asks.sweep = 0 if self.all.count else <uint32_t>NO_ROW
+        self.all.asks = asks
+
+    def asks(self, uint32_t most=65536):
+        """See flowtable.pyi."""
+        cdef Asks *asks = self.known_asks()
+        cdef uint32_t room
+        room = most if asks.sweep != NO_ROW or asks.missed else min(most, asks.count)
+        taken = np.empty(room, dtype=ASK_DTYPE)
+        if room:
+            taken = taken[:asks_take(&self.all, <FlowAsk *><size_t>taken.ctypes.data, room)]
+        return taken
+
+    def answer(self, answers not None):
+        """See flowtable.pyi."""
+        cdef const FlowAnswer *row = <const FlowAnswer *>rows_of(answers, ANSWER_DTYPE, "answers")
+        cdef Py_ssize_t i
+        self.known_asks()
+        for i in range(len(answers)):
+            flow_answer(&self.all, row + i)
+
+    def everything(self):
+        """See flowtable.pyi."""
+        self.known_asks().sweep = 0
+
+    def advance(self, now):
+        """See flowtable.pyi."""
+        cdef int64_t time = now
+        self.tracker.idle()
+        if time >= self.all.next_round:
+            flow_round(&self.all, self.all.engine, time)
+        advance_clock(self.all.engine, time)
+
+    def unsplit(self):
+        """See flowtable.pyi."""
+        cdef Asks *asks = self.known_asks()
+        counted = np.array(<Unsplit[:self.all.engine.pool.used]>asks.unsplit) if self.all.engine.pool.used else np.empty(0, dtype=UNSPLIT_DTYPE)
+        return counted[counted["packets"] > 0]
+
+    cdef Asks *known_asks(self) except NULL:
+        self.tracker.idle()
+        if self.all.asks == NULL:
+            raise ValueError("flow table: expected one that is mirrored")
+        return self.all.asks
+
+    # --- all of it ------------------------------------------------------------------------------------------------------------------------
 
     def flush(self):
         """See flowtable.pyi."""
@@ -401,14 +492,14 @@ cdef class Flows:
         while i != NO_ROW:
             if not kept[self.all.row[i].zone]:
                 flow_teardown(&self.all, self.all.engine, i, NOT_TEARDOWN_FLUSH, self.all.engine.tick)
-                row_remove(&self.all, self.all.engine, i)
+                leave(&self.all, self.all.engine, i)
             i = next_living(&self.all, i + 1)
 
     def check(self):
         """See flowtable.pyi."""
         cdef FlowTable *all = &self.all
         cdef FlowRow *row
-        cdef uint32_t i = next_living(all, 0), live = 0, marked = 0
+        cdef uint32_t i = next_living(all, 0), live = 0, marked = 0, waiting = 0
         cdef int dir
         while i != NO_ROW:
             row = &all.row[i]
@@ -416,11 +507,14 @@ cdef class Flows:
             for dir in range(2):
                 if flow_find(all, all.engine, &row.key[dir]) != (i << 1 | dir):
                     raise AssertionError(f"row {i}: not in the chain of its tuple of direction {dir}")
+            waiting += (row.hw & HW_WAITS << ASK_INSTALL != 0) + (row.hw & HW_WAITS << ASK_COUNTERS != 0) + (row.hw & HW_WAITS << ASK_REMOVE != 0)
             if not row.flags & ROW_TEARDOWN:
                 marked += 1
                 if not all.engine.pool.entry[row.conn].status & OFFLOAD or all.engine.pool.entry[row.conn].flow[ORIG].id != row.conn_id:
                     raise AssertionError(f"row {i}: connection {row.conn_id} has no OFFLOAD, or is another one")
             i = next_living(all, i + 1)
+        if all.asks != NULL and waiting > all.asks.count:
+            raise AssertionError(f"{waiting} asks wait by the marks of their rows, {all.asks.count} are there")
         if live != all.count:
             raise AssertionError(f"{live} rows live, {all.count} are counted")
         offloaded = int(np.count_nonzero(self.tracker.conns()["status"] & <int>OFFLOAD))

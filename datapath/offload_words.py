@@ -14,7 +14,7 @@ WHY_NOT: dict[int, str] = {
     Offload.NOT_GRE_NAT: "GRE is served without translation only",
     Offload.NOT_GRE_KEY: "GRE is served without keys only",
     Offload.NOT_DYING: "its connection is ending",
-    Offload.NOT_TUPLE_BUSY: "another connection in the table has its tuple",
+    Offload.NOT_TUPLE_BUSY: "another connection in the table has its tuple, or its own former entry for up to a second after it was flushed",
     Offload.NOT_FRAGMENT: "it is a fragment, or broken",
     Offload.NOT_IP_OPTIONS: "its IP header has options or extensions",
     Offload.NOT_TTL: "its TTL or hop limit is at its end",
@@ -24,6 +24,7 @@ WHY_NOT: dict[int, str] = {
     Offload.NOT_TEARDOWN_IDLE: "its connection was idle, and has left the table",
     Offload.NOT_TEARDOWN_DYING: "its connection has been ended, and has left the table",
     Offload.NOT_TEARDOWN_FLUSH: "the table was flushed",
+    Offload.NOT_TEARDOWN_OUTDATED: "hardware took its connection for one that no reply has been seen of, so that it has left the table",
 }
 # All that a record may say.
 OFFLOAD_WORDS: dict[int, str] = {

@@ -1,5 +1,5 @@
-"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/rules.schema.json, the tables of docs/rules.md,
-docs/records.md and docs/metrics.md, and the outputs shown in README.md.
+"""Writes what of the documentation is made from the code: docs/states.md, docs/reasons.md, docs/offload-reasons.md, docs/rules.schema.json,
+the tables of docs/rules.md, docs/records.md and docs/metrics.md, and the outputs shown in README.md.
 
     python docs/generate.py            # or make docs
 
@@ -29,10 +29,14 @@ def printed(*argv: str) -> str:
 
 def pages() -> dict[str, str]:
     """The generated pages by their names under docs/."""
+    sys.path.insert(0, str(ROOT))
+    from offload.contract import why
+
     return {
         "states.md": printed("states", "--format", "markdown"),
         "reasons.md": printed("states", "--reasons", "--format", "markdown"),
         "rules.schema.json": printed("rules", "schema"),
+        "offload-reasons.md": why.page(),
     }
 
 
@@ -85,8 +89,8 @@ def records() -> dict[str, str]:
 def metrics() -> dict[str, str]:
     """The marked parts of docs/metrics.md by their names."""
     sys.path.insert(0, str(ROOT))
-    from datapath.live.metrics import RING_DROPS, table_rows
-    from datapath.live.rows import COUNTERS
+    from datapath.live.metrics import table_rows
+    from datapath.live.rows import COUNTERS, RING_DROPS
 
     drops = [(f"`{name[:2]}`", f"`{reason}`", COUNTERS[name]) for name, reason in RING_DROPS.items()]
     return {

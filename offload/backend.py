@@ -26,4 +26,4 @@ class Backend(Protocol):
 
     @property
     def resets(self) -> int:
-        """How often hardware has begun anew, with nothing in its tables."""
+        """How often hardware has begun anew, with nothing in its tables. What was asked before is not answered any more."""

@@ -1,6 +1,6 @@
 # What a mirror and a backend tell each other; see records.pyx.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.types cimport Key
 
@@ -32,7 +32,7 @@ ctypedef struct Command:
 ctypedef struct Reply:
     uint64_t cookie
     int64_t used                # ns: of OP_STATS: when the last packet came; 0: none yet
-    uint64_t packets            # since the last OP_STATS of this cookie
+    uint64_t packets            # that were not told yet: of a counter that both directions share each is told once, whichever is asked
     uint64_t bytes
     int32_t error               # 0, or a positive errno (A8)
     uint8_t op

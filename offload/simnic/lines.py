@@ -67,7 +67,7 @@ class Line:
 
     def due(self, now: int) -> NDArray[Any]:
         """WAITING_DTYPE[n]: what is ready at `now`, in order; it waits no more."""
-        if now < self.earliest:
+        if now < self.earliest or not self._parts:  # captures may be of any time
             return np.zeros(0, dtype=WAITING_DTYPE)
         found = []
         left: deque[NDArray[Any]] = deque()

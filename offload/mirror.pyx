@@ -1,0 +1,506 @@
+"""The mirror of what hardware holds: what it should have of each flow, what it has, and the commands that lead from one to the other.
+
+Theory of operation: asks of a flow table, replies of hardware and the time come in as arrays; commands and answers go out as arrays. A flow has one
+job at most: to add rules, to destroy them, or to count. Another one that is asked for meanwhile is dropped and counted, since the flow table asks
+again (A3.21); that a flow is going is remembered. Commands wait in a ring until hardware takes them, and are made up then. Those it has are in one
+list, the oldest first, which is how overdue answers are found.
+One flow: INSTALL -> REPLACE of both directions -> 0, 0 -> INSTALLED; COUNTERS -> STATS of one, then of the other -> COUNTED; REMOVE -> DESTROY of
+both -> REMOVED. Hardware that is full refuses: the flow lives on in software, and is tried again later and later; or another one makes room.
+After a reset everything is desired again, and put back a piece with each call.
+A rule whose REPLACE got no answer is in doubt, and is destroyed before anything else is done. Answers later than that may be taken for another's
+of the same rule; audit() finds what came of it.
+Invariants (check): at most two rules a flow; each command in the ring is of a job that waits for it; the gauges are what a count says.
+Source: net/netfilter/nf_flow_table_offload.c; contract A3, A4, A8.
+Not here: which flows are to be in hardware (flow table), hardware (backend), who carries the arrays (pump).
+"""
+
+cimport cython
+import numpy as np
+
+from libc.errno cimport EEXIST, ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, ETIMEDOUT
+from libc.math cimport exp, fmin
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
+
+from ctcore.flow_changes cimport (
+    ANSWER_COUNTED, ANSWER_INSTALLED, ANSWER_PENDING, ANSWER_REFUSED, ANSWER_REMOVED, ASK_COUNTERS, ASK_INSTALL, ASK_REMOVE, FLOW_BIDIRECTIONAL,
+    FLOW_ESTABLISHED, FLOW_SEEN_REPLY, FLOW_SPLIT, FlowAnswer, FlowAsk, rows_of,
+)
+from ctcore.lowlevel cimport first_bit, prefetch_write
+from ctcore.pool cimport map_memory, unmap_memory
+from ctcore.table cimport same_key
+from ctcore.types cimport ORIG, PROTO_TCP, PROTO_UDP, REPLY, Key
+from offload.records cimport CT_ESTABLISHED, CT_ESTABLISHED_REPLY, CT_NEW, OP_DESTROY, OP_REPLACE, OP_STATS, Command, Reply
+
+from enum import IntEnum
+
+from ctcore.errors import ConfigError
+from ctcore.flow_changes import ANSWER_DTYPE, ASK_DTYPE
+from offload.contract.why import Why, of_error
+from offload.mirror_settings import POLICIES, MirrorSettings
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Ctinfo
+
+cdef enum:
+    FOUND_EXTRA = 1             # hardware has a rule that it should not have
+    FOUND_MISSING = 2
+    FOUND_DIFFERENT = 3
+    AHEAD = 8                   # rows that are fetched before they are needed
+    MOST_ANSWERS = 4            # that one ask, reply or overdue job leads to
+    MEMORY_MS = 4000            # of a rate
+    BUDGET = 4096               # rows that advance() looks at
+
+assert sizeof(Mirrored) == 160
+
+Job = IntEnum("Job", {"NONE": NO_JOB, "ADD": JOB_ADD, "DEL": JOB_DEL, "STATS": JOB_STATS}, module=__name__)
+Found = IntEnum("Found", {"EXTRA": FOUND_EXTRA, "MISSING": FOUND_MISSING, "DIFFERENT": FOUND_DIFFERENT}, module=__name__)
+AUDIT_DTYPE = np.dtype([("cookie", "u8"), ("row", "u4"), ("dir", "u1"), ("found", "u1"), ("pad", "u1", 2)])
+BYTES_PER_FLOW = sizeof(Mirrored) + 2 * sizeof(uint32_t) + 0.125
+JOBS = {JOB_ADD: "add", JOB_DEL: "del", JOB_STATS: "stats"}
+
+cdef uint8_t[4] OPS = [0, OP_REPLACE, OP_DESTROY, OP_STATS]
+
+include "mirror_jobs.pxi"
+
+
+cdef inline void fetch(const Mirrored *row) noexcept nogil:
+    prefetch_write(row)
+    prefetch_write(<const char *>row + 64)
+    prefetch_write(<const char *>row + 128)
+
+
+# --- asks -------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline bint translated(const Key *a, const Key *b) noexcept nogil:
+    """Whether b is another tuple than the inverse of a."""
+    return (
+        a.src[0] != b.dst[0] or a.src[1] != b.dst[1] or a.dst[0] != b.src[0] or a.dst[1] != b.src[1] or a.sport != b.dport or a.dport != b.sport
+    )
+
+
+cdef void measure(State *m, Mirrored *row, uint64_t more) noexcept nogil:
+    """So many bytes more than before. The rate forgets as e**(-t/4 s): right for lumps of any distance, and low for what has just begun."""
+    cdef uint32_t now = <uint32_t>(m.now // 1_000_000)
+    cdef double passed = <double>(now - row.measured) / MEMORY_MS
+    row.bytes += more
+    row.rate = <float>(row.rate * exp(-fmin(passed, 60.0)) + <double>more * 1000.0 / MEMORY_MS)
+    row.measured = now
+
+
+cdef void settle(State *m, uint32_t number) noexcept nogil:
+    """A flow that does not know of hardware's last reset: nothing of it is there, and it is put back, or it is gone."""
+    cdef Mirrored *row = &m.row[number]
+    cdef bint had = installed(row) != 0
+    if row.epoch == m.epoch or not row.flags & KNOWN:
+        return
+    row.epoch = m.epoch
+    row.held[ORIG] = row.held[REPLY] = 0
+    row.job, row.waits, row.queued, row.doubt, row.error, row.tries, row.due = NO_JOB, 0, 0, 0, 0, 0, 0
+    row.next = row.prev = NONE
+    row.flags &= ~<uint16_t>(LEAVING | WAITING | EVICTED)
+    if row.flags & GOING:
+        depart(m, number)
+        return
+    if had:
+        say_state(m, number)
+    install(m, number, True)
+
+
+cdef void install(State *m, uint32_t number, bint own) noexcept nogil:
+    """A flow without a job gets the rules that it lacks. own: nobody has asked for that."""
+    cdef Mirrored *row = &m.row[number]
+    cdef uint8_t dirs = needed(row), proto = row.key[ORIG].proto
+    if not dirs:
+        say_state(m, number)
+    elif proto != PROTO_TCP and proto != PROTO_UDP and translated(&row.key[ORIG], &row.key[REPLY]):
+        row.error = EOPNOTSUPP          # A4.32
+        m.tally.refused_unsupported += 1
+        say_state(m, number)
+    elif own:
+        begin_own(m, number, JOB_ADD, dirs)
+    else:
+        begin(m, number, JOB_ADD, dirs)
+
+
+cdef void meet(State *m, const FlowAsk *ask) noexcept nogil:
+    """A flow that was not known."""
+    cdef Mirrored *row = &m.row[ask.row]
+    memset(row, 0, sizeof(Mirrored))
+    row.key[ORIG], row.key[REPLY] = ask.key[ORIG], ask.key[REPLY]
+    row.conn, row.serial, row.epoch, row.flags, row.bytes = ask.conn, ask.serial, m.epoch, KNOWN, ask.bytes
+    row.measured = <uint32_t>(m.now // 1_000_000)
+    row.next = row.prev = NONE
+    m.used = max(m.used, ask.row + 1)
+    m.known += 1
+
+
+cdef void asked_install(State *m, const FlowAsk *ask) noexcept nogil:
+    cdef Mirrored *row = &m.row[ask.row]
+    if ask.bytes > row.bytes:
+        measure(m, row, ask.bytes - row.bytes)
+    if row.flags & GOING:
+        m.tally.strange += 1
+        return
+    if row.job != NO_JOB:
+        m.tally.dropped[JOB_ADD] += 1   # A3.21
+        return
+    if row.due > m.now:
+        m.tally.held_back += 1
+        say_state(m, ask.row)
+        return
+    wait_no_more(m, ask.row)
+    row.label[0], row.label[1], row.mark = ask.label[0], ask.label[1], ask.mark
+    if ask.flags & FLOW_BIDIRECTIONAL:
+        row.flags |= BIDIRECTIONAL
+    if ask.flags & FLOW_SEEN_REPLY:
+        row.flags |= SEEN_REPLY
+    install(m, ask.row, False)
+
+
+cdef void asked_counters(State *m, const FlowAsk *ask) noexcept nogil:
+    cdef Mirrored *row = &m.row[ask.row]
+    if row.job != NO_JOB:
+        m.tally.dropped[JOB_STATS] += 1
+    elif not installed(row):
+        say_state(m, ask.row)
+    else:
+        begin(m, ask.row, JOB_STATS, 1 if row.held[ORIG] else 2)
+
+
+cdef void asked_remove(State *m, const FlowAsk *ask) noexcept nogil:
+    cdef Mirrored *row = &m.row[ask.row]
+    wait_no_more(m, ask.row)
+    if row.job != NO_JOB:
+        m.tally.dropped[JOB_DEL] += 1   # and begun when the other one ends
+    elif row.due <= m.now or not row.flags & GOING:
+        row.flags |= GOING
+        depart(m, ask.row)
+    row.flags |= GOING if row.flags & KNOWN else 0
+
+
+cdef void asked(State *m, const FlowAsk *ask) noexcept nogil:
+    if ask.row >= m.size or ask.ask < ASK_INSTALL or ask.ask > ASK_REMOVE:
+        m.tally.strange += 1
+        return
+    settle(m, ask.row)
+    if not m.row[ask.row].flags & KNOWN:
+        if ask.ask != ASK_INSTALL:
+            say(m, ask.row, ask.serial, ANSWER_REMOVED if ask.ask == ASK_REMOVE else ANSWER_REFUSED)
+            return
+        meet(m, ask)
+    elif m.row[ask.row].serial != ask.serial:
+        m.tally.strange += 1            # a row may not be another's before it was told that its rules are gone
+        return
+    if ask.ask == ASK_INSTALL:
+        asked_install(m, ask)
+    elif ask.ask == ASK_COUNTERS:
+        asked_counters(m, ask)
+    else:
+        asked_remove(m, ask)
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void refuse(State *m, Mirrored *row, int32_t error) noexcept nogil:
+    row.error = <int16_t>min(max(error, 1), 0x7FFF)
+    if error == ENOSPC or error == ENOMEM:
+        m.tally.refused_full += 1
+    elif error == EOPNOTSUPP:
+        m.tally.refused_unsupported += 1
+    else:
+        m.tally.refused_other += 1
+
+
+cdef void replied_add(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
+    cdef Mirrored *row = &m.row[number]
+    if error != 0 and error != EEXIST:
+        row.doubt &= ~<uint8_t>(1 << dir)
+        refuse(m, row, error)
+        return
+    m.tally.accepted += error == 0 and not row.held[dir]
+    m.tally.existed += error == EEXIST
+    hold(m, number, dir, wanted(row, dir))
+
+
+cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
+    if error == 0 or error == ENOENT:
+        m.tally.destroyed += error == 0
+        m.tally.missing += error != 0
+        hold(m, number, dir, 0)
+    else:
+        m.tally.undestroyed += 1
+        m.row[number].error = <int16_t>min(max(error, 1), 0x7FFF)
+
+
+cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
+    """A6.49, 50. One direction after the other, unless one counter serves both."""
+    cdef Mirrored *row = &m.row[number]
+    cdef FlowAnswer *a
+    if reply.error == ENOENT:
+        m.tally.missing += 1
+        hold(m, number, dir, 0)
+    elif reply.error != 0:
+        m.tally.uncounted += 1
+    if reply.error == 0:
+        measure(m, row, reply.bytes)
+        say(m, number, row.serial, ANSWER_COUNTED)
+        a = &m.answer[m.answers - 1]
+        a.used, a.flags = reply.used, 0 if reply.shared else <uint8_t>FLOW_SPLIT
+        a.packets[0 if reply.shared else dir], a.bytes[0 if reply.shared else dir] = reply.packets, reply.bytes
+    elif installed(row):
+        say(m, number, row.serial, ANSWER_COUNTED)
+    if dir == ORIG and row.held[REPLY] and not (reply.error == 0 and reply.shared):
+        if not row.flags & GOING:
+            say(m, number, row.serial, ANSWER_PENDING)
+        enqueue(m, number, 1 << REPLY)
+
+
+cdef void replied(State *m, const Reply *reply) noexcept nogil:
+    cdef uint32_t number = <uint32_t>(reply.cookie >> 1)
+    cdef int dir = reply.cookie & 1
+    cdef uint8_t bit = <uint8_t>(1 << dir)
+    cdef Mirrored *row
+    if number >= m.size:
+        m.tally.strays += 1
+        return
+    row = &m.row[number]
+    if (
+        not row.flags & KNOWN or row.epoch != m.epoch or reply.cookie >> 33 != row.serial & 0x7FFFFFFF or row.job == NO_JOB
+        or OPS[row.job] != reply.op or not row.waits & ~row.queued & bit
+    ):
+        m.tally.strays += 1
+        return
+    m.outstanding -= 1
+    row.waits &= ~bit
+    if row.job == JOB_ADD:
+        replied_add(m, number, dir, reply.error)
+    elif row.job == JOB_DEL:
+        replied_del(m, number, dir, reply.error)
+    else:
+        replied_stats(m, number, dir, reply)
+    if not row.waits:
+        finish(m, number)
+    elif not row.waits & ~row.queued:
+        unlink(m, &m.sent, number)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef void overdue(State *m, uint32_t number) noexcept nogil:
+    """Hardware has not answered in time: ask again, and in the end destroy whatever has come of it."""
+    cdef Mirrored *row = &m.row[number]
+    cdef uint8_t late = row.waits & ~row.queued, n = (late & 1) + (late >> 1)
+    unlink(m, &m.sent, number)
+    m.outstanding -= n
+    m.tally.lost += n
+    row.lost += row.lost < 255
+    if row.job == JOB_DEL or row.queued or (row.job == JOB_ADD and row.lost < m.tries):
+        enqueue(m, number, late)
+        return
+    row.waits = 0
+    if row.job == JOB_ADD:
+        row.doubt |= late
+        row.error = ETIMEDOUT
+    else:
+        say(m, number, row.serial, ANSWER_COUNTED)      # nothing is known
+    finish(m, number)
+
+
+cdef void forget_hardware(State *m) noexcept nogil:
+    """Hardware has begun anew: nothing that was asked is answered any more."""
+    m.epoch += 1
+    m.first = m.count = m.outstanding = m.rules = m.offloaded = 0
+    memset(m.pending, 0, sizeof(m.pending))
+    memset(m.holding, 0, (m.size + 63) // 64 * sizeof(uint64_t))
+    m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
+    m.sweep = 0
+    m.tally.resets += 1
+
+
+cdef void command(const State *m, uint32_t token, Command *c) noexcept nogil:
+    cdef const Mirrored *row = &m.row[token >> 1]
+    cdef int dir = token & 1
+    memset(c, 0, sizeof(Command))
+    c.match = row.key[dir]
+    c.to = row.key[1 - dir]             # turned round: what the other direction answers is what leaves (A4.31)
+    c.to.src[0], c.to.src[1], c.to.dst[0], c.to.dst[1] = c.to.dst[0], c.to.dst[1], c.to.src[0], c.to.src[1]
+    c.to.sport, c.to.dport = c.to.dport, c.to.sport
+    c.cookie = (<uint64_t>row.serial << 32 | token >> 1) << 1 | dir
+    c.conn, c.label[0], c.label[1], c.mark = row.conn, row.label[0], row.label[1], row.mark
+    c.op, c.ctinfo, c.dir = OPS[row.job], wanted(row, dir), dir
+
+
+cdef void taken(State *m) noexcept nogil:
+    """Hardware has the oldest command of the ring."""
+    cdef uint32_t number = m.token[m.first] >> 1
+    cdef Mirrored *row = &m.row[number]
+    row.queued &= ~<uint8_t>(1 << (m.token[m.first] & 1))
+    m.first = <uint32_t>((<uint64_t>m.first + 1) % (2 * <uint64_t>m.size))
+    m.count -= 1
+    m.outstanding += 1
+    m.tally.commands[row.job] += 1
+    unlink(m, &m.sent, number)
+    row.due = m.now + m.limit
+    link(m, &m.sent, number)
+
+
+include "mirror_told.pxi"
+
+
+# --- from Python ------------------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Mirror:
+    """See mirror.pyi."""
+
+    def __cinit__(self, uint32_t flows, settings=None):
+        cdef State *m = &self.all
+        cdef size_t rows = flows * sizeof(Mirrored), bits = (<size_t>flows + 63) // 64 * sizeof(uint64_t)
+        if not 0 < flows < 1 << 31:
+            raise ConfigError(f"flows = {flows}: expected a number from 1 to {(1 << 31) - 1}")
+        settings = MirrorSettings() if settings is None else settings
+        memset(m, 0, sizeof(State))
+        self.settings, self.resets = settings, -1
+        self.memory = (rows + bits + 2 * <size_t>flows * sizeof(uint32_t) + 4095) & ~<size_t>4095
+        m.row = <Mirrored *>map_memory(self.memory)
+        if m.row == NULL:
+            raise MemoryError(f"no memory for the mirror of {flows} flows")
+        m.holding = <uint64_t *>(m.row + flows)
+        m.token = <uint32_t *>(<char *>m.holding + bits)
+        m.size = flows
+        m.sweep = m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
+        m.limit, m.backoff, m.backoff_most = <int64_t>(settings.reply_limit * 1e9), <int64_t>(settings.backoff * 1e9), <int64_t>(settings.backoff_most * 1e9)
+        m.clearly, m.window, m.look, m.tries, m.policy = settings.clearly, settings.window, settings.look, settings.tries, POLICIES.index(settings.policy)
+
+    def __dealloc__(self):
+        unmap_memory(self.all.row, self.memory)
+        free(self.all.answer)
+
+    cdef int reserve(self, size_t rows) except -1:
+        """Room for what so many asks, replies or rows may lead to."""
+        cdef State *m = &self.all
+        cdef size_t room = m.answers + MOST_ANSWERS * rows
+        cdef FlowAnswer *more
+        if room > m.room:
+            room = max(room, 2 * <size_t>m.room)
+            more = <FlowAnswer *>realloc(m.answer, room * sizeof(FlowAnswer))
+            if more == NULL:
+                raise MemoryError(f"no memory for {room} answers to a flow table")
+            m.answer, m.room = more, <uint32_t>room
+        return 0
+
+    def feed(self, asks, now):
+        """See mirror.pyi."""
+        cdef const FlowAsk *ask = <const FlowAsk *>rows_of(asks, ASK_DTYPE, "asks")
+        cdef Py_ssize_t i, n = len(asks)
+        cdef State *m = &self.all
+        self.reserve(n)
+        m.now = max(m.now, <int64_t>now)
+        with nogil:
+            for i in range(n):
+                if i + AHEAD < n and ask[i + AHEAD].row < m.size:
+                    fetch(&m.row[ask[i + AHEAD].row])
+                asked(m, &ask[i])
+
+    def replies(self, rows, now):
+        """See mirror.pyi."""
+        cdef const Reply *reply = <const Reply *>rows_of(rows, REPLY_DTYPE, "replies")
+        cdef Py_ssize_t i, n = len(rows)
+        cdef State *m = &self.all
+        self.reserve(n)
+        m.now = max(m.now, <int64_t>now)
+        with nogil:
+            for i in range(n):
+                if i + AHEAD < n and <uint32_t>(reply[i + AHEAD].cookie >> 1) < m.size:
+                    fetch(&m.row[<uint32_t>(reply[i + AHEAD].cookie >> 1)])
+                replied(m, &reply[i])
+
+    def advance(self, now):
+        """See mirror.pyi."""
+        cdef State *m = &self.all
+        cdef int left = BUDGET
+        self.reserve(2 * BUDGET)
+        m.now = max(m.now, <int64_t>now)
+        with nogil:
+            while left and m.sent.head != NONE and m.row[m.sent.head].due <= m.now:
+                overdue(m, m.sent.head)
+                left -= 1
+            left = BUDGET
+            while left and m.sweep != NONE:
+                if m.sweep >= m.used:
+                    m.sweep = NONE
+                    break
+                settle(m, m.sweep)
+                m.sweep += 1
+                left -= 1
+
+    def reset(self, now):
+        """See mirror.pyi."""
+        self.all.now = max(self.all.now, <int64_t>now)
+        forget_hardware(&self.all)
+
+    def commands(self, uint32_t most=BUDGET):
+        """See mirror.pyi."""
+        cdef State *m = &self.all
+        cdef uint32_t i, at, n = min(most, min(m.count, m.window - min(m.window, m.outstanding)))
+        made = np.empty(n, dtype=COMMAND_DTYPE)
+        cdef Command *c = <Command *><size_t>made.ctypes.data
+        with nogil:
+            for i in range(n):
+                at = <uint32_t>((<uint64_t>m.first + i) % (2 * <uint64_t>m.size))
+                if i + AHEAD < n:
+                    fetch(&m.row[m.token[<uint32_t>((<uint64_t>m.first + i + AHEAD) % (2 * <uint64_t>m.size))] >> 1])
+                command(m, m.token[at], &c[i])
+        return made
+
+    def sent(self, uint32_t n, now):
+        """See mirror.pyi."""
+        cdef State *m = &self.all
+        cdef uint32_t i
+        if n > m.count:
+            raise ValueError(f"sent: expected at most the {m.count} commands that there are, not {n}")
+        m.now = max(m.now, <int64_t>now)
+        with nogil:
+            for i in range(n):
+                taken(m)
+
+    def answers(self):
+        """See mirror.pyi."""
+        cdef State *m = &self.all
+        told = np.empty(m.answers, dtype=ANSWER_DTYPE)
+        if m.answers:
+            memcpy(<void *><size_t>told.ctypes.data, m.answer, m.answers * sizeof(FlowAnswer))
+        m.answers = 0
+        return told
+
+    @property
+    def size(self):
+        return self.all.size
+
+    @property
+    def waiting(self):
+        return self.all.count
+
+    def counters(self):
+        """See mirror.pyi."""
+        return counters_of(&self.all)
+
+    def why(self, uint32_t row):
+        """See mirror.pyi."""
+        return why_of(&self.all, row)
+
+    def reasons(self):
+        """See mirror.pyi."""
+        return reasons_of(&self.all)
+
+    def audit(self, held):
+        """See mirror.pyi."""
+        return audit_of(&self.all, held)
+
+    def check(self):
+        """See mirror.pyi."""
+        check_all(&self.all)
