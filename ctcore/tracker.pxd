@@ -14,11 +14,13 @@ cdef class Tracker:
     cdef size_t help_size       # extensions, and helpers by port
     cdef size_t zones_size
     cdef size_t evictions_size
-    cdef size_t nat_size
+    cdef size_t nat_size        # links and chains
+    cdef size_t rules_size
     cdef StrayTable strays      # keeps what ct points to
     cdef bint busy              # a thread is at work without the GIL
 
-    cdef int start_nat(self) except -1
+    cdef int start_nat(self, object rules) except -1
+    cdef int put_rules(self, object rules) except -1
     cdef int enter(self) except -1
     cdef int idle(self) except -1
     cdef int prepare_helpers(self, object config) except -1

@@ -9,6 +9,7 @@ from libc.string cimport memcpy, memset
 
 import ipaddress
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from ctcore.filter import ALL_LABELS, ALL_MARKS
 from ctcore.hashing cimport hash_of, hash_seed
 from ctcore.helpers.registry cimport fill_helpers
 from ctcore.lifetime cimport advance_clock, deadline_time, kill
-from ctcore.nat_chain cimport nat_fault
+from ctcore.nat_chain cimport nat_fault, nat_link
 from ctcore.nat_rules import NatPool
 from ctcore.nat_table cimport Nat, NatLink, NatRule
 from ctcore.pool cimport map_memory, pool_fault, unmap_memory
@@ -119,7 +120,7 @@ cdef class Tracker:
         self.evictions_size = whole_pages(ct.evictions.size * sizeof(Eviction))
         self.expect_size = whole_pages(ct.expect.size * sizeof(Expectation) + ct.expect.n_heads * sizeof(uint32_t))
         if config.nat or config.nat_actions:
-            self.start_nat()
+            self.start_nat(config.nat)
         ct.table.bucket = <Bucket *>map_memory(self.conns_size)
         ct.buffer.event = <Event *>map_memory(self.buffer_size)
         ct.expect.row = <Expectation *>map_memory(self.expect_size)
@@ -137,28 +138,63 @@ cdef class Tracker:
         zones_fill(&ct.zones, config)
         wheel_init(&ct.wheel, ct.pool.entry, config.hz)
 
-    cdef int start_nat(self) except -1:
-        """Rules, if there are any, links and chains in one mapping of their own."""
+    cdef int start_nat(self, object rules) except -1:
+        """Links and chains in one mapping, rules in another one."""
         cdef Nat *nat = &self.ct.nat
-        cdef uint32_t i
-        nat.n_rules = len(self.config.nat)
         nat.n_heads = 4 << (self.config.capacity - 1).bit_length()      # few strangers in a chain
-        self.nat_size = whole_pages(nat.n_rules * sizeof(NatRule) + nat.n_heads * sizeof(uint32_t) + self.ct.pool.capacity * sizeof(NatLink))
-        nat.rule = <NatRule *>map_memory(self.nat_size)
-        if nat.rule == NULL:
+        self.nat_size = whole_pages(nat.n_heads * sizeof(uint32_t) + self.ct.pool.capacity * sizeof(NatLink))
+        if nat.link == NULL:                                            # or else there was no memory for rules, the last time
+            nat.link = <NatLink *>map_memory(self.nat_size)
+        if nat.link == NULL:
             raise MemoryError(f"no memory to translate {self.config.capacity} connections")
-        nat.link = <NatLink *>(nat.rule + nat.n_rules)
         nat.head = <uint32_t *>(nat.link + self.ct.pool.capacity)
         memset(nat.head, 0xFF, nat.n_heads * sizeof(uint32_t))
-        for i in range(nat.n_rules):
-            fill_nat_rule(&nat.rule[i], self.config.nat[i])
         nat.secret = [self.ct.hash_key.word[0], self.ct.hash_key.word[1], self.ct.hash_key.word[2] | 1]
         nat.random = self.config.seed ^ <uint64_t>0x4E41542D73656564
         nat.prefer = [-1, -1]
         nat.prefer_announced = -1
+        self.put_rules(rules)
+
+    cdef int put_rules(self, object rules) except -1:
+        """Those that are there first, with what their pools count, and more behind them. From then on the tracker translates."""
+        cdef Nat *nat = &self.ct.nat
+        cdef uint32_t i, n = len(rules)
+        cdef size_t size = whole_pages(max(n, <uint32_t>1) * sizeof(NatRule))
+        cdef NatRule *room = <NatRule *>map_memory(size)
+        if room == NULL:
+            raise MemoryError(f"no memory for {n} rules that translate")
+        if nat.n_rules:
+            memcpy(room, nat.rule, nat.n_rules * sizeof(NatRule))
+        for i in range(nat.n_rules, n):
+            fill_nat_rule(&room[i], rules[i])
+        unmap_memory(nat.rule, self.rules_size)
+        nat.rule, nat.n_rules, self.rules_size = room, n, size
+
+    def widen(self, config):
+        """See tracker.pyi."""
+        cdef uint32_t conn
+        self.idle()
+        had = self.config
+        if config.nat[:len(had.nat)] != had.nat:
+            raise ConfigError("nat: expected the rules that the tracker has, and more behind them: others have been added meanwhile")
+        wanted = replace(
+            had, nat=config.nat, nat_actions=had.nat_actions or config.nat_actions, helper_actions=had.helper_actions or config.helper_actions,
+        )
+        if self.ct.ext.row == NULL:
+            self.prepare_helpers(wanted)
+        if self.ct.nat.rule != NULL:
+            if len(wanted.nat) > len(had.nat):
+                self.put_rules(wanted.nat)
+        elif wanted.nat or wanted.nat_actions:
+            self.start_nat(wanted.nat)
+            for conn in range(self.ct.pool.used):
+                if self.ct.pool.entry[conn].live:
+                    nat_link(&self.ct, conn)
+        self.config = wanted
 
     def __dealloc__(self):
-        unmap_memory(self.ct.nat.rule, self.nat_size)
+        unmap_memory(self.ct.nat.rule, self.rules_size)
+        unmap_memory(self.ct.nat.link, self.nat_size)
         unmap_memory(self.ct.table.bucket, self.conns_size)
         unmap_memory(self.ct.buffer.event, self.buffer_size)
         unmap_memory(self.ct.expect.row, self.expect_size)

@@ -252,6 +252,7 @@ cpdef enum Reason:
     R_RULE_FIELD
     R_RULE_ROOM
     R_RULE_CUT
+    R_RULE_RESTORE
     R_OVERLOAD
     N_REASONS
 

@@ -226,8 +226,9 @@ class Reason(IntEnum):
     R_RULE_FIELD = 75
     R_RULE_ROOM = 76
     R_RULE_CUT = 77
-    R_OVERLOAD = 78
-    N_REASONS = 79
+    R_RULE_RESTORE = 78
+    R_OVERLOAD = 79
+    N_REASONS = 80
 
 class Offload(IntEnum):
     OFFLOAD_NONE = 0

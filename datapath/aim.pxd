@@ -22,7 +22,7 @@ ctypedef struct Aim:
     uint8_t[BATCH] walks        # which ones they are
     uint32_t[BATCH] guess       # their tuple's hash in that zone; then the slot of their connection, or NO_CONN
 
-cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Packet *row, int n) noexcept nogil
+cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Packet *row, int n, bint decided) noexcept nogil
 
 
 cdef inline Key flow_key(const Key *key, uint32_t hook) noexcept nogil:

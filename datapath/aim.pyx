@@ -19,8 +19,8 @@ from datapath.frame cimport Frame
 from datapath.shortcut cimport NO_SHORTCUT, Shortcut, Shortcuts, home_of, shortcut_candidate
 
 
-cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Packet *row, int n) noexcept nogil:
-    """Find each packet's shortcut, and ask for what it will need.   Reads: hook.   Writes: hash, cut."""
+cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Packet *row, int n, bint decided) noexcept nogil:
+    """Find each packet's shortcut, and ask for what it will need.   Reads: hook.   Writes: hash, cut.   decided: each gets a decision."""
     cdef const Shortcuts *all = aim.cuts
     cdef const Shortcut *cut
     cdef const FlowRow *flow
@@ -53,6 +53,8 @@ cdef void take_aim(Aim *aim, const uint8_t *memory, const Frame *frame, const Pa
             cut = &all.one[aim.cut[i]]
             flow = &aim.flows.row[cut.row[0] >> 1]
             prefetch_write(&aim.ct.pool.entry[flow.conn].flow[cut.row[0] & 1])
+            if decided:                     # which tells of its timeout and status
+                prefetch(&aim.ct.pool.entry[flow.conn].l4)
     if aim.n_walks:
         foresee(aim, row)
 

@@ -25,7 +25,7 @@ from ctcore.nat_rules import NatPool
 from ctcore.types import EVICTION_DTYPE, End, Reason, RewriteFlag, State, Verdict
 from datapath import export, fields
 from datapath.capture import PcapSource
-from datapath.evidence import BAD, Evidence
+from datapath.evidence import BAD, Evidence, Headers
 from datapath.frame import LINK_ETHERNET
 from datapath.interrupt import finished_first
 from datapath.names import printable
@@ -152,10 +152,12 @@ class Replayed:
     stuck: int = 0
     clamped: int = 0
     checksums: Evidence = field(default_factory=Evidence)
+    headers: Headers = field(default_factory=Headers)
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
     rules: RulesAtWork | None = None
+    nic: Any = None  # a commands.offloaded.Offloaded, where there was a NIC in front of the rules
 
 
 def check_files(captures: Sequence[str], outputs: Outputs) -> None:
@@ -201,11 +203,21 @@ def _same(a: str, b: str) -> bool:
     return os.path.realpath(a) == os.path.realpath(b)
 
 
-def replay(captures: Sequence[str], tracking: Tracking, outputs: Outputs, *, summary: bool = True, progress: Progress | None = None) -> Replayed:
-    """Run captures through the datapath and write what is asked for. summary: whether connections are to be counted for people."""
+def replay(
+    captures: Sequence[str],
+    tracking: Tracking,
+    outputs: Outputs,
+    *,
+    summary: bool = True,
+    progress: Progress | None = None,
+    kind: Callable[..., Run] | None = None,
+) -> Replayed:
+    """Run captures through the datapath and write what is asked for. summary: whether connections are to be counted for people; kind: of run, where
+    it is not the one that `tracking` says.
+    """
     check_files(captures, outputs)
     with ExitStack() as stack:
-        run = _kind_of_run(tracking)(stack, tracking, outputs, named=len(captures) > 1, summary=summary)
+        run = (kind or _kind_of_run(tracking))(stack, tracking, outputs, named=len(captures) > 1, summary=summary)
         start = perf_counter()
         try:
             for name in captures:

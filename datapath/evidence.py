@@ -2,22 +2,28 @@
 
 A host that has its NIC calculate checksums captures its own packets before they are: their field holds the sum of the pseudo-header, or nothing,
 or the packet is still (or already) several in one, larger than any that was on a wire.
+What rules never look at, header checksums and what is behind tags, is looked at here in a sample, since it may be why they do not match.
 Not here: verifying checksums (wire), what is said about them (hints). Invariant: however many are bad, a bounded number of frames is looked at.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from ctcore.types import Proto, Reason
 from datapath.fields import KEY
+from datapath.frame import LINK_ETHERNET
 from datapath.wire import parse_batch
 
 BAD = (Reason.R_TCP_CHECKSUM, Reason.R_UDP_CHECKSUM)
+ETHERNET = 14  # bytes
 ENOUGH = 1000  # packets to look at
 CHUNKS = 64  # chunks to look for them in, each of which is parsed once more
+SAMPLE = 2048  # packets of each of these chunks whose headers are looked at
+TAGS = (0x8100, 0x88A8, 0x8847, 0x8848, 0x8864)  # 802.1Q, 802.1ad, MPLS, PPPoE: what stands in front of IP
 LARGEST = 1518  # bytes of an Ethernet frame with a VLAN tag
 
 
@@ -39,6 +45,28 @@ class Evidence:
         for row in np.flatnonzero(np.isin(packets["l4_reason"], BAD))[: ENOUGH - self.looked].tolist():
             self.looked += 1
             self.left += int(frames["len"][row]) > LARGEST or is_partial(packets[row], batch.l4_bytes(row))
+
+
+class Headers:
+    """What the headers of some packets have that rules do not look at. looked: packets; bad_sums: of these, those with a bad IPv4 header checksum;
+    tagged: those with something between Ethernet and IP, by its Ethernet type."""
+
+    def __init__(self) -> None:
+        self.looked = self.bad_sums = self._chunks = 0
+        self.tagged: Counter[int] = Counter()
+
+    def look(self, memory: Any, frames: np.ndarray) -> None:
+        """Look at some of the frames of a chunk."""
+        if self._chunks >= CHUNKS:
+            return
+        self._chunks += 1
+        some = frames[:SAMPLE]
+        self.looked += len(some)
+        self.bad_sums += int(np.count_nonzero(parse_batch(memory, some, checksum=False).array["reason"] == Reason.R_IP_CHECKSUM))
+        at = some["offset"][(some["link"] == LINK_ETHERNET) & (some["caplen"] >= ETHERNET)].astype(np.int64)
+        data = np.frombuffer(memory, np.uint8)
+        kinds, numbers = np.unique(data[at + 12].astype(int) << 8 | data[at + 13], return_counts=True)
+        self.tagged.update({kind: n for kind, n in zip(kinds.tolist(), numbers.tolist(), strict=True) if kind in TAGS})
 
 
 def is_partial(packet: np.void, l4: bytes) -> bool:

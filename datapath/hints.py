@@ -10,9 +10,17 @@ from ctcore.types import Proto, Reason
 from datapath.app import Replayed
 from datapath.evidence import BAD
 from datapath.names import printable
+from datapath.pipeline.rules import ETH_ALL, ETH_QINQ, ETH_VLAN
 
 MANY = 0.05  # share of packets from which something is no accident
 MOST = 0.8
+TAG_NAMES = {
+    0x8100: "with an 802.1Q tag",
+    0x88A8: "with an 802.1ad tag",
+    0x8847: "with MPLS labels",
+    0x8848: "with MPLS labels of multicast",
+    0x8864: "in PPPoE",
+}
 ENOUGH = 10  # connections from which "most" means something
 
 
@@ -50,6 +58,36 @@ def rewritten(result: Replayed) -> str | None:
         f"{bad:,} bad IPv4 header checksums: were addresses rewritten, or headers left to the NIC? "
         "Linux drops such packets, whatever --checksum says; repair them first (tcprewrite --fixcsum)"
     )
+
+
+def unseen_sums(result: Replayed) -> str | None:
+    """The same behind rules, which do not look at them, and pass such packets on."""
+    bad, looked = result.headers.bad_sums, result.headers.looked
+    if bad < max(3, MANY * looked):
+        return None
+    return (
+        f"{bad:,} of {_sample(result)} have bad IPv4 header checksums, which rules do not look at: were addresses rewritten, or headers left to the "
+        "NIC? Linux drops such packets where it receives or routes them itself; repair them first (tcprewrite --fixcsum)"
+    )
+
+
+def unseen_behind_tags(result: Replayed) -> str | None:
+    """Packets with a tag, and rules that are all for packets without."""
+    if result.rules is None:
+        return None
+    protocols = {rule.protocol for rule in result.rules.ruleset.rules}
+    missed = {kind: n for kind, n in result.headers.tagged.items() if kind not in protocols}
+    if ETH_ALL in protocols or not protocols or sum(missed.values()) < max(3, MANY * result.headers.looked):
+        return None
+    kinds = ", ".join(f"{n:,} {TAG_NAMES[kind]}" for kind, n in sorted(missed.items(), key=lambda one: -one[1]))
+    vlan = any(kind in (ETH_VLAN, ETH_QINQ) for kind in missed)
+    wanted = "want `protocol 802.1Q` (or 802.1ad) and `vlan_ethtype ip`" if vlan else "want `protocol all`"
+    return f"of {_sample(result)}, {kinds}: rules with `protocol ip` or `ipv6` do not see these, as in tc; rules for them {wanted}"
+
+
+def _sample(result: Replayed) -> str:
+    looked = result.headers.looked
+    return f"{looked:,} packets" if looked == result.stats["total_packets"] else f"{looked:,} packets that were looked at"
 
 
 def snapped(result: Replayed) -> str | None:
@@ -146,7 +184,10 @@ def lost_events(result: Replayed) -> str | None:
     return f"{counted(result.events_lost, 'event')} lost, so connections are missing from the counts above and from --conns and --events"
 
 
-HINTS = (offloaded_checksums, rewritten, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full, tunnels, lost_events)
+HINTS = (
+    offloaded_checksums, rewritten, unseen_sums, unseen_behind_tags, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full,
+    tunnels, lost_events,
+)  # fmt: skip
 
 
 def hints_of(result: Replayed) -> list[str]:

@@ -14,7 +14,7 @@ WHY_NOT: dict[int, str] = {
     Offload.NOT_GRE_NAT: "GRE is served without translation only",
     Offload.NOT_GRE_KEY: "GRE is served without keys only",
     Offload.NOT_DYING: "its connection is ending",
-    Offload.NOT_TUPLE_BUSY: "another connection in the table has its tuple",
+    Offload.NOT_TUPLE_BUSY: "another connection in the table has its tuple, or its own former entry for up to a second after it was flushed",
     Offload.NOT_FRAGMENT: "it is a fragment, or broken",
     Offload.NOT_IP_OPTIONS: "its IP header has options or extensions",
     Offload.NOT_TTL: "its TTL or hop limit is at its end",

@@ -25,6 +25,7 @@ from datapath.rule_text import rule_text
 
 MOST_ROWS = 12
 MOST_NAMES = 3
+MOST_SILENT = 24
 TORN_DOWN = {
     "teardown_fin": "FIN", "teardown_rst": "RST", "teardown_idle": "idle", "teardown_dying": "ended by the tracker", "teardown_flush": "flushed",
     "teardown_outdated": "hardware took it for new",
@@ -32,7 +33,8 @@ TORN_DOWN = {
 
 
 def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
-    """The rules that matched, the most frequent first, and the flow table. end: ns of the last packet, if when rules matched last is to be told."""
+    """The rules that matched, the most frequent first, and the flow table. end: ns of the last packet, if when rules matched last is to be told, and
+    which did not match at all."""
     came = [f"{hook.device} {hook.direction} {count(packets)}" for hook, packets in rules.came.items() if packets]
     yield Text(f"\npackets came to: {', '.join(map(printable, came))}")
     matched = np.flatnonzero(rules.counters["packets"])
@@ -52,7 +54,8 @@ def rules_parts(rules: RulesAtWork, end: int | None) -> Iterator[Table | Text]:
     if len(ranked) > MOST_ROWS:
         yield Text(f"  and {counted(len(ranked) - MOST_ROWS, 'rule')} that matched less often")
     if silent:
-        yield Text(f"  {counted(silent, 'rule')} matched nothing")
+        names = [_place(rule) for rule, seen in zip(rules.ruleset.rules, rules.counters["packets"].tolist(), strict=True) if not seen]
+        yield Text(f"  {counted(silent, 'rule')} matched nothing" + (f": {_some(names, MOST_SILENT)}" if end is not None else ""))
     if rules.mirrored:
         copies = sorted(rules.mirrored.items(), key=lambda one: (-one[1], one[0]))
         told = [f"{counted(frames, 'frame')} to {printable(device)}" for device, frames in copies]
@@ -76,9 +79,9 @@ def pool_names(ruleset: Ruleset, config: Config, pools: Sequence[NatPool]) -> li
     return [f"{text}\n  by {names}" if names else text for text, names in zip(texts, by, strict=True)]
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str], most: int = MOST_NAMES) -> str:
     """The first of several names."""
-    first, more = list(names)[:MOST_NAMES], len(list(names)) - MOST_NAMES
+    first, more = list(names)[:most], len(list(names)) - most
     return ", ".join([*first, *([f"and {more:,} more"] if more > 0 else [])])
 
 

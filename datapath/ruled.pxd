@@ -11,7 +11,7 @@ from datapath.aim cimport Aim
 from datapath.flowtable cimport Flows
 from datapath.frame cimport Frame
 from datapath.pipeline.level cimport Result
-from datapath.pipeline.program cimport Program
+from datapath.pipeline.program cimport Program, Resume
 from datapath.pipeline.trail cimport Trail
 from datapath.pipeline.walk cimport Walker
 from datapath.shortcut cimport Cuts, Plan, Shortcut
@@ -26,6 +26,7 @@ ctypedef struct Wanted:
     Decision *decisions
     Key *keys
     Result *results
+    const Resume *resumes
 
 @cython.final
 cdef class RulePipeline:

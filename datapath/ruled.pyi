@@ -69,13 +69,15 @@ class RulePipeline:
         keys: bool = False,
         results: bool = False,
         outputs: bool = False,
+        resumes: NDArray[Any] | None = None,
     ) -> tuple[Any, Any, Any]:
         """Let frames come to their hooks, in order; time is their own.
 
         memory: uint8[m]; frames: FRAME_DTYPE[n], each within memory. Returns what is asked for, None for the rest: DECISION_DTYPE[n], of the last
         `ct` action, with verdict and reason of the rules, and `offload`; KEY_DTYPE[n], the tuples as they came, that of the datagram where a
         fragment completes one; RESULT_DTYPE[n] (see Walker.run).
-        outputs: keep what leaves, for outputs(). Raises ValueError for frames that are none, RuntimeError if another thread is at work with it.
+        outputs: keep what leaves, for outputs(). resumes: RESUME_DTYPE[n], where `on` is set: the frame goes on in the middle of the rules, where
+        hardware has stopped with it (Program.resumes). Raises ValueError for frames that are none, RuntimeError if another thread is at work with it.
         """
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last process(): see Walker.outputs."""

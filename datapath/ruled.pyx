@@ -34,7 +34,7 @@ from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.pipeline.flower cimport FLOWER_WORDS, FlowerKey, flower_key
 from datapath.pipeline.level cimport MOST_HITS, Result, Walking
 from datapath.pipeline.outputs cimport Output, output_add, outputs_reset
-from datapath.pipeline.program cimport NO_RULE, Program
+from datapath.pipeline.program cimport NO_RULE, Program, Resume
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.pipeline.walk cimport Walker, walk
 from datapath.shortcut cimport (
@@ -45,6 +45,7 @@ from datapath.worker cimport gathered_by, sum_up, summary_begin, summary_of
 
 from ctcore.config import Config
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE
+from datapath.pipeline.program import RESUME_DTYPE
 from datapath.pipeline.walk import RESULT_DTYPE
 
 cdef enum:
@@ -90,6 +91,8 @@ cdef class RulePipeline:
     def take(self, Program program not None):
         """See ruled.pyi."""
         self.tracker.idle()
+        if program.tracks:
+            self.tracker.widen(program.config)
         self.put_in(program)
         if self.flows is not None:
             self.flows.keep(program.zones)
@@ -103,7 +106,8 @@ cdef class RulePipeline:
         self.hooks = numbers
 
     def process(
-        self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint results=False, bint outputs=False
+        self, const uint8_t[::1] memory not None, frames not None, *, bint decisions=True, bint keys=False, bint results=False, bint outputs=False,
+        resumes=None,
     ):
         """See ruled.pyi."""
         cdef Wanted wanted
@@ -111,6 +115,8 @@ cdef class RulePipeline:
         cdef const Frame *frame = checked_frames(memory, frames)
         cdef const uint8_t *base = &memory[0] if memory.shape[0] else NULL
         memset(&wanted, 0, sizeof(Wanted))
+        if resumes is not None:
+            wanted.resumes = checked_resumes(resumes, n)
         decided = np.empty(n, dtype=DECISION_DTYPE) if decisions else None
         found = np.empty(n, dtype=KEY_DTYPE) if keys else None
         told = np.zeros(n, dtype=RESULT_DTYPE) if results else None
@@ -179,13 +185,16 @@ cdef class RulePipeline:
             parse(&w.settings, memory, frame + start, k, row)
             for i in range(k):
                 self.aim.hook[i] = self.hooks[min(frame[start + i].iface, last)]
-            take_aim(&self.aim, memory, frame + start, row, k)
+            take_aim(&self.aim, memory, frame + start, row, k, wanted.decisions != NULL)
             for i in range(k):
                 result = &scratch if wanted.results == NULL else wanted.results + start + i
                 decision = &unseen if wanted.decisions == NULL else wanted.decisions + start + i
                 w.row = <uint32_t>(start + i)
                 self.tick(row[i].now)
-                if not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL) and not self.turned_away(
+                if unlikely(wanted.resumes != NULL and wanted.resumes[start + i].on):
+                    w.resume = wanted.resumes + start + i
+                    self.long_way(memory, frame + start + i, &row[i], i, result, decision)
+                elif not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL) and not self.turned_away(
                     &row[i], i, result, decision
                 ):
                     self.long_way(memory, frame + start + i, &row[i], i, result, decision)
@@ -399,6 +408,13 @@ cdef class RulePipeline:
         for j in range(trail.n_steps):
             draft.step[j] = trail.step[j]
         return plan_intern(&self.cuts.all, &draft)
+
+
+cdef const Resume *checked_resumes(object resumes, Py_ssize_t n) except? NULL:
+    """Safe: that many rows, one after the other."""
+    if resumes.dtype != RESUME_DTYPE or resumes.shape != (n,) or not resumes.flags.c_contiguous:
+        raise ValueError(f"resumes: expected RESUME_DTYPE[{n}], contiguous")
+    return <const Resume *><size_t>resumes.ctypes.data
 
 
 cdef inline void never_tracked(const Packet *p, Decision *d) noexcept nogil:

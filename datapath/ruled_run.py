@@ -106,6 +106,7 @@ class RuledRun(Run):
                 self._write(left, decisions, results, first, file)
         if self.result.tally:
             self.result.checksums.look(memory, frames, sum(self.pipeline.count(reason) for reason in BAD))
+            self.result.headers.look(memory, frames)
 
     def _write(self, left: tuple[Any, np.ndarray, np.ndarray], decisions: np.ndarray, results: np.ndarray, first: int, file: str | None) -> None:
         memory, frames, rows = left

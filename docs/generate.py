@@ -89,8 +89,8 @@ def records() -> dict[str, str]:
 def metrics() -> dict[str, str]:
     """The marked parts of docs/metrics.md by their names."""
     sys.path.insert(0, str(ROOT))
-    from datapath.live.metrics import RING_DROPS, table_rows
-    from datapath.live.rows import COUNTERS
+    from datapath.live.metrics import table_rows
+    from datapath.live.rows import COUNTERS, RING_DROPS
 
     drops = [(f"`{name[:2]}`", f"`{reason}`", COUNTERS[name]) for name, reason in RING_DROPS.items()]
     return {

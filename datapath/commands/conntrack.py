@@ -146,6 +146,17 @@ def _check(do: str, given: dict[str, Any], takes: dict[str, tuple[str, ...]]) ->
         missing = [option for option, name in (("-s", "src"), ("-d", "dst"), ("-p", "proto")) if given[name] is None]
         if missing:
             raise click.UsageError(f"-G: expected {', '.join(missing)}: what names one connection")
+        _check_ports(given)
+
+
+def _check_ports(given: dict[str, Any]) -> None:
+    """A connection of a protocol with ports is named by these as well: without, several would be shown."""
+    from datapath.fields import WITH_PORTS
+    from datapath.live.conntrack_words import proto_number
+
+    missing = [f"--{name}" for name in ("sport", "dport") if given[name] is None]
+    if missing and proto_number(given["proto"]) in WITH_PORTS:
+        raise click.UsageError(f"-G -p {given['proto']}: expected {', '.join(missing)}: what names one connection")
 
 
 def _say(text: str, quiet: bool) -> None:

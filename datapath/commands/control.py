@@ -24,7 +24,7 @@ def command() -> None:
     """
 
 
-@command.command("rules")
+@command.command("rules", short_help="go on with other rules, from one packet to the next")
 @click.argument("file")
 @click.option(
     "--established",
@@ -41,6 +41,7 @@ def rules(file: str, established: str, socket: str, quiet: bool, verbose: bool) 
     The file is read here and sent; a node reads its own file again at SIGHUP and when it starts. If anything is wrong with it, nothing changes.
     """
     from datapath.cli import complain
+    from datapath.hints import counted
     from datapath.live.client import Client
 
     name, text = ("stdin", sys.stdin.read()) if file == "-" else (file, _text(file))
@@ -49,8 +50,9 @@ def rules(file: str, established: str, socket: str, quiet: bool, verbose: bool) 
     for line in done["warnings"] if not quiet else ():
         complain(f"warning: {line}")
     if not quiet:
-        deleted = f"; {done['deleted']} connections deleted that they would not let begin" if established == "reevaluate" else ""
-        click.echo(f"{done['rules']} rules{deleted}")
+        gone = counted(done["deleted"], "connection")
+        deleted = f"; {gone} deleted that they would not let begin" if established == "reevaluate" else ""
+        click.echo(f"{counted(done['rules'], 'rule')}{deleted}")
 
 
 def _text(file: str) -> str:
@@ -65,7 +67,7 @@ def _text(file: str) -> str:
         raise CtmirrorError(f"{file}: byte {error.start} is no UTF-8: expected tc lines or YAML") from None
 
 
-@command.command("log-level")
+@command.command("log-level", short_help="log more, or less")
 @click.argument("level", type=click.Choice(LEVELS))
 @socket_option
 @verbosity("Nothing if it is done.")

@@ -10,6 +10,7 @@ from datapath.commands.options import rules_options, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 from datapath.export import FORMATS, STDOUT
+from offload.mirror_settings import POLICIES
 
 
 def _file(value: str | None) -> str | None:
@@ -23,7 +24,13 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 
     from datapath.report import print_summary
 
-    print_summary(result, Console(stderr=STDOUT in outputs.names(), soft_wrap=False), verbose=verbose)
+    console = Console(stderr=STDOUT in outputs.names(), soft_wrap=False)
+    print_summary(result, console, verbose=verbose)
+    if result.nic is not None:
+        from datapath.commands.report_nic import nic_lines
+
+        for line in nic_lines(result.nic):
+            console.print(line)
 
 
 @click.command("replay", short_help="run captures through connection tracking")
@@ -34,10 +41,12 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, drops, when it matched last.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
+@click.option("--nic", metavar="PROFILE", help="A NIC in front: established connections are offloaded to it. A profile's name or TOML file.")
+@click.option("--nic-policy", type=click.Choice(POLICIES), default=POLICIES[0], help="Which connection makes room when the NIC is full.  [default: first-come]")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 @rules_options
-def command(captures, packets, conns, events, rule_counters, form, forwarded, quiet, verbose, tracking) -> int:
+def command(captures, packets, conns, events, rule_counters, form, forwarded, nic, nic_policy, quiet, verbose, tracking) -> int:
     """Run captures through connection tracking and say what it says of each packet.
 
     Captures continue one another. Without options a summary is printed; "-" is stdin or stdout.
@@ -55,15 +64,21 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, qu
       ctmirror replay lan6.pcap --snat '[2001:db8:3::1]:2000-2999,random' --helper ftp:tcp:21
       ctmirror replay vm.pcapng --rules rules.tc           through tc rules: which rule decided, what the flow table served
       ctmirror replay vm.pcapng --rules rules.tc --rule-counters - | jq 'select(.packets == 0)'       which rules matched nothing
+      ctmirror replay vm.pcapng --rules rules.tc --nic connectx-7-hw        what a NIC would take, and what stays in software, why
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     if form and not any(map(_file, (packets, conns, events, rule_counters))):
         raise click.UsageError("--format: expected records to write: --packets, --conns, --events or --rule-counters")
     if _file(rule_counters) and tracking.rules is None:
         raise click.UsageError("--rule-counters: expected --rules with it")
+    kind = None
+    if nic is not None:
+        from datapath.commands.offloaded_run import behind_nic
+
+        tracking, kind = behind_nic(tracking, nic, nic_policy)
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
-        result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress)
+        result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)
     if not quiet and (result.stats["total_packets"] or not result.errors):
         _report(result, outputs, verbose)
     for line in result.errors:

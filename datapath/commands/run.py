@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from datapath.commands.verbosity import verbosity
+
+if TYPE_CHECKING:
+    from datapath.live.config import NodeConfig
 
 
 @click.command("run", short_help="packets of real interfaces through rules")
@@ -12,7 +17,7 @@ from datapath.commands.verbosity import verbosity
 @click.option("--restore", is_flag=True, help="Take up the connections that were saved when the last node stopped ([state] file).")
 @click.option("--adopt-kernel-conntrack", "adopt", is_flag=True, help="Take over the connections that the kernel tracks in this network namespace.")
 @click.option("--handover", is_flag=True, help="On exit, give the connections back to the kernel.")
-@click.option("--check", is_flag=True, help="Only say whether configuration and rules are right.")
+@click.option("--check", is_flag=True, help="Only say whether configuration and rules are right, and what of them is doubtful. Opens nothing.")
 @verbosity("Only warnings and errors.", "Whatever happens, in detail.")
 def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, quiet: bool, verbose: bool) -> int:
     """Take packets from real interfaces, run them through rules, and send on what passes.
@@ -32,7 +37,7 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
     if restore and config.state.file is None:
         raise click.UsageError(f"--restore: expected `file` in the section [state] of {name}")
     if check:
-        return _checked(config)
+        return _checked(config, quiet)
     from datapath.live import service
     from datapath.live.succession import Taking
 
@@ -40,11 +45,23 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
     return service.serve(config, level, Taking(restore, adopt, handover))
 
 
-def _checked(config) -> int:
+def _checked(config: NodeConfig, quiet: bool) -> int:
+    """Errors are raised; what is doubtful is said, and changes nothing of the exit code."""
+    from datapath.cli import complain
+    from datapath.hints import counted
     from datapath.live.shared import check_shared
+    from datapath.live.wiring import absent, doubts_of
     from datapath.pipeline import rules_file
+    from datapath.pipeline.findings import Findings
 
-    ruleset = rules_file.load(config.rules)
+    found = Findings()
+    ruleset = rules_file.load(config.rules, found)
     check_shared(ruleset, config.workers)
-    click.echo(f"{len(config.iface)} interfaces, {len(ruleset.rules)} rules: fine")
+    if quiet:
+        return 0
+    doubts = [*found.warnings, *doubts_of(config, ruleset), *absent(config)]
+    for said in doubts:
+        complain(f"warning: {said}")
+    verdict = counted(len(doubts), "warning") if doubts else "fine"
+    click.echo(f"{counted(len(config.iface), 'interface')}, {counted(len(ruleset.rules), 'rule')}: {verdict}")
     return 0

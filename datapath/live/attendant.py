@@ -11,6 +11,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from datapath.live.node import LOG
@@ -26,6 +27,7 @@ class Attendant:
     def __init__(self, name: str, made: socket.socket, enter: Callable[[], None] = nothing) -> None:
         self._socket, self._enter = made, enter
         self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=name))  # a later import might not be allowed any more (privileges)
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 

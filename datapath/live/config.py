@@ -15,35 +15,41 @@ from __future__ import annotations
 import re
 import secrets
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ctcore.config import EVENT_BITS, SHARES_LIMIT
 from ctcore.config import Config as Tracking
 from ctcore.errors import ConfigError, CtmirrorError
+from datapath.live.config_places import lines_of, place, toml_error
 from datapath.live.drivers import DRIVERS, Wanted
 from datapath.live.message import SOCKET
-from datapath.live.settings import PacketSettings, XskSettings
+from datapath.live.settings import LEAST_BUDGET, PacketSettings, XskSettings
 from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 
 Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
+_SAID = {  # of what pydantic would say in words of its own
+    "model_type": "expected a section with keys of its own, as [log] or [[iface]]",
+    "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /",
+}
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
 _BY_ZONE = ("zone_limits", "zone_reserves")
 
 
 class Section(BaseModel):
-    """Unknown keys are mistakes."""
+    """Unknown keys are mistakes, and so are values of another kind: "no" is text, and would not be false but true of it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _port(text: str) -> str:
@@ -97,7 +103,8 @@ class IfaceSection(Section):
 
     def wanted(self, ordinal: int, local: Sequence[Network] = ()) -> Wanted:
         """local: networks of the host beside those of the filter. Raises ConfigError."""
-        xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll)
+        budget = min(XskSettings.tx_budget, max(self.ring, LEAST_BUDGET))
+        xsk = XskSettings(ring=self.ring, zero_copy=self.zero_copy, busy_poll=self.busy_poll, tx_budget=budget)
         wanted = self.filter.filter()
         if local:
             wanted = replace(wanted, local=(*wanted.local, *local))
@@ -256,13 +263,13 @@ def parse(text: str, name: str) -> NodeConfig:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_toml_error(str(error), name)) from None
-    lines = dict(_lines(text))
+        raise ConfigError(toml_error(str(error), name)) from None
+    lines = dict(lines_of(text))
     try:
         config = NodeConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(_place(name, lines, tuple(first["loc"])) + _said(first)) from None
+        raise ConfigError(place(name, lines, tuple(first["loc"])) + _said(first)) from None
     _check(config, name, lines)
     return config
 
@@ -272,40 +279,41 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
     names = [iface.name for iface in config.iface]
     for i, iface in enumerate(config.iface):
         if names.index(iface.name) != i:
-            raise ConfigError(_place(name, lines, ("iface", i, "name")) + f"{iface.name}: expected each interface once")
+            raise ConfigError(place(name, lines, ("iface", i, "name")) + f"{iface.name}: expected each interface once")
         if iface.inward is not None and (iface.inward not in names or iface.inward == iface.name):
-            raise ConfigError(_place(name, lines, ("iface", i, "inward")) + f"{iface.inward}: expected another interface of this file")
+            raise ConfigError(place(name, lines, ("iface", i, "inward")) + f"{iface.inward}: expected another interface of this file")
         try:
             iface.wanted(i)
         except ConfigError as error:
             key = str(error).split(" ")[0].rstrip(":")
-            raise ConfigError(_place(name, lines, ("iface", i, key)) + str(error)) from None
+            path = ("filter", key) if key in FilterSection.model_fields else (key,)
+            raise ConfigError(place(name, lines, ("iface", i, *path)) + str(error)) from None
     _check_workers(config, name, lines)
     _check_router(config, name, lines)
     for key in config.conntrack:
         if key not in _TRACKING:
-            raise ConfigError(_place(name, lines, ("conntrack", key)) + f"no such setting: expected one of {', '.join(sorted(_TRACKING))}")
+            raise ConfigError(place(name, lines, ("conntrack", key)) + _unknown(key, sorted(_TRACKING)))
     for key, value in config.conntrack.items():
         try:
             Tracking(**{key: value})
         except (CtmirrorError, TypeError, ValueError) as error:
-            raise ConfigError(_place(name, lines, ("conntrack", key)) + str(error)) from None
+            raise ConfigError(place(name, lines, ("conntrack", key)) + str(error)) from None
     try:
         config.tracking()
     except ConfigError as error:  # what several settings mean together
-        raise ConfigError(_place(name, lines, ("conntrack",)) + str(error)) from None
+        raise ConfigError(place(name, lines, ("conntrack",)) + str(error)) from None
 
 
 def _check_workers(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
     """A CPU for each worker, or none."""
     if config.cpu is not None and config.cpus:
-        raise ConfigError(_place(name, lines, ("cpu",)) + "expected `cpu` or `cpus`, not both")
+        raise ConfigError(place(name, lines, ("cpu",)) + "expected `cpu` or `cpus`, not both")
     if config.cpu is not None and config.workers > 1:
-        raise ConfigError(_place(name, lines, ("cpu",)) + f"expected `cpus`, one for each of {config.workers} workers")
+        raise ConfigError(place(name, lines, ("cpu",)) + f"expected `cpus`, one for each of {config.workers} workers")
     if config.cpus and len(config.cpus) != config.workers:
-        raise ConfigError(_place(name, lines, ("cpus",)) + f"{len(config.cpus)} of them: expected one for each of {config.workers} workers")
+        raise ConfigError(place(name, lines, ("cpus",)) + f"{len(config.cpus)} of them: expected one for each of {config.workers} workers")
     if len(set(config.cpus)) != len(config.cpus):
-        raise ConfigError(_place(name, lines, ("cpus",)) + "expected each CPU once")
+        raise ConfigError(place(name, lines, ("cpus",)) + "expected each CPU once")
 
 
 def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
@@ -313,78 +321,55 @@ def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], in
     routed = [iface.name for iface in config.iface if iface.routed]
     for i, iface in enumerate(config.iface):
         if iface.routed and iface.inward is not None:
-            raise ConfigError(_place(name, lines, ("iface", i, "inward")) + "expected none for an interface that is routed")
+            raise ConfigError(place(name, lines, ("iface", i, "inward")) + "expected none for an interface that is routed")
         if iface.routed and iface.filter.all:
-            raise ConfigError(_place(name, lines, ("iface", i, "filter", "all")) + "expected false where packets are routed: ARP is the host's")
+            raise ConfigError(place(name, lines, ("iface", i, "filter", "all")) + "expected false where packets are routed: ARP is the host's")
     for section in ("router", "route"):
         if section in config.model_fields_set and not routed:
-            raise ConfigError(_place(name, lines, (section, 0) if section == "route" else (section,)) + "expected an interface with `routed = true`")
+            raise ConfigError(place(name, lines, (section, 0) if section == "route" else (section,)) + "expected an interface with `routed = true`")
     before: dict[Network, int] = {}
     for i, route in enumerate(config.route):
         prefix = ip_network(route.prefix)
         if prefix in before:
-            raise ConfigError(_place(name, lines, ("route", i, "prefix")) + f"{prefix}: expected each prefix once: see route[{before[prefix]}]")
+            raise ConfigError(place(name, lines, ("route", i, "prefix")) + f"{prefix}: expected each prefix once: see route[{before[prefix]}]")
         before[prefix] = i
         if route.via is not None and ip_address(route.via).version != prefix.version:
-            raise ConfigError(_place(name, lines, ("route", i, "via")) + f"{route.via}: expected an address of the prefix's family")
+            raise ConfigError(place(name, lines, ("route", i, "via")) + f"{route.via}: expected an address of the prefix's family")
         if route.iface is not None and route.iface not in routed:
-            raise ConfigError(_place(name, lines, ("route", i, "iface")) + f"{route.iface}: expected an interface that is routed")
+            raise ConfigError(place(name, lines, ("route", i, "iface")) + f"{route.iface}: expected an interface that is routed")
         if route.iface is None and route.via is None:
-            raise ConfigError(_place(name, lines, ("route", i)) + "expected `via` or `iface`, or both")
+            raise ConfigError(place(name, lines, ("route", i)) + "expected `via` or `iface`, or both")
 
 
 def _said(error: Any) -> str:
     """What pydantic says of a value, as a sentence of ours."""
     if error["type"] == "extra_forbidden":
-        return "no such setting"
+        return _unknown(str(error["loc"][-1]), _settings_beside(error["loc"]))
     if error["type"] == "missing":
         return "missing"
+    if error["type"] in _SAID:
+        return f"{error['input']!r}: {_SAID[error['type']]}"
     text = str(error["msg"]).removeprefix("Value error, ")
-    return text if text.startswith("expected") else f"{error['input']!r}: {text[0].lower()}{text[1:]}".replace("input should be", "expected")
+    if text.startswith("expected"):
+        return text
+    return f"{error['input']!r}: " + re.sub(r"^(Input|String|List) should (be|have) ", "expected ", text)
 
 
-def _toml_error(text: str, name: str) -> str:
-    """tomllib ends with the place: put it in front."""
-    found = re.search(r" \(at line ([0-9]+), column ([0-9]+)\)$", text)
-    if not found:
-        return f"{name}: {text}"
-    return f"{name}:{found[1]}:{found[2]}: {text[: found.start()]}"
+def _unknown(key: str, known: Sequence[str]) -> str:
+    """A key that is none, and those that are."""
+    near = get_close_matches(key, known, 1)
+    return f"no such setting{f' (is {near[0]} meant?)' if near else ''}: expected one of {', '.join(known)}"
 
 
-def _place(name: str, lines: dict[tuple[Any, ...], int], path: tuple[Any, ...]) -> str:
-    """File, line and key: of the key itself, or of the nearest section around it that is written down."""
-    for end in range(len(path), 0, -1):
-        if path[:end] in lines:
-            return f"{name}:{lines[path[:end]]}: {_spelled(path)}: "
-    return f"{name}: {_spelled(path)}: "
+def _settings_beside(path: tuple[Any, ...]) -> list[str]:
+    """The keys of the section that a key was written in."""
+    section: type[Section] = NodeConfig
+    for part in (part for part in path[:-1] if isinstance(part, str)):
+        section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
 
 
-def _spelled(path: tuple[Any, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-
-
-def _lines(text: str) -> Iterator[tuple[tuple[Any, ...], int]]:
-    """Path and line of each section and each key at the beginning of a line. Of keys in inline tables there is the line of the table."""
-    section: tuple[Any, ...] = ()
-    counts: dict[tuple[Any, ...], int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if found := re.match(r"\s*\[\[\s*([\w.\-]+)\s*\]\]", line):
-            base = _inside(tuple(found[1].split(".")), counts)
-            counts[base] = counts.get(base, -1) + 1
-            section = (*base, counts[base])
-            yield section, number
-        elif found := re.match(r"\s*\[\s*([\w.\-]+)\s*\]", line):
-            section = _inside(tuple(found[1].split(".")), counts)
-            yield section, number
-        elif found := re.match(r"\s*([\w.\-]+)\s*=", line):
-            yield (*section, *found[1].split(".")), number
-
-
-def _inside(path: tuple[str, ...], counts: dict[tuple[Any, ...], int]) -> tuple[Any, ...]:
-    """A section's path, with the number of the array's element that it belongs to."""
-    whole: tuple[Any, ...] = ()
-    for i, part in enumerate(path):
-        whole = (*whole, part)
-        if whole in counts and i + 1 < len(path):
-            whole = (*whole, counts[whole])
-    return whole
+def _section_in(annotation: Any) -> type[Section]:
+    """IfaceSection of list[IfaceSection]."""
+    inside = get_args(annotation)
+    return _section_in(inside[0]) if inside else annotation

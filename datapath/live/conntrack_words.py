@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ OUTPUTS = ("json", "extended", "timestamp", "id", "labels")
 FAMILIES = {"ipv4": 4, "ipv6": 6}
 # Options that are a field of `which` as they are.
 PLAIN = ("src", "dst", "reply_src", "reply_dst", "sport", "dport", "reply_sport", "reply_dport", "zone", "l4state")
+
+NETWORKS = {"src": "-s", "dst": "-d", "reply_src": "-r", "reply_dst": "-q"}
 
 
 def proto_number(text: str) -> int:
@@ -110,6 +113,11 @@ def outputs_of(words: Iterable[str]) -> set[str]:
 def which_of(given: Mapping[str, Any], *, updating: bool) -> Message:
     """What is asked for, as a request's `which`. With -U, marks, labels and status are what is to be set instead."""
     which: Message = {name: given[name] for name in PLAIN if given.get(name) is not None}
+    for name, option in NETWORKS.items():
+        if name in which:
+            _check_network(option, which[name])
+    if "l4state" in which:
+        which["l4state"] = which["l4state"].upper()
     if given.get("family"):
         which["family"] = FAMILIES[given["family"]]
     if given.get("proto") is not None:
@@ -130,6 +138,13 @@ def which_of(given: Mapping[str, Any], *, updating: bool) -> Message:
     which |= {"status": status} if status else {}
     which |= {"not_status": unset} if unset else {}
     return which
+
+
+def _check_network(option: str, text: str) -> None:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise CtmirrorError(f"{option} {text}: expected an address, or a network without bits behind its prefix, as in 10.0.0.0/8") from None
 
 
 def change_of(given: Mapping[str, Any]) -> Message:

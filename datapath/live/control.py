@@ -188,7 +188,9 @@ class Client:
                 await self.send({"id": number, "end": part.end} if isinstance(part, Done) else {"id": number, **part})
         except CtmirrorError as error:
             await self.send({"id": number, "error": str(error)})
-        except (MemoryError, ValueError) as error:
+        except (ConnectionError, TimeoutError):
+            raise  # of the client
+        except Exception as error:
             LOG.exception("control: a request has failed")
             await self.send({"id": number, "error": f"internal error: {type(error).__name__}: {error}"})
 

@@ -2,6 +2,7 @@
 
     auto    native XDP, then generic XDP, then AF_PACKET: the first that works
     xdp-native, xdp-generic, packet, tap     that one, or an error
+    null    none: nothing comes, and what leaves there is counted and gone
 
 Whatever is tried leaves a sentence for the log: what it was, what the kernel said, what that means. Invariants: what failed is closed before the next
 thing is tried. Another XDP program on an interface is an error in any case: whoever attached it decides what happens to these frames, and taking
@@ -20,6 +21,7 @@ from ctcore.errors import ConfigError
 from datapath.errors import KernelError
 from datapath.live.iface import Iface
 from datapath.live.interfaces import Unmerged, queues_of
+from datapath.live.null import Null
 from datapath.live.packet_socket import PacketSocket
 from datapath.live.settings import PacketSettings, XskSettings
 from datapath.live.tap import Tap
@@ -28,7 +30,7 @@ from datapath.live.xdp_filter import Filter, Steering
 from datapath.live.xsk import Xsk
 
 AUTO = ("xdp-native", "xdp-generic", "packet")
-DRIVERS = ("auto", *AUTO, "tap")
+DRIVERS = ("auto", *AUTO, "tap", "null")
 # What errno means where XDP was tried; without an entry, strerror has to do.
 MEANINGS = {
     errno.EOPNOTSUPP: "the interface's driver has no XDP",
@@ -46,6 +48,7 @@ TAKEN = {
     "xdp-generic": f"XDP in the stack, on copies: slower than in the driver; {GROUP}",
     "packet": "AF_PACKET: slowest, and the host sees every frame as well, so it must have no addresses here and forward nothing",
     "tap": "a tap device",
+    "null": "no device: what leaves here is counted and gone",
 }
 
 
@@ -118,7 +121,8 @@ def open_interface(umem: Umem, name: str, wanted: Wanted | None = None) -> Opene
 
 def _refusal(name: str, driver: str, error: KernelError) -> str:
     code = f" ({CODES[error.number]})" if error.number in CODES else ""
-    meaning = f": {MEANINGS[error.number]}" if error.number in MEANINGS and driver.startswith("xdp") else ""
+    guess = error.number in MEANINGS and driver.startswith("xdp") and "expected" not in str(error)  # or else it says itself what is the matter
+    meaning = f": {MEANINGS[error.number]}" if guess else ""
     return f"{name}: {driver}: {str(error).removeprefix(f'{name}: ')}{code}{meaning}"
 
 
@@ -127,6 +131,8 @@ def _open(umem: Umem, name: str, driver: str, wanted: Wanted, said: list[str]) -
         return Opened(name, driver, _packet(umem, name, wanted))
     if driver == "tap":
         return Opened(name, driver, _tap(umem, name, wanted))
+    if driver == "null":
+        return Opened(name, driver, [Null(umem, name, worker=worker, ordinal=wanted.ordinal) for worker in range(umem.workers)])
     try:
         return _xdp(umem, name, driver, wanted)
     except KernelError as error:

@@ -9,18 +9,23 @@ Not here: text for people (commands.stats, commands.top), messages (requests).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.nat_rules import NatPool
+from ctcore.tracker import Tracker
 from ctcore.types import Reason, State
 from datapath import fields
+from datapath.live.drivers import Opened
+from datapath.live.iface import Iface
 from datapath.live.node import Node
 from datapath.live.shared import summed
 from datapath.pipeline.tc_print import rule_line
+from datapath.rule_text import rule_text
 
 TOP_RULES = 20
 _NO_SUMS = {"first_ts", "last_ts", "reason_first", "fragments"}
@@ -39,11 +44,17 @@ def look(node: Node) -> dict[str, Any]:
         "shortcuts": summed(pipeline.shortcuts() for pipeline in pipelines),
         "flowtable": summed(pipeline.flows.counters() for pipeline in pipelines if pipeline.flows) or None,
         "tracker": summed(tracker.counters() for tracker in trackers), "count": node.count, "capacity": node.tracking.capacity,
-        "zones": summed(tracker.zone_counts() for tracker in trackers), "pools": _pools([tracker.nat_pools() for tracker in trackers]),
+        "zones": summed(tracker.zone_counts() for tracker in trackers),
+        "pools": _named(_pools([tracker.nat_pools() for tracker in trackers]), trackers[0]),
         "evictions_lost": sum(tracker.evictions_lost for tracker in trackers),
         "router": _router(node),
-        "ifaces": [(opened.name, opened.driver, iface.condition, iface.statistics()) for opened in node.opened for iface in opened.ifaces],
+        "ifaces": [(each.name, each.driver, condition_of(each, iface), iface.statistics()) for each in node.opened for iface in each.ifaces],
     }  # fmt: skip
+
+
+def condition_of(opened: Opened, iface: Iface) -> str:
+    """Of an iface. A queue without traffic does not notice that its interface has gone, but the interface has only gone as a whole."""
+    return "gone" if any(each.condition == "gone" for each in opened.ifaces) else iface.condition
 
 
 def _router(node: Node) -> dict[str, int] | None:
@@ -83,6 +94,15 @@ def _pools(pools: Sequence[Sequence[NatPool]]) -> list[NatPool]:
         )
         for same in zip(*pools, strict=True)
     ]  # fmt: skip
+
+
+def _named(pools: Iterable[NatPool], tracker: Tracker) -> list[NatPool]:
+    """Each with what its rule translates to: a range that `ct` actions name has no text of its own."""
+    rules = tracker.config.nat
+    return [pool if pool.text else pool._replace(text=_range_text(rules[pool.rule])) for pool in pools]
+
+
+_range_text = lru_cache(1 << 12)(rule_text)  # these are looked at again and again
 
 
 def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:

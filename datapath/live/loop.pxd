@@ -58,6 +58,7 @@ cdef class Loop:
     # Of several workers; never looked at where there is one.
     cdef readonly Handoff handoff   # None: this worker is alone
     cdef bint shares
+    cdef bint routes            # there is a router
 
     # Of a router; never looked at without one.
     cdef readonly Router router # None: nothing is routed
@@ -83,9 +84,14 @@ cdef class Loop:
     cdef void flush(self, int iface, int n) noexcept nogil
     cdef int exit_of(self, const Output *out) noexcept nogil
     cdef int route(self, size_t i, const Output *out) noexcept nogil
-    cdef void tell(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil
+    cdef const uint8_t *as_it_came(self, const Output *out, const uint8_t *data, uint32_t *have) noexcept nogil
+    cdef void tell(self, const Step *step, const uint8_t *before, uint32_t have, uint32_t at, int64_t ts) noexcept nogil
+    cdef void hold(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil
+    cdef uint64_t claim(self, uint32_t frame, uint64_t offset, uint32_t size) noexcept nogil
+    cdef void resolve(self, int64_t now) noexcept nogil
     cdef void move_all(self, size_t n) noexcept nogil
-    cdef void cut_up(self, const uint8_t *packet, const Step *step, const Frame *frame) noexcept nogil
+    cdef void move(self, uint64_t offset, const Step *step, int64_t ts) noexcept nogil
+    cdef void cut_up(self, const uint8_t *packet, const Step *step, int64_t ts) noexcept nogil
     cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil
     cdef void send_onward(self) noexcept nogil
     cdef void wait(self, int64_t most) noexcept nogil

@@ -46,6 +46,8 @@ class Loop:
         """Work for so long, or until somebody rings; without the GIL. How many frames came. Raises RuntimeError if an iface is closed."""
     def ring(self) -> None:
         """Have run() return after the round at hand, from any thread; or, if it is not running, at once when it is called next."""
+    def end(self) -> None:
+        """Give back frames that wait for a neighbour: when run() will not be called any more."""
     def counters(self) -> dict[str, int]:
         """rounds, frames, waits (naps); sent: frames that ifaces took, and not_sent, those that they did not; nobody: passed where nobody takes them;
         no_chunk, too_long, too_many: copies for which there was no chunk, no room in one, no place in the round. frame_ns: the sum

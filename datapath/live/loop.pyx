@@ -8,9 +8,10 @@ pieces of a datagram) take chunks from the pool. All that do not leave give thei
 What passes at a device in router mode is routed where it lies, and goes through the pipeline once more if there are rules at the egress of the device
 it leaves by; what a rule sends on from there is not routed again. An ICMP error quotes the frame as it came, before any rule: so its sender knows it.
 One frame: chunk 7 arrives at eth0, a rule redirects it to eth1: chunk 7 is handed to eth1, and comes back to the pool when the kernel has sent it.
+What is routed to a neighbour that is not known yet waits in its chunk (unresolved), and is routed anew when it is, or its sender is told that it is not.
 With several workers, what was received and is another one's is handed over before anything looks at it, and what others hand over is done last.
-Invariants: each received chunk is handed to an iface, to another worker, or given back in the round in which it came. No frame is lost without a counter. Python has its
-turn between two calls of run() only, so nobody changes rules or tables under a packet.
+Invariants: each received chunk is handed to an iface, to another worker, or given back in the round in which it came, but for those that wait for a
+neighbour. No frame is lost without a counter. Python has its turn between two calls of run() only, so nobody changes rules or tables under a packet.
 Not here: opening ifaces and loading rules (node), what rules do (ruled), jobs from outside (worker), where a frame is routed to (router).
 """
 
@@ -28,8 +29,10 @@ from datapath.live.handoff cimport Handoff
 from datapath.live.iface cimport PRESSED, Iface, wall_ns
 from datapath.live.partial cimport complete
 from datapath.live.polling cimport POLLIN, poll, pollfd
-from datapath.live.router cimport ETH, WAY_CUT, Router, Step, later_fragment, router_move, same_ends
+from datapath.live.router cimport ETH, WAY_CUT, WAY_NO_NEIGHBOUR, Router, Step, later_fragment, router_move, same_ends
+from datapath.live.routes cimport Address
 from datapath.live.umem cimport HELD, pool_give, pool_take
+from datapath.live.unresolved cimport Waiting
 from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
 from datapath.pipeline.program cimport NO_CHAIN
 from datapath.ruled cimport ALL_WALK, RulePipeline
@@ -55,7 +58,7 @@ cdef class Loop:
         if not 0 < len(self.ifaces) <= MOST_IFACES:
             raise ValueError(f"ifaces: expected 1 to {MOST_IFACES}, found {len(self.ifaces)}")
         self.pipeline, self.umem, self.router, self.handoff = pipeline, self.ifaces[0].umem, router, handoff
-        self.shares = handoff is not None
+        self.shares, self.routes = handoff is not None, router is not None
         if self.shares and (handoff.exchange.umem is not self.umem or handoff.worker != self.ifaces[0].worker):
             raise ValueError(f"handoff: of worker {handoff.worker}: expected that of worker {self.ifaces[0].worker}, on the same memory")
         self.n_ifaces = len(self.ifaces)
@@ -65,6 +68,8 @@ cdef class Loop:
                 raise ValueError(f"ifaces: {iface!r}: expected ifaces of one memory and one worker")
             self.put(i, iface)
         self.pool = self.umem.pool(self.ifaces[0].worker)
+        if router is not None:
+            router.unresolved.begin(self.umem, self.ifaces[0].worker)
         memset(&self.wanted, 0, sizeof(self.wanted))
         memset(&self.counts, 0, sizeof(self.counts))
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -146,6 +151,11 @@ cdef class Loop:
         except BlockingIOError:
             pass
 
+    def end(self):
+        """See loop.pyi."""
+        if self.router is not None:
+            self.router.unresolved.give_up()
+
     def counters(self):
         """See loop.pyi."""
         cdef const uint64_t *count = <const uint64_t *>&self.counts
@@ -160,8 +170,10 @@ cdef class Loop:
 
     cdef void go(self, int64_t until) noexcept nogil:
         cdef int idle = 0
-        cdef int64_t now
+        cdef int64_t now = wall_ns()
         while True:
+            if unlikely(self.routes) and self.router.unresolved.n_hops:
+                self.resolve(now)
             idle = 0 if self.round() else idle + 1
             now = wall_ns()
             if idle:
@@ -338,6 +350,8 @@ cdef class Loop:
     cdef int route(self, size_t i, const Output *out) noexcept nogil:
         """The exit of what no iface takes as it is: ONWARD + an iface's, or NOBODY. No chunk has been written to yet in this round."""
         cdef const uint8_t *data
+        cdef const uint8_t *before
+        cdef uint32_t have
         if self.exit[i] != ROUTED or self.again:
             self.counts.nobody += 1
             return NOBODY
@@ -346,47 +360,106 @@ cdef class Loop:
         if likely(self.step[i].way <= WAY_CUT):
             self.n_routed += 1
             return ONWARD + self.sends[self.step[i].out]
-        self.tell(&self.step[i], out, data)
+        if self.step[i].way == WAY_NO_NEIGHBOUR:
+            self.hold(&self.step[i], out, data)
+        else:
+            before = self.as_it_came(out, data, &have)
+            self.tell(&self.step[i], before, have, self.frame[out.frame].iface, self.frame[out.frame].ts)
         return NOBODY
 
-    cdef void tell(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil:
-        """Tell a frame's sender that it goes nowhere. Of a datagram that rules have put together, whose last fragment came as none that errors may be
-        about, a piece is quoted as it is now."""
+    cdef const uint8_t *as_it_came(self, const Output *out, const uint8_t *data, uint32_t *have) noexcept nogil:
+        """What an error quotes, before any chunk is written to. Of a datagram that rules have put together, whose last fragment came as none that errors
+        may be about, that is a piece as it is now."""
         cdef const Frame *came = &self.frame[out.frame]
         cdef const uint8_t *before = self.umem.base + came.offset
-        cdef uint32_t have = came.caplen, size
+        have[0] = came.caplen
+        if unlikely(later_fragment(before, have[0])) and same_ends(before, data, out.caplen):
+            have[0] = out.caplen
+            return data
+        return before
+
+    cdef void tell(self, const Step *step, const uint8_t *before, uint32_t have, uint32_t at, int64_t ts) noexcept nogil:
+        """Tell a frame's sender that it goes nowhere.   before, have: what is quoted; at: ordinal of the device that it came to."""
+        cdef uint32_t size
         cdef uint64_t offset
         cdef Step back
-        if unlikely(later_fragment(before, have)) and same_ends(before, data, out.caplen):
-            before, have = data, out.caplen
         if pool_take(self.pool, &offset, 1, HELD) == 0:
             self.counts.no_chunk += 1
             return
-        size = self.router.tell(step, before, have, came.iface, came.ts, self.umem.base + offset, &back)
+        size = self.router.tell(step, before, have, at, ts, self.umem.base + offset, &back)
         if size:
-            self.go_on(offset, size, back.out, came.ts)
+            self.go_on(offset, size, back.out, ts)
         else:
             pool_give(self.pool, offset, HELD)
 
+    cdef void hold(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil:
+        """A frame waits for its neighbour: in its own chunk, or, if its rules have changed it, in a new one beside that."""
+        cdef const Frame *came = &self.frame[out.frame]
+        cdef const uint8_t *before
+        cdef Waiting one
+        cdef Address a
+        cdef uint32_t link
+        if not self.router.next_hop(data + ETH, step.six, &a, &link):
+            return
+        before = self.as_it_came(out, data, &one.have)
+        one.size, one.at = out.caplen, came.iface
+        one.offset = self.fresh(data, out.caplen) if out.flags & OUTPUT_CHANGED else self.claim(out.frame, out.offset, out.caplen)
+        if one.offset == NOWHERE:
+            return
+        one.came = one.offset
+        if before != data and out.flags & OUTPUT_CHANGED:
+            one.came = self.claim(out.frame, came.offset, one.have)
+        if one.came == NOWHERE:
+            pool_give(self.pool, one.offset, HELD)
+            return
+        self.router.unresolved.put(&one, a, link, wall_ns())
+
+    cdef uint64_t claim(self, uint32_t frame, uint64_t offset, uint32_t size) noexcept nogil:
+        """A frame's own chunk, or another one with the same in it."""
+        if self.claimed[frame]:
+            return self.fresh(self.umem.base + offset, size)
+        self.claimed[frame] = True
+        return offset
+
+    cdef void resolve(self, int64_t now) noexcept nogil:
+        """Frames whose neighbours are known by now, or will not be: on, or their senders are told."""
+        cdef Waiting one
+        cdef Step step
+        while self.router.unresolved.take(self.router.near, now, &one):
+            self.router.look(self.umem.base + one.offset, one.size, one.at, &step)
+            if step.way == WAY_NO_NEIGHBOUR:
+                self.router.give_up(&step)
+            if step.way > WAY_CUT:
+                self.tell(&step, self.umem.base + one.came, one.have, one.at, now)
+                self.router.unresolved.give(&one)
+                continue
+            if one.came != one.offset:
+                pool_give(self.pool, one.came, HELD)
+            self.move(one.offset, &step, now)
+            if self.n_onward >= ROUND:
+                self.send_onward()
+        if self.n_onward:
+            self.send_onward()
+
     cdef void move_all(self, size_t n) noexcept nogil:
         """What is routed is changed where it lies now, and stands in `onward` from then on."""
-        cdef const Step *step
-        cdef const Frame *came
         cdef size_t i
         self.n_routed = 0
         for i in range(n):
             if self.exit[i] < ONWARD or self.place[i] == NOWHERE:
                 continue
-            step, came = &self.step[i], &self.frame[self.pipeline.walker.all.row[i].frame]
-            router_move(self.umem.base + self.place[i], step)
-            if likely(step.way != WAY_CUT):
-                self.go_on(self.place[i], ETH + step.length, step.out, came.ts)
-            else:
-                self.cut_up(self.umem.base + self.place[i], step, came)
-                pool_give(self.pool, self.place[i], HELD)
+            self.move(self.place[i], &self.step[i], self.frame[self.pipeline.walker.all.row[i].frame].ts)
             self.place[i] = NOWHERE
 
-    cdef void cut_up(self, const uint8_t *frame, const Step *step, const Frame *came) noexcept nogil:
+    cdef inline void move(self, uint64_t offset, const Step *step, int64_t ts) noexcept nogil:
+        router_move(self.umem.base + offset, step)
+        if likely(step.way != WAY_CUT):
+            self.go_on(offset, ETH + step.length, step.out, ts)
+        else:
+            self.cut_up(self.umem.base + offset, step, ts)
+            pool_give(self.pool, offset, HELD)
+
+    cdef void cut_up(self, const uint8_t *frame, const Step *step, int64_t ts) noexcept nogil:
         cdef Slices slices
         cdef uint64_t offset
         cdef uint32_t size
@@ -399,7 +472,7 @@ cdef class Loop:
                 return
             size = slices_next(&slices, self.umem.base + offset + ETH)
             memcpy(self.umem.base + offset, frame, ETH)
-            self.go_on(offset, ETH + size, step.out, came.ts)
+            self.go_on(offset, ETH + size, step.out, ts)
 
     cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil:
         """A frame that the router sends, in a chunk that is held."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ctcore.types import Proto, Reason
 from datapath import fields
 from datapath.live.figures import STATES, verdicts
+from datapath.live.rows import RING_DROPS
 
 Look = dict[str, Any]
 Labels = tuple[str, ...]
@@ -32,11 +33,6 @@ PROTOCOLS = {
     int(number): fields.proto_name(number)
     for number in (Proto.PROTO_TCP, Proto.PROTO_UDP, Proto.PROTO_UDPLITE, Proto.PROTO_SCTP, Proto.PROTO_ICMP, Proto.PROTO_ICMPV6, Proto.PROTO_GRE)
 }
-RING_DROPS = {
-    name: name.partition("_")[2]
-    for name in ("rx_dropped", "rx_ring_full", "rx_fill_empty", "rx_invalid", "rx_oversize", "rx_no_chunk", "rx_shed", "tx_ring_full", "tx_refused",
-                 "tx_down", "tx_invalid")
-}  # fmt: skip
 MENDED = ("rx_completed", "rx_cut")
 SYSCALLS = ("kicks", "kick_again", "kick_down", "kick_gone", "wakes")
 LOST = ("nobody", "no_chunk", "too_long", "too_many", "not_sent")

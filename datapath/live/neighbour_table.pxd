@@ -39,6 +39,7 @@ ctypedef struct Neighbours:
     uint64_t asked
     uint64_t not_asked          # there was no place among the wanted
     uint64_t refused            # neighbours for which there was no place
+    uint64_t changes            # of the table: whoever waits for one looks again
     int bell                    # an eventfd: rings when the first one is wanted
 
 cdef inline uint32_t neighbour_home(const Neighbours *all, Address a, uint32_t link) noexcept nogil:

@@ -102,6 +102,7 @@ cdef class NeighbourTable:
             self.all.head[home] = at
             self.all.n += 1
         one.state = state
+        self.all.changes += 1
         if mac is not None:
             data = mac
             memcpy(one.mac, &data[0], 6)

@@ -93,11 +93,20 @@ def host_networks(ruleset: Ruleset) -> tuple[Network, ...]:
     translate to, whose packets have to come to the rules."""
     with IPRoute() as netlink:
         addresses = list(_addresses(netlink))
-    nats = [action.nat for rule in ruleset.rules for action in rule.actions if isinstance(action, Ct) and action.nat is not None]
-    spans = [(ip_address(nat.low), ip_address(nat.high or nat.low)) for nat in nats if nat.low is not None]
-    own = [one.ip for _, one, _ in addresses if not any(low.version == one.version and int(low) <= int(one.ip) <= int(high) for low, high in spans)]
+    own = [one.ip for _, one, _ in addresses if not _translated_to(ruleset, one.ip)]
     groups = [group for _, _, found in addresses for group in found]
     return (*HOST_NETWORKS, *(ip_network(address) for address in dict.fromkeys((*own, *groups))))
+
+
+def wanted_of_host(ruleset: Ruleset, local: Iterable[Network]) -> list[str]:
+    """Addresses among these of the host that rules translate to: answers to those do not come to the rules."""
+    return [str(one.network_address) for one in local if one.num_addresses == 1 and _translated_to(ruleset, one.network_address)]
+
+
+def _translated_to(ruleset: Ruleset, address: Address) -> bool:
+    nats = [action.nat for rule in ruleset.rules for action in rule.actions if isinstance(action, Ct) and action.nat is not None]
+    spans = [(ip_address(nat.low), ip_address(nat.high or nat.low)) for nat in nats if nat.low is not None]
+    return any(low.version == address.version and int(low) <= int(address) <= int(high) for low, high in spans)
 
 
 def _addresses(netlink: IPRoute) -> Iterator[tuple[int, Any, set[Address]]]:

@@ -31,9 +31,11 @@ from datapath.live.neighbour_table import NeighbourTable
 from datapath.live.router import Router
 from datapath.live.shared import check_shared, divided, shares_of, summed
 from datapath.live.umem import Umem
+from datapath.live.wiring import doubts_of
 from datapath.live.worker import Meeting, Worker
 from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
+from datapath.pipeline.findings import Findings
 from datapath.pipeline.program import Program
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
@@ -61,8 +63,7 @@ class Node:
         self._asking = threading.Lock()
         self._check_cpus()
         with ExitStack() as stack:
-            ruleset = rules_file.load(config.rules)
-            check_shared(ruleset, config.workers)
+            ruleset = self._read_rules()
             self.names = [iface.name for iface in config.iface]
             self.routed = [iface.name for iface in config.iface if iface.routed]
             self.local = self._host_networks(ruleset)
@@ -77,6 +78,15 @@ class Node:
             settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
+
+    def _read_rules(self) -> Ruleset:
+        """The configured file. What is doubtful of it is said in the log. Raises RuleError."""
+        found = Findings()
+        ruleset = rules_file.load(self.config.rules, found)
+        check_shared(ruleset, self.config.workers)
+        for said in (*found.warnings, *doubts_of(self.config, ruleset)):
+            LOG.warning(said)
+        return ruleset
 
     def _check_cpus(self) -> None:
         """Raises ConfigError for one that is not this process's."""
@@ -126,6 +136,16 @@ class Node:
         from datapath.live.neighbours import host_networks
 
         return host_networks(ruleset)
+
+    def _warn_of_host(self, ruleset: Ruleset) -> None:
+        """Which frames are the host's was said to XDP when the node was opened."""
+        if not self.routed:
+            return
+        from datapath.live.neighbours import wanted_of_host
+
+        if found := wanted_of_host(ruleset, self.local):
+            which = ", ".join(found)
+            LOG.warning(f"{which}: the host's, and rules translate to it now: where XDP is used, answers to it come to the rules after a restart")
 
     def _router(self) -> Router | None:
         """A worker's own: its ICMP errors are its part of all."""
@@ -229,8 +249,10 @@ class Node:
         """Compile rules, those of the configured file without any, for each worker: for take_rules(). From any thread, while the node works: it takes
         its time. Raises RuleError, ConfigError.
         """
-        ruleset = rules_file.load(self.config.rules) if ruleset is None else ruleset
+        if ruleset is None:
+            ruleset = self._read_rules()
         check_shared(ruleset, self.config.workers)
+        self._warn_of_host(ruleset)
         made: list[Program] = []
         for worker in self.workers:
             made.append(worker.pipeline.compiled(ruleset, devices=self.names, beside=made[0] if made else None))
@@ -240,6 +262,9 @@ class Node:
         """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table; what the new rules say of them is
         asked with their next packets. Raises ConfigError; then the old rules go on.
         """
+        for worker, program in zip(self.workers, programs, strict=True):  # all of them, or none
+            if program.tracks:
+                worker.pipeline.tracker.widen(program.config)
         for worker, program in zip(self.workers, programs, strict=True):
             worker.pipeline.take(program)
             worker.loop.aim(self._inward())
@@ -273,7 +298,7 @@ class Node:
 
 def _chunks(config: NodeConfig) -> int:
     """As many as fill all rings of a worker, and as many again."""
-    queues = {iface.name: 1 if iface.driver == "tap" else divided(queues_of(iface.name), config.workers) for iface in config.iface}
+    queues = {iface.name: 1 if iface.driver in ("tap", "null") else divided(queues_of(iface.name), config.workers) for iface in config.iface}
     slots = sum(RINGS // 2 * iface.ring * queues[iface.name] for iface in config.iface)
     if slots * config.workers > 1 << 22:
         raise ConfigError(f"iface: {slots * config.workers} slots in rings: expected {1 << 22} at most; make `ring` smaller")

@@ -184,6 +184,8 @@ def check_access(rules: str, state: str | None) -> None:
         raise ConfigError(f"rules: {rules}: {user_name()} cannot read it (groups: {group_names()}): expected a file that it can read again at SIGHUP")
     if state is not None:
         folder = Path(state).parent
+        if not folder.is_dir():
+            raise ConfigError(f"state.file: {folder}: no such folder: expected one of its own, for the connections to be saved in")
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise ConfigError(
                 f"state.file: {folder}: {user_name()} cannot write there: expected a folder of its own, for the connections to be saved in"

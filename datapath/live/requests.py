@@ -35,6 +35,7 @@ from datapath.live.reevaluate import Trial
 from datapath.live.shared import summed
 from datapath.live.state_file import snapshot, write_state
 from datapath.live.wanted import ALL, EVERYTHING, Wanted, label_of, status_bits, wanted_of
+from datapath.live.wiring import doubts_of
 from datapath.live.worker import Worker
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
@@ -280,7 +281,7 @@ class Desk:
             n = await self.ask(lambda node: node.take_rules(programs))
             unwanted = await self._reevaluate(ruleset) if established == "reevaluate" else 0
         self._changed(session, "rules", file=name, rules=n, established=established, deleted=unwanted)
-        yield Done({"rules": n, "warnings": warnings, "deleted": unwanted})
+        yield Done({"rules": n, "warnings": [*warnings, *doubts_of(self.node.config, ruleset)], "deleted": unwanted})
 
     async def _reevaluate(self, ruleset: Ruleset) -> int:
         """Delete what the rules would not let begin, and track all others again instead of having the flow table serve them."""

@@ -6,6 +6,7 @@ from libc.string cimport memcpy
 from datapath.live.icmp_errors cimport Limits
 from datapath.live.neighbour_table cimport Neighbours, NeighbourTable
 from datapath.live.routes cimport Address, Route, Routes, RouteTable
+from datapath.live.unresolved cimport Unresolved
 
 cdef enum:
     MOST_STATIONS = 64
@@ -66,6 +67,7 @@ cdef class Router:
     cdef readonly tuple names
     cdef readonly RouteTable routes
     cdef readonly NeighbourTable neighbours
+    cdef readonly Unresolved unresolved     # frames that wait for one
     cdef Routes *route          # by family
     cdef Neighbours *near
     cdef Station[MOST_STATIONS] station
@@ -76,6 +78,8 @@ cdef class Router:
     cdef void look(self, const uint8_t *frame, uint32_t have, uint32_t at, Step *step) noexcept nogil
     cdef uint8_t towards(self, const uint8_t *packet, Step *step) noexcept nogil
     cdef uint8_t reach(self, const Route *route, Address a, Step *step) noexcept nogil
+    cdef void give_up(self, Step *step) noexcept nogil
+    cdef bint next_hop(self, const uint8_t *packet, bint six, Address *a, uint32_t *link) noexcept nogil
     cdef bint ours(self, const uint8_t *mac) noexcept nogil
     cdef uint32_t tell(
         self, const Step *step, const uint8_t *frame, uint32_t have, uint32_t at, int64_t now, uint8_t *room, Step *back

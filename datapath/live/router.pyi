@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from datapath.live.neighbour_table import NeighbourTable
 from datapath.live.routes import RouteTable
+from datapath.live.unresolved import Unresolved
 
 COUNTERS: tuple[str, ...]
 ERRORS: dict[int, tuple[tuple[int, int], tuple[int, int]]]
@@ -43,6 +44,7 @@ class Router:
     names: tuple[str, ...]
     routes: RouteTable
     neighbours: NeighbourTable
+    unresolved: Unresolved
     def __init__(
         self,
         names: Sequence[str],
@@ -62,7 +64,8 @@ class Router:
         """Names of the devices in router mode."""
     def counters(self) -> dict[str, int]:
         """Frames by their way (`forwarded`, `cut`: on in pieces; all others are dropped); errors: ICMP errors made, errors_not_allowed: about packets
-        that must not be answered, errors_peer_limited, errors_limited: not made for the limits' sake, errors_no_way: nobody to send them by."""
+        that must not be answered, errors_peer_limited, errors_limited: not made for the limits' sake, errors_no_way: nobody to send them by.
+        And those of Unresolved."""
     def route_frame(self, frame: bytes, name: str, *, now: int = 0, came: bytes | None = None) -> tuple[Way, str | None, list[bytes]]:
         """One frame that passes at a device: its way, where something leaves, and what: the frame, its pieces, or an ICMP error. now: ns; came: the
         frame as it was before its rules, which an error quotes. As the loop does it, but one at a time."""

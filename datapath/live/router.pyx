@@ -6,8 +6,8 @@ Theory of operation: look() reads a frame and changes nothing: its way, and the 
 where it leaves from. tell() makes the ICMP error about one that goes nowhere, and finds that one's way by the same tables.
 One frame: to 10.2.0.5, TTL 9, to our MAC address on eth0. Routes have 10.2.0.0/16 via 10.1.0.2 on eth1, and neighbours a MAC address for that:
 WAY_ON, out eth1, TTL 8.
-Invariants: nothing is read behind `have`. Each frame is counted by its way, once. Tables change between two rounds of the loop only.
-Not here: tables themselves (routes, neighbour_table), who keeps them up to date (neighbours), errors' bytes and limits (icmp_errors), chunks and
+Invariants: nothing is read behind `have`. Each frame is counted by its way, once, and once more if it has waited for its neighbour. Tables change between two rounds of the loop only.
+Not here: tables themselves (routes, neighbour_table), frames that wait (unresolved), who keeps them up to date (neighbours), errors' bytes and limits (icmp_errors), chunks and
 sending (loop), translation: an error quotes what its sender has sent, since the loop hands over the frame as it came.
 """
 
@@ -26,6 +26,7 @@ from datapath.live.neighbour_table cimport (
 from datapath.live.routes cimport (
     ROUTE_GROUP, ROUTE_OWN, ROUTE_PROHIBIT, ROUTE_UNREACHABLE, ROUTE_VIA, Address, Route, RouteTable, address4, address6, route_find,
 )
+from datapath.live.unresolved cimport Unresolved
 
 cdef enum:
     DONT_CUT = 0x4000
@@ -142,6 +143,7 @@ cdef class Router:
         if not 0 < len(self.names) <= MOST_STATIONS or len(set(self.names)) != len(self.names):
             raise ValueError(f"names: expected 1 to {MOST_STATIONS} different ones")
         self.routes, self.neighbours = RouteTable(), NeighbourTable() if neighbours is None else neighbours
+        self.unresolved = Unresolved()
         self.route, self.near = self.routes.all, &self.neighbours.all
         memset(self.station, 0, sizeof(self.station))
         memset(&self.counts, 0, sizeof(self.counts))
@@ -172,7 +174,7 @@ cdef class Router:
     def counters(self):
         """See router.pyi."""
         cdef const uint64_t *count = <const uint64_t *>&self.counts
-        return {name: count[i] for i, name in enumerate(COUNTERS)}
+        return {**{name: count[i] for i, name in enumerate(COUNTERS)}, **self.unresolved.counters()}
 
     # --- the way --------------------------------------------------------------------------------------------------------------------------
 
@@ -244,6 +246,24 @@ cdef class Router:
         memcpy(step.macs, next.mac, 6)
         memcpy(&step.macs[6], out.mac, 6)
         return WAY_ON
+
+    cdef bint next_hop(self, const uint8_t *packet, bint six, Address *a, uint32_t *link) noexcept nogil:
+        """Whom a packet waits for that look() has found without a neighbour."""
+        cdef const Route *route
+        a[0] = address6(packet + 24) if six else address4(packet + 16)
+        route = route_find(&self.route[six], a[0])
+        if route == NULL:
+            return False
+        if route.kind == ROUTE_VIA:
+            a[0] = route.via
+        link[0] = route.iface << 1 | six
+        return True
+
+    cdef void give_up(self, Step *step) noexcept nogil:
+        """A frame that has waited, and still has no neighbour: nobody has answered."""
+        self.counts.way[<int>WAY_NO_NEIGHBOUR] -= 1
+        self.counts.way[<int>WAY_UNREACHABLE] += 1
+        step.way = WAY_UNREACHABLE
 
     # --- errors ---------------------------------------------------------------------------------------------------------------------------
 

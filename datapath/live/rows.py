@@ -35,3 +35,10 @@ COUNTERS = {
     "kick_gone": "of these, those that found no interface any more",
     "wakes": "system calls for receiving",
 }
+
+# Of these, what stands for frames that were lost, by what is behind the direction.
+RING_DROPS = {
+    name: name.partition("_")[2]
+    for name in ("rx_dropped", "rx_ring_full", "rx_fill_empty", "rx_invalid", "rx_oversize", "rx_no_chunk", "rx_shed", "tx_ring_full", "tx_refused",
+                 "tx_down", "tx_invalid")
+}  # fmt: skip

@@ -6,6 +6,7 @@ Not here: the figures (figures), asking for them (client).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from datapath.fields import Record
+from datapath.live.lost import LOOP, ROUTER, losses, named
+from datapath.live.rows import RING_DROPS
 from datapath.report import count, duration_text, plain, rate_text, size_text
 
 FACTS_OF_IFACES = {"rx": "in", "rx_bytes": "in bytes", "tx": "out", "tx_bytes": "out bytes"}
@@ -22,18 +25,22 @@ ENOUGH_RULES = 10
 def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
     """All of it."""
     table, events, control = stats["table"], stats["events"], stats["control"]
-    loop = {name: n for name, n in stats["loop"].items() if name != "frame_ns"}
+    loop = {name: n for name, n in stats["loop"].items() if name != "frame_ns" and name not in LOOP}
+    routed = {name: n for name, n in (stats["router"] or {}).items() if name not in ROUTER}
     rate = rate_text(stats["packets"] / max(stats["uptime"], 1e-3))
     yield Text(f"up {duration_text(int(stats['uptime'] * 1e9))}; {count(stats['packets'])} packets, {size_text(stats['bytes'])}; {rate} on average")
+    if stats["router"] is not None and (frames := stats["loop"]["frames"]):
+        yield Text(f"{count(frames)} frames received; a routed one counts as two packets, in and out")
     yield Text(f"{count(table['connections'])} of {count(table['max'])} connections" + _zones(table["zones"]))
     yield Text()
     yield _states(stats)
+    yield from _lost(stats)
     for title, counts in (("verdict", stats["verdicts"]), ("reason", stats["reasons"]), ("tracker", stats["tracker"]), ("loop", loop)):
         yield from _counts(title, counts)
     yield from _latency(stats["latency"])
     yield from _ifaces(stats["ifaces"])
     yield from _counts("flow table", {**(stats["flowtable"] or {}), **{f"shortcuts: {name}": n for name, n in stats["shortcuts"].items()}})
-    yield from _counts("router", stats["router"] or {})
+    yield from _counts("router", routed)
     yield from _pools(stats["pools"])
     yield from _rules(stats["rules"])
     yield from _counts("events", events)
@@ -53,6 +60,18 @@ def _states(stats: dict[str, Any]) -> Table:
         if seen["packets"]:
             table.add_row(name, count(seen["packets"]), f"{100 * seen['packets'] / max(stats['packets'], 1):.1f}%", size_text(seen["bytes"]))
     return table
+
+
+def _lost(stats: dict[str, Any]) -> Iterator[Table | Text]:
+    """Where packets were lost, on their way from an interface to another."""
+    found = list(losses(stats))
+    if not found:
+        return
+    table = plain("lost at", "counter", "packets", "", right=("packets",))
+    for loss in found:
+        table.add_row(Text(loss.where), loss.counter, count(loss.packets), Text(loss.said))
+    yield Text()
+    yield table
 
 
 def _counts(title: str, counts: dict[str, int]) -> Iterator[Table | Text]:
@@ -87,12 +106,11 @@ def _short(ns: int) -> str:
 def _ifaces(ifaces: list[dict[str, Any]]) -> Iterator[Table | Text]:
     table = plain("interface", "driver", "is", *FACTS_OF_IFACES.values(), right=tuple(FACTS_OF_IFACES.values()))
     others = []
-    for iface in ifaces:
-        name = iface["name"] + (f" queue {iface['queue']}" if sum(other["name"] == iface["name"] for other in ifaces) > 1 else "")
+    for name, iface in named(ifaces):
         facts = [size_text(iface[key]) if key.endswith("bytes") else count(iface[key]) for key in FACTS_OF_IFACES]
         table.add_row(Text(name), iface["driver"], iface["condition"], *facts)
-        bad = [f"{key} {count(n)}" for key, n in iface.items() if isinstance(n, int) and n and key not in (*FACTS_OF_IFACES, "queue")]
-        others += [Text(f"  {name}: {', '.join(bad)}")] if bad else []
+        more = [f"{key} {count(n)}" for key, n in iface.items() if isinstance(n, int) and n and key not in (*FACTS_OF_IFACES, *RING_DROPS, "queue")]
+        others += [Text(f"  {name}: {', '.join(more)}")] if more else []
     yield Text()
     yield table
     yield from others
@@ -111,15 +129,23 @@ def _pools(pools: list[dict[str, Any]]) -> Iterator[Table | Text]:
 
 
 def _rules(rules: dict[str, Any]) -> Iterator[Table | Text]:
-    table = plain("rule", "packets", "wire bytes", "", right=("packets", "wire bytes"))
-    table.columns[3].overflow = "ellipsis"
-    for rule in rules["top"][:ENOUGH_RULES]:
+    shown = rules["top"][:ENOUGH_RULES]
+    dropped = ["drops"] * any(rule["drops"] for rule in shown)
+    table = plain("rule", "packets", "wire bytes", *dropped, "", right=("packets", "wire bytes", "drops"))
+    table.columns[-1].overflow = "ellipsis"
+    for rule in shown:
         place = rule["place"].rpartition("/")[2]
-        table.add_row(Text(place), count(rule["packets"]), size_text(rule["bytes"]), Text(rule["rule"].removeprefix("tc filter add "), no_wrap=True))
+        facts = [count(rule["packets"]), size_text(rule["bytes"]), *(count(rule[name]) for name in dropped)]
+        table.add_row(Text(place), *facts, Text(_short_rule(rule["rule"]), no_wrap=True))
     yield Text()
     if rules["top"]:
         yield table
     yield Text(f"  {count(rules['matched'])} of {count(rules['rules'])} rules have matched")
+
+
+def _short_rule(line: str) -> str:
+    """What tells a rule from its neighbours comes first: where it is, what it looks at, what it does; its number says nothing to people."""
+    return re.sub(r" prio [0-9]+| chain 0(?= )| handle 0x[0-9a-f]+|(?<= )protocol |(?<= )flower ", "", line.removeprefix("tc filter add "))
 
 
 # --- top --------------------------------------------------------------------------------------------------------------------------------

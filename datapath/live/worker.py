@@ -99,6 +99,7 @@ class Worker:
         finally:
             self.stopping = True
             self._refuse()
+            self.loop.end()
 
     def stop(self) -> None:
         """Have work() return, from any thread."""

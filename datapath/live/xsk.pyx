@@ -106,7 +106,8 @@ cdef class Xsk(Iface):
         if (mtu := mtu_of(name)) > room:
             raise KernelError(
                 f"{name}: MTU {mtu}: expected at most {room} with chunks of {umem.chunk_size} bytes: frames in several pieces (multi-buffer) are "
-                f"not supported: ip link set {name} mtu {room}" + (", or chunk_size 4096" if umem.chunk_size < 4096 else "")
+                f"not supported: ip link set {name} mtu {room}"
+                + (", or [memory] chunk = 4096" if umem.chunk_size < 4096 and mtu <= room + 4096 - umem.chunk_size else "")
             )
         try:
             self.in_filling, self.in_sending = umem.new_place(f"{name}:{queue} filling"), umem.new_place(f"{name}:{queue} sending")

@@ -12,7 +12,23 @@ from collections.abc import Iterator, Sequence
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.order import in_order
-from datapath.pipeline.rules import CT_STATES, ETH_ALL, Action, Csum, Ct, Hook, Mirred, Pedit, Place, Police, Rule, Ruleset, controls_of, hook_text
+from datapath.pipeline.rules import (
+    CT_STATES,
+    ETH_ALL,
+    Action,
+    Csum,
+    Ct,
+    Gact,
+    Hook,
+    Mirred,
+    Pedit,
+    Place,
+    Police,
+    Rule,
+    Ruleset,
+    controls_of,
+    hook_text,
+)
 from datapath.pipeline.tc_print import action_text, control_text
 
 Chains = dict[int, list[Rule]]
@@ -32,6 +48,7 @@ def doubt(ruleset: Ruleset, found: Findings) -> None:
         targets = _jumps(hook, chains, found)
         for chain, rules in chains.items():
             _behind(rules, ways, found)
+            _loops(rules, ways, found)
             if chain and chain not in targets:
                 first = written[chain][0]
                 said = f"no rule of {hook_text(hook)} goes there: it is never tried"
@@ -144,6 +161,26 @@ def _behind(rules: list[Rule], ways: _Ways, found: Findings) -> None:
         first, at = behind[0], _at(taker.place)
         what = "everything" if taker.protocol == ETH_ALL else f"everything of protocol {ethertype_text(taker.protocol)}"
         found.warn(first.place, _named(first), f"never tried: prio {taker.prio}{at} takes {what} before it{_more(len(behind) - 1)}")
+
+
+def _loops(rules: list[Rule], ways: _Ways, found: Findings) -> None:
+    """Rules that send a packet to the beginning of their own chain as it is: it comes to them again, as often as it may be sent at all.
+
+    Not behind a rule that may change the packet and go on: the second time it may meet another one.
+    """
+    for rule in rules:
+        done = reached(rule.actions)
+        idle = all(isinstance(action, Gact) for action in done)
+        if not idle and ways.go_on(rule):
+            return
+        if not done or not idle or rule.skip_sw:
+            continue
+        last = done[-1].control
+        if (last.kind == "goto" and last.chain == rule.chain) or (last.kind == "reclassify" and not rule.chain):
+            said = (
+                "a loop: nothing has changed, so that each packet comes here again, until it may go to no further chain and is dropped (rule_chains)"
+            )
+            found.warn(rule.parts.get(f"action {len(done) - 1}", rule.place), control_text(last), said)
 
 
 def _at(place: Place) -> str:

@@ -182,7 +182,10 @@ def _port(about: str) -> Key:
             return low, 0xFFFF, high, ""
         value, slash, mask = text.partition("/")
         chosen = number(mask, 0 if bases is TC else YAML, 0xFFFF, "a mask of a port") if slash else 0xFFFF
-        return number(value, 10 if bases is TC else YAML, 0xFFFF, "a port") & chosen, chosen, None, ""
+        port = number(value, 10 if bases is TC else YAML, 0xFFFF, "a port")
+        if bases is TC and not port and not slash:
+            raise Expected("expected a mask with port 0, as tc wants it: 0/0xffff")
+        return port & chosen, chosen, None, ""
 
     def write(match: Match) -> str:
         if match.high is not None:

@@ -11,7 +11,7 @@ from datapath.pipeline.cut cimport Origin
 from datapath.pipeline.draft cimport Draft
 from datapath.pipeline.flower cimport FlowerKey
 from datapath.pipeline.outputs cimport Outputs
-from datapath.pipeline.program cimport Rules
+from datapath.pipeline.program cimport Resume, Rules
 from datapath.pipeline.trail cimport Trail
 from datapath.wire cimport ParseSettings
 
@@ -74,6 +74,7 @@ ctypedef struct Walking:
     Fragments *fragments        # NULL: likewise
     Outputs *outputs            # NULL: nobody wants to know what leaves
     Result *result
+    const Resume *resume        # NULL: the frame at work begins at the hook's chain 0
     const Frame *frame          # at work
     int64_t gathered            # ns: the latest time of a packet that came to `ct`
     uint32_t sent               # it and its copies, so far

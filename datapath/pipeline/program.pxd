@@ -1,6 +1,6 @@
 # Rules as the walk reads them: everything an action names is resolved, everything a rule says lies in a few arrays.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ctcore.act cimport CtRequest
 from datapath.pipeline.classify cimport Table
@@ -98,6 +98,18 @@ ctypedef struct Rules:
     Bucket *bucket
     Count *count                # by rule
 
+# Where a frame goes on that hardware has begun with (Program.resumes makes them of rules and chains).
+ctypedef struct Resume:
+    int64_t conn                # ordinal of the connection that it carries, found by its tuple in `zone`; -1: none
+    uint32_t chain              # in Rules.start, or NO_CHAIN
+    uint32_t place              # in the chain: rules before it are not asked
+    uint32_t action             # of the rule at `place`, which has matched if this is not the first one
+    uint32_t mark               # of skbedit
+    uint32_t priority
+    uint16_t zone
+    uint8_t on                  # 0: it begins as any other
+    uint8_t turns               # chains that it has been through
+
 cdef class Program:
     cdef Rules code
     cdef readonly object ruleset
@@ -110,6 +122,7 @@ cdef class Program:
     cdef list arrays                    # that code points into
     cdef Program beside                 # whose policers these are, too
     cdef object counts
+    cdef object places                  # of rules in their chains; None: nobody has asked
     cdef uint32_t n_munges              # that are in use while rules are compiled
     cdef uint32_t n_buckets
     cdef dict asks                      # by action, which one it is in code.ask

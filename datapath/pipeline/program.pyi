@@ -8,6 +8,7 @@ from ctcore.config import Config
 from datapath.pipeline.classify import Classifier
 from datapath.pipeline.rules import Hook, Ruleset
 
+RESUME_DTYPE: np.dtype[Any]  # the C struct Resume (program.pxd)
 COUNT_DTYPE: np.dtype[Any]  # packets, bytes (on the wire), last (ns; -1: never), drops, overlimits
 
 class Program:
@@ -27,8 +28,17 @@ class Program:
     def __init__(
         self, ruleset: Ruleset, devices: Sequence[str] = (), config: Config | None = None, *, seed: int = 0, beside: Program | None = None
     ) -> None: ...
+    def device(self, name: str) -> int:
+        """The number of a device. Raises KeyError."""
     def hook(self, hook: Hook) -> int:
         """The number of a hook. One of number 0 or 1 is of a device that nobody named, and passes all. Raises ValueError for unknown devices."""
+    def resumes(self, hooks: NDArray[Any], chains: NDArray[Any], rules: NDArray[Any], actions: NDArray[Any]) -> NDArray[Any]:
+        """Where frames go on that hardware has begun with, for RulePipeline.process(): RESUME_DTYPE[n].
+
+        Arrays of n: hooks, as hook() numbers them; chains, by tc's numbers; rules, by their number in the ruleset: chains are searched from that one
+        on, 0xFFFFFFFF: from their beginning; actions: of the rule, the first one that is not done yet; if it is not 0, the rule has matched.
+        The caller fills in `conn` and `zone` where a packet carries a connection (-1: it does not), turns, mark and priority.
+        """
     @property
     def zones(self) -> frozenset[int]:
         """In which rules track."""

@@ -32,7 +32,10 @@ from datapath.pipeline.rules import ETH_VLAN, Csum, Ct, Gact, Hook, Mirred, Pedi
 from datapath.pipeline.tc_actions import CSUM_ORDER
 
 COUNT_DTYPE = np.dtype([("packets", "u8"), ("bytes", "u8"), ("last", "i8"), ("drops", "u8"), ("overlimits", "u8")])
-assert COUNT_DTYPE.itemsize == sizeof(Count)
+RESUME_DTYPE = np.dtype([
+    ("conn", "i8"), ("chain", "u4"), ("place", "u4"), ("action", "u4"), ("mark", "u4"), ("priority", "u4"), ("zone", "u2"), ("on", "u1"), ("turns", "u1"),
+])
+assert COUNT_DTYPE.itemsize == sizeof(Count) and RESUME_DTYPE.itemsize == sizeof(Resume)
 
 KINDS = {"pass": CONTROL_PASS, "pipe": CONTROL_PIPE, "drop": CONTROL_DROP, "continue": CONTROL_CONTINUE}
 OPS = {Gact: OP_GACT, Ct: OP_CT, Mirred: OP_MIRRED, Pedit: OP_PEDIT, Csum: OP_CSUM, Skbedit: OP_SKBEDIT, Vlan: OP_VLAN, Police: OP_POLICE}
@@ -262,6 +265,31 @@ cdef class Program:
         if hook.device not in self.numbers:
             raise ValueError(f"device {hook.device}: expected one of {', '.join(self.devices[1:])}")
         return 2 * self.numbers[hook.device] + (hook.direction == "egress")
+
+    def resumes(self, hooks, chains, rules, actions):
+        """See program.pyi."""
+        found = np.zeros(len(rules), dtype=RESUME_DTYPE)
+        where, which = np.unique(np.stack([hooks, chains]).astype(np.int64), axis=1, return_inverse=True)
+        found["chain"] = np.array([self._chain(hook, chain) for hook, chain in where.T.tolist()], dtype=np.uint32)[which.reshape(-1)]
+        named = rules != <uint32_t>NO_RULE
+        found["place"][named], found["action"][named] = self._places()[rules[named]], actions[named]
+        found["conn"], found["on"] = -1, 1
+        return found
+
+    def _chain(self, number, chain):
+        """A hook's chain by tc's number, as Rules.start has it."""
+        hook = Hook(self.devices[number >> 1], "egress" if number & 1 else "ingress")
+        return self.chains.get((bindings(self.ruleset.qdiscs).get(hook, hook), chain), <uint32_t>NO_CHAIN)
+
+    def _places(self):
+        """By rule: its place in its chain."""
+        cdef uint32_t chain, seat
+        if self.places is None:
+            self.places = np.zeros(len(self.ruleset.rules), dtype=np.uint32)
+            for chain in range(len(self.chains)):
+                for seat in range(self.code.start[chain], self.code.start[chain + 1]):
+                    self.places[self.code.seat[seat].rule] = seat - self.code.start[chain]
+        return self.places
 
     @property
     def zones(self):

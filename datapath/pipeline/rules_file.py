@@ -19,9 +19,9 @@ from datapath.pipeline.validate import validate
 _YAML = re.compile(r"""---|%YAML|-\s|-$|[{\[]|["']?[A-Za-z_]+["']?\s*:(\s|$)""")
 
 
-def load(name: str) -> Ruleset:
-    """The rules of a file, `-`: of stdin. Raises RuleError for the first thing that is wrong; warnings are lost."""
-    found = Findings()
+def load(name: str, found: Findings | None = None) -> Ruleset:
+    """The rules of a file, `-`: of stdin. found: where warnings go, lost without it. Raises RuleError for the first thing that is wrong."""
+    found = Findings() if found is None else found
     rules = read(name, found)
     found.check()
     return rules

@@ -12,16 +12,21 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from ctcore.act cimport CT_CLEAR, CT_FORCE, CtRequest, ct_act, ct_leave
+from ctcore.decision cimport with_conn
 from ctcore.edits cimport edits_reset
-from ctcore.engine cimport ticks_left
+from ctcore.engine cimport Engine, ticks_left
 from ctcore.fragment_store cimport LARGEST
 from ctcore.fragment_whole cimport Whole, fragments_room
 from ctcore.fragments cimport FRAGMENT_HELD, FRAGMENT_WHOLE, fragments_reserve
+from ctcore.hashing cimport hash_of
 from ctcore.lowlevel cimport likely, unlikely
+from ctcore.table cimport table_find
+from ctcore.tuples cimport invert
 from ctcore.types cimport (
-    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, NOT_UNCONFIRMED, OFFLOAD_NONE, OFFLOAD_SOFTWARE, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
+    ASSURED, ESTABLISHED, NEW, NO_FLOW, NOT_FRAGMENT, NOT_TEARDOWN_FIN, NOT_UNCONFIRMED, OFFLOAD_HARDWARE, OFFLOAD_NONE,
+    OFFLOAD_SOFTWARE, ORIG, R_FRAGMENT, R_HELPER_REFUSED, R_NOT_IP,
     R_OK, R_RULE_DROP, R_RULE_FIELD, R_RULE_ROOM, REWRITE_DST, REWRITE_EDIT, REWRITE_INNER_DST, REWRITE_INNER_SRC, REWRITE_SEQ, REWRITE_SRC,
-    Decision, Entry, Packet, Rewrite,
+    Decision, Entry, Key, Packet, Rewrite,
 )
 from datapath.defragment cimport Gathering, gather_one
 from datapath.flowtable cimport NO_ROW, FlowTable, flow_admit, flow_find, flow_passes, flow_serve
@@ -31,6 +36,7 @@ from datapath.pipeline.cut cimport origin_joined, origin_of
 from datapath.pipeline.draft cimport draft_own, layers_of
 from datapath.pipeline.draft_ct cimport draft_edit, draft_rewrite, draft_trim
 from datapath.pipeline.level cimport MOST_SENT, put_said, read_draft
+from datapath.pipeline.program cimport Resume
 from datapath.pipeline.trail cimport MOST_CTS, Trail
 from datapath.wire cimport FRAGMENTS_PASSED
 
@@ -203,6 +209,32 @@ cdef void note(Walking *w, Level *v, const Packet *p, const CtRequest *request, 
     v.decision.offload = where
     v.decision.status = entry.status            # with or without OFFLOAD
     v.decision.timeout = ticks_left(w.ct, entry)
+
+
+# --- after hardware ---------------------------------------------------------------------------------------------------------------------
+
+
+cdef bint carry_again(Walking *w, Level *v, const Resume *resume) noexcept nogil:
+    """The connection that hardware says a packet is of, which it carries from here on: found by its tuple, as it came or translated. False: none is."""
+    cdef Engine *ct = w.ct
+    cdef Packet *p = writable_packet(w, v)
+    cdef Key key = p.key, inverse
+    cdef uint32_t flow
+    key.zone = resume.zone
+    flow = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &key), &key)
+    if flow == NO_FLOW and invert(&key, &inverse):
+        flow = table_find(&ct.table, ct.pool.entry, hash_of(&ct.hash_key, &inverse), &inverse)
+        flow = flow ^ 1 if flow != NO_FLOW else <uint32_t>NO_FLOW
+    if flow == NO_FLOW or ct.pool.entry[flow >> 1].flow[ORIG].id != resume.conn:
+        return False
+    v.carried.flow, v.carried.generation = flow, ct.pool.entry[flow >> 1].generation
+    v.carried.zone, v.carried.state, v.carried.tracked = resume.zone, ESTABLISHED, 1
+    v.tracked = True
+    p.state, p.key.zone = ESTABLISHED, resume.zone
+    with_conn(ct, &ct.pool.entry[flow >> 1], p, flow & 1, &v.decision)
+    v.decision.offload = OFFLOAD_HARDWARE
+    tell(w, v)
+    return True
 
 
 # --- the action -------------------------------------------------------------------------------------------------------------------------

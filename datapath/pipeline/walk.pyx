@@ -22,7 +22,7 @@ from ctcore.lowlevel cimport likely, unlikely
 from ctcore.tracker cimport Tracker
 from ctcore.types cimport (
     ACCEPT, BATCH, DROP, HELD, N_REASONS, PENDING, R_FRAGMENT, R_OK, R_RULE_CHAINS, R_RULE_CUT, R_RULE_DROP, R_RULE_HOPS,
-    R_RULE_POLICE, R_RULE_ROOM, Packet,
+    R_RULE_POLICE, R_RULE_RESTORE, R_RULE_ROOM, Packet,
 )
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.classify cimport NO_PLACE, classify
@@ -33,9 +33,9 @@ from datapath.pipeline.outputs cimport OUTPUT_COPY, Output, output_add, outputs_
 from datapath.pipeline.police cimport spent
 from datapath.pipeline.program cimport (
     CONTROL_CONTINUE, CONTROL_DROP, CONTROL_GOTO, CONTROL_PASS, CONTROL_PIPE, NO_CHAIN, NO_RULE,
-    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Seat, Send,
+    OP_CSUM, OP_CT, OP_GACT, OP_MIRRED, OP_PEDIT, OP_POLICE, OP_SKBEDIT, OP_VLAN, Control, Count, Op, Program, Resume, Seat, Send,
 )
-from datapath.pipeline.track cimport track
+from datapath.pipeline.track cimport carry_again, track
 from datapath.pipeline.trail cimport trail_begin, trail_follows, trail_leaves_script, trail_next, trail_step
 from datapath.wire cimport FRAGMENTS_GATHERED, parse
 
@@ -179,11 +179,11 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     return op.then
 
 
-cdef Control act_all(Walking *w, uint8_t at, const Seat *seat) noexcept nogil:
-    """A rule's actions, until one of them says something else than `pipe`. What pipes at the end passes, as in Linux."""
+cdef Control act_all(Walking *w, uint8_t at, const Seat *seat, uint32_t first) noexcept nogil:
+    """A rule's actions from the `first` on, until one says something else than `pipe`. What pipes at the end passes, as in Linux."""
     cdef Control then
     cdef uint32_t i
-    for i in range(seat.first, seat.first + seat.n):
+    for i in range(seat.first + first, seat.first + seat.n):
         then = act(w, at, &w.rules.op[i])
         if w.level[at].verdict != PENDING or then.kind != CONTROL_PIPE:
             return then
@@ -226,40 +226,52 @@ cdef inline uint32_t find(Walking *w, Level *v, uint32_t chain, uint32_t least) 
     return place
 
 
-cdef Control turn(Walking *w, uint8_t at, uint32_t chain) noexcept nogil:
-    """A chain, rule by rule, until one says what is to follow."""
+cdef Control turn(Walking *w, uint8_t at, uint32_t chain, uint32_t place, uint32_t first) noexcept nogil:
+    """A chain from a place on, rule by rule, until one says what is to follow. first: 0, or of the rule at the place, which has matched, its action."""
     cdef Level *v = &w.level[at]
     cdef const Seat *seat
-    cdef uint32_t place = 0
     cdef Control then
     while chain != NO_CHAIN:
-        place = find(w, v, chain, place)
+        if likely(not first):
+            place = find(w, v, chain, place)
         if place == NO_PLACE:
             break
         seat = &w.rules.seat[w.rules.start[chain] + place]
         v.rule = seat.rule
         count(w, v, seat.rule)
-        then = act_all(w, at, seat)
+        then = act_all(w, at, seat, first)
         if v.verdict != PENDING or then.kind != CONTROL_CONTINUE:
             return then
-        place = seat.behind
+        place, first = seat.behind, 0
     v.rule = NO_RULE
     return PASS
+
+
+cdef Control first_turn(Walking *w, uint8_t at, int *turns) noexcept nogil:
+    """The hook's first chain; or where hardware has stopped."""
+    cdef const Resume *resume = w.resume
+    cdef Level *v = &w.level[at]
+    if likely(resume == NULL):
+        return turn(w, at, w.rules.first[v.hook], 0, 0)
+    w.resume = NULL                     # of this frame; what it sends on begins as any other
+    turns[0] = min(<int>resume.turns, MOST_TURNS - 1)
+    v.mark, v.priority = resume.mark, resume.priority
+    if resume.conn >= 0 and (w.ct == NULL or not carry_again(w, v, resume)):
+        fail(v, R_RULE_RESTORE)
+        return SHOT
+    return turn(w, at, resume.chain, resume.place, resume.action)
 
 
 cdef void all_turns(Walking *w, uint8_t at) noexcept nogil:
     """All chains of a level's hook, and what comes of it."""
     cdef Level *v = &w.level[at]
-    cdef uint32_t chain = w.rules.first[v.hook]
-    cdef Control then
-    cdef int i
-    for i in range(MOST_TURNS):
-        then = turn(w, at, chain)
-        if v.verdict != PENDING:
-            return
-        if then.kind != CONTROL_GOTO:
-            break
-        chain = then.chain
+    cdef int turns = 0
+    cdef Control then = first_turn(w, at, &turns)
+    while v.verdict == PENDING and then.kind == CONTROL_GOTO and turns < MOST_TURNS - 1:
+        turns += 1
+        then = turn(w, at, then.chain, 0, 0)
+    if v.verdict != PENDING:
+        return
     if then.kind == CONTROL_GOTO:
         fail(v, R_RULE_CHAINS)
     elif then.kind == CONTROL_DROP:
@@ -326,6 +338,8 @@ cdef void walk(Walking *w, const uint8_t *memory, const Frame *frame, const Pack
     result.n_hits = w.sent = 0
     w.gathers = False
     trail_begin(&w.trail)
+    if unlikely(w.resume != NULL):
+        w.trail.lasting = False             # it tells of a part of the way only
     begin(v, hook, 0, 0)
     v.copy = False
     draft_begin(&v.draft, memory, frame, packet)

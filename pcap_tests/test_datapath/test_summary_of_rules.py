@@ -103,3 +103,55 @@ def test_the_hint_about_checksums_agrees_with_the_table(replayed):
     assert "bad TCP checksum 1 #6" in out
     assert "4 of 4 bad TCP and UDP checksums are what an offloading NIC leaves: try --checksum 0; conntrack has looked at 1 of them" in out
     assert "conntrack has looked at" not in replayed(rules, frames, "--no-flowtable")
+
+
+# --- what rules do not see -----------------------------------------------------------------------------------------------------------------
+
+
+def flat(out: str) -> str:
+    return " ".join(out.split())
+
+
+def test_bad_header_checksums_are_told_though_rules_do_not_look_at_them(replayed):
+    bad = [data[:24] + b"\x12\x34" + data[26:] for data in (syn(1), syn(2), syn(3))]
+    said = "3 of 13 packets have bad IPv4 header checksums, which rules do not look at"
+    good = [syn(port) for port in range(10, 20)]
+    out = replayed(SOME, [*bad, *good])
+    assert said in flat(out) and "not-seen" not in out  # they were tracked all the same
+    assert "header checksums" not in replayed(SOME, [*bad[:2], *good])
+
+
+def tagged(kind: int, inner: bytes) -> bytes:
+    """A frame with four bytes of a tag or a label between Ethernet and IP."""
+    return inner[:12] + kind.to_bytes(2, "big") + (b"\0\5" + inner[12:14] if kind in (0x8100, 0x88A8) else b"\0\0\1\x40") + inner[14:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol", "said"),
+    [
+        (0x8100, "ip", "3 with an 802.1Q tag: rules with `protocol ip` or `ipv6` do not see these, as in tc; rules for them want `protocol 802.1Q`"),
+        (0x88A8, "802.1Q", "3 with an 802.1ad tag: "),
+        (0x8847, "ip", "3 with MPLS labels: rules with `protocol ip` or `ipv6` do not see these, as in tc; rules for them want `protocol all`"),
+        (0x8100, "802.1Q", ""),
+        (0x8100, "all", ""),
+    ],
+)
+def test_packets_behind_tags_are_told_where_no_rule_is_for_them(replayed, kind, protocol, said):
+    rules = f"tc filter add dev lan0 ingress protocol {protocol} prio 1 flower action pass\n"
+    out = flat(replayed(rules, [*(tagged(kind, syn(port)) for port in (1, 2, 3)), syn(4)]))
+    assert (f"of 4 packets, {said}" in out) if said else ("do not see these" not in out)
+
+
+def test_few_tags_are_nothing_to_speak_of(replayed):
+    assert "do not see these" not in replayed(SOME, [tagged(0x8100, syn(1)), tagged(0x8100, syn(2)), syn(3)])
+
+
+# --- what matched nothing ------------------------------------------------------------------------------------------------------------------
+
+
+def test_rules_that_matched_nothing_have_names_with_v(replayed):
+    rules = "".join(f"{IN}prio {n} flower ip_proto udp dst_port {n} action pass\n" for n in range(1, 31))
+    assert "29 rules matched nothing\n" in replayed(rules, [craft.udp(CLIENT, SERVER, 5, 2)])
+    out = flat(replayed(rules, [craft.udp(CLIENT, SERVER, 5, 2)], "-v"))
+    named = ", ".join(f"rules.tc:{n}" for n in range(1, 26) if n != 2)
+    assert f"29 rules matched nothing: {named}, and 5 more" in out

@@ -28,7 +28,7 @@ SEED, TRACES, PER_SETTING = 2, 240, 30
 NOT_GENERATED = {
     "not_ip", "frame_short", "snapped", "fragment", "fragment_duplicate", "fragment_overlap", "fragment_malformed", "fragment_memory", "table_full",
     "zone_limit", "clash", "nat_exhausted", "nat_icmp", "nat_scope", "nat_gre", "helper_partial", "helper_refused",
-    "rule_drop", "rule_police", "rule_chains", "rule_hops", "rule_field", "rule_room", "rule_cut", "overload",
+    "rule_drop", "rule_police", "rule_chains", "rule_hops", "rule_field", "rule_room", "rule_cut", "rule_restore", "overload",
 }  # fmt: skip
 
 

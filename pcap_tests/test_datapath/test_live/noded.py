@@ -78,8 +78,8 @@ def running(folder: Path, rules: str = COMMIT, *, open_iface: Callable[..., Open
     (folder / "rules.tc").write_text(rules)
     path = str(folder / "control.sock")
     config = NodeConfig.model_validate({
-        "rules": str(folder / "rules.tc"), "iface": [{"name": "eth0"}, {"name": "eth1"}], "memory": {"chunks": 4096},
-        "control": {"socket": path}, **sections,
+        "rules": str(folder / "rules.tc"), "iface": [{"name": "eth0", "inward": "eth1"}, {"name": "eth1", "inward": "eth0"}],
+        "memory": {"chunks": 4096}, "control": {"socket": path}, **sections,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nodes, "open_interface", open_iface)

@@ -53,15 +53,20 @@ format = "json"
 # What a line of it is replaced by, the key that the error names, and what it says.
 MISTAKES = [
     ("flowtable = true", 'flowtable = "perhaps"', "flowtable", "'perhaps': expected a valid boolean"),
+    ("flowtable = true", 'flowtable = "no"', "flowtable", "'no': expected a valid boolean"),
+    ("ring = 512", 'ring = "512"', "iface[0].ring", "'512': expected a valid integer"),
+    ("ring = 512", "rings = 512", "iface[0].rings", "no such setting (is ring meant?): expected one of name, driver, inward"),
+    ("tcp_liberal = true", "tcp_libral = true", "conntrack.tcp_libral", "no such setting (is tcp_liberal meant?): expected one of acct, "),
+    ('name = "eth0"', 'name = "a-name-of-an-interface"', "iface[0].name", "'a-name-of-an-interface': expected at most 15 characters"),
     ("cpu = 1", "cpu = -1", "cpu", "-1: expected greater than or equal to 0"),
-    ('name = "eth0"', 'name = "a name with blanks"', "iface[0].name", "'a name with blanks': "),
+    ('name = "eth0"', 'name = "a name"', "iface[0].name", "'a name': expected the name of an interface, of 1 to 15 characters"),
     ('name = "eth0"', 'nam = "eth0"', "iface[0].name", "missing"),
     ('inward = "eth1"', 'inward = "eth7"', "iface[0].inward", "eth7: expected another interface of this file"),
     ("ring = 512", "ring = 500", "iface[0].ring", "ring"),
     ('driver = "packet"', 'driver = "dpdk"', "iface[1].driver", "'dpdk': expected 'auto', 'xdp-native'"),
     ("all = true", "every = true", "iface[1].filter.every", "no such setting"),
     ("max = 1000", "max = -1", "conntrack.max", "max"),
-    ("max = 1000", "maximum = 1000", "conntrack.maximum", "no such setting: expected one of"),
+    ("max = 1000", "maximum = 1000", "conntrack.maximum", "no such setting (is max meant?): expected one of acct, "),
     ("tcp_liberal = true", 'tcp_liberal = "so"', "conntrack.tcp_liberal", ""),
     ("chunks = 4096", "chunks = 4096.5", "memory.chunks", "4096.5: expected a valid integer"),
     ("events = false", "event = false", "control.event", "no such setting"),
@@ -117,6 +122,11 @@ def test_the_line_is_right_whatever_stands_between(mistake, between):
             'rules = "a"\n[[iface]]\nname = "x"\nfilter = { ports = ["tcp 22", "http"] }\n',
             "n:4: iface[0].filter.ports[1]: expected a protocol and a port",
         ),
+        (
+            'rules = "a"\n[[iface]]\nname = "x"\nring = 64\nfilter = { ports = ["tcp 99999"] }\n',
+            "n:5: iface[0].filter.ports: ports: tcp 99999: expected",
+        ),
+        ('rules = "a"\n[[iface]]\nname = "x"\nring = 64\n[iface.filter]\nlocal = ["10.0.0.1/8"]\n', "n:6: iface[0].filter.local: local: "),
         ('rules = "a"\n[[iface]]\nname = "x"\nfilter.all = 3\n', "n:4: iface[0].filter.all: 3: expected a valid boolean"),
     ],
 )
@@ -141,3 +151,9 @@ def test_no_text_makes_anything_but_one_line_of_an_error(text):
         parse(text, "n")
     except ConfigError as error:
         assert "\n" not in str(error) and str(error).startswith("n:")
+
+
+@pytest.mark.parametrize("ring", [64, 128, 65536])
+def test_small_rings_send_as_much_at_a_time_as_they_hold(ring):
+    config = parse(f'rules = "a"\n[[iface]]\nname = "x"\nring = {ring}\n', "n")
+    assert config.iface[0].wanted(0).xsk.tx_budget == min(ring, 256)

@@ -111,6 +111,10 @@ def test_offloaded_connections_are_marked(tmp_path, capfd):
     )
 
 
+def test_states_may_be_written_small(conntrack):
+    assert conntrack("-L", "--state", "syn_recv")[1] == conntrack("-L", "--state", "SYN_RECV")[1] == TCP
+
+
 def test_forms_of_output(conntrack):
     assert conntrack("-L", "-p", "tcp", "-o", "extended,id")[1] == f"ipv4     2 {TCP[:-1]} id=0\n"
     assert conntrack("-L", "-w", "5", "-o", "extended", "-o", "id")[1] == f"ipv6     10 {UDP6[:-1]} id=2\n"
@@ -174,11 +178,12 @@ def test_flushing(conntrack):
         (["-C", "-p", "tcp"], "-C: takes no --proto"),
         (["-F", "-s", A], "-F: takes no --src"),
         (["-G", "-s", A], "-G: expected -d, -p"),
+        (["-G", "-s", A, "-d", B, "-p", "tcp", "--sport", "4000"], "-G -p tcp: expected --dport"),
         (["-L", "-o", "xml"], "-o xml: xml is not made here: expected json"),
         (["-L", "-o", "yaml"], "-o yaml: expected json, extended, timestamp, id, labels"),
         (["-L", "-p", "quic"], "-p quic: expected a protocol"),
         (["-L", "-p", "256"], "-p 256: expected a protocol"),
-        (["-L", "-s", "10.0.0.1/8"], "filter: src = '10.0.0.1/8': expected an address, or a network"),
+        (["-L", "-s", "10.0.0.1/8"], "-s 10.0.0.1/8: expected an address, or a network without bits"),
         (["-L", "-s", A, "-d", "::1"], "addresses of both families"),
         (["-L", "-m", "1/2/3"], "-m 2/3: expected a whole number"),
         (["-L", "-m", "-1"], "-m -1: expected a whole number from 0 to 4294967295"),

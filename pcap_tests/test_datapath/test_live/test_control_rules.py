@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ctcore.config import Config
+from ctcore.errors import ConfigError
 from ctcore.types import Verdict
 from datapath import craft
 from datapath.frame import FRAME_DTYPE, frames_of
@@ -116,11 +117,69 @@ def test_rules_that_are_wrong_change_nothing(rig, text, said):
         assert load(rig, text)["warnings"] == ["new.tc: no rules: everything passes untracked"]
 
 
-def test_rules_that_need_what_the_tracker_was_not_made_for_change_nothing(rig):
-    nat = "tc filter add dev eth0 ingress prio 1 protocol ip flower ip_proto tcp action ct commit nat src addr 192.0.2.1 pipe action pass\n"
-    with pytest.raises(RequestError):
-        load(rig, HEAD + nat)
-    assert talk(rig, 1004, 443)[0] == Verdict.DROP
+# --- rules that ask more of a tracker than it was made for -----------------------------------------------------------------------------------
+
+
+def translating(*ranges):
+    """Each for a port of its own, from 9000 on."""
+    return HEAD + "".join(
+        f"tc filter add dev eth0 ingress prio {i} protocol ip flower ip_proto udp dst_port {9000 + i} action ct commit nat {text} pipe action pass\n"
+        for i, text in enumerate(ranges, 1)
+    )
+
+
+def translated(rig, port):
+    """To what a new connection to this port is translated: (source, destination)."""
+    rig.send(craft.udp(A, B, 1002, port, b"?"))
+    with rig.client() as client:
+        (record,) = client.conns("list", which={"dport": port})
+    return record["reply"]["dst"], record["reply"]["src"]
+
+
+def pools(rig):
+    return rig.job(lambda node: [(pool.in_use, pool.size) for pool in node.pipeline.tracker.nat_pools()])
+
+
+def test_translation_begins_in_a_node_that_had_none(rig):
+    """What was established goes on untranslated; answers of new connections find their way."""
+    load(rig, translating("src addr 192.0.2.1", "dst addr 10.9.9.9"))
+    assert sorted(listed(rig)) == [22, 53, 80]
+    assert translated(rig, 9001) == ("192.0.2.1", B) and translated(rig, 9002) == (A, "10.9.9.9")
+    assert rig.send(craft.udp(B, "192.0.2.1", 9001, 1002, b"!"))["conn"][0] < 0, "no ct action at the other interface"
+    rig.job(lambda node: node.pipeline.tracker.check())
+    with rig.client() as client:
+        assert client.ask("delete", which={"dport": 53})["count"] == 1
+    rig.job(lambda node: node.pipeline.tracker.check())
+
+
+def test_ranges_are_added_and_those_there_are_go_on(tmp_path):
+    with running(tmp_path, translating("src addr 192.0.2.1")) as rig:
+        assert translated(rig, 9001)[0] == "192.0.2.1"
+        load(rig, translating("src addr 192.0.2.1", "src addr 192.0.2.2 port 1-10"))
+        assert translated(rig, 9002)[0] == "192.0.2.2"
+        load(rig, translating("src addr 192.0.2.3", "src addr 192.0.2.2 port 1-10", "src addr 192.0.2.1"))
+        assert translated(rig, 9003)[0] == "192.0.2.1"
+        assert [in_use for in_use, _ in pools(rig)] == [2, 1, 0], "in the order in which they came to be"
+        rig.job(lambda node: node.pipeline.tracker.check())
+
+
+def test_helpers_begin_in_a_node_that_had_none(rig):
+    helped = "tc filter add dev eth0 ingress prio 1 protocol ip flower ip_proto tcp action ct commit helper ipv4-tcp-ftp pipe action pass\n"
+    load(rig, HEAD + helped)
+    talk(rig, 1009, 21)
+    rig.send(craft.tcp(A, B, 1009, 21, "PA", seq=2, ack=2, payload=b"USER x\r\n"))
+    rig.send(craft.tcp(A, B, 1009, 21, "PA", seq=10, ack=2, payload=b"PORT 10,0,0,1,4,1\r\n"))
+    with rig.client() as client:
+        assert client.ask("expectations")["count"] == 1
+
+
+def test_rules_that_were_compiled_for_other_ranges_change_nothing(rig):
+    """Of two who load rules at a time, the second one compiled beside what is no more."""
+    late = rig.node.load_rules(parse(translating("src addr 192.0.2.7"), "late", Findings()))
+    load(rig, translating("src addr 192.0.2.1"))
+    with pytest.raises(ConfigError, match="others have been added meanwhile"):
+        rig.job(lambda node: node.take_rules(late))
+    assert translated(rig, 9001)[0] == "192.0.2.1"
 
 
 def test_many_rules_come_in_pieces_and_too_many_not_at_all(rig, monkeypatch):

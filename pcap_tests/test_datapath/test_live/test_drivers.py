@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 
@@ -10,14 +11,16 @@ from ctcore.errors import ConfigError
 from datapath import craft
 from datapath.errors import KernelError
 from datapath.live import drivers
+from datapath.live.config import parse
 from datapath.live.drivers import Wanted, open_interface
+from datapath.live.node import Node
 from datapath.live.packet_socket import PacketSocket
 from datapath.live.settings import XskSettings
 from datapath.live.tap import Tap
 from datapath.live.umem import Umem
 from datapath.live.xdp_filter import EVERYTHING, Steering
 from datapath.live.xsk import Xsk
-from pcap_tests.test_datapath.test_live.wires import received, sent
+from pcap_tests.test_datapath.test_live.wires import received, sent, until
 
 FRAME = craft.udp("10.0.0.1", "10.0.0.2", 1, 2, b"x" * 20)
 
@@ -61,6 +64,34 @@ def test_without_xdp_it_is_af_packet(wire, monkeypatch):
         assert [line.partition(": ")[2][:12] for line in opened.said] == ["xdp-native: ", "xdp-generic:", "AF_PACKET: s"]
         assert "(EPERM): this process may not: expected root, or cap_bpf and cap_net_admin" in opened.said[0]
         assert umem.places() == {"free": 4096}  # nothing is left of what was tried
+
+
+def test_a_node_that_only_watches_sends_to_nobody(wire, tmp_path):
+    """Two workers: each counts for itself, and there is no device of that name."""
+    rules = f"tc filter add dev {wire.near} ingress protocol ip prio 1 flower action ct commit pipe action pass\n"
+    (tmp_path / "rules.tc").write_text(rules)
+    ifaces = f'[[iface]]\nname = "{wire.near}"\ndriver = "packet"\ninward = "nowhere"\n[[iface]]\nname = "nowhere"\ndriver = "null"\n'
+    config = parse(f'rules = "{tmp_path}/rules.tc"\nworkers = 2\n{ifaces}[control]\nsocket = ""\n', "node.toml")
+    with wire.here.entered(), Node(config) as node:
+        assert [opened.driver for opened in node.opened] == ["packet", "null"]
+        worker = threading.Thread(target=node.work)
+        worker.start()
+        try:
+            with wire.end() as far:
+                for i in range(40):
+                    far.send(craft.udp("10.0.0.1", "10.0.0.2", 1000 + i, 53, b"?"))
+                until(lambda: node.ask(lambda node: node.count).result(10) == 40, "forty connections")
+            assert sum(node.ask(lambda node: [iface.statistics()["tx"] for iface in node.opened[1].ifaces]).result(10)) >= 40
+        finally:
+            node.stop()
+            worker.join()
+
+
+def test_zero_copy_alone_is_refused_for_what_it_is(wire):
+    """And not for want of XDP, which the same number would mean."""
+    wanted = Wanted("xdp-native", xsk=XskSettings(zero_copy=True))
+    with wire.here.entered(), pytest.raises(KernelError, match=r"expected a driver that can do zero-copy: leave zero_copy off \(EOPNOTSUPP\)$"):
+        open_interface(Umem(4096), wire.near, wanted)
 
 
 def test_zero_copy_falls_back_and_says_so(wire):

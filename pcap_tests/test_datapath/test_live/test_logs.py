@@ -37,8 +37,11 @@ def test_an_event_as_json():
     )
 
 
-def test_an_event_as_text_is_its_sentence():
-    assert Lines().format(event("connections saved", conns=5)) == "ctmirror: connections saved"
+def test_an_event_as_text_is_its_sentence_and_the_numbers_that_it_has_not():
+    said = Lines().format(event("saved connections taken up", conns=0, expired=0, age=1.5, path="/x", whole=True))
+    assert said == "ctmirror: saved connections taken up (conns 0, age 1.5)"
+    assert Lines().format(event("control: flush: connections 3, pid 7", connections=3, pid=7)) == "ctmirror: control: flush: connections 3, pid 7"
+    assert Lines().format(event("eth0: XDP in the driver", iface="eth0", driver="xdp-native")) == "ctmirror: eth0: XDP in the driver"
     assert Lines().format(event("rules of evil\nctmirror: running\x1b[31m")) == "ctmirror: rules of evil\\x0actmirror: running\\x1b[31m"
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ctcore.config import Config
 from datapath import craft
@@ -63,14 +67,22 @@ class Node:
         self.chunks, self.turns = chunks, 0
         self.counts: dict[str, int] = {}
 
-    def turn(self, lan: Sequence[bytes] = (), wan: Sequence[bytes] = ()) -> tuple[list[bytes], list[bytes]]:
-        """Frames come; what leaves by lan and by wan."""
+    def turn(
+        self, lan: Sequence[bytes] = (), wan: Sequence[bytes] = (), news: Sequence[Callable[[], object]] = ()
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Frames come, and then news of neighbours; what leaves by lan and by wan."""
         self.turns += 1
         ifaces = [self._iface(i, name, frames) for i, (name, frames) in enumerate((("lan", lan), ("wan", wan)))]
         loop = Loop(self.pipeline, ifaces, router=self.router)
         while not all(iface.ended for iface in ifaces):
             loop.run(0.01)
         loop.run(0.001)
+        for one in news:
+            self.router.unresolved.check()
+            one()
+            loop.run(0.001)
+        self.router.unresolved.check()
+        loop.end()
         self.counts = loop.counters()
         self.umem.check()
         assert self.umem.places() == {"free": self.chunks}
@@ -204,3 +216,105 @@ def test_a_datagram_put_together_by_rules_and_too_big_is_told_of_by_a_piece(tmp_
     lan, _ = node.turn(frames)
     assert [frame[54] for frame in lan] == [2]
     assert lan[0][62:][6] == 44 and lan[0][62 + 8 : 62 + 40] == craft.address(CLIENT[6]) + craft.address(SERVER[6])
+
+
+# --- neighbours that are not known yet --------------------------------------------------------------------------------------------------
+
+NEW_HOST = bytes.fromhex("02000000cc05")
+
+
+def told(node: Node, address: str, mac: bytes | None = NEW_HOST, iface: int = 1) -> Callable[[], object]:
+    """News: a neighbour of the wan has this MAC address, or does not answer."""
+    return lambda: node.router.neighbours.put(iface, ip_address(address), mac)
+
+
+def ways(node: Node, *names: str) -> tuple[int, ...]:
+    return tuple(node.router.counters()[name] for name in names)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_wait_for_their_neighbour_and_leave_in_order(family, tmp_path):
+    near = {4: "10.2.0.77", 6: "fd00:2::77"}[family]
+    frames = [udp(family, dst=near, size=size, ttl=9) for size in range(5)]
+    node = Node(tmp_path, NOTHING)
+    assert node.turn(frames)[1] == [] and ways(node, "no_neighbour", "held", "held_dropped") == (5, 5, 5), "the node has ended"
+    _, wan = node.turn(frames, news=[told(node, near)])
+    assert wan == [node.router.route_frame(frame, "lan")[2][0] for frame in frames]
+    assert all(frame[:12] == NEW_HOST + WAN for frame in wan)
+    assert ways(node, "no_neighbour", "held", "held_dropped") == (10, 10, 5)
+
+
+@TRANSLATED
+def test_a_sender_is_told_of_a_neighbour_that_does_not_answer_and_knows_its_packet(rules, tmp_path):
+    node = Node(tmp_path, rules)
+    probe = udp(dst="10.2.0.77")
+    (error,), wan = node.turn([probe], news=[told(node, "10.2.0.77", None)])
+    assert wan == [] and ends(error) == (craft.address(NEAR[4]), craft.address(CLIENT[4]))
+    assert error[34:36] == b"\x03\x01" and error[42:] == probe[14:]
+    assert ways(node, "no_neighbour", "unreachable", "errors", "held_dropped") == (1, 1, 1, 0)
+
+
+@TRANSLATED
+def test_what_rules_have_changed_waits_as_well(rules, tmp_path):
+    node = Node(tmp_path, rules)
+    _, (left,) = node.turn([udp(dst="10.2.0.77", ttl=9)], news=[told(node, "10.2.0.77")])
+    assert left[:12] == NEW_HOST + WAN and left[22] == 8 and header_sum(left[14:]) == 0
+    assert ends(left) == (craft.address(OUTSIDE), craft.address("10.2.0.77"))
+
+
+def test_a_mirrored_frame_waits_beside_its_mirror(tmp_path):
+    rules = "tc filter add dev lan ingress protocol ip prio 1 flower action mirred egress mirror dev lan pipe action pass\n"
+    node = Node(tmp_path, rules)
+    lan, (left,) = node.turn([udp(dst="10.2.0.77", ttl=9)], news=[told(node, "10.2.0.77")])
+    assert lan == [udp(dst="10.2.0.77", ttl=9)] and left[22] == 8
+
+
+def test_a_frame_that_has_waited_leaves_in_pieces_if_the_mtu_is_smaller_by_then(tmp_path):
+    node = Node(tmp_path, NOTHING)
+    smaller = lambda: node.router.put_station("wan", WAN, mtu=600)  # noqa: E731
+    _, wan = node.turn([udp(dst="10.2.0.77", size=1400)], news=[smaller, told(node, "10.2.0.77")])
+    assert [len(piece) <= 614 for piece in wan] == [True] * 3
+
+
+def test_a_sender_is_told_when_nothing_is_heard_for_three_seconds(tmp_path):
+    node = Node(tmp_path, NOTHING)
+    (error,), _ = node.turn([udp(dst="10.2.0.77")], news=[lambda: time.sleep(3)])
+    assert error[34:36] == b"\x03\x01" and ways(node, "no_neighbour", "unreachable", "held_dropped") == (1, 1, 0)
+
+
+def test_the_newest_of_many_frames_wait(tmp_path):
+    node = Node(tmp_path, NOTHING)
+    _, wan = node.turn([udp(dst="10.2.0.77", size=size) for size in range(40)], news=[told(node, "10.2.0.77")])
+    assert [len(frame) for frame in wan] == [42 + size for size in range(24, 40)] and ways(node, "held_dropped") == (24,)
+
+
+@pytest.mark.parametrize(("chunks", "waiting"), [(1024, 64), (512, 64), (256, 32)])
+def test_in_a_scan_those_that_have_waited_longest_give_way(chunks, waiting, tmp_path):
+    """64 hops at a time, and one chunk in eight."""
+    node = Node(tmp_path, NOTHING, chunks=chunks)
+    hosts = [f"10.2.0.{host}" for host in range(2, 250)]
+    news = [told(node, host) for host in hosts]
+    _, wan = node.turn([udp(dst=host) for host in hosts], news=[lambda: [one() for one in news]])
+    assert {frame[33] for frame in wan} == set(range(250 - waiting, 250)) and ways(node, "held_dropped") == (248 - waiting,)
+
+
+def test_without_memory_nothing_waits(tmp_path):
+    node = Node(tmp_path, NOTHING, chunks=7)
+    assert node.turn([udp(dst="10.2.0.77")] * 3, news=[told(node, "10.2.0.77")]) == ([], [])
+    assert ways(node, "no_neighbour", "held", "held_dropped") == (3, 0, 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_whatever_is_heard_of_neighbours_each_frame_has_one_end_and_each_chunk_comes_back(tmp_path_factory, data):
+    """turn() checks chunks and invariants. Those that leave belong to a neighbour that is known, the others are told of, or gave way."""
+    node = Node(tmp_path_factory.mktemp("node"), data.draw(st.sampled_from([NOTHING, AT_INGRESS, AT_EGRESS])), one=router(icmp_peer_rate=0))
+    hosts = st.integers(60, 90)
+    frames = [udp(dst=f"10.2.0.{host}") for host in data.draw(st.lists(hosts, max_size=300))]
+    heard = data.draw(st.lists(st.tuples(hosts, st.sampled_from([NEW_HOST, None])), max_size=40))
+    lan, wan = node.turn(frames, news=[told(node, f"10.2.0.{host}", mac) for host, mac in heard])
+    first = dict(reversed(heard))
+    sent, came = (Counter(frame[33] for frame in some) for some in (wan, frames))
+    assert all(first[host] == NEW_HOST and count <= came[host] for host, count in sent.items())
+    assert len(wan) + ways(node, "unreachable")[0] + ways(node, "held_dropped")[0] == len(frames) == ways(node, "held")[0]
+    assert len(lan) <= ways(node, "unreachable")[0]

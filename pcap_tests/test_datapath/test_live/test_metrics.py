@@ -18,9 +18,9 @@ from ctcore.config import Config
 from ctcore.types import Proto
 from datapath import craft
 from datapath.live import exposition, figures
-from datapath.live.metrics import LOST, MENDED, METRICS, OTHER, OWN, RING_DROPS, SYSCALLS, ZoneNames, buckets, counted, gathered
+from datapath.live.metrics import LOST, MENDED, METRICS, OTHER, OWN, SYSCALLS, ZoneNames, buckets, counted, gathered
 from datapath.live.metrics_server import MetricsServer, bound
-from datapath.live.rows import COUNTERS
+from datapath.live.rows import COUNTERS, RING_DROPS
 from datapath.worker import Pipeline
 from pcap_tests.test_datapath.test_live.noded import COMMIT, running
 
@@ -122,6 +122,7 @@ def test_pools_and_a_router_are_measured_where_there_are_any(tmp_path):
         rig.send(craft.udp(A, B, 4000, 53, b"?"))
         found = samples(got(f"{url}/metrics")[1])
         (labels,) = found["ctmirror_nat_pool_in_use"]
+        assert labels[1:] == ("snat", "192.0.2.1:1000-1999"), "which range it is stands in its label"
         assert (labels[0], found["ctmirror_nat_pool_in_use"][labels], found["ctmirror_nat_pool_size"][labels]) == ("0", 1, 1000)
         assert found["ctmirror_nat_pool_exhausted_total"][labels] == 0
         router = {"router": {"forwarded": 3, "neighbours": 2}}

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 
@@ -16,6 +17,7 @@ from ctcore.errors import ConfigError
 from datapath.live import privileges
 from datapath.live.client import Client
 from datapath.live.config import parse
+from datapath.live.message import RequestError
 from pcap_tests.reachable import command
 from pcap_tests.test_datapath.test_live.processes import process
 from pcap_tests.test_datapath.test_live.wires import until
@@ -89,6 +91,32 @@ def test_a_node_becomes_another_user_and_has_no_capabilities_in_any_thread(wires
         assert rights(node) == [{NO_CAPABILITIES}] * len(threads)
         assert "running as nobody, without capabilities" in node.log()
         works(node, wire, folder)
+
+
+def test_nothing_is_imported_once_rights_are_gone(wires, folder):
+    """The interpreter's own files may be nobody's business: an installation under /root, say. Each import leaves a line in the log."""
+    wire = wires("left")
+    configure(folder, '[privileges]\nuser = "nobody"\n[metrics]\nlisten = "127.0.0.1:9465"\n[log]\nformat = "json"\n')
+    with wire.here.netlink() as netlink:
+        netlink.link("set", index=1, state="up")
+    with wire.here.entered(), process(folder, PYTHONPROFILEIMPORTTIME="1") as node:
+        until(lambda: '"running"' in node.log(), "the end of its beginning")
+        before = len(node.log().splitlines())
+        send(wire, 5)
+        with Client(f"{folder}/run/s") as client:
+            until(lambda: client.ask("count")["count"] == 5, "five connections")
+            for established in ("keep", "reevaluate"):
+                text = PASS.replace("commit", "commit nat src addr 10.0.0.9")
+                assert client.load_rules(text, name="new.tc", established=established)["rules"] == 1
+            for what in ("save", "stats", "counters", "expectations", "top"):
+                client.ask(what)
+            with pytest.raises(RequestError):
+                client.ask("update", which={"src": "nobody"})
+            assert len(list(client.conns("list"))) == 5
+        node.reload()
+        with urllib.request.urlopen("http://127.0.0.1:9465/metrics") as answer:
+            assert b"ctmirror_connections" in answer.read()
+        assert [line for line in node.log().splitlines()[before:] if line.startswith("import time:")] == []
 
 
 def test_of_a_router_the_thread_of_neighbours_alone_may_ask_the_kernel(wires, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from datapath.live.figures import figures, look
 from datapath.live.neighbour_table import NeighbourState
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules_file import parse
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, ask_udp, network, until
 
@@ -173,6 +176,29 @@ def test_where_no_route_and_no_host_is(plain, family):
 
 
 @by_family
+def test_the_first_packet_to_a_neighbour_arrives(plain, family):
+    """It waits in the node until the kernel has asked for its next hop; so does the SYN, which is not sent twice."""
+    with plain.echo(DGRAM, family) as seen, plain.client.socket(family, DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(b"first", (SERVER[family], 7))
+        assert sock.recv(100) == b"first"
+    counts = plain.counters()
+    assert seen == [CLIENT[family]]
+    assert counts["held"] >= 1 and counts["held_dropped"] == counts["unreachable"] == 0
+
+
+@by_family
+def test_the_sender_of_the_first_packet_to_a_dead_host_is_told(plain, family):
+    """A single packet, as long after it as Linux takes to give up."""
+    nobody = {V4: "198.51.100.99", V6: "2001:db8:2::99"}[family]
+    with prober(plain, family) as sock:
+        begin = time.monotonic()
+        sock.sendto(b"probe", (nobody, 9))
+        assert error_of(sock)[1:] == ((3, 1) if family == V4 else (1, 3)) + (ROUTER[0][family],)
+        assert 2 < time.monotonic() - begin < 6
+
+
+@by_family
 def test_a_neighbour_gets_another_mac_address(plain, family):
     ask_udp(plain, family)
     plain.set(plain.server, "eth0", address="02:00:00:00:dd:77")
@@ -235,6 +261,15 @@ def test_masquerade_behind_the_router_s_own_address(tmp_path, family):
         with prober(net, family, hops=2) as sock:
             sock.sendto(b"probe", (SERVER[family], 33435))
             assert error_of(sock)[0] == errno.ECONNREFUSED
+
+
+def test_a_router_says_that_new_rules_want_an_address_of_the_host(tmp_path, caplog):
+    rules = MASQUERADE.format(v4=ROUTER[1][V4], v6=ROUTER[1][V6])
+    with network(tmp_path, "xdp-native") as net:
+        net.node.load_rules(parse(MASQUERADE.format(v4="203.0.113.9", v6="2001:db8:5::9"), "new.tc", Findings()))
+        assert "restart" not in caplog.text
+        net.node.load_rules(parse(rules, "new.tc", Findings()))
+    assert f"{ROUTER[1][V4]}, {ROUTER[1][V6]}: the host's, and rules translate to it now" in caplog.text
 
 
 @by_family

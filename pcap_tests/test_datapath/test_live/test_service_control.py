@@ -278,7 +278,7 @@ def test_save_says_why_it_cannot(folder, capfd):
 
 
 def test_a_folder_that_is_not_there_is_said_at_the_start(folder):
-    with pytest.raises(configuration.ConfigError, match=r"state.file: .*/none: root cannot write there: expected a folder of its own"):
+    with pytest.raises(configuration.ConfigError, match=r"state.file: .*/none: no such folder: expected one of its own"):
         service.serve(configured(folder, '[state]\nfile = "none/node.state"\n'), "info")
 
 

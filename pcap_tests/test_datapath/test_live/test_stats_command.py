@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from datapath import craft
 from datapath.commands import top as top_command
+from datapath.live.drivers import Opened
+from datapath.live.figures import condition_of
+from datapath.live.lost import LOOP, ROUTER, losses
 from datapath.live.shown import _latency, stats_parts, top_parts
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_datapath.test_live.noded import COMMIT, running
@@ -78,7 +83,57 @@ def test_what_a_quiet_node_has_not_is_shown_when_it_is_there(ctmirror):
     stats["ifaces"][1] |= {"name": "eth0", "queue": 1, "rx_ring_full": 1234}
     text = shown(stats_parts(stats))
     assert "192.0.2.1    snat  64,512       3     4          1" in text
-    assert "eth0 queue 1: rx_ring_full 1,234" in text
+    assert re.search(r"^eth0 queue 1 +rx_ring_full +1,234 +frames the kernel dropped since we did not take them fast enough *$", text, re.M)
+
+
+def test_an_interface_has_gone_with_all_its_queues():
+    """Only one that sends or receives notices."""
+    queues = [SimpleNamespace(condition=condition) for condition in ("up", "gone", "up")]
+    assert [condition_of(Opened("eth0", "xdp-native", queues), queue) for queue in queues] == ["gone"] * 3
+    assert condition_of(Opened("eth0", "xdp-native", queues[:1]), queues[0]) == "up"
+
+
+def test_a_router_s_frames_are_told_beside_its_packets(ctmirror):
+    stats = told(ctmirror)
+    assert "frames received" not in shown(stats_parts(stats))
+    stats["router"], stats["loop"]["frames"] = {"forwarded": 2}, 3
+    assert "\n3 frames received; a routed one counts as two packets, in and out\n" in shown(stats_parts(stats))
+
+
+def test_where_packets_were_lost_is_told_in_the_order_of_their_way(ctmirror):
+    """At an interface, between workers, by a decision, by the router, on the way out; what does not stand for a loss is not among them."""
+    stats = told(ctmirror)
+    assert list(losses(stats)) == []
+    stats["ifaces"][0] |= {"rx_shed": 5, "rx_completed": 6, "tx_refused": 7, "kicks": 8}
+    stats["loop"] |= {"lane_full": 9, "handed": 10, "not_sent": 7, "nobody": 11}
+    stats["reasons"] |= {"rule_drop": 12, "tcp_ignored": 13, "overload": 14}
+    stats["router"] = {"forwarded": 15, "held_dropped": 16, "no_neighbour": 18, "held": 18, "errors": 17}
+    assert [(loss.where, loss.counter, loss.packets) for loss in losses(stats)] == [
+        ("eth0", "rx_shed", 5), ("loop", "lane_full", 9), ("loop", "nobody", 11), ("decision", "rule_drop", 12), ("decision", "overload", 14),
+        ("router", "held_dropped", 16), ("eth0", "tx_refused", 7),
+    ]  # fmt: skip
+    text = shown(stats_parts(stats))
+    assert re.search(r"^lost at +counter +packets *$", text, re.M)
+    assert re.search(r"^decision +rule_drop +12 +a rule says so", text, re.M)
+    assert "eth0: rx_completed 6, kicks 8\n" in text and re.search(r"^forwarded +15$", text, re.M) and "handed" in text
+
+
+def test_every_counter_of_a_loss_is_known_by_its_name():
+    """A counter that is added to loop, lanes or router has to be said to be a loss, or not."""
+    from datapath.live import gather, handoff, loop, router
+
+    kept = {"rounds", "frames", "waits", "sent", "not_sent", "frame_ns", "handed", "taken", "fragments_waited"}
+    assert set(LOOP) | kept == {*loop.COUNTERS, *handoff.COUNTERS, *gather.COUNTERS}
+    kept = {"forwarded", "cut", "no_neighbour", "errors", "errors_not_allowed", "errors_peer_limited", "errors_limited", "errors_no_way"}
+    assert set(ROUTER) | kept == {*router.COUNTERS, "held_dropped"}
+
+
+def test_what_rules_drop_has_a_column_where_there_is_something(ctmirror):
+    stats = told(ctmirror)
+    assert not re.search(r"^rule .* drops$", shown(stats_parts(stats)), re.M)
+    stats["rules"]["top"][0]["drops"] = 3
+    text = shown(stats_parts(stats))
+    assert re.search(r"^rule +packets +wire bytes +drops", text, re.M) and re.search(r"^rules.tc:2:1 +3 +\d+ B +3 +dev eth0 ingress all ", text, re.M)
 
 
 def test_top_once(rig, ctmirror):
@@ -154,10 +209,10 @@ def test_names_of_ends():
 def test_rules_are_replaced_by_those_of_a_file(rig, ctmirror, tmp_path):
     one = "tc qdisc add dev eth0 clsact\ntc filter add dev eth0 ingress prio 1 protocol ip flower ip_proto udp action ct commit pipe action pass\n"
     (tmp_path / "one.tc").write_text(one)
-    assert ctmirror("control", "rules", str(tmp_path / "one.tc")) == (0, "1 rules\n", "")
+    assert ctmirror("control", "rules", str(tmp_path / "one.tc")) == (0, "1 rule\n", "")
     assert told(ctmirror)["rules"]["rules"] == 1
     code, out, _ = ctmirror("control", "rules", str(tmp_path / "one.tc"), "--established", "reevaluate")
-    assert (code, out) == (0, "1 rules; 2 connections deleted that they would not let begin\n")
+    assert (code, out) == (0, "1 rule; 2 connections deleted that they would not let begin\n")
     (tmp_path / "none.tc").write_text("# nothing\n")
     code, out, err = ctmirror("control", "rules", str(tmp_path / "none.tc"))
     assert (code, out, err) == (0, "0 rules\n", f"ctmirror: warning: {tmp_path}/none.tc: no rules: everything passes untracked\n")

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from bench.topology import kernels
 from bench.wire_traffic import Clock, Generator, Sink, flood, flood_frame, flows_of, frame_of, stamped
 from ctcore.types import Reason
 from datapath import bpf
@@ -92,3 +93,14 @@ def test_a_flood_s_frames_are_whole_and_each_another(wire):
     packets = parse_batch(*frames_of(found)).array
     assert (packets["reason"] == Reason.R_OK).all() and (packets["l4_reason"] == Reason.R_OK).all()
     assert len({(row["key"]["src"].tobytes(), int(row["key"]["sport"])) for row in packets}) > 0.99 * len(found)
+
+
+def test_frames_come_back_from_a_kernel_as_they_were():
+    """It writes its own addresses and a lower TTL into pages that are used again: without each frame's own header, nearly nothing is forwarded."""
+    with kernels(Sink) as (there, sink):
+        with there.entered():
+            generator = Generator("gen", frame_of(64), flows_of(4))
+        try:
+            until(lambda: sink.packets > 50_000, "what is forwarded: more than each page of the generator's a hundred times")
+        finally:
+            generator.stop()

@@ -121,15 +121,15 @@ def test_ftp_through_source_translation(tmp_path: Path, family: int, passive: bo
     (tmp_path / "file").write_bytes(FILE)
     with translating(tmp_path, home(OUTSIDE)) as net, ftp_server(net.server, family, tmp_path):
         talk_tcp(net, family)  # so that all neighbours are known
-        download_by_ftp(net.client, SERVER[family], 5, passive=passive)
+        download_by_ftp(net.client, SERVER[family], 24, passive=passive)
         first, second = net.node.ask(lambda node: [tracker.conns() for tracker in node.trackers]).result(PATIENCE)
         expected = (first["status"] & Status.EXPECTED) != 0
-        assert expected.sum() == 6 and not (second["status"] & Status.EXPECTED).any()
+        assert expected.sum() == 25 and not (second["status"] & Status.EXPECTED).any()
         elsewhere = [owner(key.tobytes(), 2) for key in first[expected]["flow"]["key"][:, 0]]
-        assert any(elsewhere) or passive, "by their hash, some would be the other one's"
+        assert any(elsewhere) or passive, "by their hash, some of 25 would be the other one's"
         strays = net.node.exchange.strays
-        assert len(strays) == 12, "both tuples of each"
-        assert net.node.ask(lambda node: node.trackers[0].flush()).result(PATIENCE) > 6
+        assert len(strays) == 50, "both tuples of each"
+        assert net.node.ask(lambda node: node.trackers[0].flush()).result(PATIENCE) > 25
         assert len(strays) == 0
 
 

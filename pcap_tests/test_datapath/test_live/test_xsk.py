@@ -293,7 +293,7 @@ def test_what_cannot_be_says_what_was_expected(wire):
             Xsk(umem, wire.near, settings=XskSettings(zero_copy=True))
         wire.set(wire.here, wire.near, mtu=1800)
         with pytest.raises(
-            KernelError, match=r"near: MTU 1800: expected at most 1774 .*\(multi-buffer\) are not supported: .* mtu 1774, or chunk_size 4096"
+            KernelError, match=r"near: MTU 1800: expected at most 1774 .*\(multi-buffer\) are not supported: .* mtu 1774, or \[memory\] chunk = 4096$"
         ):
             Xsk(umem, wire.near)
     assert umem.places() == {"free": 64}

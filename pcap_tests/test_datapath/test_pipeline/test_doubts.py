@@ -125,6 +125,33 @@ def test_bits_behind_a_prefix():
     assert not warnings(f"{FILTER} prio 1 flower src_ip 10.0.0.0/8 dst_ip 10.0.0.1/32 action pass", f"{FILTER} prio 2 flower src_ip 10/8 action pass")
 
 
+@pytest.mark.parametrize(
+    ("chain", "match", "action", "loops"),
+    [
+        (0, "", "goto chain 0", True),
+        (0, "ip_proto tcp", "goto chain 0", True),  # what matched once matches again
+        (3, "", "goto chain 3", True),
+        (0, "", "reclassify", True),
+        (3, "", "reclassify", False),  # from chain 0 it may go elsewhere
+        (0, "", "goto chain 3", False),
+        (0, "ct_state -trk", "ct pipe action goto chain 0", False),  # it has changed
+        (0, "", "police pkts_rate 10 pkts_burst 10 conform-exceed drop/pipe action goto chain 0", False),
+    ],
+)
+def test_a_loop(chain, match, action, loops):
+    rest = [f"{FILTER} prio 9 flower dst_ip 10.0.0.1 action goto chain 3", f"{FILTER} prio 9 chain 3 flower dst_ip 10.0.0.2 action pass"]
+    found = [said for said in warnings(f"{FILTER} prio 5 chain {chain} flower {match} action {action}", *rest) if "never tried" not in said]
+    assert [said.partition(", so that")[0].partition(": '")[2] for said in found] == [f"{action}': a loop: nothing has changed"] * loops
+
+
+def test_what_may_have_changed_before_is_no_loop():
+    """The first time it is tracked and goes on; the second time the rule before may take it."""
+    tracked = [f"{FILTER} prio 1 flower ct_state +trk+est action pass", f"{FILTER} prio 2 flower ct_state -trk action ct continue"]
+    back = f"{FILTER} prio 3 flower action goto chain 0"
+    assert not warnings(*tracked, back)
+    assert len(warnings(tracked[0].replace("ct_state +trk+est", "ip_proto tcp"), back)) == 1
+
+
 # --- no false alarm ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -156,18 +183,23 @@ class _Tracks:
 
 def test_what_is_doubted_is_never_hit():
     """Any rules, any frames: no rule of which it is said that it never matches, or is never tried, is one that a frame hits."""
-    random, doubted, hits = Random(5), 0, 0
+    random, doubted, hits, looped = Random(5), 0, 0, 0
     for _ in range(300):
         more = {"actions": lambda random, inner: Ct(clear=random.randrange(4) == 0, control=some_control(random)),
                 "matches": lambda random: [Match("ct_state", 8, 8)] if random.randrange(3) == 0 else []}  # fmt: skip
         made, found = some_ruleset(random, **more), Findings()
         made = replace(made, rules=tuple(replace(rule, place=Place("r", line)) for line, rule in enumerate(made.rules, 1)))
         doubt(made, found)
+        round_ = {int(line.split(":")[1]) for line in found.warnings if "a loop: nothing has changed" in line}
         never = {int(line.split(":")[1]) for line in found.warnings if re.search("never (matches|tried)|never tried$", line)}
         doubted += len(never)
         interpreter = Interpreter(made, _Tracks())
         for i in range(30):
-            hit = {each.rule.place.line for each in interpreter.deliver(some_frame(random), i * SECOND, random.choice(ENTRIES)).hits}
+            sent = interpreter.deliver(some_frame(random), i * SECOND, random.choice(ENTRIES))
+            hit = {each.rule.place.line for each in sent.hits}
             hits += len(hit)
             assert not hit & never
-    assert doubted > 100 and hits > 1000
+            if hit & round_:
+                looped += 1
+                assert any(walk.verdict == "drop" and walk.reason == "rule_chains" for walk in sent.walks)
+    assert doubted > 100 and hits > 1000 and looped > 20

@@ -304,6 +304,8 @@ def test_other_lines_mean_to_tc_what_we_print_of_them(tc, line):
         "protocol ip flower ip_proto tcp dst_port 200-100",
         "protocol ip flower ip_proto tcp dst_port 0-5",
         "protocol ip flower ip_proto tcp dst_port 0x50",
+        "protocol ip flower ip_proto tcp dst_port 0",
+        "protocol ip flower ip_proto udp src_port 00",
         "protocol ip flower ct_state trk",
         "protocol ip flower ct_label 0x01",
         "protocol ip flower tcp_flags 0x1fff",

@@ -1,0 +1,74 @@
+"""A replay through rules with a NIC in front of them: what a RuledRun does, with an Offloaded in place of its pipeline.
+
+Not here: frames between NIC and software (offloaded), what is told to people (report_nic).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from datapath.app import RulesGiven, Tracking
+from datapath.commands.nic_rules import nic_rules
+from datapath.commands.offloaded import Offloaded
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules import Hook
+from datapath.pipeline.rules_file import parse
+from datapath.ruled_run import RuledRun
+from offload.mirror import Mirror
+from offload.mirror_settings import MirrorSettings
+from offload.simnic import profile
+from offload.simnic.nic import Nic
+
+WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
+PROTOCOLS = ("ip", "ipv6")
+TRACKED = """
+tc filter add dev {0} ingress protocol {2} prio {3} chain 0 flower ct_state -trk action ct pipe action goto chain 1
+tc filter add dev {0} ingress protocol {2} prio {3} chain 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev {1}
+tc filter add dev {0} ingress protocol {2} prio {4} chain 1 flower ct_state +trk+est action mirred egress redirect dev {1}
+"""
+OTHERS = "tc filter add dev {0} ingress protocol all prio 9 chain {2} flower action mirred egress redirect dev {1}\n"
+
+
+def rules_for_any() -> RulesGiven:
+    """Rules for a capture that comes without: everything is tracked in zone 0, and goes through."""
+    text = "".join(TRACKED.format(WIRE, BEHIND, protocol, i, i + len(PROTOCOLS)) for i, protocol in enumerate(PROTOCOLS, 1))
+    text += "".join(OTHERS.format(WIRE, BEHIND, chain) for chain in (0, 1))
+    return RulesGiven(parse(text, "built in", Findings()), "built in", Hook(WIRE), fixed=True)
+
+
+@dataclass(frozen=True)
+class NicGiven:
+    """profile: of a NIC, by its name or file; policy: which flow makes room when it is full (MirrorSettings)."""
+
+    profile: str
+    policy: str = "first-come"
+
+
+class OffloadedRun(RuledRun):
+    """One replay behind a NIC while it lasts. Raises ConfigError for a profile that is none, and for rules without a flow table."""
+
+    pipeline: Offloaded
+
+    def __init__(self, *run: Any, nic: NicGiven, **options: Any) -> None:
+        self.given = nic
+        super().__init__(*run, **options)
+
+    def make_pipeline(self, tracking: Tracking) -> Offloaded:
+        pipeline = super().make_pipeline(tracking)
+        hardware = Nic(profile.load(self.given.profile), nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
+        return Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+
+    def finish(self) -> None:
+        self.pipeline.settle(self.pipeline.tracker.now)
+        super().finish()
+        self.result.nic = self.pipeline
+
+
+def behind_nic(tracking: Tracking, name: str, policy: str) -> tuple[Tracking, Callable[..., OffloadedRun]]:
+    """Settings with rules, those that are built in if there are no others, and the kind of run that has the NIC in front of them."""
+    if tracking.rules is None:
+        tracking = replace(tracking, rules=rules_for_any())
+    return tracking, partial(OffloadedRun, nic=NicGiven(name, policy))

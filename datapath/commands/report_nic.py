@@ -1,0 +1,36 @@
+"""What a NIC in front of the rules had of a replay's packets, for people: its share, and why the others stayed in software.
+
+Not here: the rest of the summary (datapath.report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rich.text import Text
+
+from datapath.commands.offloaded import Offloaded
+from datapath.hints import counted
+from datapath.report import count, size_text
+from offload.simnic.results import WHY, Why
+
+MOST_REASONS = 6
+
+
+def nic_lines(work: Offloaded) -> Iterator[Text]:
+    """A few lines for the summary, and what has to be said of rules that are not in hardware."""
+    shares, nic = work.shares, work.nic
+    yield Text(f"\nNIC {nic.profile.name}: {_share(shares.hardware, shares.frames, 'packets', count)}", "bold")
+    yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, 'bytes', size_text)}")
+    for why, frames in shares.why.most_common(MOST_REASONS):
+        yield Text(f"  to software: {counted(frames, 'packet')}: {WHY[Why(why)]}")
+    if shares.syns:
+        yield Text(f"  {counted(shares.syns, 'SYN')} forwarded in hardware as if of an established connection: software has not seen them")
+    kept = nic.kept()
+    if kept:
+        yield Text(f"  {counted(len(kept), 'rule')} in software only")
+
+
+def _share(part: int, whole: int, of: str, text: Callable[[int], str]) -> str:
+    percent = f" ({100 * part / whole:.1f} %)" if whole else ""
+    return f"{text(part)} of {text(whole)} {of}{percent} in hardware"

@@ -1,0 +1,1 @@
+"""NICs as TOML files, which offload.simnic.profile reads."""

@@ -1,0 +1,28 @@
+"""How what is done for each frame and command is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Kept on disk. Without reference counts: kernels allocate nothing, and counting each array that one passes to another would take most of their time.
+kernel = njit(cache=True, _nrt=False)
+inlined = njit(cache=True, inline="always", _nrt=False)
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, at: Any) -> Any:
+    """Ask for the cache line that element number `at` of a contiguous array lies in, however many dimensions that has. Nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        where = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        asks = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word]))
+        builder.call(asks, [where, word(0), word(3), word(1)])  # to read, into all caches, of data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate

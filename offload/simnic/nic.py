@@ -1,0 +1,240 @@
+"""A NIC: rules and connections in hardware, frames through them, and a Backend for a mirror.
+
+    nic = Nic(profile.load("connectx-7-hw"), rules)
+    nic.submit(commands, now); nic.replies(now)
+    rows = nic.process(memory, frames)
+
+Time is the caller's, in ns; what is due happens before the next frame, command or answer is looked at. A batch of frames meets the tables as they are
+when its first frame comes. Not here: what software does with what missed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
+from offload.simnic import commands as orders
+from offload.simnic import tables, walk
+from offload.simnic.capability import Kept
+from offload.simnic.change import ROOM, TAG
+from offload.simnic.faults import FOREVER, Fault, Faults
+from offload.simnic.lines import Line
+from offload.simnic.profile import Profile
+from offload.simnic.program import Program
+from offload.simnic.results import COUNT_DTYPE, OUTPUT_DTYPE, RESULT_DTYPE
+from offload.simnic.rules import NicRules
+
+SLACK = ROOM + 16 * TAG + 8  # bytes beside a frame's own in the NIC's memory
+
+
+class Nic:
+    """A NIC of a kind. rules: what it forwards by; faults: beside those of the profile; seed: of hashes and faults.
+
+    Raises ValueError for ifaces that are no numbers from 0 to 65534.
+    """
+
+    def __init__(self, profile: Profile, rules: NicRules | None = None, faults: Iterable[Fault] = (), seed: int = 0) -> None:
+        refuse = [Fault("refuse", share=profile.faults.refuse)] if profile.faults.refuse else []
+        self.profile, self.faults = profile, Faults((*refuse, *faults), seed)
+        self.line = Line(profile, self.faults)
+        self.resets = 0
+        self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
+        self._seed, self._labels, self._names = seed, {0: 0}, [0]
+        self._tables = tables.made(tables.LEAST, seed)
+        self._replies: list[NDArray[Any]] = []
+        self._left, self._now = list(self.faults.resets), -FOREVER
+        self._own = np.zeros(0, dtype=np.uint8)
+        self._out = np.zeros(0, dtype=OUTPUT_DTYPE)
+        self._nic = np.zeros(8, dtype=np.int64)
+        self._nic[walk.N_LENGTH] = profile.period_ns
+        self._block = walk.block()
+        self._option = np.array([profile.rules.resume == "action", profile.trims], dtype=np.int64)
+        self._limit = np.zeros(6, dtype=np.int64)
+        self._limit[orders.L_CAPACITY] = profile.table.capacity or -1
+        self._limit[orders.L_BOTH] = profile.table.tables == "both"
+        self._limit[orders.L_NEW] = profile.rules.new
+        self._limit[orders.L_ACCOUNTING] = profile.counters.accounting
+        self._limit[orders.L_OFFLOAD] = profile.rules.offload
+        self.program = Program(rules or NicRules(), profile, self._label_id)
+
+    # --- a backend -------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        """See offload.backend. Raises ValueError for what is no COMMAND_DTYPE[n]."""
+        if commands.dtype != COMMAND_DTYPE or commands.ndim != 1:
+            raise ValueError("commands: expected a one-dimensional array of COMMAND_DTYPE")
+        self.advance(now)
+        return self.line.take(commands, now)
+
+    def replies(self, now: int) -> NDArray[Any]:
+        """See offload.backend."""
+        self.advance(now)
+        found, self._replies = self._replies, []
+        return np.concatenate(found) if found else np.zeros(0, dtype=REPLY_DTYPE)
+
+    def held(self) -> NDArray[Any]:
+        """See offload.backend."""
+        entry = self._tables.entry
+        entry = entry[entry[:, tables.E_META] != 0]
+        found = np.zeros(len(entry), dtype=COMMAND_DTYPE)
+        words = found.view(np.int64).reshape(-1, orders.COMMAND_WORDS)
+        words[:, : orders.M_TO] = entry[:, : orders.M_TO]
+        words[:, orders.M_TO : orders.M_COOKIE] = entry[:, tables.E_TO : tables.E_TO + orders.M_TO]
+        words[:, orders.M_COOKIE], words[:, orders.M_CONN] = entry[:, tables.E_COOKIE], entry[:, tables.E_CONN]
+        words[:, orders.M_LABEL : orders.M_LABEL + 2] = entry[:, tables.E_LABEL : tables.E_LABEL + 2]
+        meta = entry[:, tables.E_META]
+        found["mark"], found["ctinfo"], found["dir"] = meta & 0xFFFFFFFF, meta >> 32 & 0xFF, meta >> 40 & 1
+        found["op"] = Op.REPLACE
+        return found
+
+    @property
+    def entries(self) -> int:
+        """Directions of connections in hardware."""
+        return int(self._tables.state[tables.S_ENTRIES])
+
+    @property
+    def tabled(self) -> int:
+        """Entries in CT and CT_NAT together: what the capacity is of."""
+        return int(self._tables.state[tables.S_TABLED])
+
+    @property
+    def syns(self) -> int:
+        """SYNs that were forwarded as of established connections (contract A4.27)."""
+        return int(self._nic[walk.N_SYNS])
+
+    # --- frames ----------------------------------------------------------------------------------------------------------------------
+
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Frames that are received, in order. Returns RESULT_DTYPE[n].
+
+        memory: uint8[m]; frames: structured[n] with offset, caplen, len, ts (ns), link (LINKTYPE_*), iface; ifaces: integers[n] instead of the
+        frames' own. Raises ValueError for frames that do not lie within memory, and for ifaces that do not fit the frames.
+        """
+        self._check(memory, frames, ifaces)
+        if len(frames):
+            self.advance(int(frames["ts"][0]))
+        self._make_room(frames)
+        rows = np.zeros(len(frames), dtype=RESULT_DTYPE)
+        self._nic[[walk.N_USED, walk.N_OUT]] = 0
+        state = walk.work(self._own, self._out, self._nic, self._option)
+        ifaces = frames["iface"] if ifaces is None else ifaces
+        memory = memory.view()
+        memory.flags.writeable = False  # whosever it is: so that the walk is compiled once
+        walk.run(state, self._block, self.program.arrays, self._tables, memory, frames, np.ascontiguousarray(ifaces, dtype=np.int64), rows)
+        return rows
+
+    def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """What left because of the last process(): OUTPUT_DTYPE[k], and the NIC's memory. Both are the NIC's own, until the next process()."""
+        return self._out[: self._nic[walk.N_OUT]], self._own
+
+    @staticmethod
+    def _check(memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None) -> None:
+        if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous:
+            raise ValueError("memory: expected a contiguous array of bytes")
+        if frames.ndim != 1 or frames.dtype.names is None or not frames.flags.c_contiguous:
+            raise ValueError("frames: expected a contiguous structured array")
+        ends = frames["offset"].astype(np.int64) + frames["caplen"]
+        if len(frames) and (frames["offset"].astype(np.int64).min() < 0 or ends.max() > len(memory)):
+            raise ValueError(f"frames: expected offset + caplen within the {len(memory)} bytes of memory")
+        if (frames["len"] < frames["caplen"]).any():
+            raise ValueError("frames: expected len not below caplen")
+        if ifaces is not None and ifaces.shape != frames.shape:
+            raise ValueError("ifaces: expected one of each frame")
+        numbers = frames["iface"] if ifaces is None else ifaces
+        if len(frames) and not (0 <= int(numbers.min()) and int(numbers.max()) < 0xFFFF):
+            raise ValueError("ifaces: expected numbers from 0 to 65534")
+
+    def _make_room(self, frames: NDArray[Any]) -> None:
+        """Memory for every change that any rule may make: a copy of the frame, and one more after each that has left."""
+        each = 1 + walk.MOST_OUTPUTS if self.program.copies else 1
+        size = each * int(frames["caplen"].sum(dtype=np.int64) + SLACK * len(frames))
+        if len(self._own) < size:
+            self._own = np.empty(size, dtype=np.uint8)
+        if len(self._out) < each * len(frames):
+            self._out = np.zeros(each * len(frames), dtype=OUTPUT_DTYPE)
+
+    # --- rules -----------------------------------------------------------------------------------------------------------------------
+
+    def counters(self) -> NDArray[Any]:
+        """COUNT_DTYPE[n], a copy, by number of a rule: what rules in hardware have counted."""
+        counts: NDArray[Any] = self.program.arrays.count.astype(COUNT_DTYPE)
+        return counts
+
+    def kept(self) -> Mapping[int, Kept]:
+        """Why rules are in software only, by their numbers; those in hardware are not in it."""
+        return self.program.kept_of()
+
+    def _label_id(self, label: int) -> int:
+        if label not in self._labels:
+            self._labels[label] = len(self._names)
+            self._names.append(label)
+        return self._labels[label]
+
+    def label(self, number: int) -> int:
+        """What a number in RESULT_DTYPE.labels stands for."""
+        return self._names[number]
+
+    # --- time ------------------------------------------------------------------------------------------------------------------------
+
+    def advance(self, now: int) -> None:
+        """What has become due up to `now` happens. Time that goes back stands still."""
+        self._now = now = max(self._now, now)
+        while self._left and self._left[0] <= now:
+            self._carry_out(self._left[0])
+            self._reset()
+            del self._left[0]
+        self._carry_out(now)
+
+    def _carry_out(self, now: int) -> None:
+        if now >= self._nic[walk.N_NEXT]:
+            self._nic[walk.N_STUCK_FROM], self._nic[walk.N_STUCK_TO] = self.faults.stuck(now)
+            walk.next_period(self._nic, now)
+        due = self.line.due(now)
+        due = due[~due["lost"]]
+        if not len(due):
+            return
+        commands = np.ascontiguousarray(due["command"])
+        self._grow(int(np.count_nonzero(commands["op"] == Op.REPLACE)))
+        self._limit[orders.L_PERIOD] = self._nic[walk.N_PERIOD]
+        reply = np.zeros(len(due), dtype=REPLY_DTYPE)
+        words = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS)
+        orders.apply(self._tables, self._limit, words, self._label_ids(commands), due["refused"].astype(np.int64), reply)
+        kinds, counts = np.unique(reply[["op", "error"]], return_counts=True)
+        for (op, error), n in zip(kinds.tolist(), counts.tolist(), strict=True):
+            self.answered[op, error] += n
+        reply = reply[~due["silent"]]
+        if len(reply):
+            self._replies.append(reply)
+
+    def _label_ids(self, commands: NDArray[Any]) -> NDArray[Any]:
+        """Most connections have no label, whose number is 0."""
+        ids = np.zeros(len(commands), dtype=np.int64)
+        for i in np.flatnonzero(commands["label"].any(axis=1)).tolist():
+            low, high = commands["label"][i].tolist()
+            ids[i] = self._label_id(low | high << 64)
+        return ids
+
+    def _grow(self, more: int) -> None:
+        """Room for more entries, as far as the capacity lets them in."""
+        wanted = self.entries + more
+        if self.profile.table.capacity:
+            wanted = min(wanted, self.profile.table.capacity)
+        size = len(self._tables.entry)
+        if wanted > size:
+            self._tables = tables.grown(self._tables, 1 << (wanted - 1).bit_length())
+
+    def _reset(self) -> None:
+        self.line.forget()
+        self._replies.clear()
+        self.resets += 1
+        self._tables = tables.made(tables.LEAST, self._seed)
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant of the tables does not hold."""
+        tables.check(self._tables)
+        assert self.profile.table.capacity == 0 or self.tabled <= self.profile.table.capacity

@@ -1,0 +1,153 @@
+"""What kind of NIC: a TOML file, of this package or one's own.
+
+    [table]
+    capacity = 4194304
+    [rates]
+    inserts = 85000
+
+Invariant: a Profile that exists has every value within its bounds. What is wrong with a file is said in one line, with the line it stands in.
+Not here: what the values mean for a frame (capability, walk) or a command (lines).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ctcore.errors import ConfigError
+
+ENDING = ".toml"
+MS = 1_000_000
+
+Count = Annotated[int, Field(ge=0, le=1 << 28)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableSection(Section):
+    """capacity: entries, 0: no limit; tables: whether a connection is in CT and CT_NAT, or in the one that it needs (contract A9.66)."""
+
+    capacity: Count = 0
+    tables: Literal["both", "one"] = "one"
+
+
+class RatesSection(Section):
+    """inserts: rules that are inserted or deleted a second, 0: at once; burst: of them at a time; latency: ms until one is answered, and is there;
+    queue: commands that wait at most."""
+
+    inserts: Annotated[float, Field(ge=0, le=1e9)] = 0
+    burst: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    latency: Annotated[float, Field(ge=0, le=60_000)] = 0
+    queue: Annotated[int, Field(ge=1, le=1 << 28)] = 1 << 20
+
+
+class CountersSection(Section):
+    """period: ms between two looks of the driver at its counters, 0: each time that it is asked; accounting: whether each direction has one."""
+
+    period: Annotated[float, Field(ge=0, le=3_600_000)] = 1000
+    accounting: bool = True
+
+
+class RulesSection(Section):
+    """offload: whether there are rules in hardware at all; resume: whether software goes on at the action that missed, or at its chain; new: whether
+    it knows +new, and connections seen in one direction; police, skbedit: whether it has these actions."""
+
+    offload: bool = True
+    resume: Literal["action", "chain"] = "action"
+    new: bool = True
+    police: bool = False
+    skbedit: bool = False
+
+
+class FaultsSection(Section):
+    """refuse: the share of new rules that are refused though there is room."""
+
+    refuse: Share = 0.0
+
+
+class Profile(Section):
+    """trims: whether a frame loses what is behind its IP packet when a CT table serves it, as the `ct` action has it in software. No NIC does."""
+
+    name: str = ""
+    trims: bool = False
+    table: TableSection = TableSection()
+    rates: RatesSection = RatesSection()
+    counters: CountersSection = CountersSection()
+    rules: RulesSection = RulesSection()
+    faults: FaultsSection = FaultsSection()
+
+    @property
+    def latency_ns(self) -> int:
+        return round(self.rates.latency * MS)
+
+    @property
+    def period_ns(self) -> int:
+        return round(self.counters.period * MS)
+
+
+def names() -> list[str]:
+    """Of the profiles that come with this package."""
+    return sorted(entry.name.removesuffix(ENDING) for entry in files("offload.profiles").iterdir() if entry.name.endswith(ENDING))
+
+
+def load(name: str) -> Profile:
+    """A profile by its name, or by the path of a file that ends in .toml. Raises ConfigError: file, line, key, what was expected."""
+    if name in names():
+        return parse((files("offload.profiles") / (name + ENDING)).read_text(), name)
+    if not name.endswith(ENDING):
+        raise ConfigError(f"{name}: no such NIC: expected one of {', '.join(names())}, or a file that ends in {ENDING}")
+    try:
+        text = Path(name).read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: byte {error.start} is no UTF-8: expected TOML") from None
+    return parse(text, name)
+
+
+def parse(text: str, name: str) -> Profile:
+    """The same of a text. name: for places, and of the profile unless it says its own."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r" \(at (?:line ([0-9]+), column ([0-9]+)|end of document)\)$", str(error))
+        place = f":{found[1]}:{found[2]}" if found and found[1] else ""
+        raise ConfigError(f"{name}{place}: {str(error)[: found.start()] if found else error}") from None
+    try:
+        profile = Profile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(str(part) for part in first["loc"])
+        line = dict(_lines(text))
+        where = next((f":{line[path[:end]]}" for end in range(len(path), 0, -1) if path[:end] in line), "")
+        raise ConfigError(f"{name}{where}: {'.'.join(path)}: {_said(first)}") from None
+    return profile if profile.name else profile.model_copy(update={"name": Path(name).name.removesuffix(ENDING)})
+
+
+def _said(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such setting"
+    text = str(error["msg"])
+    return f"{error['input']!r}: {text[0].lower()}{text[1:]}".replace("input should be", "expected")
+
+
+def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Path and line of each section and each key at the beginning of a line."""
+    section: tuple[str, ...] = ()
+    for number, line in enumerate(text.split("\n"), 1):
+        if found := re.match(r"\s*\[\s*([\w.\-]+)\s*\]", line):
+            section = tuple(found[1].split("."))
+            yield section, number
+        elif found := re.match(r"\s*([\w.\-]+)\s*=", line):
+            yield (*section, *found[1].split(".")), number
