@@ -1,6 +1,6 @@
 # What a mirror and a backend tell each other; see records.pyx.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ctcore.types cimport Key
 
