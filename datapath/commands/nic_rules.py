@@ -96,8 +96,8 @@ def _munge(munge: tc.Munge) -> nic.Munge:
     field = HEADER_FIELDS[munge.header, munge.field]
     mask = munge.mask & (1 << field.bits) - 1
     value = munge.value & (0xFF if munge.op == "add" else mask)
-    wire = [(each << field.shift).to_bytes(field.size, "big") for each in (value, mask)]
-    return nic.Munge(munge.header, munge.field, field.offset, *wire, munge.op == "add")
+    under, over = ((each << field.shift).to_bytes(field.size, "big") for each in (value, mask))
+    return nic.Munge(munge.header, munge.field, field.offset, under, over, munge.op == "add")
 
 
 def _tag(action: tc.Vlan, then: nic.Then) -> nic.Action:
@@ -107,5 +107,5 @@ def _tag(action: tc.Vlan, then: nic.Then) -> nic.Action:
 
 def _police(action: tc.Police, then: nic.Then) -> nic.Action:
     exceed = nic.Then(action.exceed.kind, action.exceed.chain or 0)
-    limits = (each or 0 for each in (action.rate, action.burst, action.packet_rate, action.packet_burst))
-    return nic.Police(*limits, action.longest, exceed, then)
+    rate, burst = action.rate or 0, action.burst or 0
+    return nic.Police(rate, burst, action.packet_rate or 0, action.packet_burst or 0, action.longest, exceed, then)

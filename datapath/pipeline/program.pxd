@@ -109,6 +109,8 @@ ctypedef struct Resume:
     uint16_t zone
     uint8_t on                  # 0: it begins as any other
     uint8_t turns               # chains that it has been through
+    uint8_t state               # of the packet, if it carries a connection: NEW or ESTABLISHED
+    uint8_t pad[7]
 
 cdef class Program:
     cdef Rules code

@@ -37,7 +37,7 @@ class Program:
 
         Arrays of n: hooks, as hook() numbers them; chains, by tc's numbers; rules, by their number in the ruleset: chains are searched from that one
         on, 0xFFFFFFFF: from their beginning; actions: of the rule, the first one that is not done yet; if it is not 0, the rule has matched.
-        The caller fills in `conn` and `zone` where a packet carries a connection (-1: it does not), turns, mark and priority.
+        The caller fills in `conn`, `zone` and `state` (types.State) where a packet carries a connection (-1: it does not), turns, mark and priority.
         """
     @property
     def zones(self) -> frozenset[int]:

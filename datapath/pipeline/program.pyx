@@ -34,6 +34,7 @@ from datapath.pipeline.tc_actions import CSUM_ORDER
 COUNT_DTYPE = np.dtype([("packets", "u8"), ("bytes", "u8"), ("last", "i8"), ("drops", "u8"), ("overlimits", "u8")])
 RESUME_DTYPE = np.dtype([
     ("conn", "i8"), ("chain", "u4"), ("place", "u4"), ("action", "u4"), ("mark", "u4"), ("priority", "u4"), ("zone", "u2"), ("on", "u1"), ("turns", "u1"),
+    ("state", "u1"), ("pad", "u1", 7),
 ])
 assert COUNT_DTYPE.itemsize == sizeof(Count) and RESUME_DTYPE.itemsize == sizeof(Resume)
 

@@ -228,9 +228,9 @@ cdef bint carry_again(Walking *w, Level *v, const Resume *resume) noexcept nogil
     if flow == NO_FLOW or ct.pool.entry[flow >> 1].flow[ORIG].id != resume.conn:
         return False
     v.carried.flow, v.carried.generation = flow, ct.pool.entry[flow >> 1].generation
-    v.carried.zone, v.carried.state, v.carried.tracked = resume.zone, ESTABLISHED, 1
+    v.carried.zone, v.carried.state, v.carried.tracked = resume.zone, resume.state, 1
     v.tracked = True
-    p.state, p.key.zone = ESTABLISHED, resume.zone
+    p.state, p.key.zone = resume.state, resume.zone
     with_conn(ct, &ct.pool.entry[flow >> 1], p, flow & 1, &v.decision)
     v.decision.offload = OFFLOAD_HARDWARE
     tell(w, v)

@@ -112,7 +112,7 @@ def sum_anew(m, at, key, of):
     if l3 < 0:
         return
     family, proto = key[4] >> 56 & 0xFF, key[4] >> 48 & 0xFF
-    if proto == TCP and of & 2 or proto == UDP and of & 4:
+    if (proto == TCP and of & 2) or (proto == UDP and of & 4):
         field = l4 + (16 if proto == TCP else 6)
         if not (proto == UDP and family == 4 and be16(m, field) == 0):
             put16(m, field, 0)

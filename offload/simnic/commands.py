@@ -7,6 +7,8 @@ Not here: when they are carried out (lines), and what is lost on the way (faults
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +50,8 @@ from offload.simnic.tables import (
 M_TO, M_COOKIE, M_CONN, M_LABEL, M_MARK = 5, 10, 11, 12, 14
 COMMAND_WORDS = 15
 assert COMMAND_DTYPE.itemsize == 8 * COMMAND_WORDS
-assert [COMMAND_DTYPE.fields[name][1] for name in ("to", "cookie", "conn", "label", "mark", "op", "ctinfo", "dir")] == [
+_PLACES: Mapping[str, Any] = COMMAND_DTYPE.fields or {}
+assert [_PLACES[name][1] for name in ("to", "cookie", "conn", "label", "mark", "op", "ctinfo", "dir")] == [
     40, 80, 88, 96, 112, 116, 117, 118,
 ]  # fmt: skip
 

@@ -9,8 +9,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 # Kept on disk. Without reference counts: kernels allocate nothing, and counting each array that one passes to another would take most of their time.
-kernel = njit(cache=True, _nrt=False)
-inlined = njit(cache=True, inline="always", _nrt=False)
+kernel = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
+inlined = njit(cache=True, inline="always", _nrt=False)  # type: ignore[call-overload]
 
 
 @intrinsic

@@ -20,7 +20,9 @@ from offload.simnic.faults import FOREVER, Faults
 from offload.simnic.profile import Profile
 
 # ready: ns; order: in which they came; refused: an errno; lost: before it is carried out; silent: it is, but nobody hears of it.
-WAITING_DTYPE = np.dtype([("command", COMMAND_DTYPE), ("ready", "i8"), ("order", "i8"), ("refused", "i4"), ("lost", "?"), ("silent", "?"), ("pad", "u1", 2)])
+WAITING_DTYPE = np.dtype(
+    [("command", COMMAND_DTYPE), ("ready", "i8"), ("order", "i8"), ("refused", "i4"), ("lost", "?"), ("silent", "?"), ("pad", "u1", 2)]
+)
 SECOND = 1_000_000_000
 
 
@@ -65,9 +67,10 @@ class Line:
 
     def due(self, now: int) -> NDArray[Any]:
         """WAITING_DTYPE[n]: what is ready at `now`, in order; it waits no more."""
-        if now < self.earliest:
+        if now < self.earliest or not self._parts:  # captures may be of any time
             return np.zeros(0, dtype=WAITING_DTYPE)
-        found, left = [], deque()
+        found = []
+        left: deque[NDArray[Any]] = deque()
         self.earliest = FOREVER
         for part in self._parts:
             n = int(np.searchsorted(part["ready"], now, side="right"))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
 from offload.simnic import commands as orders
-from offload.simnic import tables, walk
+from offload.simnic import connections, registers, tables, walk
 from offload.simnic.capability import Kept
 from offload.simnic.change import ROOM, TAG
 from offload.simnic.faults import FOREVER, Fault, Faults
@@ -51,8 +51,8 @@ class Nic:
         self._own = np.zeros(0, dtype=np.uint8)
         self._out = np.zeros(0, dtype=OUTPUT_DTYPE)
         self._nic = np.zeros(8, dtype=np.int64)
-        self._nic[walk.N_LENGTH] = profile.period_ns
-        self._block = walk.block()
+        self._nic[registers.N_LENGTH] = profile.period_ns
+        self._block = registers.block()
         self._option = np.array([profile.rules.resume == "action", profile.trims], dtype=np.int64)
         self._limit = np.zeros(6, dtype=np.int64)
         self._limit[orders.L_CAPACITY] = profile.table.capacity or -1
@@ -105,7 +105,7 @@ class Nic:
     @property
     def syns(self) -> int:
         """SYNs that were forwarded as of established connections (contract A4.27)."""
-        return int(self._nic[walk.N_SYNS])
+        return int(self._nic[registers.N_SYNS])
 
     # --- frames ----------------------------------------------------------------------------------------------------------------------
 
@@ -120,8 +120,8 @@ class Nic:
             self.advance(int(frames["ts"][0]))
         self._make_room(frames)
         rows = np.zeros(len(frames), dtype=RESULT_DTYPE)
-        self._nic[[walk.N_USED, walk.N_OUT]] = 0
-        state = walk.work(self._own, self._out, self._nic, self._option)
+        self._nic[[registers.N_USED, registers.N_OUT]] = 0
+        state = registers.work(self._own, self._out, self._nic, self._option)
         ifaces = frames["iface"] if ifaces is None else ifaces
         memory = memory.view()
         memory.flags.writeable = False  # whosever it is: so that the walk is compiled once
@@ -130,7 +130,7 @@ class Nic:
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last process(): OUTPUT_DTYPE[k], and the NIC's memory. Both are the NIC's own, until the next process()."""
-        return self._out[: self._nic[walk.N_OUT]], self._own
+        return self._out[: self._nic[registers.N_OUT]], self._own
 
     @staticmethod
     def _check(memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None) -> None:
@@ -146,12 +146,12 @@ class Nic:
         if ifaces is not None and ifaces.shape != frames.shape:
             raise ValueError("ifaces: expected one of each frame")
         numbers = frames["iface"] if ifaces is None else ifaces
-        if len(frames) and not (0 <= int(numbers.min()) and int(numbers.max()) < 0xFFFF):
+        if len(frames) and not (int(numbers.min()) >= 0 and int(numbers.max()) < 0xFFFF):
             raise ValueError("ifaces: expected numbers from 0 to 65534")
 
     def _make_room(self, frames: NDArray[Any]) -> None:
         """Memory for every change that any rule may make: a copy of the frame, and one more after each that has left."""
-        each = 1 + walk.MOST_OUTPUTS if self.program.copies else 1
+        each = 1 + registers.MOST_OUTPUTS if self.program.copies else 1
         size = each * int(frames["caplen"].sum(dtype=np.int64) + SLACK * len(frames))
         if len(self._own) < size:
             self._own = np.empty(size, dtype=np.uint8)
@@ -162,7 +162,7 @@ class Nic:
 
     def counters(self) -> NDArray[Any]:
         """COUNT_DTYPE[n], a copy, by number of a rule: what rules in hardware have counted."""
-        counts: NDArray[Any] = self.program.arrays.count.astype(COUNT_DTYPE)
+        counts: NDArray[Any] = self.program.arrays.counted.astype(COUNT_DTYPE)
         return counts
 
     def kept(self) -> Mapping[int, Kept]:
@@ -191,16 +191,16 @@ class Nic:
         self._carry_out(now)
 
     def _carry_out(self, now: int) -> None:
-        if now >= self._nic[walk.N_NEXT]:
-            self._nic[walk.N_STUCK_FROM], self._nic[walk.N_STUCK_TO] = self.faults.stuck(now)
-            walk.next_period(self._nic, now)
+        if now >= self._nic[registers.N_NEXT]:
+            self._nic[registers.N_STUCK_FROM], self._nic[registers.N_STUCK_TO] = self.faults.stuck(now)
+            connections.next_period(self._nic, now)
         due = self.line.due(now)
         due = due[~due["lost"]]
         if not len(due):
             return
         commands = np.ascontiguousarray(due["command"])
         self._grow(int(np.count_nonzero(commands["op"] == Op.REPLACE)))
-        self._limit[orders.L_PERIOD] = self._nic[walk.N_PERIOD]
+        self._limit[orders.L_PERIOD] = self._nic[registers.N_PERIOD]
         reply = np.zeros(len(due), dtype=REPLY_DTYPE)
         words = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS)
         orders.apply(self._tables, self._limit, words, self._label_ids(commands), due["refused"].astype(np.int64), reply)

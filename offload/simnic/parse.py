@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from offload.simnic.kernel import inlined, kernel
+from offload.simnic.kernel import inlined
 from offload.simnic.layout import W_CT, W_DST_MAC, W_NETWORK, W_PORTS, W_SRC_MAC, W_TYPES, WORDS
 from offload.simnic.results import Why
 
@@ -52,7 +52,7 @@ def load48(m, i):
 
 @inlined
 def parse(m, offset, caplen, length, key, at):
-    """A frame to its key.   Writes: key[0:10] but for iface and what ct says, which are 0; at, in bytes from the start of m. Returns a Why, 0: parsed.
+    """A frame to its key.   Writes: key, whose iface and ct fields are 0; at, in bytes from the start of m. Returns a Why, 0: parsed.
 
     length: bytes on the wire; caplen of them lie in m from offset on.
     """

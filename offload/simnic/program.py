@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offload.simnic.capability import NEVER, Kept, kept, unmatched
-from offload.simnic.kernel import inlined, kernel
+from offload.simnic.kernel import inlined
 from offload.simnic.layout import WORDS, prefixes, put, words_of
 from offload.simnic.profile import Profile
 from offload.simnic.results import COUNT_DTYPE
@@ -50,7 +50,8 @@ BUCKET_DTYPE = np.dtype(
 
 
 class Arrays(NamedTuple):
-    """first: by iface, its chain 0; zone: by iface, that of its first `ct`, a guess for fetching ahead; chain_name, chain_group: by chain; masks: by chain, its first mask, and one more; count: by number of a rule."""
+    """first: by iface, its chain 0; zone: by iface, that of its first `ct`, a guess for fetching ahead; chain_name, chain_group: by chain;
+    masks: by chain, its first mask, and one more; counted: by number of a rule."""
 
     first: NDArray[Any]
     zone: NDArray[Any]
@@ -67,7 +68,7 @@ class Arrays(NamedTuple):
     op: NDArray[Any]
     munge: NDArray[Any]
     bucket: NDArray[Any]
-    count: NDArray[Any]
+    counted: NDArray[Any]
 
 
 @inlined
@@ -195,7 +196,8 @@ class Program:
         for i, rule in enumerate(rules.rules):
             by_chain.setdefault((rule.group, rule.chain), []).append(i)
         self._chains = {where: i for i, where in enumerate(by_chain)}
-        masks, seats = Masks(), []
+        masks = Masks()
+        seats: list[tuple[int, ...]] = []
         for members in by_chain.values():
             entries = []
             for i in members:

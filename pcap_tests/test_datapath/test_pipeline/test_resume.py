@@ -120,7 +120,7 @@ def established() -> tuple[Node, int]:
 def test_a9_68_a_connection_is_found_by_the_tuple_as_it_came_or_as_translated(frame, direction):
     node, conn = established()
     before = node.counts
-    result = node.send(frame, chain=2, conn=conn, zone=4)
+    result = node.send(frame, chain=2, conn=conn, zone=4, state=State.ESTABLISHED)
     decision = result["decision"]
     assert (result["verdict"], node.pipeline.program.devices[result["device"]]) == (Verdict.ACCEPT, "b"), "its rules see +est"
     assert (decision["conn"], decision["dir"], decision["state"], decision["zone"]) == (conn, direction, State.ESTABLISHED, 4)
@@ -131,14 +131,14 @@ def test_a9_68_a_connection_is_found_by_the_tuple_as_it_came_or_as_translated(fr
 @pytest.mark.parametrize("wrong", [{"conn": 999}, {"zone": 5}], ids=["another connection", "another zone"])
 def test_a9_68_a_connection_that_is_not_found_drops_the_packet(wrong):
     node, conn = established()
-    result = node.send(udp(), chain=2, **{"conn": conn, "zone": 4, **wrong})
+    result = node.send(udp(), chain=2, **{"conn": conn, "zone": 4, "state": State.ESTABLISHED, **wrong})
     assert (result["verdict"], result["reason"]) == (Verdict.DROP, Reason.R_RULE_RESTORE)
     assert node.pipeline.count(Reason.R_RULE_RESTORE) == 1
 
 
 def test_what_was_restored_is_what_the_next_ct_finds():
     node, conn = established()
-    again = node.send(udp(), chain=0, rule=0, conn=conn, zone=4)
+    again = node.send(udp(), chain=0, rule=0, conn=conn, zone=4, state=State.ESTABLISHED)
     assert (again["decision"]["conn"], again["decision"]["state"]) == (conn, State.ESTABLISHED)
 
 

@@ -1,7 +1,7 @@
 """Connections, frames and rules for tests of the simulated NIC, and what it made of them.
 
-    nic = forwarding(Conn("10.0.0.1", "192.0.2.9", 40000, 80, src="198.51.100.1"))
-    nic.frame(tcp("10.0.0.1", "192.0.2.9", 40000, 80, "A")).verdict
+nic = forwarding(Conn("10.0.0.1", "192.0.2.9", 40000, 80, src="198.51.100.1"))
+nic.frame(tcp("10.0.0.1", "192.0.2.9", 40000, 80, "A")).verdict
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from offload.simnic.rules import Ct, Match, NicRule, NicRules, Send, Then
 TCP, UDP, GRE = 6, 17, 47
 IN, OUT, ZONE = 1, 2, 5
 SECOND = 1_000_000_000
+ONWARD = Then("goto", 1)
 TRK, EST, NEW, RPL = 0x08, 0x02, 0x01, 0x20
 
 
@@ -129,7 +130,7 @@ def kind(text: str = "") -> profile.Profile:
     return profile.parse("[counters]\nperiod = 0\n" + text if "[counters]" not in text else text, "test.toml")
 
 
-def track(*, nat: bool = True, zone: int = ZONE, then: Then = Then("goto", 1), chain: int = 0, number: int = 0) -> NicRule:
+def track(*, nat: bool = True, zone: int = ZONE, then: Then = ONWARD, chain: int = 0, number: int = 0) -> NicRule:
     return NicRule(number, 0, chain, (Match("ct_state", 0, TRK),) if not chain else (), (Ct(zone, nat, then=then),))
 
 

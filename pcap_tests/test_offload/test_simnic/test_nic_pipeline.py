@@ -14,7 +14,22 @@ from offload.simnic.capability import KEPT, Kept
 from offload.simnic.profile import load
 from offload.simnic.results import NO_RULE, WHY, Verdict, Why
 from offload.simnic.rules import (
-    DROP, PASS, PIPE, Ct, Edit, Mark, Match, Munge, NicRule, NicRules, Plain, Police, Send, Sum, Tag, Then,
+    DROP,
+    PASS,
+    PIPE,
+    Ct,
+    Edit,
+    Mark,
+    Match,
+    Munge,
+    NicRule,
+    NicRules,
+    Plain,
+    Police,
+    Send,
+    Sum,
+    Tag,
+    Then,
 )  # fmt: skip
 from pcap_tests.test_offload.test_simnic import nic_side as side
 from pcap_tests.test_offload.test_simnic.nic_side import IN, OUT, ZONE, Conn, established, forwarding, installed, kind, ruled, track
