@@ -12,6 +12,7 @@ from typing import Any
 
 from datapath.app import RulesGiven, Tracking
 from datapath.commands.nic_rules import nic_rules
+from datapath.commands.offload_watch import Watch
 from datapath.commands.offloaded import Offloaded
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
@@ -19,8 +20,8 @@ from datapath.pipeline.rules_file import parse
 from datapath.ruled_run import RuledRun
 from offload.mirror import Mirror
 from offload.mirror_settings import MirrorSettings
-from offload.simnic import profile
 from offload.simnic.nic import Nic
+from offload.simnic.profile import Profile
 
 WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
 PROTOCOLS = ("ip", "ipv6")
@@ -41,14 +42,15 @@ def rules_for_any() -> RulesGiven:
 
 @dataclass(frozen=True)
 class NicGiven:
-    """profile: of a NIC, by its name or file; policy: which flow makes room when it is full (MirrorSettings)."""
+    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is done."""
 
-    profile: str
+    profile: Profile
     policy: str = "first-come"
+    watch: Callable[[Offloaded], Watch] | None = None
 
 
 class OffloadedRun(RuledRun):
-    """One replay behind a NIC while it lasts. Raises ConfigError for a profile that is none, and for rules without a flow table."""
+    """One replay behind a NIC while it lasts. Raises ConfigError for rules without a flow table."""
 
     pipeline: Offloaded
 
@@ -58,8 +60,10 @@ class OffloadedRun(RuledRun):
 
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
         pipeline = super().make_pipeline(tracking)
-        hardware = Nic(profile.load(self.given.profile), nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
-        return Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+        hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
+        work = Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+        work.watch = self.given.watch(work) if self.given.watch else None
+        return work
 
     def finish(self) -> None:
         self.pipeline.settle(self.pipeline.tracker.now)
@@ -67,8 +71,8 @@ class OffloadedRun(RuledRun):
         self.result.nic = self.pipeline
 
 
-def behind_nic(tracking: Tracking, name: str, policy: str) -> tuple[Tracking, Callable[..., OffloadedRun]]:
+def behind_nic(tracking: Tracking, given: NicGiven) -> tuple[Tracking, Callable[..., OffloadedRun]]:
     """Settings with rules, those that are built in if there are no others, and the kind of run that has the NIC in front of them."""
     if tracking.rules is None:
         tracking = replace(tracking, rules=rules_for_any())
-    return tracking, partial(OffloadedRun, nic=NicGiven(name, policy))
+    return tracking, partial(OffloadedRun, nic=given)
