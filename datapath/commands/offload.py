@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from datapath.app import Outputs, Tracking, check_files
+from datapath.app import Outputs, Tracking, check_files, replay
 from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.nic_option import nic_profile
-from datapath.commands.options import refuse_said_by_rules, rules_options, tracking_options
+from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
+from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 from datapath.export import STDOUT, naming
+from datapath.names import printable
 from offload.mirror_settings import POLICIES
 
 if TYPE_CHECKING:
@@ -139,9 +141,8 @@ def _tell(outcomes: list[Outcome], captures: tuple[str, ...], tracking: Tracking
     if verbose is not None:
         show(outcomes, Console(stderr=output == STDOUT), verbose=verbose)
     if output:
-        text = orjson.dumps(
-            document(captures, tracking.rules and tracking.rules.name, outcomes), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-        )
+        plan = document(captures, tracking.rules.name if tracking.rules else None, outcomes)
+        text = orjson.dumps(plan, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         with naming(output):
             if output == STDOUT:
                 sys.stdout.buffer.write(text)
@@ -152,3 +153,80 @@ def _tell(outcomes: list[Outcome], captures: tuple[str, ...], tracking: Tracking
         from datapath.commands.offload_plot import draw
 
         draw(outcomes, plot)
+
+
+# --- one connection, and an audit -------------------------------------------------------------------------------------------------------
+
+
+NIC = click.option(
+    "--nic", metavar="PROFILE", default="connectx-7-hw", help="A kind of NIC: a profile's name or TOML file.  [default: connectx-7-hw]"
+)
+
+
+@command.command("why")
+@click.argument("capture")
+@click.option("--conn", type=Number(0, (1 << 63) - 1), required=True, metavar="N", help="The connection's number, as in the records of replay --nic.")
+@NIC
+@output_option
+@verbosity("No progress bar.")
+@tracking_options
+@rules_options
+def why_command(capture, conn, nic, output, quiet, verbose, tracking) -> int:
+    """Why a connection is not in hardware, or was not: when it was offloaded and left, what kept its packets in software, what hardware has counted.
+
+    Codes are those of docs/offload-reasons.md, with the item of the contract that says so. What nobody can know is called unknown.
+
+    \b
+    Examples:
+      ctmirror offload why office.pcap --conn 17
+      ctmirror offload why vm.pcapng --conn 0 --rules rules.tc --nic connectx-6dx-sw
+    """
+    _given(tracking, (capture,), Outputs(packets=output))
+    profile = nic_profile(nic)
+    from datapath.commands.offload_why import followed, lines
+
+    with progress_bar(quiet=quiet) as progress:
+        found, errors = followed(capture, tracking, profile, conn, progress)
+    rows = list(lines(found))
+    width = max(len(label) for label, _ in rows) + 2
+    with opened(output) as file:
+        for label, text in rows:
+            click.echo(printable(f"{label:<{width}}{text}"), file=file)
+    for line in errors:
+        complain(line)
+    return USAGE if errors else 0
+
+
+@command.command("audit")
+@click.argument("capture")
+@NIC
+@output_option
+@verbosity("Only the exit code.")
+@tracking_options
+@rules_options
+def audit_command(capture, nic, output, quiet, verbose, tracking) -> int:
+    """Hold what hardware has behind a capture against what it should have: rules that should not be there, that lack, that say something else.
+
+    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out.
+
+    \b
+    Examples:
+      ctmirror offload audit office.pcap
+      ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
+    """
+    _given(tracking, (capture,), Outputs(packets=output))
+    profile = nic_profile(nic)
+    from datapath.commands.offload_audit import audited, lines
+    from datapath.commands.offloaded_run import NicGiven, behind_nic
+
+    tracking, kind = behind_nic(tracking, NicGiven(profile))
+    with progress_bar(quiet=quiet) as progress:
+        result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
+    found = audited(result.nic)
+    if not quiet:
+        with opened(output) as file:
+            for line in lines(result.nic, found):
+                click.echo(printable(line), file=file)
+    for line in result.errors:
+        complain(line)
+    return INTERRUPTED if result.interrupted else USAGE if result.errors else int(len(found) > 0)
