@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ctcore.errors import ConfigError
 from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Dir, Offload, Proto, Reason, State
 from ctcore.types import Verdict as Final
+from datapath.commands.offload_watch import Seen, Watch, Watched
 from datapath.pipeline.outputs import OUTPUT_DTYPE, OutputFlag
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.walk import RESULT_DTYPE
@@ -41,6 +42,7 @@ SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, between two lo
 # What the NIC did, as records and counters have it.
 FINAL = {Verdict.FORWARDED: Final.ACCEPT, Verdict.PASSED: Final.ACCEPT, Verdict.DROPPED: Final.DROP}
 DROPS = {Why.RULE: Reason.R_RULE_DROP, Why.POLICED: Reason.R_RULE_POLICE}
+SECOND = 1_000_000_000  # ns between two looks at the mirror while no packet comes
 KINDS = {"decisions": DECISION_DTYPE, "keys": KEY_DTYPE, "results": RESULT_DTYPE}  # what process() tells, in its order
 
 
@@ -106,6 +108,8 @@ class Offloaded:
         self.pipeline, self.nic, self.mirror = pipeline, nic, mirror
         self.program, self.tracker, self.walker, self.flows = pipeline.program, pipeline.tracker, pipeline.walker, pipeline.flows
         self.shares = Shares()
+        self.watch: Watch | None = None
+        self._looked: int | None = None  # ns: when the mirror had its last turn
         self._hooks = np.zeros(1, dtype=np.uint32)
         self._rows: list[NDArray[Any]] = []
         self._bytes: list[NDArray[np.uint8]] = []
@@ -175,12 +179,27 @@ class Offloaded:
 
     def settle(self, now: int) -> None:
         """Time goes on to `now` (ns) without packets: rounds, commands, replies."""
-        self.flows.advance(now)
-        pump(self.flows, self.mirror, self.nic, now)
+        self._quiet(now)
+        self._turn(now)
+
+    def _quiet(self, until: int) -> None:
+        """Before `until` (ns) no packet came, and what is in hardware grows old all the same, or hardware would still serve what has been idle for
+        hours. Where there is nothing, time may jump."""
+        while self._looked is not None and until - self._looked > SECOND and (self.mirror.counters()["flows"] or self.mirror.waiting):
+            self._turn(self._looked + SECOND)
+
+    def _turn(self, now: int) -> None:
+        """Asks, commands, replies, answers."""
+        watch = self.watch
+        pump(self.flows if watch is None else Watched(self.flows, watch, now), self.mirror, self.nic, now)
+        self._looked = now if self._looked is None else max(now, self._looked)
+        if watch is not None:
+            watch.turned(now)
 
     # --- a slice -----------------------------------------------------------------------------------------------------------------------------
 
     def _slice(self, part: Slice) -> None:
+        self._quiet(int(part.frames["ts"][0]))
         # What goes out at a device comes from the host, and meets its NIC behind the rules.
         into = np.flatnonzero(part.hooks & 1 == 0)
         found = self.nic.process(part.memory, part.frames[into], (part.hooks[into] >> 1).astype(np.int64))
@@ -192,13 +211,15 @@ class Offloaded:
             self._tell(part, into[done], found[done])
         soft = np.ones(len(part.frames), dtype=bool)
         soft[into[done]] = False
-        if soft.any():
+        which, decisions = np.flatnonzero(soft), None
+        if len(which):
             missed = np.zeros(len(part.frames), dtype=found.dtype)
             missed["rule"], missed["conn"] = NO_RULE, -1
             missed[into] = found
-            which = np.flatnonzero(soft)
-            self._software(part, which, missed[which])
-        pump(self.flows, self.mirror, self.nic, int(part.frames["ts"].max()))
+            decisions = self._software(part, which, missed[which])
+        if self.watch is not None:
+            self.watch.slice(Seen(part.memory, part.frames, into, found, which, decisions))
+        self._turn(int(part.frames["ts"].max()))
 
     def _count(self, part: Slice, into: NDArray[Any], found: NDArray[Any], done: NDArray[Any]) -> None:
         shares = self.shares
@@ -231,8 +252,8 @@ class Offloaded:
         self._rows.append(rows)
         self._bytes.append(own[:used].copy())
 
-    def _software(self, part: Slice, which: NDArray[Any], stopped: NDArray[Any]) -> None:
-        """Let the frames that missed go on where the NIC has stopped."""
+    def _software(self, part: Slice, which: NDArray[Any], stopped: NDArray[Any]) -> NDArray[Any] | None:
+        """Let the frames that missed go on where the NIC has stopped. Returns what was decided, if anybody wants it."""
         rows, given, moved = part.frames[which].copy(), part.memory, (stopped["flags"] & Flag.CHANGED) != 0
         if moved.any():
             given = np.concatenate([part.memory, self.nic.outputs()[1]])
@@ -246,12 +267,15 @@ class Offloaded:
         resumes["mark"], resumes["priority"] = stopped["skb_mark"], stopped["priority"]
         resumes["on"] = (stopped["chain"] != 0) | (stopped["rule"] != NO_RULE)
         wanted = {name: name in part.told for name in KINDS}
+        wanted["decisions"] |= self.watch is not None
         answers = self.pipeline.process(given, rows, **wanted, outputs=part.outputs, resumes=resumes)
         for name, found in zip(KINDS, answers, strict=True):
-            if found is not None:
+            if name in part.told:
                 part.told[name][which] = found
         if part.outputs:
             self._leave_software(part, given, which)
+        decided: NDArray[Any] | None = answers[0]
+        return decided
 
     def _leave_software(self, part: Slice, given: NDArray[np.uint8], which: NDArray[Any]) -> None:
         """given: the memory of the frames, and behind it the NIC's, which will not be there any more."""

@@ -16,6 +16,7 @@ import numpy as np
 from datapath.app import RulesGiven, Tracking
 from datapath.cli import complain
 from datapath.commands.nic_rules import nic_rules
+from datapath.commands.offload_watch import Watch
 from datapath.commands.offloaded import Offloaded
 from datapath.frame import FRAME_DTYPE
 from datapath.pipeline.findings import Findings
@@ -24,8 +25,8 @@ from datapath.pipeline.rules_file import parse
 from datapath.ruled_run import RuledRun
 from offload.mirror import Mirror
 from offload.mirror_settings import MirrorSettings
-from offload.simnic import profile
 from offload.simnic.nic import Nic
+from offload.simnic.profile import Profile
 
 WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
 PROTOCOLS = ("ip", "ipv6")
@@ -47,10 +48,11 @@ def rules_for_any() -> RulesGiven:
 
 @dataclass(frozen=True)
 class NicGiven:
-    """profile: of a NIC, by its name or file; policy: which flow makes room when it is full (MirrorSettings)."""
+    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is done."""
 
-    profile: str
+    profile: Profile
     policy: str = "first-come"
+    watch: Callable[[Offloaded], Watch] | None = None
 
 
 def compiled(nic: Nic) -> None:
@@ -65,7 +67,7 @@ def compiled(nic: Nic) -> None:
 
 
 class OffloadedRun(RuledRun):
-    """One replay behind a NIC while it lasts. Raises ConfigError for a profile that is none, and for rules without a flow table."""
+    """One replay behind a NIC while it lasts. Raises ConfigError for rules without a flow table."""
 
     pipeline: Offloaded
 
@@ -75,9 +77,11 @@ class OffloadedRun(RuledRun):
 
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
         pipeline = super().make_pipeline(tracking)
-        hardware = Nic(profile.load(self.given.profile), nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
+        hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         compiled(hardware)
-        return Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+        work = Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+        work.watch = self.given.watch(work) if self.given.watch else None
+        return work
 
     def finish(self) -> None:
         self.pipeline.settle(self.pipeline.tracker.now)
@@ -85,8 +89,8 @@ class OffloadedRun(RuledRun):
         self.result.nic = self.pipeline
 
 
-def behind_nic(tracking: Tracking, name: str, policy: str) -> tuple[Tracking, Callable[..., OffloadedRun]]:
+def behind_nic(tracking: Tracking, given: NicGiven) -> tuple[Tracking, Callable[..., OffloadedRun]]:
     """Settings with rules, those that are built in if there are no others, and the kind of run that has the NIC in front of them."""
     if tracking.rules is None:
         tracking = replace(tracking, rules=rules_for_any())
-    return tracking, partial(OffloadedRun, nic=NicGiven(name, policy))
+    return tracking, partial(OffloadedRun, nic=given)

@@ -250,18 +250,23 @@ def rules_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def refuse_said_by_rules(by: str) -> None:
+    """Raises UsageError for options that only rules can say. by: the option that has packets go through rules."""
+    context = click.get_current_context()
+    for option, instead in SAID_BY_RULES.items():
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_option_name(option)}: not with {by}, where actions say it: expected `{instead}` in the rules")
+    if context.params.get("clock", "capture") != "capture":
+        raise click.UsageError(f"--clock wall: expected it without {by}: rules go by the packets' own time")
+
+
 def with_rules(tracking: Tracking, name: str, device: str | None, flowtable: bool) -> Tracking:
     """The same with the rules of a file. Raises UsageError for options that only rules can say."""
     from datapath.hooks import DIRECTIONS, check_device, read_hook
     from datapath.pipeline.findings import Findings
     from datapath.pipeline.rules_file import read
 
-    context = click.get_current_context()
-    for option, instead in SAID_BY_RULES.items():
-        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{_option_name(option)}: not with --rules, where actions say it: expected `{instead}` in the rules")
-    if tracking.clock != "capture":
-        raise click.UsageError("--clock wall: expected it without --rules, which go by the packets' own time")
+    refuse_said_by_rules("--rules")
     found = Findings()
     ruleset = read(name, found)
     found.check()

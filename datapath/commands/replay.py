@@ -6,7 +6,7 @@ import click
 
 from datapath import app
 from datapath.cli import INTERRUPTED, USAGE, complain
-from datapath.commands.options import rules_options, tracking_options
+from datapath.commands.options import refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 from datapath.export import FORMATS, STDOUT
@@ -75,9 +75,12 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
     if nic_policy and nic is None:
         raise click.UsageError("--nic-policy: expected --nic with it")
     if nic is not None:
-        from datapath.commands.offloaded_run import behind_nic
+        from datapath.commands.nic_option import nic_profile
+        from datapath.commands.offloaded_run import NicGiven, behind_nic
 
-        tracking, kind = behind_nic(tracking, nic, nic_policy or POLICIES[0])
+        if tracking.rules is None:
+            refuse_said_by_rules("--nic")
+        tracking, kind = behind_nic(tracking, NicGiven(nic_profile(nic), nic_policy or POLICIES[0]))
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)

@@ -179,7 +179,7 @@ def test_verbose_tells_when_rules_matched_last(capfd):
         (["--rules", RULES, "--device", "eth0", "--device", "eth0_0"], "--device: is there 2 times: expected it once"),
         (["--rules", RULES, "--zone", "4"], "--zone: not with --rules, where actions say it: expected `ct zone N` in the rules"),
         (["--rules", RULES, "--snat", "192.0.2.1"], "--snat: not with --rules, where actions say it: expected `ct commit nat src addr A`"),
-        (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules, which go by the packets' own time"),
+        (["--rules", RULES, "--clock", "wall"], "--clock wall: expected it without --rules: rules go by the packets' own time"),
         (["--rules", RULES, "--device", ":egress"], "--device ':egress': expected DEVICE, or DEVICE:egress"),
         (["--rules", "/nowhere.tc"], "/nowhere.tc: cannot be read: No such file or directory"),
     ],

@@ -1,0 +1,232 @@
+"""`ctmirror offload`: what a NIC would take of a capture, why a connection is not in hardware, and whether hardware holds what it should."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from datapath.app import Outputs, Tracking, check_files, replay
+from datapath.cli import INTERRUPTED, USAGE, complain
+from datapath.commands.nic_option import nic_profile
+from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
+from datapath.commands.output import opened, output_option
+from datapath.commands.progress import progress_bar
+from datapath.commands.verbosity import verbosity
+from datapath.export import STDOUT, naming
+from datapath.names import printable
+from offload.mirror_settings import POLICIES
+
+if TYPE_CHECKING:
+    from datapath.commands.offload_plan import Outcome
+
+MOST_TABLE, MOST_RATE = 1 << 28, 1_000_000_000
+
+
+class Amounts(click.ParamType):
+    """Whole numbers from 0 on, separated by commas."""
+
+    name = "N,..."
+
+    def __init__(self, most: int, zero: str) -> None:
+        self.most, self.zero = most, zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        parts = value.split(",")
+        if not all(part.isascii() and part.isdigit() and len(part) < 16 and int(part) <= self.most for part in parts):
+            self.fail(f"'{value}': expected numbers from 0 ({self.zero}) to {self.most:,}, separated by commas", param, ctx)
+        return [int(part) for part in parts]
+
+
+class Policies(click.ParamType):
+    """Names of eviction policies, separated by commas."""
+
+    name = "P,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        if isinstance(value, list):
+            return value
+        parts: list[str] = value.split(",")
+        for part in parts:
+            if part not in POLICIES:
+                self.fail(f"'{part}': expected {', '.join(POLICIES)}, separated by commas", param, ctx)
+        return parts
+
+
+@click.group("offload", short_help="what a NIC would take, and why not the rest")
+@verbosity()
+def command(quiet: bool, verbose: bool) -> None:
+    """What a NIC that offloads connections would take of captures, and what stays in software, and why (docs/offload.md).
+
+    \b
+    Examples:
+      ctmirror offload plan office.pcap --nic connectx-7-hw
+      ctmirror offload why office.pcap --conn 17
+      ctmirror offload audit office.pcap --nic tiny
+    """
+
+
+def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | None = None) -> None:
+    """Refuse what cannot work before anything is read. A capture left out would change what is planned."""
+    if tracking.rules is None:
+        refuse_said_by_rules("--nic")
+    for name in captures:
+        check_files([name], outputs or Outputs())
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------------------------
+
+
+@command.command("plan")
+@click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
+@click.option("--nic", "nics", multiple=True, required=True, metavar="PROFILE", help="A kind of NIC: a profile's name or TOML file. Repeatable.")
+@click.option("--policy", "policies", type=Policies(), default=POLICIES[0], help="Which connection makes room when the NIC is full: first-come, "
+              "by-rate, by-bytes.  [default: first-come]")  # fmt: skip
+@click.option("--table", "tables", type=Amounts(MOST_TABLE, "no limit"), help="Entries there is room for, instead of the profile's number.")
+@click.option("--inserts", type=Amounts(MOST_RATE, "at once"), help="Inserts and deletes a second, instead of the profile's number.")
+@click.option("--json", "output", metavar="[OUT]", is_flag=False, flag_value=STDOUT, help="Write all figures as JSON, without a name to stdout.")
+@click.option("--plot", metavar="FILE", help="Draw bytes in hardware and entries over time: .png, .svg or .html.")
+@verbosity("No table and no progress bar.", "Reasons and load of each scenario by itself.")
+@tracking_options
+@rules_options
+def plan_command(captures, nics, policies, tables, inserts, output, plot, quiet, verbose, tracking) -> int:
+    """What NICs would take: of packets, bytes and connections, with how many entries, and why the others stay in software.
+
+    The captures are replayed once for each combination of NIC, policy, size of its table and rate of inserts. Without --rules everything is tracked
+    and forwarded. docs/offload.md says how to read a plan.
+
+    \b
+    Examples:
+      ctmirror offload plan office.pcap --nic connectx-7-hw
+      ctmirror offload plan office.pcap --nic tiny --table 16,64,256,0 --policy first-come,by-rate
+      ctmirror offload plan office.pcap --nic connectx-6dx-sw --nic connectx-7-hw --inserts 1000,10000,100000 --plot plan.png
+      ctmirror offload plan vm.pcapng --nic mine.toml --rules rules.tc --device eth0 --json | jq '.scenarios[].bytes.share'
+    """
+    _given(tracking, captures, Outputs(packets=output, conns=plot))
+    profiles = [nic_profile(name) for name in nics]
+    from datapath.commands.offload_plan import rereadable, scenarios, tried
+
+    if plot:
+        from datapath.commands.offload_plot import check_plot
+
+        check_plot(plot)
+    wanted = scenarios(profiles, policies, tables, inserts)
+    rereadable(captures, len(wanted))
+    outcomes: list[Outcome] = []
+    interrupted = False
+    with progress_bar(quiet=quiet) as progress:
+        try:
+            outcomes.extend(tried(captures, tracking, scenario, progress) for scenario in wanted)
+        except KeyboardInterrupt:
+            interrupted = True
+    if outcomes:
+        _tell(outcomes, captures, tracking, output, plot, None if quiet else verbose)
+    errors = outcomes[0].errors if outcomes else ()
+    for line in errors:
+        complain(line)
+    return INTERRUPTED if interrupted else USAGE if errors else 0
+
+
+def _tell(outcomes: list[Outcome], captures: tuple[str, ...], tracking: Tracking, output: str | None, plot: str | None, verbose: bool | None) -> None:
+    """verbose: None for no table."""
+    from rich.console import Console
+
+    from datapath.commands.offload_plan import document
+    from datapath.commands.offload_shown import show
+
+    if verbose is not None:
+        show(outcomes, Console(stderr=output == STDOUT), verbose=verbose)
+    if output:
+        plan = document(captures, tracking.rules.name if tracking.rules else None, outcomes)
+        text = orjson.dumps(plan, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        with naming(output):
+            if output == STDOUT:
+                sys.stdout.buffer.write(text)
+            else:
+                with open(output, "wb") as file:
+                    file.write(text)
+    if plot:
+        from datapath.commands.offload_plot import draw
+
+        draw(outcomes, plot)
+
+
+# --- one connection, and an audit -------------------------------------------------------------------------------------------------------
+
+
+NIC = click.option(
+    "--nic", metavar="PROFILE", default="connectx-7-hw", help="A kind of NIC: a profile's name or TOML file.  [default: connectx-7-hw]"
+)
+
+
+@command.command("why")
+@click.argument("capture")
+@click.option("--conn", type=Number(0, (1 << 63) - 1), required=True, metavar="N", help="The connection's number, as in the records of replay --nic.")
+@NIC
+@output_option
+@verbosity("No progress bar.")
+@tracking_options
+@rules_options
+def why_command(capture, conn, nic, output, quiet, verbose, tracking) -> int:
+    """Why a connection is not in hardware, or was not: when it was offloaded and left, what kept its packets in software, what hardware has counted.
+
+    Codes are those of docs/offload-reasons.md, with the item of the contract that says so. What nobody can know is called unknown.
+
+    \b
+    Examples:
+      ctmirror offload why office.pcap --conn 17
+      ctmirror offload why vm.pcapng --conn 0 --rules rules.tc --nic connectx-6dx-sw
+    """
+    _given(tracking, (capture,), Outputs(packets=output))
+    profile = nic_profile(nic)
+    from datapath.commands.offload_why import followed, lines
+
+    with progress_bar(quiet=quiet) as progress:
+        found, errors = followed(capture, tracking, profile, conn, progress)
+    rows = list(lines(found))
+    width = max(len(label) for label, _ in rows) + 2
+    with opened(output) as file:
+        for label, text in rows:
+            click.echo(printable(f"{label:<{width}}{text}"), file=file)
+    for line in errors:
+        complain(line)
+    return USAGE if errors else 0
+
+
+@command.command("audit")
+@click.argument("capture")
+@NIC
+@output_option
+@verbosity("Only the exit code.")
+@tracking_options
+@rules_options
+def audit_command(capture, nic, output, quiet, verbose, tracking) -> int:
+    """Hold what hardware has behind a capture against what it should have: rules that should not be there, that lack, that say something else.
+
+    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out.
+
+    \b
+    Examples:
+      ctmirror offload audit office.pcap
+      ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
+    """
+    _given(tracking, (capture,), Outputs(packets=output))
+    profile = nic_profile(nic)
+    from datapath.commands.offload_audit import audited, lines
+    from datapath.commands.offloaded_run import NicGiven, behind_nic
+
+    tracking, kind = behind_nic(tracking, NicGiven(profile))
+    with progress_bar(quiet=quiet) as progress:
+        result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
+    found = audited(result.nic)
+    if not quiet:
+        with opened(output) as file:
+            for line in lines(result.nic, found):
+                click.echo(printable(line), file=file)
+    for line in result.errors:
+        complain(line)
+    return INTERRUPTED if result.interrupted else USAGE if result.errors else int(len(found) > 0)

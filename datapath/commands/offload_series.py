@@ -1,0 +1,143 @@
+"""What a NIC takes of a capture, second by second: packets, bytes, entries, the queue; and why the others stayed in software.
+
+One slice: 256 packets -> 200 by the NIC -> its second gets 256 and 200; each of the 56 others has one reason.
+Invariant: packets in hardware and those of all reasons together are all packets; so are bytes.
+Not here: how frames go (offloaded), what is told to people (offload_shown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.flow_changes import Answered, Asked
+from ctcore.types import Offload
+from datapath.commands.offload_watch import Seen
+from datapath.commands.offloaded import Offloaded
+from offload.contract.why import OF_OFFLOAD, SENTENCES
+from offload.contract.why import Why as Contract
+from offload.simnic.results import WHY
+from offload.simnic.results import Why as Miss
+
+SECOND = 1_000_000_000
+NIC = "nic:"  # before the code of what only the NIC says
+EGRESS = "egress"  # the code of what went out: it comes from the host, and meets no rules of the NIC
+
+
+def says(code: str) -> str:
+    """A sentence for a code."""
+    if code == EGRESS:
+        return "it went out, and met no rules of a NIC on its way"
+    return WHY[Miss[code.removeprefix(NIC).upper()]] if code.startswith(NIC) else SENTENCES[Contract(code)]
+
+
+@dataclass
+class Second:
+    """What came in a second of the capture's time. entries, in CT and CT_NAT together, and waiting: the most at a time; the latter are connections
+    that are on their way into hardware or out of it (contract A3.24)."""
+
+    packets: int = 0
+    hardware_packets: int = 0
+    bytes: int = 0
+    hardware_bytes: int = 0
+    entries: int = 0
+    waiting: int = 0
+
+
+@dataclass
+class Reason:
+    """What stayed in software for the same reason."""
+
+    packets: int = 0
+    bytes: int = 0
+
+
+class Reasons:
+    """Why a packet that software had was not the NIC's: what the flow table says of its connection, else the mirror, else the NIC."""
+
+    def __init__(self, work: Offloaded) -> None:
+        self.work = work
+        self.row: dict[int, int] = {}  # of the flow table, by the number of a connection that is in it
+
+    def asked(self, asks: NDArray[Any]) -> None:
+        for ask, conn, row in zip(asks["ask"].tolist(), asks["conn"].tolist(), asks["row"].tolist(), strict=True):
+            if ask == Asked.REMOVE:
+                self.row.pop(conn, None)
+            else:
+                self.row[conn] = row
+
+    def of(self, seen: Seen) -> Iterator[tuple[int, str]]:
+        """(row of the slice, code) of all that software had."""
+        if seen.decisions is None:
+            return
+        missed = np.full(len(seen.frames), -1, dtype=np.int64)
+        missed[seen.into] = seen.found["why"]
+        offload, conn = seen.decisions["offload"].tolist(), seen.decisions["conn"].tolist()
+        for i, (row, why) in enumerate(zip(seen.soft.tolist(), missed[seen.soft].tolist(), strict=True)):
+            yield row, self._code(why, offload[i], conn[i])
+
+    def _code(self, why: int, offload: int, conn: int) -> str:
+        if why < 0:
+            return EGRESS
+        said = OF_OFFLOAD[offload]
+        if said is None and offload == Offload.OFFLOAD_SOFTWARE:
+            said = self.of_conn(conn)
+        return NIC + Miss(why).name.lower() if said is None else said.value
+
+    def of_conn(self, conn: int) -> Contract | None:
+        """Why a connection that is in the flow table is not in hardware; None: it is."""
+        row = self.row.get(conn)
+        known = None if row is None else self.work.mirror.why(row)
+        return Contract.PENDING if known is None or known["conn"] != conn else known["why"]
+
+
+@dataclass
+class Series:
+    """A Watch that counts. conns: the connections that were in hardware at some time."""
+
+    work: Offloaded
+    seconds: dict[int, Second] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    conns: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._why = Reasons(self.work)
+        self._conn = np.full(self.work.mirror.size, -1, dtype=np.int64)  # by row of the flow table
+
+    def _at(self, second: int) -> Second:
+        return self.seconds.setdefault(second, Second())
+
+    def slice(self, seen: Seen) -> None:
+        hard = np.ones(len(seen.frames), dtype=bool)
+        hard[seen.soft] = False
+        sizes = seen.frames["len"].astype(np.int64)
+        seconds = seen.frames["ts"] // SECOND
+        for second in np.unique(seconds).tolist():
+            of_it = seconds == second
+            at = self._at(second)
+            at.packets += int(of_it.sum())
+            at.bytes += int(sizes[of_it].sum())
+            at.hardware_packets += int((of_it & hard).sum())
+            at.hardware_bytes += int(sizes[of_it & hard].sum())
+        for row, code in self._why.of(seen):
+            reason = self.reasons.setdefault(code, Reason())
+            reason.packets += 1
+            reason.bytes += int(sizes[row])
+
+    def asked(self, asks: NDArray[Any], now: int) -> None:
+        self._why.asked(asks)
+        self._conn[asks["row"]] = asks["conn"]
+
+    def answered(self, answers: NDArray[Any], now: int) -> None:
+        there = answers["row"][answers["answer"] == Answered.INSTALLED]
+        self.conns.update(self._conn[there].tolist())
+
+    def turned(self, now: int) -> None:
+        at = self._at(now // SECOND)
+        at.entries = max(at.entries, self.work.nic.tabled)
+        gauges = self.work.mirror.counters()
+        at.waiting = max(at.waiting, gauges["pending_add"] + gauges["pending_del"])

@@ -1,0 +1,247 @@
+"""Why one connection is, or was, not in hardware: what flow table and mirror said of it while a capture went by, and what hardware has counted of it.
+
+    found = followed(capture, tracking, nic, 17)
+    for label, text in lines(found): ...
+
+Invariant: what nobody knows is said to be unknown, and never 0 (contract A6.50). Not here: the codes (offload.contract.why).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.errors import CtmirrorError
+from ctcore.flow_changes import Answered, Asked, FlowFlag
+from ctcore.types import Dir
+from datapath import fields
+from datapath.app import Outputs, Progress, Tracking, end_text, replay
+from datapath.commands.offload_series import Reasons, says
+from datapath.commands.offload_watch import Seen
+from datapath.commands.offloaded import Offloaded
+from datapath.commands.offloaded_run import NicGiven, behind_nic
+from datapath.hints import counted
+from datapath.wire import parse_batch
+from offload.contract.why import OF_OFFLOAD, Why
+from offload.simnic.profile import Profile
+from offload.simnic.results import Flag, Verdict
+
+MOST_EVENTS = 12
+# Where the contract says it.
+ITEMS = {
+    Why.PROTO: "A2.13", Why.TCP_STATE: "A2.7", Why.NOT_ASSURED: "A2.7, A2.10", Why.UNCONFIRMED: "A2.10", Why.HELPER: "A2.14", Why.SEQADJ: "A2.14",
+    Why.GRE_NAT: "A2.12", Why.GRE_KEY: "A2.12", Why.DYING: "A2.16", Why.TUPLE_BUSY: "A2.18", Why.PENDING: "A3.21", Why.FRAGMENT: "A5.37",
+    Why.IP_OPTIONS: "A5.37", Why.TTL: "A5.37", Why.TRUNCATED: "A5.37", Why.DRV_UNSUPPORTED: "A8.60", Why.HW_FULL: "A8.60", Why.HW_EVICTED: "A7.59",
+    Why.HW_SILENT: "A3.22", Why.HW_REFUSED: "A8.60", Why.NAT_TABLE_MISMATCH: "A9.66", Why.MATCH_REL_INV: "A9.69", Why.MASKED_LABEL: "A9.69",
+    Why.ORIG_TUPLE_MATCH: "A9.69", Why.TEARDOWN_FIN: "A5.40", Why.TEARDOWN_RST: "A5.40", Why.TEARDOWN_IDLE: "A6.44", Why.TEARDOWN_DYING: "A6.44",
+    Why.TEARDOWN_OUTDATED: "A6.44", Why.TEARDOWN_FLUSH: "A7.59",
+}  # fmt: skip
+assert set(ITEMS) == set(Why)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that flow table or mirror said of the connection. time: ns; packet: how many packets had come."""
+
+    time: int
+    packet: int
+    text: str
+
+
+@dataclass
+class Followed:
+    """A Watch that follows one connection. software, hardware: its packets by who forwarded them; syns: numbers of SYNs that hardware forwarded as if
+    established (A4.27); told: packets and bytes by direction, and of nobody knows which; why: the last code of the flow table or the mirror, None
+    while it is in hardware; reports: how often hardware told its counters."""
+
+    work: Offloaded
+    conn: int
+    tuple_: str = ""
+    first: int = 0
+    frames: int = 0
+    software: int = 0
+    hardware: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    syns: list[int] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    told: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2), dtype=np.int64))
+    unsplit: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
+    reports: int = 0
+    in_hardware: bool = False
+    in_table: bool = False
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        self._reasons = Reasons(self.work)
+        self._row: tuple[int, int] | None = None  # of the flow table, and its life
+        self._both = False
+
+    @property
+    def known(self) -> bool:
+        return bool(self.software or self.hardware)
+
+    # --- packets ---------------------------------------------------------------------------------------------------------------------------
+
+    def slice(self, seen: Seen) -> None:
+        if not self.frames:
+            self.first = int(seen.frames["ts"][0])
+        done = (seen.found["verdict"] != Verdict.MISSED) & ((seen.found["flags"] & Flag.CT) != 0)
+        hard = np.flatnonzero(done & (seen.found["conn"] == self.conn))
+        self.hardware += len(hard)
+        syns = hard[(seen.found["flags"][hard] & Flag.SYN) != 0]
+        self.syns += (self.frames + seen.into[syns]).tolist()
+        if seen.decisions is not None and (seen.decisions["conn"] == self.conn).any():
+            self._software(seen)
+        self.frames += len(seen.frames)
+
+    def _software(self, seen: Seen) -> None:
+        assert seen.decisions is not None
+        ours = seen.decisions["conn"] == self.conn
+        rows = set(seen.soft[ours].tolist())
+        if not self.known:
+            row = seen.soft[ours][0]
+            key = parse_batch(seen.memory, seen.frames[row : row + 1], checksum=False, header_sum=False).array["key"][0]
+            turned = seen.decisions["dir"][ours][0] == Dir.REPLY
+            self.tuple_ = described(key, turned=bool(turned))
+        for row, code in self._reasons.of(seen):
+            if row in rows:
+                self.software += 1
+                self.codes[code] += 1
+                self.why = self.why if self.in_table else code
+
+    # --- what is said of it ------------------------------------------------------------------------------------------------------------------
+
+    def _say(self, now: int, text: str) -> None:
+        self.events.append(Event(now, self.frames, text))
+
+    def asked(self, asks: NDArray[Any], now: int) -> None:
+        self._reasons.asked(asks)
+        for ask in asks[asks["conn"] == self.conn]:
+            row, both = (int(ask["row"]), int(ask["serial"])), bool(ask["flags"] & FlowFlag.FLOW_BIDIRECTIONAL)
+            if ask["ask"] == Asked.REMOVE:
+                self.why, self.in_table = str(OF_OFFLOAD[int(ask["cause"])] or Why.DYING), False
+                self._say(now, f"left the flow table: {self.why}: {says(self.why)}")
+            elif ask["ask"] == Asked.INSTALL and row != self._row:
+                self._row, self._both, self.in_table = row, both, True
+                self._say(now, f"admitted to the flow table, and asked for in hardware: {'both directions' if both else 'the original direction'}")
+            elif ask["ask"] == Asked.INSTALL and both and not self._both:
+                self._both = True
+                self._say(now, "replies may be served, too: asked for in hardware")
+
+    def answered(self, answers: NDArray[Any], now: int) -> None:
+        if self._row is None:
+            return
+        for answer in answers[(answers["row"] == self._row[0]) & (answers["serial"] == self._row[1])]:
+            kind = int(answer["answer"])
+            if kind == Answered.COUNTED:
+                self._count(answer)
+            elif kind == Answered.INSTALLED and not self.in_hardware:
+                self.in_hardware = True
+                self._say(now, "in hardware")
+            elif kind == Answered.REMOVED:
+                self._say(now, "its rules are gone from hardware" if self.in_hardware else "nothing of it was in hardware")
+                self.in_hardware = False
+            elif kind == Answered.REFUSED:
+                self._refused(now)
+        if self.in_table:
+            said = self.work.mirror.why(self._row[0])
+            code = Why.PENDING if said is None else said["why"]
+            self.why = "" if code is None else str(code)
+
+    def _refused(self, now: int) -> None:
+        said = self.work.mirror.why(self._row[0]) if self._row else None
+        code = str((said and said["why"]) or Why.PENDING)
+        if self.in_hardware or code != self.why:
+            self._say(now, f"{'no longer' if self.in_hardware else 'not'} in hardware: {code}: {says(code)}")
+        self.in_hardware, self.why = False, code
+
+    def _count(self, answer: NDArray[Any]) -> None:
+        each = np.array([answer["packets"], answer["bytes"]], dtype=np.int64)
+        if not answer["used"] and not each.any():
+            return  # nothing is known
+        self.reports += 1
+        if answer["flags"] & FlowFlag.FLOW_SPLIT:
+            self.told += each
+        else:
+            self.unsplit += each.sum(axis=1)
+
+    def turned(self, now: int) -> None:
+        """Nothing is counted by time."""
+
+
+def described(key: Any, *, turned: bool) -> str:
+    """tcp 10.0.0.1:40000 > 10.0.0.2:80, in the direction of the connection."""
+    ends = fields.endpoints(key.tobytes())
+    proto = fields.proto_name(int(key["proto"]))
+    left, right = end_text(ends, "src", "sport"), end_text(ends, "dst", "dport")
+    return f"{proto} {right} > {left}" if turned else f"{proto} {left} > {right}"
+
+
+def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, progress: Progress | None = None) -> tuple[Followed, list[str]]:
+    """Replay a capture behind a NIC, with an eye on one of its connections. Also what stopped the reading. Raises CtmirrorError if there is none."""
+    made: list[Followed] = []
+
+    def watch(work: Offloaded) -> Followed:
+        made.append(Followed(work, conn))
+        return made[0]
+
+    tracking, kind = behind_nic(tracking, NicGiven(profile, watch=watch))
+    result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if not made[0].known:
+        raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected one of the {result.counters['new']:,} that were tracked")
+    return made[0], result.errors
+
+
+# --- in words -----------------------------------------------------------------------------------------------------------------------------
+
+
+def lines(it: Followed) -> Iterator[tuple[str, str]]:
+    """(label, sentence) of all there is to say."""
+    yield "connection", f"{it.conn}  {it.tuple_}"
+    yield "NIC", it.work.nic.profile.name
+    yield "packets", f"{counted(it.hardware, 'packet')} forwarded in hardware, {it.software:,} in software"
+    yield "at the end", _state(it)
+    for event in it.events[:MOST_EVENTS]:
+        yield f"+{(event.time - it.first) / 1e9:.6f}", f"{event.text} (behind packet {event.packet - 1})"
+    if len(it.events) > MOST_EVENTS:
+        yield "", f"... {len(it.events) - MOST_EVENTS} more"
+    for code, packets in it.codes.most_common():
+        yield "in software", f"{counted(packets, 'packet')}: {cited(code)}"
+    yield from _counts(it)
+    for number in it.syns:
+        yield "SYN", f"packet {number}: hardware forwarded a SYN as if of the established connection; software has not seen it (A4.27)"
+
+
+def _state(it: Followed) -> str:
+    if it.in_hardware:
+        return "in hardware"
+    return f"not in hardware: {cited(it.why)}" if it.why else "not in hardware yet"
+
+
+def cited(code: str) -> str:
+    """A code with its sentence, and where the contract has it."""
+    item = ITEMS.get(Why(code)) if code in set(Why) else None
+    return f"{code}: {says(code)}" + (f" ({item})" if item else "")
+
+
+def _counts(it: Followed) -> Iterator[tuple[str, str]]:
+    if not it.reports:
+        if any(event.text == "in hardware" for event in it.events):
+            yield "counted", "unknown: hardware has told of no packet"
+        return
+    if it.unsplit.any():
+        yield "counted", f"{_amount(it.unsplit)} in both directions; of each: unknown, since one counter serves both (A6.50)"
+    if it.told.any():
+        yield "counted", f"original {_amount(it.told[:, Dir.ORIG])}, reply {_amount(it.told[:, Dir.REPLY])}, as hardware told last"
+
+
+def _amount(each: NDArray[np.int64]) -> str:
+    packets, size = each.tolist()
+    return f"{counted(packets, 'packet')} of {size:,} bytes"
