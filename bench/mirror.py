@@ -1,13 +1,14 @@
 """What the mirror costs: microseconds a command on one thread, and bytes a flow, while flows come and go; and what it costs the engine to have one.
 
     python -m bench.mirror [--flows 1000000] [--rate 100000] [--seconds 5] [--seed 1] [--json FILE]
-    python -m bench.mirror --engine [--flows 100000] [--pps 2000000] [--rounds 15] [--json FILE]
+    python -m bench.mirror --engine [--flows 100000] [--pps 2000000] [--rounds 15] [--backoff 64] [--json FILE]
 
 So many flows are put into hardware that answers everything with 0 at the next turn. Then, in turns of a hundredth of a second of simulated time,
 `rate` flows a second leave and as many come into their rows, at random, and of the others each is asked for its counters once in three seconds, as a
 flow table does of busy flows. Only what the mirror does is timed: feed, replies, advance, commands, sent, answers; making their arrays is not.
 --engine: established connections through a firewall of ten rules, `pps` packets a second of their own time, by turns with and without a mirror whose
-NIC refuses everything, so that all flows stay in software and ask again and again; with it, pump() is called after every 16,384 packets.
+NIC refuses everything, so that all flows stay in software; with it, pump() follows every 16,384 packets. Flows are as they are after a minute,
+tried once in 64 s; --backoff 1 shows their first seconds, in which all of them ask again.
 Not here: what packets in hardware cost (bench.simnic).
 """
 
@@ -119,7 +120,7 @@ class NoRoom:
         return np.empty(0, dtype=COMMAND_DTYPE)
 
 
-def engine(flows: int, pps: int, rounds: int, seed: int) -> dict[str, Any]:
+def engine(flows: int, pps: int, rounds: int, backoff: float, seed: int) -> dict[str, Any]:
     """Both pipelines get the same packets in slices by turns; the median of the slices' own ratios."""
     packets = 20 * CHUNK
     memory, frames = established(flows, packets * (rounds + 1), seed)
@@ -127,7 +128,7 @@ def engine(flows: int, pps: int, rounds: int, seed: int) -> dict[str, Any]:
     opening_memory, opening = handshakes(np.arange(flows))
     opening["ts"] = START - SECOND + np.arange(len(opening)) * (SECOND // len(opening))
     pipelines = [RulePipeline(firewall(10), Config(max=flows)) for _ in range(2)]
-    mirror, nic = Mirror(flows), NoRoom()
+    mirror, nic = Mirror(flows, MirrorSettings(backoff=backoff)), NoRoom()
     for pipeline in pipelines:
         pipeline.arrive([HOOK])
     pipelines[1].flows.mirrored()
@@ -186,13 +187,14 @@ def main() -> None:
     parser.add_argument("--flows", type=int, help="1,000,000, or 100,000 with --engine")
     parser.add_argument("--pps", type=int, default=2_000_000, help="with --engine: packets a second of their own time")
     parser.add_argument("--rounds", type=int, default=15, help="with --engine")
+    parser.add_argument("--backoff", type=float, default=64.0, help="with --engine: seconds before a refused flow is tried again")
     parser.add_argument("--rate", type=int, default=100_000, help="flows that come, and that leave, a second")
     parser.add_argument("--seconds", type=float, default=5.0, help="of simulated time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to write the figures to; - is stdout")
     args = parser.parse_args()
     if args.engine:
-        told = engine(args.flows or 100_000, args.pps, args.rounds, args.seed)
+        told = engine(args.flows or 100_000, args.pps, args.rounds, args.backoff, args.seed)
     else:
         told = measured(args.flows or 1_000_000, args.rate, args.seconds, args.seed)
     if args.json == "-":
