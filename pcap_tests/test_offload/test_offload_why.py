@@ -72,7 +72,7 @@ def test_a_connection_that_ended(capfd, tmp_path):
     assert said["at the end"] == ["not in hardware: teardown_fin: it has left with a FIN (A5.40)"]
     assert said["packets"] == ["11 packets forwarded in hardware, 5 in software"]  # the last ACK met a rule that still lived (A7.57)
     events = [text for label, texts in said.items() if label.startswith("+") for text in texts]
-    assert events[2] == "left the flow table: teardown_fin: it has left with a FIN (behind packet 14)"  # at the next round
+    assert events[2] == "left the flow table: teardown_fin: it has left with a FIN (behind packet 15)"  # at the next round
     assert events[3].startswith("its rules are gone from hardware") and len(events) == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -270,7 +271,7 @@ def test_libraries_that_are_missing_are_told_before_anything_is_replayed(capfd, 
 
 def test_a_damaged_capture_is_planned_as_far_as_it_goes(capfd, tmp_path):
     whole = written(tmp_path / "whole.pcap", conn(40000, 5))
-    data = open(whole, "rb").read()
+    data = Path(whole).read_bytes()
     (tmp_path / "cut.pcap").write_bytes(data[:-20])
     code, out, err = run(capfd, "offload", "plan", tmp_path / "cut.pcap", "--nic", "perfect", "-q", "--json")
     assert code == 2 and "truncated" in err and err.count("\n") == 1
