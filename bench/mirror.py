@@ -1,16 +1,21 @@
-"""What the mirror costs: microseconds a command on one thread, and bytes a flow, while flows come and go.
+"""What the mirror costs: microseconds a command on one thread, and bytes a flow, while flows come and go; and what it costs the engine to have one.
 
     python -m bench.mirror [--flows 1000000] [--rate 100000] [--seconds 5] [--seed 1] [--json FILE]
+    python -m bench.mirror --engine [--flows 100000] [--pps 2000000] [--rounds 15] [--backoff 64] [--json FILE]
 
 So many flows are put into hardware that answers everything with 0 at the next turn. Then, in turns of a hundredth of a second of simulated time,
 `rate` flows a second leave and as many come into their rows, at random, and of the others each is asked for its counters once in three seconds, as a
 flow table does of busy flows. Only what the mirror does is timed: feed, replies, advance, commands, sent, answers; making their arrays is not.
-Not here: the flow table, packets.
+--engine: established connections through a firewall of ten rules, `pps` packets a second of their own time, by turns with and without a mirror whose
+NIC refuses everything, so that all flows stay in software; with it, pump() follows every 16,384 packets. Flows are as they are after a minute,
+tried once in 64 s; --backoff 1 shows their first seconds, in which all of them ask again.
+Not here: what packets in hardware cost (bench.simnic).
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -19,11 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctcore.config import Config
 from ctcore.flow_changes import ASK_DTYPE, Asked, FlowFlag
 from ctcore.types import Proto
+from datapath.benchmark import CHUNK, established, handshakes
+from datapath.benchmark_rules import HOOK, firewall
+from datapath.ruled import RulePipeline
 from offload.mirror import BYTES_PER_FLOW, Mirror
 from offload.mirror_settings import MirrorSettings
-from offload.records import REPLY_DTYPE
+from offload.pump import pump
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE
 
 SECOND = 1_000_000_000
 TURN = SECOND // 100
@@ -89,6 +99,67 @@ class Bench:
             self.turn(self.asks(going, Asked.INSTALL))
 
 
+class NoRoom:
+    """A NIC without any."""
+
+    resets = 0
+
+    def __init__(self) -> None:
+        self.told: NDArray[Any] = np.empty(0, dtype=REPLY_DTYPE)
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        self.told = np.zeros(len(commands), dtype=REPLY_DTYPE)
+        self.told["cookie"], self.told["op"], self.told["error"] = commands["cookie"], commands["op"], errno.ENOSPC
+        return len(commands)
+
+    def replies(self, now: int) -> NDArray[Any]:
+        told, self.told = self.told, self.told[:0]
+        return told
+
+    def held(self) -> NDArray[Any]:
+        return np.empty(0, dtype=COMMAND_DTYPE)
+
+
+def engine(flows: int, pps: int, rounds: int, backoff: float, seed: int) -> dict[str, Any]:
+    """Both pipelines get the same packets in slices by turns; the median of the slices' own ratios."""
+    packets = 20 * CHUNK
+    memory, frames = established(flows, packets * (rounds + 1), seed)
+    frames["ts"] = START + np.arange(len(frames)) * (SECOND // pps)
+    opening_memory, opening = handshakes(np.arange(flows))
+    opening["ts"] = START - SECOND + np.arange(len(opening)) * (SECOND // len(opening))
+    pipelines = [RulePipeline(firewall(10), Config(max=flows)) for _ in range(2)]
+    mirror, nic = Mirror(flows, MirrorSettings(backoff=backoff)), NoRoom()
+    for pipeline in pipelines:
+        pipeline.arrive([HOOK])
+    pipelines[1].flows.mirrored()
+
+    def go(which: int, memory: NDArray[Any], frames: NDArray[Any]) -> float:
+        begun = time.perf_counter()
+        for start in range(0, len(frames), CHUNK):
+            part = frames[start : start + CHUNK]
+            pipelines[which].process(memory, part)
+            if which:
+                pump(pipelines[1].flows, mirror, nic, int(part["ts"][-1]))
+        return time.perf_counter() - begun
+
+    for which in range(2):
+        go(which, opening_memory, opening)
+        go(which, memory, frames[:packets])
+    spent = np.array([
+        [seconds for _, seconds in sorted((which, go(which, memory, frames[i * packets : (i + 1) * packets])) for which in ((0, 1), (1, 0))[i % 2])]
+        for i in range(1, rounds + 1)
+    ])  # fmt: skip
+    counts = mirror.counters()
+    if counts["offloaded"] or not counts["refused_full"]:
+        raise SystemExit(f"bench.mirror: all flows should be refused, and the mirror says {counts}")
+    slower = np.median(spent[:, 1] / spent[:, 0]) - 1
+    return {
+        "flows": flows, "pps": pps, "packets": packets * rounds, "ns_per_packet_without": float(np.median(spent[:, 0]) / packets * 1e9),
+        "ns_per_packet_with": float(np.median(spent[:, 1]) / packets * 1e9), "slower_percent": float(slower * 100),
+        "asks": pipelines[1].flows.counters()["hw_asks"], "commands": counts["commands_add"],
+    }  # fmt: skip
+
+
 def resident() -> int:
     """Bytes of memory that this process has."""
     with open("/proc/self/statm") as file:
@@ -112,13 +183,20 @@ def measured(flows: int, rate: int, seconds: float, seed: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--flows", type=int, default=1_000_000)
+    parser.add_argument("--engine", action="store_true", help="what a mirror costs the engine while all flows are in software")
+    parser.add_argument("--flows", type=int, help="1,000,000, or 100,000 with --engine")
+    parser.add_argument("--pps", type=int, default=2_000_000, help="with --engine: packets a second of their own time")
+    parser.add_argument("--rounds", type=int, default=15, help="with --engine")
+    parser.add_argument("--backoff", type=float, default=64.0, help="with --engine: seconds before a refused flow is tried again")
     parser.add_argument("--rate", type=int, default=100_000, help="flows that come, and that leave, a second")
     parser.add_argument("--seconds", type=float, default=5.0, help="of simulated time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="file to write the figures to; - is stdout")
     args = parser.parse_args()
-    told = measured(args.flows, args.rate, args.seconds, args.seed)
+    if args.engine:
+        told = engine(args.flows or 100_000, args.pps, args.rounds, args.backoff, args.seed)
+    else:
+        told = measured(args.flows or 1_000_000, args.rate, args.seconds, args.seed)
     if args.json == "-":
         print(json.dumps(told))
         return

@@ -43,7 +43,8 @@ ctypedef struct FlowAsk:
     uint8_t pad[7]
 
 ctypedef struct FlowAnswer:
-    int64_t used                # ns: when hardware saw its last packet; 0: none yet
+    int64_t used                # ns: of ANSWER_COUNTED: when hardware saw its last packet; 0: none yet. Else: before which to ask for an
+                                # install is in vain, for one was refused; 0: none was
     uint64_t packets[2]         # since the last answer
     uint64_t bytes[2]
     uint32_t row

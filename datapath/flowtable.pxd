@@ -32,7 +32,7 @@ ctypedef struct FlowRow:
     uint16_t zone               # that of its tuples
     uint8_t pads[6]
     Key key[2]                  # as packets of each direction arrive
-    uint64_t spare              # two cache lines in all
+    int64_t quiet               # ns: hardware has refused its rules, and is not asked again before. Two cache lines in all
 
 # An ask that waits to be taken; what it says of its connection is filled in when it is.
 ctypedef struct Token:

@@ -40,6 +40,7 @@ cdef enum:
     SECOND = 1_000_000_000      # ns between rounds
     IP4_PLAIN = 20              # bytes of an IP header without options
     IP6_PLAIN = 40
+    AHEAD = 16                  # asks that are fetched before they are taken
     FLAGS_OVER = FIN | RST
 
 # What flow_admit() may say, by the names of counters.
@@ -208,7 +209,7 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     row.conn_id, row.conn, row.zone = entry.flow[ORIG].id, conn, zone
     row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
     row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
-    row.cause, row.hw = OFFLOAD_NONE, 0
+    row.cause, row.hw, row.quiet = OFFLOAD_NONE, 0, 0
     all.living[number >> 6] |= <uint64_t>1 << (number & 63)
     for dir in range(2):
         row.key[dir] = key[dir]

@@ -14,7 +14,7 @@ cdef void flow_ask(FlowTable *all, uint32_t number, uint8_t asked) noexcept nogi
     cdef Asks *asks = all.asks
     cdef FlowRow *row = &all.row[number]
     cdef Token *token
-    if asks == NULL or row.hw & HW_WAITS << asked:
+    if asks == NULL or row.hw & HW_WAITS << asked or (asked == ASK_INSTALL and all.engine.now < row.quiet):
         return
     if asks.count == asks.size:
         asks.lost += 1
@@ -55,12 +55,26 @@ cdef bint ask_fill(const FlowTable *all, uint32_t number, uint8_t asked, FlowAsk
     return True
 
 
+cdef inline void fetch_ask(const FlowTable *all, const Asks *asks) noexcept nogil:
+    """Rows that come soon, and of those that come sooner, the connections: their memory arrives while others are filled in."""
+    cdef const FlowRow *row = &all.row[asks.token[(asks.first + AHEAD) % asks.size].row]
+    cdef const Entry *entry = &all.engine.pool.entry[all.row[asks.token[(asks.first + AHEAD // 2) % asks.size].row].conn]
+    prefetch_write(row)
+    prefetch_write(&row.key[1])
+    prefetch_write(&entry.flow[ORIG].packets)
+    prefetch_write(&entry.flow[REPLY].packets)
+    prefetch_write(&entry.l4)
+    prefetch_write(&entry.label)
+
+
 cdef uint32_t asks_take(FlowTable *all, FlowAsk *out, uint32_t most) noexcept nogil:
     """The asks that wait, in their order, then what is asked for again. How many."""
     cdef Asks *asks = all.asks
     cdef Token token
     cdef uint32_t n = 0
     while n < most and asks.count:
+        if asks.count > AHEAD:
+            fetch_ask(all, asks)
         token = asks.token[asks.first]
         asks.first = (asks.first + 1) % asks.size
         asks.count -= 1
@@ -130,6 +144,7 @@ cdef void flow_answer(FlowTable *all, const FlowAnswer *a) noexcept nogil:
         count_hardware(all, entry, row.conn, a)
         seen_by_hardware(all, row, a.used)
         return
+    row.quiet = a.used
     row.hw = row.hw | HW_ESTABLISHED if a.flags & FLOW_ESTABLISHED else row.hw & ~<uint8_t>HW_ESTABLISHED
     if entry != NULL:
         entry.status = entry.status | HW_OFFLOAD if a.answer == ANSWER_INSTALLED else entry.status & ~<uint16_t>HW_OFFLOAD

@@ -29,6 +29,6 @@ WHY_NOT: dict[int, str] = {
 # All that a record may say.
 OFFLOAD_WORDS: dict[int, str] = {
     Offload.OFFLOAD_SOFTWARE: "its connection is in the flow table, which has served the packet, or serves those that follow once it is assured",
-    Offload.OFFLOAD_HARDWARE: "its connection is in a NIC's table; no NIC is driven yet",
+    Offload.OFFLOAD_HARDWARE: "the simulated NIC (--nic) has had it: its connection is in the NIC's table; no real NIC is driven yet",
     **WHY_NOT,
 }

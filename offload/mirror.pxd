@@ -74,6 +74,7 @@ ctypedef struct Tally:
     uint64_t lost               # commands without an answer
     uint64_t dropped[N_JOBS]    # jobs asked for while another one was pending
     uint64_t held_back          # installs that came before the back-off was over
+    uint64_t kept_out           # installs that were not tried, since hardware had just said that it is full
     uint64_t evictions
     uint64_t spared             # installs into full hardware that nobody made room for
     uint64_t strays             # replies to nothing that was asked
@@ -101,6 +102,8 @@ ctypedef struct State:
     Links waiting               # flows for which room is made
     int64_t now
     int64_t limit               # ns that an answer may take
+    int64_t full_until          # ns: hardware has just said that it is full, and nothing has left it since
+    int64_t probe               # ns between two installs into hardware that is full
     int64_t backoff
     int64_t backoff_most
     double clearly

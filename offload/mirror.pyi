@@ -59,6 +59,7 @@ class Mirror:
         """Gauges: flows, offloaded (of which hardware has a rule), rules, outstanding (commands), queued, pending_add, pending_del, pending_stats
         (jobs). All others count: accepted, existed, destroyed, missing (rules); refused_full, refused_unsupported, refused_other, undestroyed,
         uncounted (refusals); lost (answers); dropped_* (jobs asked for while one was pending); held_back (installs before the back-off was over);
+        kept_out (installs that were not tried, hardware having just said that it is full);
         evictions, spared (newcomers into full hardware that got no room); strays (replies); strange (asks); resets; commands_* (taken)."""
     def why(self, row: int) -> dict[str, Any] | None:
         """What is known of a row of the flow table, and `why` it is not in hardware (Why; None: it is). None if it has never been asked for."""

@@ -119,6 +119,12 @@ cdef void install(State *m, uint32_t number, bint own) noexcept nogil:
         say_state(m, number)
     elif own:
         begin_own(m, number, JOB_ADD, dirs)
+    elif m.full_until > m.now and not installed(row):
+        row.error = ENOSPC              # as it would say
+        m.tally.kept_out += 1
+        back_off(m, row)
+        say_state(m, number)
+        make_room(m, number)
     else:
         begin(m, number, JOB_ADD, dirs)
 
@@ -207,6 +213,7 @@ cdef void refuse(State *m, Mirrored *row, int32_t error) noexcept nogil:
     row.error = <int16_t>min(max(error, 1), 0x7FFF)
     if error == ENOSPC or error == ENOMEM:
         m.tally.refused_full += 1
+        m.full_until = m.now + m.probe
     elif error == EOPNOTSUPP:
         m.tally.refused_unsupported += 1
     else:
@@ -228,6 +235,7 @@ cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcep
     if error == 0 or error == ENOENT:
         m.tally.destroyed += error == 0
         m.tally.missing += error != 0
+        m.full_until = 0
         hold(m, number, dir, 0)
     else:
         m.tally.undestroyed += 1
@@ -316,7 +324,7 @@ cdef void forget_hardware(State *m) noexcept nogil:
     memset(m.pending, 0, sizeof(m.pending))
     memset(m.holding, 0, (m.size + 63) // 64 * sizeof(uint64_t))
     m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
-    m.sweep = 0
+    m.sweep, m.full_until = 0, 0
     m.tally.resets += 1
 
 
@@ -374,6 +382,7 @@ cdef class Mirror:
         m.size = flows
         m.sweep = m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
         m.limit, m.backoff, m.backoff_most = <int64_t>(settings.reply_limit * 1e9), <int64_t>(settings.backoff * 1e9), <int64_t>(settings.backoff_most * 1e9)
+        m.probe = <int64_t>(settings.probe * 1e9)
         m.clearly, m.window, m.look, m.tries, m.policy = settings.clearly, settings.window, settings.look, settings.tries, POLICIES.index(settings.policy)
 
     def __dealloc__(self):

@@ -64,6 +64,7 @@ cdef void say_state(State *m, uint32_t number) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
     cdef uint8_t has = installed(row)
     say(m, number, row.serial, ANSWER_INSTALLED if has else ANSWER_REFUSED)
+    m.answer[m.answers - 1].used = row.due if row.due > m.now else 0
     if row.held[ORIG] == CT_ESTABLISHED:
         m.answer[m.answers - 1].flags |= <uint8_t>FLOW_ESTABLISHED
     if has == BOTH:

@@ -69,10 +69,21 @@ def slices(times: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, len(times)
 
 
+def states_of(found: NDArray[Any]) -> NDArray[Any]:
+    """What a CT table has said of frames, as the tracker would (types.State). found: RESULT_DTYPE[n] of the NIC."""
+    served = (found["flags"] & Flag.CT) != 0
+    return np.where(served, np.where(found["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW), State.NOT_SEEN)
+
+
+def reasons_of(found: NDArray[Any]) -> NDArray[Any]:
+    """Why the NIC has dropped frames (types.Reason)."""
+    return np.array([DROPS.get(Why(value), Reason.R_OK) for value in found["why"].tolist()], dtype=np.uint8)
+
+
 @dataclass
 class Shares:
     """What the NIC has taken of all frames. why: of those it has missed, by offload.simnic.results.Why; syns: SYNs that it forwarded as of an
-    established connection (contract A4.27)."""
+    established connection (contract A4.27). states: packets and bytes on the wire that it has decided, by types.State; reasons: packets of these."""
 
     frames: int = 0
     bytes: int = 0
@@ -80,6 +91,9 @@ class Shares:
     hardware_bytes: int = 0
     syns: int = 0
     why: Counter[int] = field(default_factory=Counter)
+    states: NDArray[Any] = field(default_factory=lambda: np.zeros((2, State.N_STATES), dtype=np.uint64))
+    reasons: NDArray[Any] = field(default_factory=lambda: np.zeros(Reason.N_REASONS, dtype=np.uint64))
+    last_ts: int = 0
 
 
 class Offloaded:
@@ -137,12 +151,19 @@ class Offloaded:
         return rows[np.argsort(rows["frame"], kind="stable")], np.concatenate(self._bytes)
 
     def summary(self) -> dict[str, Any]:
-        """See RulePipeline.summary(): of what software has seen."""
-        return self.pipeline.summary()
+        """See RulePipeline.summary(): of what either has decided."""
+        told, shares = self.pipeline.summary(), self.shares
+        told["packets"], told["bytes"] = told["packets"] + shares.states[0], told["bytes"] + shares.states[1]
+        told["reason_packets"] = told["reason_packets"] + shares.reasons
+        told["dropped"] += int(shares.reasons.sum() - shares.reasons[Reason.R_OK])
+        told["total_packets"] += shares.hardware
+        told["total_bytes"] += shares.hardware_bytes
+        told["last_ts"] = max(told["last_ts"], shares.last_ts)
+        return told
 
     def count(self, reason: Reason) -> int:
         """See RulePipeline.count()."""
-        return self.pipeline.count(reason)
+        return self.pipeline.count(reason) + int(self.shares.reasons[reason])
 
     def shortcuts(self) -> dict[str, int]:
         """See RulePipeline.shortcuts()."""
@@ -206,6 +227,11 @@ class Offloaded:
         shares.bytes += int(part.frames["len"].sum(dtype=np.int64))
         shares.hardware += int(done.sum())
         shares.hardware_bytes += int(part.frames["len"][into[done]].sum(dtype=np.int64))
+        state, lengths = states_of(found[done]), part.frames["len"][into[done]]
+        for row, weights in enumerate((None, lengths)):
+            shares.states[row] += np.bincount(state, weights, minlength=State.N_STATES).astype(np.uint64)
+        shares.reasons += np.bincount(reasons_of(found[done]), minlength=Reason.N_REASONS).astype(np.uint64)
+        shares.last_ts = max(shares.last_ts, int(part.frames["ts"].max()))
         shares.syns += int(np.count_nonzero(found["flags"] & Flag.SYN))
         for why, n in zip(*np.unique(found["why"][~done], return_counts=True), strict=True):
             shares.why[int(why)] += int(n)
@@ -271,7 +297,7 @@ class Offloaded:
         keys = parse_batch(part.memory, part.frames[which], checksum=False, header_sum=False).array["key"]
         decided = self._decisions(found, keys)
         decided["verdict"] = [FINAL[Verdict(value)] for value in found["verdict"].tolist()]
-        decided["reason"] = [DROPS.get(Why(value), Reason.R_OK) for value in found["why"].tolist()]
+        decided["reason"] = reasons_of(found)
         if "keys" in part.told:
             part.told["keys"][which] = keys
         if "decisions" in part.told:
@@ -303,7 +329,7 @@ class Offloaded:
         decided["proto"], decided["family"] = keys["proto"], keys["family"]
         decided["dir"], decided["l4state"] = 0xFF, 0xFF
         served = (found["flags"] & Flag.CT) != 0
-        decided["state"] = np.where(served, np.where(found["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW), State.NOT_SEEN)
+        decided["state"] = states_of(found)
         decided["offload"] = np.where(served, Offload.OFFLOAD_HARDWARE, Offload.OFFLOAD_NONE)
         decided["dir"][served] = np.where(found["ct_state"][served] & STATE_RPL, Dir.REPLY, Dir.ORIG)
         for name in ("conn", "zone", "mark"):

@@ -5,15 +5,20 @@ Not here: frames between NIC and software (offloaded), what is told to people (r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from datapath.app import RulesGiven, Tracking
+from datapath.cli import complain
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offload_watch import Watch
 from datapath.commands.offloaded import Offloaded
+from datapath.frame import FRAME_DTYPE
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
@@ -25,6 +30,7 @@ from offload.simnic.profile import Profile
 
 WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
 PROTOCOLS = ("ip", "ipv6")
+SOON = 2.0  # s
 TRACKED = """
 tc filter add dev {0} ingress protocol {2} prio {3} chain 0 flower ct_state -trk action ct pipe action goto chain 1
 tc filter add dev {0} ingress protocol {2} prio {3} chain 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev {1}
@@ -49,6 +55,17 @@ class NicGiven:
     watch: Callable[[Offloaded], Watch] | None = None
 
 
+def compiled(nic: Nic) -> None:
+    """Have numba compile the NIC, which it does once and keeps; whoever has to wait for it is told."""
+    slow = threading.Timer(SOON, complain, ("the simulated NIC is being compiled, once: this takes up to a minute",))
+    slow.daemon = True
+    slow.start()
+    try:
+        nic.process(np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=FRAME_DTYPE))
+    finally:
+        slow.cancel()
+
+
 class OffloadedRun(RuledRun):
     """One replay behind a NIC while it lasts. Raises ConfigError for rules without a flow table."""
 
@@ -61,6 +78,7 @@ class OffloadedRun(RuledRun):
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
         pipeline = super().make_pipeline(tracking)
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
+        compiled(hardware)
         work = Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
         work.watch = self.given.watch(work) if self.given.watch else None
         return work

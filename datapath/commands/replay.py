@@ -42,9 +42,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
 @click.option("--nic", metavar="PROFILE", help="A NIC in front: established connections are offloaded to it. A profile's name or TOML file.")
-@click.option(
-    "--nic-policy", type=click.Choice(POLICIES), default=POLICIES[0], help="Which connection makes room when the NIC is full.  [default: first-come]"
-)
+@click.option("--nic-policy", type=click.Choice(POLICIES), help="Which connection makes room when the NIC is full.  [default: first-come]")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
 @rules_options
@@ -74,13 +72,15 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
     if _file(rule_counters) and tracking.rules is None:
         raise click.UsageError("--rule-counters: expected --rules with it")
     kind = None
+    if nic_policy and nic is None:
+        raise click.UsageError("--nic-policy: expected --nic with it")
     if nic is not None:
         from datapath.commands.nic_option import nic_profile
         from datapath.commands.offloaded_run import NicGiven, behind_nic
 
         if tracking.rules is None:
             refuse_said_by_rules("--nic")
-        tracking, kind = behind_nic(tracking, NicGiven(nic_profile(nic), nic_policy))
+        tracking, kind = behind_nic(tracking, NicGiven(nic_profile(nic), nic_policy or POLICIES[0]))
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)

@@ -12,25 +12,30 @@ from rich.text import Text
 from datapath.commands.offloaded import Offloaded
 from datapath.hints import counted
 from datapath.report import count, size_text
+from datapath.ruled_run import place_of
+from offload.simnic.capability import KEPT
 from offload.simnic.results import WHY, Why
 
-MOST_REASONS = 6
+MOST_REASONS, MOST_RULES = 6, 6
 
 
 def nic_lines(work: Offloaded) -> Iterator[Text]:
     """A few lines for the summary, and what has to be said of rules that are not in hardware."""
     shares, nic = work.shares, work.nic
-    yield Text(f"\nNIC {nic.profile.name}: {_share(shares.hardware, shares.frames, 'packets', count)}", "bold")
-    yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, 'bytes', size_text)}")
+    yield Text(f"\nNIC {nic.profile.name}: {_share(shares.hardware, shares.frames, count, ' packets')}", "bold")
+    yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, size_text)}")
     for why, frames in shares.why.most_common(MOST_REASONS):
         yield Text(f"  to software: {counted(frames, 'packet')}: {WHY[Why(why)]}")
     if shares.syns:
         yield Text(f"  {counted(shares.syns, 'SYN')} forwarded in hardware as if of an established connection: software has not seen them")
     kept = nic.kept()
-    if kept:
-        yield Text(f"  {counted(len(kept), 'rule')} in software only")
+    places = [place_of(rule) for rule in work.program.ruleset.rules]
+    for number in sorted(kept)[:MOST_RULES]:
+        yield Text(f"  rule {places[number]} in software only: {KEPT[kept[number]]}")
+    if len(kept) > MOST_RULES:
+        yield Text(f"  and {counted(len(kept) - MOST_RULES, 'rule')} more")
 
 
-def _share(part: int, whole: int, of: str, text: Callable[[int], str]) -> str:
+def _share(part: int, whole: int, text: Callable[[int], str], unit: str = "") -> str:
     percent = f" ({100 * part / whole:.1f} %)" if whole else ""
-    return f"{text(part)} of {text(whole)} {of}{percent} in hardware"
+    return f"{text(part)} of {text(whole)}{unit}{percent} in hardware"

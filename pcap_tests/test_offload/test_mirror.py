@@ -391,7 +391,7 @@ def test_refusals_are_tried_again_later_and_later() -> None:
             tried.append(second)
     gaps = np.diff(tried)
     assert gaps.tolist() == sorted(gaps.tolist()) and gaps[-1] == gaps[-2] >= 7
-    assert rig.mirror.counters()["held_back"] > 25
+    assert rig.flows.counters()["hw_asks"] == rig.mirror.counters()["commands_add"] // 2, "who was refused is not asked before it is time"
 
 
 def crowd(policy: str) -> tuple[Rig, list[Tcp]]:
@@ -422,6 +422,18 @@ def test_flows_of_about_the_same_traffic_do_not_replace_each_other() -> None:
         assert rig.nic.hit(0, 0, 1, 1040, rig.now)
         talks[1].say(OUT, "PA", bytes(1000))
     assert rig.mirror.counters()["evictions"] == 0
+
+
+def test_hardware_that_is_full_is_probed_and_not_flooded() -> None:
+    rig = Rig(nic=FakeNic(capacity=2))
+    talks = [Tcp(rig, port=port).opened() for port in range(40000, 40050)]
+    counts = rig.mirror.counters()
+    assert (counts["refused_full"], counts["kept_out"], counts["commands_add"]) == (2, 48, 4)
+    assert rig.mirror.reasons() == {None: 1, Why.HW_FULL: 49}
+    talks[0].say(IN, "FA")
+    rig.wait(1.1)
+    talks[7].say(OUT, "PA", b"there is room again")
+    assert {cookie >> 1 & 0xFFFFFFFF for cookie in rig.nic.rules} == {7}
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,15 @@ def test_what_is_no_profile(tmp_path):
     (tmp_path / "bad.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="byte 0 is no UTF-8"):
         profile.load(str(tmp_path / "bad.toml"))
+
+
+def test_the_documentation_has_every_profile_and_setting_and_its_example_works():
+    page = (Path(__file__).parents[3] / "docs/offload-nic.md").read_text()
+    for name in profile.names():
+        assert f"| `{name}` |" in page
+    for section, field in profile.Profile.model_fields.items():
+        if section != "name" and section != "trims":
+            assert field.annotation is not None
+            assert all(f"`{section}.{key}`" in page for key in field.annotation.model_fields), section
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/offload-nic.md", "exec"), {})
