@@ -81,6 +81,15 @@ def test_what_is_never_offloaded_has_its_code(capfd, tmp_path):
     assert scenario["connections"] == {"all": 2, "hardware": 1, "share": 0.5}
 
 
+def test_what_conntrack_calls_invalid_is_of_no_connection(capfd, tmp_path):
+    bad = [(0, craft.tcp(CLIENT, SERVER, 40000, 80, "S", l4_checksum=1))]
+    (scenario,) = planned(capfd, written(tmp_path / "bad.pcap", bad), "--nic", "perfect")
+    consistent(scenario)
+    assert packets_of(scenario) == {"invalid": 1}
+    (scenario,) = planned(capfd, written(tmp_path / "bad.pcap", bad), "--nic", "perfect", "--checksum", 0)
+    assert packets_of(scenario) == {"tcp_state": 1}
+
+
 def test_hardware_does_not_serve_what_was_idle_for_longer_than_its_timeout(capfd, tmp_path):
     early, late = conn(40000, 1), conn(40000, 3, at=100_000)[-1:]  # its third request comes 100 s later
     (scenario,) = planned(capfd, written(tmp_path / "idle.pcap", early, late), "--nic", "perfect")
@@ -167,7 +176,7 @@ def test_the_table_has_a_row_for_each_scenario(capfd, tmp_path):
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert ["NIC", "perfect,", "policy", "first-come,", "inserts/s", "any"] in lines
-    assert ["table", "packets", "bytes", "conns", "entries", "refused", "waiting", "saved"] in lines
+    assert ["table", "packets", "bytes", "conns", "entries", "refused", "queue", "saved"] in lines
     (row,) = (line for line in lines if line[:2] == ["2", "43.5%"])  # 20 of 46 packets
     assert row[3:5] == ["50.0%", "2"] and row[-1] == "20"
     (row,) = (line for line in lines if line[:2] == ["any", "87.0%"])
