@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked
-from ctcore.types import Offload
+from ctcore.types import Offload, State
 from datapath.commands.offload_watch import Seen
 from datapath.commands.offloaded import Offloaded
 from offload.contract.why import OF_OFFLOAD, SENTENCES
@@ -25,13 +25,17 @@ from offload.simnic.results import Why as Miss
 
 SECOND = 1_000_000_000
 NIC = "nic:"  # before the code of what only the NIC says
-EGRESS = "egress"  # the code of what went out: it comes from the host, and meets no rules of the NIC
+# Codes that neither the contract nor the NIC has: of packets that come from the host and meet no rules of the NIC, and that are of no connection.
+OTHERS = {
+    "egress": "it went out, and met no rules of a NIC on its way",
+    "invalid": "conntrack calls it invalid, so that it is of no connection (bad checksums may be a NIC's that captured: --checksum 0)",
+}
 
 
 def says(code: str) -> str:
     """A sentence for a code."""
-    if code == EGRESS:
-        return "it went out, and met no rules of a NIC on its way"
+    if code in OTHERS:
+        return OTHERS[code]
     return WHY[Miss[code.removeprefix(NIC).upper()]] if code.startswith(NIC) else SENTENCES[Contract(code)]
 
 
@@ -76,17 +80,17 @@ class Reasons:
             return
         missed = np.full(len(seen.frames), -1, dtype=np.int64)
         missed[seen.into] = seen.found["why"]
-        offload, conn = seen.decisions["offload"].tolist(), seen.decisions["conn"].tolist()
-        for i, (row, why) in enumerate(zip(seen.soft.tolist(), missed[seen.soft].tolist(), strict=True)):
-            yield row, self._code(why, offload[i], conn[i])
+        decided = (seen.decisions[name].tolist() for name in ("offload", "state", "conn"))
+        for row, why, *said in zip(seen.soft.tolist(), missed[seen.soft].tolist(), *decided, strict=True):
+            yield row, self._code(why, *said)
 
-    def _code(self, why: int, offload: int, conn: int) -> str:
+    def _code(self, why: int, offload: int, state: int, conn: int) -> str:
         if why < 0:
-            return EGRESS
-        said = OF_OFFLOAD[offload]
-        if said is None and offload == Offload.OFFLOAD_SOFTWARE:
-            said = self.of_conn(conn)
-        return NIC + Miss(why).name.lower() if said is None else said.value
+            return "egress"
+        said = self.of_conn(conn) if offload == Offload.OFFLOAD_SOFTWARE else OF_OFFLOAD[offload]
+        if said is not None:
+            return said.value
+        return "invalid" if state == State.INVALID else NIC + Miss(why).name.lower()
 
     def of_conn(self, conn: int) -> Contract | None:
         """Why a connection that is in the flow table is not in hardware; None: it is."""

@@ -15,7 +15,7 @@ from datapath.report import count, size_text
 
 MOST_REASONS = 8
 GIVEN, LEFT = 4, 2  # columns that say which scenario it is; of these, those with words
-COLUMNS = ("NIC", "policy", "table", "inserts/s", "packets", "bytes", "conns", "entries", "refused", "waiting", "saved")
+COLUMNS = ("NIC", "policy", "table", "inserts/s", "packets", "bytes", "conns", "entries", "refused", "queue", "saved")
 
 
 def percent(part: int, whole: int) -> str:
