@@ -13,6 +13,8 @@ from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, conn, wr
 
 ONE_COUNTER = "[counters]\naccounting = false\n"
 
+pytestmark = pytest.mark.usefixtures("compiled_nic")
+
 
 def why(capfd, capture: str, ordinal: int = 0, nic: object = "perfect", *more: object) -> dict[str, list[str]]:
     """The lines about a connection, by their labels; times are rounded to seconds."""

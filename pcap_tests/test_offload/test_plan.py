@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from offload.simnic import profile
 from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.command import run
 from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, START, conn, sizes, written
+
+pytestmark = pytest.mark.usefixtures("compiled_nic")
 
 
 def planned(capfd, *argv) -> list[dict]:
@@ -285,3 +288,23 @@ def test_a_damaged_capture_is_planned_as_far_as_it_goes(capfd, tmp_path):
     code, out, err = run(capfd, "offload", "plan", tmp_path / "cut.pcap", "--nic", "perfect", "-q", "--json")
     assert code == 2 and "truncated" in err and err.count("\n") == 1
     assert json.loads(out)["scenarios"][0]["packets"]["hardware"] == 4
+
+
+# --- docs/offload.md --------------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+SHOWN = re.findall(r"^```\n\$ ctmirror (offload .*)\n((?:.*\n)*?)```$", (ROOT / "docs/offload.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(SHOWN)))
+def test_the_outputs_of_the_page_are_those_of_today(capfd, monkeypatch, number):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    command, text = SHOWN[number]
+    code, out, err = run(capfd, *command.split())
+    assert (code, err) == (0, "")
+    assert [line.rstrip() for line in out.splitlines()] == text.splitlines(), "docs/offload.md is old"
+
+
+def test_the_page_shows_each_command():
+    assert [command.split()[1] for command, _ in SHOWN] == ["plan", "why", "audit"]
