@@ -116,11 +116,16 @@ def plan_command(captures, nics, policies, tables, inserts, output, plot, quiet,
         check_plot(plot)
     wanted = scenarios(profiles, policies, tables, inserts)
     rereadable(captures, len(wanted))
+    for name in filter(None, (output, plot)):  # replays take long: whether what comes of them can be written is found out before
+        if name != STDOUT:
+            with naming(name), open(name, "ab"):
+                pass
     outcomes: list[Outcome] = []
     interrupted = False
     with progress_bar(quiet=quiet) as progress:
         try:
-            outcomes.extend(tried(captures, tracking, scenario, progress) for scenario in wanted)
+            for scenario in wanted:
+                outcomes.append(tried(captures, tracking, scenario, progress))
         except KeyboardInterrupt:
             interrupted = True
     if outcomes:

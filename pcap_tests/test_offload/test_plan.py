@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from ctcore.config import Config
 from datapath import craft
-from datapath.app import Tracking
-from datapath.commands import nic_option
+from datapath.app import Outputs, Tracking, replay
+from datapath.commands import nic_option, offload_plan
 from datapath.commands.offload_plan import figures, scenarios, tried
+from datapath.commands.offload_series import Series
+from datapath.commands.offloaded_run import NicGiven, behind_nic
 from offload.simnic import profile
 from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.command import run
@@ -262,6 +264,41 @@ def test_what_cannot_work_is_said_in_a_line(capfd, tmp_path, monkeypatch, argv, 
     code, out, err = run(capfd, "offload", "plan", written(tmp_path / "one.pcap", conn(40000, 1)), *argv)
     assert (code, out) == (2, "")
     assert err.startswith(f"ctmirror: {error}") and err.count("\n") == 1
+
+
+def test_whether_files_can_be_written_is_known_before_anything_is_replayed(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(offload_plan, "tried", lambda *_: pytest.fail("nothing is to be replayed"))
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    for option, name in (("--json", "none/plan.json"), ("--plot", "none/plan.svg")):
+        code, out, err = run(capfd, "offload", "plan", capture, "--nic", "tiny", option, tmp_path / name)
+        assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / name}: cannot be written: No such file or directory\n")
+
+
+def test_what_is_done_when_it_is_interrupted_is_told(capfd, tmp_path, monkeypatch):
+    found = []
+
+    def once(*given):
+        if found:
+            raise KeyboardInterrupt
+        found.append(tried(*given))
+        return found[0]
+
+    monkeypatch.setattr(offload_plan, "tried", once)
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    code, out, _ = run(capfd, "offload", "plan", capture, "--nic", "tiny", "--table", "1,2", "-q", "--json")
+    assert (code, [each["table"] for each in json.loads(out)["scenarios"]]) == (130, [1])
+
+
+def test_who_looks_on_changes_nothing(tmp_path):
+    traffic = [conn(40000 + i, 10 + i, at=7 * i, fin=bool(i % 2)) for i in range(30)]
+    capture, shares = written(tmp_path / "some.pcap", *traffic), []
+    for watch in (None, Series):
+        tracking, kind = behind_nic(Tracking(Config()), NicGiven(profile.load("tiny"), "by-rate", watch))
+        work = replay([capture], tracking, Outputs(), summary=False, kind=kind).nic
+        shares.append(
+            (work.shares.hardware, work.shares.hardware_bytes, work.shares.why, work.mirror.counters(), work.pipeline.summary()["total_packets"])
+        )
+    assert shares[0] == shares[1]
 
 
 def test_stdin_is_for_one_scenario_only(capfd):
