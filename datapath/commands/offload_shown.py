@@ -10,6 +10,7 @@ from rich.text import Text
 
 from datapath.commands.offload_plan import Outcome, share
 from datapath.commands.offload_series import says
+from datapath.hints import counted
 from datapath.names import printable
 from datapath.report import count, size_text
 
@@ -46,7 +47,7 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
     for each in rows:
         table.add_row(*(cell for i, cell in enumerate(each) if i not in same))
     first = outcomes[0]
-    console.print(Text(f"{count(first.packets)} packets, {size_text(first.bytes)}, {count(first.connections)} connections", "bold"))
+    console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {counted(first.connections, 'connection')}", "bold"))
     if same:
         console.print(Text(", ".join(f"{COLUMNS[i]} {rows[0][i]}" for i in same)), soft_wrap=True)
     console.print(table)

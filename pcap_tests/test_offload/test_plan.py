@@ -191,6 +191,16 @@ def test_the_table_has_a_row_for_each_scenario(capfd, tmp_path):
     assert "busiest second: 24 packets; the most that software had in one: 6" in out and "inserted 4 entries, evicted 0 connections" in out
 
 
+def test_a_capture_without_packets_has_no_shares(capfd, tmp_path):
+    (tmp_path / "empty.pcap").write_bytes(Path(written(tmp_path / "one.pcap", conn(40000, 1))).read_bytes()[:24])
+    argv = (tmp_path / "empty.pcap", "--nic", "tiny", "--plot", tmp_path / "empty.png")
+    code, out, err = run(capfd, "offload", "plan", *argv)
+    assert (code, err) == (0, "") and out.startswith("0 packets, 0 B, 0 connections\n") and "  none\n" in out
+    (scenario,) = planned(capfd, *argv)
+    assert [scenario[name]["share"] for name in ("packets", "bytes", "connections")] == [None, None, None]
+    assert (scenario["reasons"], scenario["seconds"]) == ([], [])
+
+
 def test_json_goes_to_a_file_or_to_stdout_with_the_table_beside_it(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", conn(40000, 5))
     code, out, err = run(capfd, "offload", "plan", capture, "--nic", "perfect", "--json")
