@@ -174,7 +174,7 @@ def test_make_targets_in_the_documentation_exist():
 def test_libraries_are_justified():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     decisions = (ROOT / "docs/decisions.md").read_text().lower()
-    optional = [each for extra in ("arrow", "rules", "metrics") for each in project["optional-dependencies"][extra]]
+    optional = [each for extra in ("arrow", "rules", "metrics", "plot") for each in project["optional-dependencies"][extra]]
     for requirement in project["dependencies"] + optional:
         assert f"**{re.match(r'[a-z0-9-]+', requirement.lower())[0]}**" in decisions
 

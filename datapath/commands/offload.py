@@ -81,7 +81,7 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
 # --- plan -------------------------------------------------------------------------------------------------------------------------------
 
 
-@command.command("plan")
+@command.command("plan", short_help="what NICs would take of captures, and why not the rest")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
 @click.option("--nic", "nics", multiple=True, required=True, metavar="PROFILE", help="A kind of NIC: a profile's name or TOML file. Repeatable.")
 @click.option("--policy", "policies", type=Policies(), default=POLICIES[0], help="Which connection makes room when the NIC is full: first-come, "
@@ -116,11 +116,16 @@ def plan_command(captures, nics, policies, tables, inserts, output, plot, quiet,
         check_plot(plot)
     wanted = scenarios(profiles, policies, tables, inserts)
     rereadable(captures, len(wanted))
+    for name in filter(None, (output, plot)):  # replays take long: whether what comes of them can be written is found out before
+        if name != STDOUT:
+            with naming(name), open(name, "ab"):
+                pass
     outcomes: list[Outcome] = []
     interrupted = False
     with progress_bar(quiet=quiet) as progress:
         try:
-            outcomes.extend(tried(captures, tracking, scenario, progress) for scenario in wanted)
+            for scenario in wanted:
+                outcomes.append(tried(captures, tracking, scenario, progress))
         except KeyboardInterrupt:
             interrupted = True
     if outcomes:
@@ -163,7 +168,7 @@ NIC = click.option(
 )
 
 
-@command.command("why")
+@command.command("why", short_help="why a connection is not in hardware, or was not")
 @click.argument("capture")
 @click.option("--conn", type=Number(0, (1 << 63) - 1), required=True, metavar="N", help="The connection's number, as in the records of replay --nic.")
 @NIC
@@ -197,7 +202,7 @@ def why_command(capture, conn, nic, output, quiet, verbose, tracking) -> int:
     return USAGE if errors else 0
 
 
-@command.command("audit")
+@command.command("audit", short_help="what hardware holds against what it should hold")
 @click.argument("capture")
 @NIC
 @output_option

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from datapath.commands.offload_why import described
 from datapath.commands.offloaded import Offloaded
+from datapath.hints import counted
 from offload.mirror import Found
 
 SENTENCES = {
@@ -37,6 +38,6 @@ def lines(work: Offloaded, found: NDArray[Any]) -> Iterator[str]:
         yield f"{whose}, {DIRECTIONS[each['dir']]} direction: {SENTENCES[Found(int(each['found']))]}{what}"
     counters = work.mirror.counters()
     under_way = sum(counters[f"pending_{job}"] for job in ("add", "del", "stats"))
-    less = f"; {under_way:,} connections with a job on its way were left out" if under_way else ""
+    less = f"; left out, with a job on its way: {counted(under_way, 'connection')}" if under_way else ""
     agree = "they agree" if not len(found) else f"{len(np.unique(found['cookie'])):,} differ"
     yield f"{len(held):,} rules in hardware, {counters['rules']:,} that should be: {agree}{less}"

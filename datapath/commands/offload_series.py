@@ -141,6 +141,8 @@ class Series:
         self.conns.update(self._conn[there].tolist())
 
     def turned(self, now: int) -> None:
+        if not self.seconds:  # nothing has come yet
+            return
         at = self._at(now // SECOND)
         at.entries = max(at.entries, self.work.nic.tabled)
         gauges = self.work.mirror.counters()

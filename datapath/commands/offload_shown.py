@@ -10,6 +10,7 @@ from rich.text import Text
 
 from datapath.commands.offload_plan import Outcome, share
 from datapath.commands.offload_series import says
+from datapath.hints import counted
 from datapath.names import printable
 from datapath.report import count, size_text
 
@@ -46,14 +47,14 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
     for each in rows:
         table.add_row(*(cell for i, cell in enumerate(each) if i not in same))
     first = outcomes[0]
-    console.print(Text(f"{count(first.packets)} packets, {size_text(first.bytes)}, {count(first.connections)} connections", "bold"))
+    console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {counted(first.connections, 'connection')}", "bold"))
     if same:
         console.print(Text(", ".join(f"{COLUMNS[i]} {rows[0][i]}" for i in same)), soft_wrap=True)
     console.print(table)
     groups = [(outcome.scenario.title, [outcome]) for outcome in outcomes] if verbose else [("", list(outcomes))]
     for title, group in groups:
         of = f" of {printable(title)}" if title else ""
-        console.print(Text(f"\npackets that stayed in software{of}, and why", "bold"))
+        console.print(Text(f"\npackets that stayed in software{of}, and why", "bold"), soft_wrap=True)
         for line in reasons(group):
             console.print(Text(line), soft_wrap=True)
         if verbose:
@@ -66,13 +67,13 @@ def reasons(outcomes: Sequence[Outcome]) -> list[str]:
     each = [{code: packets for code, packets, _ in outcome.reasons()} for outcome in outcomes]
     most = {code: max(one.get(code, 0) for one in each) for one in each for code in one}
     codes = sorted(most, key=lambda code: (-most[code], code))[:MOST_REASONS]
-    lines = []
+    lines, width = [], max(map(len, codes), default=0)
     for code in codes:
         least = min(one.get(code, 0) for one in each)
         packets = count(most[code]) if least == most[code] else f"{count(least)} to {count(most[code])}"
-        lines.append(f"  {packets:>16}  {code:16}  {says(code)}")
+        lines.append(f"  {packets:>16}  {code:{width}}  {says(code)}")
     left = len(most) - len(codes)
-    return [*lines, *([f"  {'':16}  and {left} more: see --json"] if left else [])] or ["  none"]
+    return [*lines, *([f"  {'':16}  and {left:,} more: see --json"] if left else [])] or ["  none"]
 
 
 def load(outcome: Outcome) -> list[str]:

@@ -124,6 +124,8 @@ class Followed:
         for ask in asks[asks["conn"] == self.conn]:
             row, both = (int(ask["row"]), int(ask["serial"])), bool(ask["flags"] & FlowFlag.FLOW_BIDIRECTIONAL)
             if ask["ask"] == Asked.REMOVE:
+                if not self.in_table:
+                    continue  # asked again, for the first one was dropped (A3.21)
                 self.why, self.in_table = str(OF_OFFLOAD[int(ask["cause"])] or Why.DYING), False
                 self._say(now, f"left the flow table: {self.why}: {says(self.why)}")
             elif ask["ask"] == Asked.INSTALL and row != self._row:
@@ -145,17 +147,21 @@ class Followed:
                 self._say(now, "in hardware")
             elif kind == Answered.REMOVED:
                 self._say(now, "its rules are gone from hardware" if self.in_hardware else "nothing of it was in hardware")
-                self.in_hardware = False
+                self.in_hardware, self._row = False, None
+                break
             elif kind == Answered.REFUSED:
                 self._refused(now)
         if self.in_table:
-            said = self.work.mirror.why(self._row[0])
-            code = Why.PENDING if said is None else said["why"]
-            self.why = "" if code is None else str(code)
+            self.why = self._of_mirror()
+
+    def _of_mirror(self) -> str:
+        """Why it is not in hardware, by the mirror; nothing: it is."""
+        said = self.work.mirror.why(self._row[0]) if self._row else None
+        code = Why.PENDING if said is None else said["why"]
+        return "" if code is None else str(code)
 
     def _refused(self, now: int) -> None:
-        said = self.work.mirror.why(self._row[0]) if self._row else None
-        code = str((said and said["why"]) or Why.PENDING)
+        code = self._of_mirror() or str(Why.PENDING)
         if self.in_hardware or code != self.why:
             self._say(now, f"{'no longer' if self.in_hardware else 'not'} in hardware: {code}: {says(code)}")
         self.in_hardware, self.why = False, code

@@ -13,6 +13,8 @@ from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, conn, wr
 
 ONE_COUNTER = "[counters]\naccounting = false\n"
 
+pytestmark = pytest.mark.usefixtures("compiled_nic")
+
 
 def why(capfd, capture: str, ordinal: int = 0, nic: object = "perfect", *more: object) -> dict[str, list[str]]:
     """The lines about a connection, by their labels; times are rounded to seconds."""
@@ -170,7 +172,7 @@ def test_what_is_on_its_way_is_left_out(capfd, tmp_path):
     (tmp_path / "slow.toml").write_text("[rates]\nlatency = 5000\n")
     capture = written(tmp_path / "one.pcap", conn(40000, 2))
     code, out, _ = run(capfd, "offload", "audit", capture, "--nic", tmp_path / "slow.toml")
-    assert (code, out) == (0, "0 rules in hardware, 0 that should be: they agree; 1 connections with a job on its way were left out\n")
+    assert (code, out) == (0, "0 rules in hardware, 0 that should be: they agree; left out, with a job on its way: 1 connection\n")
 
 
 def test_captures_of_others_agree(capfd, captures_of_others):

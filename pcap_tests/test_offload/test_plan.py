@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 
 from ctcore.config import Config
 from datapath import craft
-from datapath.app import Tracking
-from datapath.commands import nic_option
+from datapath.app import Outputs, Tracking, replay
+from datapath.commands import nic_option, offload_plan
 from datapath.commands.offload_plan import figures, scenarios, tried
+from datapath.commands.offload_series import Series
+from datapath.commands.offloaded_run import NicGiven, behind_nic
 from offload.simnic import profile
 from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.command import run
 from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, START, conn, sizes, written
+
+pytestmark = pytest.mark.usefixtures("compiled_nic")
 
 
 def planned(capfd, *argv) -> list[dict]:
@@ -186,6 +191,16 @@ def test_the_table_has_a_row_for_each_scenario(capfd, tmp_path):
     assert "busiest second: 24 packets; the most that software had in one: 6" in out and "inserted 4 entries, evicted 0 connections" in out
 
 
+def test_a_capture_without_packets_has_no_shares(capfd, tmp_path):
+    (tmp_path / "empty.pcap").write_bytes(Path(written(tmp_path / "one.pcap", conn(40000, 1))).read_bytes()[:24])
+    argv = (tmp_path / "empty.pcap", "--nic", "tiny", "--plot", tmp_path / "empty.png")
+    code, out, err = run(capfd, "offload", "plan", *argv)
+    assert (code, err) == (0, "") and out.startswith("0 packets, 0 B, 0 connections\n") and "  none\n" in out
+    (scenario,) = planned(capfd, *argv)
+    assert [scenario[name]["share"] for name in ("packets", "bytes", "connections")] == [None, None, None]
+    assert (scenario["reasons"], scenario["seconds"]) == ([], [])
+
+
 def test_json_goes_to_a_file_or_to_stdout_with_the_table_beside_it(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", conn(40000, 5))
     code, out, err = run(capfd, "offload", "plan", capture, "--nic", "perfect", "--json")
@@ -261,6 +276,41 @@ def test_what_cannot_work_is_said_in_a_line(capfd, tmp_path, monkeypatch, argv, 
     assert err.startswith(f"ctmirror: {error}") and err.count("\n") == 1
 
 
+def test_whether_files_can_be_written_is_known_before_anything_is_replayed(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr(offload_plan, "tried", lambda *_: pytest.fail("nothing is to be replayed"))
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    for option, name in (("--json", "none/plan.json"), ("--plot", "none/plan.svg")):
+        code, out, err = run(capfd, "offload", "plan", capture, "--nic", "tiny", option, tmp_path / name)
+        assert (code, out, err) == (2, "", f"ctmirror: {tmp_path / name}: cannot be written: No such file or directory\n")
+
+
+def test_what_is_done_when_it_is_interrupted_is_told(capfd, tmp_path, monkeypatch):
+    found = []
+
+    def once(*given):
+        if found:
+            raise KeyboardInterrupt
+        found.append(tried(*given))
+        return found[0]
+
+    monkeypatch.setattr(offload_plan, "tried", once)
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    code, out, _ = run(capfd, "offload", "plan", capture, "--nic", "tiny", "--table", "1,2", "-q", "--json")
+    assert (code, [each["table"] for each in json.loads(out)["scenarios"]]) == (130, [1])
+
+
+def test_who_looks_on_changes_nothing(tmp_path):
+    traffic = [conn(40000 + i, 10 + i, at=7 * i, fin=bool(i % 2)) for i in range(30)]
+    capture, shares = written(tmp_path / "some.pcap", *traffic), []
+    for watch in (None, Series):
+        tracking, kind = behind_nic(Tracking(Config()), NicGiven(profile.load("tiny"), "by-rate", watch))
+        work = replay([capture], tracking, Outputs(), summary=False, kind=kind).nic
+        shares.append(
+            (work.shares.hardware, work.shares.hardware_bytes, work.shares.why, work.mirror.counters(), work.pipeline.summary()["total_packets"])
+        )
+    assert shares[0] == shares[1]
+
+
 def test_stdin_is_for_one_scenario_only(capfd):
     code, _, err = run(capfd, "offload", "plan", "-", "--nic", "tiny", "--table", "1,2")
     assert (code, err) == (2, "ctmirror: -: stdin can be read once, and there are 2 scenarios: expected a file\n")
@@ -285,3 +335,23 @@ def test_a_damaged_capture_is_planned_as_far_as_it_goes(capfd, tmp_path):
     code, out, err = run(capfd, "offload", "plan", tmp_path / "cut.pcap", "--nic", "perfect", "-q", "--json")
     assert code == 2 and "truncated" in err and err.count("\n") == 1
     assert json.loads(out)["scenarios"][0]["packets"]["hardware"] == 4
+
+
+# --- docs/offload.md --------------------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+SHOWN = re.findall(r"^```\n\$ ctmirror (offload .*)\n((?:.*\n)*?)```$", (ROOT / "docs/offload.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(SHOWN)))
+def test_the_outputs_of_the_page_are_those_of_today(capfd, monkeypatch, number):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    command, text = SHOWN[number]
+    code, out, err = run(capfd, *command.split())
+    assert (code, err) == (0, "")
+    assert [line.rstrip() for line in out.splitlines()] == text.splitlines(), "docs/offload.md is old"
+
+
+def test_the_page_shows_each_command():
+    assert [command.split()[1] for command, _ in SHOWN] == ["plan", "why", "audit"]
