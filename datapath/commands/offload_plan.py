@@ -40,9 +40,14 @@ class Scenario:
         return self.profile.rates.inserts
 
     @property
+    def rate(self) -> str:
+        """inserts for people, without an exponent."""
+        return f"{self.inserts:,.0f}" if self.inserts.is_integer() else f"{self.inserts:,}"
+
+    @property
     def title(self) -> str:
         table = f"{self.table:,} entries" if self.table else "any number of entries"
-        inserts = f"{self.inserts:,g} inserts/s" if self.inserts else "inserts at once"
+        inserts = f"{self.rate} inserts/s" if self.inserts else "inserts at once"
         return f"{self.profile.name}, {self.policy}, {table}, {inserts}"
 
 

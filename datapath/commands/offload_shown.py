@@ -15,6 +15,7 @@ from datapath.names import printable
 from datapath.report import count, size_text
 
 MOST_REASONS = 8
+UNBOUNDED = 10_000  # columns
 GIVEN, LEFT = 4, 2  # columns that say which scenario it is; of these, those with words
 COLUMNS = ("NIC", "policy", "table", "inserts/s", "packets", "bytes", "conns", "entries", "refused", "queue", "saved")
 
@@ -29,7 +30,7 @@ def row(outcome: Outcome) -> tuple[str, ...]:
     scenario = outcome.scenario
     return (
         printable(scenario.profile.name), scenario.policy, count(scenario.table) if scenario.table else "any",
-        f"{scenario.inserts:,g}" if scenario.inserts else "any",
+        scenario.rate if scenario.inserts else "any",
         percent(outcome.hardware_packets, outcome.packets), percent(outcome.hardware_bytes, outcome.bytes),
         percent(outcome.hardware_connections, outcome.connections), count(outcome.entries), count(sum(outcome.refused.values())),
         count(outcome.waiting), count(outcome.hardware_packets),
@@ -50,6 +51,8 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
     console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {counted(first.connections, 'connection')}", "bold"))
     if same:
         console.print(Text(", ".join(f"{COLUMNS[i]} {rows[0][i]}" for i in same)), soft_wrap=True)
+    needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
+    console.width = max(needed, console.width)  # a figure that is cut off says nothing: terminals wrap
     console.print(table)
     groups = [(outcome.scenario.title, [outcome]) for outcome in outcomes] if verbose else [("", list(outcomes))]
     for title, group in groups:

@@ -191,6 +191,16 @@ def test_the_table_has_a_row_for_each_scenario(capfd, tmp_path):
     assert "busiest second: 24 packets; the most that software had in one: 6" in out and "inserted 4 entries, evicted 0 connections" in out
 
 
+def test_nothing_of_a_wide_table_is_cut_off(capfd, tmp_path):
+    capture = written(tmp_path / "one.pcap", conn(40000, 2))
+    argv = ("--nic", "tiny", "--nic", "perfect", "--policy", "first-come,by-rate", "--table", "1000000,2000000", "--inserts", "1000000,2000000")
+    code, out, _ = run(capfd, "offload", "plan", capture, *argv)
+    lines = [line.split() for line in out.splitlines()]
+    columns = ["NIC", "policy", "table", "inserts/s", "packets", "bytes", "conns", "entries", "refused", "queue", "saved"]
+    assert code == 0 and columns in lines and "…" not in out
+    assert sum(line[:1] in (["tiny"], ["perfect"]) and len(line) == len(columns) for line in lines) == 16
+
+
 def test_a_capture_without_packets_has_no_shares(capfd, tmp_path):
     (tmp_path / "empty.pcap").write_bytes(Path(written(tmp_path / "one.pcap", conn(40000, 1))).read_bytes()[:24])
     argv = (tmp_path / "empty.pcap", "--nic", "tiny", "--plot", tmp_path / "empty.png")
