@@ -223,7 +223,10 @@ cdef void refuse(State *m, Mirrored *row, int32_t error) noexcept nogil:
 cdef void replied_add(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
     if error != 0 and error != EEXIST:
-        row.doubt &= ~<uint8_t>(1 << dir)
+        if row.lost:                        # an earlier one was not answered, and may have been carried out
+            row.doubt |= <uint8_t>(1 << dir)
+        else:
+            row.doubt &= ~<uint8_t>(1 << dir)
         refuse(m, row, error)
         return
     m.tally.accepted += error == 0 and not row.held[dir]

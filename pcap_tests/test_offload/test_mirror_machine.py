@@ -157,3 +157,15 @@ def test_a11_a_fin_takes_its_rules_along_within_a_round_and_a_removal(latency: i
     talk.say(IN, "FA")
     rig.wait(1 + 1 + latency / SECOND)
     assert not rig.nic.rules
+
+
+def test_a_refusal_after_an_answer_that_was_lost_leaves_the_first_rule_in_doubt() -> None:
+    """It may be there: what is in doubt is destroyed before anything else is asked for."""
+    machine = Machine()
+    machine.begin(capacity=1 << 20, policy="first-come", shared=False, intake=1 << 20, window=65_536, asks=65_536)
+    machine.trouble([LOSE_ANSWER], 0)
+    machine.datagram(40000, IN)
+    machine.wait(0.1)
+    machine.trouble([errno.ENOSPC], 0)
+    machine.wait(31)
+    machine.teardown()
