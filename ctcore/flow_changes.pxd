@@ -16,7 +16,7 @@ cpdef enum:
     ANSWER_REFUSED = 2          # none is: the flow lives on in software
     ANSWER_REMOVED = 3          # none is any more, and none will be: the row may go
     ANSWER_COUNTED = 4
-    ANSWER_PENDING = 5          # a job is on its way, and another one asked for now would be dropped
+    ANSWER_PENDING = 5          # a job is on its way: another one would be dropped
 
 cpdef enum FlowFlag:
     FLOW_BIDIRECTIONAL = 1      # replies may be served, too: two rules, and not one

@@ -90,6 +90,13 @@ def _left(pipeline, memory, frames) -> list[tuple[int, int, bytes]]:
     return sorted(zip(rows["frame"].tolist(), rows["device"].tolist(), pieces, strict=True))
 
 
+OWN = sorted(path for folder in ("pcap_tests/captures", "examples") for path in (Path(__file__).parents[2] / folder).rglob("*.pcap*"))
+
+
+def test_own_captures_leave_the_same_with_a_perfect_nic():
+    assert sum(same_way(capture, "perfect").shares.hardware for capture in OWN) > 0
+
+
 def test_captures_leave_the_same_with_a_perfect_nic(captures_of_others):
     hardware = frames = 0
     for capture in sorted(captures_of_others.glob("*.pcap*")):

@@ -1,6 +1,6 @@
 """iperf3 through a node that routes, tracks and translates: TCP and UDP, both ways, both families.
 
-Where it is not installed (apt install iperf3; .ci/run does) this is skipped: test_services has the same traffic from sockets of its own, always.
+It has to be installed (apt install iperf3; .ci/run does). test_services has the same traffic from sockets of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pcap_tests.conftest import cannot
 from pcap_tests.netns import ROUTER, SERVER, Host
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, ask_udp, network
 from pcap_tests.test_datapath.test_live.services import home
@@ -22,14 +23,13 @@ IPERF3 = shutil.which("iperf3")
 SECONDS = 60
 UDP = ("-u", "-b", "80M", "-l", "1200")
 
-pytestmark = [
-    pytest.mark.usefixtures("interfaces"),
-    pytest.mark.skipif(IPERF3 is None, reason="iperf3 is not installed; test_services has such traffic without it"),
-]
+pytestmark = pytest.mark.usefixtures("interfaces")
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[Network]:
+    if IPERF3 is None:
+        cannot("iperf3 is not installed")
     with network(tmp_path, "xdp-native", home(ROUTER[1])) as net:
         for family in FAMILIES:
             ask_udp(net, family)

@@ -142,10 +142,10 @@ def run(seed: int, n_rules: int, n_frames: int) -> Counter:
     interpreter = Interpreter(ruleset, twin)
     numbers = {id(rule): i for i, rule in enumerate(ruleset.rules)}
     said: Counter = Counter()
-    for now in range(n_frames):
+    for moment in range(n_frames):
         frame = some_frame(random)
         before = nic.counters().copy()
-        memory, frames = frames_of([frame], now)
+        memory, frames = frames_of([frame], moment)
         frames["iface"] = NUMBER[IN]
         (got,) = seen(nic, memory, nic.process(memory, frames))
         outs = nic.outputs()[0]
@@ -154,7 +154,7 @@ def run(seed: int, n_rules: int, n_frames: int) -> Counter:
             for (data, iface, _), out in zip(got.left, outs, strict=True)
         ]  # fmt: skip
         twin.begin()
-        delivery = interpreted(interpreter, frame, now)
+        delivery = interpreted(interpreter, frame, moment)
         moved = nic.counters()
         if len(before):
             packets = (moved["packets"] - before["packets"]).tolist()
