@@ -30,6 +30,9 @@ class Flows:
     def mirrored(self, capacity: int = 65536) -> None:
         """From now on, tell what hardware should have: asks() has to be taken and answered, at least once a second of the frames' time, and
         everything that is in the table is asked for first. capacity: asks that may wait. Raises ValueError if it is mirrored already, MemoryError."""
+    @property
+    def due(self) -> int:
+        """ns: when a mirror has to look again, for rounds that are due, or asks: 0: now; 2**63 - 1: never. Raises ValueError without a mirror."""
     def asks(self, most: int = 65536) -> NDArray[Any]:
         """ASK_DTYPE[n], at most so many: what has been asked since the last call, as connections are now. Raises ValueError without a mirror."""
     def answer(self, answers: NDArray[Any]) -> None:

@@ -53,6 +53,7 @@ REFUSALS = {
 UNSPLIT_DTYPE = np.dtype([("conn_id", "i8"), ("packets", "u8"), ("bytes", "u8")])
 assert UNSPLIT_DTYPE.itemsize == sizeof(Unsplit)
 
+cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 cdef int64_t LEAP = 30 * <int64_t>86400 * 1_000_000_000     # ns: at most a third of what a 32-bit difference of ticks can tell
 
 # Bytes of a transport header that have to be there.
@@ -429,6 +430,13 @@ cdef class Flows:
         asks.token, asks.size = <Token *>(<char *>asks.unsplit + unsplit), capacity
         asks.sweep = 0 if self.all.count else <uint32_t>NO_ROW
         self.all.asks = asks
+
+    @property
+    def due(self):
+        cdef const Asks *asks = self.known_asks()
+        if asks.count or asks.missed or asks.sweep != NO_ROW:
+            return 0
+        return self.all.next_round if self.all.count else NEVER
 
     def asks(self, uint32_t most=65536):
         """See flowtable.pyi."""

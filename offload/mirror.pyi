@@ -41,6 +41,9 @@ class Mirror:
     @property
     def waiting(self) -> int:
         """Commands that hardware has not taken."""
+    @property
+    def due(self) -> int:
+        """ns: when there are commands to be taken, answers to be passed on, or one is overdue; 0: now; 2**63 - 1: never, unless somebody asks."""
     def feed(self, asks: NDArray[Any], now: int) -> None:
         """Take in ASK_DTYPE[n] of the flow table. Raises ValueError."""
     def replies(self, rows: NDArray[Any], now: int) -> None:

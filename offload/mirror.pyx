@@ -50,6 +50,8 @@ cdef enum:
     MEMORY_MS = 4000            # of a rate
     BUDGET = 4096               # rows that advance() looks at
 
+cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
+
 assert sizeof(Mirrored) == 160
 
 Job = IntEnum("Job", {"NONE": NO_JOB, "ADD": JOB_ADD, "DEL": JOB_DEL, "STATS": JOB_STATS}, module=__name__)
@@ -496,6 +498,13 @@ cdef class Mirror:
     @property
     def waiting(self):
         return self.all.count
+
+    @property
+    def due(self):
+        cdef const State *m = &self.all
+        if m.count or m.answers or m.sweep != NONE:
+            return 0
+        return m.row[m.sent.head].due if m.sent.head != NONE else NEVER
 
     def counters(self):
         """See mirror.pyi."""

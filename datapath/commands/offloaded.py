@@ -1,21 +1,21 @@
 """A pipeline of rules behind a NIC: frames meet the NIC first, what it misses goes on in software, and the mirror keeps the two together.
 
-    frames -> nic.process -> what it forwards, drops, gives to the host      decided in hardware
-                          -> what it misses -> pipeline.process(resumes)     goes on where the NIC stopped
-    after each slice: pump(flows, mirror, nic)                               asks, commands, replies, answers
+    frames -> nic.process_some -> what it forwards, drops, gives to the host     decided in hardware
+                               -> what it misses -> pipeline.process(resumes)    goes on where the NIC stopped
+    when somebody has something to say: pump(flows, mirror, nic)                 asks, commands, replies, answers
 
 Theory of operation: hardware learns of a connection between two slices, as a real one does between two polls; so frames of one slice meet the
-tables as they were at its beginning. One connection: the third packet of its handshake misses, and is its admission to the flow table, which asks for
-hardware; packets of later slices are forwarded by the NIC, and come back as its statistics only.
+tables as they were at its beginning. A slice ends 1 ms behind the first frame that software has to look at, or when the mirror wants its turn; frames
+that hardware takes by itself change nothing, and go on together.
+One connection: the third packet of its handshake misses, and is its admission to the flow table, which asks for hardware; packets of later slices
+are forwarded by the NIC, and come back as its statistics only.
 Invariants: each frame is decided once, by the NIC or by software, or dropped with a reason; what the NIC has counted of a rule software has not.
-Not here: what the NIC does (offload.simnic), what is told to people (report_offload), files (offloaded_run).
+Not here: what the NIC does (offload.simnic), what was counted (offload_shares), what is told to people (report_nic), files (offloaded_run).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
-from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Dir, Offload, Proto, Reason, State
-from ctcore.types import Verdict as Final
+from ctcore.types import DECISION_DTYPE, KEY_DTYPE, Reason, State
+from datapath.commands.offload_decisions import decisions_of, results_of
+from datapath.commands.offload_shares import Shares
 from datapath.commands.offload_watch import Seen, Watch, Watched
 from datapath.pipeline.outputs import OUTPUT_DTYPE, OutputFlag
 from datapath.pipeline.rules import Hook
@@ -33,67 +34,37 @@ from datapath.ruled import RulePipeline
 from datapath.wire import parse_batch
 from offload.mirror import Mirror
 from offload.pump import pump
-from offload.simnic.layout import STATE_EST, STATE_RPL
+from offload.simnic.arrivals import Arrived, Part, arrived
+from offload.simnic.layout import STATE_EST
 from offload.simnic.nic import Nic
-from offload.simnic.results import NO_RULE, Flag, Verdict, Why
+from offload.simnic.results import NO_RULE, Flag, Verdict
+from offload.simnic.results import RESULT_DTYPE as FOUND_DTYPE
 from offload.simnic.results import OutputFlag as NicOutput
 
-SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, between two looks at the mirror: whichever is over first
-# What the NIC did, as records and counters have it.
-FINAL = {Verdict.FORWARDED: Final.ACCEPT, Verdict.PASSED: Final.ACCEPT, Verdict.DROPPED: Final.DROP}
-DROPS = {Why.RULE: Reason.R_RULE_DROP, Why.POLICED: Reason.R_RULE_POLICE}
-SECOND = 1_000_000_000  # ns between two looks at the mirror while no packet comes
+SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, until software is heard: whichever is over first
+LONGEST = 4096  # frames of a slice that hardware takes by itself
+SECOND = 1_000_000_000  # ns: at most so long between two looks at the mirror while no packet comes
+NEVER = (1 << 63) - 1
 KINDS = {"decisions": DECISION_DTYPE, "keys": KEY_DTYPE, "results": RESULT_DTYPE}  # what process() tells, in its order
 
 
-class Slice(NamedTuple):
-    """Frames that meet the tables as they are when the first one comes. hooks: where each came, by Program.hook(); start: the first one's row of all;
-    told: the rows that are theirs, of what was asked for; outputs: whether what leaves is wanted."""
+class Batch(NamedTuple):
+    """What process() was given. hooks: where each frame came, by Program.hook(); came, found: the same for the NIC, and what that made of it; told: what
+    was asked for; outputs: whether what leaves is wanted."""
 
     memory: NDArray[np.uint8]
     frames: NDArray[Any]
     hooks: NDArray[Any]
-    start: int
+    came: Arrived
+    found: NDArray[Any]
     told: dict[str, NDArray[Any]]
     outputs: bool
 
 
-def slices(times: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first row of each slice, and the one behind its last. times: ns."""
-    start = 0
-    for i, time in enumerate(times):
-        if i - start == SLICE or abs(time - times[start]) >= SLICE_NS:
-            yield start, i
-            start = i
-    if start < len(times):
-        yield start, len(times)
-
-
-def states_of(found: NDArray[Any]) -> NDArray[Any]:
-    """What a CT table has said of frames, as the tracker would (types.State). found: RESULT_DTYPE[n] of the NIC."""
-    served = (found["flags"] & Flag.CT) != 0
-    return np.where(served, np.where(found["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW), State.NOT_SEEN)
-
-
-def reasons_of(found: NDArray[Any]) -> NDArray[Any]:
-    """Why the NIC has dropped frames (types.Reason)."""
-    return np.array([DROPS.get(Why(value), Reason.R_OK) for value in found["why"].tolist()], dtype=np.uint8)
-
-
-@dataclass
-class Shares:
-    """What the NIC has taken of all frames. why: of those it has missed, by offload.simnic.results.Why; syns: SYNs that it forwarded as of an
-    established connection (contract A4.27). states: packets and bytes on the wire that it has decided, by types.State; reasons: packets of these."""
-
-    frames: int = 0
-    bytes: int = 0
-    hardware: int = 0
-    hardware_bytes: int = 0
-    syns: int = 0
-    why: Counter[int] = field(default_factory=Counter)
-    states: NDArray[Any] = field(default_factory=lambda: np.zeros((2, State.N_STATES), dtype=np.uint64))
-    reasons: NDArray[Any] = field(default_factory=lambda: np.zeros(Reason.N_REASONS, dtype=np.uint64))
-    last_ts: int = 0
+def alike(flags: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """The first row of each run of equal values, and the one behind its last."""
+    ends = [*(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
+    return zip([0, *ends], ends, strict=False)
 
 
 class Offloaded:
@@ -135,9 +106,12 @@ class Offloaded:
         told = {name: np.zeros(len(frames), dtype=kind) for (name, kind), is_wanted in wanted if is_wanted}
         self._rows, self._bytes = [], []
         hooks = self._hooks[np.minimum(frames["iface"], len(self._hooks) - 1)]
-        for start, end in slices(frames["ts"].tolist()):
-            part = {name: rows[start:end] for name, rows in told.items()}
-            self._slice(Slice(memory, frames[start:end], hooks[start:end], start, part, outputs))
+        batch = Batch(memory, frames, hooks, arrived(memory, frames, hooks >> 1), np.zeros(len(frames), dtype=FOUND_DTYPE), told, outputs)
+        met = hooks & 1 == 0  # what goes out at a device comes from the host, and meets its NIC behind the rules
+        for start, end in alike(met):
+            while start < end:
+                start = self._slice(batch, start, end, bool(met[start]))
+        self.shares.count(frames, batch.found, met)
         return told.get("decisions"), told.get("keys"), told.get("results")
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -177,73 +151,141 @@ class Offloaded:
         counts["last"][: len(hardware)] = np.maximum(counts["last"][: len(hardware)], hardware["last"])
         return counts
 
-    def settle(self, now: int) -> None:
-        """Time goes on to `now` (ns) without packets: rounds, commands, replies."""
-        self._quiet(now)
-        self._turn(now)
+    # --- turns of the mirror -----------------------------------------------------------------------------------------------------------------
 
-    def _quiet(self, until: int) -> None:
-        """Before `until` (ns) no packet came, and what is in hardware grows old all the same, or hardware would still serve what has been idle for
-        hours. Where there is nothing, time may jump."""
-        while self._looked is not None and until - self._looked > SECOND and (self.mirror.counters()["flows"] or self.mirror.waiting):
-            self._turn(self._looked + SECOND)
+    @property
+    def due(self) -> int:
+        """ns: when the mirror should have its turn; 0: now; NEVER: when software has looked at a packet."""
+        if self._looked is None or self.mirror.resets != self.nic.resets:
+            return 0
+        return min(self.flows.due, self.mirror.due, self.nic.due)
 
-    def _turn(self, now: int) -> None:
-        """Asks, commands, replies, answers."""
+    def turn(self, now: int) -> None:
+        """The mirror's: asks, commands, replies, answers. Where nothing is due it changes nothing. now: ns."""
         watch = self.watch
         pump(self.flows if watch is None else Watched(self.flows, watch, now), self.mirror, self.nic, now)
         self._looked = now if self._looked is None else max(now, self._looked)
         if watch is not None:
             watch.turned(now)
 
+    def settle(self, now: int) -> None:
+        """Time goes on to `now` (ns) without packets: rounds, commands, replies."""
+        self._quiet(now)
+        self.turn(now)
+
+    def _quiet(self, until: int) -> None:
+        """Before `until` (ns) no packet came, and what is in hardware grows old all the same, or hardware would still serve what has been idle for
+        hours. Where there is nothing, time may jump. What never comes to an end is looked at ever more seldom, up to once a second."""
+        step = SLICE_NS
+        while self._looked is not None and (self.mirror.counters()["flows"] or self.mirror.waiting):
+            now = min(max(self.due, self._looked + step), self._looked + SECOND)
+            if now >= until:
+                return
+            self.turn(now)
+            step = min(2 * step, SECOND)
+
     # --- a slice -----------------------------------------------------------------------------------------------------------------------------
 
-    def _slice(self, part: Slice) -> None:
-        self._quiet(int(part.frames["ts"][0]))
-        # What goes out at a device comes from the host, and meets its NIC behind the rules.
-        into = np.flatnonzero(part.hooks & 1 == 0)
-        found = self.nic.process(part.memory, part.frames[into], (part.hooks[into] >> 1).astype(np.int64))
-        done = found["verdict"] != Verdict.MISSED
-        self._count(part, into, found, done)
-        if part.outputs:
-            self._leave_nic(part, into)
-        if done.any() and part.told:
-            self._tell(part, into[done], found[done])
-        soft = np.ones(len(part.frames), dtype=bool)
-        soft[into[done]] = False
-        which, decisions = np.flatnonzero(soft), None
-        if len(which):
-            missed = np.zeros(len(part.frames), dtype=found.dtype)
-            missed["rule"], missed["conn"] = NO_RULE, -1
-            missed[into] = found
-            decisions = self._software(part, which, missed[which])
+    def _slice(self, batch: Batch, start: int, end: int, met: bool) -> int:
+        """Frames from row `start` on, before row `end`; met: they come to the NIC. Returns the row behind the last one."""
+        now = int(batch.frames["ts"][start])
+        self._quiet(now)
+        stop = self._hardware(batch, start, end, now) if met else self._beside(batch, start, end, now)
+        soft = np.flatnonzero(batch.found["verdict"][start:stop] == Verdict.MISSED)
+        decisions = self._software(batch, start, soft) if len(soft) else None
         if self.watch is not None:
-            self.watch.slice(Seen(part.memory, part.frames, into, found, which, decisions))
-        self._turn(int(part.frames["ts"].max()))
+            into = np.arange(stop - start if met else 0)
+            self.watch.slice(Seen(batch.memory, batch.frames[start:stop], into, batch.found[start : start + len(into)], soft, decisions))
+        now = int(batch.frames["ts"][start:stop].max())
+        if self.due <= now:
+            self.turn(now)
+        return stop
 
-    def _count(self, part: Slice, into: NDArray[Any], found: NDArray[Any], done: NDArray[Any]) -> None:
-        shares = self.shares
-        shares.frames += len(part.frames)
-        shares.bytes += int(part.frames["len"].sum(dtype=np.int64))
-        shares.hardware += int(done.sum())
-        shares.hardware_bytes += int(part.frames["len"][into[done]].sum(dtype=np.int64))
-        state, lengths = states_of(found[done]), part.frames["len"][into[done]]
-        for row, weights in enumerate((None, lengths)):
-            shares.states[row] += np.bincount(state, weights, minlength=State.N_STATES).astype(np.uint64)
-        shares.reasons += np.bincount(reasons_of(found[done]), minlength=Reason.N_REASONS).astype(np.uint64)
-        shares.last_ts = max(shares.last_ts, int(part.frames["ts"].max()))
-        shares.syns += int(np.count_nonzero(found["flags"] & Flag.SYN))
-        for why, n in zip(*np.unique(found["why"][~done], return_counts=True), strict=True):
-            shares.why[int(why)] += int(n)
+    def _hardware(self, batch: Batch, start: int, end: int, now: int) -> int:
+        until = min(max(self.due, now + SLICE_NS), now + SECOND, NEVER)
+        part = Part(start, min(end, start + LONGEST), until, max(now - SLICE_NS, -NEVER), SLICE, SLICE_NS)
+        stop = self.nic.process_some(batch.came, batch.found, part)
+        if batch.outputs:
+            self._leave_nic()
+        if batch.told:
+            self._tell(batch, start + np.flatnonzero(batch.found["verdict"][start:stop] != Verdict.MISSED))
+        return stop
+
+    @staticmethod
+    def _beside(batch: Batch, start: int, end: int, now: int) -> int:
+        """Frames that meet no NIC are all software's."""
+        late = np.flatnonzero(np.abs(batch.frames["ts"][start : min(end, start + SLICE)] - now) >= SLICE_NS)
+        stop = start + int(late[0]) if len(late) else min(end, start + SLICE)
+        found = batch.found[start:stop]
+        found["verdict"], found["rule"], found["conn"] = Verdict.MISSED, NO_RULE, -1
+        found["caplen"], found["length"] = batch.frames["caplen"][start:stop], batch.frames["len"][start:stop]
+        return stop
+
+    def _tell(self, batch: Batch, which: NDArray[Any]) -> None:
+        """What the NIC has decided, as software would have told it."""
+        if not len(which):
+            return
+        found = batch.found[which]
+        keys = parse_batch(batch.memory, batch.frames[which], checksum=False, header_sum=False).array["key"]
+        decided = decisions_of(self.tracker, found, keys)
+        told = {"keys": keys, "decisions": decided}
+        if "results" in batch.told:
+            told["results"] = results_of(found, decided, batch.hooks[which] >> 1, self.nic.outputs()[0])
+        for name, rows in batch.told.items():
+            rows[which] = told[name]
+
+    def _software(self, batch: Batch, start: int, soft: NDArray[Any]) -> NDArray[Any] | None:
+        """Let the frames that missed go on where the NIC has stopped. soft: their rows, from `start`. Returns what was decided, if anybody wants it."""
+        which = start + soft
+        stopped, rows = batch.found[which], batch.frames[which]
+        rows["caplen"], rows["len"] = stopped["caplen"], stopped["length"]  # the NIC may have cut off what is behind the packet
+        given, lent = batch.memory, None
+        if (moved := (stopped["flags"] & Flag.CHANGED) != 0).any():
+            given, lent = self._gathered(batch.memory, rows, np.where(moved, stopped["offset"], -1))
+        wanted = {name: name in batch.told for name in KINDS}
+        wanted["decisions"] |= self.watch is not None
+        answers = self.pipeline.process(given, rows, **wanted, outputs=batch.outputs, resumes=self._resumes(batch.hooks[which], stopped))
+        for name, found in zip(KINDS, answers, strict=True):
+            if name in batch.told:
+                batch.told[name][which] = found
+        if batch.outputs:
+            self._leave_software(which, given, lent)
+        decided: NDArray[Any] | None = answers[0]
+        return decided
+
+    def _gathered(self, memory: NDArray[np.uint8], rows: NDArray[Any], at: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Frames of which some lie in the NIC's memory (at: where; -1: it does not), in a memory of their own, and how far each has come from the
+        caller's; those that cannot go back there have NEVER. Writes: rows."""
+        own = self.nic.outputs()[1]
+        spans = zip(at.tolist(), rows["offset"].tolist(), rows["caplen"].tolist(), strict=True)
+        parts = [own[i : i + n] if i >= 0 else memory[offset : offset + n] for i, offset, n in spans]
+        starts = np.array(list(accumulate((len(part) for part in parts[:-1]), initial=0)), dtype=np.int64)
+        lent = np.where(at >= 0, NEVER, rows["offset"].astype(np.int64) - starts)
+        rows["offset"] = starts
+        return np.concatenate(parts), lent
+
+    def _resumes(self, hooks: NDArray[Any], stopped: NDArray[Any]) -> NDArray[Any] | None:
+        """RESUME_DTYPE[n], None where all frames begin at the beginning."""
+        on = (stopped["chain"] != 0) | (stopped["rule"] != NO_RULE)
+        if not on.any():
+            return None
+        resumes: NDArray[Any] = self.program.resumes(hooks, stopped["chain"], stopped["rule"], stopped["action"])
+        resumes["conn"] = np.where(stopped["ct_state"] != 0, stopped["conn"], -1)
+        resumes["state"] = np.where(stopped["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW)
+        resumes["zone"], resumes["turns"] = stopped["zone_restore"], stopped["chains"]
+        resumes["mark"], resumes["priority"] = stopped["skb_mark"], stopped["priority"]
+        resumes["on"] = on
+        return resumes
 
     # --- frames that leave -----------------------------------------------------------------------------------------------------------------
 
-    def _leave_nic(self, part: Slice, into: NDArray[Any]) -> None:
+    def _leave_nic(self) -> None:
         """What the NIC has sent, as rows of OUTPUT_DTYPE with bytes of their own."""
         left, own = self.nic.outputs()
+        if not len(left):
+            return
         rows = np.zeros(len(left), dtype=OUTPUT_DTYPE)
-        rows["frame"] = into[left["frame"]] + part.start
-        for name in ("offset", "caplen", "length", "mark", "priority", "egress"):
+        for name in ("frame", "offset", "caplen", "length", "mark", "priority", "egress"):
             rows[name] = left[name]
         rows["device"] = left["iface"]
         changed, copies = ((left["flags"] & flag) != 0 for flag in (NicOutput.CHANGED, NicOutput.COPY))
@@ -252,94 +294,17 @@ class Offloaded:
         self._rows.append(rows)
         self._bytes.append(own[:used].copy())
 
-    def _software(self, part: Slice, which: NDArray[Any], stopped: NDArray[Any]) -> NDArray[Any] | None:
-        """Let the frames that missed go on where the NIC has stopped. Returns what was decided, if anybody wants it."""
-        rows, given, moved = part.frames[which].copy(), part.memory, (stopped["flags"] & Flag.CHANGED) != 0
-        if moved.any():
-            given = np.concatenate([part.memory, self.nic.outputs()[1]])
-            rows["offset"][moved] = stopped["offset"][moved] + len(part.memory)
-        met = part.hooks[which] & 1 == 0
-        rows["caplen"][met], rows["len"][met] = stopped["caplen"][met], stopped["length"][met]  # the NIC may have cut off what is behind the packet
-        resumes = self.program.resumes(part.hooks[which], stopped["chain"], stopped["rule"], stopped["action"])
-        resumes["conn"] = np.where(stopped["ct_state"] != 0, stopped["conn"], -1)
-        resumes["state"] = np.where(stopped["ct_state"] & STATE_EST, State.ESTABLISHED, State.NEW)
-        resumes["zone"], resumes["turns"] = stopped["zone_restore"], stopped["chains"]
-        resumes["mark"], resumes["priority"] = stopped["skb_mark"], stopped["priority"]
-        resumes["on"] = (stopped["chain"] != 0) | (stopped["rule"] != NO_RULE)
-        wanted = {name: name in part.told for name in KINDS}
-        wanted["decisions"] |= self.watch is not None
-        answers = self.pipeline.process(given, rows, **wanted, outputs=part.outputs, resumes=resumes)
-        for name, found in zip(KINDS, answers, strict=True):
-            if name in part.told:
-                part.told[name][which] = found
-        if part.outputs:
-            self._leave_software(part, given, which)
-        decided: NDArray[Any] | None = answers[0]
-        return decided
-
-    def _leave_software(self, part: Slice, given: NDArray[np.uint8], which: NDArray[Any]) -> None:
-        """given: the memory of the frames, and behind it the NIC's, which will not be there any more."""
-        own = len(part.memory)
+    def _leave_software(self, which: NDArray[Any], given: NDArray[np.uint8], lent: NDArray[Any] | None) -> None:
+        """given, lent: see _gathered(); None: it is the caller's memory."""
         rows, changed = self.pipeline.outputs()
-        rows["frame"] = which[rows["frame"]] + part.start
-        lent = ((rows["flags"] & OutputFlag.OUTPUT_CHANGED) == 0) & (rows["offset"] >= own)
-        if lent.any():
-            rows["offset"][lent] = rows["offset"][lent] - own + len(changed)
-            rows["flags"][lent] |= int(OutputFlag.OUTPUT_CHANGED)
-            changed = np.concatenate([changed, given[own:]])
+        if lent is not None:
+            far, back = lent[rows["frame"]], (rows["flags"] & OutputFlag.OUTPUT_CHANGED) == 0
+            stay = back & (far == NEVER)
+            back &= far != NEVER
+            rows["offset"][back] = (rows["offset"][back].astype(np.int64) + far[back]).astype(rows["offset"].dtype)
+            rows["offset"][stay] += len(changed)
+            rows["flags"][stay] |= int(OutputFlag.OUTPUT_CHANGED)
+            changed = np.concatenate([changed, given]) if stay.any() else changed
+        rows["frame"] = which[rows["frame"]]
         self._rows.append(rows)
         self._bytes.append(changed)
-
-    # --- records ---------------------------------------------------------------------------------------------------------------------------
-
-    def _tell(self, part: Slice, which: NDArray[Any], found: NDArray[Any]) -> None:
-        """What the NIC has decided, as software would have told it."""
-        keys = parse_batch(part.memory, part.frames[which], checksum=False, header_sum=False).array["key"]
-        decided = self._decisions(found, keys)
-        decided["verdict"] = [FINAL[Verdict(value)] for value in found["verdict"].tolist()]
-        decided["reason"] = reasons_of(found)
-        if "keys" in part.told:
-            part.told["keys"][which] = keys
-        if "decisions" in part.told:
-            part.told["decisions"][which] = decided
-        if "results" in part.told:
-            results = np.zeros(len(which), dtype=RESULT_DTYPE)
-            results["rule"], results["mark"], results["priority"] = found["rule"], found["skb_mark"], found["priority"]
-            results["n_hits"], results["hit"][:, 0] = found["rule"] != NO_RULE, found["rule"]
-            results["device"] = part.hooks[which] >> 1
-            results["verdict"], results["reason"] = decided["verdict"], decided["reason"]
-            results["tracked"], results["decision"] = (found["flags"] & Flag.CT) != 0, decided
-            self._ends(found, results)
-            part.told["results"][which] = results
-
-    def _ends(self, found: NDArray[Any], results: NDArray[Any]) -> None:
-        """Where each frame that was sent on has ended: by its last output that is no copy."""
-        left, _ = self.nic.outputs()
-        own = np.flatnonzero((left["flags"] & NicOutput.COPY) == 0)
-        at = {int(left["frame"][i]): i for i in own.tolist()}
-        for i, first in enumerate(found["first_output"].tolist()):
-            last = at.get(int(left["frame"][first])) if found["n_outputs"][i] else None
-            if last is not None:
-                results["device"][i], results["egress"][i], results["hops"][i] = left["iface"][last], left["egress"][last], 1
-
-    def _decisions(self, found: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
-        """What a CT table has said of frames, with what software knows of their connections, which may have ended."""
-        decided = np.zeros(len(found), dtype=DECISION_DTYPE)
-        decided["conn"], decided["timeout"] = -1, -1
-        decided["proto"], decided["family"] = keys["proto"], keys["family"]
-        decided["dir"], decided["l4state"] = 0xFF, 0xFF
-        served = (found["flags"] & Flag.CT) != 0
-        decided["state"] = states_of(found)
-        decided["offload"] = np.where(served, Offload.OFFLOAD_HARDWARE, Offload.OFFLOAD_NONE)
-        decided["dir"][served] = np.where(found["ct_state"][served] & STATE_RPL, Dir.REPLY, Dir.ORIG)
-        for name in ("conn", "zone", "mark"):
-            decided[name][served] = found[name][served]
-        for ordinal in np.unique(decided["conn"][served]).tolist():
-            try:
-                conn = self.tracker.conn(ordinal)[0]
-            except ConfigError:  # it has ended, and its rules are about to go
-                continue
-            of_it = decided["conn"] == ordinal
-            decided["status"][of_it], decided["timeout"][of_it] = conn["status"], conn["timeout"].astype(np.int32)
-            decided["l4state"][of_it & (decided["proto"] == Proto.PROTO_TCP)] = conn["tcp"]["state"]
-        return decided

@@ -125,6 +125,7 @@ cdef class Program:
     cdef Program beside                 # whose policers these are, too
     cdef object counts
     cdef object places                  # of rules in their chains; None: nobody has asked
+    cdef dict named                     # chains by hook and number of tc, those that resumes() was asked for
     cdef uint32_t n_munges              # that are in use while rules are compiled
     cdef uint32_t n_buckets
     cdef dict asks                      # by action, which one it is in code.ask

@@ -151,7 +151,7 @@ cdef class Program:
         self.ruleset = ruleset
         self.config = settings_of(ruleset, Config() if config is None else config)
         self.ranges = ranges_of(self.config)
-        self.arrays = []
+        self.arrays, self.named = [], {}
         self.devices = devices_of(ruleset, devices)
         self.numbers = {name: i for i, name in enumerate(self.devices)}
         groups = grouped(ruleset.rules)
@@ -270,8 +270,7 @@ cdef class Program:
     def resumes(self, hooks, chains, rules, actions):
         """See program.pyi."""
         found = np.zeros(len(rules), dtype=RESUME_DTYPE)
-        where, which = np.unique(np.stack([hooks, chains]).astype(np.int64), axis=1, return_inverse=True)
-        found["chain"] = np.array([self._chain(hook, chain) for hook, chain in where.T.tolist()], dtype=np.uint32)[which.reshape(-1)]
+        found["chain"] = [self._chain(hook, chain) for hook, chain in zip(hooks.tolist(), chains.tolist(), strict=True)]
         named = rules != <uint32_t>NO_RULE
         found["place"][named], found["action"][named] = self._places()[rules[named]], actions[named]
         found["conn"], found["on"] = -1, 1
@@ -279,8 +278,10 @@ cdef class Program:
 
     def _chain(self, number, chain):
         """A hook's chain by tc's number, as Rules.start has it."""
-        hook = Hook(self.devices[number >> 1], "egress" if number & 1 else "ingress")
-        return self.chains.get((bindings(self.ruleset.qdiscs).get(hook, hook), chain), <uint32_t>NO_CHAIN)
+        if (number, chain) not in self.named:
+            hook = Hook(self.devices[number >> 1], "egress" if number & 1 else "ingress")
+            self.named[number, chain] = self.chains.get((bindings(self.ruleset.qdiscs).get(hook, hook), chain), <uint32_t>NO_CHAIN)
+        return self.named[number, chain]
 
     def _places(self):
         """By rule: its place in its chain."""

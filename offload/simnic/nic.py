@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
 from offload.simnic import commands as orders
 from offload.simnic import connections, registers, tables, walk
+from offload.simnic.arrivals import Arrived, Part, arrived
 from offload.simnic.capability import Kept
 from offload.simnic.change import ROOM, TAG
 from offload.simnic.faults import FOREVER, Fault, Faults
@@ -115,39 +116,24 @@ class Nic:
         memory: uint8[m]; frames: structured[n] with offset, caplen, len, ts (ns), link (LINKTYPE_*), iface; ifaces: integers[n] instead of the
         frames' own. Raises ValueError for frames that do not lie within memory, and for ifaces that do not fit the frames.
         """
-        self._check(memory, frames, ifaces)
-        if len(frames):
-            self.advance(int(frames["ts"][0]))
-        self._make_room(frames)
+        came = arrived(memory, frames, ifaces)
         rows = np.zeros(len(frames), dtype=RESULT_DTYPE)
+        self.process_some(came, rows, Part(0, len(frames)))
+        return rows
+
+    def process_some(self, came: Arrived, rows: NDArray[Any], part: Part) -> int:
+        """A part of what has arrived, as process(): RESULT_DTYPE[n], all zero before, has its rows from then on. Returns the row behind the last one."""
+        if part.start == part.end:
+            return part.end
+        self.advance(int(came.frames["ts"][part.start]))
+        self._make_room(came.frames[part.start : part.end])
         self._nic[[registers.N_USED, registers.N_OUT]] = 0
         state = registers.work(self._own, self._out, self._nic, self._option)
-        ifaces = frames["iface"] if ifaces is None else ifaces
-        memory = memory.view()
-        memory.flags.writeable = False  # whosever it is: so that the walk is compiled once
-        walk.run(state, self._block, self.program.arrays, self._tables, memory, frames, np.ascontiguousarray(ifaces, dtype=np.int64), rows)
-        return rows
+        return int(walk.run(state, self._block, self.program.arrays, self._tables, came, rows, part))
 
     def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """What left because of the last process(): OUTPUT_DTYPE[k], and the NIC's memory. Both are the NIC's own, until the next process()."""
         return self._out[: self._nic[registers.N_OUT]], self._own
-
-    @staticmethod
-    def _check(memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None) -> None:
-        if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous:
-            raise ValueError("memory: expected a contiguous array of bytes")
-        if frames.ndim != 1 or frames.dtype.names is None or not frames.flags.c_contiguous:
-            raise ValueError("frames: expected a contiguous structured array")
-        ends = frames["offset"].astype(np.int64) + frames["caplen"]
-        if len(frames) and (frames["offset"].astype(np.int64).min() < 0 or ends.max() > len(memory)):
-            raise ValueError(f"frames: expected offset + caplen within the {len(memory)} bytes of memory")
-        if (frames["len"] < frames["caplen"]).any():
-            raise ValueError("frames: expected len not below caplen")
-        if ifaces is not None and ifaces.shape != frames.shape:
-            raise ValueError("ifaces: expected one of each frame")
-        numbers = frames["iface"] if ifaces is None else ifaces
-        if len(frames) and not (int(numbers.min()) >= 0 and int(numbers.max()) < 0xFFFF):
-            raise ValueError("ifaces: expected numbers from 0 to 65534")
 
     def _make_room(self, frames: NDArray[Any]) -> None:
         """Memory for every change that any rule may make: a copy of the frame, and one more after each that has left."""
@@ -180,6 +166,11 @@ class Nic:
         return self._names[number]
 
     # --- time ------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> int:
+        """ns: when there is something to be heard of the NIC; 0: already."""
+        return 0 if self._replies else min(self.line.earliest, self._left[0] if self._left else FOREVER)
 
     def advance(self, now: int) -> None:
         """What has become due up to `now` happens. Time that goes back stands still."""

@@ -193,13 +193,20 @@ def look_ahead(b, p, t, memory, frames, ifaces, first, n):
 
 
 @kernel
-def run(w, b, p, t, memory, frames, ifaces, rows):
-    """Frames, one after the other, parsed BLOCK at a time.   Reads: memory, frames, ifaces, p.   Writes: rows; w, b; all counters, buckets."""
-    for i in range(len(frames)):
-        j = i % BLOCK
-        if j == 0:
-            look_ahead(b, p, t, memory, frames, ifaces, i, min(BLOCK, len(frames) - i))
+def run(w, b, p, t, arrived, rows, part):
+    """Frames, one after the other, parsed BLOCK at a time.   Reads: arrived, part, p.   Writes: rows; w, b; all counters, buckets.
+
+    Returns the row behind the last frame that was let in: see Part.
+    """
+    memory, frames, ifaces = arrived
+    end, until = part.end, part.until
+    for i in range(part.start, part.end):
         frame, row, iface = frames[i], rows[i], ifaces[i]
+        if i > part.start and (i >= end or frame.ts >= until or frame.ts < part.since):
+            return i
+        j = (i - part.start) % BLOCK
+        if j == 0:
+            look_ahead(b, p, t, memory, frames, ifaces, i, min(BLOCK, end - i))
         begin(w, frame, iface)
         for k in range(WORDS):
             w.key[k] = b.key[j, k]
@@ -213,3 +220,6 @@ def run(w, b, p, t, memory, frames, ifaces, rows):
             row.group = p.chain_group[chain]
             all_turns(w, p, t, memory, i, row, chain, frame.ts)
         finish(w, row)
+        if row.verdict == MISSED:
+            end, until = min(end, i + part.company), min(until, frame.ts + part.linger)
+    return end
