@@ -30,9 +30,10 @@ ctypedef struct FlowRow:
     uint8_t hw
     uint8_t pad
     uint16_t zone               # that of its tuples
-    uint8_t pads[6]
+    uint8_t pads[2]
+    uint32_t quiet              # tick: hardware has refused its rules, and is not asked again before
     Key key[2]                  # as packets of each direction arrive
-    int64_t quiet               # ns: hardware has refused its rules, and is not asked again before. Two cache lines in all
+    uint8_t to_line[8]          # two cache lines in all
 
 # An ask that waits to be taken; what it says of its connection is filled in when it is.
 ctypedef struct Token:

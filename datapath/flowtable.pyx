@@ -210,7 +210,7 @@ cdef bint row_enter(FlowTable *all, Engine *ct, uint32_t conn, uint16_t zone) no
     row.conn_id, row.conn, row.zone = entry.flow[ORIG].id, conn, zone
     row.timeout = <uint32_t>ct.tick + idle_ticks(all, key[ORIG].proto)
     row.flags = ROW_BIDIRECTIONAL | ROW_ASSURED if entry.status & ASSURED else 0
-    row.cause, row.hw, row.quiet = OFFLOAD_NONE, 0, 0
+    row.cause, row.hw, row.quiet = OFFLOAD_NONE, 0, <uint32_t>ct.tick
     all.living[number >> 6] |= <uint64_t>1 << (number & 63)
     for dir in range(2):
         row.key[dir] = key[dir]
@@ -354,6 +354,8 @@ cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
             if all.extends:
                 extend(ct, &ct.pool.entry[row.conn], tick)
             ask_counters(all, ct, i, <uint32_t>tick)
+            if tick_reached(row.quiet, tick):
+                row.quiet = <uint32_t>tick      # it shall not come near again from the other side
         i = next_living(all, i + 1)
 
 

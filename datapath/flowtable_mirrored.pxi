@@ -14,7 +14,7 @@ cdef void flow_ask(FlowTable *all, uint32_t number, uint8_t asked) noexcept nogi
     cdef Asks *asks = all.asks
     cdef FlowRow *row = &all.row[number]
     cdef Token *token
-    if asks == NULL or row.hw & HW_WAITS << asked or (asked == ASK_INSTALL and all.engine.now < row.quiet):
+    if asks == NULL or row.hw & HW_WAITS << asked or (asked == ASK_INSTALL and not tick_reached(row.quiet, all.engine.tick)):
         return
     if asks.count == asks.size:
         asks.lost += 1
@@ -144,7 +144,7 @@ cdef void flow_answer(FlowTable *all, const FlowAnswer *a) noexcept nogil:
         count_hardware(all, entry, row.conn, a)
         seen_by_hardware(all, row, a.used)
         return
-    row.quiet = a.used
+    row.quiet = <uint32_t>((min(max(a.used, all.engine.now), all.engine.now + LEAP) + all.engine.set.tick_ns - 1) // all.engine.set.tick_ns)
     row.hw = row.hw | HW_ESTABLISHED if a.flags & FLOW_ESTABLISHED else row.hw & ~<uint8_t>HW_ESTABLISHED
     if entry != NULL:
         entry.status = entry.status | HW_OFFLOAD if a.answer == ANSWER_INSTALLED else entry.status & ~<uint16_t>HW_OFFLOAD

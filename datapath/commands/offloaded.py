@@ -49,8 +49,8 @@ KINDS = {"decisions": DECISION_DTYPE, "keys": KEY_DTYPE, "results": RESULT_DTYPE
 
 
 class Batch(NamedTuple):
-    """What process() was given. hooks: where each frame came, by Program.hook(); came, found: the same for the NIC, and what that made of it; told: what
-    was asked for; outputs: whether what leaves is wanted."""
+    """What process() was given. hooks: where each frame came, by Program.hook(); came, found: the same for the NIC, and what that made of it; told:
+    what was asked for; outputs: whether what leaves is wanted."""
 
     memory: NDArray[np.uint8]
     frames: NDArray[Any]
@@ -235,7 +235,7 @@ class Offloaded:
             rows[which] = told[name]
 
     def _software(self, batch: Batch, start: int, soft: NDArray[Any]) -> NDArray[Any] | None:
-        """Let the frames that missed go on where the NIC has stopped. soft: their rows, from `start`. Returns what was decided, if anybody wants it."""
+        """Let the frames that missed go on where the NIC has stopped. soft: their rows from `start`. Returns what was decided, if anybody wants it."""
         which = start + soft
         stopped, rows = batch.found[which], batch.frames[which]
         rows["caplen"], rows["len"] = stopped["caplen"], stopped["length"]  # the NIC may have cut off what is behind the packet
