@@ -50,7 +50,7 @@ def decisions_of(tracker: Tracker, found: NDArray[Any], keys: NDArray[Any]) -> N
 
 
 def results_of(found: NDArray[Any], decided: NDArray[Any], devices: NDArray[Any], outputs: NDArray[Any]) -> NDArray[Any]:
-    """RESULT_DTYPE[n] of the walk, as if the rules of hardware had been software's. devices: where frames came; outputs: OUTPUT_DTYPE[k] of the NIC."""
+    """RESULT_DTYPE[n] of the walk, as if the rules of hardware had been software's. devices: where frames came; outputs: the NIC's."""
     results = np.zeros(len(found), dtype=RESULT_DTYPE)
     results["rule"], results["mark"], results["priority"] = found["rule"], found["skb_mark"], found["priority"]
     results["n_hits"], results["hit"][:, 0] = found["rule"] != NO_RULE, found["rule"]

@@ -235,7 +235,7 @@ class Offloaded:
             rows[which] = told[name]
 
     def _software(self, batch: Batch, start: int, soft: NDArray[Any]) -> NDArray[Any] | None:
-        """Let the frames that missed go on where the NIC has stopped. soft: their rows from `start`. Returns what was decided, if anybody wants it."""
+        """Let the frames that missed go on where the NIC has stopped. soft: their rows from `start`. What was decided, if anybody wants it."""
         which = start + soft
         stopped, rows = batch.found[which], batch.frames[which]
         rows["caplen"], rows["len"] = stopped["caplen"], stopped["length"]  # the NIC may have cut off what is behind the packet

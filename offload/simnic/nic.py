@@ -122,7 +122,7 @@ class Nic:
         return rows
 
     def process_some(self, came: Arrived, rows: NDArray[Any], part: Part) -> int:
-        """A part of what has arrived, as process(). rows: RESULT_DTYPE[n], zeros, whose rows of this part are written; returns the row behind them."""
+        """A part of what arrived, as process(). rows: RESULT_DTYPE[n], zeros, whose rows of this part are written; returns the row behind them."""
         if part.start == part.end:
             return part.end
         self.advance(int(came.frames["ts"][part.start]))
