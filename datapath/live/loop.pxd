@@ -55,6 +55,16 @@ cdef class Loop:
     cdef uint64_t[N_BUCKETS] took
     cdef volatile bint asked    # somebody wants a turn
 
+    # Of who comes before the rules, and who wants a turn; never looked at without them.
+    cdef readonly object front  # None: frames come to the rules
+    cdef readonly object turn
+    cdef bint fronted
+    cdef bint turns
+    cdef object memory          # the umem's, and `frame`, as arrays
+    cdef object rows
+    cdef int64_t turn_at        # ns: when the next one is due
+    cdef object failed          # what one of them has raised, for run()
+
     # Of several workers; never looked at where there is one.
     cdef readonly Handoff handoff   # None: this worker is alone
     cdef bint shares
@@ -83,17 +93,10 @@ cdef class Loop:
     cdef void send_all(self, size_t n) noexcept nogil
     cdef void flush(self, int iface, int n) noexcept nogil
     cdef int exit_of(self, const Output *out) noexcept nogil
-    cdef int route(self, size_t i, const Output *out) noexcept nogil
-    cdef const uint8_t *as_it_came(self, const Output *out, const uint8_t *data, uint32_t *have) noexcept nogil
-    cdef void tell(self, const Step *step, const uint8_t *before, uint32_t have, uint32_t at, int64_t ts) noexcept nogil
-    cdef void hold(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil
-    cdef uint64_t claim(self, uint32_t frame, uint64_t offset, uint32_t size) noexcept nogil
-    cdef void resolve(self, int64_t now) noexcept nogil
-    cdef void move_all(self, size_t n) noexcept nogil
-    cdef void move(self, uint64_t offset, const Step *step, int64_t ts) noexcept nogil
-    cdef void cut_up(self, const uint8_t *packet, const Step *step, int64_t ts) noexcept nogil
-    cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil
-    cdef void send_onward(self) noexcept nogil
-    cdef void wait(self, int64_t most) noexcept nogil
+    cdef void meet_front(self, int n) noexcept nogil
+    cdef int take_outputs(self, rows, data, uint32_t n) except -1
+    cdef void give_turn(self, int64_t now) noexcept nogil
+    cdef int fail(self, error) except -1
+    cdef void wait(self, int64_t most, int64_t now) noexcept nogil
     cdef int still(self) except -1
     cdef void go(self, int64_t until) noexcept nogil

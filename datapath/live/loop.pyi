@@ -1,10 +1,11 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datapath.live.handoff import Handoff
 from datapath.live.iface import Iface
+from datapath.live.offloading import Front
 from datapath.live.router import Router
 from datapath.live.umem import Umem
 from datapath.ruled import RulePipeline
@@ -18,7 +19,10 @@ class Loop:
     of one device (queues) share it, and what leaves there leaves by the first of them. inward: who takes what passes at a device's ingress, both by
     name; without an entry it is counted as `nobody`, and gone. router: where frames go that pass at a device which it routes for; its names are those
     of the ifaces by ordinal. What it forwards goes through the rules at the egress of the device it leaves by, and is counted by the pipeline there
-    as well. handoff: of several workers, this one's end of the lanes between them. Raises ValueError for ifaces that do not go together.
+    as well. handoff: of several workers, this one's end of the lanes between them. front: has frames before the pipeline, which it has: like the
+    pipeline, it has arrive(), process() and outputs(). turn: is called with the time (ns since the epoch) between two rounds, within a millisecond
+    of frames and after True, which says that something is on its way, and every 20 ms otherwise. What these raise, run() raises. Raises ValueError
+    for ifaces that do not go together.
     """
 
     pipeline: RulePipeline
@@ -27,6 +31,8 @@ class Loop:
     bell: int
     router: Router | None
     handoff: Handoff | None
+    front: Front | None
+    turn: Callable[[int], bool] | None
     def __init__(
         self,
         pipeline: RulePipeline,
@@ -35,6 +41,8 @@ class Loop:
         inward: Mapping[str, str] | None = None,
         router: Router | None = None,
         handoff: Handoff | None = None,
+        front: Front | None = None,
+        turn: Callable[[int], bool] | None = None,
     ) -> None: ...
     def aim(self, inward: Mapping[str, str]) -> None:
         """Look up again which iface is which of the pipeline's devices, and which of them are routed: after RulePipeline.load(), or when that has

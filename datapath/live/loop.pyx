@@ -11,7 +11,8 @@ One frame: chunk 7 arrives at eth0, a rule redirects it to eth1: chunk 7 is hand
 What is routed to a neighbour that is not known yet waits in its chunk (unresolved), and is routed anew when it is, or its sender is told that it is not.
 With several workers, what was received and is another one's is handed over before anything looks at it, and what others hand over is done last.
 Invariants: each received chunk is handed to an iface, to another worker, or given back in the round in which it came, but for those that wait for a
-neighbour. No frame is lost without a counter. Python has its turn between two calls of run() only, so nobody changes rules or tables under a packet.
+neighbour. No frame is lost without a counter. Python has its turn between two calls of run() only, so nobody changes rules or tables under a packet;
+but for a front, which has frames before the rules do, and for who wants a turn every millisecond (offloading): both hold the GIL, in this thread.
 Not here: opening ifaces and loading rules (node), what rules do (ruled), jobs from outside (worker), where a frame is routed to (router).
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from ctcore.flow_changes cimport rows_of
 from ctcore.lowlevel cimport likely, unlikely
 from datapath.link cimport LINKTYPE_ETHERNET
 from datapath.live.cut_ipv4 cimport Slices, slices_begin, slices_next
@@ -33,32 +35,40 @@ from datapath.live.router cimport ETH, WAY_CUT, WAY_NO_NEIGHBOUR, Router, Step, 
 from datapath.live.routes cimport Address
 from datapath.live.umem cimport HELD, pool_give, pool_take
 from datapath.live.unresolved cimport Waiting
-from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, outputs_reset
+from datapath.pipeline.outputs cimport OUTPUT_CHANGED, Output, Outputs, output_add, outputs_reset
 from datapath.pipeline.program cimport NO_CHAIN
 from datapath.ruled cimport ALL_WALK, RulePipeline
 
+from datapath.frame import FRAME_DTYPE
+from datapath.pipeline.outputs import OUTPUT_DTYPE
 from datapath.pipeline.rules import Hook
 
 cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
     LEAST_WALKS = 16            # of a round, however much comes in
+    TURN_NS = 1_000_000         # between two turns while frames come, or something is on its way
+    QUIET_NS = 20_000_000       # between two while there is nothing
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
 COUNTERS = ("rounds", "frames", "waits", "sent", "nobody", "no_chunk", "too_long", "too_many", "not_sent", "frame_ns")
 assert sizeof(LoopCounts) == 8 * len(COUNTERS)
 
+include "loop_routing.pxi"
+
 
 cdef class Loop:
     """See loop.pyi."""
 
-    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None, Router router=None, Handoff handoff=None):
+    def __init__(self, RulePipeline pipeline not None, ifaces, *, inward=None, Router router=None, Handoff handoff=None, front=None, turn=None):
         self.ifaces = tuple(ifaces)
         if not 0 < len(self.ifaces) <= MOST_IFACES:
             raise ValueError(f"ifaces: expected 1 to {MOST_IFACES}, found {len(self.ifaces)}")
         self.pipeline, self.umem, self.router, self.handoff = pipeline, self.ifaces[0].umem, router, handoff
         self.shares, self.routes = handoff is not None, router is not None
+        self.front, self.turn, self.fronted, self.turns = front, turn, front is not None, turn is not None
+        self.memory, self.rows = self.umem.memory, np.asarray(<uint8_t[:ROUND * sizeof(Frame)]><uint8_t *>self.frame).view(FRAME_DTYPE)
         if self.shares and (handoff.exchange.umem is not self.umem or handoff.worker != self.ifaces[0].worker):
             raise ValueError(f"handoff: of worker {handoff.worker}: expected that of worker {self.ifaces[0].worker}, on the same memory")
         self.n_ifaces = len(self.ifaces)
@@ -107,7 +117,8 @@ cdef class Loop:
             raise ValueError(f"ifaces: ordinals {sorted(names)}: expected them from 0 on")
         self.n_devices = len(names)
         leaving = [] if self.router is None else self._aim_router([names[i] for i in range(len(names))], first)
-        self.pipeline.arrive([Hook(names[i]) for i in range(len(names))] + leaving)
+        hooks = [Hook(names[i]) for i in range(len(names))] + leaving
+        (self.front if self.fronted else self.pipeline).arrive(hooks)
         self.pipeline.walker.walking.outputs = &self.pipeline.walker.all
 
     def _aim_router(self, list names, dict first):
@@ -131,9 +142,13 @@ cdef class Loop:
         for iface in self.ifaces:
             iface.ready()
         self.pipeline.tracker.enter()
+        self.turn_at = 0                # what was done between may have led to something
         with nogil:
             self.go(until)
         self.pipeline.tracker.busy = False
+        if self.failed is not None:
+            failed, self.failed = self.failed, None
+            raise failed
         if self.asked:
             self.asked = False
             self.still()
@@ -173,17 +188,22 @@ cdef class Loop:
         cdef int64_t now = wall_ns()
         while True:
             if unlikely(self.routes) and self.router.unresolved.n_hops:
-                self.resolve(now)
+                resolve(self, now)
             idle = 0 if self.round() else idle + 1
             now = wall_ns()
             if idle:
                 self.pipeline.tick(now)
             if unlikely(self.shares):
                 self.handoff.look(now)
+            if unlikely(self.turns):
+                if idle == 0:
+                    self.turn_at = min(self.turn_at, now + TURN_NS)
+                if now >= self.turn_at:
+                    self.give_turn(now)
             if self.asked or now >= until:
                 return
             if idle > PATIENCE:
-                self.wait(until - now)
+                self.wait(until - now, now)
 
     cdef int round(self) noexcept nogil:
         """Each iface once, and what other workers have handed over. How many frames there were."""
@@ -238,7 +258,7 @@ cdef class Loop:
         self.through(n)
         self.pipeline.walks = ALL_WALK
         if unlikely(self.n_onward):
-            self.send_onward()
+            send_onward(self)
         took = <uint64_t>max(wall_ns() - start, <int64_t>1)
         self.counts.frame_ns += took * n
         while took > 1 and bucket < N_BUCKETS - 1:
@@ -250,16 +270,74 @@ cdef class Loop:
         """Frames through the rules; what leaves is sent, or stands in `onward`."""
         cdef size_t k
         cdef int i
-        outputs_reset(&self.pipeline.walker.all)
-        self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
+        if unlikely(self.fronted):
+            self.meet_front(n)
+        else:
+            outputs_reset(&self.pipeline.walker.all)
+            self.pipeline.run(self.umem.base, self.frame, n, &self.wanted)
         memset(self.claimed, 0, n)
         k = self.place_all(n)
         if unlikely(self.n_routed):
-            self.move_all(k)
+            move_all(self, k)
         self.send_all(k)
         for i in range(n):
             if not self.claimed[i]:
                 pool_give(self.pool, self.frame[i].offset, HELD)
+
+    # --- a front, and turns -----------------------------------------------------------------------------------------------------------------
+
+    cdef void meet_front(self, int n) noexcept nogil:
+        """Frames come to the front, which lets the pipeline have what is not its own; what leaves because of either is the walker's."""
+        with gil:
+            self.pipeline.tracker.busy = False
+            try:
+                self.front.process(self.memory, self.rows[:n], decisions=False, outputs=True)
+                outputs_reset(&self.pipeline.walker.all)
+                rows, data = self.front.outputs()
+                self.take_outputs(rows, data, <uint32_t>n)
+            except BaseException as error:
+                outputs_reset(&self.pipeline.walker.all)
+                self.fail(error)
+            self.pipeline.tracker.busy = True
+
+    cdef int take_outputs(self, rows, data, uint32_t n) except -1:
+        """Rows of OUTPUT_DTYPE, of n frames, and the bytes of those that were changed. Counts what there is no memory for."""
+        cdef const Output *row = <const Output *>rows_of(rows, OUTPUT_DTYPE, "outputs")
+        cdef const uint8_t[::1] own = data
+        cdef uint64_t size
+        cdef Output *out
+        cdef Py_ssize_t i
+        cdef bint changed
+        for i in range(len(rows)):
+            changed = row[i].flags & OUTPUT_CHANGED
+            size = <uint64_t>own.shape[0] if changed else self.umem.size
+            if row[i].frame >= n or row[i].offset > size or row[i].caplen > size - row[i].offset:
+                raise ValueError(f"outputs: row {i}: expected one of {n} frames, within {size} bytes")
+            out = output_add(&self.pipeline.walker.all, &own[row[i].offset] if changed else NULL, row[i].caplen, changed)
+            if unlikely(out == NULL):
+                self.counts.too_many += 1
+                continue
+            size = out.offset
+            out[0] = row[i]
+            if changed:
+                out.offset = size
+        return 0
+
+    cdef void give_turn(self, int64_t now) noexcept nogil:
+        """Between two rounds. It says whether something is on its way."""
+        with gil:
+            self.pipeline.tracker.busy = False
+            try:
+                self.turn_at = now + (TURN_NS if self.turn(now) else QUIET_NS)
+            except BaseException as error:
+                self.fail(error)
+            self.pipeline.tracker.busy = True
+
+    cdef int fail(self, error) except -1:
+        """Have run() raise it after the round at hand."""
+        self.failed = error
+        self.asked = True
+        return 0
 
     # --- chunks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -273,7 +351,7 @@ cdef class Loop:
             out = &all.row[i]
             self.exit[i], self.place[i] = self.exit_of(out), NOWHERE
             if unlikely(self.exit[i] < 0):
-                self.exit[i] = self.route(i, out)
+                self.exit[i] = route(self, i, out)
                 if self.exit[i] < 0:
                     continue
             if out.flags & OUTPUT_CHANGED:
@@ -345,178 +423,14 @@ cdef class Loop:
         for i in range(taken, n):
             pool_give(self.pool, self.ready[i].offset, HELD)
 
-    # --- routing --------------------------------------------------------------------------------------------------------------------------
-
-    cdef int route(self, size_t i, const Output *out) noexcept nogil:
-        """The exit of what no iface takes as it is: ONWARD + an iface's, or NOBODY. No chunk has been written to yet in this round."""
-        cdef const uint8_t *data
-        cdef const uint8_t *before
-        cdef uint32_t have
-        if self.exit[i] != ROUTED or self.again:
-            self.counts.nobody += 1
-            return NOBODY
-        data = (self.pipeline.walker.all.memory if out.flags & OUTPUT_CHANGED else self.umem.base) + out.offset
-        self.router.look(data, out.caplen, self.frame[out.frame].iface, &self.step[i])
-        if likely(self.step[i].way <= WAY_CUT):
-            self.n_routed += 1
-            return ONWARD + self.sends[self.step[i].out]
-        if self.step[i].way == WAY_NO_NEIGHBOUR:
-            self.hold(&self.step[i], out, data)
-        else:
-            before = self.as_it_came(out, data, &have)
-            self.tell(&self.step[i], before, have, self.frame[out.frame].iface, self.frame[out.frame].ts)
-        return NOBODY
-
-    cdef const uint8_t *as_it_came(self, const Output *out, const uint8_t *data, uint32_t *have) noexcept nogil:
-        """What an error quotes, before any chunk is written to. Of a datagram that rules have put together, whose last fragment came as none that errors
-        may be about, that is a piece as it is now."""
-        cdef const Frame *came = &self.frame[out.frame]
-        cdef const uint8_t *before = self.umem.base + came.offset
-        have[0] = came.caplen
-        if unlikely(later_fragment(before, have[0])) and same_ends(before, data, out.caplen):
-            have[0] = out.caplen
-            return data
-        return before
-
-    cdef void tell(self, const Step *step, const uint8_t *before, uint32_t have, uint32_t at, int64_t ts) noexcept nogil:
-        """Tell a frame's sender that it goes nowhere.   before, have: what is quoted; at: ordinal of the device that it came to."""
-        cdef uint32_t size
-        cdef uint64_t offset
-        cdef Step back
-        if pool_take(self.pool, &offset, 1, HELD) == 0:
-            self.counts.no_chunk += 1
-            return
-        size = self.router.tell(step, before, have, at, ts, self.umem.base + offset, &back)
-        if size:
-            self.go_on(offset, size, back.out, ts)
-        else:
-            pool_give(self.pool, offset, HELD)
-
-    cdef void hold(self, const Step *step, const Output *out, const uint8_t *data) noexcept nogil:
-        """A frame waits for its neighbour: in its own chunk, or, if its rules have changed it, in a new one beside that."""
-        cdef const Frame *came = &self.frame[out.frame]
-        cdef const uint8_t *before
-        cdef Waiting one
-        cdef Address a
-        cdef uint32_t link
-        if not self.router.next_hop(data + ETH, step.six, &a, &link):
-            return
-        before = self.as_it_came(out, data, &one.have)
-        one.size, one.at = out.caplen, came.iface
-        one.offset = self.fresh(data, out.caplen) if out.flags & OUTPUT_CHANGED else self.claim(out.frame, out.offset, out.caplen)
-        if one.offset == NOWHERE:
-            return
-        one.came = one.offset
-        if before != data and out.flags & OUTPUT_CHANGED:
-            one.came = self.claim(out.frame, came.offset, one.have)
-        if one.came == NOWHERE:
-            pool_give(self.pool, one.offset, HELD)
-            return
-        self.router.unresolved.put(&one, a, link, wall_ns())
-
-    cdef uint64_t claim(self, uint32_t frame, uint64_t offset, uint32_t size) noexcept nogil:
-        """A frame's own chunk, or another one with the same in it."""
-        if self.claimed[frame]:
-            return self.fresh(self.umem.base + offset, size)
-        self.claimed[frame] = True
-        return offset
-
-    cdef void resolve(self, int64_t now) noexcept nogil:
-        """Frames whose neighbours are known by now, or will not be: on, or their senders are told."""
-        cdef Waiting one
-        cdef Step step
-        while self.router.unresolved.take(self.router.near, now, &one):
-            self.router.look(self.umem.base + one.offset, one.size, one.at, &step)
-            if step.way == WAY_NO_NEIGHBOUR:
-                self.router.give_up(&step)
-            if step.way > WAY_CUT:
-                self.tell(&step, self.umem.base + one.came, one.have, one.at, now)
-                self.router.unresolved.give(&one)
-                continue
-            if one.came != one.offset:
-                pool_give(self.pool, one.came, HELD)
-            self.move(one.offset, &step, now)
-            if self.n_onward >= ROUND:
-                self.send_onward()
-        if self.n_onward:
-            self.send_onward()
-
-    cdef void move_all(self, size_t n) noexcept nogil:
-        """What is routed is changed where it lies now, and stands in `onward` from then on."""
-        cdef size_t i
-        self.n_routed = 0
-        for i in range(n):
-            if self.exit[i] < ONWARD or self.place[i] == NOWHERE:
-                continue
-            self.move(self.place[i], &self.step[i], self.frame[self.pipeline.walker.all.row[i].frame].ts)
-            self.place[i] = NOWHERE
-
-    cdef inline void move(self, uint64_t offset, const Step *step, int64_t ts) noexcept nogil:
-        router_move(self.umem.base + offset, step)
-        if likely(step.way != WAY_CUT):
-            self.go_on(offset, ETH + step.length, step.out, ts)
-        else:
-            self.cut_up(self.umem.base + offset, step, ts)
-            pool_give(self.pool, offset, HELD)
-
-    cdef void cut_up(self, const uint8_t *frame, const Step *step, int64_t ts) noexcept nogil:
-        cdef Slices slices
-        cdef uint64_t offset
-        cdef uint32_t size
-        if not slices_begin(&slices, frame + ETH, step.mtu):
-            self.counts.too_long += 1
-            return
-        while slices.done < slices.total - slices.head:
-            if pool_take(self.pool, &offset, 1, HELD) == 0:
-                self.counts.no_chunk += 1
-                return
-            size = slices_next(&slices, self.umem.base + offset + ETH)
-            memcpy(self.umem.base + offset, frame, ETH)
-            self.go_on(offset, ETH + size, step.out, ts)
-
-    cdef void go_on(self, uint64_t offset, uint32_t size, uint32_t ordinal, int64_t ts) noexcept nogil:
-        """A frame that the router sends, in a chunk that is held."""
-        cdef Frame *on
-        if unlikely(self.n_onward == MOST_ONWARD):
-            self.counts.too_many += 1
-            pool_give(self.pool, offset, HELD)
-            return
-        on = &self.onward[self.n_onward]
-        on.offset, on.caplen, on.len, on.ts, on.link, on.iface = offset, size, size, ts, LINKTYPE_ETHERNET, ordinal
-        self.n_onward += 1
-
-    cdef void send_onward(self) noexcept nogil:
-        """In order for each device: to it, or through the rules at its egress first."""
-        cdef int i, n = 0, to = NOBODY, out, all = self.n_onward
-        self.n_onward = 0
-        for i in range(all):
-            if self.ruled[self.onward[i].iface]:
-                continue
-            out = self.sends[self.onward[i].iface]
-            if out != to or n == MOST_OUT:
-                self.flush(to, n)
-                to, n = out, 0
-            self.ready[n].offset, self.ready[n].len, self.ready[n].flags = self.onward[i].offset, self.onward[i].caplen, 0
-            n += 1
-        self.flush(to, n)
-        n = 0
-        self.again = True
-        for i in range(all):
-            if self.ruled[self.onward[i].iface]:
-                self.frame[n] = self.onward[i]
-                self.frame[n].iface += self.n_devices
-                n += 1
-            if n == ROUND or (n and i == all - 1):
-                self.through(n)
-                n = 0
-        self.again = False
-
     # --- waiting --------------------------------------------------------------------------------------------------------------------------
 
-    cdef void wait(self, int64_t most) noexcept nogil:
+    cdef void wait(self, int64_t most, int64_t now) noexcept nogil:
         """Until a frame comes, somebody rings the bell, or timers want to go on."""
         cdef pollfd[MOST_IFACES + 2] fds
-        cdef int i
+        cdef int i, nap = <int>min(most // 1000000, <int64_t>LONGEST_NAP)
+        if unlikely(self.turns):
+            nap = <int>max(min((self.turn_at - now + 999999) // 1000000, <int64_t>nap), <int64_t>0)
         if self.shares and not self.handoff.may_sleep():
             return
         for i in range(self.n_ifaces):
@@ -525,6 +439,6 @@ cdef class Loop:
         if self.shares:
             fds[self.n_ifaces + 1].fd, fds[self.n_ifaces + 1].events = self.handoff.post[self.handoff.worker].bell, POLLIN
         self.counts.waits += 1
-        poll(fds, self.n_ifaces + 1 + self.shares, <int>min(most // 1000000, <int64_t>LONGEST_NAP))
+        poll(fds, self.n_ifaces + 1 + self.shares, nap)
         if self.shares:
             self.handoff.awake()

@@ -1,0 +1,82 @@
+"""What a worker's mirror is for a node: turns between two rounds, other rules, and what is asked of it; and maybe a front, which has frames first.
+
+    loop  -> front.process(memory, frames), front.outputs()     a simulated NIC, and behind it the pipeline
+          -> turn(now)                                          flow table, mirror and backend tell each other what has changed
+    node  -> prepare(program), take(prepared)                   other rules
+    desk  -> figures(), reasons(range), why(conns), audit()     jobs of the worker
+
+Theory of operation: a node knows neither mirrors nor backends; who puts it together (datapath.commands) hands in a factory, which makes such a thing
+for each worker's pipeline. A backend that frames meet is a front; one that is told by netlink has turns only.
+Invariant: what is told here is JSON, and of several workers adds up (merged).
+Not here: mirrors and backends (offload), the requests (offload_desk).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datapath.pipeline.program import Program
+from datapath.pipeline.rules import Hook
+from datapath.ruled import RulePipeline
+
+Figures = dict[str, Any]
+SAME = ("backend", "profile", "policy")  # of all workers
+
+
+class Front(Protocol):
+    """Who has frames first, and the pipeline behind it. It is called as a pipeline is: see RulePipeline."""
+
+    def arrive(self, hooks: Sequence[Hook]) -> None: ...
+    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], *, decisions: bool = ..., outputs: bool = ...) -> Any: ...
+    def outputs(self) -> tuple[NDArray[Any], NDArray[np.uint8]]: ...
+    def summary(self) -> dict[str, Any]: ...
+    def counters(self) -> NDArray[Any]: ...
+    def shortcuts(self) -> dict[str, int]: ...
+
+
+class Offloading(Protocol):
+    """One worker's. All of it is called by the worker's thread, or while that stands still, but prepare()."""
+
+    front: Front | None
+
+    def turn(self, now: int) -> bool:
+        """Time is now (ns): whether something is on its way. Bounded in time."""
+
+    def prepare(self, program: Program) -> Any:
+        """What take() wants of other rules; from any thread, for it takes its time."""
+
+    def take(self, prepared: Any) -> None:
+        """The pipeline has other rules. Connections in hardware stay."""
+
+    def figures(self) -> Figures:
+        """docs/offload.md, `status`: numbers, and objects of numbers by name, but for SAME."""
+
+    def reasons(self, rows: range) -> tuple[dict[str, int], int]:
+        """Flows of these rows of the flow table that are not in hardware, by code; and how many rows there are."""
+
+    def why(self, conns: NDArray[Any]) -> list[dict[str, Any]]:
+        """What there is to say of connections, CONN_DTYPE[n], a record each: docs/offload.md."""
+
+    def audit(self) -> dict[str, Any]:
+        """held, wanted: rules; pending: flows with a job on its way; differs: a record for each rule, `differences` how many they are."""
+
+
+Factory = Callable[[RulePipeline, int, int], Offloading]  # of a worker's pipeline, its number, and how many workers there are
+
+
+def merged(parts: Iterable[Mapping[str, Any]]) -> Figures:
+    """Figures of several workers as one: numbers added, objects likewise; None (no limit, or unknown) stays None."""
+    whole: Figures = {}
+    for part in parts:
+        for name, value in part.items():
+            if name not in whole:
+                whole[name] = dict(value) if isinstance(value, Mapping) else value
+            elif isinstance(value, Mapping):
+                whole[name] = merged([whole[name], value])
+            elif name not in SAME:
+                whole[name] = None if value is None or whole[name] is None else whole[name] + value
+    return whole
