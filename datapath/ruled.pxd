@@ -46,6 +46,9 @@ cdef class RulePipeline:
     cdef int put_in(self, Program program) except -1
     cdef void run(self, const uint8_t *memory, const Frame *frame, Py_ssize_t n, const Wanted *wanted) noexcept nogil
     cdef bint turned_away(self, const Packet *p, int i, Result *result, Decision *decision) noexcept nogil
+    cdef bint stays_out(
+        self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Resume *resume, Result *result, Decision *decision
+    ) noexcept nogil
     cdef void tick(self, int64_t now) noexcept nogil
     cdef bint put_out(self, const Frame *frame, const Packet *p, int i, const Plan *plan) noexcept nogil
     cdef const Shortcut *matching(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i) noexcept nogil

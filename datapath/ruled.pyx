@@ -192,8 +192,9 @@ cdef class RulePipeline:
                 w.row = <uint32_t>(start + i)
                 self.tick(row[i].now)
                 if unlikely(wanted.resumes != NULL and wanted.resumes[start + i].on):
-                    w.resume = wanted.resumes + start + i
-                    self.long_way(memory, frame + start + i, &row[i], i, result, decision)
+                    if likely(self.walks == ALL_WALK) or not self.stays_out(memory, frame + start + i, &row[i], i, wanted.resumes + start + i, result, decision):
+                        w.resume = wanted.resumes + start + i
+                        self.long_way(memory, frame + start + i, &row[i], i, result, decision)
                 elif not self.short_way(memory, frame + start + i, &row[i], i, result, decision, wanted.decisions != NULL) and not self.turned_away(
                     &row[i], i, result, decision
                 ):
@@ -378,6 +379,14 @@ cdef class RulePipeline:
         never_tracked(p, decision)
         decision.verdict, decision.reason = DROP, R_OVERLOAD
         return True
+
+    cdef bint stays_out(
+        self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Resume *resume, Result *result, Decision *decision
+    ) noexcept nogil:
+        """The same of a packet that hardware has begun with: it goes on if hardware knew its connection, or the flow table does."""
+        if resume.conn >= 0 or (self.aim.cut[i] != NO_SHORTCUT and self.matching(memory, frame, p, i) != NULL):
+            return False
+        return self.turned_away(p, i, result, decision)
 
     cdef void remember(self, const uint8_t *memory, const Frame *frame, const Packet *p, int i, const Result *result) noexcept nogil:
         cdef const Trail *trail = &self.walker.walking.trail

@@ -32,6 +32,17 @@ cpdef enum:
     BY_RATE = 1
     BY_BYTES = 2
 
+# What comes of a command. Python: OUTCOMES.
+cdef enum:
+    DONE = 0
+    EXISTED = 1
+    MISSING = 2
+    FULL = 3
+    UNSUPPORTED = 4
+    OTHER = 5
+    LOST = 6
+    N_OUTCOMES = 7
+
 # A flow, by its row of the flow table: 160 bytes. What is desired (flags, key) and what is installed (held, doubt).
 ctypedef struct Mirrored:
     Key key[2]
@@ -81,6 +92,7 @@ ctypedef struct Tally:
     uint64_t strange            # asks that contradict what was asked before
     uint64_t resets
     uint64_t commands[N_JOBS]   # that hardware has taken
+    uint64_t came[N_JOBS][N_OUTCOMES]   # of these
 
 ctypedef struct State:
     Mirrored *row

@@ -24,6 +24,7 @@ class Found(IntEnum):
 
 AUDIT_DTYPE: np.dtype[Any]  # cookie, row, dir, found
 BYTES_PER_FLOW: float
+OUTCOMES: tuple[str, ...]
 
 class Mirror:
     """The mirror of what hardware holds of a flow table of so many rows. Raises ConfigError, MemoryError.
@@ -38,6 +39,9 @@ class Mirror:
     def settings(self) -> MirrorSettings: ...
     @property
     def size(self) -> int: ...
+    @property
+    def used(self) -> int:
+        """Rows of the flow table that were ever known, from the first one on."""
     @property
     def waiting(self) -> int:
         """Commands that hardware has not taken."""
@@ -63,11 +67,12 @@ class Mirror:
         (jobs). All others count: accepted, existed, destroyed, missing (rules); refused_full, refused_unsupported, refused_other, undestroyed,
         uncounted (refusals); lost (answers); dropped_* (jobs asked for while one was pending); held_back (installs before the back-off was over);
         kept_out (installs that were not tried, hardware having just said that it is full);
-        evictions, spared (newcomers into full hardware that got no room); strays (replies); strange (asks); resets; commands_* (taken)."""
+        evictions, spared (newcomers into full hardware that got no room); strays (replies); strange (asks); resets; commands_* (taken); and what came
+        of these: add_done, del_missing, ..., with the names of OUTCOMES."""
     def why(self, row: int) -> dict[str, Any] | None:
         """What is known of a row of the flow table, and `why` it is not in hardware (Why; None: it is). None if it has never been asked for."""
-    def reasons(self) -> dict[Why | None, int]:
-        """How many flows are not in hardware, why; None: those that are."""
+    def reasons(self, rows: range | None = None) -> dict[Why | None, int]:
+        """How many flows are not in hardware, why; None: those that are. rows: only these rows of the flow table."""
     def audit(self, held: NDArray[Any]) -> NDArray[Any]:
         """Hold what hardware has (COMMAND_DTYPE[k], Backend.held) against what it should have: AUDIT_DTYPE[m]. Flows with a job on its way are left
         out, and so are marks and labels, which are as of when a rule was made. Raises ValueError."""

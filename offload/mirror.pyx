@@ -49,6 +49,7 @@ cdef enum:
     MOST_ANSWERS = 4            # that one ask, reply or overdue job leads to
     MEMORY_MS = 4000            # of a rate
     BUDGET = 4096               # rows that advance() looks at
+    N_ERRORS = 256              # beyond those that Linux has
 
 cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF
 
@@ -59,6 +60,8 @@ Found = IntEnum("Found", {"EXTRA": FOUND_EXTRA, "MISSING": FOUND_MISSING, "DIFFE
 AUDIT_DTYPE = np.dtype([("cookie", "u8"), ("row", "u4"), ("dir", "u1"), ("found", "u1"), ("pad", "u1", 2)])
 BYTES_PER_FLOW = sizeof(Mirrored) + 2 * sizeof(uint32_t) + 0.125
 JOBS = {JOB_ADD: "add", JOB_DEL: "del", JOB_STATS: "stats"}
+OUTCOMES = ("done", "existed", "missing", "full", "unsupported", "other", "lost")
+assert len(OUTCOMES) == N_OUTCOMES
 
 cdef uint8_t[4] OPS = [0, OP_REPLACE, OP_DESTROY, OP_STATS]
 
@@ -208,95 +211,7 @@ cdef void asked(State *m, const FlowAsk *ask) noexcept nogil:
         asked_remove(m, ask)
 
 
-# --- replies ----------------------------------------------------------------------------------------------------------------------------
-
-
-cdef void refuse(State *m, Mirrored *row, int32_t error) noexcept nogil:
-    row.error = <int16_t>min(max(error, 1), 0x7FFF)
-    if error == ENOSPC or error == ENOMEM:
-        m.tally.refused_full += 1
-        m.full_until = m.now + m.probe
-    elif error == EOPNOTSUPP:
-        m.tally.refused_unsupported += 1
-    else:
-        m.tally.refused_other += 1
-
-
-cdef void replied_add(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
-    cdef Mirrored *row = &m.row[number]
-    if error != 0 and error != EEXIST:
-        if row.lost:                        # an earlier one was not answered, and may have been carried out
-            row.doubt |= <uint8_t>(1 << dir)
-        else:
-            row.doubt &= ~<uint8_t>(1 << dir)
-        refuse(m, row, error)
-        return
-    m.tally.accepted += error == 0 and not row.held[dir]
-    m.tally.existed += error == EEXIST
-    hold(m, number, dir, wanted(row, dir))
-
-
-cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
-    if error == 0 or error == ENOENT:
-        m.tally.destroyed += error == 0
-        m.tally.missing += error != 0
-        m.full_until = 0
-        hold(m, number, dir, 0)
-    else:
-        m.tally.undestroyed += 1
-        m.row[number].error = <int16_t>min(max(error, 1), 0x7FFF)
-
-
-cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
-    """A6.49, 50. One direction after the other, unless one counter serves both."""
-    cdef Mirrored *row = &m.row[number]
-    cdef FlowAnswer *a
-    if reply.error == ENOENT:
-        m.tally.missing += 1
-        hold(m, number, dir, 0)
-    elif reply.error != 0:
-        m.tally.uncounted += 1
-    if reply.error == 0:
-        measure(m, row, reply.bytes)
-        say(m, number, row.serial, ANSWER_COUNTED)
-        a = &m.answer[m.answers - 1]
-        a.used, a.flags = reply.used, 0 if reply.shared else <uint8_t>FLOW_SPLIT
-        a.packets[0 if reply.shared else dir], a.bytes[0 if reply.shared else dir] = reply.packets, reply.bytes
-    elif installed(row):
-        say(m, number, row.serial, ANSWER_COUNTED)
-    if dir == ORIG and row.held[REPLY] and not (reply.error == 0 and reply.shared):
-        if not row.flags & GOING:
-            say(m, number, row.serial, ANSWER_PENDING)
-        enqueue(m, number, 1 << REPLY)
-
-
-cdef void replied(State *m, const Reply *reply) noexcept nogil:
-    cdef uint32_t number = <uint32_t>(reply.cookie >> 1)
-    cdef int dir = reply.cookie & 1
-    cdef uint8_t bit = <uint8_t>(1 << dir)
-    cdef Mirrored *row
-    if number >= m.size:
-        m.tally.strays += 1
-        return
-    row = &m.row[number]
-    if (
-        not row.flags & KNOWN or row.epoch != m.epoch or reply.cookie >> 33 != row.serial & 0x7FFFFFFF or row.job == NO_JOB
-        or OPS[row.job] != reply.op or not row.waits & ~row.queued & bit
-    ):
-        m.tally.strays += 1
-        return
-    m.outstanding -= 1
-    row.waits &= ~bit
-    if row.job == JOB_ADD:
-        replied_add(m, number, dir, reply.error)
-    elif row.job == JOB_DEL:
-        replied_del(m, number, dir, reply.error)
-    else:
-        replied_stats(m, number, dir, reply)
-    if not row.waits:
-        finish(m, number)
-    elif not row.waits & ~row.queued:
-        unlink(m, &m.sent, number)
+include "mirror_replies.pxi"
 
 
 # --- time -------------------------------------------------------------------------------------------------------------------------------
@@ -309,6 +224,7 @@ cdef void overdue(State *m, uint32_t number) noexcept nogil:
     unlink(m, &m.sent, number)
     m.outstanding -= n
     m.tally.lost += n
+    m.tally.came[row.job][<int>LOST] += n
     row.lost += row.lost < 255
     if row.job == JOB_DEL or row.queued or (row.job == JOB_ADD and row.lost < m.tries):
         enqueue(m, number, late)
@@ -514,9 +430,13 @@ cdef class Mirror:
         """See mirror.pyi."""
         return why_of(&self.all, row)
 
-    def reasons(self):
+    def reasons(self, rows=None):
         """See mirror.pyi."""
-        return reasons_of(&self.all)
+        return reasons_of(&self.all, 0 if rows is None else rows.start, self.all.used if rows is None else min(rows.stop, self.all.used))
+
+    @property
+    def used(self):
+        return self.all.used
 
     def audit(self, held):
         """See mirror.pyi."""

@@ -12,6 +12,7 @@ cdef dict counters_of(const State *m):
     }
     for job, name in JOBS.items():
         told |= {f"pending_{name}": m.pending[<int>job], f"dropped_{name}": t.dropped[<int>job], f"commands_{name}": t.commands[<int>job]}
+        told |= {f"{name}_{outcome}": t.came[<int>job][<int>i] for i, outcome in enumerate(OUTCOMES)}
     return told
 
 
@@ -42,14 +43,33 @@ cdef object reason(const State *m, uint32_t row):
     return Why.HW_EVICTED if one.flags & EVICTED else of_error(one.error) or Why.PENDING
 
 
-cdef dict reasons_of(const State *m):
+cdef dict reasons_of(const State *m, uint32_t first, uint32_t past):
+    """By errno, since these are few, what is not said by the row itself."""
     cdef uint32_t i
-    cdef dict told = {}
-    for i in range(m.used):
-        if m.row[i].flags & KNOWN:
-            said = reason(m, i)
-            told[said] = told.get(said, 0) + 1
-    return told
+    cdef uint64_t in_hardware = 0, pending = 0, evicted = 0
+    cdef uint64_t[N_ERRORS] refused
+    cdef const Mirrored *one
+    memset(refused, 0, sizeof(refused))
+    for i in range(first, past):
+        one = &m.row[i]
+        if not one.flags & KNOWN:
+            continue
+        if one.epoch != m.epoch:
+            pending += 1
+        elif installed(one):
+            in_hardware += 1
+        elif one.job != NO_JOB or one.flags & WAITING:
+            pending += 1
+        elif one.flags & EVICTED:
+            evicted += 1
+        else:
+            refused[min(<int>one.error, <int>N_ERRORS - 1)] += 1
+    told = {None: in_hardware, Why.PENDING: pending, Why.HW_EVICTED: evicted}
+    for error in range(N_ERRORS):
+        if refused[<int>error]:
+            why = of_error(error) or Why.PENDING
+            told[why] = told.get(why, 0) + refused[<int>error]
+    return {why: flows for why, flows in told.items() if flows}
 
 
 cdef inline uint32_t bits_of(int bits) noexcept nogil:

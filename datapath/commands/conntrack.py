@@ -53,31 +53,38 @@ EXPECT_TAKES: dict[str, tuple[str, ...]] = {"list": ("output",), "count": ()}
 DONE = {"list": "shown", "get": "shown", "delete": "deleted", "update": "updated", "events": "shown"}
 
 
+NUMBER, NETWORK = click.IntRange(0, 65535), "ADDRESS[/BITS]"
+FILTERS = {
+    "src": click.option("-s", "--src", "--orig-src", "src", help="Source of the original direction.", metavar=NETWORK),
+    "dst": click.option("-d", "--dst", "--orig-dst", "dst", help="Destination of the original direction.", metavar=NETWORK),
+    "reply_src": click.option("-r", "--reply-src", "reply_src", help="Source of the reply.", metavar=NETWORK),
+    "reply_dst": click.option("-q", "--reply-dst", "reply_dst", help="Destination of the reply.", metavar=NETWORK),
+    "proto": click.option("-p", "--proto", "proto", metavar="PROTO", help="Protocol, by name or number."),
+    "sport": click.option("--sport", "--orig-port-src", "sport", type=NUMBER, help="Port of the original source."),
+    "dport": click.option("--dport", "--orig-port-dst", "dport", type=NUMBER, help="Port of the original destination."),
+    "reply_sport": click.option("--reply-port-src", "reply_sport", type=NUMBER, help="Port of the reply's source."),
+    "reply_dport": click.option("--reply-port-dst", "reply_dport", type=NUMBER, help="Port of the reply's destination."),
+    "l4state": click.option("--state", "l4state", metavar="STATE", help="State of TCP or SCTP, as ESTABLISHED."),
+    "family": click.option("-f", "--family", "family", type=click.Choice(["ipv4", "ipv6"]), help="Family of addresses."),
+    "mark": click.option("-m", "--mark", "mark", metavar="VALUE[/MASK]", help="Mark."),
+    "label": click.option("-l", "--label", "label", metavar="BITS", help="Labels that are all set, by numbers or names."),
+    "zone": click.option("-w", "--zone", "zone", type=NUMBER, help="Zone."),
+    "status": click.option("-u", "--status", "status", metavar="STATUS,...", help="ASSURED, SEEN_REPLY, UNREPLIED, FIXED_TIMEOUT, OFFLOAD, ..."),
+    "src_nat": click.option("-n", "--src-nat", "src_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Source is translated (to it)."),
+    "dst_nat": click.option("-g", "--dst-nat", "dst_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="The destination is (to it)."),
+    "any_nat": click.option("-j", "--any-nat", "any_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Either is."),
+}  # fmt: skip
+
+
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of them, in the order of the help."""
-    number, network = click.IntRange(0, 65535), "ADDRESS[/BITS]"
+    filters = [option for name, option in FILTERS.items() if name not in ("zone", "status", "src_nat", "dst_nat", "any_nat")]
     options = [
         *(click.option(*names[:2], name, is_flag=True, help=names[2]) for name, names in (("do_" + name, names) for name, names in COMMANDS.items())),
-        click.option("-s", "--src", "--orig-src", "src", help="Source of the original direction.", metavar=network),
-        click.option("-d", "--dst", "--orig-dst", "dst", help="Destination of the original direction.", metavar=network),
-        click.option("-r", "--reply-src", "reply_src", help="Source of the reply.", metavar=network),
-        click.option("-q", "--reply-dst", "reply_dst", help="Destination of the reply.", metavar=network),
-        click.option("-p", "--proto", "proto", metavar="PROTO", help="Protocol, by name or number."),
-        click.option("--sport", "--orig-port-src", "sport", type=number, help="Port of the original source."),
-        click.option("--dport", "--orig-port-dst", "dport", type=number, help="Port of the original destination."),
-        click.option("--reply-port-src", "reply_sport", type=number, help="Port of the reply's source."),
-        click.option("--reply-port-dst", "reply_dport", type=number, help="Port of the reply's destination."),
-        click.option("--state", "l4state", metavar="STATE", help="State of TCP or SCTP, as ESTABLISHED."),
-        click.option("-f", "--family", "family", type=click.Choice(["ipv4", "ipv6"]), help="Family of addresses."),
-        click.option("-m", "--mark", "mark", metavar="VALUE[/MASK]", help="Mark."),
-        click.option("-l", "--label", "label", metavar="BITS", help="Labels that are all set, by numbers or names."),
+        *filters,
         click.option("--label-add", metavar="BITS", help="With -U: labels to set."),
         click.option("--label-del", metavar="[BITS]", is_flag=False, flag_value="", help="With -U: labels to clear; without any, all."),
-        click.option("-w", "--zone", "zone", type=number, help="Zone."),
-        click.option("-u", "--status", "status", metavar="STATUS,...", help="ASSURED, SEEN_REPLY, UNREPLIED, FIXED_TIMEOUT, OFFLOAD, ..."),
-        click.option("-n", "--src-nat", "src_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Source is translated (to it)."),
-        click.option("-g", "--dst-nat", "dst_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Destination is translated (to it)."),
-        click.option("-j", "--any-nat", "any_nat", metavar="[ADDRESS]", is_flag=False, flag_value="", help="Either is."),
+        *(FILTERS[name] for name in ("zone", "status", "src_nat", "dst_nat", "any_nat")),
         click.option("-t", "--timeout", "timeout", type=click.IntRange(0, 1 << 31), metavar="SECONDS", help="With -U: the timeout to set."),
         click.option("-e", "--event-mask", "kinds", metavar="NEW,UPDATES,DESTROY|ALL", help="With -E: which events."),
         click.option("--resync", is_flag=True, help="With -E: list the connections first, and again whenever events were lost."),

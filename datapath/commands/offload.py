@@ -1,15 +1,24 @@
-"""`ctmirror offload`: what a NIC would take of a capture, why a connection is not in hardware, and whether hardware holds what it should."""
+"""`ctmirror offload`: what a NIC would take of a capture, why a connection is not in hardware, and whether hardware holds what it should.
+
+What needs no capture is asked of a running node: status; why and audit, where none is named. Not here: the answers (offload_plan, offload_why,
+offload_audit; of a node: offload_node).
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from datapath.app import Outputs, Tracking, check_files, replay
 from datapath.cli import INTERRUPTED, USAGE, complain
+from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
+from datapath.commands.control_options import socket_option
 from datapath.commands.nic_option import nic_profile
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.output import opened, output_option
@@ -57,16 +66,19 @@ class Policies(click.ParamType):
         return parts
 
 
-@click.group("offload", short_help="what a NIC would take, and why not the rest")
+@click.group("offload", short_help="what hardware takes, or would take, and why not the rest")
 @verbosity()
 def command(quiet: bool, verbose: bool) -> None:
-    """What a NIC that offloads connections would take of captures, and what stays in software, and why (docs/offload.md).
+    """What a NIC that offloads connections would take of captures, and what stays in software, and why; and the same of a running node
+    (docs/offload.md).
 
     \b
     Examples:
       ctmirror offload plan office.pcap --nic connectx-7-hw
       ctmirror offload why office.pcap --conn 17
       ctmirror offload audit office.pcap --nic tiny
+      ctmirror offload status
+      ctmirror offload why -p tcp --dport 443
     """
 
 
@@ -168,24 +180,99 @@ NIC = click.option(
 )
 
 
+# conntrack(8)'s words for connections, but -q and --zone, which mean something else here.
+WORDS = {
+    **FILTERS,
+    "reply_dst": click.option("--reply-dst", "reply_dst", help="Destination of the reply.", metavar=NETWORK),
+    "zone": click.option("-w", "live_zone", type=NUMBER, help="Zone."),
+}
+OF_NODES = {*WORDS, "live_zone", "socket", "most", "as_json"}
+OF_BOTH = {"capture", "conn", "output", "quiet", "verbose"}
+
+
+def words_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the words by which connections of a running node are looked for; the function gets them as `words`."""
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> Any:
+        words = {name: given.pop("live_zone" if name == "zone" else name) for name in WORDS}
+        return command(words=words, **given)
+
+    for option in reversed(WORDS.values()):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+def _asks_node(capture: str | None) -> bool:
+    """Whether a running node is meant: no capture is named. Raises UsageError for options that belong to the other form."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in OF_BOTH or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if capture is None and name not in OF_NODES:
+            raise click.UsageError(f"{parameter.opts[0]}: expected a CAPTURE with it: a running node has settings of its own")
+        if capture is not None and name in OF_NODES:
+            raise click.UsageError(f"{parameter.opts[0]}: expected no CAPTURE with it: it is for what is asked of a running node")
+    return capture is None
+
+
+@command.command("status", short_help="what a running node has in hardware")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with everything.")
+@socket_option
+@verbosity()
+def status_command(as_json, socket, quiet, verbose) -> None:
+    """What a running node has in hardware: entries, jobs on their way, the share of packets, and why the rest is in software.
+
+    \b
+    Examples:
+      ctmirror offload status
+      ctmirror offload status --json | jq .software_flows
+    """
+    from datapath.commands.offload_node import show_status
+    from datapath.live.client import Client
+
+    with Client(socket) as client:
+        show_status(client, as_json=as_json)
+
+
 @command.command("why", short_help="why a connection is not in hardware, or was not")
-@click.argument("capture")
-@click.option("--conn", type=Number(0, (1 << 63) - 1), required=True, metavar="N", help="The connection's number, as in the records of replay --nic.")
+@click.argument("capture", required=False)
+@click.option(
+    "--conn", type=Number(0, (1 << 63) - 1), metavar="N", help="The connection's number, as in records of replay --nic, or conntrack -o id."
+)
+@words_option
+@click.option("--most", type=Number(1, 1000), default=20, metavar="N", help="Most connections of a running node that are shown.  [default: 20]")
+@click.option("--json", "as_json", is_flag=True, help="Of a running node: a record for each connection.")
+@socket_option
 @NIC
 @output_option
 @verbosity("No progress bar.")
 @tracking_options
 @rules_options
-def why_command(capture, conn, nic, output, quiet, verbose, tracking) -> int:
-    """Why a connection is not in hardware, or was not: when it was offloaded and left, what kept its packets in software, what hardware has counted.
+def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet, verbose, tracking) -> int:
+    """Why connections are not in hardware, or were not: without CAPTURE, those of a running node, by their number or as conntrack -L looks for them.
 
-    Codes are those of docs/offload-reasons.md, with the item of the contract that says so. What nobody can know is called unknown.
+    Of a capture: when one connection was offloaded and left, what kept its packets in software, what hardware has counted. Codes are those of
+    docs/offload-reasons.md, with the item of the contract that says so. What nobody can know is called unknown.
 
     \b
     Examples:
       ctmirror offload why office.pcap --conn 17
       ctmirror offload why vm.pcapng --conn 0 --rules rules.tc --nic connectx-6dx-sw
+      ctmirror offload why -p tcp -s 10.0.0.0/8 --dport 443
+      ctmirror offload why --conn 4711 --json
     """
+    if _asks_node(capture):
+        from datapath.commands.offload_node import show_why
+        from datapath.live.client import Client
+        from datapath.live.conntrack_words import which_of
+
+        with Client(socket) as client, opened(output) as file:
+            show_why(client, which_of(words, updating=False), conn, most, file, as_json=as_json)
+        return 0
+    if conn is None:
+        raise click.UsageError("--conn: expected it with a CAPTURE: the number of one connection")
     _given(tracking, (capture,), Outputs(packets=output))
     profile = nic_profile(nic)
     from datapath.commands.offload_why import followed, lines
@@ -203,14 +290,16 @@ def why_command(capture, conn, nic, output, quiet, verbose, tracking) -> int:
 
 
 @command.command("audit", short_help="what hardware holds against what it should hold")
-@click.argument("capture")
+@click.argument("capture", required=False)
+@socket_option
 @NIC
 @output_option
 @verbosity("Only the exit code.")
 @tracking_options
 @rules_options
-def audit_command(capture, nic, output, quiet, verbose, tracking) -> int:
-    """Hold what hardware has behind a capture against what it should have: rules that should not be there, that lack, that say something else.
+def audit_command(capture, socket, nic, output, quiet, verbose, tracking) -> int:
+    """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, or
+    of a NIC behind CAPTURE.
 
     Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out.
 
@@ -218,7 +307,14 @@ def audit_command(capture, nic, output, quiet, verbose, tracking) -> int:
     Examples:
       ctmirror offload audit office.pcap
       ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
+      ctmirror offload audit
     """
+    if _asks_node(capture):
+        from datapath.commands.offload_node import show_audit
+        from datapath.live.client import Client
+
+        with Client(socket) as client, opened(output) as file:
+            return show_audit(client, file, quiet=quiet)
     _given(tracking, (capture,), Outputs(packets=output))
     profile = nic_profile(nic)
     from datapath.commands.offload_audit import audited, lines

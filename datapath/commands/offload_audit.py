@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datapath.commands.offload_why import described
-from datapath.commands.offloaded import Offloaded
+from datapath.commands.offload_said import described
 from datapath.hints import counted
-from offload.mirror import Found
+from offload.mirror import Found, Mirror
+
+if TYPE_CHECKING:
+    from datapath.commands.offloaded import Offloaded
 
 SENTENCES = {
     Found.EXTRA: "hardware has a rule that it should not have",
@@ -19,6 +21,7 @@ SENTENCES = {
     Found.DIFFERENT: "hardware has another rule than it should",
 }
 DIRECTIONS = ("original", "reply")
+JOBS = ("add", "del", "stats")
 
 
 def audited(work: Offloaded) -> NDArray[Any]:
@@ -26,18 +29,33 @@ def audited(work: Offloaded) -> NDArray[Any]:
     return work.mirror.audit(work.nic.held())
 
 
-def lines(work: Offloaded, found: NDArray[Any]) -> Iterator[str]:
-    """What differs, a line each, and what was held against what."""
-    held = work.nic.held()
-    of_cookie = {int(rule["cookie"]): rule for rule in held}
+def differences(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> Iterator[str]:
+    """A line for each rule that differs. held: what Backend.held() has said; found: AUDIT_DTYPE[n]."""
+    of_cookie = {int(rule["cookie"]): rule for rule in held[np.isin(held["cookie"], found["cookie"])]}
     for each in found:
-        rule, known = of_cookie.get(int(each["cookie"])), work.mirror.why(int(each["row"])) if each["row"] < work.mirror.size else None
+        rule, known = of_cookie.get(int(each["cookie"])), mirror.why(int(each["row"])) if each["row"] < mirror.size else None
         conn = int(rule["conn"]) if rule is not None else known["conn"] if known else None
         whose = "a connection that nobody knows" if conn is None else f"connection {conn}"
         what = f": {described(rule['match'], turned=False)}" if rule is not None else ""
         yield f"{whose}, {DIRECTIONS[each['dir']]} direction: {SENTENCES[Found(int(each['found']))]}{what}"
-    counters = work.mirror.counters()
-    under_way = sum(counters[f"pending_{job}"] for job in ("add", "del", "stats"))
-    less = f"; left out, with a job on its way: {counted(under_way, 'connection')}" if under_way else ""
-    agree = "they agree" if not len(found) else f"{len(np.unique(found['cookie'])):,} differ"
-    yield f"{len(held):,} rules in hardware, {counters['rules']:,} that should be: {agree}{less}"
+
+
+def figures(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> dict[str, int]:
+    """held, wanted: rules; differ: of these; pending: connections that were left out, with a job on their way."""
+    counters = mirror.counters()
+    pending = sum(counters[f"pending_{job}"] for job in JOBS)
+    return {"held": len(held), "wanted": counters["rules"], "differ": len(np.unique(found["cookie"])), "pending": pending}
+
+
+def verdict(told: dict[str, int]) -> str:
+    """Figures as a line."""
+    less = f"; left out, with a job on its way: {counted(told['pending'], 'connection')}" if told["pending"] else ""
+    agree = f"{told['differ']:,} differ" if told["differ"] else "they agree"
+    return f"{told['held']:,} rules in hardware, {told['wanted']:,} that should be: {agree}{less}"
+
+
+def lines(work: Offloaded, found: NDArray[Any]) -> Iterator[str]:
+    """What differs, a line each, and what was held against what."""
+    held = work.nic.held()
+    yield from differences(work.mirror, held, found)
+    yield verdict(figures(work.mirror, held, found))

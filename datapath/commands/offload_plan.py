@@ -16,7 +16,8 @@ from typing import Any
 
 from ctcore.errors import CtmirrorError
 from datapath.app import Outputs, Progress, Tracking, replay
-from datapath.commands.offload_series import Series, says
+from datapath.commands.offload_said import says
+from datapath.commands.offload_series import Series
 from datapath.commands.offloaded import Offloaded
 from datapath.commands.offloaded_run import NicGiven, behind_nic
 from offload.simnic.profile import Profile

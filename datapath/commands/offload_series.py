@@ -16,27 +16,14 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked
 from ctcore.types import Offload, State
+from datapath.commands.offload_said import NIC
 from datapath.commands.offload_watch import Seen
 from datapath.commands.offloaded import Offloaded
-from offload.contract.why import OF_OFFLOAD, SENTENCES
+from offload.contract.why import OF_OFFLOAD
 from offload.contract.why import Why as Contract
-from offload.simnic.results import WHY
 from offload.simnic.results import Why as Miss
 
 SECOND = 1_000_000_000
-NIC = "nic:"  # before the code of what only the NIC says
-# Codes that neither the contract nor the NIC has: of packets that come from the host and meet no rules of the NIC, and that are of no connection.
-OTHERS = {
-    "egress": "it went out, and met no rules of a NIC on its way",
-    "invalid": "conntrack calls it invalid, so that it is of no connection (bad checksums may be a NIC's that captured: --checksum 0)",
-}
-
-
-def says(code: str) -> str:
-    """A sentence for a code."""
-    if code in OTHERS:
-        return OTHERS[code]
-    return WHY[Miss[code.removeprefix(NIC).upper()]] if code.startswith(NIC) else SENTENCES[Contract(code)]
 
 
 @dataclass

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datapath.commands.offload_plan import Outcome, share
-from datapath.commands.offload_series import says
+from datapath.commands.offload_said import says
 from datapath.hints import counted
 from datapath.names import printable
 from datapath.report import count, size_text

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ctcore.errors import CtmirrorError
 from ctcore.flow_changes import Answered, Asked, FlowFlag
 from ctcore.types import Dir
-from datapath import fields
-from datapath.app import Outputs, Progress, Tracking, end_text, replay
-from datapath.commands.offload_series import Reasons, says
+from datapath.app import Outputs, Progress, Tracking, replay
+from datapath.commands.offload_said import cited, described, says
+from datapath.commands.offload_series import Reasons
 from datapath.commands.offload_watch import Seen
 from datapath.commands.offloaded import Offloaded
 from datapath.commands.offloaded_run import NicGiven, behind_nic
@@ -32,16 +32,6 @@ from offload.simnic.profile import Profile
 from offload.simnic.results import Flag, Verdict
 
 MOST_EVENTS = 12
-# Where the contract says it.
-ITEMS = {
-    Why.PROTO: "A2.13", Why.TCP_STATE: "A2.7", Why.NOT_ASSURED: "A2.7, A2.10", Why.UNCONFIRMED: "A2.10", Why.HELPER: "A2.14", Why.SEQADJ: "A2.14",
-    Why.GRE_NAT: "A2.12", Why.GRE_KEY: "A2.12", Why.DYING: "A2.16", Why.TUPLE_BUSY: "A2.18", Why.PENDING: "A3.21", Why.FRAGMENT: "A5.37",
-    Why.IP_OPTIONS: "A5.37", Why.TTL: "A5.37", Why.TRUNCATED: "A5.37", Why.DRV_UNSUPPORTED: "A8.60", Why.HW_FULL: "A8.60", Why.HW_EVICTED: "A7.59",
-    Why.HW_SILENT: "A3.22", Why.HW_REFUSED: "A8.60", Why.NAT_TABLE_MISMATCH: "A9.66", Why.MATCH_REL_INV: "A9.69", Why.MASKED_LABEL: "A9.69",
-    Why.ORIG_TUPLE_MATCH: "A9.69", Why.TEARDOWN_FIN: "A5.40", Why.TEARDOWN_RST: "A5.40", Why.TEARDOWN_IDLE: "A6.44", Why.TEARDOWN_DYING: "A6.44",
-    Why.TEARDOWN_OUTDATED: "A6.44", Why.TEARDOWN_FLUSH: "A7.59",
-}  # fmt: skip
-assert set(ITEMS) == set(Why)
 
 
 @dataclass(frozen=True)
@@ -180,14 +170,6 @@ class Followed:
         """Nothing is counted by time."""
 
 
-def described(key: Any, *, turned: bool) -> str:
-    """tcp 10.0.0.1:40000 > 10.0.0.2:80, in the direction of the connection."""
-    ends = fields.endpoints(key.tobytes())
-    proto = fields.proto_name(int(key["proto"]))
-    left, right = end_text(ends, "src", "sport"), end_text(ends, "dst", "dport")
-    return f"{proto} {right} > {left}" if turned else f"{proto} {left} > {right}"
-
-
 def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, progress: Progress | None = None) -> tuple[Followed, list[str]]:
     """Replay a capture behind a NIC, with an eye on one of its connections. Also what stopped the reading. Raises CtmirrorError if there is none."""
     made: list[Followed] = []
@@ -229,12 +211,6 @@ def _state(it: Followed) -> str:
     if it.in_hardware:
         return "in hardware"
     return f"not in hardware: {cited(it.why)}" if it.why else "not in hardware yet"
-
-
-def cited(code: str) -> str:
-    """A code with its sentence, and where the contract has it."""
-    item = ITEMS.get(Why(code)) if code in set(Why) else None
-    return f"{code}: {says(code)}" + (f" ({item})" if item else "")
 
 
 def _counts(it: Followed) -> Iterator[tuple[str, str]]:

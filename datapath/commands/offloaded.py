@@ -28,7 +28,7 @@ from datapath.commands.offload_decisions import decisions_of, results_of
 from datapath.commands.offload_shares import Shares
 from datapath.commands.offload_watch import Seen, Watch, Watched
 from datapath.pipeline.outputs import OUTPUT_DTYPE, OutputFlag
-from datapath.pipeline.rules import Hook
+from datapath.pipeline.rules import Hook, Ruleset
 from datapath.pipeline.walk import RESULT_DTYPE
 from datapath.ruled import RulePipeline
 from datapath.wire import parse_batch
@@ -37,6 +37,7 @@ from offload.pump import pump
 from offload.simnic.arrivals import Arrived, Part, arrived
 from offload.simnic.layout import STATE_EST
 from offload.simnic.nic import Nic
+from offload.simnic.program import Program as NicProgram
 from offload.simnic.results import NO_RULE, Flag, Verdict
 from offload.simnic.results import RESULT_DTYPE as FOUND_DTYPE
 from offload.simnic.results import OutputFlag as NicOutput
@@ -67,16 +68,22 @@ def alike(flags: NDArray[Any]) -> Iterator[tuple[int, int]]:
     return zip([0, *ends], ends, strict=False)
 
 
+def only_hardware(ruleset: Ruleset) -> NDArray[np.bool_]:
+    """By number of a rule, and in the end of none: whether software skips it."""
+    return np.array([*(rule.skip_sw for rule in ruleset.rules), False], dtype=bool)
+
+
 class Offloaded:
     """The face of a RulePipeline, for who replays captures through it. Not thread-safe.
 
-    pipeline: with a flow table; it is mirrored from here on. Raises ConfigError without one.
+    pipeline: with a flow table; it is mirrored from here on; most: asks and commands that are carried in one turn of the mirror. Raises ConfigError
+    without a flow table.
     """
 
-    def __init__(self, pipeline: RulePipeline, nic: Nic, mirror: Mirror) -> None:
+    def __init__(self, pipeline: RulePipeline, nic: Nic, mirror: Mirror, most: int = 65_536) -> None:
         if pipeline.flows is None:
             raise ConfigError("NIC: expected a flow table: connections are offloaded from it")
-        self.pipeline, self.nic, self.mirror = pipeline, nic, mirror
+        self.pipeline, self.nic, self.mirror, self.most = pipeline, nic, mirror, most
         self.program, self.tracker, self.walker, self.flows = pipeline.program, pipeline.tracker, pipeline.walker, pipeline.flows
         self.shares = Shares()
         self.watch: Watch | None = None
@@ -84,7 +91,14 @@ class Offloaded:
         self._hooks = np.zeros(1, dtype=np.uint32)
         self._rows: list[NDArray[Any]] = []
         self._bytes: list[NDArray[np.uint8]] = []
+        self._only_hard = only_hardware(pipeline.program.ruleset)
         self.flows.mirrored()
+
+    def take(self, program: NicProgram) -> None:
+        """The pipeline has taken other rules (RulePipeline.take), and the NIC gets the same (Nic.compiled). Before arrive() packets pass."""
+        self.program, self.walker = self.pipeline.program, self.pipeline.walker
+        self._only_hard = only_hardware(self.program.ruleset)
+        self.nic.load(program)
 
     def arrive(self, hooks: Sequence[Hook]) -> None:
         """See RulePipeline.arrive()."""
@@ -163,7 +177,7 @@ class Offloaded:
     def turn(self, now: int) -> None:
         """The mirror's: asks, commands, replies, answers. Where nothing is due it changes nothing. now: ns."""
         watch = self.watch
-        pump(self.flows if watch is None else Watched(self.flows, watch, now), self.mirror, self.nic, now)
+        pump(self.flows if watch is None else Watched(self.flows, watch, now), self.mirror, self.nic, now, self.most)
         self._looked = now if self._looked is None else max(now, self._looked)
         if watch is not None:
             watch.turned(now)
@@ -266,7 +280,9 @@ class Offloaded:
 
     def _resumes(self, hooks: NDArray[Any], stopped: NDArray[Any]) -> NDArray[Any] | None:
         """RESUME_DTYPE[n], None where all frames begin at the beginning."""
-        on = (stopped["chain"] != 0) | (stopped["rule"] != NO_RULE)
+        # What nothing has been done to begins anew, and is served by the flow table if that knows it; unless only hardware would begin so.
+        begun = (stopped["chain"] != 0) | (stopped["action"] != 0) | (stopped["chains"] > 1)
+        on = begun | self._only_hard[np.minimum(stopped["rule"], len(self._only_hard) - 1)]
         if not on.any():
             return None
         resumes: NDArray[Any] = self.program.resumes(hooks, stopped["chain"], stopped["rule"], stopped["action"])

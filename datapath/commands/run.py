@@ -31,9 +31,10 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
       ctmirror run --config node.toml --restore
       ctmirror run --config node.toml --adopt-kernel-conntrack --handover
     """
+    from datapath.commands.offload_backend import checked, factory
     from datapath.live import config as configuration
 
-    config = configuration.load(name)
+    config = configuration.load(name, checked)
     if restore and config.state.file is None:
         raise click.UsageError(f"--restore: expected `file` in the section [state] of {name}")
     if check:
@@ -42,7 +43,7 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
     from datapath.live.succession import Taking
 
     level = "warning" if quiet else "debug" if verbose else config.log.level
-    return service.serve(config, level, Taking(restore, adopt, handover))
+    return service.serve(config, level, Taking(restore, adopt, handover), factory(config.offload))
 
 
 def _checked(config: NodeConfig, quiet: bool) -> int:

@@ -13,7 +13,7 @@ from datapath.commands.verbosity import verbosity
 if TYPE_CHECKING:
     from datapath.live.client import Client
 
-ROWS_AROUND = 4  # lines of a terminal that are no connections
+ROWS_AROUND = 5  # lines of a terminal that are no connections
 
 
 @click.command("top", short_help="the busiest connections of a running node")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import secrets
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from difflib import get_close_matches
@@ -37,6 +37,7 @@ from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
+BACKENDS, POLICIES = ("sim",), ("first-come", "by-rate", "by-bytes")  # of offloading, which is known to who puts a node together (commands)
 _SAID = {  # of what pydantic would say in words of its own
     "model_type": "expected a section with keys of its own, as [log] or [[iface]]",
     "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /",
@@ -196,6 +197,15 @@ class StateSection(Section):
     max_age: Annotated[int, Field(ge=1, le=86400)] = 300
 
 
+class OffloadSection(Section):
+    """Connections in hardware. backend: which, None: none; profile: what kind of NIC `sim` simulates, a name or a file; policy: which connection
+    makes room when it is full."""
+
+    backend: Literal[BACKENDS] | None = None  # type: ignore[valid-type]
+    profile: Annotated[str, Field(min_length=1, max_length=4096)] = "connectx-7-hw"
+    policy: Literal[POLICIES] = "first-come"  # type: ignore[valid-type]
+
+
 class LogSection(Section):
     level: Literal[LEVELS] = "info"  # type: ignore[valid-type]
     format: Literal["text", "json"] = "text"
@@ -231,6 +241,7 @@ class NodeConfig(Section):
     metrics: MetricsSection = MetricsSection()
     state: StateSection = StateSection()
     privileges: PrivilegesSection = PrivilegesSection()
+    offload: OffloadSection = OffloadSection()
     log: LogSection = LogSection()
 
     @property
@@ -244,8 +255,11 @@ class NodeConfig(Section):
         return Tracking(**{"seed": secrets.randbits(64), **self.conntrack}, events=events)
 
 
-def load(name: str) -> NodeConfig:
-    """Read a file. Raises ConfigError: file, line, key, what was expected. Names of files in it are relative to it."""
+def load(name: str, backend: Callable[[OffloadSection], object] | None = None) -> NodeConfig:
+    """Read a file. Raises ConfigError: file, line, key, what was expected. Names of files in it are relative to it.
+
+    backend: is asked whether the profile of a section [offload] can be, and raises CtmirrorError if not.
+    """
     path = Path(name)
     try:
         text = path.read_bytes().decode()
@@ -255,7 +269,15 @@ def load(name: str) -> NodeConfig:
         raise ConfigError(f"{name}: byte {error.start} is no UTF-8: expected TOML") from None
     config = parse(text, name)
     state = config.state.model_copy(update={"file": str(path.parent / config.state.file)}) if config.state.file else config.state
-    return config.model_copy(update={"rules": str(path.parent / config.rules), "state": state})
+    offload = config.offload
+    if offload.profile.endswith(".toml"):
+        offload = offload.model_copy(update={"profile": str(path.parent / offload.profile)})
+    if offload.backend is not None and backend is not None:
+        try:
+            backend(offload)
+        except CtmirrorError as error:
+            raise ConfigError(place(name, dict(lines_of(text)), ("offload", "profile")) + str(error)) from None
+    return config.model_copy(update={"rules": str(path.parent / config.rules), "state": state, "offload": offload})
 
 
 def parse(text: str, name: str) -> NodeConfig:
@@ -290,6 +312,7 @@ def _check(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> 
             raise ConfigError(place(name, lines, ("iface", i, *path)) + str(error)) from None
     _check_workers(config, name, lines)
     _check_router(config, name, lines)
+    _check_offload(config, name, lines)
     for key in config.conntrack:
         if key not in _TRACKING:
             raise ConfigError(place(name, lines, ("conntrack", key)) + _unknown(key, sorted(_TRACKING)))
@@ -339,6 +362,15 @@ def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], in
             raise ConfigError(place(name, lines, ("route", i, "iface")) + f"{route.iface}: expected an interface that is routed")
         if route.iface is None and route.via is None:
             raise ConfigError(place(name, lines, ("route", i)) + "expected `via` or `iface`, or both")
+
+
+def _check_offload(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
+    """Connections are offloaded from the flow table; and what belongs to a backend says nothing without one."""
+    if config.offload.backend is not None and not config.flowtable:
+        raise ConfigError(place(name, lines, ("offload", "backend")) + "expected `flowtable = true`: connections are offloaded from the flow table")
+    for key in sorted(config.offload.model_fields_set - {"backend"}):
+        if config.offload.backend is None:
+            raise ConfigError(place(name, lines, ("offload", key)) + f"expected `backend` with it: {' or '.join(BACKENDS)}")
 
 
 def _said(error: Any) -> str:

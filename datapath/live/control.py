@@ -25,9 +25,9 @@ from pathlib import Path
 from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.attendant import Attendant, ended, nothing
 from datapath.live.feed import KINDS, PERIOD, Listener
-from datapath.live.message import LARGEST_REQUEST, LENGTH, Message, ProtocolError, RequestError, check_request, length_of, packed, unpacked
+from datapath.live.message import LARGEST_REQUEST, LENGTH, Done, Message, ProtocolError, RequestError, check_request, length_of, packed, unpacked
 from datapath.live.node import LOG, Node
-from datapath.live.requests import Desk, Done, Peer, Session
+from datapath.live.requests import Desk, Peer, Session
 from datapath.live.wanted import wanted_of
 
 MOST_CLIENTS = 16

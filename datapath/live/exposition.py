@@ -30,6 +30,7 @@ from ctcore.errors import CtmirrorError
 from datapath.live.figures import look
 from datapath.live.metrics import METRICS, OWN, Labels, Look, Metric, ZoneNames, counted, gathered
 from datapath.live.node import Node
+from datapath.live.offload_desk import software_flows
 from datapath.live.worker import Worker
 
 SLOTS = 8192  # of a table in one job: some 0.3 ms
@@ -87,6 +88,7 @@ class Exposition(Collector):
             async with asyncio.timeout(PATIENCE):
                 found = await asyncio.wrap_future(self.node.ask(look))
                 found["census"] = counted(await self._census())
+                found["software_flows"] = await software_flows(self.node) if found["offload"] else None
         except (TimeoutError, RuntimeError):
             raise NotAnswering("the datapath does not come to its jobs") from None
         self.looks, self.read_at = [found], time.monotonic()

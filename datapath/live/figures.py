@@ -23,6 +23,7 @@ from datapath import fields
 from datapath.live.drivers import Opened
 from datapath.live.iface import Iface
 from datapath.live.node import Node
+from datapath.live.offloading import merged
 from datapath.live.shared import summed
 from datapath.pipeline.tc_print import rule_line
 from datapath.rule_text import rule_text
@@ -35,10 +36,12 @@ NO_ROWS = np.zeros(0, dtype=[("conn", "i8"), ("packets", "u8", (2,)), ("bytes", 
 
 def look(node: Node) -> dict[str, Any]:
     """What is to be had of a node in a job: arrays and counters of all workers together, some microseconds' worth."""
-    pipelines, trackers = [worker.pipeline for worker in node.workers], node.trackers
+    pipelines, trackers, faces = [worker.pipeline for worker in node.workers], node.trackers, [worker.face for worker in node.workers]
+    offloads = [worker.offload for worker in node.workers if worker.offload is not None]
     return {
-        "summary": _whole([pipeline.summary() for pipeline in pipelines]),
-        "rules": (pipelines[0].program.ruleset, _rule_counters([pipeline.counters() for pipeline in pipelines])),
+        "summary": _whole([face.summary() for face in faces]),
+        "rules": (pipelines[0].program.ruleset, _rule_counters([face.counters() for face in faces])),
+        "offload": merged(offload.figures() for offload in offloads) or None,
         "loop": node.loop_counters(), "histogram": sum(worker.loop.histogram() for worker in node.workers),
         "workers": [worker.loop.counters() for worker in node.workers],
         "shortcuts": summed(pipeline.shortcuts() for pipeline in pipelines),
@@ -124,6 +127,7 @@ def figures(seen: dict[str, Any], node: Node, uptime: float) -> dict[str, Any]:
         "latency": {str(1 << i): int(n) for i, n in enumerate(seen["histogram"].tolist()) if n},
         "flowtable": seen["flowtable"],
         "shortcuts": seen["shortcuts"],
+        "offload": seen["offload"],
         "table": {"connections": seen["count"], "max": node.tracking.capacity, "zones": {str(z): n for z, n in seen["zones"].items()}},
         "tracker": seen["tracker"],
         "pools": [pool._asdict() for pool in seen["pools"]],

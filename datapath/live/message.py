@@ -10,6 +10,8 @@ Not here: who listens (control), who asks (client), what requests do (requests).
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
@@ -25,6 +27,16 @@ LARGEST_ANSWER = 1 << 22
 LONGEST_ID = 64  # characters
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last part of an answer."""
+
+    end: Message
+
+
+Answer = AsyncIterator[Message | Done]
 
 
 class ProtocolError(CtmirrorError):

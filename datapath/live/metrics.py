@@ -168,6 +168,22 @@ def _one(*path: str) -> Callable[[Look, ZoneNames], Iterator[Sample]]:
     return samples
 
 
+def _offload(*path: str) -> Callable[[Look, ZoneNames], Iterator[Sample]]:
+    """Of offloading: the numbers in an object by their names, those of objects in it by both names, or one number; nothing without offloading, or
+    where nobody knows."""
+
+    def samples(look: Look, zones: ZoneNames) -> Iterator[Sample]:
+        found: Any = look["offload"]
+        for step in path:
+            found = None if found is None else found[step]
+        for name, value in found.items() if isinstance(found, dict) else ():
+            yield from (((name, inner), number) for inner, number in value.items()) if isinstance(value, dict) else (((name,), value),)
+        if isinstance(found, int):
+            yield (), found
+
+    return samples
+
+
 def _fragments(look: Look, zones: ZoneNames) -> Iterator[Sample]:
     yield from (((name,), number) for name, number in look["summary"]["fragments"].items() if name != "waiting")
 
@@ -211,6 +227,22 @@ METRICS = (
     Metric("flowtable_packets", "counter", "Packets that the flow table has served.", (), _one("flowtable", "served")),
     Metric("shortcut_flows", "gauge", "Flows whose way through the rules is remembered.", (), _one("shortcuts", "flows")),
     Metric("shortcut_packets", "counter", "Packets that went such a way.", (), _one("shortcuts", "hits")),
+    Metric("offload_entries", "gauge", "Entries of hardware's tables of connections.", (), _offload("entries")),
+    Metric("offload_capacity", "gauge", "Most entries that there can be; absent where there is no limit, or nobody knows.", (), _offload("capacity")),
+    Metric("offload_flows", "gauge", "Connections that should be in hardware (wanted), and that are (installed).", ("state",), _offload("flows")),
+    Metric("offload_software_flows", "gauge", "Connections that should be in hardware and are not, and why (docs/offload-reasons.md).", ("reason",),
+           lambda look, zones: (((code,), flows) for code, flows in (look.get("software_flows") or {}).items()), lasting=True),
+    Metric("offload_jobs", "gauge", "Connections with a job on its way to hardware: add, del, stats.", ("job",), _offload("jobs")),
+    Metric("offload_queue", "gauge", "Commands that hardware has not taken (mirror), or not answered (hardware).", ("where",), _offload("queue")),
+    Metric("offload_commands", "counter", "Commands to hardware, and what came of them.", ("op", "outcome"), _offload("commands")),
+    Metric("offload_jobs_dropped", "counter", "Jobs asked for while one was on its way.", ("job",), _offload("dropped")),
+    Metric("offload_refusals", "counter", "Rules that hardware has refused, and why.", ("reason",), _offload("refused")),
+    Metric("offload_packets", "counter", "Packets by who forwarded or dropped them: hardware, software.", ("where",), _offload("packets")),
+    Metric("offload_bytes", "counter", "Bytes on the wire of these.", ("where",), _offload("bytes")),
+    Metric("offload_software_packets", "counter", "Packets that software had, and why (docs/offload.md).", ("reason",), _offload("software_packets")),
+    Metric("offload_syns", "counter", "SYNs that hardware forwarded as if of an established connection.", (), _offload("syns")),
+    Metric("offload_evictions", "counter", "Connections that had to make room in hardware for others.", (), _offload("evictions")),
+    Metric("offload_resets", "counter", "Times that hardware began anew, with nothing in its tables.", (), _offload("resets")),
     Metric("iface_up", "gauge", "1 if the interface is there and up.", ("iface",), _up, min),
     Metric("iface_frames", "counter", "Frames received, and handed to the kernel.", ("iface", "direction"),
            _ifaces(("rx", ("rx",)), ("tx", ("tx",)))),

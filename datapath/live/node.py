@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ctcore.config import Config
 from ctcore.errors import ConfigError
@@ -28,6 +28,7 @@ from datapath.live.handoff import Exchange
 from datapath.live.interfaces import queues_of
 from datapath.live.loop import Loop
 from datapath.live.neighbour_table import NeighbourTable
+from datapath.live.offloading import Factory, Offloading
 from datapath.live.router import Router
 from datapath.live.shared import check_shared, divided, shares_of, summed
 from datapath.live.umem import Umem
@@ -50,11 +51,19 @@ LOG = logging.getLogger("ctmirror")
 T = TypeVar("T")
 
 
+class Loaded(NamedTuple):
+    """A worker's rules, and the same as its hardware wants them."""
+
+    program: Program
+    hardware: Any
+
+
 class Node:
     """A node that is open: its workers and their interfaces. close() it."""
 
-    def __init__(self, config: NodeConfig, settled: Callable[[], None] = lambda: None) -> None:
-        """Open everything. settled: called when all is open that needs rights, before the first thread begins.
+    def __init__(self, config: NodeConfig, settled: Callable[[], None] = lambda: None, offload: Factory | None = None) -> None:
+        """Open everything. settled: called when all is open that needs rights, before the first thread begins; offload: makes what workers have in
+        hardware.
 
         Raises ConfigError, RuleError, KernelError, MemoryError, and what settled() raises; then nothing is open.
         """
@@ -68,13 +77,14 @@ class Node:
             self.routed = [iface.name for iface in config.iface if iface.routed]
             self.local = self._host_networks(ruleset)
             pipelines = self._pipelines(ruleset)
+            offloads = [None if offload is None else offload(pipeline, i, len(pipelines)) for i, pipeline in enumerate(pipelines)]
             chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
             self.opened: list[Opened] = []
             for i in range(len(self.names)):
                 self.opened.append(self._open(i))
                 stack.callback(self._close_interface, i)
-            self.workers = self._make_workers(stack, pipelines)
+            self.workers = self._make_workers(stack, pipelines, offloads)
             settled()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
@@ -102,7 +112,7 @@ class Node:
             made.append(RulePipeline(ruleset, share, devices=self.names, flowtable=self.config.flowtable, beside=beside))
         return made
 
-    def _make_workers(self, stack: ExitStack, pipelines: Sequence[RulePipeline]) -> list[Worker]:
+    def _make_workers(self, stack: ExitStack, pipelines: Sequence[RulePipeline], offloads: Sequence[Offloading | None]) -> list[Worker]:
         ends: Sequence[Any] = [None]
         self.exchange: Exchange | None = None
         if self.config.workers > 1:
@@ -111,11 +121,12 @@ class Node:
             pipelines[0].tracker.tell_strays(self.exchange.strays)
             ends = self.exchange.ends
         made = []
-        for number, (pipeline, end) in enumerate(zip(pipelines, ends, strict=True)):
+        for number, (pipeline, end, offload) in enumerate(zip(pipelines, ends, offloads, strict=True)):
             ifaces = [iface for opened in self.opened for iface in opened.ifaces if iface.worker == number]
             router = self._router()
-            loop = Loop(pipeline, ifaces, inward=self._inward(), router=router, handoff=end)
-            made.append(Worker(number, self.config.places[number] if self.config.places else None, pipeline, loop, router))
+            front, turn = (None, None) if offload is None else (offload.front, offload.turn)
+            loop = Loop(pipeline, ifaces, inward=self._inward(), router=router, handoff=end, front=front, turn=turn)
+            made.append(Worker(number, self.config.places[number] if self.config.places else None, pipeline, loop, router, offload))
         return made
 
     def _close_interface(self, i: int) -> None:
@@ -245,7 +256,7 @@ class Node:
                 worker.put(meeting)
         return meeting.future
 
-    def load_rules(self, ruleset: Ruleset | None = None) -> list[Program]:
+    def load_rules(self, ruleset: Ruleset | None = None) -> list[Loaded]:
         """Compile rules, those of the configured file without any, for each worker: for take_rules(). From any thread, while the node works: it takes
         its time. Raises RuleError, ConfigError.
         """
@@ -253,22 +264,25 @@ class Node:
             ruleset = self._read_rules()
         check_shared(ruleset, self.config.workers)
         self._warn_of_host(ruleset)
-        made: list[Program] = []
+        made: list[Loaded] = []
         for worker in self.workers:
-            made.append(worker.pipeline.compiled(ruleset, devices=self.names, beside=made[0] if made else None))
+            program = worker.pipeline.compiled(ruleset, devices=self.names, beside=made[0].program if made else None)
+            made.append(Loaded(program, None if worker.offload is None else worker.offload.prepare(program)))
         return made
 
-    def take_rules(self, programs: Sequence[Program]) -> int:
-        """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table; what the new rules say of them is
-        asked with their next packets. Raises ConfigError; then the old rules go on.
+    def take_rules(self, loaded: Sequence[Loaded]) -> int:
+        """Go on with these rules; how many they are. A job. Connections stay, and so do those in the flow table and in hardware; what the new rules
+        say of them is asked with their next packets. Raises ConfigError; then the old rules go on.
         """
-        for worker, program in zip(self.workers, programs, strict=True):  # all of them, or none
+        for worker, (program, _) in zip(self.workers, loaded, strict=True):  # all of them, or none
             if program.tracks:
                 worker.pipeline.tracker.widen(program.config)
-        for worker, program in zip(self.workers, programs, strict=True):
+        for worker, (program, prepared) in zip(self.workers, loaded, strict=True):
             worker.pipeline.take(program)
+            if worker.offload is not None:
+                worker.offload.take(prepared)
             worker.loop.aim(self._inward())
-        rules = len(programs[0].ruleset.rules)
+        rules = len(loaded[0].program.ruleset.rules)
         LOG.info("rules loaded", extra={"rules": rules})
         return rules
 

@@ -41,7 +41,9 @@ class Front(Protocol):
 class Offloading(Protocol):
     """One worker's. All of it is called by the worker's thread, or while that stands still, but prepare()."""
 
-    front: Front | None
+    @property
+    def front(self) -> Front | None:
+        """None: frames come to the pipeline."""
 
     def turn(self, now: int) -> bool:
         """Time is now (ns): whether something is on its way. Bounded in time."""

@@ -29,8 +29,10 @@ from datapath import fields
 from datapath.live.expected import expectation_records
 from datapath.live.feed import PART, Tap
 from datapath.live.figures import NO_ROWS, Rates, counted_rows, figures, look
-from datapath.live.message import Message, RequestError
+from datapath.live.message import Answer, Done, Message, RequestError
 from datapath.live.node import LOG, Node
+from datapath.live.offload_desk import OffloadDesk
+from datapath.live.offloading import merged
 from datapath.live.reevaluate import Trial
 from datapath.live.shared import summed
 from datapath.live.state_file import snapshot, write_state
@@ -69,16 +71,6 @@ class Session:
     size: int = 0
 
 
-@dataclass(frozen=True)
-class Done:
-    """The last part of an answer."""
-
-    end: Message
-
-
-Answer = AsyncIterator[Message | Done]
-
-
 class Desk:
     """Does requests on one node."""
 
@@ -92,7 +84,7 @@ class Desk:
         self.known: dict[str, Callable[[Session, Message], Answer]] = {
             "list": self.listed, "delete": self.delete, "update": self.update, "flush": self.flush, "count": self.count, "counters": self.counters,
             "stats": self.stats, "top": self.top, "text": self.take_text, "rules": self.rules, "log": self.log,
-            "save": self.save, "expectations": self.expectations,
+            "save": self.save, "expectations": self.expectations, **OffloadDesk(self).known,
         }  # fmt: skip
         config = node.tracking
         self.hz, self.acct = config.hz, config.acct
@@ -101,7 +93,11 @@ class Desk:
         """Have a job done in the datapath, while all workers stand still. Raises RequestError if it stops."""
         return await _answer_of(self.node.ask(job))
 
-    async def _ranges(self, job: Callable[[Worker, range], T], size: int | None = None) -> AsyncIterator[T]:
+    async def ask_one(self, worker: Worker, job: Callable[[Worker], T]) -> T:
+        """The same of one worker, while the others work on."""
+        return await _answer_of(worker.ask(job))
+
+    async def ranges(self, job: Callable[[Worker, range], T], size: int | None = None) -> AsyncIterator[T]:
         """A job of its own for each range of slots of each worker, until all are done."""
         size = size or SLOTS
         for worker in self.node.workers:
@@ -124,7 +120,7 @@ class Desk:
         wanted = wanted_of(request.get("which"))
         seq = await self.ask(lambda node: self.tap.seq(node.trackers))
         shown = 0
-        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
+        async for conns in self.ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
             chosen = conns[wanted.rest(conns)]
             shown += len(chosen)
             for part in self._records(chosen):
@@ -174,25 +170,26 @@ class Desk:
         speeds = zip(rows["conn"][best].tolist(), packets[best].tolist(), sizes[best].tolist(), strict=True)
         shown = [{**found[conn], "packet_rate": packet_rate, "byte_rate": rate} for conn, packet_rate, rate in speeds if conn in found]
         whole = {"connections": len(rows), "packet_rate": float(packets.sum()), "byte_rate": float(sizes.sum())}
-        yield Done({"top": shown, "seconds": span, **whole})
+        offload = await self.ask(lambda node: merged(worker.offload.figures() for worker in node.workers if worker.offload is not None))
+        yield Done({"top": shown, "seconds": span, **whole, "offload": offload or None})
 
     async def _look(self) -> tuple[NDArray[Any], float]:
         found = [NO_ROWS]
-        async for rows in self._ranges(lambda worker, slots: counted_rows(worker.pipeline.tracker.select(ALL, slots=slots))):
+        async for rows in self.ranges(lambda worker, slots: counted_rows(worker.pipeline.tracker.select(ALL, slots=slots))):
             found.append(rows)
         rows = np.concatenate(found)
         return rows[np.argsort(rows["conn"], kind="stable")], time.monotonic()
 
     async def _ordinals(self, wanted: Wanted) -> NDArray[np.int64]:
         found = [np.zeros(0, dtype=np.int64)]
-        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
+        async for conns in self.ranges(lambda worker, slots: worker.pipeline.tracker.select(wanted.filter, slots=slots)):
             found.append(conns["flow"]["id"][wanted.rest(conns), Dir.ORIG])
         return np.concatenate(found)
 
     async def _by_ordinal(self, ordinals: NDArray[np.int64]) -> list[Message]:
         """Records of those that still live."""
         found: list[Message] = []
-        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
+        async for conns in self.ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
             found += fields.conn_records(conns[np.isin(conns["flow"]["id"][:, Dir.ORIG], ordinals)], self.hz, self.acct)
         return found
 
@@ -205,7 +202,7 @@ class Desk:
     async def delete(self, session: Session, request: Message) -> Answer:
         """Those wanted go; they are in the answer as they were."""
         wanted, done = wanted_of(request.get("which")), 0
-        async for conns in self._ranges(lambda worker, slots: _delete(worker, wanted, slots), SLOTS if wanted.simple else FEW):
+        async for conns in self.ranges(lambda worker, slots: _delete(worker, wanted, slots), SLOTS if wanted.simple else FEW):
             done += len(conns)
             for part in self._records(conns):
                 yield part
@@ -217,7 +214,7 @@ class Desk:
         wanted, done = wanted_of(request.get("which")), 0
         if not wanted.simple:
             raise RequestError("flush: expected a `which` without `translated` and `l4state`; delete knows them")
-        async for n in self._ranges(lambda worker, slots: worker.pipeline.tracker.delete(wanted.filter, slots=slots)):
+        async for n in self.ranges(lambda worker, slots: worker.pipeline.tracker.delete(wanted.filter, slots=slots)):
             done += n
         self._changed(session, "flush", connections=done)
         yield Done({"count": done})
@@ -225,7 +222,7 @@ class Desk:
     async def update(self, session: Session, request: Message) -> Answer:
         """Those wanted change; they are in the answer as they are then."""
         wanted, change, done = wanted_of(request.get("which")), change_of(request.get("change")), 0
-        async for conns in self._ranges(lambda worker, slots: _update(worker, wanted, change, slots), SLOTS if wanted.simple else FEW):
+        async for conns in self.ranges(lambda worker, slots: _update(worker, wanted, change, slots), SLOTS if wanted.simple else FEW):
             done += len(conns)
             for part in self._records(conns):
                 yield part
@@ -287,10 +284,10 @@ class Desk:
         """Delete what the rules would not let begin, and track all others again instead of having the flow table serve them."""
         names, routed = [iface.name for iface in self.node.config.iface], self.node.router is not None
         trial = await _in_thread(lambda: Trial(ruleset, self.node.pipeline.tracker.config, names, routed=routed))
-        async for conns in self._ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
+        async for conns in self.ranges(lambda worker, slots: worker.pipeline.tracker.select(ALL, slots=slots)):
             await _in_thread(lambda conns=conns: trial.add(conns))  # type: ignore[misc]
         gone, deleted = np.array(trial.unwanted(), dtype=np.int64), 0
-        async for n in self._ranges(lambda worker, slots: _delete_ordinals(worker, gone, slots), FEW):
+        async for n in self.ranges(lambda worker, slots: _delete_ordinals(worker, gone, slots), FEW):
             deleted += n
         await self.ask(_flush_flows)
         return deleted

@@ -26,6 +26,7 @@ from datapath.live.config import NodeConfig
 from datapath.live.control import Control, listening
 from datapath.live.logs import start_log
 from datapath.live.node import LOG, Node
+from datapath.live.offloading import Factory
 from datapath.live.privileges import Rights
 from datapath.live.reopening import Reopening
 from datapath.live.succession import NOTHING, Taking, begin, end
@@ -149,14 +150,14 @@ class Service:
         self.bell.set()  # there may be another one to do
 
 
-def serve(config: NodeConfig, level: str, taking: Taking = NOTHING) -> int:
-    """Run a node in the foreground. Raises what opening it raises."""
+def serve(config: NodeConfig, level: str, taking: Taking = NOTHING, offload: Factory | None = None) -> int:
+    """Run a node in the foreground. offload: makes what workers have in hardware. Raises what opening it raises."""
     start_log(level, config.log.format)
     rights = rights_of(config)
     with ExitStack() as stack:
         made = _door(config, rights, stack)
         measured = _counter(config, stack)
-        node = stack.enter_context(Node(config, lambda: _settle(config, rights)))
+        node = stack.enter_context(Node(config, lambda: _settle(config, rights), offload))
         begin(node, taking)
         rights.begun(privileges.NET_ADMIN if taking.handover or _has_to_restore(node) else privileges.NONE)
         if said := rights.told():

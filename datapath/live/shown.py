@@ -40,6 +40,7 @@ def stats_parts(stats: dict[str, Any]) -> Iterator[Table | Text]:
     yield from _latency(stats["latency"])
     yield from _ifaces(stats["ifaces"])
     yield from _counts("flow table", {**(stats["flowtable"] or {}), **{f"shortcuts: {name}": n for name, n in stats["shortcuts"].items()}})
+    yield from _offload(stats["offload"])
     yield from _counts("router", routed)
     yield from _pools(stats["pools"])
     yield from _rules(stats["rules"])
@@ -116,6 +117,25 @@ def _ifaces(ifaces: list[dict[str, Any]]) -> Iterator[Table | Text]:
     yield from others
 
 
+def _offload(told: dict[str, Any] | None) -> Iterator[Table | Text]:
+    """What of it is in hardware; `ctmirror offload status` says more."""
+    if told is None:
+        return
+    yield Text()
+    yield Text(in_hardware(told))
+    yield from _counts("refused by hardware", told["refused"])
+    yield from _counts("in software, since", told["software_packets"])
+
+
+def in_hardware(told: dict[str, Any]) -> str:
+    """Figures of offloading as a line."""
+    shares = [f"{100 * told[what]['hardware'] / max(sum(told[what].values()), 1):.1f}% of {what}" for what in ("packets", "bytes")]
+    room = "" if told["capacity"] is None else f" of {count(told['capacity'])}"
+    waiting = sum(told["jobs"].values())
+    flagged = f", {count(told['syns'])} SYNs as if established" if told["syns"] else ""
+    return f"hardware ({told['backend']}): {' and '.join(shares)}, {count(told['entries'])}{room} entries, {count(waiting)} jobs pending{flagged}"
+
+
 def _pools(pools: list[dict[str, Any]]) -> Iterator[Table | Text]:
     if not pools:
         return
@@ -163,7 +183,9 @@ def top_parts(answer: dict[str, Any]) -> tuple[Text, Table]:
             record["l4state"] or ("replied" if "seen-reply" in record["status"] else "unreplied"), _flow(record),
             f"{record['packet_rate']:,.0f}", f"{size_text(record['byte_rate'])}",
         )  # fmt: skip
-    return Text(f"{count(answer['connections'])} connections, {speed}"), table
+    first = Text(f"{count(answer['connections'])} connections, {speed}")
+    offload = answer.get("offload")
+    return Text("\n").join([first, Text(in_hardware(offload))]) if offload else first, table
 
 
 def _end(record: Record, address: str, port: str) -> str:

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from datapath.live.loop import Loop
+from datapath.live.offloading import Front, Offloading
 from datapath.live.router import Router
 from datapath.ruled import RulePipeline
 
@@ -80,12 +81,20 @@ def settle(future: Future[Any], work: Callable[[], Any]) -> None:
 
 
 class Worker:
-    """One of a node's workers. number: from 0; cpu: where it runs, None: anywhere."""
+    """One of a node's workers. number: from 0; cpu: where it runs, None: anywhere; offload: what it has in hardware, None: nothing."""
 
-    def __init__(self, number: int, cpu: int | None, pipeline: RulePipeline, loop: Loop, router: Router | None) -> None:
-        self.number, self.cpu, self.pipeline, self.loop, self.router = number, cpu, pipeline, loop, router
+    def __init__(
+        self, number: int, cpu: int | None, pipeline: RulePipeline, loop: Loop, router: Router | None, offload: Offloading | None = None
+    ) -> None:
+        self.number, self.cpu, self.pipeline, self.loop, self.router, self.offload = number, cpu, pipeline, loop, router, offload
         self.stopping = False
         self._work: SimpleQueue[Work] = SimpleQueue()
+
+    @property
+    def face(self) -> RulePipeline | Front:
+        """Who counts all of this worker's packets."""
+        front = None if self.offload is None else self.offload.front
+        return self.pipeline if front is None else front
 
     def work(self) -> None:
         """Until stop(): in the thread that works from now on."""

@@ -10,6 +10,7 @@ when its first frame comes. Not here: what software does with what missed.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,7 +62,8 @@ class Nic:
         self._limit[orders.L_NEW] = profile.rules.new
         self._limit[orders.L_ACCOUNTING] = profile.counters.accounting
         self._limit[orders.L_OFFLOAD] = profile.rules.offload
-        self.program = Program(rules or NicRules(), profile, self._label_id)
+        self._naming = threading.Lock()  # rules may be compiled beside frames
+        self.program = self.compiled(rules or NicRules())
 
     # --- a backend -------------------------------------------------------------------------------------------------------------------
 
@@ -146,6 +148,14 @@ class Nic:
 
     # --- rules -----------------------------------------------------------------------------------------------------------------------
 
+    def compiled(self, rules: NicRules) -> Program:
+        """Rules, ready for load(); from any thread. Raises ValueError for ifaces that are no numbers from 0 to 65534."""
+        return Program(rules, self.profile, self._label_id)
+
+    def load(self, program: Program) -> None:
+        """Forward by other rules from the next frame on. Connections stay; counters of rules and policers begin anew."""
+        self.program = program
+
     def counters(self) -> NDArray[Any]:
         """COUNT_DTYPE[n], a copy, by number of a rule: what rules in hardware have counted."""
         counts: NDArray[Any] = self.program.arrays.counted.astype(COUNT_DTYPE)
@@ -157,8 +167,9 @@ class Nic:
 
     def _label_id(self, label: int) -> int:
         if label not in self._labels:
-            self._labels[label] = len(self._names)
-            self._names.append(label)
+            with self._naming:
+                self._names.append(label)
+                self._labels.setdefault(label, len(self._names) - 1)
         return self._labels[label]
 
     def label(self, number: int) -> int:

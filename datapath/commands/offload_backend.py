@@ -1,0 +1,27 @@
+"""The section [offload] of a configuration as what workers have in hardware. Not here: the section (live.config), backends (offload_live)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datapath.commands.nic_option import nic_profile
+
+if TYPE_CHECKING:
+    from datapath.live.config import OffloadSection
+    from datapath.live.offloading import Factory
+
+
+def checked(section: OffloadSection) -> None:
+    """Raises CtmirrorError if its backend cannot be."""
+    if section.backend == "sim":
+        nic_profile(section.profile)
+
+
+def factory(section: OffloadSection) -> Factory | None:
+    """What makes a worker's part of it; None: nothing is offloaded. Raises CtmirrorError."""
+    if section.backend is None:
+        return None
+    profile = nic_profile(section.profile)
+    from datapath.commands.offload_live import simulated
+
+    return simulated(profile, section.policy)

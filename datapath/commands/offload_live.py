@@ -1,0 +1,237 @@
+"""Offloading for a node that runs: what datapath.live.offloading asks of it, of a mirror and any backend, and with the simulated NIC as one.
+
+    make = offloading(config.offload, profile)                  what `run` hands to the node
+    one = make(pipeline, worker, workers)                       for each worker: a mirror, a share of the NIC
+
+Theory of operation: a worker's connections are its own, so each worker has a mirror of its flow table, and a NIC with its part of the limits. What
+goes by between flow table and mirror is noted down (offload_notes), for who asks why.
+Invariant: nothing of the backend is known here but what offload.backend says; of a simulated NIC, Simulated knows the rest.
+Not here: jobs and requests (datapath.live), what is printed (offload_node).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ctcore.types import Dir, Proto, State, Status, TcpState
+from datapath.commands.offload_audit import JOBS, differences, figures
+from datapath.commands.offload_notes import FlowNotes
+from datapath.commands.offload_said import ITEMS, says
+from datapath.commands.offload_watch import Watched
+from datapath.live.shared import divided
+from datapath.pipeline.program import Program
+from datapath.ruled import RulePipeline
+from offload.backend import Backend
+from offload.contract import admission
+from offload.contract.objects import Conn, Tuple
+from offload.contract.why import Why
+from offload.mirror import OUTCOMES, Mirror
+from offload.mirror_settings import MirrorSettings
+from offload.pump import pump
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from datapath.commands.offloaded import Offloaded
+    from offload.simnic.profile import Profile
+
+MOST = 1024  # asks, and commands, of one turn: some 0.2 ms
+MOST_DIFFERENCES = 100  # lines of an audit
+OPS = {"replace": "add", "destroy": "del", "stats": "stats"}
+DIRECTIONS = ("original", "reply")
+REFUSED = {Why.HW_FULL: "refused_full", Why.DRV_UNSUPPORTED: "refused_unsupported", Why.HW_REFUSED: "refused_other", Why.HW_SILENT: "lost"}
+COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "strange")
+
+
+class Live:
+    """An Offloading (datapath.live.offloading) with any backend. pipeline: with a flow table, which is mirrored from here on."""
+
+    @property
+    def front(self) -> Offloaded | None:
+        return None
+
+    def __init__(self, pipeline: RulePipeline, mirror: Mirror, backend: Backend, notes: FlowNotes) -> None:
+        self.pipeline, self.mirror, self.backend, self.notes = pipeline, mirror, backend, notes
+        assert pipeline.flows is not None
+        self.flows = pipeline.flows
+
+    def turn(self, now: int) -> bool:
+        self.carry(now)
+        told = self.mirror.counters()
+        return bool(told["queued"] or told["outstanding"] or self.flows.counters()["hw_asks_waiting"])
+
+    def carry(self, now: int) -> None:
+        pump(Watched(self.flows, self.notes, now), self.mirror, self.backend, now, MOST)
+
+    def prepare(self, program: Program) -> Any:
+        return None
+
+    def take(self, prepared: Any) -> None:
+        """The backend has nothing of the rules."""
+
+    # --- what is told --------------------------------------------------------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any]:
+        """Of the backend: its name and kind, entries, and capacity: how many there can be, None: nobody knows, or no limit; packets, bytes, syns."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any]:
+        told = self.mirror.counters()
+        return {
+            **self.about(),
+            "policy": self.mirror.settings.policy,
+            "flows": {"wanted": told["flows"], "installed": told["offloaded"]},
+            "rules": told["rules"],
+            "jobs": {job: told[f"pending_{job}"] for job in JOBS},
+            "queue": {"mirror": told["queued"], "hardware": told["outstanding"]},
+            "commands": {op: {outcome: told[f"{job}_{outcome}"] for outcome in OUTCOMES} for op, job in OPS.items()},
+            "dropped": {job: told[f"dropped_{job}"] for job in JOBS},
+            "refused": {str(why): told[name] for why, name in REFUSED.items()},
+            **{name: told[name] for name in COUNTED},
+            "software_packets": dict(self.notes.packets),
+            "software_bytes": dict(self.notes.sizes),
+        }
+
+    def reasons(self, rows: range) -> tuple[dict[str, int], int]:
+        return {str(why): n for why, n in self.mirror.reasons(rows).items() if why is not None}, self.mirror.used
+
+    def audit(self) -> dict[str, Any]:
+        held = self.backend.held()
+        found = self.mirror.audit(held)
+        return {**figures(self.mirror, held, found), "differences": list(differences(self.mirror, held, found[:MOST_DIFFERENCES]))}
+
+    # --- one connection ------------------------------------------------------------------------------------------------------------------------
+
+    def why(self, conns: NDArray[Any]) -> list[dict[str, Any]]:
+        return [self._why_of(conn) for conn in conns]
+
+    def _why_of(self, conn: Any) -> dict[str, Any]:
+        """hardware: directions that are there; code, item, says: why not the connection, None: it is in; job: on its way; retry: s until it is tried
+        again; counted: what hardware has told, None: unknown; syns; missed: why packets of it come to software all the same, None: none has."""
+        number = int(conn["flow"]["id"][Dir.ORIG])
+        row = self.notes.row.get(number)
+        known = None if row is None else self.mirror.why(row)
+        if known is None or row is None or known["conn"] != number:
+            return self._told(self._outside(conn, number))
+        there = [name for name, held in zip(DIRECTIONS, known["held"], strict=True) if held is not None]
+        counts, now = self.notes.counts(row), self.pipeline.tracker.now
+        code = None if known["why"] is None else str(known["why"])
+        if known["going"] and number in self.notes.left:
+            code = self.notes.left[number]
+        more = {
+            "hardware": there, "job": known["job"], "refusals": known["refusals"],
+            "retry": None if known["retry_at"] is None else max(round((known["retry_at"] - now) / 1e9, 3), 0.0),
+            "counted": {name: _amount(getattr(counts, name)) for name in (*DIRECTIONS, "both")},
+            "syns": self.notes.syns(row), "missed": self.notes.missed(row),
+        }  # fmt: skip
+        return self._told(code, **more)
+
+    @staticmethod
+    def _told(code: str | None, **more: Any) -> dict[str, Any]:
+        unknown: dict[str, Any] = {
+            "hardware": [],
+            "job": None,
+            "refusals": 0,
+            "retry": None,
+            "counted": dict.fromkeys((*DIRECTIONS, "both")),
+            "syns": 0,
+            "missed": None,
+        }
+        item = ITEMS.get(Why(code)) if code in set(Why) else None
+        missed = more.get("missed")
+        told = {"code": code, "item": item, "says": None if code is None else says(code)}
+        return {**unknown, **told, **more, "missed_says": None if missed is None else says(missed)}
+
+    def _outside(self, conn: Any, number: int) -> str | None:
+        """Why a connection is not in the flow table, or not known to the mirror yet. None: its next packet would be its admission."""
+        if conn["status"] & Status.OFFLOAD:
+            return str(Why.PENDING)
+        said = admission.refusal(_contracted(conn), State.ESTABLISHED if conn["status"] & Status.SEEN_REPLY else State.NEW)
+        left = self.notes.left.get(number)
+        return left if left is not None else None if said is None else str(said)
+
+
+def _amount(each: tuple[int, int] | None) -> dict[str, int] | None:
+    return None if each is None else {"packets": each[0], "bytes": each[1]}
+
+
+def _contracted(conn: Any) -> Conn:
+    """CONN_DTYPE as the contract has it."""
+    sides = []
+    for side in (Dir.ORIG, Dir.REPLY):
+        key = conn["flow"]["key"][side]
+        size = 4 if key["family"] == 4 else 16
+        sides.append(Tuple(key["src"].tobytes()[:size], key["dst"].tobytes()[:size], int(key["sport"]), int(key["dport"]), int(key["proto"])))
+    status = int(conn["status"])
+    state = TcpState(int(conn["tcp"]["state"])) if sides[0].proto == Proto.PROTO_TCP else None
+    return Conn(sides[0], sides[1], status=status, tcp_state=state, helper=bool(status & Status.HELPER))
+
+
+# --- the simulated NIC ----------------------------------------------------------------------------------------------------------------------
+
+
+class Simulated(Live):
+    """With a NIC that frames meet first. nic: its rules are the pipeline's."""
+
+    def __init__(self, pipeline: RulePipeline, nic: Any, policy: str) -> None:
+        from datapath.commands.offloaded import Offloaded
+
+        mirror = Mirror(pipeline.tracker.config.capacity, MirrorSettings(policy=policy))
+        notes = FlowNotes(mirror)
+        self.nic, self.offloaded = nic, Offloaded(pipeline, nic, mirror, MOST)
+        self.offloaded.watch = notes
+        super().__init__(pipeline, mirror, nic, notes)
+
+    @property
+    def front(self) -> Offloaded:
+        return self.offloaded
+
+    def carry(self, now: int) -> None:
+        self.offloaded.settle(now)
+
+    def prepare(self, program: Program) -> Any:
+        from datapath.commands.nic_rules import nic_rules
+
+        return self.nic.compiled(nic_rules(program.ruleset, program.device))
+
+    def take(self, prepared: Any) -> None:
+        self.offloaded.take(prepared)
+
+    def about(self) -> dict[str, Any]:
+        shares, profile = self.offloaded.shares, self.nic.profile
+        software = {"packets": shares.frames - shares.hardware, "bytes": shares.bytes - shares.hardware_bytes}
+        return {
+            "backend": "sim", "profile": profile.name, "entries": self.nic.tabled, "capacity": profile.table.capacity or None,
+            "packets": {"hardware": shares.hardware, "software": software["packets"]},
+            "bytes": {"hardware": shares.hardware_bytes, "software": software["bytes"]}, "syns": shares.syns,
+        }  # fmt: skip
+
+
+def share_of(profile: Profile, workers: int) -> Profile:
+    """A worker's part of a NIC: entries, and how many rules a second."""
+    if workers == 1:
+        return profile
+    table = profile.table.model_copy(update={"capacity": divided(profile.table.capacity, workers)})
+    rates = {
+        "inserts": profile.rates.inserts / workers,
+        "burst": divided(profile.rates.burst, workers),
+        "queue": divided(profile.rates.queue, workers),
+    }
+    return profile.model_copy(update={"table": table, "rates": profile.rates.model_copy(update=rates)})
+
+
+def simulated(profile: Profile, policy: str, faults: tuple[Any, ...] = ()) -> Callable[[RulePipeline, int, int], Simulated]:
+    """A factory for a node (datapath.live.offloading.Factory). faults: of each worker's NIC, beside those of the profile."""
+
+    def make(pipeline: RulePipeline, worker: int, workers: int) -> Simulated:
+        from datapath.commands.nic_rules import nic_rules
+        from datapath.commands.offloaded_run import compiled
+        from offload.simnic.nic import Nic
+
+        program = pipeline.program
+        nic = Nic(share_of(profile, workers), nic_rules(program.ruleset, program.device), faults, pipeline.tracker.config.seed)
+        compiled(nic)
+        return Simulated(pipeline, nic, policy)
+
+    return make
