@@ -117,8 +117,8 @@ class Live:
         there = [name for name, held in zip(DIRECTIONS, known["held"], strict=True) if held is not None]
         counts, now = self.notes.counts(row), self.pipeline.tracker.now
         code = None if known["why"] is None else str(known["why"])
-        if known["going"] and number in self.notes.left:
-            code = self.notes.left[number]
+        if not conn["status"] & Status.OFFLOAD:  # torn down: its rules are there until the next round (A7.57)
+            code = self._outside(conn, number) or code
         more = {
             "hardware": there, "job": known["job"], "refusals": known["refusals"],
             "retry": None if known["retry_at"] is None else max(round((known["retry_at"] - now) / 1e9, 3), 0.0),

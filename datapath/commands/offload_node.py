@@ -5,6 +5,7 @@ Not here: options (offload), the node's side (live.offload_desk).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,9 +29,9 @@ JOBS = {"add": "to add", "del": "to remove", "stats": "to count"}
 
 
 def _print(rows: Iterable[tuple[str, str]], file: IO[Any]) -> None:
-    rows = list(rows)
-    width = max((len(label) for label, _ in rows), default=0) + 2
-    for label, text in rows:
+    told = list(rows)
+    width = max((len(label) for label, _ in told), default=0) + 2
+    for label, text in told:
         click.echo(printable(f"{label:<{width}}{text}".rstrip()), file=file)
 
 
@@ -42,16 +43,16 @@ def show_status(client: Client, *, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
         return
-    _print(_status(told), click.get_text_stream("stdout"))
+    _print(_status(told), sys.stdout)
     for title, flows in (
         ("connections that should be in hardware and are not, and why", told["software_flows"]),
         ("packets that stayed in software, and why", told["software_packets"]),
         ("rules that hardware has refused, and why", told["refused"]),
     ):
-        found = sorted(((n, code) for code, n in flows.items() if n), key=lambda each: (-each[0], each[1]))
-        if found:
+        codes = sorted(((n, code) for code, n in flows.items() if n), key=lambda each: (-each[0], each[1]))
+        if codes:
             click.echo(f"\n{title}")
-        for n, code in found:
+        for n, code in codes:
             click.echo(f"  {n:>12,}  {cited(code)}")
 
 

@@ -12,6 +12,7 @@ from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.types import Reason, Status
 from datapath import craft
+from datapath.commands.offload_live import simulated
 from datapath.frame import frames_of
 from datapath.live.config import parse as parse_config
 from datapath.live.drivers import Wanted, open_interface
@@ -24,6 +25,7 @@ from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
 from datapath.ruled import RulePipeline
+from offload.simnic import profile
 from pcap_tests.test_datapath.test_live.test_xdp_filter import steering
 from pcap_tests.test_datapath.test_live.wires import until
 
@@ -34,9 +36,9 @@ RING = 1024
 LEAST = 1000  # of syn_rate: two in a window of 1.05 ms
 
 
-def knowing(flowtable: bool) -> RulePipeline:
+def knowing(flowtable: bool, rules: str = COMMIT) -> RulePipeline:
     """A pipeline with one established connection of UDP, port 1."""
-    pipeline = RulePipeline(parse(COMMIT, "rules", Findings()), Config(max=4096), devices=("near", "out"), flowtable=flowtable)
+    pipeline = RulePipeline(parse(rules, "rules", Findings()), Config(max=4096), devices=("near", "out"), flowtable=flowtable)
     pipeline.arrive([Hook("near"), Hook("out")])
     now = time.time_ns()
     for ago, frame in ((9, craft.udp(A, B, 1, 53)), (8, craft.udp(B, A, 53, 1)), (5, craft.udp(A, B, 1, 53)), (1, craft.udp(A, B, 1, 53))):
@@ -66,6 +68,30 @@ def test_of_a_full_ring_the_flow_table_s_packets_go_first(wire, flowtable):
     assert turned_away == (64 if flowtable else 0)
     assert counts["sent"] == RING - RING // 8 - turned_away
     assert pipeline.summary()["dropped"] == turned_away
+
+
+@pytest.mark.parametrize("first", ["", "csum ip4h pipe action "], ids=["at once", "behind another action"])
+def test_behind_a_nic_what_it_knows_goes_first(wire, first):
+    """The same with a NIC that has the known connection: of those that it misses, wherever in a rule, no more may walk."""
+    pipeline = knowing(True, COMMIT.replace("action ct", f"action {first}ct"))
+    offload = simulated(profile.load("perfect"), "first-come")(pipeline, 0, 1)
+    offload.turn(time.time_ns())
+    assert offload.figures()["flows"] == {"wanted": 1, "installed": 1}
+    umem = Umem(8192)
+    with wire.here.entered(), open_interface(umem, wire.near, Wanted(filter=EVERYTHING, xsk=XskSettings(ring=RING))) as opened:
+        (iface,) = opened.ifaces
+        loop = Loop(pipeline, [iface, Null(umem, "out", ordinal=1)], front=offload.front, turn=offload.turn)
+        iface.tidy_up()
+        with wire.end() as far:
+            for i in range(RING):
+                far.send({0: craft.udp(A, B, 1, 53), 4: ARP}.get(i % 8) or craft.udp(A, B, 1000 + i, 53))
+        loop.run(0.05)
+        until(lambda: loop.run(0.01) == 0, "an empty ring")
+        counts = loop.counters()
+    assert counts["frames"] == RING and offload.figures()["packets"]["hardware"] >= RING // 8
+    assert pipeline.count(Reason.R_OVERLOAD) == 64
+    assert counts["sent"] == RING - RING // 8 - 64
+    umem.check()
 
 
 def opening(v6: bool = False, **more: object) -> bytes:
