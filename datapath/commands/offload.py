@@ -186,7 +186,7 @@ WORDS = {
     "reply_dst": click.option("--reply-dst", "reply_dst", help="Destination of the reply.", metavar=NETWORK),
     "zone": click.option("-w", "live_zone", type=NUMBER, help="Zone."),
 }
-OF_NODES = {*WORDS, "live_zone", "socket", "most", "as_json"}
+OF_NODES = {*WORDS, "live_zone", "socket", "most", "as_json"} - {"zone"}
 OF_BOTH = {"capture", "conn", "output", "quiet", "verbose"}
 
 
@@ -203,18 +203,23 @@ def words_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _asks_node(capture: str | None) -> bool:
-    """Whether a running node is meant: no capture is named. Raises UsageError for options that belong to the other form."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if name in OF_BOTH or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
-        if capture is None and name not in OF_NODES:
-            raise click.UsageError(f"{parameter.opts[0]}: expected a CAPTURE with it: a running node has settings of its own")
-        if capture is not None and name in OF_NODES:
-            raise click.UsageError(f"{parameter.opts[0]}: expected no CAPTURE with it: it is for what is asked of a running node")
-    return capture is None
+def one_form(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuses options that belong to the other form of a command: with a capture it is replayed, without one a running node is asked."""
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> Any:
+        context = click.get_current_context()
+        for parameter in context.command.params:
+            name = parameter.name or ""
+            if name in OF_BOTH or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+                continue
+            if given["capture"] is None and name not in OF_NODES:
+                raise click.UsageError(f"{parameter.opts[0]}: expected a CAPTURE with it: a running node has settings of its own")
+            if given["capture"] is not None and name in OF_NODES:
+                raise click.UsageError(f"{parameter.opts[0]}: expected no CAPTURE with it: it is for what is asked of a running node")
+        return command(**given)
+
+    return wrapper
 
 
 @command.command("status", short_help="what a running node has in hardware")
@@ -237,6 +242,7 @@ def status_command(as_json, socket, quiet, verbose) -> None:
 
 
 @command.command("why", short_help="why a connection is not in hardware, or was not")
+@one_form
 @click.argument("capture", required=False)
 @click.option(
     "--conn", type=Number(0, (1 << 63) - 1), metavar="N", help="The connection's number, as in records of replay --nic, or conntrack -o id."
@@ -263,7 +269,7 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
       ctmirror offload why -p tcp -s 10.0.0.0/8 --dport 443
       ctmirror offload why --conn 4711 --json
     """
-    if _asks_node(capture):
+    if capture is None:
         from datapath.commands.offload_node import show_why
         from datapath.live.client import Client
         from datapath.live.conntrack_words import which_of
@@ -290,6 +296,7 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
 
 
 @command.command("audit", short_help="what hardware holds against what it should hold")
+@one_form
 @click.argument("capture", required=False)
 @socket_option
 @NIC
@@ -309,7 +316,7 @@ def audit_command(capture, socket, nic, output, quiet, verbose, tracking) -> int
       ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
       ctmirror offload audit
     """
-    if _asks_node(capture):
+    if capture is None:
         from datapath.commands.offload_node import show_audit
         from datapath.live.client import Client
 

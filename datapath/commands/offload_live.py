@@ -56,13 +56,9 @@ class Live:
         assert pipeline.flows is not None
         self.flows = pipeline.flows
 
-    def turn(self, now: int) -> bool:
-        self.carry(now)
-        told = self.mirror.counters()
-        return bool(told["queued"] or told["outstanding"] or self.flows.counters()["hw_asks_waiting"])
-
-    def carry(self, now: int) -> None:
+    def turn(self, now: int) -> int:
         pump(Watched(self.flows, self.notes, now), self.mirror, self.backend, now, MOST)
+        return 0 if self.mirror.counters()["outstanding"] else min(self.flows.due, self.mirror.due)
 
     def prepare(self, program: Program) -> Any:
         return None
@@ -187,8 +183,9 @@ class Simulated(Live):
     def front(self) -> Offloaded:
         return self.offloaded
 
-    def carry(self, now: int) -> None:
+    def turn(self, now: int) -> int:
         self.offloaded.settle(now)
+        return self.offloaded.due
 
     def prepare(self, program: Program) -> Any:
         from datapath.commands.nic_rules import nic_rules

@@ -13,7 +13,7 @@ from datapath.commands.verbosity import verbosity
 if TYPE_CHECKING:
     from datapath.live.client import Client
 
-ROWS_AROUND = 5  # lines of a terminal that are no connections
+ROWS_AROUND = 4  # lines of a terminal that are no connections
 
 
 @click.command("top", short_help="the busiest connections of a running node")
@@ -82,6 +82,8 @@ def _on_screen(client: Client, asked: dict[str, Any], console: Any) -> None:
         while True:
             most = asked["most"] or max(console.height - ROWS_AROUND, 1)
             answer = client.ask("top", **{**asked, "most": min(most, 1000)})
+            if answer["offload"] and not asked["most"]:  # a line more
+                answer["top"] = answer["top"][: max(most - 1, 1)]
             live.update(Group(*top_parts(answer)), refresh=True)
             _sleep(asked["seconds"])
 

@@ -20,9 +20,9 @@ class Loop:
     name; without an entry it is counted as `nobody`, and gone. router: where frames go that pass at a device which it routes for; its names are those
     of the ifaces by ordinal. What it forwards goes through the rules at the egress of the device it leaves by, and is counted by the pipeline there
     as well. handoff: of several workers, this one's end of the lanes between them. front: has frames before the pipeline, which it has: like the
-    pipeline, it has arrive(), process() and outputs(). turn: is called with the time (ns since the epoch) between two rounds, within a millisecond
-    of frames and after True, which says that something is on its way, and every 20 ms otherwise. What these raise, run() raises. Raises ValueError
-    for ifaces that do not go together.
+    pipeline, it has arrive(), process() and outputs(). turn: is called with the time (ns since the epoch) between two rounds, and says when it wants
+    to be called again: not within a millisecond, but then if frames come, and once a second in any case. What these raise, run() raises. Raises
+    ValueError for ifaces that do not go together.
     """
 
     pipeline: RulePipeline
@@ -32,7 +32,7 @@ class Loop:
     router: Router | None
     handoff: Handoff | None
     front: Front | None
-    turn: Callable[[int], bool] | None
+    turn: Callable[[int], int] | None
     def __init__(
         self,
         pipeline: RulePipeline,
@@ -42,7 +42,7 @@ class Loop:
         router: Router | None = None,
         handoff: Handoff | None = None,
         front: Front | None = None,
-        turn: Callable[[int], bool] | None = None,
+        turn: Callable[[int], int] | None = None,
     ) -> None: ...
     def aim(self, inward: Mapping[str, str]) -> None:
         """Look up again which iface is which of the pipeline's devices, and which of them are routed: after RulePipeline.load(), or when that has

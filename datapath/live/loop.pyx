@@ -47,8 +47,8 @@ cdef enum:
     PATIENCE = 256              # empty rounds before it sleeps
     LONGEST_NAP = 4             # ms: timers go on
     LEAST_WALKS = 16            # of a round, however much comes in
-    TURN_NS = 1_000_000         # between two turns while frames come, or something is on its way
-    QUIET_NS = 20_000_000       # between two while there is nothing
+    TURN_NS = 1_000_000         # between two turns at least, and at most while frames come
+    QUIET_NS = 1_000_000_000    # at most
 
 cdef uint64_t NOWHERE = ~<uint64_t>0    # of what leaves: nowhere, and counted
 
@@ -324,11 +324,11 @@ cdef class Loop:
         return 0
 
     cdef void give_turn(self, int64_t now) noexcept nogil:
-        """Between two rounds. It says whether something is on its way."""
+        """Between two rounds. It says when it wants the next one."""
         with gil:
             self.pipeline.tracker.busy = False
             try:
-                self.turn_at = now + (TURN_NS if self.turn(now) else QUIET_NS)
+                self.turn_at = min(max(<int64_t>self.turn(now), now + TURN_NS), now + <int64_t>QUIET_NS)
             except BaseException as error:
                 self.fail(error)
             self.pipeline.tracker.busy = True

@@ -45,8 +45,8 @@ class Offloading(Protocol):
     def front(self) -> Front | None:
         """None: frames come to the pipeline."""
 
-    def turn(self, now: int) -> bool:
-        """Time is now (ns): whether something is on its way. Bounded in time."""
+    def turn(self, now: int) -> int:
+        """Time is now (ns). When the next turn is due; what is past: as soon as may be. Bounded in time."""
 
     def prepare(self, program: Program) -> Any:
         """What take() wants of other rules; from any thread, for it takes its time."""

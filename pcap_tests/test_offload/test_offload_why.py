@@ -111,7 +111,7 @@ def test_a_connection_that_is_none(capfd, tmp_path):
     code, out, err = run(capfd, "offload", "why", capture, "--conn", 7)
     assert (code, out, err) == (2, "", f"ctmirror: {capture}: connection 7: there is none: expected one of the 1 that were tracked\n")
     code, _, err = run(capfd, "offload", "why", capture)
-    assert code == 2 and err.startswith("ctmirror: Missing option '--conn'")
+    assert code == 2 and err.startswith("ctmirror: --conn: expected it with a CAPTURE")
 
 
 # --- an audit ---------------------------------------------------------------------------------------------------------------------------

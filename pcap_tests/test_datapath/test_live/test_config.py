@@ -46,12 +46,20 @@ max_age = 60
 [privileges]
 user = "nobody"
 
+[offload]
+backend = "sim"
+profile = "tiny"
+policy = "by-rate"
+
 [log]
 level = "info"
 format = "json"
 """
 # What a line of it is replaced by, the key that the error names, and what it says.
 MISTAKES = [
+    ('backend = "sim"', 'backend = "nic"', "offload.backend", "'nic': expected 'sim'"),
+    ('policy = "by-rate"', 'policy = "by-luck"', "offload.policy", "'by-luck': expected 'first-come', 'by-rate' or 'by-bytes'"),
+    ('profile = "tiny"', "profil = 1", "offload.profil", "no such setting (is profile meant?): expected one of backend, profile, policy"),
     ("flowtable = true", 'flowtable = "perhaps"', "flowtable", "'perhaps': expected a valid boolean"),
     ("flowtable = true", 'flowtable = "no"', "flowtable", "'no': expected a valid boolean"),
     ("ring = 512", 'ring = "512"', "iface[0].ring", "'512': expected a valid integer"),
@@ -116,6 +124,8 @@ def test_the_line_is_right_whatever_stands_between(mistake, between):
         ('rules = "a"\n[[iface]\n', "n:2:8: "),
         ('rules = "a"\nrules = "b"\n', "n:2:12: cannot overwrite a value"),
         ('rules = "a"\n', "n: iface: missing"),
+        (WHOLE.replace('backend = "sim"\n', ""), "n:40: offload.policy: expected `backend` with it: sim"),
+        (WHOLE.replace("flowtable = true", "flowtable = false"), "n:39: offload.backend: expected `flowtable = true`: connections are off"),
         ('rules = "a"\niface = []\n', "n:2: iface: "),
         ('rules = "a"\n[[iface]]\nname = "x"\n[[iface]]\nname = "x"\n', "n:5: iface[1].name: x: expected each interface once"),
         (
@@ -138,6 +148,9 @@ def test_files_are_relative_to_it_and_errors_name_it(tmp_path):
     (tmp_path / "node.toml").write_text(WHOLE)
     config = load(str(tmp_path / "node.toml"))
     assert (config.rules, config.state.file) == (str(tmp_path / "node.tc"), str(tmp_path / "node.state"))
+    assert config.offload.profile == "tiny", "a name is none of a file"
+    (tmp_path / "node.toml").write_text(WHOLE.replace('"tiny"', '"mine.toml"'))
+    assert load(str(tmp_path / "node.toml")).offload.profile == str(tmp_path / "mine.toml")
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
         load(str(tmp_path / "none.toml"))
     (tmp_path / "node.toml").write_bytes(b"rules = '\xff'")

@@ -34,7 +34,7 @@ def defaults(section: type[config.Section], *without: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in without}
 
 
-SECTIONS = {"iface", "conntrack", "router", "route", "memory", "control", "metrics", "state", "privileges", "log"}
+SECTIONS = {"iface", "conntrack", "router", "route", "memory", "control", "metrics", "state", "privileges", "offload", "log"}
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,9 @@ SECTIONS = {"iface", "conntrack", "router", "route", "memory", "control", "metri
         ("### `filter`", defaults(config.FilterSection)),
         ("## `[memory]`", defaults(config.MemorySection)),
         ("## `[control]`", defaults(config.ControlSection)),
+        ("## `[offload]`", defaults(config.OffloadSection)),
     ],
-    ids=["node", "iface", "filter", "memory", "control"],
+    ids=["node", "iface", "filter", "memory", "control", "offload"],
 )
 def test_a_section_is_told_as_it_is(heading, keys):
     assert told(heading) == keys

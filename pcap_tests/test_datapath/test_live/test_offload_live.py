@@ -1,4 +1,4 @@
-"""A node with a simulated NIC between two real stacks: what passes is what passes without, most of it in hardware; and what is said of it is right."""
+"""A node with a simulated NIC between two real stacks: what passes is what does without, most of it in hardware; what is said of it is right."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
 
+from ctcore.errors import ConfigError
 from datapath import craft
 from datapath.commands.nic_option import nic_profile
+from datapath.commands.offload_backend import checked, factory
 from datapath.commands.offload_live import simulated
 from datapath.live.client import Client
-from datapath.live.config import load
+from datapath.live.config import OffloadSection, load
 from datapath.live.control import Control
 from datapath.live.exposition import PLAIN, Exposition
+from datapath.live.message import RequestError
 from datapath.live.node import Node
+from offload.mirror_settings import POLICIES
 from offload.records import Op
 from offload.simnic.faults import Fault
 from offload.simnic.profile import FaultsSection, TableSection
 from pcap_tests.test_datapath.command import in_process
-from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, SERVER, TRANSLATING, _mac, address, fetch, serving
+from pcap_tests.test_datapath.test_live.noded import running
+from pcap_tests.test_datapath.test_live.test_loop import TRACKED, ruled
+from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, _mac, address, fetch, serving
 from pcap_tests.test_datapath.test_live.test_workers import Working, at_work, echoing, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
 
@@ -290,3 +297,83 @@ def test_commands_and_metrics_say_the_same(offloading):
         assert "counted     unknown: hardware has told of no packet" in why.stdout
         none = in_process("offload", "why", "--conn", 4711, "--socket", net.socket)
         assert (none.returncode, none.stderr) == (2, "ctmirror: connection 4711: there is none, or it has ended\n")
+
+
+# --- as it is started ---------------------------------------------------------------------------------------------------------------------------
+
+
+NODE = """rules = "rules.tc"
+[[iface]]
+name = "left"
+[control]
+socket = ""
+[offload]
+backend = "sim"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            'profile = "none-such"',
+            ":8: offload.profile: none-such: no such NIC: expected one of connectx-6dx-sw, connectx-7-hw, none, perfect",
+        ),
+        ('profile = "mine.toml"', ":8: offload.profile: {}/mine.toml:2: table.capacity: "),
+        ('profile = "there.toml"', ":8: offload.profile: {}/there.toml: cannot be read: No such file or directory"),
+    ],
+)
+def test_profiles_that_cannot_be_are_told_before_anything_is_opened(tmp_path, more, said):
+    (tmp_path / "rules.tc").write_text(REST)
+    (tmp_path / "mine.toml").write_text("[table]\ncapacity = -1\n")
+    (tmp_path / "node.toml").write_text(NODE + more + "\n")
+    for options in ((), ("--check",)):
+        done = in_process("run", "--config", tmp_path / "node.toml", *options)
+        assert done.returncode == 2 and f"node.toml{said.format(tmp_path)}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_without_the_libraries_it_is_said_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.setattr("datapath.commands.nic_option.find_spec", lambda name: None if name == "numba" else object())
+    (tmp_path / "rules.tc").write_text(REST)
+    (tmp_path / "node.toml").write_text(NODE)
+    with pytest.raises(ConfigError, match=r"node\.toml:6: offload\.profile: NICs are simulated by numba: .* -m pip install 'ctmirror\[nic\]'"):
+        load(str(tmp_path / "node.toml"), checked)
+
+
+def test_run_makes_what_the_section_says(tmp_path):
+    (tmp_path / "node.toml").write_text(NODE + 'profile = "tiny"\npolicy = "by-bytes"\n')
+    section = load(str(tmp_path / "node.toml"), checked).offload
+    make = factory(section)
+    assert make is not None and factory(OffloadSection()) is None
+    made = make(ruled(TRACKED), 0, 1).figures()
+    assert (made["backend"], made["profile"], made["policy"], made["capacity"]) == ("sim", "tiny", "by-bytes", 64)
+    assert OffloadSection.model_fields["policy"].annotation == Literal[POLICIES], "the mirror's"
+
+
+def test_a_node_without_hardware_says_so(tmp_path):
+    with running(tmp_path) as rig, rig.client() as client:
+        for do in ("offload", "offload_why", "offload_audit"):
+            with pytest.raises(RequestError, match=r"this node has nothing in hardware: expected `backend` in the section \[offload\]"):
+                client.ask(do)
+        assert client.ask("stats")["offload"] is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("why", "x.pcap", "--conn", "1", "-p", "tcp"), "-p: expected no CAPTURE with it"),
+        (("why", "x.pcap"), "--conn: expected it with a CAPTURE"),
+        (("why", "--nic", "tiny"), "--nic: expected a CAPTURE with it: a running node has settings of its own"),
+        (("audit", "--rules", "x.tc"), "--rules: expected a CAPTURE with it"),
+        (("audit", "x.pcap", "--socket", "/s"), "--socket: expected no CAPTURE with it"),
+    ],
+)
+def test_options_of_the_other_form_are_refused(argv, said):
+    done = in_process("offload", *argv)
+    assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("most", 0), ("most", 1001), ("conn", "7"), ("conn", True), ("which", 3)])
+def test_nonsense_is_refused(offloading, name, value):
+    with offloading() as net, pytest.raises(RequestError, match=f"^{name}: expected"):
+        net.client.ask("offload_why", **{name: value})
