@@ -45,14 +45,16 @@ COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "
 
 
 class Live:
-    """An Offloading (datapath.live.offloading) with any backend. pipeline: with a flow table, which is mirrored from here on."""
+    """An Offloading (datapath.live.offloading) with any backend. pipeline: with a flow table that is mirrored, see Flows.mirrored(); name: the
+    backend's."""
 
     @property
     def front(self) -> Offloaded | None:
         return None
 
-    def __init__(self, pipeline: RulePipeline, mirror: Mirror, backend: Backend, notes: FlowNotes) -> None:
-        self.pipeline, self.mirror, self.backend, self.notes = pipeline, mirror, backend, notes
+    def __init__(self, pipeline: RulePipeline, mirror: Mirror, backend: Backend, name: str) -> None:
+        self.pipeline, self.mirror, self.backend, self.name = pipeline, mirror, backend, name
+        self.notes = FlowNotes(mirror)
         assert pipeline.flows is not None
         self.flows = pipeline.flows
 
@@ -66,11 +68,22 @@ class Live:
     def take(self, prepared: Any) -> None:
         """The backend has nothing of the rules."""
 
+    def close(self) -> None:
+        """Nothing of the backend is anybody else's."""
+
     # --- what is told --------------------------------------------------------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
-        """Of the backend: its name and kind, entries, and capacity: how many there can be, None: nobody knows, or no limit; packets, bytes, syns."""
-        raise NotImplementedError
+        """Of the backend: its name and kind; entries, and how many there can be, None: nobody knows, or no limit; packets and bytes by who had them,
+        hardware's as it has told; SYNs that it took, None: nobody knows; what stayed in software, by why."""
+        flows, summary = self.flows.counters(), self.pipeline.summary()
+        refused = {name.removeprefix("refused_"): n for name, n in flows.items() if name.startswith("refused_")}
+        return {
+            "backend": self.name, "profile": None, "entries": self.mirror.counters()["rules"], "capacity": None,
+            "packets": {"hardware": flows["hw_packets"], "software": int(summary["total_packets"])},
+            "bytes": {"hardware": flows["hw_bytes"], "software": int(summary["total_bytes"])}, "syns": None,
+            "software_packets": refused, "software_bytes": {},
+        }  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
         told = self.mirror.counters()
@@ -85,8 +98,6 @@ class Live:
             "dropped": {job: told[f"dropped_{job}"] for job in JOBS},
             "refused": {str(why): told[name] for why, name in REFUSED.items()},
             **{name: told[name] for name in COUNTED},
-            "software_packets": dict(self.notes.packets),
-            "software_bytes": dict(self.notes.sizes),
         }
 
     def reasons(self, rows: range) -> tuple[dict[str, int], int]:
@@ -174,10 +185,9 @@ class Simulated(Live):
         from datapath.commands.offloaded import Offloaded
 
         mirror = Mirror(pipeline.tracker.config.capacity, MirrorSettings(policy=policy))
-        notes = FlowNotes(mirror)
         self.nic, self.offloaded = nic, Offloaded(pipeline, nic, mirror, MOST)
-        self.offloaded.watch = notes
-        super().__init__(pipeline, mirror, nic, notes)
+        super().__init__(pipeline, mirror, nic, "sim")
+        self.offloaded.watch = self.notes
 
     @property
     def front(self) -> Offloaded:
@@ -199,9 +209,10 @@ class Simulated(Live):
         shares, profile = self.offloaded.shares, self.nic.profile
         software = {"packets": shares.frames - shares.hardware, "bytes": shares.bytes - shares.hardware_bytes}
         return {
-            "backend": "sim", "profile": profile.name, "entries": self.nic.tabled, "capacity": profile.table.capacity or None,
+            "backend": self.name, "profile": profile.name, "entries": self.nic.tabled, "capacity": profile.table.capacity or None,
             "packets": {"hardware": shares.hardware, "software": software["packets"]},
             "bytes": {"hardware": shares.hardware_bytes, "software": software["bytes"]}, "syns": shares.syns,
+            "software_packets": dict(self.notes.packets), "software_bytes": dict(self.notes.sizes),
         }  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def show_status(client: Client, *, as_json: bool) -> None:
 def _status(told: Mapping[str, Any]) -> Rows:
     flows, queue, workers = told["flows"], told["queue"], told["workers"]
     shares = f", its limits divided among {workers} workers" if workers > 1 else ""
-    yield "backend", f"{told['backend']}, profile {told['profile']}, policy {told['policy']}{shares}"
+    profile = "" if told["profile"] is None else f", profile {told['profile']}"
+    yield "backend", f"{told['backend']}{profile}, policy {told['policy']}{shares}"
     yield "entries", count(told["entries"]) + (" (no limit)" if told["capacity"] is None else f" of {count(told['capacity'])}")
     yield "connections", f"{count(flows['installed'])} in hardware, {count(flows['wanted'])} that should be; {counted(told['rules'], 'rule')}"
     yield "jobs", ", ".join(f"{count(told['jobs'][job])} {what}" for job, what in JOBS.items())
@@ -67,7 +68,8 @@ def _status(told: Mapping[str, Any]) -> Rows:
     (packets, all_packets), (size, all_bytes) = ((told[what]["hardware"], sum(told[what].values())) for what in ("packets", "bytes"))
     yield "packets", f"{_percent(packets, all_packets)} of {count(all_packets)} in hardware"
     yield "bytes", f"{_percent(size, all_bytes)} of {size_text(all_bytes)} in hardware"
-    yield "SYNs", f"{count(told['syns'])} forwarded in hardware as if of an established connection (A4.27)"
+    syns = "unknown: this hardware does not tell how many were" if told["syns"] is None else f"{count(told['syns'])} were"
+    yield "SYNs", f"{syns} forwarded in hardware as if of an established connection (A4.27)"
     yield "since then", f"{counted(told['evictions'], 'eviction')}, {counted(told['resets'], 'reset')} of hardware"
 
 

@@ -78,6 +78,9 @@ class Node:
             self.local = self._host_networks(ruleset)
             pipelines = self._pipelines(ruleset)
             offloads = [None if offload is None else offload(pipeline, i, len(pipelines)) for i, pipeline in enumerate(pipelines)]
+            for made in offloads:
+                if made is not None:
+                    stack.callback(made.close)
             chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
             self.opened: list[Opened] = []

@@ -63,6 +63,9 @@ class Offloading(Protocol):
     def why(self, conns: NDArray[Any]) -> list[dict[str, Any]]:
         """What there is to say of connections, CONN_DTYPE[n], a record each: docs/offload.md."""
 
+    def close(self) -> None:
+        """The worker has ended: nothing is to stay in hardware."""
+
     def audit(self) -> dict[str, Any]:
         """held, wanted: rules; pending: flows with a job on its way; differs: a record for each rule, `differences` how many they are."""
 

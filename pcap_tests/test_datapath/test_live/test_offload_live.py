@@ -18,23 +18,26 @@ from ctcore.errors import ConfigError
 from datapath import craft
 from datapath.commands.nic_option import nic_profile
 from datapath.commands.offload_backend import checked, factory
-from datapath.commands.offload_live import simulated
+from datapath.commands.offload_live import Live, simulated
 from datapath.live.client import Client
 from datapath.live.config import OffloadSection, load
 from datapath.live.control import Control
 from datapath.live.exposition import PLAIN, Exposition
 from datapath.live.message import RequestError
 from datapath.live.node import Node
+from offload.mirror import Mirror
 from offload.mirror_settings import POLICIES
 from offload.records import Op
 from offload.simnic.faults import Fault
 from offload.simnic.profile import FaultsSection, TableSection
 from pcap_tests.test_datapath.command import in_process
 from pcap_tests.test_datapath.test_live.noded import running
+from pcap_tests.test_datapath.test_live.processes import process
 from pcap_tests.test_datapath.test_live.test_loop import TRACKED, ruled
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, _mac, address, fetch, serving
 from pcap_tests.test_datapath.test_live.test_workers import Working, at_work, echoing, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
+from pcap_tests.test_offload.fake_nic import FakeNic
 
 BODY = bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -272,6 +275,41 @@ def destroying(rules):
     return rules
 
 
+# --- a backend beside the packets -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_backend_that_no_packet_meets_has_turns_only(wires, tmp_path):
+    """Rules go to hardware and come out again, and are told of, with all packets in software; what it has counted is added to the connection."""
+    nic = FakeNic(latency=3_000_000)
+
+    def beside(pipeline, worker, workers):
+        pipeline.flows.mirrored()
+        return Live(pipeline, Mirror(pipeline.tracker.config.capacity), nic, "fake")
+
+    left, right = wires("left"), wires("right")
+    address(left, CLIENT)
+    address(right, SERVER)
+    with left.here.entered():
+        config = load(written(tmp_path, IPV4, "xdp-native", 1))
+        node = Node(config.model_copy(update={"conntrack": {"max": 1000, "flowtable_tcp_timeout": 3}}), offload=beside)
+    path = str(tmp_path / "socket")
+    with node, at_work(node), Control(node, path), Client(path) as client, echoing_tcp(right) as port:
+        net = Offloading(node, left, right, tmp_path / "rules.tc")
+        net.client = client
+        with talking(net, port) as talker:
+            assert len(nic.rules) == 2 and not any(nic.pending)
+            for cookie in nic.rules:
+                nic.seen[cookie] = [7, 700, time.time_ns(), 0, 0]
+            until(
+                lambda: net.why(dport=port)[0]["offload"]["counted"]["both"] == {"packets": 14, "bytes": 1400},
+                "it is asked, after a tenth of its time",
+            )
+            assert net.status()["packets"]["hardware"] == 14 and net.status()["syns"] is None and net.status()["software_packets"]["tcp_state"] >= 2
+            assert "SYNs         unknown: this hardware does not tell" in in_process("offload", "status", "--socket", path).stdout
+            said(talker)
+        until(lambda: not nic.rules, "its rules are gone")
+
+
 # --- as people see it -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +386,17 @@ def test_run_makes_what_the_section_says(tmp_path):
     made = make(ruled(TRACKED), 0, 1).figures()
     assert (made["backend"], made["profile"], made["policy"], made["capacity"]) == ("sim", "tiny", "by-bytes", 64)
     assert OffloadSection.model_fields["policy"].annotation == Literal[POLICIES], "the mirror's"
+
+
+def test_a_node_as_it_is_started(wires, tmp_path):
+    """From its file, as a process, asked by commands."""
+    left = wires("left")
+    (tmp_path / "rules.tc").write_text("tc filter add dev left ingress protocol ip prio 1 flower action ct commit pipe action pass\n")
+    (tmp_path / "node.toml").write_text(NODE.replace('""', f'"{tmp_path}/s"') + '[log]\nformat = "json"\n')
+    with left.here.entered(), process(tmp_path):
+        done = in_process("offload", "status", "--socket", tmp_path / "s")
+        assert "sim, profile connectx-7-hw, policy first-come" in done.stdout, done.stderr
+        assert in_process("offload", "audit", "--socket", tmp_path / "s").returncode == 0
 
 
 def test_a_node_without_hardware_says_so(tmp_path):
