@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ctcore.errors import CtmirrorError
 from datapath.commands.nic_option import nic_profile
 
 if TYPE_CHECKING:
@@ -24,4 +25,9 @@ def factory(section: OffloadSection) -> Factory | None:
     profile = nic_profile(section.profile)
     from datapath.commands.offload_live import simulated
 
+    try:
+        import offload.simnic.nic  # noqa: F401  with LLVM, which tries at once whether it may compile
+    except OSError as error:
+        wanted = "expected a process that may have code made at run time: a unit without MemoryDenyWriteExecute="
+        raise CtmirrorError(f"offload: a NIC cannot be simulated here: {(error.strerror or str(error)).partition('.')[0]}: {wanted}") from None
     return simulated(profile, section.policy)

@@ -31,7 +31,7 @@ PATIENCE = 10.0
 class Network:
     """The three namespaces, and the node at work in the middle one."""
 
-    def __init__(self, stack: ExitStack, folder: Path, driver: str, rules: str, sections: str, top: str) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, driver: str, rules: str, sections: str, top: str, offload: Any = None) -> None:
         self.client, self.middle, self.server = (self._host(stack) for _ in range(3))
         cable(self.client, self.middle, ("eth0", "lan"), (MACS["client"], MACS["lan"]))
         cable(self.middle, self.server, ("wan", "eth0"), (MACS["wan"], MACS["server"]))
@@ -48,7 +48,7 @@ class Network:
         ifaces = "".join(f'[[iface]]\nname = "{name}"\ndriver = "{driver}"\nrouted = true\nring = 512\n' for name in ("lan", "wan"))
         config = parse(f'rules = "{folder}/rules.tc"\n{top}{ifaces}{sections}', "node.toml")
         with self.middle.entered():
-            self.node = Node(config)
+            self.node = Node(config, offload=offload)
             stack.callback(self._close)
             self.thread = threading.Thread(target=self.node.work, name="worker")
             self.thread.start()
@@ -146,7 +146,7 @@ def until(true: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def network(folder: Path, driver: str, rules: str = PASS, sections: str = "", top: str = "") -> Iterator[Network]:
-    """sections, top: more of the configuration, behind the interfaces and before them."""
+def network(folder: Path, driver: str, rules: str = PASS, sections: str = "", top: str = "", offload: Any = None) -> Iterator[Network]:
+    """sections, top: more of the configuration, behind the interfaces and before them; offload: what the node has in hardware."""
     with ExitStack() as stack:
-        yield Network(stack, folder, driver, rules, sections, top)
+        yield Network(stack, folder, driver, rules, sections, top, offload)

@@ -2,98 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
 
 import pytest
 
-from ctcore.errors import ConfigError
 from datapath import craft
 from datapath.commands.nic_option import nic_profile
-from datapath.commands.offload_backend import checked, factory
 from datapath.commands.offload_live import Live, simulated
 from datapath.live.client import Client
-from datapath.live.config import OffloadSection, load
+from datapath.live.config import load
 from datapath.live.control import Control
-from datapath.live.exposition import PLAIN, Exposition
-from datapath.live.message import RequestError
 from datapath.live.node import Node
 from offload.mirror import Mirror
-from offload.mirror_settings import POLICIES
 from offload.records import Op
 from offload.simnic.faults import Fault
 from offload.simnic.profile import FaultsSection, TableSection
+from pcap_tests.netns import ROUTER, V4, V6
 from pcap_tests.test_datapath.command import in_process
-from pcap_tests.test_datapath.test_live.noded import running
-from pcap_tests.test_datapath.test_live.processes import process
-from pcap_tests.test_datapath.test_live.test_loop import TRACKED, ruled
-from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, _mac, address, fetch, serving
-from pcap_tests.test_datapath.test_live.test_workers import Working, at_work, echoing, echoing_tcp, written
+from pcap_tests.test_datapath.test_live.offloading_node import BODY, DIGEST, Offloading, offloading, said, talking
+from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, network
+from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, TRANSLATING, _mac, address, fetch, serving
+from pcap_tests.test_datapath.test_live.test_router_traffic import MASQUERADE, talk_tcp
+from pcap_tests.test_datapath.test_live.test_workers import at_work, echoing, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
 from pcap_tests.test_offload.fake_nic import FakeNic
 
-BODY = bytes(range(256)) * 4000
-DIGEST = hashlib.sha256(BODY).hexdigest()
-
-
-class Offloading(Working):
-    """Two stacks, and a node with a NIC between them, which may be asked."""
-
-    client: Client
-    socket: str
-
-    def status(self) -> dict:
-        return self.client.ask("offload")
-
-    def why(self, **which) -> list[dict]:
-        return list(self.client.conns("offload_why", which=which))
-
-    def audit(self) -> dict:
-        return self.client.ask("offload_audit")
-
-    def metric(self, name: str) -> float:
-        """A sample of a scrape."""
-        lines = asyncio.run(Exposition(self.node).text(PLAIN)).decode().splitlines()
-        (value,) = (float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
-        return value
-
-
-@pytest.fixture
-def offloading(wires, tmp_path):
-    """offloading(rules, "tiny"): a node with such a NIC."""
-
-    @contextmanager
-    def run(
-        rules: str = IPV4, profile: str = "connectx-7-hw", *, workers: int = 1, faults: tuple[Fault, ...] = (), more=None
-    ) -> Iterator[Offloading]:
-        left, right = wires("left", queues=workers), wires("right", queues=workers)
-        address(left, CLIENT)
-        address(right, SERVER)
-        kind = nic_profile(profile)
-        kind = kind if more is None else kind.model_copy(update=more)
-        with left.here.entered():
-            node = Node(load(written(tmp_path, rules, "xdp-native", workers)), offload=simulated(kind, "first-come", faults))
-        path = str(tmp_path / "socket")
-        try:
-            with at_work(node), Control(node, path), Client(path) as client:
-                net = Offloading(node, left, right, tmp_path / "rules.tc")
-                net.client, net.socket = client, path
-                with right.there.netlink() as netlink:  # nobody answers for the public address
-                    netlink.neigh("add", dst=PUBLIC, lladdr=_mac(left), ifindex=netlink.link_lookup(ifname=right.far)[0])
-                yield net
-                node.ask(lambda node: [worker.offload.mirror.check() for worker in node.workers]).result(10)
-            node.umem.check()
-        finally:
-            node.close()
-
-    return run
+__all__ = ["offloading"]
 
 
 def test_a_download_is_in_hardware_until_its_fin(offloading):
@@ -107,24 +44,6 @@ def test_a_download_is_in_hardware_until_its_fin(offloading):
         (conn,) = net.why(proto=6)
         assert (conn["offload"]["code"], conn["offload"]["item"], conn["offload"]["hardware"]) == ("teardown_fin", "A5.40", [])
         assert net.audit() == {"held": 0, "wanted": 0, "differ": 0, "pending": 0, "differences": []}
-
-
-@contextmanager
-def talking(net: Offloading, port: int) -> Iterator[socket.socket]:
-    """A connection to an echo server through the node, which is in hardware."""
-    with net.left.there.entered():
-        talker = socket.create_connection((SERVER, port), timeout=5)
-    with talker:
-        talker.settimeout(5)
-        said(talker)
-        until(lambda: net.status()["flows"]["installed"] == 1, "the connection is in hardware")
-        yield talker
-
-
-def said(talker: socket.socket, times: int = 1) -> None:
-    for _ in range(times):
-        talker.sendall(b"question")
-        assert talker.recv(100) == b"question"
 
 
 @pytest.mark.parametrize("rules", [IPV4, TRANSLATING], ids=["plain", "snat"])
@@ -275,6 +194,17 @@ def destroying(rules):
     return rules
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=["IPv4", "IPv6"])
+def test_a_router_with_a_nic(interfaces, tmp_path, family):
+    """Answers are translated in hardware where they come in, and routed in software; questions meet rules at the egress, behind the NIC."""
+    rules = MASQUERADE.format(v4=ROUTER[1][V4], v6=ROUTER[1][V6])
+    with network(tmp_path, "xdp-native", rules, offload=simulated(nic_profile("connectx-7-hw"), "first-come")) as net:
+        assert talk_tcp(net, family) == [ROUTER[1][family]]
+        told = net.node.ask(lambda node: node.workers[0].offload.figures()).result(10)
+    assert told["commands"]["replace"]["done"] == 2 and told["packets"]["hardware"] > 50
+    assert told["software_packets"]["egress"] > 50
+
+
 # --- a backend beside the packets -----------------------------------------------------------------------------------------------------------------
 
 
@@ -308,121 +238,3 @@ def test_a_backend_that_no_packet_meets_has_turns_only(wires, tmp_path):
             assert "SYNs         unknown: this hardware does not tell" in in_process("offload", "status", "--socket", path).stdout
             said(talker)
         until(lambda: not nic.rules, "its rules are gone")
-
-
-# --- as people see it -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_commands_and_metrics_say_the_same(offloading):
-    with offloading() as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
-        said(talker, 20)
-        status = in_process("offload", "status", "--socket", net.socket)
-        assert (status.returncode, status.stderr) == (0, "")
-        assert "sim, profile connectx-7-hw, policy first-come" in status.stdout and "2 of 4,194,304" in status.stdout
-        assert "tcp_state: its TCP connection is not ESTABLISHED (A2.7)" in status.stdout
-        told = json.loads(in_process("offload", "status", "--json", "--socket", net.socket).stdout)
-        assert told["entries"] == net.metric("ctmirror_offload_entries") == 2
-        assert net.metric('ctmirror_offload_commands_total{op="replace",outcome="done"}') == 2
-        assert net.metric('ctmirror_offload_software_packets_total{reason="tcp_state"}') == told["software_packets"]["tcp_state"]
-        hard = told["packets"]["hardware"]
-        assert net.metric('ctmirror_offload_packets_total{where="hardware"}') == hard
-        assert net.client.ask("stats")["packets"] == sum(told["packets"].values())
-        assert "hardware (sim): " in in_process("stats", "--socket", net.socket).stdout
-        assert "hardware (sim): " in in_process("top", "--once", "-i", "0.1", "--socket", net.socket).stdout
-        (number,) = (conn["conn"] for conn in net.client.conns("list", which={"dport": port}))
-        why = in_process("offload", "why", "--conn", number, "--socket", net.socket)
-        assert "state       in hardware: original and reply directions" in why.stdout
-        assert "counted     unknown: hardware has told of no packet" in why.stdout
-        none = in_process("offload", "why", "--conn", 4711, "--socket", net.socket)
-        assert (none.returncode, none.stderr) == (2, "ctmirror: connection 4711: there is none, or it has ended\n")
-
-
-# --- as it is started ---------------------------------------------------------------------------------------------------------------------------
-
-
-NODE = """rules = "rules.tc"
-[[iface]]
-name = "left"
-[control]
-socket = ""
-[offload]
-backend = "sim"
-"""
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (
-            'profile = "none-such"',
-            ":8: offload.profile: none-such: no such NIC: expected one of connectx-6dx-sw, connectx-7-hw, none, perfect",
-        ),
-        ('profile = "mine.toml"', ":8: offload.profile: {}/mine.toml:2: table.capacity: "),
-        ('profile = "there.toml"', ":8: offload.profile: {}/there.toml: cannot be read: No such file or directory"),
-    ],
-)
-def test_profiles_that_cannot_be_are_told_before_anything_is_opened(tmp_path, more, said):
-    (tmp_path / "rules.tc").write_text(REST)
-    (tmp_path / "mine.toml").write_text("[table]\ncapacity = -1\n")
-    (tmp_path / "node.toml").write_text(NODE + more + "\n")
-    for options in ((), ("--check",)):
-        done = in_process("run", "--config", tmp_path / "node.toml", *options)
-        assert done.returncode == 2 and f"node.toml{said.format(tmp_path)}" in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_without_the_libraries_it_is_said_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.setattr("datapath.commands.nic_option.find_spec", lambda name: None if name == "numba" else object())
-    (tmp_path / "rules.tc").write_text(REST)
-    (tmp_path / "node.toml").write_text(NODE)
-    with pytest.raises(ConfigError, match=r"node\.toml:6: offload\.profile: NICs are simulated by numba: .* -m pip install 'ctmirror\[nic\]'"):
-        load(str(tmp_path / "node.toml"), checked)
-
-
-def test_run_makes_what_the_section_says(tmp_path):
-    (tmp_path / "node.toml").write_text(NODE + 'profile = "tiny"\npolicy = "by-bytes"\n')
-    section = load(str(tmp_path / "node.toml"), checked).offload
-    make = factory(section)
-    assert make is not None and factory(OffloadSection()) is None
-    made = make(ruled(TRACKED), 0, 1).figures()
-    assert (made["backend"], made["profile"], made["policy"], made["capacity"]) == ("sim", "tiny", "by-bytes", 64)
-    assert OffloadSection.model_fields["policy"].annotation == Literal[POLICIES], "the mirror's"
-
-
-def test_a_node_as_it_is_started(wires, tmp_path):
-    """From its file, as a process, asked by commands."""
-    left = wires("left")
-    (tmp_path / "rules.tc").write_text("tc filter add dev left ingress protocol ip prio 1 flower action ct commit pipe action pass\n")
-    (tmp_path / "node.toml").write_text(NODE.replace('""', f'"{tmp_path}/s"') + '[log]\nformat = "json"\n')
-    with left.here.entered(), process(tmp_path):
-        done = in_process("offload", "status", "--socket", tmp_path / "s")
-        assert "sim, profile connectx-7-hw, policy first-come" in done.stdout, done.stderr
-        assert in_process("offload", "audit", "--socket", tmp_path / "s").returncode == 0
-
-
-def test_a_node_without_hardware_says_so(tmp_path):
-    with running(tmp_path) as rig, rig.client() as client:
-        for do in ("offload", "offload_why", "offload_audit"):
-            with pytest.raises(RequestError, match=r"this node has nothing in hardware: expected `backend` in the section \[offload\]"):
-                client.ask(do)
-        assert client.ask("stats")["offload"] is None
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (("why", "x.pcap", "--conn", "1", "-p", "tcp"), "-p: expected no CAPTURE with it"),
-        (("why", "x.pcap"), "--conn: expected it with a CAPTURE"),
-        (("why", "--nic", "tiny"), "--nic: expected a CAPTURE with it: a running node has settings of its own"),
-        (("audit", "--rules", "x.tc"), "--rules: expected a CAPTURE with it"),
-        (("audit", "x.pcap", "--socket", "/s"), "--socket: expected no CAPTURE with it"),
-    ],
-)
-def test_options_of_the_other_form_are_refused(argv, said):
-    done = in_process("offload", *argv)
-    assert done.returncode == 2 and said in done.stderr
-
-
-@pytest.mark.parametrize(("name", "value"), [("most", 0), ("most", 1001), ("conn", "7"), ("conn", True), ("which", 3)])
-def test_nonsense_is_refused(offloading, name, value):
-    with offloading() as net, pytest.raises(RequestError, match=f"^{name}: expected"):
-        net.client.ask("offload_why", **{name: value})
