@@ -68,7 +68,7 @@ def _status(told: Mapping[str, Any]) -> Rows:
     (packets, all_packets), (size, all_bytes) = ((told[what]["hardware"], sum(told[what].values())) for what in ("packets", "bytes"))
     yield "packets", f"{_percent(packets, all_packets)} of {count(all_packets)} in hardware"
     yield "bytes", f"{_percent(size, all_bytes)} of {size_text(all_bytes)} in hardware"
-    syns = "unknown: this hardware does not tell how many were" if told["syns"] is None else f"{count(told['syns'])} were"
+    syns = "unknown: this hardware does not tell how many were" if told["syns"] is None else count(told["syns"])
     yield "SYNs", f"{syns} forwarded in hardware as if of an established connection (A4.27)"
     yield "since then", f"{counted(told['evictions'], 'eviction')}, {counted(told['resets'], 'reset')} of hardware"
 
@@ -115,7 +115,7 @@ def _why(record: Mapping[str, Any]) -> Rows:
     if told["hardware"]:
         yield "counted", _counted(told["counted"])
     if told["syns"]:
-        yield "SYN", f"{counted(told['syns'], 'SYN')} forwarded in hardware as if of the established connection; software has not seen them (A4.27)"
+        yield "SYN", f"{counted(told['syns'], 'SYN')} forwarded in hardware as if of the established connection; software has seen none (A4.27)"
 
 
 def _counted(told: Mapping[str, Any]) -> str:

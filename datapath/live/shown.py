@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datapath.fields import Record
+from datapath.hints import counted
 from datapath.live.lost import LOOP, ROUTER, losses, named
 from datapath.live.rows import RING_DROPS
 from datapath.report import count, duration_text, plain, rate_text, size_text
@@ -129,11 +130,11 @@ def _offload(told: dict[str, Any] | None) -> Iterator[Table | Text]:
 
 def in_hardware(told: dict[str, Any]) -> str:
     """Figures of offloading as a line."""
-    shares = [f"{100 * told[what]['hardware'] / max(sum(told[what].values()), 1):.1f}% of {what}" for what in ("packets", "bytes")]
-    room = "" if told["capacity"] is None else f" of {count(told['capacity'])}"
+    said = [f"{100 * told[what]['hardware'] / max(sum(told[what].values()), 1):.1f}% of {what}" for what in ("packets", "bytes")]
+    said += [f"{count(told['entries'])} entries" if told["capacity"] is None else f"{count(told['entries'])} of {count(told['capacity'])} entries"]
     waiting = sum(told["jobs"].values())
-    flagged = f", {count(told['syns'])} SYNs as if established" if told["syns"] else ""
-    return f"hardware ({told['backend']}): {' and '.join(shares)}, {count(told['entries'])}{room} entries, {count(waiting)} jobs pending{flagged}"
+    said += [counted(waiting, "job")] * bool(waiting) + [counted(told["syns"] or 0, "SYN")] * bool(told["syns"])
+    return f"hardware ({told['backend']}): {', '.join(said)}"
 
 
 def _pools(pools: list[dict[str, Any]]) -> Iterator[Table | Text]:
