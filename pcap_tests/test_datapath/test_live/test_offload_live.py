@@ -6,12 +6,14 @@ import hashlib
 import socket
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from datapath import craft
 from datapath.commands.nic_option import nic_profile
 from datapath.commands.offload_live import Live, simulated
+from datapath.live import state_file
 from datapath.live.client import Client
 from datapath.live.config import load
 from datapath.live.control import Control
@@ -125,6 +127,48 @@ def test_what_is_deleted_leaves_hardware(offloading, how):
         until(lambda: net.status()["entries"] == 0, "its rules are gone")
         said(talker)  # picked up again
         until(lambda: net.status()["flows"]["installed"] == 1, "and offloaded again")
+
+
+def test_rules_that_are_to_be_reevaluated_take_connections_out(offloading):
+    """What the new rules would not let begin is deleted and leaves hardware; what they would is offloaded again by its next packet."""
+    with offloading() as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        net.client.load_rules(IPV4, name="same", established="reevaluate")
+        until(lambda: net.status()["commands"]["destroy"]["done"] == 2, "it leaves")
+        until(lambda: [said(talker), net.status()["flows"]["installed"]][1] == 1, "and is back")
+        assert net.client.load_rules(IPV4.replace("+trk+new", "+trk+new ip_proto udp"), name="other", established="reevaluate")["deleted"] == 1
+        until(lambda: net.status()["entries"] == 0, "it is gone")
+        talker.settimeout(0.3)
+        talker.sendall(b"question")
+        with pytest.raises(TimeoutError):
+            talker.recv(100)
+
+
+def offloaded_by(client: Client, talker: socket.socket) -> bool:
+    """Something is said, and the connection is in hardware."""
+    said(talker)
+    return client.ask("offload")["flows"]["installed"] == 1
+
+
+def test_over_a_restart_connections_come_back_to_hardware(wires, tmp_path):
+    left, right = wires("left"), wires("right")
+    address(left, CLIENT)
+    address(right, SERVER)
+    talker, state, path = None, str(tmp_path / "state"), str(tmp_path / "socket")
+    with echoing_tcp(right) as port:
+        for _ in range(2):
+            with left.here.entered():
+                node = Node(load(written(tmp_path, IPV4, "xdp-native", 1)), offload=simulated(nic_profile("connectx-7-hw"), "first-come"))
+            with node:
+                found = state_file.restore_node(node, state, 60)
+                with at_work(node), Control(node, path), Client(path) as client:
+                    assert client.ask("offload")["entries"] == 0, "nothing of hardware is kept"
+                    if talker is None:
+                        with left.there.entered():
+                            talker = socket.create_connection((SERVER, port), timeout=5)
+                    until(partial(offloaded_by, client, talker), "it is in hardware")
+                    state_file.save_node(node, state)
+        assert found is not None and found.conns == 1
+        talker.close()
 
 
 def test_a_syn_in_hardware_is_counted_and_flagged(offloading):
