@@ -428,7 +428,7 @@ cdef class Loop:
     cdef void wait(self, int64_t most, int64_t now) noexcept nogil:
         """Until a frame comes, somebody rings the bell, or timers want to go on."""
         cdef pollfd[MOST_IFACES + 2] fds
-        cdef int i, nap = <int>min(most // 1000000, <int64_t>LONGEST_NAP)
+        cdef int i, nap = <int>min((most + 999999) // 1000000, <int64_t>LONGEST_NAP)
         if unlikely(self.turns):
             nap = <int>max(min((self.turn_at - now + 999999) // 1000000, <int64_t>nap), <int64_t>0)
         if self.shares and not self.handoff.may_sleep():
