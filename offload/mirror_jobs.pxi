@@ -243,7 +243,10 @@ cdef void destroyed(State *m, uint32_t number) noexcept nogil:
         if not row.flags & KNOWN:
             give_room(m)
         return
-    row.flags |= EVICTED if left else 0
+    if left:
+        row.flags |= EVICTED
+        say(m, number, row.serial, ANSWER_COUNTED)      # what hardware saw since it was last asked nobody knows, so that it may have been just now
+        m.answer[m.answers - 1].used = m.now
     back_off(m, row)
     say_state(m, number)
     if left:

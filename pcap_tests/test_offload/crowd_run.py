@@ -103,6 +103,7 @@ class Run:
         self.offloaded.watch = self.watch
         self.watch.offloaded, self.watch.width = self.offloaded, WIDTH
         self.rng = np.random.default_rng(plan.seed)
+        self.conn_of = np.full(plan.talks, -1)
         self.crowd = Crowd(self.rng, plan.talks, PUBLIC if plan.nat == "src" else "", INSIDE if plan.nat == "dst" else "", plan.odd)
 
     def go(self, packets: int) -> None:
@@ -114,15 +115,24 @@ class Run:
         self.silence()
 
     def send(self, burst: Burst) -> None:
-        self.watch.flags, self.watch.forwarded = burst.flags, []
+        self.watch.flags, self.watch.forwarded, self.watch.said = burst.flags, [], []
         self.offloaded.process(burst.memory, burst.frames, decisions=False, outputs=True)
         self.packets += len(burst.frames)
+        self.attributed(burst)
         rows, changed = self.offloaded.outputs()
         rows = rows[(rows["flags"] & OutputFlag.OUTPUT_COPY) == 0]
         left = left_rows(rows, burst.memory, changed)
         self.translated(burst, rows, left)
         first = np.flatnonzero(burst.opener[rows["frame"]])
         self.crowd.far(burst.talk[rows["frame"][first]], left[first])
+
+    def attributed(self, burst: Burst) -> None:
+        """What conntrack has found invalid belongs to no connection, and refreshes one all the same."""
+        offsets, conns = (np.concatenate(each) for each in zip(*self.watch.said, strict=True))
+        frame = offsets.astype(np.int64) // WIDTH
+        self.conn_of[burst.talk[frame[conns >= 0]]] = conns[conns >= 0]
+        of = self.conn_of[burst.talk[frame]]
+        np.maximum.at(self.watch.last, of[of >= 0], burst.frames["ts"][frame[of >= 0]])
 
     def translated(self, burst: Burst, rows: NDArray[Any], left: NDArray[np.uint8]) -> None:
         """What hardware has sent is what the connection says: addresses, ports, and checksums made anew from scratch."""

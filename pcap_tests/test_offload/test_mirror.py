@@ -426,6 +426,21 @@ def test_flows_of_about_the_same_traffic_do_not_replace_each_other() -> None:
     assert rig.mirror.counters()["evictions"] == 0
 
 
+def test_who_had_to_go_may_have_been_busy_until_then() -> None:
+    """Its counters go with its rules: the packet that nobody was told of keeps it from being idle."""
+    rig = Rig(nic=FakeNic(capacity=2), mirror={"policy": "by-bytes", "backoff": 0.5, "backoff_most": 0.5})
+    talks = [Tcp(rig, port=port).opened() for port in (40000, 40001)]
+    rig.wait(20.5)
+    assert rig.nic.hit(0, 0, 1, 60, rig.now)
+    for _ in range(2):
+        talks[1].say(OUT, "PA", bytes(1000))
+    assert (rig.mirror.counters()["evictions"], rig.mirror.why(0)["why"]) == (1, Why.HW_EVICTED)
+    rig.wait(25)
+    assert (rig.flows.counters()["teardown_idle"], rig.flows.count) == (0, 2)
+    rig.wait(10)
+    assert rig.flows.counters()["teardown_idle"] == 2
+
+
 def test_hardware_that_is_full_is_probed_and_not_flooded() -> None:
     rig = Rig(nic=FakeNic(capacity=2))
     talks = [Tcp(rig, port=port).opened() for port in range(40000, 40050)]

@@ -115,11 +115,13 @@ class Invariants:
     waited: int = 0  # most ns of the NIC's time that commands had to wait for others
     last: NDArray[np.int64] = field(default_factory=lambda: np.full(1024, NEVER))  # by conn: its last packet
     served: NDArray[np.int64] = field(default_factory=lambda: np.full(1024, NEVER))  # its last that refreshed it: served by either
+    since: NDArray[np.int64] = field(default_factory=lambda: np.full(1024, NEVER))  # by conn: when it began to be served without long silence
     hits: NDArray[np.int64] = field(default_factory=lambda: np.zeros((1024, 2), dtype=np.int64))  # by conn: what the CT table had, by direction
     frames: int = 0
     looked: int = 0
     counted: tuple[int, int] = (0, 0)
     forwarded: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames that the CT table served, conn, direction
+    said: list[tuple[Any, Any]] = field(default_factory=list)  # of this batch: frames that somebody has had, conn, -1: none
     flags: NDArray[np.int64] | None = None  # TCP flags of this batch's frames, as who made them says
     checks: int = 0
 
@@ -197,7 +199,7 @@ class Invariants:
         most = int(conns.max(initial=-1)) + 1
         if most > len(self.last):
             more = max(most, 2 * len(self.last)) - len(self.last)
-            self.last, self.served = (np.concatenate([old, np.full(more, NEVER)]) for old in (self.last, self.served))
+            self.last, self.served, self.since = (np.concatenate([old, np.full(more, NEVER)]) for old in (self.last, self.served, self.since))
             self.hits = np.concatenate([self.hits, np.zeros((more, 2), dtype=np.int64)])
 
     def slice(self, seen: Seen) -> None:
@@ -211,11 +213,29 @@ class Invariants:
         conn, back, ts = seen.found["conn"][ct], (seen.found["ct_state"][ct] & 0x20 != 0).astype(np.int64), seen.frames["ts"][rows]
         np.add.at(self.hits, (conn, back), 1)
         np.maximum.at(self.last, conn, ts)
-        np.maximum.at(self.served, conn, ts)
+        self.refreshed(conn, ts)
+        self.said.append((seen.frames["offset"][rows], conn))
         through = np.isin(seen.found["verdict"][ct], (Did.FORWARDED, Did.PASSED))
         self.forwarded.append((seen.frames["offset"][rows][through], conn[through], back[through]))
         if seen.decisions is not None and len(seen.decisions):
             self.software(seen.frames["ts"][seen.soft], seen.decisions)
+            self.said.append((seen.frames["offset"][seen.soft], seen.decisions["conn"]))
+
+    def refreshed(self, conn: NDArray[Any], ts: NDArray[Any]) -> None:
+        """Packets of a slice that is short. Who comes back after a silence that is nearly T is busy from then on only."""
+        woken = ts - self.served[conn] >= self.silence
+        self.since[conn[woken]] = ts[woken]
+        np.maximum.at(self.served, conn, ts)
+
+    @property
+    def silence(self) -> int:
+        """The longest silence that is none yet, whatever has not been told of it."""
+        return T - REFRESH - self.staleness
+
+    @property
+    def staleness(self) -> int:
+        """How old at most is what the flow table knows of a flow in hardware that it is about to give up."""
+        return self.slack.period + ROUND + TURN + 2 * (self.slack.late + self.waited)
 
     def once(self, n: int, hardware: NDArray[Any], soft: NDArray[Any], decisions: NDArray[Any] | None) -> None:
         """Every packet is forwarded by exactly one of the two, or dropped with a reason, or held."""
@@ -243,7 +263,7 @@ class Invariants:
         self.room(conn)
         np.maximum.at(self.last, conn, ts)
         of = said == Offload.OFFLOAD_SOFTWARE
-        np.maximum.at(self.served, conn[of], ts[of])
+        self.refreshed(conn[of], ts[of])
         over = np.isin(said, ENDED)
         for number, when in zip(conn[over].tolist(), ts[over].tolist(), strict=True):
             if number in self.flow:
@@ -262,10 +282,11 @@ class Invariants:
                 self.busy_stay(conn, now)
 
     def busy_stay(self, conn: int, now: int) -> None:
-        """An active flow never expires: it was silent for T, less what nobody can have told yet."""
-        seen = int(self.served[conn]) if conn < len(self.served) else NEVER
-        least = T - REFRESH - self.slack.period - ROUND - TURN - 2 * (self.slack.late + self.waited)
-        if now - seen < least and not self.slack.lossy(now - T, now) and not self.slack.blind(now - T, now):
+        """An active flow never expires: its last silence was nearly T, or it was over so lately that nobody can have told yet."""
+        if conn >= len(self.served):
+            return
+        seen, since = int(self.served[conn]), int(self.since[conn])
+        if now - seen < self.silence and now - since > self.staleness and not self.slack.lossy(now - T, now) and not self.slack.blind(now - T, now):
             raise Broken(f"busy stay: connection {conn} was taken out, and had a packet {(now - seen) / SECOND:.3f} s before")
 
     def answered(self, answers: NDArray[Any], now: int) -> None:
