@@ -14,8 +14,9 @@ from scapy.layers.l2 import Ether
 from datapath import craft
 from offload.records import Ctinfo, Op
 from offload.simnic.results import Flag, Verdict, Why
+from offload.simnic.rules import Match, NicRule, Send
 from pcap_tests.test_offload.test_simnic import nic_side as side
-from pcap_tests.test_offload.test_simnic.nic_side import Conn, forwarding
+from pcap_tests.test_offload.test_simnic.nic_side import Conn, forwarding, ruled
 
 A = Conn("10.0.0.1", "192.0.2.9", 40000, 80)
 A6 = Conn("2001:db8::1", "2001:db8::9", 40000, 80)
@@ -84,6 +85,17 @@ def test_a4_29_both_directions_match_as_received():
     again = nic.frame(craft.tcp("192.0.2.9", "198.51.100.1", 80, 1024, "A", payload=b"world"))
     assert again.left == [(craft.tcp("192.0.2.9", "10.0.0.1", 80, 40000, "A", payload=b"world"), side.OUT, False)]
     assert again.state == side.TRK | side.EST | side.RPL
+
+
+def test_a4_30_addresses_and_ports_are_written_before_the_next_chain_sees_the_metadata():
+    """What follows matches on all that the entry's actions have made of the frame."""
+    conn = replace(A, to_src="198.51.100.1", to_dst="10.9.9.9", to_sport=5, to_dport=8080, mark=7)
+    behind = [("src_ip", 0xC6336401 << 96), ("dst_ip", 0x0A090909 << 96), ("src_port", 5), ("dst_port", 8080), ("ct_mark", 7), ("ct_zone", side.ZONE)]
+    bits = {"src_ip": 0xFFFFFFFF << 96, "dst_ip": 0xFFFFFFFF << 96, "src_port": 0xFFFF, "dst_port": 0xFFFF, "ct_mark": 0xFFFFFFFF, "ct_zone": 0xFFFF}
+    matches = tuple(Match(name, value, bits[name]) for name, value in behind)
+    nic = ruled(side.track(), NicRule(1, 0, 1, matches, (Send(side.OUT),)))
+    side.installed(nic, [conn])
+    assert nic.frame(tcp()).left == [(craft.tcp("198.51.100.1", "10.9.9.9", 5, 8080, "A"), side.OUT, False)]
 
 
 @pytest.mark.parametrize("change", [{"to_src": "198.51.100.1"}, {"to_dst": "10.9.9.9"}, {"to_sport": 5}, {"to_dport": 8080}, {
