@@ -130,7 +130,7 @@ def engine(flows: int, pps: int, rounds: int, backoff: float, seed: int) -> dict
     opening_memory, opening = handshakes(np.arange(flows))
     opening["ts"] = START - SECOND + np.arange(len(opening)) * (SECOND // len(opening))
     pipelines = [RulePipeline(firewall(10), Config(max=flows)) for _ in range(2)]
-    mirror, nic = Mirror(flows, MirrorSettings(backoff=backoff)), NoRoom()
+    mirror, nic = Mirror(pipelines[1].flows.rows, MirrorSettings(backoff=backoff)), NoRoom()
     for pipeline in pipelines:
         pipeline.arrive([HOOK])
     flows_of = pipelines[mirrored].flows

@@ -21,6 +21,9 @@ class Flows:
     @property
     def count(self) -> int:
         """Rows, those included that are torn down and wait for the next round."""
+    @property
+    def rows(self) -> int:
+        """How many rows there may be, and so how many flows a mirror needs room for: more than connections, of which only packets know some."""
     def counters(self) -> dict[str, int]:
         """flows: rows; admitted: connections taken in so far; served: packets; teardown_fin, teardown_rst, ...: rows torn down, why;
         refused_not_assured, refused_proto, ...: packets at the end of whose `ct` action their connection was not taken in, why. Of a table that is

@@ -409,6 +409,10 @@ cdef class Flows:
     def count(self):
         return self.all.count
 
+    @property
+    def rows(self):
+        return self.all.size
+
     def counters(self):
         """See flowtable.pyi."""
         cdef FlowTable *all = &self.all

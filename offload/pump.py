@@ -32,18 +32,23 @@ class MirroredFlows(Protocol):
 def pump(flows: MirroredFlows, mirror: Mirror, backend: Backend, now: int, most: int = 65_536) -> None:
     """To be called between batches, at least once a second of the frames' time. now: ns; most: asks, and commands, that are carried in one call."""
     flows.advance(now)
-    if mirror.resets not in (-1, backend.resets):
-        mirror.reset(now)
-    mirror.resets = backend.resets
-    mirror.replies(backend.replies(now), now)
+    listen(mirror, backend, now)
     mirror.feed(flows.asks(most), now)
     mirror.advance(now)
     for _ in range(ROUNDS):
         commands = mirror.commands(most)
         taken = backend.submit(commands, now) if len(commands) else 0
         mirror.sent(taken, now)
-        replies = backend.replies(now)
-        mirror.replies(replies, now)
-        if not taken and not len(replies):
+        if not listen(mirror, backend, now) and not taken:
             break
     flows.answer(mirror.answers())
+
+
+def listen(mirror: Mirror, backend: Backend, now: int) -> int:
+    """Replies, and whether hardware has begun anew by then: before anything else is asked of what it may no longer have. How many there were."""
+    replies = backend.replies(now)
+    if mirror.resets not in (-1, backend.resets):
+        mirror.reset(now)
+    mirror.resets = backend.resets
+    mirror.replies(replies, now)
+    return len(replies)

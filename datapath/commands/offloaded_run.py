@@ -79,7 +79,9 @@ class OffloadedRun(RuledRun):
         pipeline = super().make_pipeline(tracking)
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         compiled(hardware)
-        work = Offloaded(pipeline, hardware, Mirror(self.config.capacity, MirrorSettings(policy=self.given.policy)))
+        if pipeline.flows is None:
+            raise NO_TABLE
+        work = Offloaded(pipeline, hardware, Mirror(pipeline.flows.rows, MirrorSettings(policy=self.given.policy)))
         work.watch = self.given.watch(work) if self.given.watch else None
         return work
 

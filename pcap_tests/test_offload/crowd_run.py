@@ -98,7 +98,7 @@ class Run:
         pipeline = RulePipeline(ruleset_of(rules(plan.nat, plan.mark)), Config(max=plan.slots, seed=plan.seed))
         self.watch = Invariants(Slack.of(plan.profile(), faults, settings))
         nic = SeenNic(self.watch, plan.profile(), nic_rules(pipeline.program.ruleset, pipeline.program.device), faults, plan.seed)
-        self.offloaded = Offloaded(pipeline, nic, Mirror(plan.slots, settings))
+        self.offloaded = Offloaded(pipeline, nic, Mirror(pipeline.flows.rows, settings))
         self.offloaded.arrive([Hook(device) for device in DEVICES])
         self.offloaded.watch = self.watch
         self.watch.offloaded, self.watch.width = self.offloaded, WIDTH

@@ -20,7 +20,7 @@ class Rig(Net):
         super().__init__(text, **settings)
         self.flows.mirrored(asks)
         self.nic = nic or FakeNic()
-        self.mirror = Mirror(self.tracker.config.capacity, MirrorSettings(**(mirror or {})))
+        self.mirror = Mirror(self.flows.rows, MirrorSettings(**(mirror or {})))
 
     def pump(self) -> None:
         pump(self.flows, self.mirror, self.nic, self.now)

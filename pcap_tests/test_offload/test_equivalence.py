@@ -45,7 +45,8 @@ def behind_nic(pipeline: RulePipeline, kind: str = "perfect", faults: Iterable[F
     loaded = profile.load(kind)
     loaded = loaded.model_copy(update={"rules": loaded.rules.model_copy(update={"new": new and loaded.rules.new})})
     nic = Nic(loaded, nic_rules(pipeline.program.ruleset, pipeline.program.device), faults)
-    return Offloaded(pipeline, nic, Mirror(pipeline.program.config.capacity))
+    assert pipeline.flows is not None
+    return Offloaded(pipeline, nic, Mirror(pipeline.flows.rows))
 
 
 def checked(offloaded: Offloaded) -> None:

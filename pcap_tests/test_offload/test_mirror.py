@@ -17,7 +17,7 @@ from offload.contract.why import Why
 from offload.mirror import BYTES_PER_FLOW, Found, Mirror
 from offload.mirror_settings import MirrorSettings
 from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Ctinfo
-from pcap_tests.test_datapath.tabled import ANY, DAY, IN, OUT, Tcp, assured_udp, udp
+from pcap_tests.test_datapath.tabled import ANY, COMMITS, DAY, IN, OUT, Tcp, assured_udp, udp
 from pcap_tests.test_datapath.test_pipeline.laboratory import SNAT
 from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, LOSE_ANSWER, SECOND, FakeNic
 from pcap_tests.test_offload.mirrored import Rig
@@ -542,6 +542,47 @@ def test_a_table_that_is_mirrored_later_tells_all_it_has() -> None:
     asks = net.flows.asks()
     assert asks["ask"].tolist() == [Asked.INSTALL]
     assert int(asks["flags"][0]) == FlowFlag.FLOW_BIDIRECTIONAL | FlowFlag.FLOW_ASSURED | FlowFlag.FLOW_SEEN_REPLY
+
+
+class ResetsWhileHeard(FakeNic):
+    """It begins anew while somebody asks for its replies, as soon as it is time. What is taken in that moment is new hardware's."""
+
+    at = 1 << 62
+
+    def replies(self, now: int) -> Any:
+        if now >= self.at:
+            self.at = 1 << 62
+            self.reset()
+            self.intake = 1 << 30
+        return super().replies(now)
+
+
+def test_a_reset_is_known_before_new_hardware_is_asked_for_anything() -> None:
+    """Else an install that new hardware has taken is forgotten with the old one's, and its rule stays for good: its flow is on its way out."""
+    nic = ResetsWhileHeard(latency=SECOND // 2)
+    nic.intake = 0
+    rig = Rig(nic=nic)
+    talk = Tcp(rig).opened()
+    talk.say(IN, "FA")
+    rig.wait(1)
+    assert (rig.mirror.waiting, rig.mirror.counters()["dropped_del"]) == (2, 1)
+    nic.at = rig.now + 1
+    rig.wait(5)
+    rig.settle()
+    assert (nic.resets, nic.rules, rig.flows.count) == (1, {}, 0)
+
+
+def test_rows_that_wait_for_hardware_are_more_than_connections() -> None:
+    """A full tracker makes room for newcomers while rows of those that had to go are still there: the mirror knows all of them."""
+    rig = Rig(COMMITS, nic=FakeNic(latency=2 * SECOND), max=4, buckets=1)
+    for port in range(1, 40):
+        rig.send(craft.udp("10.0.0.1", "198.51.100.7", port, 53))
+        rig.wait(0.2)
+    assert rig.flows.count > 4
+    rig.wait(40)
+    rig.settle()
+    rig.wait(3)
+    assert (rig.mirror.counters()["strange"], rig.flows.count, rig.nic.rules) == (0, 0, {})
 
 
 # --- what callers may get wrong --------------------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ class Invariants:
     @property
     def staleness(self) -> int:
         """How old at most is what the flow table knows of a flow in hardware that it is about to give up."""
-        return self.slack.period + ROUND + TURN + 2 * (self.slack.late + self.waited)
+        return self.slack.period + ROUND + 2 * (TURN + self.slack.late + self.waited)  # of both directions, one after the other
 
     def once(self, n: int, hardware: NDArray[Any], soft: NDArray[Any], decisions: NDArray[Any] | None) -> None:
         """Every packet is forwarded by exactly one of the two, or dropped with a reason, or held."""
