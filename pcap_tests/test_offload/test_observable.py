@@ -1,4 +1,4 @@
-"""What can be seen of an offload from outside (A9.72): how much is in hardware, what was dropped on its way back, what was refused and why."""
+"""What can be seen of an offload from outside (A9.72): how much is in hardware, what was dropped on its way back, what was refused and why; and for how long."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from offload.simnic import profile
 from offload.simnic.nic import Nic
 from offload.simnic.results import Why as Missed
 from pcap_tests.scene import SECOND, START
+from pcap_tests.test_datapath.tabled import DAY
 from pcap_tests.test_datapath.test_pipeline.laboratory import CLASSIC, CLIENT, SERVER, ruleset_of
 
 # A rule that software has for itself: hardware finds the connection, and gives the packet to the host behind that.
@@ -85,3 +86,17 @@ def test_a9_72_what_is_refused_is_told_by_reason() -> None:
     assert wire.offloaded.mirror.reasons() == {None: 1, Why.HW_FULL: 3}
     assert (counts["refused_full"] >= 1, counts["refused_other"], counts["refused_unsupported"]) == (True, 0, 0)
     assert wire.offloaded.shares.why[Missed.CT_MISS] == 12
+
+
+def test_a11_a_busy_flow_never_expires_in_twenty_four_hours_of_a_nic_s_time() -> None:
+    """Of a connection that says something every 25 s only hardware sees anything, a day long; then it leaves within its time and three seconds."""
+    wire = Wire(CLASSIC)
+    wire.opened(40000)
+    said = DAY // 25
+    for _ in range(said):
+        wire.now += 25 * SECOND - SECOND // 100
+        wire.send(data(40000))
+    assert (wire.offloaded.shares.hardware, wire.offloaded.flows.counters()["teardown_idle"]) == (said, 0)
+    assert int(wire.offloaded.tracker.conn(0)[0]["flow"]["packets"].sum()) in (said + 2, said + 3)  # the last one was not told yet
+    wire.offloaded.settle(wire.now + 33 * SECOND)
+    assert wire.nic.entries == 0

@@ -107,7 +107,8 @@ class Invariants:
     had: int = 0  # cookies that it ever said to have, and that it was told to destroy
     destroyed: int = 0
     again: dict[int, int] = field(default_factory=dict)  # by flow: answers that were not waited for any longer
-    flow: dict[int, int] = field(default_factory=dict)  # by conn: its flow in hardware
+    flow: dict[int, int] = field(default_factory=dict)  # by conn: its flow in hardware; and the other way round
+    conn: dict[int, int] = field(default_factory=dict)
     keys: dict[int, Any] = field(default_factory=dict)  # by conn: both tuples, as the tracker has them
     ended: dict[int, int] = field(default_factory=dict)  # by flow: when a FIN or RST took it out of the table
     going: set[tuple[int, int]] = field(default_factory=set)  # rows and lives of the flow table that are to go
@@ -121,7 +122,7 @@ class Invariants:
     looked: int = 0
     counted: tuple[int, int] = (0, 0)
     forwarded: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames that the CT table served, conn, direction
-    said: list[tuple[Any, Any]] = field(default_factory=list)  # of this batch: frames that somebody has had, conn, -1: none
+    said: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames that somebody has had, conn, -1: none; whether they may leave
     flags: NDArray[np.int64] | None = None  # TCP flags of this batch's frames, as who made them says
     checks: int = 0
 
@@ -144,7 +145,8 @@ class Invariants:
         for cookie, op, conn in zip(*(commands[name][:n].tolist() for name in ("cookie", "op", "conn")), strict=True):
             self.one_job(cookie >> 1, cookie & 1, op, now)
             if op == Op.REPLACE:
-                self.flow[conn] = cookie >> 1
+                self.flow[conn], self.conn[cookie >> 1] = cookie >> 1, conn
+                self.room(np.array([conn]))
                 self.know(conn)
 
     def one_job(self, flow: int, direction: int, op: int, now: int) -> None:
@@ -180,11 +182,17 @@ class Invariants:
                 self.accepted.add(cookie)
                 hold(len({cookie, cookie ^ 1} & self.accepted) <= 2, "two rules", f"cookie {cookie:x}")
             elif op == Op.DESTROY and error in (DONE, GONE):
+                self.had_to_go(cookie >> 1, now)
                 self.destroyed += cookie in self.accepted
                 self.accepted.discard(cookie)
                 self.told.pop(cookie, None)
             elif op == Op.STATS and error == DONE:
                 self.forward_only(cookie, packets, size, used, bool(shared))
+
+    def had_to_go(self, flow: int, now: int) -> None:
+        """Whoever makes room for another one may have been busy until then: its counters go with its rules."""
+        if (flow & 0xFFFFFFFF, flow >> 32) not in self.going and flow in self.conn:
+            self.last[self.conn[flow]] = max(self.last[self.conn[flow]], now)
 
     def forward_only(self, cookie: int, packets: int, size: int, used: int, shared: bool) -> None:
         """Counters never go backwards, and never say more than has passed."""
@@ -214,12 +222,14 @@ class Invariants:
         np.add.at(self.hits, (conn, back), 1)
         np.maximum.at(self.last, conn, ts)
         self.refreshed(conn, ts)
-        self.said.append((seen.frames["offset"][rows], conn))
+        leaves = np.isin(seen.found["verdict"][done], (Did.FORWARDED, Did.PASSED))
+        conns = np.where(seen.found["flags"][done] & Flag.CT != 0, seen.found["conn"][done], -1)
+        self.said.append((seen.frames["offset"][seen.into[done]], conns, leaves))
         through = np.isin(seen.found["verdict"][ct], (Did.FORWARDED, Did.PASSED))
         self.forwarded.append((seen.frames["offset"][rows][through], conn[through], back[through]))
         if seen.decisions is not None and len(seen.decisions):
             self.software(seen.frames["ts"][seen.soft], seen.decisions)
-            self.said.append((seen.frames["offset"][seen.soft], seen.decisions["conn"]))
+            self.said.append((seen.frames["offset"][seen.soft], seen.decisions["conn"], seen.decisions["verdict"] == Verdict.ACCEPT))
 
     def refreshed(self, conn: NDArray[Any], ts: NDArray[Any]) -> None:
         """Packets of a slice that is short. Who comes back after a silence that is nearly T is busy from then on only."""
