@@ -11,16 +11,22 @@ from offload.mirror_settings import MirrorSettings
 from offload.pump import pump
 from pcap_tests.test_datapath.tabled import ANY, Net
 from pcap_tests.test_offload.fake_nic import SECOND, FakeNic
+from pcap_tests.test_offload.mirror_twin import Both
 
 
 class Rig(Net):
-    """A pipeline whose flow table is mirrored in a NIC; the arrays are carried after each packet, and each second of waiting."""
+    """A pipeline whose flow table is mirrored in a NIC; the arrays are carried after each packet, and each second of waiting.
+
+    What the mirror says its twin in plain Python has to say, too, but in QuickRig, for long times.
+    """
+
+    Mirrors: Any = Both
 
     def __init__(self, text: str = ANY, *, nic: FakeNic | None = None, mirror: dict[str, Any] | None = None, asks: int = 65_536, **settings: Any):
         super().__init__(text, **settings)
         self.flows.mirrored(asks)
         self.nic = nic or FakeNic()
-        self.mirror = Mirror(self.flows.rows, MirrorSettings(**(mirror or {})))
+        self.mirror = self.Mirrors(self.flows.rows, MirrorSettings(**(mirror or {})))
 
     def pump(self) -> None:
         pump(self.flows, self.mirror, self.nic, self.now)
@@ -52,3 +58,9 @@ class Rig(Net):
 
     def directions(self) -> list[int]:
         return sorted(cookie & 1 for cookie in self.nic.rules)
+
+
+class QuickRig(Rig):
+    """The mirror alone."""
+
+    Mirrors = Mirror

@@ -1,0 +1,555 @@
+"""The mirror in plain Python: the readable twin of offload.mirror, slow and obvious. The same commands and answers for the same asks and replies.
+
+What hardware should have of a flow is in its flags and tuples, what it has in `held`; a job leads from one to the other, one at a time. Lists are lists
+here, and what is to be found is searched for. Not here: rings, links and bits, which is what the mirror is fast by; audits.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.flow_changes import ANSWER_DTYPE, Answered, Asked, FlowFlag
+from offload.mirror import Job, Mirror
+from offload.mirror_settings import MirrorSettings
+from offload.records import COMMAND_DTYPE, Ctinfo, Op
+
+OF_JOB = {Job.ADD: Op.REPLACE, Job.DEL: Op.DESTROY, Job.STATS: Op.STATS}
+FULL = (errno.ENOSPC, errno.ENOMEM)
+MEMORY_MS, WORD, BUDGET = 4000, 64, 4096
+
+
+@dataclass
+class Row:
+    """A flow. desired: bidirectional, seen_reply, going; held: by direction, the Ctinfo of its rule in hardware, 0: none; doubt: directions of which
+    nobody knows; waits, queued: directions whose command is not answered, and of these not even taken."""
+
+    key: Any
+    conn: int
+    serial: int
+    epoch: int
+    bytes: int
+    measured: int
+    label: Any = (0, 0)
+    mark: int = 0
+    bidirectional: bool = False
+    seen_reply: bool = False
+    going: bool = False
+    leaving: bool = False
+    waiting: bool = False
+    evicted: bool = False
+    fresh: bool = False
+    held: list[int] = field(default_factory=lambda: [0, 0])
+    doubt: set[int] = field(default_factory=set)
+    job: Job = Job.NONE
+    waits: set[int] = field(default_factory=set)
+    queued: set[int] = field(default_factory=set)
+    due: int = 0
+    rate: Any = np.float32(0)
+    error: int = 0
+    tries: int = 0
+    lost: int = 0
+
+    @property
+    def installed(self) -> set[int]:
+        return {direction for direction in (0, 1) if self.held[direction]}
+
+    def wanted(self, direction: int) -> int:
+        """A4.35, A2.10."""
+        if direction:
+            return Ctinfo.ESTABLISHED_REPLY if self.bidirectional else 0
+        return Ctinfo.ESTABLISHED if self.seen_reply else Ctinfo.NEW
+
+    @property
+    def needed(self) -> set[int]:
+        return {direction for direction in (0, 1) if self.wanted(direction) and self.held[direction] != self.wanted(direction)}
+
+    @property
+    def translated(self) -> bool:
+        a, b = self.key
+        return (a["src"].tobytes(), a["dst"].tobytes(), a["sport"], a["dport"]) != (b["dst"].tobytes(), b["src"].tobytes(), b["dport"], b["sport"])
+
+
+class MirrorTwin:
+    """See offload.mirror.Mirror."""
+
+    def __init__(self, flows: int, settings: MirrorSettings) -> None:
+        self.size, self.settings, self.resets = flows, settings, -1
+        self.rows: dict[int, Row] = {}
+        self.ring: list[tuple[int, int]] = []  # commands that hardware has not taken: row, direction
+        self.taken: list[int] = []  # rows whose commands hardware has, the one whose answer is due first before the others
+        self.queue: list[int] = []  # rows for which room is made
+        self.told: list[Any] = []
+        self.tally: Counter[str] = Counter()
+        self.used = self.outstanding = self.epoch = self.hand = self.now = self.full_until = 0
+        self.sweep: int | None = None
+
+    # --- what is told ----------------------------------------------------------------------------------------------------------------
+
+    def say(self, number: int, serial: int, what: Answered, *, used: int = 0, flags: int = 0) -> Any:
+        one = np.zeros(1, dtype=ANSWER_DTYPE)
+        one["row"], one["serial"], one["answer"], one["used"], one["flags"] = number, serial, what, used, flags
+        self.told.append(one)
+        return one
+
+    def say_state(self, number: int) -> None:
+        """Whether a flow is in hardware, and as what."""
+        row = self.rows[number]
+        flags = FlowFlag.FLOW_ESTABLISHED * (row.held[0] == Ctinfo.ESTABLISHED) | FlowFlag.FLOW_BIDIRECTIONAL * (len(row.installed) == 2)
+        self.say(number, row.serial, Answered.INSTALLED if row.installed else Answered.REFUSED, used=row.due if row.due > self.now else 0, flags=flags)
+
+    def answers(self) -> NDArray[Any]:
+        told, self.told = self.told, []
+        return np.concatenate(told) if told else np.zeros(0, dtype=ANSWER_DTYPE)
+
+    # --- jobs ------------------------------------------------------------------------------------------------------------------------
+
+    def enqueue(self, number: int, directions: set[int]) -> None:
+        row = self.rows[number]
+        row.waits |= directions
+        row.queued |= directions
+        self.ring += [(number, direction) for direction in sorted(directions)]
+
+    def begin(self, number: int, job: Job, directions: set[int], *, own: bool = False) -> None:
+        """own: the flow table has not asked for it, and is told."""
+        row = self.rows[number]
+        row.job, row.waits, row.queued, row.lost, row.error = job, set(), set(), 0, 0
+        self.enqueue(number, directions)
+        if own:
+            self.say(number, row.serial, Answered.PENDING)
+
+    def install(self, number: int, *, own: bool) -> None:
+        row = self.rows[number]
+        if not row.needed:
+            self.say_state(number)
+        elif row.key[0]["proto"] not in (6, 17) and row.translated:
+            row.error = errno.EOPNOTSUPP  # A4.32
+            self.tally["refused_unsupported"] += 1
+            self.say_state(number)
+        elif own or row.installed or self.full_until <= self.now:
+            self.begin(number, Job.ADD, row.needed, own=own)
+        else:
+            row.error = errno.ENOSPC
+            self.tally["kept_out"] += 1
+            self.back_off(row)
+            self.say_state(number)
+            self.make_room(number)
+
+    def depart(self, number: int) -> None:
+        """A flow that is going, and has no job."""
+        row = self.rows[number]
+        if row.installed | row.doubt:
+            self.begin(number, Job.DEL, row.installed | row.doubt)
+        else:
+            self.say(number, row.serial, Answered.REMOVED)
+            del self.rows[number]
+
+    def back_off(self, row: Row) -> None:
+        longest = min(int(self.settings.backoff * 1e9) * (1 << row.tries), int(self.settings.backoff_most * 1e9))
+        row.due = self.now + longest
+        row.tries = min(row.tries + 1, 30)
+
+    # --- room ------------------------------------------------------------------------------------------------------------------------
+
+    def worth(self, row: Row) -> float:
+        return float(row.rate) if self.settings.policy == "by-rate" else float(row.bytes)
+
+    def least_worth(self, newcomer: int) -> int | None:
+        """Rows are gone through by words of 64, from where the last search ended, until enough were looked at."""
+        words, looked, best = (self.used + WORD - 1) // WORD, 0, None
+        for _ in range(words):
+            self.hand = self.hand if self.hand < words else 0
+            for number in range(self.hand * WORD, self.hand * WORD + WORD):
+                row = self.rows.get(number)
+                if row is None or not row.installed or row.job or row.going or row.leaving or row.fresh or number == newcomer or row.epoch != self.epoch:
+                    continue
+                looked += 1
+                best = number if best is None or self.worth(row) < self.worth(self.rows[best]) else best
+            self.hand += 1
+            if looked >= self.settings.look:
+                break
+        return best
+
+    def make_room(self, newcomer: int) -> None:
+        victim = None if self.settings.policy == "first-come" else self.least_worth(newcomer)
+        row = self.rows[newcomer]
+        if victim is None or self.worth(row) <= self.settings.clearly * self.worth(self.rows[victim]):
+            self.tally["spared"] += 1
+            return
+        self.tally["evictions"] += 1
+        other = self.rows[victim]
+        other.leaving = True
+        self.begin(victim, Job.DEL, other.installed | other.doubt, own=True)
+        row.waiting, row.due = True, self.now + self.limit
+        self.queue.append(newcomer)
+
+    def wait_no_more(self, number: int) -> None:
+        if self.rows[number].waiting:
+            self.rows[number].waiting = False
+            self.queue.remove(number)
+
+    def give_room(self) -> None:
+        if self.queue:
+            number = self.queue[0]
+            self.wait_no_more(number)
+            self.install(number, own=True)
+
+    @property
+    def limit(self) -> int:
+        return int(self.settings.reply_limit * 1e9)
+
+    # --- asks ------------------------------------------------------------------------------------------------------------------------
+
+    def feed(self, asks: NDArray[Any], now: int) -> None:
+        self.now = max(self.now, now)
+        for ask in asks:
+            self.asked(ask)
+
+    def asked(self, ask: Any) -> None:
+        number, what = int(ask["row"]), int(ask["ask"])
+        if number >= self.size or what not in set(Asked):
+            self.tally["strange"] += 1
+            return
+        self.settle(number)
+        if number not in self.rows:
+            if what != Asked.INSTALL:
+                self.say(number, ask["serial"], Answered.REMOVED if what == Asked.REMOVE else Answered.REFUSED)
+                return
+            self.rows[number] = Row(ask["key"].copy(), int(ask["conn"]), int(ask["serial"]), self.epoch, int(ask["bytes"]), self.ms)
+            self.used = max(self.used, number + 1)
+        elif self.rows[number].serial != ask["serial"]:
+            self.tally["strange"] += 1
+            return
+        {Asked.INSTALL: self.asked_install, Asked.COUNTERS: self.asked_counters, Asked.REMOVE: self.asked_remove}[Asked(what)](number, ask)
+
+    def asked_install(self, number: int, ask: Any) -> None:
+        row = self.rows[number]
+        if ask["bytes"] > row.bytes:
+            self.measure(row, int(ask["bytes"]) - row.bytes)
+        if row.going:
+            self.tally["strange"] += 1
+        elif row.job:
+            self.tally["dropped_add"] += 1  # A3.21
+        elif row.due > self.now:
+            self.tally["held_back"] += 1
+            self.say_state(number)
+        else:
+            self.wait_no_more(number)
+            row.label, row.mark = ask["label"].copy(), int(ask["mark"])
+            row.bidirectional |= bool(ask["flags"] & FlowFlag.FLOW_BIDIRECTIONAL)
+            row.seen_reply |= bool(ask["flags"] & FlowFlag.FLOW_SEEN_REPLY)
+            self.install(number, own=False)
+
+    def asked_counters(self, number: int, ask: Any) -> None:
+        row = self.rows[number]
+        if row.job:
+            self.tally["dropped_stats"] += 1
+        elif not row.installed:
+            self.say_state(number)
+        else:
+            self.begin(number, Job.STATS, {min(row.installed)})
+
+    def asked_remove(self, number: int, ask: Any) -> None:
+        row = self.rows[number]
+        self.wait_no_more(number)
+        if row.job:
+            self.tally["dropped_del"] += 1  # and begun when the other one ends
+            row.going = True
+        elif row.due <= self.now or not row.going:
+            row.going = True
+            self.depart(number)
+
+    @property
+    def ms(self) -> int:
+        return self.now // 1_000_000 & 0xFFFFFFFF
+
+    def measure(self, row: Row, more: int) -> None:
+        """The rate forgets as e**(-t/4 s)."""
+        passed = (self.ms - row.measured & 0xFFFFFFFF) / MEMORY_MS
+        row.bytes += more
+        row.rate = np.float32(float(row.rate) * math.exp(-min(passed, 60.0)) + more * 1000.0 / MEMORY_MS)
+        row.measured = self.ms
+
+    # --- replies -----------------------------------------------------------------------------------------------------------------------
+
+    def replies(self, rows: NDArray[Any], now: int) -> None:
+        self.now = max(self.now, now)
+        for reply in rows:
+            self.replied(reply)
+
+    def replied(self, reply: Any) -> None:
+        number, direction, serial = int(reply["cookie"]) >> 1 & 0xFFFFFFFF, int(reply["cookie"]) & 1, int(reply["cookie"]) >> 33
+        row = self.rows.get(number)
+        expected = row is not None and row.epoch == self.epoch and serial == row.serial & 0x7FFFFFFF and OF_JOB.get(row.job) == reply["op"]
+        if row is None or not expected or direction not in row.waits - row.queued:
+            self.tally["strays"] += 1
+            return
+        self.outstanding -= 1
+        row.waits.discard(direction)
+        error = int(reply["error"])
+        if row.job == Job.ADD:
+            self.replied_add(row, direction, error)
+        elif row.job == Job.DEL:
+            self.replied_del(row, direction, error)
+        else:
+            self.replied_stats(number, direction, reply)
+        if not row.waits:
+            self.finish(number)
+        elif not row.waits - row.queued:
+            self.taken.remove(number)
+
+    def replied_add(self, row: Row, direction: int, error: int) -> None:
+        if error in (0, errno.EEXIST):
+            self.tally["accepted"] += error == 0 and not row.held[direction]
+            self.tally["existed"] += error == errno.EEXIST
+            self.hold(row, direction, row.wanted(direction))
+            return
+        row.doubt = row.doubt | {direction} if row.lost else row.doubt - {direction}
+        row.error = error
+        kind = "full" if error in FULL else "unsupported" if error == errno.EOPNOTSUPP else "other"
+        self.tally[f"refused_{kind}"] += 1
+        if error in FULL:
+            self.full_until = self.now + int(self.settings.probe * 1e9)
+
+    def replied_del(self, row: Row, direction: int, error: int) -> None:
+        if error not in (0, errno.ENOENT):
+            self.tally["undestroyed"] += 1
+            row.error = error
+            return
+        self.tally["missing" if error else "destroyed"] += 1
+        self.full_until = 0
+        self.hold(row, direction, 0)
+
+    def replied_stats(self, number: int, direction: int, reply: Any) -> None:
+        """One direction after the other, unless one counter serves both."""
+        row, error, shared = self.rows[number], int(reply["error"]), bool(reply["shared"])
+        if error == errno.ENOENT:
+            self.tally["missing"] += 1
+            self.hold(row, direction, 0)
+        elif error:
+            self.tally["uncounted"] += 1
+        if not error:
+            self.measure(row, int(reply["bytes"]))
+            told = self.say(number, row.serial, Answered.COUNTED, used=int(reply["used"]), flags=0 if shared else FlowFlag.FLOW_SPLIT)
+            told["packets"][0, 0 if shared else direction] = reply["packets"]
+            told["bytes"][0, 0 if shared else direction] = reply["bytes"]
+        elif row.installed:
+            self.say(number, row.serial, Answered.COUNTED)
+        if direction == 0 and row.held[1] and (error or not shared):
+            if not row.going:
+                self.say(number, row.serial, Answered.PENDING)
+            self.enqueue(number, {1})
+
+    @staticmethod
+    def hold(row: Row, direction: int, ctinfo: int) -> None:
+        row.held[direction] = ctinfo
+        row.doubt.discard(direction)
+
+    # --- the end of a job ----------------------------------------------------------------------------------------------------------------
+
+    def finish(self, number: int) -> None:
+        row = self.rows[number]
+        job, row.job, row.due, row.fresh = row.job, Job.NONE, 0, False
+        if number in self.taken:
+            self.taken.remove(number)
+        if job == Job.ADD:
+            self.added(number)
+        elif job == Job.DEL:
+            self.destroyed(number)
+        elif row.going:
+            self.depart(number)
+        elif not row.installed:
+            self.say_state(number)
+        elif row.tries:
+            row.due = self.now + int(self.settings.backoff * 1e9)
+
+    def added(self, number: int) -> None:
+        row = self.rows[number]
+        row.evicted, row.fresh = False, True
+        if row.error:
+            self.back_off(row)
+        else:
+            row.tries = 0
+        if row.going:
+            self.depart(number)
+        elif row.doubt:
+            self.begin(number, Job.DEL, set(row.doubt), own=True)
+            row.error = errno.ETIMEDOUT
+        else:
+            self.say_state(number)
+            if row.error in FULL and not row.installed:
+                self.make_room(number)
+
+    def destroyed(self, number: int) -> None:
+        row = self.rows[number]
+        left, row.leaving = row.leaving, False
+        if row.error and row.error != errno.ETIMEDOUT:
+            self.back_off(row)
+            if not row.going:
+                self.say_state(number)
+        elif row.going:
+            self.depart(number)
+            if number not in self.rows:
+                self.give_room()
+        else:
+            if left:
+                row.evicted = True
+                self.say(number, row.serial, Answered.COUNTED, used=self.now)  # nobody knows what hardware saw last
+            self.back_off(row)
+            self.say_state(number)
+            if left:
+                self.give_room()
+
+    # --- time, resets, commands ------------------------------------------------------------------------------------------------------------
+
+    def advance(self, now: int) -> None:
+        self.now = max(self.now, now)
+        for _ in range(BUDGET):
+            if not self.taken or self.rows[self.taken[0]].due > self.now:
+                break
+            self.overdue(self.taken[0])
+        for _ in range(BUDGET):
+            if self.sweep is None:
+                break
+            if self.sweep >= self.used:
+                self.sweep = None
+                break
+            self.settle(self.sweep)
+            self.sweep += 1
+
+    def overdue(self, number: int) -> None:
+        row = self.rows[number]
+        late = row.waits - row.queued
+        self.taken.remove(number)
+        self.outstanding -= len(late)
+        self.tally["lost"] += len(late)
+        row.lost = min(row.lost + 1, 255)
+        if row.job == Job.DEL or row.queued or (row.job == Job.ADD and row.lost < self.settings.tries):
+            self.enqueue(number, late)
+            return
+        row.waits = set()
+        if row.job == Job.ADD:
+            row.doubt |= late
+            row.error = errno.ETIMEDOUT
+        else:
+            self.say(number, row.serial, Answered.COUNTED)
+        self.finish(number)
+
+    def reset(self, now: int) -> None:
+        self.now = max(self.now, now)
+        self.epoch += 1
+        self.ring, self.taken, self.queue, self.outstanding, self.full_until, self.sweep = [], [], [], 0, 0, 0
+        self.tally["resets"] += 1
+
+    def settle(self, number: int) -> None:
+        """A flow that does not know of hardware's last reset is put back, or gone."""
+        row = self.rows.get(number)
+        if row is None or row.epoch == self.epoch:
+            return
+        had = bool(row.installed)
+        row.epoch, row.held, row.job, row.waits, row.queued, row.doubt = self.epoch, [0, 0], Job.NONE, set(), set(), set()
+        row.error = row.tries = row.due = 0
+        row.leaving = row.waiting = row.evicted = False
+        if row.going:
+            self.depart(number)
+            return
+        if had:
+            self.say_state(number)
+        self.install(number, own=True)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.ring)
+
+    def commands(self, most: int = BUDGET) -> NDArray[Any]:
+        n = min(most, len(self.ring), max(0, self.settings.window - self.outstanding))
+        made = np.zeros(n, dtype=COMMAND_DTYPE)
+        for c, (number, direction) in zip(made, self.ring[:n], strict=True):
+            row = self.rows[number]
+            c["match"], other = row.key[direction], row.key[1 - direction]
+            c["to"] = other
+            c["to"]["src"], c["to"]["dst"], c["to"]["sport"], c["to"]["dport"] = other["dst"], other["src"], other["dport"], other["sport"]
+            c["cookie"], c["conn"] = ((row.serial & 0x7FFFFFFF) << 32 | number) << 1 | direction, row.conn
+            c["label"], c["mark"], c["op"], c["ctinfo"], c["dir"] = row.label, row.mark, OF_JOB[row.job], row.wanted(direction), direction
+        return made
+
+    def sent(self, n: int, now: int) -> None:
+        self.now = max(self.now, now)
+        for _ in range(n):
+            number, direction = self.ring.pop(0)
+            row = self.rows[number]
+            row.queued.discard(direction)
+            self.outstanding += 1
+            self.tally[f"commands_{row.job.name.lower()}"] += 1
+            if number in self.taken:
+                self.taken.remove(number)
+            row.due = self.now + self.limit
+            self.taken.append(number)
+
+    def counters(self) -> dict[str, int]:
+        """As Mirror has them; what never happened is not in it."""
+        now = [row for row in self.rows.values() if row.epoch == self.epoch]
+        told = {**self.tally, "flows": len(self.rows), "rules": sum(len(row.installed) for row in now), "offloaded": sum(bool(row.installed) for row in now)}
+        jobs = {f"pending_{job.name.lower()}": sum(row.job == job for row in now) for job in OF_JOB}
+        return {**told, **jobs, "outstanding": self.outstanding, "queued": len(self.ring)}
+
+
+class Both:
+    """A mirror and its twin as one: each is told the same, and has to say the same."""
+
+    def __init__(self, flows: int, settings: MirrorSettings) -> None:
+        self.mirror, self.twin = Mirror(flows, settings), MirrorTwin(flows, settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mirror, name)
+
+    @property
+    def resets(self) -> int:
+        return self.mirror.resets
+
+    @resets.setter
+    def resets(self, number: int) -> None:
+        self.mirror.resets = number
+
+    def feed(self, asks: NDArray[Any], now: int) -> None:
+        self.mirror.feed(asks, now)
+        self.twin.feed(asks, now)
+
+    def replies(self, rows: NDArray[Any], now: int) -> None:
+        self.mirror.replies(rows, now)
+        self.twin.replies(rows, now)
+
+    def advance(self, now: int) -> None:
+        self.mirror.advance(now)
+        self.twin.advance(now)
+
+    def reset(self, now: int) -> None:
+        self.mirror.reset(now)
+        self.twin.reset(now)
+
+    def sent(self, n: int, now: int) -> None:
+        self.mirror.sent(n, now)
+        self.twin.sent(n, now)
+
+    def commands(self, most: int = BUDGET) -> NDArray[Any]:
+        ours, theirs = self.mirror.commands(most), self.twin.commands(most)
+        assert ours.tobytes() == theirs.tobytes(), f"commands: {ours}, and of the twin: {theirs}"
+        return ours
+
+    def answers(self) -> NDArray[Any]:
+        ours, theirs = self.mirror.answers(), self.twin.answers()
+        assert ours.tobytes() == theirs.tobytes(), f"answers: {ours}, and of the twin: {theirs}"
+        return ours
+
+    def check(self) -> None:
+        """Everything that either counts."""
+        self.mirror.check()
+        ours, theirs = self.mirror.counters(), self.twin.counters()
+        wrong = {name: (ours[name], theirs.get(name, 0)) for name in ours if ours[name] != theirs.get(name, 0)}
+        assert not wrong, f"counters, and those of the twin: {wrong}"
