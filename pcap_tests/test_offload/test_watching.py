@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Asked
 from offload.records import REPLY_DTYPE, Op
+from offload.simnic.arrivals import Arrived, Part, arrived
 from offload.simnic.results import Flag, Verdict
 from pcap_tests.test_offload.crowd import FIN, RST, WIDTH
 from pcap_tests.test_offload.crowd_run import Plan, Run
@@ -21,21 +22,22 @@ PACKETS = 12_500
 class BlindToEnds(SeenNic):
     """It does not read FIN and RST."""
 
-    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None = None) -> NDArray[Any]:
-        rows = memory.copy().reshape(-1, WIDTH)
-        rows[(rows[:, 12] == 8) & (rows[:, 23] == 6), 47] &= ~np.uint8(FIN | RST)
-        return super().process(rows.reshape(-1), frames, ifaces)
+    def process_some(self, came: Arrived, rows: NDArray[Any], part: Part) -> int:
+        frames = came.memory.copy().reshape(-1, WIDTH)
+        frames[(frames[:, 12] == 8) & (frames[:, 23] == 6), 47] &= ~np.uint8(FIN | RST)
+        return super().process_some(arrived(frames.reshape(-1), came.frames, came.ifaces), rows, part)
 
 
 class GivesBack(SeenNic):
     """What it has forwarded it gives to software, too."""
 
-    def process(self, memory: NDArray[np.uint8], frames: NDArray[Any], ifaces: NDArray[Any] | None = None) -> NDArray[Any]:
-        rows = super().process(memory, frames, ifaces)
-        again = (rows["verdict"] == Verdict.FORWARDED) & (rows["flags"] & Flag.CT != 0)
-        rows["verdict"][again] = Verdict.MISSED
-        rows["chain"][again], rows["rule"][again] = 0, 0xFFFFFFFF
-        return rows
+    def process_some(self, came: Arrived, rows: NDArray[Any], part: Part) -> int:
+        end = super().process_some(came, rows, part)
+        these = rows[part.start : end]
+        again = (these["verdict"] == Verdict.FORWARDED) & (these["flags"] & Flag.CT != 0)
+        these["verdict"][again] = Verdict.MISSED
+        these["chain"][again], these["rule"][again] = 0, 0xFFFFFFFF
+        return end
 
 
 class Swallows(SeenNic):
