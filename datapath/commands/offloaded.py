@@ -46,7 +46,7 @@ SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, until software
 LONGEST = 4096  # frames of a slice that hardware takes by itself
 SECOND = 1_000_000_000  # ns: at most so long between two looks at the mirror while no packet comes
 NEVER = (1 << 63) - 1
-NO_TABLE = ConfigError("NIC: expected a flow table: connections are offloaded from it")
+NO_TABLE = "NIC: expected a flow table: connections are offloaded from it"
 KINDS = {"decisions": DECISION_DTYPE, "keys": KEY_DTYPE, "results": RESULT_DTYPE}  # what process() tells, in its order
 
 
@@ -83,7 +83,7 @@ class Offloaded:
 
     def __init__(self, pipeline: RulePipeline, nic: Nic, mirror: Mirror, most: int = 65_536) -> None:
         if pipeline.flows is None:
-            raise NO_TABLE
+            raise ConfigError(NO_TABLE)
         if mirror.size < pipeline.flows.rows:
             raise ConfigError(f"NIC: expected a mirror of as many flows as the flow table has rows ({pipeline.flows.rows}), not of {mirror.size}")
         self.pipeline, self.nic, self.mirror, self.most = pipeline, nic, mirror, most

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ctcore.errors import ConfigError
 from datapath.app import RulesGiven, Tracking
 from datapath.cli import complain
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offload_watch import Watch
-from datapath.commands.offloaded import Offloaded
+from datapath.commands.offloaded import NO_TABLE, Offloaded
 from datapath.frame import FRAME_DTYPE
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
@@ -80,7 +81,7 @@ class OffloadedRun(RuledRun):
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         compiled(hardware)
         if pipeline.flows is None:
-            raise NO_TABLE
+            raise ConfigError(NO_TABLE)
         work = Offloaded(pipeline, hardware, Mirror(pipeline.flows.rows, MirrorSettings(policy=self.given.policy)))
         work.watch = self.given.watch(work) if self.given.watch else None
         return work

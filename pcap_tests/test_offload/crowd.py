@@ -1,8 +1,8 @@
 """Many conversations at once, as arrays: bursts of frames of TCP, UDP, GRE and ICMP from either end, and among them what no table serves.
 
-Theory of operation: a talk is a row of arrays. A burst draws which talks say something, a step for each (a handshake, data, an end), spreads the steps'
-packets over the burst's time, each talk's in their order, and writes all headers at once. What is rare (options, fragments, quotes, rubbish) is made
-one by one. The far end answers what left: far() tells what an opening packet has become.
+Theory of operation: a talk is a row of arrays. A burst draws which talks say something, a step for each (a handshake, data, an end), spreads what
+they send over its time, each talk's packets in their order, and writes all headers at once. What is rare (options, fragments, quotes, rubbish) is
+made one by one. The far end answers what left: far() tells what an opening packet has become.
 Each frame lies in a row of WIDTH bytes. Not here: what becomes of the frames (watching), rules (test_offload_invariants).
 """
 
@@ -196,7 +196,7 @@ class Crowd:
             ends = [craft_text(self.address[talk, side, end], four) for end in (0, 1)]
             if kind == 0:
                 row[22 if four else 21] = 1
-                row[: WIDTH] = summed(row[None].copy(), np.array([four]))[0]
+                row[:WIDTH] = summed(row[None].copy(), np.array([four]))[0]
             elif kind == 1:
                 row[50 if four else 70] ^= 0x55
             elif kind == 2 and four:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.config import Config
-from ctcore.types import Verdict
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offloaded import Offloaded
 from datapath.pipeline import rules_file
@@ -38,7 +37,10 @@ tc filter add dev {at} ingress chain 0 prio 1 protocol {every} flower ct_state -
 tc filter add dev {at} ingress chain 1 prio 1 protocol {every} flower {skip}ct_state +trk+est action mirred egress redirect dev {to}
 tc filter add dev {at} ingress chain 1 prio 9 protocol {every} flower action drop
 """
-COMMIT = "tc filter add dev {at} ingress chain 1 prio {prio} protocol {family} flower ct_state +trk+new action ct commit zone {zone} {mark}{nat}pipe action mirred egress redirect dev {to}\n"
+COMMIT = """
+tc filter add dev {at} ingress chain 1 prio {prio} protocol {family} flower ct_state +trk+new \\
+    action ct commit zone {zone} {mark}{nat}pipe action mirred egress redirect dev {to}
+"""
 
 
 def ruleset_of(text: str) -> Ruleset:
@@ -160,7 +162,11 @@ class Run:
         sound = burst.sound[frame]
         same = (wanted == left[at[frame]]).all(axis=1) | ~sound
         wrong = np.flatnonzero(~same)[:1].tolist()
-        hold(same.all(), "same bytes", "".join(f"{bytes(rows[wrong[0]]).hex()}\n" for rows in (burst.rows[frame], wanted, left[at[frame]])) if wrong else "")
+        hold(
+            same.all(),
+            "same bytes",
+            "".join(f"{bytes(rows[wrong[0]]).hex()}\n" for rows in (burst.rows[frame], wanted, left[at[frame]])) if wrong else "",
+        )
 
     def silence(self) -> None:
         """Nobody says anything any more: everything is idle, and leaves."""

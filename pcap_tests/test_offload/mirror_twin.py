@@ -1,7 +1,7 @@
 """The mirror in plain Python: the readable twin of offload.mirror, slow and obvious. The same commands and answers for the same asks and replies.
 
-What hardware should have of a flow is in its flags and tuples, what it has in `held`; a job leads from one to the other, one at a time. Lists are lists
-here, and what is to be found is searched for. Not here: rings, links and bits, which is what the mirror is fast by; audits.
+What hardware should have of a flow is in its flags and tuples, what it has in `held`; a job leads from one to the other, one at a time. Lists are
+lists here, and what is to be found is searched for. Not here: rings, links and bits, which is what the mirror is fast by; audits.
 """
 
 from __future__ import annotations
@@ -9,71 +9,20 @@ from __future__ import annotations
 import errno
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.flow_changes import ANSWER_DTYPE, Answered, Asked, FlowFlag
-from offload.mirror import Job, Mirror
+from offload.mirror import Job
 from offload.mirror_settings import MirrorSettings
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
+from pcap_tests.test_offload.mirror_twin_row import Row
 
 OF_JOB = {Job.ADD: Op.REPLACE, Job.DEL: Op.DESTROY, Job.STATS: Op.STATS}
 FULL = (errno.ENOSPC, errno.ENOMEM)
 MEMORY_MS, WORD, BUDGET = 4000, 64, 4096
-
-
-@dataclass
-class Row:
-    """A flow. desired: bidirectional, seen_reply, going; held: by direction, the Ctinfo of its rule in hardware, 0: none; doubt: directions of which
-    nobody knows; waits, queued: directions whose command is not answered, and of these not even taken."""
-
-    key: Any
-    conn: int
-    serial: int
-    epoch: int
-    bytes: int
-    measured: int
-    label: Any = (0, 0)
-    mark: int = 0
-    bidirectional: bool = False
-    seen_reply: bool = False
-    going: bool = False
-    leaving: bool = False
-    waiting: bool = False
-    evicted: bool = False
-    fresh: bool = False
-    held: list[int] = field(default_factory=lambda: [0, 0])
-    doubt: set[int] = field(default_factory=set)
-    job: Job = Job.NONE
-    waits: set[int] = field(default_factory=set)
-    queued: set[int] = field(default_factory=set)
-    due: int = 0
-    rate: Any = np.float32(0)
-    error: int = 0
-    tries: int = 0
-    lost: int = 0
-
-    @property
-    def installed(self) -> set[int]:
-        return {direction for direction in (0, 1) if self.held[direction]}
-
-    def wanted(self, direction: int) -> int:
-        """A4.35, A2.10."""
-        if direction:
-            return Ctinfo.ESTABLISHED_REPLY if self.bidirectional else 0
-        return Ctinfo.ESTABLISHED if self.seen_reply else Ctinfo.NEW
-
-    @property
-    def needed(self) -> set[int]:
-        return {direction for direction in (0, 1) if self.wanted(direction) and self.held[direction] != self.wanted(direction)}
-
-    @property
-    def translated(self) -> bool:
-        a, b = self.key
-        return (a["src"].tobytes(), a["dst"].tobytes(), a["sport"], a["dport"]) != (b["dst"].tobytes(), b["src"].tobytes(), b["dport"], b["sport"])
 
 
 class MirrorTwin:
@@ -102,7 +51,9 @@ class MirrorTwin:
         """Whether a flow is in hardware, and as what."""
         row = self.rows[number]
         flags = FlowFlag.FLOW_ESTABLISHED * (row.held[0] == Ctinfo.ESTABLISHED) | FlowFlag.FLOW_BIDIRECTIONAL * (len(row.installed) == 2)
-        self.say(number, row.serial, Answered.INSTALLED if row.installed else Answered.REFUSED, used=row.due if row.due > self.now else 0, flags=flags)
+        self.say(
+            number, row.serial, Answered.INSTALLED if row.installed else Answered.REFUSED, used=row.due if row.due > self.now else 0, flags=flags
+        )
 
     def answers(self) -> NDArray[Any]:
         told, self.told = self.told, []
@@ -167,7 +118,16 @@ class MirrorTwin:
             self.hand = self.hand if self.hand < words else 0
             for number in range(self.hand * WORD, self.hand * WORD + WORD):
                 row = self.rows.get(number)
-                if row is None or not row.installed or row.job or row.going or row.leaving or row.fresh or number == newcomer or row.epoch != self.epoch:
+                if (
+                    row is None
+                    or not row.installed
+                    or row.job
+                    or row.going
+                    or row.leaving
+                    or row.fresh
+                    or number == newcomer
+                    or row.epoch != self.epoch
+                ):
                     continue
                 looked += 1
                 best = number if best is None or self.worth(row) < self.worth(self.rows[best]) else best
@@ -495,61 +455,11 @@ class MirrorTwin:
     def counters(self) -> dict[str, int]:
         """As Mirror has them; what never happened is not in it."""
         now = [row for row in self.rows.values() if row.epoch == self.epoch]
-        told = {**self.tally, "flows": len(self.rows), "rules": sum(len(row.installed) for row in now), "offloaded": sum(bool(row.installed) for row in now)}
+        told = {
+            **self.tally,
+            "flows": len(self.rows),
+            "rules": sum(len(row.installed) for row in now),
+            "offloaded": sum(bool(row.installed) for row in now),
+        }
         jobs = {f"pending_{job.name.lower()}": sum(row.job == job for row in now) for job in OF_JOB}
         return {**told, **jobs, "outstanding": self.outstanding, "queued": len(self.ring)}
-
-
-class Both:
-    """A mirror and its twin as one: each is told the same, and has to say the same."""
-
-    def __init__(self, flows: int, settings: MirrorSettings) -> None:
-        self.mirror, self.twin = Mirror(flows, settings), MirrorTwin(flows, settings)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.mirror, name)
-
-    @property
-    def resets(self) -> int:
-        return self.mirror.resets
-
-    @resets.setter
-    def resets(self, number: int) -> None:
-        self.mirror.resets = number
-
-    def feed(self, asks: NDArray[Any], now: int) -> None:
-        self.mirror.feed(asks, now)
-        self.twin.feed(asks, now)
-
-    def replies(self, rows: NDArray[Any], now: int) -> None:
-        self.mirror.replies(rows, now)
-        self.twin.replies(rows, now)
-
-    def advance(self, now: int) -> None:
-        self.mirror.advance(now)
-        self.twin.advance(now)
-
-    def reset(self, now: int) -> None:
-        self.mirror.reset(now)
-        self.twin.reset(now)
-
-    def sent(self, n: int, now: int) -> None:
-        self.mirror.sent(n, now)
-        self.twin.sent(n, now)
-
-    def commands(self, most: int = BUDGET) -> NDArray[Any]:
-        ours, theirs = self.mirror.commands(most), self.twin.commands(most)
-        assert ours.tobytes() == theirs.tobytes(), f"commands: {ours}, and of the twin: {theirs}"
-        return ours
-
-    def answers(self) -> NDArray[Any]:
-        ours, theirs = self.mirror.answers(), self.twin.answers()
-        assert ours.tobytes() == theirs.tobytes(), f"answers: {ours}, and of the twin: {theirs}"
-        return ours
-
-    def check(self) -> None:
-        """Everything that either counts."""
-        self.mirror.check()
-        ours, theirs = self.mirror.counters(), self.twin.counters()
-        wrong = {name: (ours[name], theirs.get(name, 0)) for name in ours if ours[name] != theirs.get(name, 0)}
-        assert not wrong, f"counters, and those of the twin: {wrong}"

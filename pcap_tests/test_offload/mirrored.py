@@ -10,8 +10,8 @@ from offload.mirror import Mirror
 from offload.mirror_settings import MirrorSettings
 from offload.pump import pump
 from pcap_tests.test_datapath.tabled import ANY, Net
-from pcap_tests.test_offload.fake_nic import SECOND, FakeNic
-from pcap_tests.test_offload.mirror_twin import Both
+from pcap_tests.test_offload.fake_nic import ACCEPT, SECOND, FakeNic
+from pcap_tests.test_offload.mirror_both import Both
 
 
 class Rig(Net):
@@ -64,3 +64,15 @@ class QuickRig(Rig):
     """The mirror alone."""
 
     Mirrors = Mirror
+
+
+def ops(nic: FakeNic) -> list[tuple[str, int]]:
+    """What a NIC has done, and of which direction."""
+    return [(op, direction) for op, _, direction in nic.log]
+
+
+def refusing(error: int) -> FakeNic:
+    """A NIC that takes no rule."""
+    nic = FakeNic()
+    nic.fate = lambda command: error if command["op"] == 1 else ACCEPT
+    return nic

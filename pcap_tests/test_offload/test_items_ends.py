@@ -1,4 +1,4 @@
-"""The contract's items of aging and teardown (A6, A7), of a flow table with mirror and NIC behind it; in plain Python: test_contract_ends."""
+"""The contract's items of aging and teardown (A6, A7), of a flow table with a mirror behind it; in plain Python: test_contract_ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pcap_tests.test_offload.fake_nic import FakeNic
 from pcap_tests.test_offload.mirrored import Rig
 
 
-def ops(nic: FakeNic) -> list[str]:
+def changes(nic: FakeNic) -> list[str]:
     return [op for op, _, _ in nic.log if op != "STATS"]
 
 
@@ -30,7 +30,12 @@ def test_a6_44_who_is_busy_stays_and_who_is_idle_or_dead_goes() -> None:
     rig.tracker.delete(Filter(proto=17))
     rig.wait(1)
     counts = rig.flows.counters()
-    assert (counts["flows"], counts["teardown_idle"], counts["teardown_dying"], {cookie >> 1 & 0xFFFFFFFF for cookie in rig.nic.rules}) == (1, 2, 0, {0})
+    assert (counts["flows"], counts["teardown_idle"], counts["teardown_dying"], {cookie >> 1 & 0xFFFFFFFF for cookie in rig.nic.rules}) == (
+        1,
+        2,
+        0,
+        {0},
+    )
 
 
 @pytest.mark.parametrize("extends", [True, False])
@@ -65,10 +70,10 @@ def test_a6_46_rules_are_removed_by_one_job_and_the_row_waits_for_it() -> None:
     rig.wait(3)
     talk.say(IN, "FA")
     for second in range(3):
-        assert (rig.flows.count, ops(rig.nic)) == (1, ["REPLACE"] * 2), second
+        assert (rig.flows.count, changes(rig.nic)) == (1, ["REPLACE"] * 2), second
         rig.wait(1)
     rig.wait(1)
-    assert (rig.flows.count, ops(rig.nic)) == (0, ["REPLACE"] * 2 + ["DESTROY"] * 2)
+    assert (rig.flows.count, changes(rig.nic)) == (0, ["REPLACE"] * 2 + ["DESTROY"] * 2)
     assert rig.mirror.counters()["commands_del"] == 2
 
 

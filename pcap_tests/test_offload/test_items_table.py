@@ -1,4 +1,4 @@
-"""The contract's items of objects, admission and look-up (A1, A2, A5), of a flow table with mirror and NIC behind it; in plain Python: test_contract."""
+"""The contract's items of objects, admission and look-up (A1, A2, A5), of a flow table with a mirror behind it; in plain Python: test_contract."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What always holds of a mirrored flow table (A11), under random traffic, faults of hardware and waits.
 
 Invariants: one job a flow, two rules at most; every rule that was accepted is destroyed in the end; an idle flow leaves within T + 3 s, a busy
-one never; no rule outlives a FIN by more than a round and a removal; counters never go back; the mirror says what its twin in plain Python says (Rig).
+one never; no rule outlives a FIN by more than a round and a removal; counters never go back; mirror and twin say the same (Rig).
 """
 
 from __future__ import annotations

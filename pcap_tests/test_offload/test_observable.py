@@ -1,4 +1,4 @@
-"""What can be seen of an offload from outside (A9.72): how much is in hardware, what was dropped on its way back, what was refused and why; and for how long."""
+"""What can be seen of an offload from outside (A9.72): how much is in hardware, what was dropped on its way back, what was refused and why."""
 
 from __future__ import annotations
 

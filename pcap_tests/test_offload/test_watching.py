@@ -154,7 +154,7 @@ def test_a_defect_is_seen(hardware: type[SeenNic], which: str) -> None:
 def test_wrong_bytes_are_seen_though_nobody_audits() -> None:
     run = Run(Plan(seed=1, talks=50, odd=0, nat="src"), WrongPort)
     run.watch.turned = lambda now: None
-    with pytest.raises(Broken, match="^same bytes"):
+    with pytest.raises(Broken, match=r"^same bytes"):
         run.go(PACKETS)
 
 

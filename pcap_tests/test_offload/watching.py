@@ -28,7 +28,7 @@ from offload.records import Op
 from offload.simnic.faults import Fault
 from offload.simnic.nic import Nic
 from offload.simnic.profile import Profile
-from offload.simnic.results import Flag, RESULT_DTYPE
+from offload.simnic.results import Flag
 from offload.simnic.results import Verdict as Did
 
 SECOND = 1_000_000_000
@@ -370,6 +370,3 @@ class Invariants:
         conns = self.offloaded.tracker.conns()
         total = conns["flow"]["packets"].sum(dtype=np.int64)
         hold(total <= self.frames, "counters", f"{total} packets accounted, {self.frames} came")
-
-
-NO_FRAMES = np.zeros(0, dtype=RESULT_DTYPE)

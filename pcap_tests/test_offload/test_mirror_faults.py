@@ -1,0 +1,178 @@
+"""What goes wrong between mirror and NIC: lost commands, lost answers, resets, nonsense; and audits, which find what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctcore.errors import ConfigError
+from ctcore.flow_changes import ASK_DTYPE, Asked, FlowFlag
+from datapath import craft
+from offload.contract.why import Why
+from offload.mirror import BYTES_PER_FLOW, Found, Mirror
+from offload.mirror_settings import MirrorSettings
+from offload.records import REPLY_DTYPE, Ctinfo
+from pcap_tests.test_datapath.tabled import ANY, COMMITS, IN, Net, Tcp
+from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, LOSE_ANSWER, SECOND, FakeNic
+from pcap_tests.test_offload.mirrored import Rig
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fate", [LOSE, LOSE_ANSWER])
+def test_a_lost_install_is_asked_for_again(fate: str) -> None:
+    lost: list[Any] = []
+    nic = FakeNic()
+    nic.fate = lambda command: lost.append(1) or fate if len(lost) < 2 else ACCEPT
+    rig = Rig(nic=nic)
+    Tcp(rig).opened()
+    assert not rig.in_hardware()
+    rig.wait(11)
+    assert (rig.in_hardware(), len(nic.rules), rig.mirror.counters()["lost"]) == (True, 2, 2)
+
+
+def test_what_is_never_answered_is_destroyed_before_it_is_given_up() -> None:
+    nic = FakeNic()
+    nic.fate = lambda command: LOSE_ANSWER if command["op"] == 1 else ACCEPT
+    rig = Rig(nic=nic)
+    Tcp(rig).opened()
+    rig.wait(32)
+    assert (rig.mirror.why(0) or {"why": None})["why"] in (None, Why.HW_SILENT)
+    rig.settle()
+    assert not nic.rules
+
+
+def test_a_lost_removal_is_asked_for_until_it_is_answered() -> None:
+    lost: list[Any] = []
+    nic = FakeNic()
+    nic.fate = lambda command: lost.append(1) or LOSE if command["op"] == 2 and len(lost) < 6 else ACCEPT
+    rig = Rig(nic=nic)
+    Tcp(rig).opened().say(IN, "FA")
+    rig.wait(25)
+    assert (rig.flows.count, len(nic.rules)) == (1, 2)
+    rig.wait(10)
+    assert (rig.flows.count, len(nic.rules)) == (0, 0)
+
+
+def test_after_a_reset_everything_is_put_back() -> None:
+    rig = Rig()
+    talks = [Tcp(rig, port=port).opened() for port in range(40000, 40010)]
+    talks[3].say(IN, "FA")
+    rig.nic.reset()
+    rig.wait(1)
+    rig.settle()
+    assert (len(rig.nic.rules), rig.mirror.counters()["resets"], rig.mirror.counters()["offloaded"]) == (18, 1, 9)
+    assert not len(rig.mirror.audit(rig.nic.held()))
+    assert all(rig.in_hardware(i) for i in range(10) if i != 3)
+
+
+def test_a_slow_intake_and_a_full_ring_of_asks_lose_nothing() -> None:
+    nic = FakeNic()
+    nic.intake = 3
+    rig = Rig(nic=nic, asks=2)
+    frames = [craft.udp("10.0.0.1", "198.51.100.7", 1000 + i, 53) for i in range(50)]
+    for frame in frames:
+        super(Rig, rig).send(frame)
+    assert rig.flows.counters()["hw_asks_lost"] == 48
+    rig.wait(25)
+    assert len(nic.rules) == 50
+
+
+def test_an_audit_finds_what_is_too_much_what_is_missing_and_what_differs() -> None:
+    rig = Rig()
+    for port in (40000, 40001, 40002):
+        Tcp(rig, port=port).opened()
+    held = rig.nic.held()
+    held[1]["ctinfo"] = Ctinfo.NEW
+    extra = held[3].copy()
+    extra["cookie"] += 1 << 33
+    found = rig.mirror.audit(np.append(np.delete(held, 5), extra))
+    assert [(row, direction, Found(what).name) for _, row, direction, what, _ in found.tolist()] == [
+        (0, 1, "DIFFERENT"), (1, 1, "EXTRA"), (2, 1, "MISSING"),
+    ]  # fmt: skip
+
+
+def test_a_table_that_is_mirrored_later_tells_all_it_has() -> None:
+    net = Net(ANY)
+    Tcp(net).opened()
+    net.flows.mirrored()
+    asks = net.flows.asks()
+    assert asks["ask"].tolist() == [Asked.INSTALL]
+    assert int(asks["flags"][0]) == FlowFlag.FLOW_BIDIRECTIONAL | FlowFlag.FLOW_ASSURED | FlowFlag.FLOW_SEEN_REPLY
+
+
+class ResetsWhileHeard(FakeNic):
+    """It begins anew while somebody asks for its replies, as soon as it is time. What is taken in that moment is new hardware's."""
+
+    at = 1 << 62
+
+    def replies(self, now: int) -> Any:
+        if now >= self.at:
+            self.at = 1 << 62
+            self.reset()
+            self.intake = 1 << 30
+        return super().replies(now)
+
+
+def test_a_reset_is_known_before_new_hardware_is_asked_for_anything() -> None:
+    """Else an install that new hardware has taken is forgotten with the old one's, and its rule stays for good: its flow is on its way out."""
+    nic = ResetsWhileHeard(latency=SECOND // 2)
+    nic.intake = 0
+    rig = Rig(nic=nic)
+    talk = Tcp(rig).opened()
+    talk.say(IN, "FA")
+    rig.wait(1)
+    assert (rig.mirror.waiting, rig.mirror.counters()["dropped_del"]) == (2, 1)
+    nic.at = rig.now + 1
+    rig.wait(5)
+    rig.settle()
+    assert (nic.resets, nic.rules, rig.flows.count) == (1, {}, 0)
+
+
+def test_rows_that_wait_for_hardware_are_more_than_connections() -> None:
+    """A full tracker makes room for newcomers while rows of those that had to go are still there: the mirror knows all of them."""
+    rig = Rig(COMMITS, nic=FakeNic(latency=2 * SECOND), max=4, buckets=1)
+    for port in range(1, 40):
+        rig.send(craft.udp("10.0.0.1", "198.51.100.7", port, 53))
+        rig.wait(0.2)
+    assert rig.flows.count > 4
+    rig.wait(40)
+    rig.settle()
+    rig.wait(3)
+    assert (rig.mirror.counters()["strange"], rig.flows.count, rig.nic.rules) == (0, 0, {})
+
+
+# --- what callers may get wrong -------------------------------------------------------------------------------------------------------------
+
+
+def test_nonsense_is_counted_and_changes_nothing() -> None:
+    mirror = Mirror(4)
+    asks = np.zeros(3, dtype=ASK_DTYPE)
+    asks["row"], asks["ask"] = [4, 1, 1], [1, 9, 0]
+    mirror.feed(asks, 1)
+    replies = np.zeros(2, dtype=REPLY_DTYPE)
+    replies["cookie"], replies["op"] = [2, (1 << 64) - 1], 1
+    mirror.replies(replies, 1)
+    assert (mirror.counters()["strange"], mirror.counters()["strays"], len(mirror.answers())) == (3, 2, 0)
+    mirror.check()
+
+
+def test_arrays_of_another_kind_are_refused() -> None:
+    mirror = Mirror(4)
+    with pytest.raises(ValueError, match="asks: expected"):
+        mirror.feed(np.zeros(1), 0)
+    with pytest.raises(ValueError, match="replies: expected"):
+        mirror.replies(np.zeros(4, dtype=REPLY_DTYPE)[::2], 0)
+    with pytest.raises(ValueError, match="sent: expected"):
+        mirror.sent(1, 0)
+    with pytest.raises(ConfigError, match="policy"):
+        MirrorSettings(policy="by-colour")
+    with pytest.raises(ConfigError, match="flows"):
+        Mirror(0)
+
+
+def test_a_flow_costs_less_than_two_hundred_bytes() -> None:
+    """With the flow table's own 24 for what hardware counts of unknown directions."""
+    assert BYTES_PER_FLOW + 24 <= 200
