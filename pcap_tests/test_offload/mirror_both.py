@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from offload.mirror import Mirror
 from offload.mirror_settings import MirrorSettings
+from offload.records import Ctinfo
 from pcap_tests.test_offload.mirror_twin import BUDGET, MirrorTwin
 
 
@@ -59,8 +60,17 @@ class Both:
         return ours
 
     def check(self) -> None:
-        """Everything that either counts."""
+        """Everything that either counts, and knows of its flows."""
         self.mirror.check()
         ours, theirs = self.mirror.counters(), self.twin.counters()
         wrong = {name: (ours[name], theirs.get(name, 0)) for name in ours if ours[name] != theirs.get(name, 0)}
         assert not wrong, f"counters, and those of the twin: {wrong}"
+        for number, row in self.twin.rows.items():
+            told, current = self.mirror.why(number) or {}, row.epoch == self.twin.epoch
+            known = {
+                "serial": row.serial, "conn": row.conn, "held": [Ctinfo(has) if has and current else None for has in row.held], "error": row.error,
+                "job": row.job.name.lower() if row.job and current else None, "refusals": row.tries, "going": row.going, "waiting": row.waiting,
+                "doubt": bool(row.doubt), "mark": row.mark, "bytes": row.bytes, "rate": float(row.rate),
+            }  # fmt: skip
+            differ = {name: (told.get(name), value) for name, value in known.items() if told.get(name) != value}
+            assert not differ, f"row {number}, and of the twin: {differ}"
