@@ -27,7 +27,7 @@ BYTES_PER_FLOW: float
 OUTCOMES: tuple[str, ...]
 
 class Mirror:
-    """The mirror of what hardware holds of a flow table of so many rows. Raises ConfigError, MemoryError.
+    """The mirror of what hardware holds of a flow table of so many rows (Flows.rows). Raises ConfigError, MemoryError.
 
     Times are ns and never go back. Asks, replies and the clock may come in any order; after any of them there may be commands and answers.
     """
