@@ -123,7 +123,7 @@ class Run:
         self.silence()
 
     def send(self, burst: Burst) -> None:
-        self.watch.flags, self.watch.forwarded, self.watch.said = burst.flags, [], []
+        self.watch.flags, self.watch.left, self.watch.said = burst.flags, [], []
         self.offloaded.process(burst.memory, burst.frames, decisions=False, outputs=True)
         self.packets += len(burst.frames)
         rows, changed = self.offloaded.outputs()
@@ -148,8 +148,8 @@ class Run:
         np.maximum.at(self.watch.last, of[of >= 0], burst.frames["ts"][frame[of >= 0]])
 
     def translated(self, burst: Burst, rows: NDArray[Any], left: NDArray[np.uint8]) -> None:
-        """What hardware has sent is what the connection says: addresses, ports, and checksums made anew from scratch."""
-        offsets, conn, back = (np.concatenate(each) for each in zip(*self.watch.forwarded, strict=True))
+        """What hardware has sent, and software, is what the connection says: addresses, ports, and checksums made anew from scratch."""
+        offsets, conn, back = (np.concatenate(each) for each in zip(*self.watch.left, strict=True))
         frame = offsets.astype(np.int64) // WIDTH
         known = np.array([self.watch.keys.get(number) is not None for number in conn.tolist()], dtype=bool)
         frame, conn, back = frame[known], conn[known], back[known]

@@ -28,7 +28,9 @@ ASKS = st.tuples(
 )  # fmt: skip
 ERRORS = st.sampled_from([0, 0, 0, 0, errno.ENOSPC, errno.ENOMEM, errno.EEXIST, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, 40_000])
 # Of a command that was taken, by its place; now and then told twice, or of another row, or for something else.
-REPLIES = st.tuples(st.just("reply"), st.integers(0, 5), ERRORS, st.sampled_from(["as it is"] * 6 + ["again", "other row", "other op"]), st.booleans())
+REPLIES = st.tuples(
+    st.just("reply"), st.integers(0, 5), ERRORS, st.sampled_from(["as it is"] * 6 + ["again", "other row", "other op"]), st.booleans()
+)
 STEPS = st.one_of(
     ASKS, ASKS, ASKS, REPLIES, REPLIES, REPLIES, st.tuples(st.just("take"), st.integers(0, 6)),
     st.tuples(st.just("wait"), st.sampled_from([0, 1, 99, 500, 1000, 3000, 70_000])), st.tuples(st.just("reset")),

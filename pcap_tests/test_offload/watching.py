@@ -110,6 +110,7 @@ class Invariants:
     flow: dict[int, int] = field(default_factory=dict)  # by conn: its flow in hardware; and the other way round
     conn: dict[int, int] = field(default_factory=dict)
     keys: dict[int, Any] = field(default_factory=dict)  # by conn: both tuples, as the tracker has them
+    lives: dict[int, int] = field(default_factory=dict)  # by row of the flow table: the flow that has had rules last
     ended: dict[int, int] = field(default_factory=dict)  # by flow: when a FIN or RST took it out of the table
     going: set[tuple[int, int]] = field(default_factory=set)  # rows and lives of the flow table that are to go
     told: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # by cookie: packets, bytes, last use that replies added up to
@@ -121,7 +122,7 @@ class Invariants:
     frames: int = 0
     looked: int = 0
     counted: tuple[int, int] = (0, 0)
-    forwarded: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames that the CT table served, conn, direction
+    left: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames of connections that may leave, by either: conn, direction
     said: list[tuple[Any, ...]] = field(default_factory=list)  # of this batch: frames that somebody has had, conn, -1: none; whether they may leave
     flags: NDArray[np.int64] | None = None  # TCP flags of this batch's frames, as who made them says
     checks: int = 0
@@ -180,7 +181,7 @@ class Invariants:
             if op == Op.REPLACE and error in (DONE, THERE):
                 self.had += cookie not in self.accepted
                 self.accepted.add(cookie)
-                hold(len({cookie, cookie ^ 1} & self.accepted) <= 2, "two rules", f"cookie {cookie:x}")
+                self.one_life(cookie >> 1)
             elif op == Op.DESTROY and error in (DONE, GONE):
                 self.had_to_go(cookie >> 1, now)
                 self.destroyed += cookie in self.accepted
@@ -188,6 +189,12 @@ class Invariants:
                 self.told.pop(cookie, None)
             elif op == Op.STATS and error == DONE:
                 self.forward_only(cookie, packets, size, used, bool(shared))
+
+    def one_life(self, flow: int) -> None:
+        """At most two rules a flow, and a row of the flow table: what its life before had is gone when it gets rules."""
+        before = self.lives.get(flow & 0xFFFFFFFF, flow)
+        hold(before == flow or not {before << 1, before << 1 | 1} & self.accepted, "two rules", f"flow {before:x} has some, and {flow:x} in its row")
+        self.lives[flow & 0xFFFFFFFF] = flow
 
     def had_to_go(self, flow: int, now: int) -> None:
         """Whoever makes room for another one may have been busy until then: its counters go with its rules."""
@@ -199,7 +206,10 @@ class Invariants:
         hold(packets < 1 << 62 and size < 1 << 62 and size >= packets * 34, "counters", f"{packets} packets of {size} bytes")
         before = self.told.get(cookie, (0, 0, 0))
         hold(used >= before[2] or used == 0 == packets, "counters", f"cookie {cookie:x}: last used at {used}, and before at {before[2]}")
-        self.told[cookie] = (before[0] + packets, before[1] + size, max(used, before[2]))
+        self.told[cookie] = told = (before[0] + packets, before[1] + size, max(used, before[2]))
+        conn = self.conn.get(cookie >> 1, -1)
+        passed = int(self.hits[conn].sum() if shared else self.hits[conn, cookie & 1]) if conn >= 0 else 0
+        hold(told[0] <= passed, "counters", f"cookie {cookie:x}: {told[0]} packets told, {passed} passed")
 
     # --- frames --------------------------------------------------------------------------------------------------------------------------
 
@@ -226,10 +236,13 @@ class Invariants:
         conns = np.where(seen.found["flags"][done] & Flag.CT != 0, seen.found["conn"][done], -1)
         self.said.append((seen.frames["offset"][seen.into[done]], conns, leaves))
         through = np.isin(seen.found["verdict"][ct], (Did.FORWARDED, Did.PASSED))
-        self.forwarded.append((seen.frames["offset"][rows][through], conn[through], back[through]))
+        self.left.append((seen.frames["offset"][rows][through], conn[through], back[through]))
         if seen.decisions is not None and len(seen.decisions):
             self.software(seen.frames["ts"][seen.soft], seen.decisions)
-            self.said.append((seen.frames["offset"][seen.soft], seen.decisions["conn"], seen.decisions["verdict"] == Verdict.ACCEPT))
+            offsets, conns, leaves = seen.frames["offset"][seen.soft], seen.decisions["conn"], seen.decisions["verdict"] == Verdict.ACCEPT
+            self.said.append((offsets, conns, leaves))
+            of = leaves & (conns >= 0) & (seen.decisions["dir"] <= 1)
+            self.left.append((offsets[of], conns[of], seen.decisions["dir"][of]))
 
     def refreshed(self, conn: NDArray[Any], ts: NDArray[Any]) -> None:
         """Packets of a slice that is short. Who comes back after a silence that is nearly T is busy from then on only."""
