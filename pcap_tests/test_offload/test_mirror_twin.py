@@ -28,17 +28,23 @@ ASKS = st.tuples(
 )  # fmt: skip
 ERRORS = st.sampled_from([0, 0, 0, 0, errno.ENOSPC, errno.ENOMEM, errno.EEXIST, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, 40_000])
 # Of a command that was taken, by its place; now and then told twice, or of another row, or for something else.
-REPLIES = st.tuples(
-    st.just("reply"), st.integers(0, 5), ERRORS, st.sampled_from(["as it is"] * 6 + ["again", "other row", "other op"]), st.booleans()
-)
+HOW = st.sampled_from(["as it is"] * 6 + ["again", "other row", "other op"])
+REPLIES = st.tuples(st.just("reply"), st.integers(0, 5), ERRORS, HOW, st.booleans())
 STEPS = st.one_of(
     ASKS, ASKS, ASKS, REPLIES, REPLIES, REPLIES, st.tuples(st.just("take"), st.integers(0, 6)),
     st.tuples(st.just("wait"), st.sampled_from([0, 1, 99, 500, 1000, 3000, 70_000])), st.tuples(st.just("reset")),
 )  # fmt: skip
 SETTINGS = st.builds(
-    MirrorSettings, policy=st.sampled_from(["first-come", "by-rate", "by-bytes"]), look=st.sampled_from([1, 64]), reply_limit=st.just(2.0),
-    tries=st.sampled_from([1, 3]), backoff=st.just(0.5), backoff_most=st.just(4.0), probe=st.sampled_from([0, 0.1]), window=st.sampled_from([2, 65_536]),
-)  # fmt: skip
+    MirrorSettings,
+    policy=st.sampled_from(["first-come", "by-rate", "by-bytes"]),
+    look=st.sampled_from([1, 64]),
+    reply_limit=st.just(2.0),
+    tries=st.sampled_from([1, 3]),
+    backoff=st.just(0.5),
+    backoff_most=st.just(4.0),
+    probe=st.sampled_from([0, 0.1]),
+    window=st.sampled_from([2, 65_536]),
+)
 
 
 class Table:
