@@ -35,21 +35,20 @@ SLACK = ROOM + 16 * TAG + 8  # bytes beside a frame's own in the NIC's memory
 
 
 class Nic:
-    """A NIC of a kind. rules: what it forwards by; faults: beside those of the profile; seed: of hashes and faults.
+    """A NIC of a kind. rules: what it forwards by; faults: beside those of the profile, by the caller's clock; seed: of hashes and faults.
 
     Raises ValueError for ifaces that are no numbers from 0 to 65534.
     """
 
     def __init__(self, profile: Profile, rules: NicRules | None = None, faults: Iterable[Fault] = (), seed: int = 0) -> None:
-        refuse = [Fault("refuse", share=profile.faults.refuse)] if profile.faults.refuse else []
-        self.profile, self.faults = profile, Faults((*refuse, *faults), seed)
+        self.profile, self.faults = profile, Faults(faults, seed)
         self.line = Line(profile, self.faults)
         self.resets = 0
         self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
         self._seed, self._labels, self._names = seed, {0: 0}, [0]
         self._tables = tables.made(tables.LEAST, seed)
         self._replies: list[NDArray[Any]] = []
-        self._left, self._now = list(self.faults.resets), -FOREVER
+        self._left, self._now, self._begun = list(self.faults.resets), -FOREVER, False
         self._own = np.zeros(0, dtype=np.uint8)
         self._out = np.zeros(0, dtype=OUTPUT_DTYPE)
         self._nic = np.zeros(8, dtype=np.int64)
@@ -184,7 +183,11 @@ class Nic:
         return 0 if self._replies else min(self.line.earliest, self._left[0] if self._left else FOREVER)
 
     def advance(self, now: int) -> None:
-        """What has become due up to `now` happens. Time that goes back stands still."""
+        """What has become due up to `now` happens. Time that goes back stands still; the first one is what the profile's faults count from."""
+        if not self._begun:
+            self._begun = True
+            self.faults.begin(now, self.profile.faults.all)
+            self._left = list(self.faults.resets)
         self._now = now = max(self._now, now)
         while self._left and self._left[0] <= now:
             self._carry_out(self._left[0])
