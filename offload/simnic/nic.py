@@ -30,6 +30,7 @@ from offload.simnic.profile import Profile
 from offload.simnic.program import Program
 from offload.simnic.results import COUNT_DTYPE, OUTPUT_DTYPE, RESULT_DTYPE
 from offload.simnic.rules import NicRules
+from offload.simnic.unheard import Unheard, rows_of, untold
 
 SLACK = ROOM + 16 * TAG + 8  # bytes beside a frame's own in the NIC's memory
 
@@ -45,6 +46,7 @@ class Nic:
         self.line = Line(profile, self.faults)
         self.resets = 0
         self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
+        self.unheard = Unheard()
         self._seed, self._labels, self._names = seed, {0: 0}, [0]
         self._tables = tables.made(tables.LEAST, seed)
         self._replies: list[NDArray[Any]] = []
@@ -93,6 +95,25 @@ class Nic:
         found["mark"], found["ctinfo"], found["dir"] = meta & 0xFFFFFFFF, meta >> 32 & 0xFF, meta >> 40 & 1
         found["op"] = Op.REPLACE
         return found
+
+    def look(self, now: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What a driver can do that is about to end: read all counters as they are, not as its cache has them. What it reads is told.
+
+        Returns the rules, as held(), and a REPLY_DTYPE of each, as if STATS had been asked. While counters are stuck, it is the cache's.
+        """
+        self.advance(now)
+        rules, reply = self.held(), np.zeros(self.entries, dtype=REPLY_DTYPE)
+        commands = rules.copy()
+        commands["op"] = Op.STATS
+        at, until = self.faults.stuck(now)
+        self._limit[orders.L_PERIOD] = self._nic[registers.N_PERIOD] if at <= now < until else -1
+        words, none = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS), np.zeros(len(rules), dtype=np.int64)
+        orders.apply(self._tables, self._limit, words, none, none, reply)
+        return rules, reply
+
+    def untold(self) -> NDArray[Any]:
+        """UNHEARD_DTYPE[n]: what counters have and have not told yet."""
+        return untold(self._tables)
 
     @property
     def entries(self) -> int:
@@ -209,12 +230,21 @@ class Nic:
         reply = np.zeros(len(due), dtype=REPLY_DTYPE)
         words = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS)
         orders.apply(self._tables, self._limit, words, self._label_ids(commands), due["refused"].astype(np.int64), reply)
+        self._unheard(commands, reply, due["silent"])
         kinds, counts = np.unique(reply[["op", "error"]], return_counts=True)
         for (op, error), n in zip(kinds.tolist(), counts.tolist(), strict=True):
             self.answered[op, error] += n
         reply = reply[~due["silent"]]
         if len(reply):
             self._replies.append(reply)
+
+    def _unheard(self, commands: NDArray[Any], reply: NDArray[Any], silent: NDArray[Any]) -> None:
+        """What goes with rules, and with answers that are lost. No answer tells of the former."""
+        destroyed = reply["op"] == Op.DESTROY
+        gone = (destroyed | silent) & (reply["packets"] > 0)
+        if gone.any():
+            self.unheard.add(rows_of(commands["conn"][gone], reply["packets"][gone], reply["bytes"][gone]))
+        reply["packets"][destroyed] = reply["bytes"][destroyed] = 0
 
     def _label_ids(self, commands: NDArray[Any]) -> NDArray[Any]:
         """Most connections have no label, whose number is 0."""
@@ -235,6 +265,9 @@ class Nic:
 
     def _reset(self) -> None:
         self.line.forget()
+        self.unheard.add(untold(self._tables))
+        lost = np.concatenate([np.zeros(0, dtype=REPLY_DTYPE), *self._replies])
+        self.unheard.add(rows_of(-1, lost["packets"], lost["bytes"]))
         self._replies.clear()
         self.resets += 1
         self._tables = tables.made(tables.LEAST, self._seed)
