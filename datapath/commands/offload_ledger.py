@@ -36,7 +36,7 @@ class Account:
 
     row: int
     serial: int
-    key: NDArray[np.uint8]
+    key: bytes
     cause: str | None = None
     left: bool = False
     here: bool = False
@@ -154,7 +154,7 @@ class Ledger:
         left: dict[int, tuple[int, int]] | None = None
         for record in records:
             account = self.accounts.get(record["conn"])
-            record["offload"] = None if account is None else self._code(account, record["status"])
+            record["offload"] = None if account is None else self._code(account, record)
             sides = [record["original"], record["reply"]]
             record["total"] = dict.fromkeys(BOTH) if sides[0]["packets"] is None else {name: sides[0][name] + sides[1][name] for name in BOTH}
             if record["stop"] is not None and HARDWARE in record["status"] and left is None:
@@ -167,11 +167,11 @@ class Ledger:
                     record[side] = {**record[side], **dict.fromkeys(BOTH)}
             yield record
 
-    def _code(self, account: Account, status: tuple[str, ...]) -> str:
+    def _code(self, account: Account, record: Record) -> str:
         """Rules live on for a while when a connection has left the flow table: why it has is more than that they do."""
-        if account.cause is not None:
+        if account.cause is not None and (account.left or record["stop"] is not None):
             return f"not:{account.cause}"
-        if HARDWARE in status:
+        if HARDWARE in record["status"]:
             return "hardware"
         known = self.work.mirror.why(account.row)
         same = known is not None and known["serial"] == account.serial

@@ -105,7 +105,8 @@ class Nic:
         Returns the rules, as held(), and a REPLY_DTYPE of each, as if STATS had been asked. While counters are stuck, it is the cache's.
         """
         self.advance(now)
-        rules, reply = self.held(), np.zeros(self.entries, dtype=REPLY_DTYPE)
+        rules = self.held()
+        reply = np.zeros(len(rules), dtype=REPLY_DTYPE)
         commands = rules.copy()
         commands["op"] = Op.STATS
         at, until = self.faults.stuck(now)
