@@ -58,8 +58,8 @@ BEHIND_NIC: Words = {
     "(offload-reasons.md)); null: the flow table has never had it",
     "total": "with --nic: `packets` and `bytes` of both directions together, as far as anybody was told; null each with --acct 0",
     "hardware": "with --nic, of one that was in hardware: `packets` and `bytes` that hardware has told, which are in the counters above (null: it "
-    "has told nothing); `split`, whether it tells directions apart; `unheard_packets` and `unheard_bytes`, that it has counted and nobody was told (only "
-    "a simulation knows how many). Else null",
+    "has told nothing); `split`, whether it tells directions apart; `unheard_packets` and `unheard_bytes`, that it has counted and nobody was told "
+    "(only a simulation knows how many). Else null",
 }
 CONN: Words = {
     "conn": "its number, in the order in which connections began",

@@ -73,9 +73,13 @@ class RuledRun(Run):
     def read(self, source: Any) -> tuple[Any, np.ndarray]:
         memory, frames = source.read(self.chunk)
         if len(frames):
-            frames = self._arrive(source, memory, frames)
+            memory, frames = self.arrived_as(memory, self._arrive(source, memory, frames))
             if not self.detailed:
                 self.pipeline.process(memory, frames, decisions=False)
+        return memory, frames
+
+    def arrived_as(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray]:
+        """What packets are taken for."""
         return memory, frames
 
     def _arrive(self, source: Any, memory: Any, frames: np.ndarray) -> np.ndarray:

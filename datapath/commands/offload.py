@@ -338,7 +338,7 @@ def audit_command(capture, as_json, socket, nic, output, quiet, verbose, trackin
     from datapath.commands.offload_documents import audit_document
     from datapath.commands.offloaded_run import NicGiven, behind_nic
 
-    tracking, kind = behind_nic(tracking, NicGiven(profile))
+    tracking, kind = behind_nic(tracking, NicGiven(profile, framed=True))
     with progress_bar(quiet=quiet) as progress:
         result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
     found = audited(result.nic)

@@ -194,7 +194,7 @@ def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, prog
         made.append(Followed(work, conn))
         return made[0]
 
-    tracking, kind = behind_nic(tracking, NicGiven(profile, watch=watch))
+    tracking, kind = behind_nic(tracking, NicGiven(profile, watch=watch, framed=True))
     result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
     if result.interrupted:
         raise KeyboardInterrupt

@@ -17,6 +17,7 @@ from ctcore.types import Dir
 from datapath import fields
 from datapath.app import RulesGiven, Tracking
 from datapath.cli import complain
+from datapath.commands.framed import framed
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offload_counts import last_look
 from datapath.commands.offload_ledger import Ledger
@@ -52,11 +53,13 @@ def rules_for_any() -> RulesGiven:
 
 @dataclass(frozen=True)
 class NicGiven:
-    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is done."""
+    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is
+    done; framed: whether packets without Ethernet headers are taken as if they had them, which is for who writes none."""
 
     profile: Profile
     policy: str = "first-come"
     watch: Callable[[Offloaded], Watch] | None = None
+    framed: bool = False
 
 
 def compiled(nic: Nic) -> None:
@@ -90,6 +93,13 @@ class OffloadedRun(RuledRun):
         elif self.outputs.conns or self.outputs.events or not self.given.profile.counters.accounting:
             work.watch = self.ledger = Ledger(work, self._drain, self._tell if self.outputs.events else None)
         return work
+
+    def arrived_as(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray]:
+        if not self.given.framed:
+            return memory, frames
+        memory, frames, n = framed(memory, frames)
+        self.pipeline.framed += n
+        return memory, frames
 
     def _tell(self, events: np.ndarray, what: str) -> None:
         """Events that the tracker does not know. what: each of them is about."""

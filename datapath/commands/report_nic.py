@@ -27,6 +27,8 @@ def nic_lines(work: Offloaded) -> Iterator[Text]:
     yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, size_text)}")
     for why, frames in shares.why.most_common(MOST_REASONS):
         yield Text(f"  to software: {counted(frames, 'packet')}: {WHY[Why(why)]}")
+        if why == Why.LINK:
+            yield Text("    ctmirror offload plan takes them as if they had come in Ethernet frames")
     if shares.syns:
         yield Text(f"  {counted(shares.syns, 'SYN')} forwarded in hardware as if of an established connection: software has not seen them")
     yield from counters_lines(counted_of(work))
