@@ -102,7 +102,7 @@ RULE: Words = {
     "tc": "the rule itself, as a line of tc",
     "skip_sw": "not to be carried out in software; such a rule matches nothing here",
     "skip_hw": "not to be carried out by a NIC",
-    "in_hw": "whether a NIC carries it out: false, which tc calls not_in_hw, since none is driven yet",
+    "in_hw": "whether a NIC carries it out; without --nic false, which tc calls not_in_hw",
     "packets": "how often it has matched",
     "bytes": "bytes on the wire of the packets then",
     "drops": "how many packets it has dropped: by what follows its actions, by a policer of its own, or because one of its actions could not be done",

@@ -140,7 +140,7 @@ def plan_command(captures, nics, policies, tables, inserts, output, plot, quiet,
                 outcomes.append(tried(captures, tracking, scenario, progress))
         except KeyboardInterrupt:
             interrupted = True
-    if outcomes:
+    if outcomes and (outcomes[0].packets or not outcomes[0].errors):
         _tell(outcomes, captures, tracking, output, plot, None if quiet else verbose)
     errors = outcomes[0].errors if outcomes else ()
     for line in errors:

@@ -199,9 +199,15 @@ def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, prog
     if result.interrupted:
         raise KeyboardInterrupt
     if not made[0].known:
-        raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected one of the {result.counters['new']:,} that were tracked")
+        if result.errors:
+            raise CtmirrorError(f"{result.errors[0]}; before that there is no connection {conn}")
+        raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected {_range(result.counters['new'])}")
     made[0].close()
     return made[0], result.errors
+
+
+def _range(conns: int) -> str:
+    return f"a number from 0 to {conns - 1:,}" if conns > 1 else "number 0" if conns else "a capture with connections"
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Not here: frames between NIC and software (offloaded), what is told to people (r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -116,6 +116,11 @@ class OffloadedRun(RuledRun):
 
     def whole(self, conns: np.ndarray) -> np.ndarray:
         return conns if self.ledger is None else self.ledger.whole(conns)
+
+    def in_hardware(self) -> Collection[int]:
+        """Rules at egress hooks are never there, and those that the NIC does not take."""
+        kept, rules = self.pipeline.nic.kept(), self.rules.ruleset.rules
+        return {i for i, rule in enumerate(rules) if rule.hook.direction != "egress" and i not in kept}
 
     def finish(self) -> None:
         now = self.pipeline.tracker.now

@@ -154,7 +154,7 @@ def load(name: str) -> Profile:
     if name in names():
         return parse((files("offload.profiles") / (name + ENDING)).read_text(), name)
     if not name.endswith(ENDING):
-        raise ConfigError(f"{name}: no such NIC: expected one of {', '.join(names())}, or a file that ends in {ENDING}")
+        raise ConfigError(f"{name or repr(name)}: no such NIC: expected one of {', '.join(names())}, or a file that ends in {ENDING}")
     try:
         text = Path(name).read_bytes().decode()
     except OSError as error:

@@ -186,7 +186,11 @@ def test_the_answer_may_go_to_a_file(capfd, tmp_path):
 def test_a_connection_that_is_none(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", conn(40000, 2))
     code, out, err = run(capfd, "offload", "why", capture, "--conn", 7)
-    assert (code, out, err) == (2, "", f"ctmirror: {capture}: connection 7: there is none: expected one of the 1 that were tracked\n")
+    assert (code, out, err) == (2, "", f"ctmirror: {capture}: connection 7: there is none: expected number 0\n")
+    (tmp_path / "empty.pcap").touch()
+    code, out, err = run(capfd, "offload", "why", tmp_path / "empty.pcap", "--conn", 0)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "empty.pcap: empty: expected a pcap or pcapng header; before that there is no connection 0" in err
     code, _, err = run(capfd, "offload", "why", capture)
     assert code == 2 and err.startswith("ctmirror: --conn: expected it with a CAPTURE")
 
