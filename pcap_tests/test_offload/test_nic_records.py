@@ -177,13 +177,24 @@ def test_one_that_ages_in_hardware_ends_when_it_should_with_all_that_was_counted
     assert 39 <= stop <= 42  # T + 3 s (A6.51)
 
 
+def test_a_tcp_connection_that_ages_in_hardware_has_what_is_left_of_its_timeout(capfd, tmp_path):
+    capture = written(tmp_path / "one.pcap", conn(40000, 50), LATE)  # the last request is of 5.02 s
+    found = told(capfd, capture, "--events", "connectx-7-hw", "--timeouts", "tcp_timeout_established=60")
+    (end,) = (one for one in found if one["event"] == "destroy" and one["proto"] == "tcp")
+    assert (end["end"], end["offload"], end["total"]["packets"], end["hardware"]["packets"]) == ("timeout", "not:teardown_idle", 53, 50)
+    left = when(found, "update", "hw-offload")[-1]
+    assert 35 <= left <= 39.1  # T + 3 s (A6.51); software hears of it within a second
+    (stop,) = when([end], "destroy")
+    assert 65 <= stop <= 68.1  # 60 s less the 30 that it was idle, from there on (A7.56)
+
+
 def test_one_that_comes_back_into_hardware_says_so(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", datagrams(5000, [0, 1, 3, 4, 60, 61], back=True), LATE)
     found = told(capfd, capture, "--events")
     changes = [one for one in found if "hw-offload" in one["changes"]]
     assert [one["offload"] for one in changes] == ["hardware", "not:teardown_idle", "hardware", "not:teardown_idle"]
     (gone, again) = (one["ts"] / SECOND - START for one in changes[1:3])
-    assert 34 <= gone <= 37.1 and 60 <= again < 60.1
+    assert 34 <= gone <= 38.1 and 60 <= again < 60.1
     (end,) = (one for one in found if one["event"] == "destroy" and one["proto"] == "udp")
     assert end["total"]["packets"] == 12
 
