@@ -54,6 +54,6 @@ def counted_of(work: Offloaded) -> Counted:
     """What is known at the end of a replay."""
     told: dict[str, int] = work.flows.counters()
     unsplit, late = told["hw_packets_unsplit"], told["hw_packets_late"]
-    strays = work.nic.told - told["hw_packets"]  # in answers that came when nobody waited for them any more
+    strays = work.nic.heard - told["hw_packets"]  # in answers that came when nobody waited for them any more
     untold = int(work.nic.untold()["packets"].sum())
     return Counted(told["hw_packets"] - unsplit - late, unsplit, late, work.nic.unheard.packets + strays, untold)

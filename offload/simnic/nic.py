@@ -44,7 +44,7 @@ class Nic:
     def __init__(self, profile: Profile, rules: NicRules | None = None, faults: Iterable[Fault] = (), seed: int = 0) -> None:
         self.profile, self.faults = profile, Faults(faults, seed)
         self.line = Line(profile, self.faults)
-        self.resets = self.told = 0  # told: packets in answers that were taken
+        self.resets = self.heard = 0  # heard: packets in answers that were taken
         self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
         self.unheard = Unheard()
         self._seed, self._labels, self._names = seed, {0: 0}, [0]
@@ -81,7 +81,7 @@ class Nic:
         if not self._replies:
             return np.zeros(0, dtype=REPLY_DTYPE)
         found, self._replies = np.concatenate(self._replies), []
-        self.told += int(found["packets"].sum())
+        self.heard += int(found["packets"].sum())
         return found
 
     def held(self) -> NDArray[Any]:
@@ -113,7 +113,7 @@ class Nic:
         self._limit[orders.L_PERIOD] = self._nic[registers.N_PERIOD] if at <= now < until else -1
         words, none = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS), np.zeros(len(rules), dtype=np.int64)
         orders.apply(self._tables, self._limit, words, none, none, reply)
-        self.told += int(reply["packets"].sum())
+        self.heard += int(reply["packets"].sum())
         return rules, reply
 
     def untold(self) -> NDArray[Any]:
