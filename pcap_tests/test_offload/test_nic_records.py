@@ -7,10 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow.parquet import read_table
 
+from ctcore.config import Config
 from datapath import craft
+from datapath.app import Outputs, Tracking, replay
+from datapath.commands.offload_counts import counted_of
+from datapath.commands.offloaded_run import NicGiven, behind_nic
 from datapath.record_words import RECORDS
+from offload.simnic import profile
+from pcap_tests.conftest import examples
 from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, START, Traffic, conn, sizes, written
 
@@ -128,6 +136,38 @@ def test_known_and_unknown_are_together_what_software_alone_counts(capfd, tmp_pa
     assert code == 0
     alone = {one["conn"]: one["original"]["packets"] + one["reply"]["packets"] for one in records(out)}
     assert {one["conn"]: one["total"]["packets"] + (one["hardware"] or {"unheard_packets": 0})["unheard_packets"] for one in behind} == alone
+
+
+talks = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3000), st.integers(1, 2000), st.booleans()), min_size=1, max_size=8)
+kinds = st.sampled_from(["refuse", "delay", "lose-command", "lose-reply", "reset", "stick"])
+faults = st.lists(st.tuples(kinds, st.integers(0, 30), st.sampled_from([0.2, 1.0])), max_size=3)
+
+
+def script(faults: list[tuple[str, int, float]], accounting: bool) -> str:
+    """A profile that is too small, slow, and has these faults of 5 s each."""
+    text = f"[table]\ncapacity = 8\n[rates]\ninserts = 50\nlatency = 30\n[counters]\naccounting = {str(accounting).lower()}\n"
+    for what, at, share in faults:
+        text += f"[[faults.script]]\nkind = '{what}'\nfrom = {at}\n" + ("delay = 700\n" if what == "delay" else "")
+        text += f"to = {at + 5}\n" if what != "reset" else ""
+        text += f"share = {share}\n" if what not in ("reset", "stick") else ""
+    return text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(30))
+@given(talks, faults, st.booleans())
+def test_whatever_goes_wrong_what_hardware_has_counted_is_known_or_called_unknown(tmp_path, talks, faults, accounting):
+    traffic = [conn(40000 + i, n, at=at, every=every, fin=fin) for i, (n, at, every, fin) in enumerate(talks)]
+    of = profile.parse(script(faults, accounting), "faulty.toml")
+    tracking, kind = behind_nic(Tracking(Config()), NicGiven(of))
+    result = replay([written(tmp_path / "some.pcap", *traffic, LATE)], tracking, Outputs(conns=str(tmp_path / "conns.jsonl")), kind=kind)
+    work, found = result.nic, counted_of(result.nic)
+    assert found.all == work.shares.hardware
+    made = [json.loads(line) for line in (tmp_path / "conns.jsonl").read_text().splitlines()]
+    known = sum(one["total"]["packets"] for one in made)
+    unknown = sum(one["hardware"]["unheard_packets"] for one in made if one["hardware"])
+    assert known == sum(map(len, traffic)) + len(LATE) - found.late - found.unheard - found.untold
+    assert unknown <= found.unheard + found.untold
+    assert all(isinstance(one["original"]["packets"], int) for one in made if not one["hardware"] or one["hardware"]["split"])
 
 
 # --- events -----------------------------------------------------------------------------------------------------------------------------
