@@ -331,12 +331,24 @@ class Run:
         events, evictions = self.pipeline.tracker.events(), self.pipeline.tracker.evictions()
         self.result.evictions.add(evictions)
         if "events" in self.writers:
-            self.writers["events"].write(fields.event_records(events, self.config.hz, self.config.acct, evictions))
-        ended = fields.destroyed(events)
+            self.writers["events"].write(self.told(fields.event_records(events, self.config.hz, self.config.acct, evictions)))
+        self.ended(fields.destroyed(events))
+
+    def ended(self, ended: np.ndarray) -> None:
+        """Connections that are no more: EVENT_DTYPE[n]."""
         if "conns" in self.writers:
-            self.writers["conns"].write(fields.conn_records(ended["conn"], self.config.hz, self.config.acct, ended["end"], ended["time"]))
+            records = fields.conn_records(ended["conn"], self.config.hz, self.config.acct, ended["end"], ended["time"])
+            self.writers["conns"].write(self.told(records))
         if self.result.tally:
-            self.result.tally.add(ended["conn"], ended["end"], ended["time"])
+            self.result.tally.add(self.whole(ended["conn"]), ended["end"], ended["time"])
+
+    def told(self, records: Iterator[fields.Record]) -> Iterator[fields.Record]:
+        """Records of connections and events, with what a kind of run has to add."""
+        return records
+
+    def whole(self, conns: np.ndarray) -> np.ndarray:
+        """Connections (CONN_DTYPE[n]) with all that was counted of them in both directions together."""
+        return conns
 
     def finish(self) -> None:
         """Connections that have expired by the last packet's time end; the others are what is alive."""
@@ -346,10 +358,10 @@ class Run:
         if "conns" in self.writers or self.result.tally:
             alive = tracker.conns()
             if "conns" in self.writers:
-                self.writers["conns"].write(fields.conn_records(alive, self.config.hz, self.config.acct))
+                self.writers["conns"].write(self.told(fields.conn_records(alive, self.config.hz, self.config.acct)))
             if self.result.tally:
                 now = np.full(len(alive), tracker.now, dtype=np.int64)
-                self.result.tally.add(alive, np.full(len(alive), End.ALIVE, dtype=np.uint8), now)
+                self.result.tally.add(self.whole(alive), np.full(len(alive), End.ALIVE, dtype=np.uint8), now)
         self.result.stats, self.result.counters, self.result.pools = self.pipeline.summary(), tracker.counters(), tracker.nat_pools()
         self.result.events_lost = tracker.events_lost
 

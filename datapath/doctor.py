@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import socket
 import struct
 import sys
@@ -112,22 +113,28 @@ def whereabouts() -> Iterator[tuple[str, str]]:
         yield name, (spec.origin or "?") if spec else "not found"
 
 
-# By package: the extra that brings it, and what it is for.
+# By package: the extra that brings it, the least version of it, and what it is for.
 EXTRAS = {
-    "pyarrow": ("arrow", "Arrow and Parquet files"),
-    "pydantic": ("rules", "rules in YAML, and network policies"),
-    "PyYAML": ("rules", "rules in YAML, and network policies"),
-    "prometheus-client": ("metrics", "metrics of a node"),
+    "pyarrow": ("arrow", (15,), "Arrow and Parquet files"),
+    "pydantic": ("rules", (2, 11), "rules in YAML, network policies, a node's settings, simulated NICs"),
+    "PyYAML": ("rules", (6,), "rules in YAML, and network policies"),
+    "prometheus-client": ("metrics", (0, 21), "metrics of a node"),
+    "numba": ("nic", (0, 60), "simulated NICs: replay --nic, offload plan, why and audit"),
+    "matplotlib": ("plot", (3, 8), "plots: offload plan --plot"),
 }
 
 
 def extra(package: str) -> Finding:
-    """Whether a library is there that only some commands need."""
-    name, purpose = EXTRAS[package]
+    """Whether a library is there that only some commands need, and new enough."""
+    name, least, purpose = EXTRAS[package]
+    shown, advice = package.partition("-")[0], f"{remedy(name)}: for {purpose}"
     try:
-        return Finding(package.partition("-")[0], True, metadata.version(package))
+        version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return Finding(package.partition("-")[0], False, "not installed", f"{remedy(name)}: for {purpose}")
+        return Finding(shown, False, "not installed", advice)
+    if tuple(int(part) for part in re.findall(r"[0-9]+", version)[: len(least)]) < least:
+        return Finding(shown, False, f"{version} is older than {'.'.join(map(str, least))}", advice)
+    return Finding(shown, True, f"{version}, for {purpose}")
 
 
 def arrow() -> Finding:
@@ -144,6 +151,14 @@ def yaml() -> Finding:
 
 def metrics() -> Finding:
     return extra("prometheus-client")
+
+
+def compiler() -> Finding:
+    return extra("numba")
+
+
+def plots() -> Finding:
+    return extra("matplotlib")
 
 
 def kernel() -> Finding:
@@ -350,8 +365,8 @@ def _tc_offload(name: str) -> str:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    python_version, numpy_version, engine, name_clash, arrow, models, yaml, metrics, kernel, privileges, xdp_socket, bpf, conntrack, nftables,
-    namespaces, veth, judge, tc_flower, tc_ct, huge_pages, nics,
+    python_version, numpy_version, engine, name_clash, arrow, models, yaml, metrics, compiler, plots, kernel, privileges, xdp_socket, bpf, conntrack,
+    nftables, namespaces, veth, judge, tc_flower, tc_ct, huge_pages, nics,
 )  # fmt: skip
 
 

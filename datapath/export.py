@@ -49,6 +49,8 @@ _CONN = {
     "conn": "u8", "zone": "u2", "proto": "str", **_under("original", _FLOW), **_under("reply", _FLOW), "l4state": "str", "status": "list",
     "timeout": "f8", "mark": "u4", "labels": "str", "helper": "str", "master": "u8", "start": "ns", "stop": "ns", "end": "str",
     **_under("tcp_original", _TCP_SIDE), **_under("tcp_reply", _TCP_SIDE), "tcp_last_dir": "str", "tcp_last_index": "str", "tcp_retrans": "u1",
+    "offload": "str", "total_packets": "u8", "total_bytes": "u8", "hardware_packets": "u8", "hardware_bytes": "u8", "hardware_split": "bool",
+    "hardware_unheard_packets": "u8", "hardware_unheard_bytes": "u8",
 }  # fmt: skip
 _EVICTED_FOR = _under("evicted_for", {"why": "str", "zone": "u2", "proto": "str", **_ENDS})
 _RULE = {

@@ -52,11 +52,21 @@ PACKET: Words = {
     "mirrored": "with rules: the devices at which a copy of it left (`mirred ... mirror`), whatever became of the packet itself",
     "rule": "with rules: the last one that matched, FILE:LINE, which may have been a copy; null if none did",
 }
+# Of connections and events; only with --nic.
+BEHIND_NIC: Words = {
+    "offload": "with --nic: `hardware`, `not:` and why its packets are not hardware's, or not for long any more ([offload-reasons.md]"
+    "(offload-reasons.md)); null: the flow table has never had it",
+    "total": "with --nic: `packets` and `bytes` of both directions together, as far as anybody was told; null each with --acct 0",
+    "hardware": "with --nic, of one that was in hardware: `packets` and `bytes` that hardware has told, which are in the counters above (null: it "
+    "has told nothing); `split`, whether it tells directions apart; `unheard_packets` and `unheard_bytes`, that it has counted and nobody was told "
+    "(only a simulation knows how many). Else null",
+}
 CONN: Words = {
     "conn": "its number, in the order in which connections began",
     "zone": "where it is tracked",
     "proto": "name of its protocol, or its number as text",
-    "original": "the tuple that the first packet came with (below), `packets` and `bytes`; null each with --acct 0",
+    "original": "the tuple that the first packet came with (below), `packets` and `bytes`; null each with --acct 0, and where hardware has counted "
+    "both directions together, so that nobody knows this one's",
     "reply": "the same of what is expected in return",
     "l4state": "protocol state; null where the protocol has none",
     "status": f"ctnetlink's status bits: {_any(fields.STATUS_NAMES.values())}",
@@ -70,11 +80,13 @@ CONN: Words = {
     "end": f"{_any(fields.END_NAMES.values())}",
     "tcp": "of TCP only: `original` and `reply`, with what the window check knows of that side (`end`, `maxend`, `maxwin`, `maxack`, "
     "`scale`, `flags`), then `last_dir`, `last_index` (the last packet that was remembered, and by which event) and `retrans`",
+    **BEHIND_NIC,
 }
 EVENT: Words = {
     "event": f"{_any(fields.EVENT_NAMES.values())}",
     "ts": "when it happened",
-    "changes": f"what it tells of: {_any(fields.CHANGE_NAMES.values())}",
+    "changes": f"what it tells of: {_any(fields.CHANGE_NAMES.values())}; with --nic: `offload` (it has come into the flow table, or is taken out "
+    "of it) and `hw-offload` (hardware has it, or has it no more): which of both, `status` says, and why, `offload`",
     **CONN,
     "evicted_for": "of a connection that had to make way: `why` "
     f"({_any(fields.WHY_NAMES.values())}), and zone, proto, src, dst and ports of the packet that needed its place",
@@ -90,7 +102,7 @@ RULE: Words = {
     "tc": "the rule itself, as a line of tc",
     "skip_sw": "not to be carried out in software; such a rule matches nothing here",
     "skip_hw": "not to be carried out by a NIC",
-    "in_hw": "whether a NIC carries it out: false, which tc calls not_in_hw, since none is driven yet",
+    "in_hw": "whether a NIC carries it out; without --nic false, which tc calls not_in_hw",
     "packets": "how often it has matched",
     "bytes": "bytes on the wire of the packets then",
     "drops": "how many packets it has dropped: by what follows its actions, by a policer of its own, or because one of its actions could not be done",

@@ -5,7 +5,7 @@ Not here: what rules do (pipeline), where packets arrive (hooks), what is told t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -73,9 +73,13 @@ class RuledRun(Run):
     def read(self, source: Any) -> tuple[Any, np.ndarray]:
         memory, frames = source.read(self.chunk)
         if len(frames):
-            frames = self._arrive(source, memory, frames)
+            memory, frames = self.arrived_as(memory, self._arrive(source, memory, frames))
             if not self.detailed:
                 self.pipeline.process(memory, frames, decisions=False)
+        return memory, frames
+
+    def arrived_as(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray]:
+        """What packets are taken for."""
         return memory, frames
 
     def _arrive(self, source: Any, memory: Any, frames: np.ndarray) -> np.ndarray:
@@ -126,7 +130,11 @@ class RuledRun(Run):
         flows = self.pipeline.flows.counters() if self.pipeline.flows is not None else None
         self.result.rules = RulesAtWork(self.rules.ruleset, counters, flows, walker.lost(), walker.mirrored(), self.came)
         if "rules" in self.writers:
-            self.writers["rules"].write(rule_records(self.rules.ruleset, counters))
+            self.writers["rules"].write(rule_records(self.rules.ruleset, counters, self.in_hardware()))
+
+    def in_hardware(self) -> Collection[int]:
+        """Numbers of the rules that a NIC carries out."""
+        return ()
 
 
 # --- what became of packets -----------------------------------------------------------------------------------------------------------
@@ -241,10 +249,10 @@ def records_of(captures: Sequence[str], tracking: Tracking) -> Iterator[tuple[tu
                 first += len(frames)
 
 
-def rule_records(ruleset: Ruleset, counters: np.ndarray) -> Iterator[fields.Record]:
+def rule_records(ruleset: Ruleset, counters: np.ndarray, in_hardware: Collection[int]) -> Iterator[fields.Record]:
     """A record for each rule, in their order in the file: where it hangs, what it says, what it has counted.
 
-    counters: COUNT_DTYPE, in the order of the rules. `last` is None where nothing matched; `in_hw` is false, since no NIC carries out a rule here.
+    counters: COUNT_DTYPE, in the order of the rules; in_hardware: numbers of those that a NIC carries out. `last` is None where nothing matched.
     """
     for i, rule in enumerate(ruleset.rules):
         packets, size, last, drops, overlimits = counters[i].item()
@@ -252,7 +260,7 @@ def rule_records(ruleset: Ruleset, counters: np.ndarray) -> Iterator[fields.Reco
         where = {"device": None, "direction": None} if hook.block is not None else {"device": hook.device, "direction": hook.direction}
         yield {
             "rule": place_of(rule), **where, "block": hook.block, "chain": rule.chain, "prio": rule.prio, "handle": rule.handle,
-            "tc": rule_line(rule), "skip_sw": rule.skip_sw, "skip_hw": rule.skip_hw, "in_hw": False,
+            "tc": rule_line(rule), "skip_sw": rule.skip_sw, "skip_hw": rule.skip_hw, "in_hw": i in in_hardware,
             "packets": packets, "bytes": size, "drops": drops, "overlimits": overlimits, "last": last if packets else None,
         }  # fmt: skip
 

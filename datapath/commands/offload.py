@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -140,7 +140,7 @@ def plan_command(captures, nics, policies, tables, inserts, output, plot, quiet,
                 outcomes.append(tried(captures, tracking, scenario, progress))
         except KeyboardInterrupt:
             interrupted = True
-    if outcomes:
+    if outcomes and (outcomes[0].packets or not outcomes[0].errors):
         _tell(outcomes, captures, tracking, output, plot, None if quiet else verbose)
     errors = outcomes[0].errors if outcomes else ()
     for line in errors:
@@ -175,6 +175,10 @@ def _tell(outcomes: list[Outcome], captures: tuple[str, ...], tracking: Tracking
 # --- one connection, and an audit -------------------------------------------------------------------------------------------------------
 
 
+def _write(file: IO[str], document: dict[str, Any]) -> None:
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
+
+
 NIC = click.option(
     "--nic", metavar="PROFILE", default="connectx-7-hw", help="A kind of NIC: a profile's name or TOML file.  [default: connectx-7-hw]"
 )
@@ -186,8 +190,8 @@ WORDS = {
     "reply_dst": click.option("--reply-dst", "reply_dst", help="Destination of the reply.", metavar=NETWORK),
     "zone": click.option("-w", "live_zone", type=NUMBER, help="Zone."),
 }
-OF_NODES = {*WORDS, "live_zone", "socket", "most", "as_json"} - {"zone"}
-OF_BOTH = {"capture", "conn", "output", "quiet", "verbose"}
+OF_NODES = {*WORDS, "live_zone", "socket", "most"} - {"zone"}
+OF_BOTH = {"capture", "conn", "as_json", "output", "quiet", "verbose"}
 
 
 def words_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -249,7 +253,7 @@ def status_command(as_json, socket, quiet, verbose) -> None:
 )
 @words_option
 @click.option("--most", type=Number(1, 1000), default=20, metavar="N", help="Most connections of a running node that are shown.  [default: 20]")
-@click.option("--json", "as_json", is_flag=True, help="Of a running node: a record for each connection.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with everything; of a running node one for each connection.")
 @socket_option
 @NIC
 @output_option
@@ -266,6 +270,7 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
     Examples:
       ctmirror offload why office.pcap --conn 17
       ctmirror offload why vm.pcapng --conn 0 --rules rules.tc --nic connectx-6dx-sw
+      ctmirror offload why office.pcap --conn 17 --json | jq .why.code
       ctmirror offload why -p tcp -s 10.0.0.0/8 --dport 443
       ctmirror offload why --conn 4711 --json
     """
@@ -281,6 +286,7 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
         raise click.UsageError("--conn: expected it with a CAPTURE: the number of one connection")
     _given(tracking, (capture,), Outputs(packets=output))
     profile = nic_profile(nic)
+    from datapath.commands.offload_documents import why_document
     from datapath.commands.offload_why import followed, lines
 
     with progress_bar(quiet=quiet) as progress:
@@ -288,7 +294,9 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
     rows = list(lines(found))
     width = max(len(label) for label, _ in rows) + 2
     with opened(output) as file:
-        for label, text in rows:
+        if as_json:
+            _write(file, why_document(found, [capture]))
+        for label, text in () if as_json else rows:
             click.echo(printable(f"{label:<{width}}{text}"), file=file)
     for line in errors:
         complain(line)
@@ -298,13 +306,14 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
 @command.command("audit", short_help="what hardware holds against what it should hold")
 @one_form
 @click.argument("capture", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with everything.")
 @socket_option
 @NIC
 @output_option
 @verbosity("Only the exit code.")
 @tracking_options
 @rules_options
-def audit_command(capture, socket, nic, output, quiet, verbose, tracking) -> int:
+def audit_command(capture, as_json, socket, nic, output, quiet, verbose, tracking) -> int:
     """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, or
     of a NIC behind CAPTURE.
 
@@ -314,6 +323,7 @@ def audit_command(capture, socket, nic, output, quiet, verbose, tracking) -> int
     Examples:
       ctmirror offload audit office.pcap
       ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
+      ctmirror offload audit office.pcap --json | jq .rules
       ctmirror offload audit
     """
     if capture is None:
@@ -321,19 +331,22 @@ def audit_command(capture, socket, nic, output, quiet, verbose, tracking) -> int
         from datapath.live.client import Client
 
         with Client(socket) as client, opened(output) as file:
-            return show_audit(client, file, quiet=quiet)
+            return show_audit(client, file, quiet=quiet, as_json=as_json)
     _given(tracking, (capture,), Outputs(packets=output))
     profile = nic_profile(nic)
     from datapath.commands.offload_audit import audited, lines
+    from datapath.commands.offload_documents import audit_document
     from datapath.commands.offloaded_run import NicGiven, behind_nic
 
-    tracking, kind = behind_nic(tracking, NicGiven(profile))
+    tracking, kind = behind_nic(tracking, NicGiven(profile, framed=True))
     with progress_bar(quiet=quiet) as progress:
         result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
     found = audited(result.nic)
     if not quiet:
         with opened(output) as file:
-            for line in lines(result.nic, found):
+            if as_json:
+                _write(file, audit_document(result.nic, found, [capture]))
+            for line in () if as_json else lines(result.nic, found):
                 click.echo(printable(line), file=file)
     for line in result.errors:
         complain(line)

@@ -134,10 +134,13 @@ def _amount(each: Mapping[str, int]) -> str:
 # --- audit ------------------------------------------------------------------------------------------------------------------------------
 
 
-def show_audit(client: Client, file: IO[Any], *, quiet: bool) -> int:
+def show_audit(client: Client, file: IO[Any], *, quiet: bool, as_json: bool) -> int:
     """The exit code."""
     told = client.ask("offload_audit")
-    if not quiet:
+    if as_json and not quiet:
+        document = {"agree": not told["differ"], **{name: told[name] for name in ("held", "wanted", "differ", "pending", "differences")}}
+        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
+    elif not quiet:
         for line in told["differences"]:
             click.echo(printable(line), file=file)
         click.echo(verdict(told), file=file)

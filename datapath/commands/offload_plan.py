@@ -66,7 +66,8 @@ def scenarios(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a scenario. syns: contract A4.27; counters: Mirror.counters(); errors: what stopped the reading of a capture."""
+    """What came of a scenario. syns: contract A4.27; counters: Mirror.counters(); errors: what stopped the reading of a capture; framed:
+    packets that came without an Ethernet header, and were given one."""
 
     scenario: Scenario
     series: Series
@@ -78,6 +79,7 @@ class Outcome:
     syns: int
     counters: dict[str, int]
     errors: tuple[str, ...]
+    framed: int = 0
 
     @property
     def hardware_connections(self) -> int:
@@ -118,7 +120,7 @@ def tried(captures: Sequence[str], tracking: Tracking, scenario: Scenario, progr
         made.append(Series(work))
         return made[0]
 
-    tracking, kind = behind_nic(tracking, NicGiven(scenario.profile, scenario.policy, watch))
+    tracking, kind = behind_nic(tracking, NicGiven(scenario.profile, scenario.policy, watch, framed=True))
     result = replay(captures, tracking, Outputs(), summary=False, progress=progress, kind=kind)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -126,7 +128,7 @@ def tried(captures: Sequence[str], tracking: Tracking, scenario: Scenario, progr
     shares = work.shares
     return Outcome(
         scenario, made[0], shares.frames, shares.hardware, shares.bytes, shares.hardware_bytes, result.counters["new"], shares.syns,
-        work.mirror.counters(), tuple(result.errors),
+        work.mirror.counters(), tuple(result.errors), work.framed,
     )  # fmt: skip
 
 
@@ -157,8 +159,12 @@ def figures(outcome: Outcome) -> dict[str, Any]:
 
 
 def document(captures: Sequence[str], rules: str | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The JSON of a plan. Invariant: packets in hardware and those of all reasons are all packets."""
-    return {"captures": list(captures), "rules": rules, "scenarios": [figures(outcome) for outcome in outcomes]}
+    """The JSON of a plan. framed: packets that were given an Ethernet header.
+
+    Invariant: packets in hardware and those of all reasons are all packets.
+    """
+    framed = outcomes[0].framed if outcomes else 0
+    return {"captures": list(captures), "rules": rules, "framed": framed, "scenarios": [figures(outcome) for outcome in outcomes]}
 
 
 def rereadable(captures: Sequence[str], times: int) -> None:

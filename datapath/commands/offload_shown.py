@@ -49,6 +49,8 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
         table.add_row(*(cell for i, cell in enumerate(each) if i not in same))
     first = outcomes[0]
     console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {counted(first.connections, 'connection')}", "bold"))
+    if first.framed:
+        console.print(Text(f"{counted(first.framed, 'packet')} captured without Ethernet header, and taken as if there were one"), soft_wrap=True)
     if same:
         console.print(Text(", ".join(f"{COLUMNS[i]} {rows[0][i]}" for i in same)), soft_wrap=True)
     needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum

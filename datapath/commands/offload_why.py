@@ -36,18 +36,20 @@ MOST_EVENTS = 12
 
 @dataclass(frozen=True)
 class Event:
-    """Something that flow table or mirror said of the connection. time: ns; packet: how many packets had come."""
+    """Something that flow table or mirror said of the connection. time: ns; packet: how many packets had come; what: a word of WHAT."""
 
     time: int
     packet: int
+    what: str
     text: str
 
 
 @dataclass
 class Followed:
     """A Watch that follows one connection. software, hardware: its packets by who forwarded them; syns: numbers of SYNs that hardware forwarded as if
-    established (A4.27); told: packets and bytes by direction, and of nobody knows which; why: the last code of the flow table or the mirror, None
-    while it is in hardware; reports: how often hardware told its counters."""
+    established (A4.27); told: packets and bytes by direction, and of nobody knows which; why: the last code of the flow table or the mirror,
+    None while it is in hardware; entered: whether it was there at some time; reports: how often hardware told its counters; unheard: packets and
+    bytes that it has counted and nobody was told."""
 
     work: Offloaded
     conn: int
@@ -59,10 +61,12 @@ class Followed:
     codes: Counter[str] = field(default_factory=Counter)
     syns: list[int] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    unheard: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
     told: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2), dtype=np.int64))
     unsplit: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
     reports: int = 0
     in_hardware: bool = False
+    entered: bool = False
     in_table: bool = False
     why: str = ""
 
@@ -70,6 +74,7 @@ class Followed:
         self._reasons = Reasons(self.work)
         self._row: tuple[int, int] | None = None  # of the flow table, and its life
         self._both = False
+        self.work.nic.unheard.follow()
 
     @property
     def known(self) -> bool:
@@ -106,8 +111,8 @@ class Followed:
 
     # --- what is said of it ------------------------------------------------------------------------------------------------------------------
 
-    def _say(self, now: int, text: str) -> None:
-        self.events.append(Event(now, self.frames, text))
+    def _say(self, now: int, what: str, text: str) -> None:
+        self.events.append(Event(now, self.frames, what, text))
 
     def asked(self, asks: NDArray[Any], now: int) -> None:
         self._reasons.asked(asks)
@@ -117,13 +122,14 @@ class Followed:
                 if not self.in_table:
                     continue  # asked again, for the first one was dropped (A3.21)
                 self.why, self.in_table = str(OF_OFFLOAD[int(ask["cause"])] or Why.DYING), False
-                self._say(now, f"left the flow table: {self.why}: {says(self.why)}")
+                self._say(now, "left", f"left the flow table: {self.why}: {says(self.why)}")
             elif ask["ask"] == Asked.INSTALL and row != self._row:
                 self._row, self._both, self.in_table = row, both, True
-                self._say(now, f"admitted to the flow table, and asked for in hardware: {'both directions' if both else 'the original direction'}")
+                which = "both directions" if both else "the original direction"
+                self._say(now, "admitted", f"admitted to the flow table, and asked for in hardware: {which}")
             elif ask["ask"] == Asked.INSTALL and both and not self._both:
                 self._both = True
-                self._say(now, "replies may be served, too: asked for in hardware")
+                self._say(now, "replies", "replies may be served, too: asked for in hardware")
 
     def answered(self, answers: NDArray[Any], now: int) -> None:
         if self._row is None:
@@ -133,10 +139,10 @@ class Followed:
             if kind == Answered.COUNTED:
                 self._count(answer)
             elif kind == Answered.INSTALLED and not self.in_hardware:
-                self.in_hardware = True
-                self._say(now, "in hardware")
+                self.in_hardware = self.entered = True
+                self._say(now, "installed", "in hardware")
             elif kind == Answered.REMOVED:
-                self._say(now, "its rules are gone from hardware" if self.in_hardware else "nothing of it was in hardware")
+                self._say(now, "removed", "its rules are gone from hardware" if self.in_hardware else "nothing of it was in hardware")
                 self.in_hardware, self._row = False, None
                 break
             elif kind == Answered.REFUSED:
@@ -153,7 +159,7 @@ class Followed:
     def _refused(self, now: int) -> None:
         code = self._of_mirror() or str(Why.PENDING)
         if self.in_hardware or code != self.why:
-            self._say(now, f"{'no longer' if self.in_hardware else 'not'} in hardware: {code}: {says(code)}")
+            self._say(now, "refused", f"{'no longer' if self.in_hardware else 'not'} in hardware: {code}: {says(code)}")
         self.in_hardware, self.why = False, code
 
     def _count(self, answer: NDArray[Any]) -> None:
@@ -167,7 +173,17 @@ class Followed:
             self.unsplit += each.sum(axis=1)
 
     def turned(self, now: int) -> None:
-        """Nothing is counted by time."""
+        self._forgotten(self.work.nic.unheard.take())
+
+    def close(self) -> None:
+        """The replay is over. What was not told until now will not be."""
+        self._forgotten(self.work.nic.unheard.take())
+        self._forgotten(self.work.nic.untold())
+        self.reports += self.conn in self.work.looked  # 0 is known, too
+
+    def _forgotten(self, rows: NDArray[Any]) -> None:
+        ours = rows[rows["conn"] == self.conn]
+        self.unheard += [int(ours["packets"].sum()), int(ours["bytes"].sum())]
 
 
 def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, progress: Progress | None = None) -> tuple[Followed, list[str]]:
@@ -178,13 +194,20 @@ def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, prog
         made.append(Followed(work, conn))
         return made[0]
 
-    tracking, kind = behind_nic(tracking, NicGiven(profile, watch=watch))
+    tracking, kind = behind_nic(tracking, NicGiven(profile, watch=watch, framed=True))
     result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
     if result.interrupted:
         raise KeyboardInterrupt
     if not made[0].known:
-        raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected one of the {result.counters['new']:,} that were tracked")
+        if result.errors:
+            raise CtmirrorError(f"{result.errors[0]}; before that there is no connection {conn}")
+        raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected {_range(result.counters['new'])}")
+    made[0].close()
     return made[0], result.errors
+
+
+def _range(conns: int) -> str:
+    return f"a number from 0 to {conns - 1:,}" if conns > 1 else "number 0" if conns else "a capture with connections"
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------------------------
@@ -214,14 +237,17 @@ def _state(it: Followed) -> str:
 
 
 def _counts(it: Followed) -> Iterator[tuple[str, str]]:
-    if not it.reports:
-        if any(event.text == "in hardware" for event in it.events):
-            yield "counted", "unknown: hardware has told of no packet"
+    """As far as it is known; what is not is called so (A6.50)."""
+    if not it.entered:
         return
-    if it.unsplit.any():
+    if not it.reports:
+        yield "counted", "unknown: hardware has told of no packet"
+    elif it.unsplit.any():
         yield "counted", f"{_amount(it.unsplit)} in both directions; of each: unknown, since one counter serves both (A6.50)"
-    if it.told.any():
+    else:
         yield "counted", f"original {_amount(it.told[:, Dir.ORIG])}, reply {_amount(it.told[:, Dir.REPLY])}, as hardware told last"
+    if it.unheard.any():
+        yield "unknown", f"{_amount(it.unheard)}: hardware has counted them, and told nobody"
 
 
 def _amount(each: NDArray[np.int64]) -> str:

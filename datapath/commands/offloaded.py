@@ -90,6 +90,8 @@ class Offloaded:
         self.program, self.tracker, self.walker, self.flows = pipeline.program, pipeline.tracker, pipeline.walker, pipeline.flows
         self.shares = Shares()
         self.watch: Watch | None = None
+        self.framed = 0  # frames that were given an Ethernet header before they came here
+        self.looked: frozenset[int] = frozenset()  # connections whose counters were read at the end
         self._looked: int | None = None  # ns: when the mirror had its last turn
         self._hooks = np.zeros(1, dtype=np.uint32)
         self._rows: list[NDArray[Any]] = []

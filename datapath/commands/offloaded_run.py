@@ -6,7 +6,7 @@ Not here: frames between NIC and software (offloaded), what is told to people (r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from ctcore.errors import ConfigError
+from ctcore.types import Dir
+from datapath import fields
 from datapath.app import RulesGiven, Tracking
 from datapath.cli import complain
+from datapath.commands.framed import framed
 from datapath.commands.nic_rules import nic_rules
+from datapath.commands.offload_counts import last_look
+from datapath.commands.offload_ledger import Ledger
 from datapath.commands.offload_watch import Watch
 from datapath.commands.offloaded import NO_TABLE, Offloaded
 from datapath.frame import FRAME_DTYPE
@@ -49,11 +54,13 @@ def rules_for_any() -> RulesGiven:
 
 @dataclass(frozen=True)
 class NicGiven:
-    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is done."""
+    """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is
+    done; framed: whether packets without Ethernet headers are taken as if they had them, which is for who writes none."""
 
     profile: Profile
     policy: str = "first-come"
     watch: Callable[[Offloaded], Watch] | None = None
+    framed: bool = False
 
 
 def compiled(nic: Nic) -> None:
@@ -71,9 +78,10 @@ class OffloadedRun(RuledRun):
     """One replay behind a NIC while it lasts. Raises ConfigError for rules without a flow table."""
 
     pipeline: Offloaded
+    ledger: Ledger | None
 
     def __init__(self, *run: Any, nic: NicGiven, **options: Any) -> None:
-        self.given = nic
+        self.given, self.ledger = nic, None
         super().__init__(*run, **options)
 
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
@@ -83,11 +91,46 @@ class OffloadedRun(RuledRun):
         if pipeline.flows is None:
             raise ConfigError(NO_TABLE)
         work = Offloaded(pipeline, hardware, Mirror(pipeline.flows.rows, MirrorSettings(policy=self.given.policy)))
-        work.watch = self.given.watch(work) if self.given.watch else None
+        if self.given.watch is not None:
+            work.watch = self.given.watch(work)
+        elif self.outputs.conns or self.outputs.events or not self.given.profile.counters.accounting:
+            work.watch = self.ledger = Ledger(work, self._drain, self._tell if self.outputs.events else None)
         return work
 
+    def arrived_as(self, memory: Any, frames: np.ndarray) -> tuple[Any, np.ndarray]:
+        if not self.given.framed:
+            return memory, frames
+        memory, frames, n = framed(memory, frames)
+        self.pipeline.framed += n
+        return memory, frames
+
+    def _tell(self, events: np.ndarray, what: str) -> None:
+        """Events that the tracker does not know. what: each of them is about."""
+        records = self.told(fields.event_records(events, self.config.hz, self.config.acct))
+        self.writers["events"].write({**record, "changes": (what,)} for record in records)
+
+    def ended(self, ended: np.ndarray) -> None:
+        super().ended(ended)
+        if self.ledger is not None:
+            self.ledger.forget(ended["conn"]["flow"]["id"][:, Dir.ORIG].tolist())
+
+    def told(self, records: Iterator[fields.Record]) -> Iterator[fields.Record]:
+        return records if self.ledger is None else self.ledger.told(records)
+
+    def whole(self, conns: np.ndarray) -> np.ndarray:
+        return conns if self.ledger is None else self.ledger.whole(conns)
+
+    def in_hardware(self) -> Collection[int]:
+        """Rules at egress hooks are never there, and those that the NIC does not take."""
+        kept, rules = self.pipeline.nic.kept(), self.rules.ruleset.rules
+        return {i for i, rule in enumerate(rules) if rule.hook.direction != "egress" and i not in kept}
+
     def finish(self) -> None:
-        self.pipeline.settle(self.pipeline.tracker.now)
+        now = self.pipeline.tracker.now
+        self.pipeline.settle(now)
+        last_look(self.pipeline, now)
+        if self.ledger is not None:
+            self.ledger.close()
         super().finish()
         self.result.nic = self.pipeline
 

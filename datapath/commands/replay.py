@@ -65,6 +65,7 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
       ctmirror replay vm.pcapng --rules rules.tc           through tc rules: which rule decided, what the flow table served
       ctmirror replay vm.pcapng --rules rules.tc --rule-counters - | jq 'select(.packets == 0)'       which rules matched nothing
       ctmirror replay vm.pcapng --rules rules.tc --nic connectx-7-hw        what a NIC would take, and what stays in software, why
+      ctmirror replay office.pcap --nic tiny --events - | jq 'select(.changes[] == "hw-offload")'     into hardware, and out of it
       ctmirror replay monday.pcap tuesday.pcap.zst --tcp-loose 0 --timeouts tcp_timeout_established=3600
     """
     if form and not any(map(_file, (packets, conns, events, rule_counters))):

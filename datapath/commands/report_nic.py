@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from rich.text import Text
 
+from datapath.commands.offload_counts import Counted, counted_of
 from datapath.commands.offloaded import Offloaded
 from datapath.hints import counted
 from datapath.report import count, size_text
@@ -26,14 +27,37 @@ def nic_lines(work: Offloaded) -> Iterator[Text]:
     yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, size_text)}")
     for why, frames in shares.why.most_common(MOST_REASONS):
         yield Text(f"  to software: {counted(frames, 'packet')}: {WHY[Why(why)]}")
+        if why == Why.LINK:
+            yield Text("    ctmirror offload plan takes them as if they had come in Ethernet frames")
     if shares.syns:
         yield Text(f"  {counted(shares.syns, 'SYN')} forwarded in hardware as if of an established connection: software has not seen them")
+    yield from counters_lines(counted_of(work))
     kept = nic.kept()
     places = [place_of(rule) for rule in work.program.ruleset.rules]
+    whys = {KEPT[why] for why in kept.values()}
+    if len(kept) == len(places) > 1 and len(whys) == 1:
+        yield Text(f"  all {len(places):,} rules in software only: {whys.pop()}")
+        return
     for number in sorted(kept)[:MOST_RULES]:
         yield Text(f"  rule {places[number]} in software only: {KEPT[kept[number]]}")
     if len(kept) > MOST_RULES:
         yield Text(f"  and {counted(len(kept) - MOST_RULES, 'rule')} more")
+
+
+def counters_lines(counts: Counted) -> Iterator[Text]:
+    """How much of what hardware has counted is in the records of connections; what is not, is unknown there."""
+    if not counts.all:
+        return
+    yield Text(f"  counters of hardware: {counted(counts.split + counts.unsplit, 'packet')} told to their connections")
+    if counts.unsplit:
+        yield Text(f"    of {count(counts.unsplit)} the direction is unknown: one counter serves both")
+    for packets, what in (
+        (counts.unheard, "more are unknown: rules went, or answers got lost, before they were told"),
+        (counts.untold, "more are unknown: counters are stuck"),
+        (counts.late, "more were told when their connection had ended"),
+    ):
+        if packets:
+            yield Text(f"    {count(packets)} {what}")
 
 
 def _share(part: int, whole: int, text: Callable[[int], str], unit: str = "") -> str:

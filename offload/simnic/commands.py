@@ -79,7 +79,7 @@ def apply(t, limit, command, label_id, refused, reply):
         elif op == REPLACE:
             r.error = replace(t, limit, words, label_id[i])
         elif op == DESTROY:
-            r.error = destroy(t, words[M_COOKIE])
+            r.error = destroy(t, words[M_COOKIE], r)
         elif op == STATS:
             r.error = stats(t, limit, words[M_COOKIE], r)
         else:
@@ -178,7 +178,8 @@ def update(t, e, words, label_id):
 
 
 @kernel
-def destroy(t, cookie):
+def destroy(t, cookie, r):
+    """r: gets what the counter has and has not told, which goes with its last rule."""
     e = find_cookie(t, cookie)
     if e < 0:
         return ENOENT
@@ -187,6 +188,7 @@ def destroy(t, cookie):
     c = t.entry[e, E_LABELS] & 0xFFFFFFFF
     t.counter[c, C_USERS] -= 1
     if t.counter[c, C_USERS] == 0:
+        r.packets, r.bytes = t.counter[c, C_PACKETS] - t.told[c, 0], t.counter[c, C_BYTES] - t.told[c, 1]
         t.next_counter[c] = t.state[S_FREE_COUNTER]
         t.state[S_FREE_COUNTER] = c
     meta = t.entry[e, E_META]

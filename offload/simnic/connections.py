@@ -104,6 +104,8 @@ def next_period(nic, now):
         nic[N_NEXT] = np.int64(1) << 62
         nic[N_PERIOD] = -1
     elif nic[N_STUCK_FROM] <= now < nic[N_STUCK_TO]:
+        if nic[N_NEXT] < nic[N_STUCK_FROM]:  # nobody looked between that refresh and this time
+            nic[N_PERIOD] = (nic[N_STUCK_FROM] - 1) // nic[N_LENGTH]
         nic[N_NEXT] = nic[N_STUCK_TO]
     else:
         nic[N_PERIOD] = now // nic[N_LENGTH]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,14 @@ class Faults:
     """A script at work."""
 
     def __init__(self, script: Iterable[Fault] = (), seed: int = 0) -> None:
-        self.script = tuple(script)
+        self.script: tuple[Fault, ...] = ()
         self._draw = np.random.default_rng(seed)
+        self.begin(0, script)
+
+    def begin(self, start: int, script: Iterable[Fault]) -> None:
+        """Faults whose times are since `start`, which is now known, join the others."""
+        late = [replace(fault, at=start + fault.at, until=min(start + fault.until, FOREVER)) for fault in script]
+        self.script = (*self.script, *late)
         self.resets = sorted(fault.at for fault in self.script if fault.kind == "reset")
         self._of_commands = [fault for fault in self.script if fault.kind not in ("reset", "stick")]
 

@@ -30,26 +30,27 @@ from offload.simnic.profile import Profile
 from offload.simnic.program import Program
 from offload.simnic.results import COUNT_DTYPE, OUTPUT_DTYPE, RESULT_DTYPE
 from offload.simnic.rules import NicRules
+from offload.simnic.unheard import Unheard, rows_of, untold
 
 SLACK = ROOM + 16 * TAG + 8  # bytes beside a frame's own in the NIC's memory
 
 
 class Nic:
-    """A NIC of a kind. rules: what it forwards by; faults: beside those of the profile; seed: of hashes and faults.
+    """A NIC of a kind. rules: what it forwards by; faults: beside those of the profile, by the caller's clock; seed: of hashes and faults.
 
     Raises ValueError for ifaces that are no numbers from 0 to 65534.
     """
 
     def __init__(self, profile: Profile, rules: NicRules | None = None, faults: Iterable[Fault] = (), seed: int = 0) -> None:
-        refuse = [Fault("refuse", share=profile.faults.refuse)] if profile.faults.refuse else []
-        self.profile, self.faults = profile, Faults((*refuse, *faults), seed)
+        self.profile, self.faults = profile, Faults(faults, seed)
         self.line = Line(profile, self.faults)
-        self.resets = 0
+        self.resets = self.heard = 0  # heard: packets in answers that were taken
         self.answered: Counter[tuple[int, int]] = Counter()  # by Op and error, 0: done
+        self.unheard = Unheard()
         self._seed, self._labels, self._names = seed, {0: 0}, [0]
         self._tables = tables.made(tables.LEAST, seed)
         self._replies: list[NDArray[Any]] = []
-        self._left, self._now = list(self.faults.resets), -FOREVER
+        self._left, self._now, self._begun = list(self.faults.resets), -FOREVER, False
         self._own = np.zeros(0, dtype=np.uint8)
         self._out = np.zeros(0, dtype=OUTPUT_DTYPE)
         self._nic = np.zeros(8, dtype=np.int64)
@@ -77,8 +78,11 @@ class Nic:
     def replies(self, now: int) -> NDArray[Any]:
         """See offload.backend."""
         self.advance(now)
-        found, self._replies = self._replies, []
-        return np.concatenate(found) if found else np.zeros(0, dtype=REPLY_DTYPE)
+        if not self._replies:
+            return np.zeros(0, dtype=REPLY_DTYPE)
+        found, self._replies = np.concatenate(self._replies), []
+        self.heard += int(found["packets"].sum())
+        return found
 
     def held(self) -> NDArray[Any]:
         """See offload.backend."""
@@ -94,6 +98,27 @@ class Nic:
         found["mark"], found["ctinfo"], found["dir"] = meta & 0xFFFFFFFF, meta >> 32 & 0xFF, meta >> 40 & 1
         found["op"] = Op.REPLACE
         return found
+
+    def look(self, now: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What a driver can do that is about to end: read all counters as they are, not as its cache has them. What it reads is told.
+
+        Returns the rules, as held(), and a REPLY_DTYPE of each, as if STATS had been asked. While counters are stuck, it is the cache's.
+        """
+        self.advance(now)
+        rules = self.held()
+        reply = np.zeros(len(rules), dtype=REPLY_DTYPE)
+        commands = rules.copy()
+        commands["op"] = Op.STATS
+        at, until = self.faults.stuck(now)
+        self._limit[orders.L_PERIOD] = self._nic[registers.N_PERIOD] if at <= now < until else -1
+        words, none = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS), np.zeros(len(rules), dtype=np.int64)
+        orders.apply(self._tables, self._limit, words, none, none, reply)
+        self.heard += int(reply["packets"].sum())
+        return rules, reply
+
+    def untold(self) -> NDArray[Any]:
+        """UNHEARD_DTYPE[n]: what counters have and have not told yet."""
+        return untold(self._tables)
 
     @property
     def entries(self) -> int:
@@ -184,7 +209,11 @@ class Nic:
         return 0 if self._replies else min(self.line.earliest, self._left[0] if self._left else FOREVER)
 
     def advance(self, now: int) -> None:
-        """What has become due up to `now` happens. Time that goes back stands still."""
+        """What has become due up to `now` happens. Time that goes back stands still; the first one is what the profile's faults count from."""
+        if not self._begun:
+            self._begun = True
+            self.faults.begin(now, self.profile.faults.all)
+            self._left = list(self.faults.resets)
         self._now = now = max(self._now, now)
         while self._left and self._left[0] <= now:
             self._carry_out(self._left[0])
@@ -206,12 +235,21 @@ class Nic:
         reply = np.zeros(len(due), dtype=REPLY_DTYPE)
         words = commands.view(np.int64).reshape(-1, orders.COMMAND_WORDS)
         orders.apply(self._tables, self._limit, words, self._label_ids(commands), due["refused"].astype(np.int64), reply)
+        self._unheard(commands, reply, due["silent"])
         kinds, counts = np.unique(reply[["op", "error"]], return_counts=True)
         for (op, error), n in zip(kinds.tolist(), counts.tolist(), strict=True):
             self.answered[op, error] += n
         reply = reply[~due["silent"]]
         if len(reply):
             self._replies.append(reply)
+
+    def _unheard(self, commands: NDArray[Any], reply: NDArray[Any], silent: NDArray[Any]) -> None:
+        """What goes with rules, and with answers that are lost. No answer tells of the former."""
+        destroyed = reply["op"] == Op.DESTROY
+        gone = (destroyed | silent) & (reply["packets"] > 0)
+        if gone.any():
+            self.unheard.add(rows_of(commands["conn"][gone], reply["packets"][gone], reply["bytes"][gone]))
+        reply["packets"][destroyed] = reply["bytes"][destroyed] = 0
 
     def _label_ids(self, commands: NDArray[Any]) -> NDArray[Any]:
         """Most connections have no label, whose number is 0."""
@@ -232,6 +270,9 @@ class Nic:
 
     def _reset(self) -> None:
         self.line.forget()
+        self.unheard.add(untold(self._tables))
+        lost = np.concatenate([np.zeros(0, dtype=REPLY_DTYPE), *self._replies])
+        self.unheard.add(rows_of(-1, lost["packets"], lost["bytes"]))
         self._replies.clear()
         self.resets += 1
         self._tables = tables.made(tables.LEAST, self._seed)

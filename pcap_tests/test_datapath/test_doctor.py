@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,25 @@ def test_doctor_needs_no_root():
         told = not findings["privileges"].ok and "uid 65534" in findings["privileges"].found and not findings["namespaces"].ok
         os._exit(0 if told and doctor.healthy(list(findings.values())) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_every_extra_of_users_is_listed_with_what_it_is_for_and_as_new_as_it_has_to_be():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, (name, least, purpose) in doctor.EXTRAS.items():
+        assert f"{package}>={'.'.join(map(str, least))}" in extras[name]
+        assert purpose in doctor.extra(package).found
+    needed = {re.split("[>=<;]", requirement)[0] for name, those in extras.items() if name not in ("test", "bench", "fuzz") for requirement in those}
+    assert needed == set(doctor.EXTRAS)
+
+
+@pytest.mark.parametrize("package", doctor.EXTRAS)
+def test_a_library_that_is_missing_or_old_is_told_with_the_command_that_brings_it(monkeypatch, package):
+    def missing(name):
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    for version, said in ((missing, "not installed"), (lambda name: "0.1", "0.1 is older than ")):
+        monkeypatch.setattr(doctor.metadata, "version", version)
+        finding = doctor.extra(package)
+        assert not finding.ok and not finding.needed and finding.found.startswith(said)
+        name, _, purpose = doctor.EXTRAS[package]
+        assert f"-m pip install 'ctmirror[{name}]', in a clone '.[{name}]': for {purpose}" in finding.advice

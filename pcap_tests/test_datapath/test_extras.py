@@ -18,4 +18,4 @@ def test_every_extra_that_is_named_is_one():
     from pathlib import Path
 
     known = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {name for name, _ in EXTRAS.values()} <= set(known)
+    assert {name for name, *_ in EXTRAS.values()} <= set(known)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from datapath import craft
 from offload.simnic.nic import Nic
-from pcap_tests.test_datapath.command import run
+from pcap_tests.test_datapath.command import records, run
 from pcap_tests.test_offload.planned import CLIENT, MS, SECOND, SERVER, conn, written
 
 ONE_COUNTER = "[counters]\naccounting = false\n"
@@ -64,8 +65,18 @@ def test_a50_directions_that_one_counter_serves_are_unknown(capfd, tmp_path):
 
 
 def test_what_hardware_has_not_told_is_unknown(capfd, tmp_path):
-    said = why(capfd, written(tmp_path / "one.pcap", conn(40000, 2)))  # too young to have been asked about (A6.48)
+    (tmp_path / "stuck.toml").write_text("[[faults.script]]\nkind = 'stick'\n")
+    capture = written(tmp_path / "one.pcap", conn(40000, 2))
+    said = why(capfd, capture, 0, tmp_path / "stuck.toml")
+    assert said["unknown"] == ["2 packets of 308 bytes: hardware has counted them, and told nobody"]
+    said = why(capfd, capture)  # too young to have been asked about (A6.48), and read at the end
+    assert said["counted"] == ["original 2 packets of 308 bytes, reply 0 packets of 0 bytes, as hardware told last"] and "unknown" not in said
+
+
+def test_what_went_with_the_rules_is_unknown(capfd, tmp_path):
+    said = why(capfd, written(tmp_path / "one.pcap", conn(40000, 10, fin=True), [(5 * SECOND, craft.icmp(CLIENT, SERVER, 8))]))
     assert said["counted"] == ["unknown: hardware has told of no packet"]
+    assert said["unknown"] == ["11 packets of 1,594 bytes: hardware has counted them, and told nobody"]
 
 
 def test_a_connection_that_ended(capfd, tmp_path):
@@ -100,6 +111,73 @@ def test_a27_a_syn_on_an_offloaded_connection_is_told(capfd, tmp_path):
     assert said["packets"] == ["6 packets forwarded in hardware, 3 in software"]
 
 
+def test_a27_a_syn_is_reproduced_counted_and_flagged(capfd, tmp_path):
+    syn = craft.tcp(CLIENT, SERVER, 40000, 80, "S", seq=1)
+    capture = written(tmp_path / "syn.pcap", conn(40000, 5), [(600 * MS, syn), (650 * MS, syn)], conn(40001, 2, at=700))
+    packets = records(run(capfd, "replay", capture, "--nic", "perfect", "--packets", "-", "-q")[1])
+    assert [(one["offload"], one["state"], one["verdict"]) for one in packets[8:10]] == [("hardware", "established", "accept")] * 2
+    assert "2 SYNs forwarded in hardware as if of an established connection" in run(capfd, "replay", capture, "--nic", "perfect")[1]
+    (scenario,) = json.loads(run(capfd, "offload", "plan", capture, "--nic", "perfect", "-q", "--json")[1])["scenarios"]
+    assert scenario["syns_in_hardware"] == 2
+    plan = run(capfd, "offload", "plan", capture, "--nic", "perfect", "-v")[1]
+    assert "2 SYNs forwarded in hardware as if of an established connection (A4.27)" in plan
+    assert why_document(capfd, capture)["syns"] == [8, 9]
+    assert why_document(capfd, capture, 1)["syns"] == []
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------------------------
+
+
+def why_document(capfd, capture: str, ordinal: int = 0, nic: object = "perfect") -> dict:
+    code, out, err = run(capfd, "offload", "why", capture, "--conn", ordinal, "--nic", nic, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_json_of_a_connection_that_ended(capfd, tmp_path):
+    traffic = conn(40000, 10, fin=True)
+    capture = written(tmp_path / "one.pcap", traffic, [(5 * SECOND, craft.icmp(CLIENT, SERVER, 8))])
+    said = why_document(capfd, capture)
+    assert (said["captures"], said["conn"], said["nic"], said["tuple"]) == ([capture], 0, "perfect", "tcp 10.0.0.1:40000 > 192.0.2.1:80")
+    assert (said["in_hardware"], said["was_in_hardware"]) == (False, True)
+    assert said["why"] == {"code": "teardown_fin", "says": "it has left with a FIN", "item": "A5.40"}
+    assert said["packets"] == {"hardware": 11, "software": 5}
+    assert [one["event"] for one in said["events"]] == ["admitted", "installed", "left", "removed"]
+    assert {one["code"]: one["packets"] for one in said["in_software"]} == {"tcp_state": 3, "pending": 1, "teardown_fin": 1}
+    assert said["counted"] == {"original": None, "reply": None, "both": None, "unheard": {"packets": 11, "bytes": 1594}}
+
+
+def test_a50_json_of_directions_that_one_counter_serves(capfd, tmp_path):
+    (tmp_path / "one-counter.toml").write_text(ONE_COUNTER)
+    capture = written(tmp_path / "one.pcap", conn(40000, 25))
+    said = why_document(capfd, capture, 0, tmp_path / "one-counter.toml")
+    assert (said["in_hardware"], said["why"]) == (True, None)
+    assert said["counted"]["original"] is said["counted"]["reply"] is None and said["counted"]["both"]["packets"] == 25
+    split = why_document(capfd, capture)["counted"]
+    assert (split["original"]["packets"], split["reply"]["packets"], split["both"]["packets"]) == (25, 0, 25)
+
+
+def test_json_of_what_was_never_in_hardware(capfd, tmp_path):
+    said = why_document(capfd, written(tmp_path / "ping.pcap", [(0, craft.icmp(CLIENT, SERVER, 8, ident=7))]))
+    assert (said["was_in_hardware"], said["why"]["code"], said["why"]["item"], said["counted"], said["events"]) == (False, "proto", "A2.13", None, [])
+
+
+def test_json_of_an_audit(capfd, tmp_path, monkeypatch):
+    capture = written(tmp_path / "two.pcap", conn(40000, 5), conn(40001, 5, at=50))
+    code, out, err = run(capfd, "offload", "audit", capture, "--nic", "perfect", "--json")
+    assert (code, err) == (0, "")
+    figures = {"held": 4, "wanted": 4, "differ": 0, "pending": 0}
+    agreed = {"captures": [capture], "nic": "perfect", "agree": True, **figures, "differences": [], "rules": []}
+    assert json.loads(out) == agreed
+    changed(monkeypatch, lambda rules: rules[(rules["conn"] != 1) | (rules["dir"] != 1)])
+    code, out, _ = run(capfd, "offload", "audit", capture, "--nic", "perfect", "--json", "-o", tmp_path / "audit.json")
+    assert (code, out) == (1, "")
+    lines = ["connection 1, reply direction: hardware lacks a rule that it should have"]
+    rules = [{"conn": 1, "direction": "reply", "found": "missing", "rule": None}]
+    told = {**agreed, "agree": False, "held": 3, "differ": 1, "differences": lines, "rules": rules}
+    assert json.loads((tmp_path / "audit.json").read_text()) == told
+
+
 def test_the_answer_may_go_to_a_file(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", conn(40000, 2))
     assert run(capfd, "offload", "why", capture, "--conn", 0, "-o", tmp_path / "why.txt") == (0, "", "")
@@ -109,7 +187,11 @@ def test_the_answer_may_go_to_a_file(capfd, tmp_path):
 def test_a_connection_that_is_none(capfd, tmp_path):
     capture = written(tmp_path / "one.pcap", conn(40000, 2))
     code, out, err = run(capfd, "offload", "why", capture, "--conn", 7)
-    assert (code, out, err) == (2, "", f"ctmirror: {capture}: connection 7: there is none: expected one of the 1 that were tracked\n")
+    assert (code, out, err) == (2, "", f"ctmirror: {capture}: connection 7: there is none: expected number 0\n")
+    (tmp_path / "empty.pcap").touch()
+    code, out, err = run(capfd, "offload", "why", tmp_path / "empty.pcap", "--conn", 0)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "empty.pcap: empty: expected a pcap or pcapng header; before that there is no connection 0" in err
     code, _, err = run(capfd, "offload", "why", capture)
     assert code == 2 and err.startswith("ctmirror: --conn: expected it with a CAPTURE")
 

@@ -347,6 +347,13 @@ def test_a_damaged_capture_is_planned_as_far_as_it_goes(capfd, tmp_path):
     assert json.loads(out)["scenarios"][0]["packets"]["hardware"] == 4
 
 
+def test_what_is_no_capture_has_no_plan(capfd, tmp_path):
+    (tmp_path / "noise").write_bytes(b"noise" * 100)
+    for more in ((), ("--json",)):
+        code, out, err = run(capfd, "offload", "plan", tmp_path / "noise", "--nic", "perfect", *more)
+        assert (code, out) == (2, "") and "not a capture" in err and err.count("\n") == 1
+
+
 # --- docs/offload.md --------------------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]

@@ -71,6 +71,16 @@ def test_the_summary_counts_all_packets_and_tells_the_nic_s_share(capfd, capture
     assert "to software: 2 packets: FIN or RST: only software ends connections" in out
 
 
+@pytest.mark.parametrize(("nic", "there"), [("perfect", [True, False, True]), ("none", [False] * 3)])
+def test_records_of_rules_say_which_are_in_hardware(capfd, capture, tmp_path, nic, there):
+    rules = tmp_path / "rules.tc"
+    rules.write_text(SNAT.replace("ct commit nat", "ct commit mark 7 nat"))  # which changes the connection, and no NIC can
+    options = ("--rules", rules, "--device", "lan:ingress", "--checksum", "0")
+    code, out, err = run(capfd, "replay", capture, *options, "--nic", nic, "--rule-counters", "-", "-q")
+    assert (code, err) == (0, "")
+    assert [one["in_hw"] for one in records(out)] == there
+
+
 def test_hardware_translates_as_software_does(capfd, capture, tmp_path):
     rules = tmp_path / "snat.tc"
     rules.write_text(SNAT)

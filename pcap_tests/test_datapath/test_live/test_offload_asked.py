@@ -46,6 +46,8 @@ def test_commands_and_metrics_say_the_same(offloading):
         why = in_process("offload", "why", "--conn", number, "--socket", net.socket)
         assert "state       in hardware: original and reply directions" in why.stdout
         assert "counted     unknown: hardware has told of no packet" in why.stdout
+        audit = json.loads(in_process("offload", "audit", "--json", "--socket", net.socket).stdout)
+        assert (audit["agree"], audit["held"], audit["differ"], audit["differences"]) == (True, 2, 0, [])
         none = in_process("offload", "why", "--conn", 4711, "--socket", net.socket)
         assert (none.returncode, none.stderr) == (2, "ctmirror: connection 4711: there is none, or it has ended\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from ctcore.errors import ConfigError
 from offload.simnic import profile
+from offload.simnic.faults import KINDS, Fault
+from offload.simnic.nic import Nic
 
 
 def test_the_profiles_of_the_package_are_there_and_each_says_its_name():
@@ -30,19 +33,50 @@ def test_a_file_of_ones_own(tmp_path):
     assert (profile.load(str(path)).name, profile.load(str(path)).table.capacity) == ("mine", 7)
 
 
+OF_TWO = "[[faults.script]]\nkind = 'reset'\n[[faults.script]]\n"
+
+
 @pytest.mark.parametrize(("text", "said"), [
-    ("[table]\ncapacity = -1\n", r"^x\.toml:2: table\.capacity: -1: expected .*greater than or equal to 0$"),
+    ("[table]\ncapacity = -1\n", r"^x\.toml:2: table\.capacity: -1: expected .*at least 0$"),
     ("[table]\nsize = 1\n", r"^x\.toml:2: table\.size: no such setting$"),
     ("\n[tables]\n", r"^x\.toml:2: tables: no such setting$"),
     ("[rules]\nresume = 'later'\n", r"^x\.toml:2: rules\.resume: 'later': expected 'action' or 'chain'$"),
-    ("[faults]\nrefuse = 2\n", r"^x\.toml:2: faults\.refuse: 2: expected .*less than or equal to 1$"),
+    ("[faults]\nrefuse = 2\n", r"^x\.toml:2: faults\.refuse: 2: expected .*at most 1$"),
     ("trims = 'maybe'\n", r"^x\.toml:1: trims: 'maybe': "),
     ("[table\n", r"^x\.toml:1:7: "),
+    ("table = 3\n", r"^x\.toml:1: table: expected a section$"),
+    ("[table]\ncapacity = 1.5\n", r"^x\.toml:2: table\.capacity: 1\.5: expected a whole number$"),
+    ("[[faults.script]]\nkind = 'burn'\n", r"^x\.toml:2: faults\.script\[0\]\.kind: 'burn': expected 'refuse', 'delay', .* or 'stick'$"),
+    (OF_TWO + "share = 1.5\nkind = 'refuse'\n", r"^x\.toml:4: faults\.script\[1\]\.share: 1\.5: expected at most 1$"),
+    (OF_TWO + "from = 3\nto = 2\nkind = 'stick'\n", r"^x\.toml:3: faults\.script\[1\]: 'to' is 2: expected a time behind 'from', which is 3$"),
+    (OF_TWO + "kind = 'reset'\nto = 2\n", r"^x\.toml:3: faults\.script\[1\]: 'to' is of refuse, delay, lose-command, lose-reply, stick only$"),
+    (OF_TWO + "kind = 'delay'\n", r"^x\.toml:3: faults\.script\[1\]: expected 'delay' with it, in ms$"),
+    (OF_TWO + "from = 2\n", r"^x\.toml:3: faults\.script\[1\]\.kind: expected one$"),
+    (OF_TWO + "kind = 'refuse'\nerror = 'ENOENT'\n", r"^x\.toml:5: faults\.script\[1\]\.error: 'ENOENT': expected 'ENOSPC', "),
+    (OF_TWO + "kind = 'stick'\nfrom = 'noon'\n", r"^x\.toml:5: faults\.script\[1\]\.from: 'noon': expected a number$"),
+    ("[faults]\nscript = 3\n", r"^x\.toml:2: faults\.script: 3: expected a list of sections$"),
 ])  # fmt: skip
 def test_an_error_is_one_line_with_its_place(text, said):
     with pytest.raises(ConfigError) as error:
         profile.parse(text, "x.toml")
     assert re.search(said, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_a_script_of_faults_counts_from_the_first_packet():
+    text = "[faults]\nrefuse = 0.1\n[[faults.script]]\nkind = 'refuse'\nfrom = 1.5\nto = 3\nshare = 0.5\nerror = 'EIO'\n"
+    text += "[[faults.script]]\nkind = 'delay'\ndelay = 20\n[[faults.script]]\nkind = 'reset'\nfrom = 4\n"
+    of = profile.parse(text, "x.toml")
+    faults = of.faults.all
+    assert faults == [
+        Fault("refuse", share=0.1), Fault("refuse", 1_500_000_000, 3_000_000_000, 0.5, error=errno.EIO), Fault("delay", delay=20_000_000),
+        Fault("reset", 4_000_000_000),
+    ]  # fmt: skip
+    nic, start = Nic(of), 1_700_000_000 * 10**9
+    nic.advance(start)
+    nic.advance(start + 4_000_000_000 - 1)
+    assert nic.resets == 0
+    nic.advance(start + 4_000_000_000)
+    assert nic.resets == 1
 
 
 def test_what_is_no_profile(tmp_path):
@@ -63,5 +97,9 @@ def test_the_documentation_has_every_profile_and_setting_and_its_example_works()
         if section != "name" and section != "trims":
             assert field.annotation is not None
             assert all(f"`{section}.{key}`" in page for key in field.annotation.model_fields), section
+    for name in (*profile.ScriptedFault.model_fields, *KINDS, *profile.ERRORS):
+        assert profile.NAMED.get(name, name) in page
+    (script,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [fault.kind for fault in profile.parse(script, "x.toml").faults.all] == ["refuse", "reset"]
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/offload-nic.md", "exec"), {})
