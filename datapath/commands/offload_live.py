@@ -27,7 +27,6 @@ from offload.contract import admission
 from offload.contract.objects import Conn, Tuple
 from offload.contract.why import Why
 from offload.mirror import OUTCOMES, Mirror
-from offload.mirror_settings import MirrorSettings
 from offload.pump import pump
 
 if TYPE_CHECKING:
@@ -182,9 +181,9 @@ class Simulated(Live):
     """With a NIC that frames meet first. nic: its rules are the pipeline's."""
 
     def __init__(self, pipeline: RulePipeline, nic: Any, policy: str) -> None:
-        from datapath.commands.offloaded import Offloaded
+        from datapath.commands.offloaded import Offloaded, mirror_of
 
-        mirror = Mirror(pipeline.tracker.config.capacity, MirrorSettings(policy=policy))
+        mirror = mirror_of(pipeline, policy)
         self.nic, self.offloaded = nic, Offloaded(pipeline, nic, mirror, MOST)
         super().__init__(pipeline, mirror, nic, "sim")
         self.offloaded.watch = self.notes

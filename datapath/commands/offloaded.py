@@ -33,6 +33,7 @@ from datapath.pipeline.walk import RESULT_DTYPE
 from datapath.ruled import RulePipeline
 from datapath.wire import parse_batch
 from offload.mirror import Mirror
+from offload.mirror_settings import MirrorSettings
 from offload.pump import pump
 from offload.simnic.arrivals import Arrived, Part, arrived
 from offload.simnic.layout import STATE_EST
@@ -72,6 +73,13 @@ def alike(flags: NDArray[Any]) -> Iterator[tuple[int, int]]:
 def only_hardware(ruleset: Ruleset) -> NDArray[np.bool_]:
     """By number of a rule, and in the end of none: whether software skips it."""
     return np.array([*(rule.skip_sw for rule in ruleset.rules), False], dtype=bool)
+
+
+def mirror_of(pipeline: RulePipeline, policy: str = "first-come") -> Mirror:
+    """A mirror of all rows of the pipeline's flow table. policy: see MirrorSettings. Raises ConfigError without a flow table."""
+    if pipeline.flows is None:
+        raise ConfigError(NO_TABLE)
+    return Mirror(pipeline.flows.rows, MirrorSettings(policy=policy))
 
 
 class Offloaded:
@@ -194,14 +202,14 @@ class Offloaded:
 
     def _quiet(self, until: int) -> None:
         """Before `until` (ns) no packet came, and what is in hardware grows old all the same, or hardware would still serve what has been idle for
-        hours. Where there is nothing, time may jump. What never comes to an end is looked at ever more seldom, up to once a second."""
+        hours. Where there is nothing, time may jump. What does not come to an end is looked at ever more seldom, up to once a second."""
         step = SLICE_NS
         while self._looked is not None and (self.mirror.counters()["flows"] or self.mirror.waiting):
             now = min(max(self.due, self._looked + step), self._looked + SECOND)
             if now >= until:
                 return
             self.turn(now)
-            step = min(2 * step, SECOND)
+            step = SLICE_NS if self.due > now else min(2 * step, SECOND)
 
     # --- a slice -----------------------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ctcore.errors import ConfigError
 from ctcore.types import Dir
 from datapath import fields
 from datapath.app import RulesGiven, Tracking
@@ -23,14 +22,12 @@ from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offload_counts import last_look
 from datapath.commands.offload_ledger import Ledger
 from datapath.commands.offload_watch import Watch
-from datapath.commands.offloaded import NO_TABLE, Offloaded
+from datapath.commands.offloaded import Offloaded, mirror_of
 from datapath.frame import FRAME_DTYPE
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
 from datapath.ruled_run import RuledRun
-from offload.mirror import Mirror
-from offload.mirror_settings import MirrorSettings
 from offload.simnic.nic import Nic
 from offload.simnic.profile import Profile
 
@@ -88,9 +85,7 @@ class OffloadedRun(RuledRun):
         pipeline = super().make_pipeline(tracking)
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         compiled(hardware)
-        if pipeline.flows is None:
-            raise ConfigError(NO_TABLE)
-        work = Offloaded(pipeline, hardware, Mirror(pipeline.flows.rows, MirrorSettings(policy=self.given.policy)))
+        work = Offloaded(pipeline, hardware, mirror_of(pipeline, self.given.policy))
         if self.given.watch is not None:
             work.watch = self.given.watch(work)
         elif self.outputs.conns or self.outputs.events or not self.given.profile.counters.accounting:

@@ -258,7 +258,7 @@ def test_a_backend_that_no_packet_meets_has_turns_only(wires, tmp_path):
 
     def beside(pipeline, worker, workers):
         pipeline.flows.mirrored()
-        return Live(pipeline, Mirror(pipeline.tracker.config.capacity), nic, "fake")
+        return Live(pipeline, Mirror(pipeline.flows.rows), nic, "fake")
 
     left, right = wires("left"), wires("right")
     address(left, CLIENT)
