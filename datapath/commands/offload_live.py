@@ -54,7 +54,7 @@ class Live:
     def __init__(self, pipeline: RulePipeline, mirror: Mirror, backend: Backend, name: str) -> None:
         self.pipeline, self.mirror, self.backend, self.name = pipeline, mirror, backend, name
         self.notes = FlowNotes(mirror)
-        assert pipeline.flows is not None
+        assert pipeline.flows is not None and mirror.size >= pipeline.flows.rows
         self.flows = pipeline.flows
 
     def turn(self, now: int) -> int:

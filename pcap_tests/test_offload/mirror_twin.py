@@ -22,6 +22,9 @@ from pcap_tests.test_offload.mirror_twin_row import Row
 
 OF_JOB = {Job.ADD: Op.REPLACE, Job.DEL: Op.DESTROY, Job.STATS: Op.STATS}
 FULL = (errno.ENOSPC, errno.ENOMEM)
+OUTCOMES = {
+    0: "done", errno.EEXIST: "existed", errno.ENOENT: "missing", errno.ENOSPC: "full", errno.ENOMEM: "full", errno.EOPNOTSUPP: "unsupported",
+}  # fmt: skip
 MEMORY_MS, WORD, BUDGET = 4000, 64, 4096
 
 
@@ -253,6 +256,7 @@ class MirrorTwin:
         self.outstanding -= 1
         row.waits.discard(direction)
         error = int(reply["error"])
+        self.tally[f"{row.job.name.lower()}_{OUTCOMES.get(error, 'other')}"] += 1
         if row.job == Job.ADD:
             self.replied_add(row, direction, error)
         elif row.job == Job.DEL:
@@ -271,7 +275,7 @@ class MirrorTwin:
             self.hold(row, direction, row.wanted(direction))
             return
         row.doubt = row.doubt | {direction} if row.lost else row.doubt - {direction}
-        row.error = error
+        row.error = min(error, 0x7FFF)
         kind = "full" if error in FULL else "unsupported" if error == errno.EOPNOTSUPP else "other"
         self.tally[f"refused_{kind}"] += 1
         if error in FULL:
@@ -280,7 +284,7 @@ class MirrorTwin:
     def replied_del(self, row: Row, direction: int, error: int) -> None:
         if error not in (0, errno.ENOENT):
             self.tally["undestroyed"] += 1
-            row.error = error
+            row.error = min(error, 0x7FFF)
             return
         self.tally["missing" if error else "destroyed"] += 1
         self.full_until = 0
@@ -389,6 +393,7 @@ class MirrorTwin:
         self.taken.remove(number)
         self.outstanding -= len(late)
         self.tally["lost"] += len(late)
+        self.tally[f"{row.job.name.lower()}_lost"] += len(late)
         row.lost = min(row.lost + 1, 255)
         if row.job == Job.DEL or row.queued or (row.job == Job.ADD and row.lost < self.settings.tries):
             self.enqueue(number, late)

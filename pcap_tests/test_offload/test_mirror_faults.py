@@ -31,6 +31,9 @@ def test_a_lost_install_is_asked_for_again(fate: str) -> None:
     assert not rig.in_hardware()
     rig.wait(11)
     assert (rig.in_hardware(), len(nic.rules), rig.mirror.counters()["lost"]) == (True, 2, 2)
+    counts = rig.mirror.counters()
+    again = "add_done" if fate == LOSE else "add_existed"
+    assert (counts["commands_add"], counts["add_lost"], counts[again]) == (4, 2, 2)
 
 
 def test_what_is_never_answered_is_destroyed_before_it_is_given_up() -> None:
@@ -66,6 +69,7 @@ def test_after_a_reset_everything_is_put_back() -> None:
     assert (len(rig.nic.rules), rig.mirror.counters()["resets"], rig.mirror.counters()["offloaded"]) == (18, 1, 9)
     assert not len(rig.mirror.audit(rig.nic.held()))
     assert all(rig.in_hardware(i) for i in range(10) if i != 3)
+    assert rig.mirror.used == 10 and rig.mirror.reasons(range(2, 6)) == {None: 3}, "a part of the rows"
 
 
 def test_a_slow_intake_and_a_full_ring_of_asks_lose_nothing() -> None:

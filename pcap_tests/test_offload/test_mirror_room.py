@@ -26,6 +26,8 @@ def test_a8_60_refusals_are_told_apart(error: int, counter: str, why: Why) -> No
     rig = Rig(nic=refusing(error))
     Tcp(rig).opened()
     assert (rig.mirror.counters()[counter], rig.mirror.why(0)["why"], rig.mirror.reasons()) == (2, why, {why: 1})
+    outcome = {"refused_unsupported": "unsupported", "refused_full": "full", "refused_other": "other"}[counter]
+    assert rig.mirror.counters()[f"add_{outcome}"] == rig.mirror.counters()["commands_add"] == 2
 
 
 def test_a8_60_a_rule_that_is_there_already_is_one() -> None:
@@ -40,7 +42,7 @@ def test_a8_60_rules_that_hardware_has_lost_are_put_back() -> None:
     talk = Tcp(rig).opened()
     rig.nic.rules.clear()
     rig.wait(5)
-    assert (rig.in_hardware(), rig.mirror.counters()["missing"]) == (False, 2)
+    assert (rig.in_hardware(), rig.mirror.counters()["missing"], rig.mirror.counters()["stats_missing"]) == (False, 2, 2)
     talk.say(OUT, "PA", b"hello")
     assert rig.in_hardware()
 
