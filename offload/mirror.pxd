@@ -68,6 +68,13 @@ ctypedef struct Mirrored:
     uint8_t lost                # answers in a row that did not come
     uint8_t pad[2]
 
+# Commands of one kind of job that hardware has not taken.
+ctypedef struct Ring:
+    uint32_t *row               # each once, the one that has waited longest first; which directions says the row
+    uint32_t first
+    uint32_t count              # rows
+    uint32_t commands
+
 ctypedef struct Links:
     uint32_t head
     uint32_t tail
@@ -96,16 +103,15 @@ ctypedef struct Tally:
 
 ctypedef struct State:
     Mirrored *row
-    uint32_t *token             # a ring of commands that hardware has not taken: row << 1 | direction; what for says the row's job
+    Ring ring[N_JOBS]
     uint64_t *holding           # a bit for each row of which hardware has a rule
     uint32_t size
     uint32_t used               # rows ever known
-    uint32_t first
-    uint32_t count              # tokens
+    uint32_t offered[N_JOBS]    # commands that commands() has just given
     uint32_t known              # flows
     uint32_t offloaded          # flows of which hardware has a rule
     uint32_t rules
-    uint32_t outstanding        # commands that hardware has taken and not answered
+    uint32_t outstanding[N_JOBS]    # commands that hardware has taken and not answered
     uint32_t pending[N_JOBS]    # jobs
     uint32_t hand               # where the search for whom to evict goes on
     uint32_t sweep              # row from which flows are to be put back, or NONE

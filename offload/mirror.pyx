@@ -2,14 +2,14 @@
 
 Theory of operation: asks of a flow table, replies of hardware and the time come in as arrays; commands and answers go out as arrays. A flow has one
 job at most: to add rules, to destroy them, or to count. Another one that is asked for meanwhile is dropped and counted, since the flow table asks
-again (A3.21); that a flow is going is remembered. Commands wait in a ring until hardware takes them, and are made up then. Those it has are in one
-list, the oldest first, which is how overdue answers are found.
+again (A3.21); that a flow is going is remembered. Commands wait in the ring of their kind until hardware takes them, and are made up then. Those it
+has are in one list, the oldest first, which is how overdue answers are found.
 One flow: INSTALL -> REPLACE of both directions -> 0, 0 -> INSTALLED; COUNTERS -> STATS of one, then of the other -> COUNTED; REMOVE -> DESTROY of
 both -> REMOVED. Hardware that is full refuses: the flow lives on in software, and is tried again later and later; or another one makes room.
 After a reset everything is desired again, and put back a piece with each call.
 A rule whose REPLACE got no answer is in doubt, and is destroyed before anything else is done. Answers later than that may be taken for another's
 of the same rule; audit() finds what came of it.
-Invariants (check): at most two rules a flow; each command in the ring is of a job that waits for it; the gauges are what a count says.
+Invariants (check): at most two rules a flow; each command in a ring is of a job of its kind that waits for it; the gauges are what a count says.
 Source: net/netfilter/nf_flow_table_offload.c; contract A3, A4, A8.
 Not here: which flows are to be in hardware (flow table), hardware (backend), who carries the arrays (pump).
 """
@@ -58,12 +58,13 @@ assert sizeof(Mirrored) == 160
 Job = IntEnum("Job", {"NONE": NO_JOB, "ADD": JOB_ADD, "DEL": JOB_DEL, "STATS": JOB_STATS}, module=__name__)
 Found = IntEnum("Found", {"EXTRA": FOUND_EXTRA, "MISSING": FOUND_MISSING, "DIFFERENT": FOUND_DIFFERENT}, module=__name__)
 AUDIT_DTYPE = np.dtype([("cookie", "u8"), ("row", "u4"), ("dir", "u1"), ("found", "u1"), ("pad", "u1", 2)])
-BYTES_PER_FLOW = sizeof(Mirrored) + 2 * sizeof(uint32_t) + 0.125
+BYTES_PER_FLOW = sizeof(Mirrored) + 3 * sizeof(uint32_t) + 0.125
 JOBS = {JOB_ADD: "add", JOB_DEL: "del", JOB_STATS: "stats"}
 OUTCOMES = ("done", "existed", "missing", "full", "unsupported", "other", "lost")
 assert len(OUTCOMES) == N_OUTCOMES
 
 cdef uint8_t[4] OPS = [0, OP_REPLACE, OP_DESTROY, OP_STATS]
+cdef uint8_t[3] FIRST = [JOB_STATS, JOB_DEL, JOB_ADD]       # in which order their commands are given
 
 include "mirror_jobs.pxi"
 
@@ -222,7 +223,7 @@ cdef void overdue(State *m, uint32_t number) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
     cdef uint8_t late = row.waits & ~row.queued, n = (late & 1) + (late >> 1)
     unlink(m, &m.sent, number)
-    m.outstanding -= n
+    m.outstanding[row.job] -= n
     m.tally.lost += n
     m.tally.came[row.job][<int>LOST] += n
     row.lost += row.lost < 255
@@ -240,8 +241,13 @@ cdef void overdue(State *m, uint32_t number) noexcept nogil:
 
 cdef void forget_hardware(State *m) noexcept nogil:
     """Hardware has begun anew: nothing that was asked is answered any more."""
+    cdef int job
     m.epoch += 1
-    m.first = m.count = m.outstanding = m.rules = m.offloaded = 0
+    m.rules = m.offloaded = 0
+    memset(m.outstanding, 0, sizeof(m.outstanding))
+    memset(m.offered, 0, sizeof(m.offered))
+    for job in range(N_JOBS):
+        m.ring[job].first = m.ring[job].count = m.ring[job].commands = 0
     memset(m.pending, 0, sizeof(m.pending))
     memset(m.holding, 0, (m.size + 63) // 64 * sizeof(uint64_t))
     m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
@@ -249,28 +255,56 @@ cdef void forget_hardware(State *m) noexcept nogil:
     m.tally.resets += 1
 
 
-cdef void command(const State *m, uint32_t token, Command *c) noexcept nogil:
-    cdef const Mirrored *row = &m.row[token >> 1]
-    cdef int dir = token & 1
+cdef void command(const State *m, uint32_t number, int dir, Command *c) noexcept nogil:
+    cdef const Mirrored *row = &m.row[number]
     memset(c, 0, sizeof(Command))
     c.match = row.key[dir]
     c.to = row.key[1 - dir]             # turned round: what the other direction answers is what leaves (A4.31)
     c.to.src[0], c.to.src[1], c.to.dst[0], c.to.dst[1] = c.to.dst[0], c.to.dst[1], c.to.src[0], c.to.src[1]
     c.to.sport, c.to.dport = c.to.dport, c.to.sport
-    c.cookie = (<uint64_t>row.serial << 32 | token >> 1) << 1 | dir
+    c.cookie = (<uint64_t>row.serial << 32 | number) << 1 | dir
     c.conn, c.label[0], c.label[1], c.mark = row.conn, row.label[0], row.label[1], row.mark
     c.op, c.ctinfo, c.dir = OPS[row.job], wanted(row, dir), dir
 
 
-cdef void taken(State *m) noexcept nogil:
-    """Hardware has the oldest command of the ring."""
-    cdef uint32_t number = m.token[m.first] >> 1
+cdef uint32_t offer(State *m, uint32_t most) noexcept nogil:
+    """How many commands of each kind come next (A3.20). Questions for counters wait for nothing else, or what is busy would look idle behind a long queue;
+    removals go before installs, since they make room."""
+    cdef uint32_t with_hardware = m.outstanding[<int>JOB_ADD] + m.outstanding[<int>JOB_DEL], room = m.window - min(m.window, with_hardware)
+    m.offered[<int>JOB_STATS] = min(most, m.ring[<int>JOB_STATS].commands)
+    room = min(room, most - m.offered[<int>JOB_STATS])
+    m.offered[<int>JOB_DEL] = min(room, m.ring[<int>JOB_DEL].commands)
+    m.offered[<int>JOB_ADD] = min(room - m.offered[<int>JOB_DEL], m.ring[<int>JOB_ADD].commands)
+    return sum_of(m.offered)
+
+
+cdef void commands_from(const State *m, const Ring *ring, uint32_t n, Command *c) noexcept nogil:
+    """The next n of a ring."""
+    cdef uint32_t i = 0, made = 0, number
+    cdef int dir
+    while made < n:
+        if i + AHEAD < ring.count:
+            fetch(&m.row[ring.row[(<uint64_t>ring.first + i + AHEAD) % m.size]])
+        number = ring.row[(<uint64_t>ring.first + i) % m.size]
+        for dir in range(2):
+            if made < n and m.row[number].queued >> dir & 1:
+                command(m, number, dir, &c[made])
+                made += 1
+        i += 1
+
+
+cdef void taken(State *m, int job) noexcept nogil:
+    """Hardware has the oldest command of a ring."""
+    cdef Ring *ring = &m.ring[job]
+    cdef uint32_t number = ring.row[ring.first]
     cdef Mirrored *row = &m.row[number]
-    row.queued &= ~<uint8_t>(1 << (m.token[m.first] & 1))
-    m.first = <uint32_t>((<uint64_t>m.first + 1) % (2 * <uint64_t>m.size))
-    m.count -= 1
-    m.outstanding += 1
-    m.tally.commands[row.job] += 1
+    row.queued &= row.queued - 1        # the lower direction of those that wait
+    ring.commands -= 1
+    if not row.queued:
+        ring.first = <uint32_t>((<uint64_t>ring.first + 1) % m.size)
+        ring.count -= 1
+    m.outstanding[job] += 1
+    m.tally.commands[job] += 1
     unlink(m, &m.sent, number)
     row.due = m.now + m.limit
     link(m, &m.sent, number)
@@ -288,18 +322,20 @@ cdef class Mirror:
 
     def __cinit__(self, uint32_t flows, settings=None):
         cdef State *m = &self.all
+        cdef int job
         cdef size_t rows = flows * sizeof(Mirrored), bits = (<size_t>flows + 63) // 64 * sizeof(uint64_t)
         if not 0 < flows < 1 << 31:
             raise ConfigError(f"flows = {flows}: expected a number from 1 to {(1 << 31) - 1}")
         settings = MirrorSettings() if settings is None else settings
         memset(m, 0, sizeof(State))
         self.settings, self.resets = settings, -1
-        self.memory = (rows + bits + 2 * <size_t>flows * sizeof(uint32_t) + 4095) & ~<size_t>4095
+        self.memory = (rows + bits + 3 * <size_t>flows * sizeof(uint32_t) + 4095) & ~<size_t>4095
         m.row = <Mirrored *>map_memory(self.memory)
         if m.row == NULL:
             raise MemoryError(f"no memory for the mirror of {flows} flows")
         m.holding = <uint64_t *>(m.row + flows)
-        m.token = <uint32_t *>(<char *>m.holding + bits)
+        for job in range(JOB_ADD, N_JOBS):
+            m.ring[job].row = <uint32_t *>(<char *>m.holding + bits) + <size_t>(job - JOB_ADD) * flows
         m.size = flows
         m.sweep = m.sent.head = m.sent.tail = m.waiting.head = m.waiting.tail = NONE
         m.limit, m.backoff, m.backoff_most = <int64_t>(settings.reply_limit * 1e9), <int64_t>(settings.backoff * 1e9), <int64_t>(settings.backoff_most * 1e9)
@@ -376,27 +412,30 @@ cdef class Mirror:
     def commands(self, uint32_t most=BUDGET):
         """See mirror.pyi."""
         cdef State *m = &self.all
-        cdef uint32_t i, at, n = min(most, min(m.count, m.window - min(m.window, m.outstanding)))
+        cdef uint32_t n = offer(m, most)
+        cdef int i
         made = np.empty(n, dtype=COMMAND_DTYPE)
         cdef Command *c = <Command *><size_t>made.ctypes.data
         with nogil:
-            for i in range(n):
-                at = <uint32_t>((<uint64_t>m.first + i) % (2 * <uint64_t>m.size))
-                if i + AHEAD < n:
-                    fetch(&m.row[m.token[<uint32_t>((<uint64_t>m.first + i + AHEAD) % (2 * <uint64_t>m.size))] >> 1])
-                command(m, m.token[at], &c[i])
+            for i in range(3):
+                commands_from(m, &m.ring[<int>FIRST[i]], m.offered[<int>FIRST[i]], c)
+                c += m.offered[<int>FIRST[i]]
         return made
 
     def sent(self, uint32_t n, now):
         """See mirror.pyi."""
         cdef State *m = &self.all
-        cdef uint32_t i
-        if n > m.count:
-            raise ValueError(f"sent: expected at most the {m.count} commands that there are, not {n}")
+        cdef int i
+        if n > sum_of(m.offered):
+            raise ValueError(f"sent: expected at most the {sum_of(m.offered)} commands that were given, not {n}")
         m.now = max(m.now, <int64_t>now)
         with nogil:
-            for i in range(n):
-                taken(m)
+            for i in range(3):
+                while n and m.offered[<int>FIRST[i]]:
+                    taken(m, FIRST[i])
+                    m.offered[<int>FIRST[i]] -= 1
+                    n -= 1
+        memset(m.offered, 0, sizeof(m.offered))
 
     def answers(self):
         """See mirror.pyi."""
@@ -413,12 +452,12 @@ cdef class Mirror:
 
     @property
     def waiting(self):
-        return self.all.count
+        return commands_of(&self.all)
 
     @property
     def due(self):
         cdef const State *m = &self.all
-        if m.count or m.answers or m.sweep != NONE:
+        if commands_of(m) or m.answers or m.sweep != NONE:
             return 0
         return m.row[m.sent.head].due if m.sent.head != NONE else NEVER
 

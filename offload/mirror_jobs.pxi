@@ -1,6 +1,6 @@
 """Jobs of the mirror: how they begin, and what follows from their answers. Part of mirror.pyx.
 
-A job's commands are tokens in a ring until hardware takes them. A job ends when each of them is answered, or given up.
+A job's commands are in the ring of its kind until hardware takes them. A job ends when each of them is answered, or given up.
 Not here: what is asked for (mirror.pyx), when answers are overdue (there, too).
 """
 
@@ -88,15 +88,16 @@ cdef void hold(State *m, uint32_t number, int dir, uint8_t ctinfo) noexcept nogi
 
 
 cdef void enqueue(State *m, uint32_t number, uint8_t dirs) noexcept nogil:
-    """Commands for these directions. At most two of a row are in the ring, which has room for two of each."""
+    """Commands for these directions. A row is in its job's ring once, which has room for all of them."""
     cdef Mirrored *row = &m.row[number]
-    cdef int dir
+    cdef Ring *ring = &m.ring[row.job]
+    cdef uint8_t more = dirs & ~row.queued
+    if not row.queued and more:
+        ring.row[(<uint64_t>ring.first + ring.count) % m.size] = number
+        ring.count += 1
+    ring.commands += (more & 1) + (more >> 1)
     row.waits |= dirs
     row.queued |= dirs
-    for dir in range(2):
-        if dirs >> dir & 1:
-            m.token[(<uint64_t>m.first + m.count) % (2 * <uint64_t>m.size)] = number << 1 | dir
-            m.count += 1
 
 
 cdef void begin(State *m, uint32_t number, uint8_t job, uint8_t dirs) noexcept nogil:

@@ -87,7 +87,7 @@ cdef void replied(State *m, const Reply *reply) noexcept nogil:
     ):
         m.tally.strays += 1
         return
-    m.outstanding -= 1
+    m.outstanding[row.job] -= 1
     m.tally.came[row.job][outcome_of(reply.error)] += 1
     row.waits &= ~bit
     if row.job == JOB_ADD:

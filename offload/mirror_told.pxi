@@ -1,10 +1,21 @@
 """What a mirror tells of itself, and what proves that it tells the truth. Part of mirror.pyx. Not here: changing anything."""
 
 
+cdef uint32_t sum_of(const uint32_t *each) noexcept nogil:
+    """Of all kinds of jobs."""
+    return each[<int>JOB_ADD] + each[<int>JOB_DEL] + each[<int>JOB_STATS]
+
+
+cdef uint32_t commands_of(const State *m) noexcept nogil:
+    """Those that hardware has not taken."""
+    return m.ring[<int>JOB_ADD].commands + m.ring[<int>JOB_DEL].commands + m.ring[<int>JOB_STATS].commands
+
+
 cdef dict counters_of(const State *m):
     cdef const Tally *t = &m.tally
     told = {
-        "flows": m.known, "offloaded": m.offloaded, "rules": m.rules, "outstanding": m.outstanding, "queued": m.count,
+        "flows": m.known, "offloaded": m.offloaded, "rules": m.rules, "outstanding": sum_of(m.outstanding),
+        "queued": commands_of(m),
         "accepted": t.accepted, "existed": t.existed, "destroyed": t.destroyed, "missing": t.missing, "refused_full": t.refused_full,
         "refused_unsupported": t.refused_unsupported, "refused_other": t.refused_other, "undestroyed": t.undestroyed, "uncounted": t.uncounted,
         "lost": t.lost, "held_back": t.held_back, "kept_out": t.kept_out, "evictions": t.evictions, "spared": t.spared, "strays": t.strays, "strange": t.strange,
@@ -93,7 +104,7 @@ cdef uint8_t audited(const State *m, const Command *rule) noexcept nogil:
         return 0
     if not m.row[number].held[dir]:
         return FOUND_EXTRA
-    command(m, number << 1 | dir, &ours)
+    command(m, number, dir, &ours)
     if not same_key(&ours.match, &rule.match) or not same_key(&ours.to, &rule.to) or ours.conn != rule.conn:
         return FOUND_DIFFERENT
     return FOUND_DIFFERENT if rule.ctinfo != m.row[number].held[dir] else 0
@@ -123,7 +134,8 @@ cdef object audit_of(const State *m, held):
 
 cdef int check_all(const State *m) except -1:
     cdef const Mirrored *row
-    cdef uint32_t i, at, known = 0, rules = 0, outstanding = 0, queued = 0
+    cdef uint32_t i, known = 0, rules = 0, outstanding = 0, queued = 0
+    cdef int job
     cdef uint32_t[4] jobs
     memset(jobs, 0, sizeof(jobs))
     for i in range(m.used):
@@ -139,16 +151,31 @@ cdef int check_all(const State *m) except -1:
             raise AssertionError(f"row {i}: job {row.job} waits for {row.waits}, {row.queued} of it queued")
         if (installed(row) != 0) != (m.holding[i >> 6] >> (i & 63) & 1):
             raise AssertionError(f"row {i}: what is held and its mark differ")
-    gauges = [m.known, m.rules, m.outstanding, m.count, m.pending[<int>JOB_ADD], m.pending[<int>JOB_DEL], m.pending[<int>JOB_STATS]]
+    gauges = [m.known, m.rules, sum_of(m.outstanding), commands_of(m), m.pending[<int>JOB_ADD], m.pending[<int>JOB_DEL], m.pending[<int>JOB_STATS]]
     counted = [known, rules, outstanding, queued, jobs[<int>JOB_ADD], jobs[<int>JOB_DEL], jobs[<int>JOB_STATS]]
     if gauges != counted:
         raise AssertionError(f"flows, rules, outstanding, queued, jobs are {counted}, and the gauges say {gauges}")
-    for i in range(m.count):
-        at = m.token[(<uint64_t>m.first + i) % (2 * <uint64_t>m.size)]
-        if not m.row[at >> 1].queued >> (at & 1) & 1:
-            raise AssertionError(f"row {at >> 1}: a command of direction {at & 1} is in the ring that its job does not wait for")
+    for job in range(JOB_ADD, N_JOBS):
+        check_ring(m, job)
     check_list(m, "jobs that hardware has", m.sent)
     check_list(m, "flows that wait for room", m.waiting)
+    return 0
+
+
+cdef int check_ring(const State *m, int job) except -1:
+    cdef const Ring *ring = &m.ring[job]
+    cdef const Mirrored *row
+    cdef uint32_t i, number, commands = 0
+    cdef uint8_t[::1] seen = np.zeros(m.size, dtype=np.uint8)
+    for i in range(ring.count):
+        number = ring.row[(<uint64_t>ring.first + i) % m.size]
+        row = &m.row[number]
+        if row.job != job or not row.queued or seen[number]:
+            raise AssertionError(f"row {number}: in the ring of job {job}, and has job {row.job} with {row.queued} queued; there before: {seen[number]}")
+        seen[number] = 1
+        commands += bits_of(row.queued)
+    if commands != ring.commands:
+        raise AssertionError(f"the ring of job {job} has {commands} commands, and says {ring.commands}")
     return 0
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ctcore.types import Dir, Proto, State, Status, TcpState
+from datapath.commands.nic_option import mirror_settings
 from datapath.commands.offload_audit import JOBS, differences, figures
 from datapath.commands.offload_notes import FlowNotes
 from datapath.commands.offload_said import ITEMS, says
@@ -183,7 +184,7 @@ class Simulated(Live):
     def __init__(self, pipeline: RulePipeline, nic: Any, policy: str) -> None:
         from datapath.commands.offloaded import Offloaded, mirror_of
 
-        mirror = mirror_of(pipeline, policy)
+        mirror = mirror_of(pipeline, mirror_settings(nic.profile, policy))
         self.nic, self.offloaded = nic, Offloaded(pipeline, nic, mirror, MOST)
         super().__init__(pipeline, mirror, nic, "sim")
         self.offloaded.watch = self.notes

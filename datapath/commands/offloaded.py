@@ -75,11 +75,11 @@ def only_hardware(ruleset: Ruleset) -> NDArray[np.bool_]:
     return np.array([*(rule.skip_sw for rule in ruleset.rules), False], dtype=bool)
 
 
-def mirror_of(pipeline: RulePipeline, policy: str = "first-come") -> Mirror:
-    """A mirror of all rows of the pipeline's flow table. policy: see MirrorSettings. Raises ConfigError without a flow table."""
+def mirror_of(pipeline: RulePipeline, settings: MirrorSettings | None = None) -> Mirror:
+    """A mirror of all rows of the pipeline's flow table. Raises ConfigError without a flow table."""
     if pipeline.flows is None:
         raise ConfigError(NO_TABLE)
-    return Mirror(pipeline.flows.rows, MirrorSettings(policy=policy))
+    return Mirror(pipeline.flows.rows, settings)
 
 
 class Offloaded:

@@ -18,6 +18,7 @@ from datapath import fields
 from datapath.app import RulesGiven, Tracking
 from datapath.cli import complain
 from datapath.commands.framed import framed
+from datapath.commands.nic_option import mirror_settings
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offload_counts import last_look
 from datapath.commands.offload_ledger import Ledger
@@ -85,7 +86,7 @@ class OffloadedRun(RuledRun):
         pipeline = super().make_pipeline(tracking)
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
         compiled(hardware)
-        work = Offloaded(pipeline, hardware, mirror_of(pipeline, self.given.policy))
+        work = Offloaded(pipeline, hardware, mirror_of(pipeline, mirror_settings(self.given.profile, self.given.policy)))
         if self.given.watch is not None:
             work.watch = self.given.watch(work)
         elif self.outputs.conns or self.outputs.events or not self.given.profile.counters.accounting:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.config import Config
+from datapath.commands.nic_option import mirror_settings
 from datapath.commands.nic_rules import nic_rules
 from datapath.commands.offloaded import Offloaded
 from datapath.pipeline import rules_file
@@ -64,15 +65,23 @@ def rules(nat: str, mark: bool, soft: bool) -> str:
     return text
 
 
+def impatient(usual: MirrorSettings) -> MirrorSettings:
+    """The same, but what is lost is given up sooner, and what is refused tried again sooner."""
+    limit = 0.4 * usual.reply_limit
+    return replace(usual, reply_limit=limit, window=max(2, int(0.4 * usual.window)), backoff=0.5, backoff_most=8.0)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What a run is drawn as. capacity: entries of the NIC, 0: what its kind has; slots: conns that the tracker has room for."""
+    """What a run is drawn as. capacity, inserts, latency: of the NIC, 0: what its kind has; slots: conns that the tracker has room for."""
 
     seed: int = 0
     talks: int = 200
     density: int = 1000
     kind: str = "perfect"
     capacity: int = 0
+    inserts: float = 0
+    latency: float = 0
     accounting: bool = True
     policy: str = "first-come"
     nat: str = "none"
@@ -85,6 +94,8 @@ class Plan:
     def profile(self) -> profile.Profile:
         kind = profile.load(self.kind)
         table = kind.table.model_copy(update={"capacity": self.capacity or kind.table.capacity})
+        rates = {"inserts": self.inserts or kind.rates.inserts, "latency": self.latency or kind.rates.latency}
+        kind = kind.model_copy(update={"rates": kind.rates.model_copy(update=rates)})
         return kind.model_copy(update={"table": table, "counters": kind.counters.model_copy(update={"accounting": self.accounting})})
 
 
@@ -101,7 +112,7 @@ class Run:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        settings = MirrorSettings(policy=plan.policy, reply_limit=4.0, backoff=0.5, backoff_most=8.0)
+        settings = impatient(mirror_settings(plan.profile(), plan.policy))
         faults = [replace(fault, at=START + fault.at, until=START + min(fault.until, 1 << 61)) for fault in plan.faults]
         pipeline = RulePipeline(ruleset_of(rules(plan.nat, plan.mark, plan.soft)), Config(max=plan.slots, seed=plan.seed))
         self.watch = Invariants(Slack.of(plan.profile(), faults, settings))

@@ -22,6 +22,7 @@ from pcap_tests.test_offload.mirror_twin_row import Row
 
 OF_JOB = {Job.ADD: Op.REPLACE, Job.DEL: Op.DESTROY, Job.STATS: Op.STATS}
 FULL = (errno.ENOSPC, errno.ENOMEM)
+FIRST = (Job.STATS, Job.DEL, Job.ADD)  # in which order commands are given
 OUTCOMES = {
     0: "done", errno.EEXIST: "existed", errno.ENOENT: "missing", errno.ENOSPC: "full", errno.ENOMEM: "full", errno.EOPNOTSUPP: "unsupported",
 }  # fmt: skip
@@ -34,13 +35,15 @@ class MirrorTwin:
     def __init__(self, flows: int, settings: MirrorSettings) -> None:
         self.size, self.settings, self.resets = flows, settings, -1
         self.rows: dict[int, Row] = {}
-        self.ring: list[tuple[int, int]] = []  # commands that hardware has not taken: row, direction
+        self.rings: dict[Job, list[int]] = {job: [] for job in FIRST}  # rows whose commands hardware has not taken
         self.taken: list[int] = []  # rows whose commands hardware has, the one whose answer is due first before the others
         self.queue: list[int] = []  # rows for which room is made
         self.told: list[Any] = []
         self.tally: Counter[str] = Counter()
-        self.used = self.outstanding = self.epoch = self.hand = self.now = self.full_until = 0
+        self.outstanding = dict.fromkeys(FIRST, 0)
+        self.used = self.epoch = self.hand = self.now = self.full_until = 0
         self.sweep: int | None = None
+        self.offered: list[tuple[int, int]] = []
 
     # --- what is told ----------------------------------------------------------------------------------------------------------------
 
@@ -66,9 +69,10 @@ class MirrorTwin:
 
     def enqueue(self, number: int, directions: set[int]) -> None:
         row = self.rows[number]
+        if not row.queued and directions:
+            self.rings[row.job].append(number)
         row.waits |= directions
         row.queued |= directions
-        self.ring += [(number, direction) for direction in sorted(directions)]
 
     def begin(self, number: int, job: Job, directions: set[int], *, own: bool = False) -> None:
         """own: the flow table has not asked for it, and is told."""
@@ -253,7 +257,7 @@ class MirrorTwin:
         if row is None or not expected or direction not in row.waits - row.queued:
             self.tally["strays"] += 1
             return
-        self.outstanding -= 1
+        self.outstanding[row.job] -= 1
         row.waits.discard(direction)
         error = int(reply["error"])
         self.tally[f"{row.job.name.lower()}_{OUTCOMES.get(error, 'other')}"] += 1
@@ -391,7 +395,7 @@ class MirrorTwin:
         row = self.rows[number]
         late = row.waits - row.queued
         self.taken.remove(number)
-        self.outstanding -= len(late)
+        self.outstanding[row.job] -= len(late)
         self.tally["lost"] += len(late)
         self.tally[f"{row.job.name.lower()}_lost"] += len(late)
         row.lost = min(row.lost + 1, 255)
@@ -409,7 +413,8 @@ class MirrorTwin:
     def reset(self, now: int) -> None:
         self.now = max(self.now, now)
         self.epoch += 1
-        self.ring, self.taken, self.queue, self.outstanding, self.full_until, self.sweep = [], [], [], 0, 0, 0
+        self.rings, self.outstanding = {job: [] for job in FIRST}, dict.fromkeys(FIRST, 0)
+        self.taken, self.queue, self.full_until, self.sweep = [], [], 0, 0
         self.tally["resets"] += 1
 
     def settle(self, number: int) -> None:
@@ -430,12 +435,18 @@ class MirrorTwin:
 
     @property
     def waiting(self) -> int:
-        return len(self.ring)
+        return sum(len(self.rows[number].queued) for ring in self.rings.values() for number in ring)
+
+    def next(self, most: int) -> list[tuple[int, int]]:
+        """Rows and directions whose commands come next: counters, removals, installs (A3.20); the latter two within the window."""
+        kinds = {job: [(number, way) for number in ring for way in sorted(self.rows[number].queued)] for job, ring in self.rings.items()}
+        room = max(0, self.settings.window - self.outstanding[Job.ADD] - self.outstanding[Job.DEL])
+        return (kinds[Job.STATS] + (kinds[Job.DEL] + kinds[Job.ADD])[:room])[:most]
 
     def commands(self, most: int = BUDGET) -> NDArray[Any]:
-        n = min(most, len(self.ring), max(0, self.settings.window - self.outstanding))
-        made = np.zeros(n, dtype=COMMAND_DTYPE)
-        for c, (number, direction) in zip(made, self.ring[:n], strict=True):
+        self.offered = self.next(most)
+        made = np.zeros(len(self.offered), dtype=COMMAND_DTYPE)
+        for c, (number, direction) in zip(made, self.offered, strict=True):
             row = self.rows[number]
             c["match"], other = row.key[direction], row.key[1 - direction]
             c["to"] = other
@@ -446,16 +457,18 @@ class MirrorTwin:
 
     def sent(self, n: int, now: int) -> None:
         self.now = max(self.now, now)
-        for _ in range(n):
-            number, direction = self.ring.pop(0)
+        for number, direction in self.offered[:n]:
             row = self.rows[number]
             row.queued.discard(direction)
-            self.outstanding += 1
+            if not row.queued:
+                self.rings[row.job].remove(number)
+            self.outstanding[row.job] += 1
             self.tally[f"commands_{row.job.name.lower()}"] += 1
             if number in self.taken:
                 self.taken.remove(number)
             row.due = self.now + self.limit
             self.taken.append(number)
+        self.offered = []
 
     def counters(self) -> dict[str, int]:
         """As Mirror has them; what never happened is not in it."""
@@ -467,4 +480,4 @@ class MirrorTwin:
             "offloaded": sum(bool(row.installed) for row in now),
         }
         jobs = {f"pending_{job.name.lower()}": sum(row.job == job for row in now) for job in OF_JOB}
-        return {**told, **jobs, "outstanding": self.outstanding, "queued": len(self.ring)}
+        return {**told, **jobs, "outstanding": sum(self.outstanding.values()), "queued": self.waiting}

@@ -94,6 +94,15 @@ def test_what_is_drawn_happens(what: str) -> None:
     assert run.watch.checks > 50 and (shares.why[Why.IN_SOFTWARE] > 0) == bool(plan.get("soft"))
 
 
+@pytest.mark.parametrize(("inserts", "latency"), [(20, 0), (200, 3000), (1000, 15_000), (20, 100)])
+def test_nothing_is_lost_by_a_nic_that_is_slow(inserts: float, latency: float) -> None:
+    """Whatever it takes: hundreds of connections want in and out, and commands wait where they are not asked again."""
+    run = Run(Plan(seed=5, talks=500, inserts=inserts, latency=latency))
+    run.go(EACH)
+    counts = run.offloaded.mirror.counters()
+    assert (counts["lost"], counts["strays"]) == (0, 0) and counts["accepted"] > 10
+
+
 def test_a11_holds_of_many_busy_ones_for_an_hour() -> None:
     """Every 20 s each says something, in hardware but for its first packets, and nobody is ever taken out."""
     run = Run(Plan(seed=3, talks=100, odd=0, kind="connectx-7-hw"))

@@ -49,11 +49,12 @@ def hold(truth: Any, which: str, text: str) -> None:
 
 
 class Slack(NamedTuple):
-    """How much later than at once something may be, in ns: late: a command is answered; limit: an answer that is lost is given up; loses, stuck: from
-    when to when commands are lost, and counters not refreshed."""
+    """How much later than at once something may be, in ns: late: a command is answered; limit: an answer that is lost is given up; window: commands
+    that may be on their way; loses, stuck: from when to when commands are lost, and counters not refreshed."""
 
     late: int
     limit: int
+    window: int
     period: int
     rate: float
     loses: tuple[tuple[int, int], ...]
@@ -65,7 +66,9 @@ class Slack(NamedTuple):
         late = kind.latency_ns + sum(fault.delay for fault in faults if fault.kind == "delay")
         spans = {word: tuple((f.at, f.until) for f in faults if f.kind.startswith(word)) for word in ("lose", "stick")}
         resets = tuple(fault.at for fault in faults if fault.kind == "reset")
-        return cls(late, round(settings.reply_limit * 1e9), kind.period_ns, kind.rates.inserts, spans["lose"], spans["stick"], resets)
+        return cls(
+            late, round(settings.reply_limit * 1e9), settings.window, kind.period_ns, kind.rates.inserts, spans["lose"], spans["stick"], resets
+        )
 
     def lossy(self, since: int, now: int) -> bool:
         """Whether commands of that time may have been lost."""
@@ -320,6 +323,8 @@ class Invariants:
         if now - self.looked < SECOND or self.offloaded is None:
             return
         self.looked, self.checks = now, self.checks + 1
+        if self.slack.loses:  # who waits behind commands that are lost waits until these are given up
+            self.waited = max(self.waited, -(-self.offloaded.mirror.waiting // self.slack.window) * self.slack.limit)
         counts = self.offloaded.flows.counters()
         more = (counts["hw_packets"], counts["hw_bytes"])
         hold(more[0] >= self.counted[0] and more[1] >= self.counted[1], "counters", f"{self.counted}, then {more}")
