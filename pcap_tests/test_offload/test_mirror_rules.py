@@ -53,6 +53,22 @@ def test_a3_20_a_slow_nic_holds_up_no_packet() -> None:
     assert len(rig.nic.rules) == 2
 
 
+def test_a3_20_counters_and_removals_wait_for_no_installs() -> None:
+    """Hundreds of installs are waiting for a NIC that takes a command at a time."""
+    rig = Rig()
+    talks = [Tcp(rig, port=port).opened() for port in (40000, 40001)]
+    rig.wait(1.5)
+    rig.nic.intake = 1
+    for port in range(1000, 1300):
+        super(Rig, rig).send(craft.udp("10.0.0.1", "198.51.100.7", port, 53))
+    rig.pump()
+    assert rig.mirror.waiting > 290
+    talks[1].say(IN, "FA")
+    rig.wait(3)
+    done = [op for op, row, _ in rig.nic.log if row in (0, 1)]
+    assert done[4:].count("DESTROY") == 2 and done[4:].count("STATS") >= 2 and rig.mirror.waiting > 280
+
+
 def test_a3_21_a_job_asked_for_while_another_is_pending_is_dropped_and_counted() -> None:
     rig = Rig(nic=FakeNic(latency=3 * SECOND))
     talk = Tcp(rig).opened()
