@@ -65,10 +65,10 @@ def rules(nat: str, mark: bool, soft: bool) -> str:
     return text
 
 
-def impatient(usual: MirrorSettings) -> MirrorSettings:
-    """The same, but what is lost is given up sooner, and what is refused tried again sooner."""
-    limit = 0.4 * usual.reply_limit
-    return replace(usual, reply_limit=limit, window=max(2, int(0.4 * usual.window)), backoff=0.5, backoff_most=8.0)
+def impatient(kind: profile.Profile, usual: MirrorSettings) -> MirrorSettings:
+    """The same, but what is lost is given up sooner, if the latency allows it, and what is refused is tried again sooner."""
+    limit = max(4.0, 4 * kind.rates.latency / 1000)
+    return replace(usual, reply_limit=limit, window=max(2, int(usual.window * limit / usual.reply_limit)), backoff=0.5, backoff_most=8.0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Run:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        settings = impatient(mirror_settings(plan.profile(), plan.policy))
+        settings = impatient(plan.profile(), mirror_settings(plan.profile(), plan.policy))
         faults = [replace(fault, at=START + fault.at, until=START + min(fault.until, 1 << 61)) for fault in plan.faults]
         pipeline = RulePipeline(ruleset_of(rules(plan.nat, plan.mark, plan.soft)), Config(max=plan.slots, seed=plan.seed))
         self.watch = Invariants(Slack.of(plan.profile(), faults, settings))
