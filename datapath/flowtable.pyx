@@ -11,6 +11,8 @@ Source: net/sched/act_ct.c, net/netfilter/nf_flow_table_core.c.
 Not here: verdicts (a packet served has its rules still before it, see shortcut), how rows end (flowtable_ends.pxi), what hardware is asked for (flowtable_mirrored.pxi).
 """
 
+cimport cython
+
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -286,6 +288,7 @@ cdef dict hardware_counters(const Asks *asks):
 # --- from Python ------------------------------------------------------------------------------------------------------------------------
 
 
+@cython.no_gc_clear      # the collector of circles may not take the tracker away: the engine in it is told at the end
 cdef class Flows:
     """A tracker's flow table. See flowtable.pyi."""
 
