@@ -157,6 +157,7 @@ cdef void flower_key(const uint8_t *frame, uint32_t have, bint ethernet, uint8_t
 def flower_keys(const uint8_t[::1] memory not None, frames not None):
     """The fields of frames; see flower.pyi."""
     cdef const Frame *frame = checked_frames(memory, frames)
+    cdef const uint8_t *base = &memory[0] if memory.shape[0] else NULL
     cdef Py_ssize_t n = len(frames), i
     cdef ParseSettings settings
     cdef Packet p
@@ -166,6 +167,6 @@ def flower_keys(const uint8_t[::1] memory not None, frames not None):
     memset(&settings, 0, sizeof(ParseSettings))
     settings.fragments, settings.any_header_sum = FRAGMENTS_GATHERED, True
     for i in range(n):
-        parse(&settings, &memory[0] if memory.shape[0] else NULL, frame + i, 1, &p)
-        flower_key(&memory[0] + frame[i].offset, frame[i].caplen, frame[i].link == LINKTYPE_ETHERNET, p.key.family, p.l3_off, key + i)
+        parse(&settings, base, frame + i, 1, &p)
+        flower_key(base + frame[i].offset, frame[i].caplen, frame[i].link == LINKTYPE_ETHERNET, p.key.family, p.l3_off, key + i)
     return keys

@@ -230,3 +230,10 @@ def test_a_frame_stays_of_its_kind_whatever_is_written_to_its_first_byte(bare):
     for link, header in ((1, None), bare):
         coming = Coming(frame, Hook("eth0"), 10**9) if header is None else Coming(frame, Hook("eth0"), 10**9, 0, link, header)
         assert compared(ruleset_of(rules), [coming])[0].verdict == "drop", link
+
+
+@pytest.mark.parametrize("link", [1, LINK_RAW])
+def test_a_frame_of_no_bytes_has_no_fields(link):
+    """Nor is there a first byte to point at, where bounds are checked (make asan)."""
+    fields = seen(b"", link)
+    assert not any(np.any(fields[name]) for name in fields.dtype.names)
