@@ -1,0 +1,176 @@
+"""A netlink socket that asks many things at once, and gives each its answer; and that lists what there is.
+
+Theory of operation: requests are numbered and sent in groups, each group in one system call, and its answers are read before the next one goes out, so that
+they fit into the socket's buffer. Where they do not (ENOBUFS), what has no answer is LOST: nobody knows whether it was done.
+Invariants: each request has one answer, in order; a kernel that stops answering is an error after PATIENCE; only the kernel is listened to.
+Not here: messages (filters, ctcore.ctnetlink), what is made of an answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from ctcore.errors import CtmirrorError
+from offload.netlink.attributes import TC, Level
+from offload.netlink.extack import LOST, Answer, answer_of
+from offload.netlink.filters import MESSAGE, TCMSG
+from offload.netlink.read import Malformed
+
+ROUTE, NETFILTER = 0, 12  # NETLINK_ROUTE, NETLINK_NETFILTER
+SOL_NETLINK, CAP_ACK, EXT_ACK, STRICT = 270, 10, 11, 12
+SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
+BUFFER = 1 << 22
+LONGEST = 1 << 18  # bytes of one answer
+PATIENCE = 30.0  # seconds: the kernel's lock on rules may be held by others for long
+GROUP, GROUP_BYTES = 128, 1 << 17  # requests and bytes that are sent at once
+ERROR, FINISHED, OVERRUN = 2, 3, 4  # NLMSG_*
+INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
+
+
+class NetlinkError(CtmirrorError):
+    """A list that cannot be had, or a kernel that does not answer; number: errno, or 0."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class Channel:
+    """A socket in the network namespace that this thread is in. A context manager.
+
+    level, head: of the requests' attributes, and where those begin behind the header, for naming the attribute that an answer is about.
+    """
+
+    def __init__(self, protocol: int = ROUTE, level: Level = TC, head: int = TCMSG.size) -> None:
+        self.level, self.head = level, head
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self.socket.bind((0, 0))
+        for option in (CAP_ACK, EXT_ACK):
+            self.socket.setsockopt(SOL_NETLINK, option, 1)
+        for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
+            self.socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        self.socket.settimeout(PATIENCE)
+        self.number = 0  # of the last request
+        self.echoed: list[bytes] = []  # what answers had besides, of the last `ask`
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # --- asking -----------------------------------------------------------------------------------------------------------------------
+
+    def ask(self, requests: Sequence[bytes]) -> list[Answer]:
+        """The answer of each request, which wants an acknowledgement. Raises NetlinkError if there is none in time, Malformed."""
+        answers: list[Answer] = []
+        self.echoed = []
+        start = 0
+        while start < len(requests):
+            end, size = start, 0
+            while end < len(requests) and end - start < GROUP and (end == start or size + len(requests[end]) <= GROUP_BYTES):
+                size += len(requests[end])
+                end += 1
+            answers += self._group(requests[start:end])
+            start = end
+        return answers
+
+    def _group(self, requests: Sequence[bytes]) -> list[Answer]:
+        first = self.number + 1
+        self._send(requests)
+        found: dict[int, Answer] = {}
+        lost = False
+        while len(found) < len(requests):
+            try:
+                for kind, flags, number, data in self._received(wait=not lost):
+                    at = number - first & 0xFFFFFFFF
+                    if at >= len(requests):
+                        continue  # to what was asked before, and given up
+                    if kind == ERROR:
+                        found[at] = answer_of(data, flags, requests[at], self.level, self.head)
+                    else:
+                        self.echoed.append(data)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True  # the kernel is done with all of them by now, and what fitted is there
+        return [found.get(at, LOST) for at in range(len(requests))]
+
+    def _send(self, requests: Sequence[bytes]) -> None:
+        parts = bytearray()
+        for request in requests:
+            self.number = self.number + 1 & 0xFFFFFFFF
+            at = len(parts)
+            parts += request
+            parts[at + 8 : at + 12] = self.number.to_bytes(4, "little" if _LITTLE else "big")
+            parts += bytes(-len(parts) % 4)
+        try:
+            self.socket.send(parts)
+        except TimeoutError:
+            raise NetlinkError(f"netlink: nothing can be sent for {PATIENCE:.0f} s") from None
+
+    # --- listing ----------------------------------------------------------------------------------------------------------------------
+
+    def dump(self, request: bytes) -> Iterator[tuple[int, bytes]]:
+        """What a request lists: (type, what follows the header) of each. Raises NetlinkError if the kernel refuses, or the list has changed meanwhile
+        (EINTR) or was cut off (ENOBUFS): then it is to be asked for again."""
+        self._send([request])
+        while True:
+            try:
+                messages = list(self._received())
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                raise NetlinkError("netlink: the list did not fit into the socket's buffer", errno.ENOBUFS) from None
+            for kind, flags, number, data in messages:
+                if number != self.number:
+                    continue
+                if flags & INTERRUPTED:
+                    raise NetlinkError("netlink: what is listed changed meanwhile: expected to be asked again", errno.EINTR)
+                if kind == FINISHED:
+                    self._finished(data)
+                    return
+                if kind == ERROR:
+                    answer = answer_of(data, flags, request, self.level, self.head)
+                    raise NetlinkError(f"netlink: {answer.told()}", answer.error)
+                yield kind, data
+
+    @staticmethod
+    def _finished(data: bytes) -> None:
+        code = -int.from_bytes(data[:4], "little" if _LITTLE else "big", signed=True) if len(data) >= 4 else 0
+        if code > 0:
+            raise NetlinkError(f"netlink: {os.strerror(code)}", code)
+
+    def _received(self, *, wait: bool = True) -> Iterator[tuple[int, int, int, bytes]]:
+        """The messages of one answer: type, flags, number, what follows the header. Raises NetlinkError if there is none in time."""
+        try:
+            data, _, _, sender = self.socket.recvmsg(LONGEST, 0, 0 if wait else socket.MSG_DONTWAIT)
+        except TimeoutError:
+            raise NetlinkError(f"netlink: no answer within {PATIENCE:.0f} s") from None
+        if sender[0] == 0:  # anybody may send to a socket; the kernel is 0
+            yield from messages(data)
+
+
+_LITTLE = (1).to_bytes(2, "little") == MESSAGE.pack(1, 0, 0, 0, 0)[:2]
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Messages back to back: type, flags, number, what follows the header. Raises Malformed."""
+    at = 0
+    while at < len(data):
+        if at + MESSAGE.size > len(data):
+            raise Malformed(f"message at byte {at}: {len(data) - at} bytes: expected a header of {MESSAGE.size}")
+        length, kind, flags, number, _ = MESSAGE.unpack_from(data, at)
+        if length < MESSAGE.size or at + length > len(data):
+            raise Malformed(f"message at byte {at}: says {length} bytes: expected {MESSAGE.size} to {len(data) - at}")
+        yield kind, flags, number, data[at + MESSAGE.size : at + length]
+        at += length + 3 & ~3
