@@ -143,7 +143,8 @@ def mirred(control: int, how: int, ifindex: int) -> Packed:
 
 
 class Word(NamedTuple):
-    """One word of 4 bytes that pedit changes: at an offset from the start of a header; value and mask of what changes, as numbers of the packet's order.
+    """One word of 4 bytes that pedit changes: at an offset from the start of a header; value and mask of what changes, as numbers of the packet's
+    order.
 
     command SET: (old & ~mask) | value; ADD: the field under the mask, plus the value.
     """
@@ -217,7 +218,8 @@ def ticks(amount: int, rate: int) -> int:
 
 
 def police(control: int, exceed: int, rate: int = 0, burst: int = 0, mtu: int = 0, packet_rate: int = 0, packet_burst: int = 0) -> Packed:
-    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, of which PASS goes unsaid."""
+    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, of which PASS goes
+    unsaid."""
     of, parts = POLICE.numbers, []
     cell_log, linklayer = _cells(mtu) if rate else 0, ETHERNET if rate else 0
     spec = (cell_log, linklayer, 0, -1 if rate else 0, 0, min(rate, U32_MAX))

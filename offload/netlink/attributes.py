@@ -1,7 +1,7 @@
 """The attributes of TC's netlink messages: names, numbers and forms, level by level. One table, for reader, packer and pyroute2's classes.
 
-A number of a form is a whole number here, in whichever byte order it travels: addresses and labels as well. Names are the kernel's without what all of
-a level begin with (TCA_FLOWER_KEY_CT_STATE of the level FLOWER is KEY_CT_STATE). Levels of Many hold one kind of thing several times.
+A number of a form is a whole number here, in whichever byte order it travels: addresses and labels as well. Names are the kernel's without what all
+of a level begin with (TCA_FLOWER_KEY_CT_STATE of the level FLOWER is KEY_CT_STATE). Levels of Many hold one kind of thing several times.
 Source: linux/pkt_cls.h, rtnetlink.h, gen_stats.h and tc_act/*.h of Linux 6.18. Not here: what they mean (flower, actions), bytes (read, pack).
 """
 
@@ -34,8 +34,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Level:
-    """Attributes by number. prefix: of their names in the kernel's headers. of: of an attribute whose level hangs on another one, that one's name, and the
-    levels by its values."""
+    """Attributes by number. prefix: of their names in the kernel's headers; numbers: by name."""
 
     name: str
     prefix: str
@@ -118,8 +117,8 @@ VLAN = Level("vlan", "TCA_VLAN_", {
     6: ("PUSH_VLAN_PRIORITY", U8), 7: ("PUSH_ETH_DST", MAC), 8: ("PUSH_ETH_SRC", MAC),
 })  # fmt: skip
 POLICE = Level("police", "TCA_POLICE_", {
-    1: ("TBF", POLICE_RECORD), 2: ("RATE", BYTES), 3: ("PEAKRATE", BYTES), 4: ("AVRATE", U32), 5: ("RESULT", S32), 6: ("TM", TIMES), 7: ("PAD", BYTES),
-    8: ("RATE64", U64), 9: ("PEAKRATE64", U64), 10: ("PKTRATE64", U64), 11: ("PKTBURST64", U64),
+    1: ("TBF", POLICE_RECORD), 2: ("RATE", BYTES), 3: ("PEAKRATE", BYTES), 4: ("AVRATE", U32), 5: ("RESULT", S32), 6: ("TM", TIMES),
+    7: ("PAD", BYTES), 8: ("RATE64", U64), 9: ("PEAKRATE64", U64), 10: ("PKTRATE64", U64), 11: ("PKTBURST64", U64),
 })  # fmt: skip
 OPTIONS = {each.name: each for each in (GACT, MIRRED, CSUM, CT, PEDIT, SKBEDIT, VLAN, POLICE)}
 MOST_ACTIONS = 32  # TCA_ACT_MAX_PRIO
@@ -138,8 +137,9 @@ def _pair(number: int, name: str, form: Form) -> dict[int, tuple[str, Kind]]:
 
 
 FLOWER = Level("flower", "TCA_FLOWER_", {
-    1: ("CLASSID", U32), 2: ("INDEV", TEXT), 3: ("ACT", Many(ACTION)), **_pair(4, "ETH_DST", MAC), **_pair(6, "ETH_SRC", MAC), 8: ("KEY_ETH_TYPE", BE16),
-    9: ("KEY_IP_PROTO", U8), **_pair(10, "IPV4_SRC", IP4), **_pair(12, "IPV4_DST", IP4), **_pair(14, "IPV6_SRC", IP6), **_pair(16, "IPV6_DST", IP6),
+    1: ("CLASSID", U32), 2: ("INDEV", TEXT), 3: ("ACT", Many(ACTION)), **_pair(4, "ETH_DST", MAC), **_pair(6, "ETH_SRC", MAC),
+    8: ("KEY_ETH_TYPE", BE16), 9: ("KEY_IP_PROTO", U8), **_pair(10, "IPV4_SRC", IP4), **_pair(12, "IPV4_DST", IP4), **_pair(14, "IPV6_SRC", IP6),
+    **_pair(16, "IPV6_DST", IP6),
     18: ("KEY_TCP_SRC", BE16), 19: ("KEY_TCP_DST", BE16), 20: ("KEY_UDP_SRC", BE16), 21: ("KEY_UDP_DST", BE16), 22: ("FLAGS", U32),
     23: ("KEY_VLAN_ID", U16), 24: ("KEY_VLAN_PRIO", U8), 25: ("KEY_VLAN_ETH_TYPE", BE16), 26: ("KEY_ENC_KEY_ID", BE32),
     **_pair(27, "ENC_IPV4_SRC", IP4), **_pair(29, "ENC_IPV4_DST", IP4), **_pair(31, "ENC_IPV6_SRC", IP6), **_pair(33, "ENC_IPV6_DST", IP6),
@@ -153,8 +153,9 @@ FLOWER = Level("flower", "TCA_FLOWER_", {
     **_pair(82, "ENC_IP_TTL", U8), 84: ("KEY_ENC_OPTS", BYTES), 85: ("KEY_ENC_OPTS_MASK", BYTES), 86: ("IN_HW_COUNT", U32),
     87: ("KEY_PORT_SRC_MIN", BE16), 88: ("KEY_PORT_SRC_MAX", BE16), 89: ("KEY_PORT_DST_MIN", BE16), 90: ("KEY_PORT_DST_MAX", BE16),
     **_pair(91, "CT_STATE", U16), **_pair(93, "CT_ZONE", U16), **_pair(95, "CT_MARK", U32), **_pair(97, "CT_LABELS", LABEL),
-    99: ("KEY_MPLS_OPTS", BYTES), **_pair(100, "HASH", U32), 102: ("KEY_NUM_OF_VLANS", U8), 103: ("KEY_PPPOE_SID", BE16), 104: ("KEY_PPP_PROTO", BE16),
-    105: ("KEY_L2TPV3_SID", BE32), 106: ("L2_MISS", U8), 107: ("KEY_CFM", BYTES), **_pair(108, "SPI", BE32), **_pair(110, "ENC_FLAGS", BE32),
+    99: ("KEY_MPLS_OPTS", BYTES), **_pair(100, "HASH", U32), 102: ("KEY_NUM_OF_VLANS", U8), 103: ("KEY_PPPOE_SID", BE16),
+    104: ("KEY_PPP_PROTO", BE16), 105: ("KEY_L2TPV3_SID", BE32), 106: ("L2_MISS", U8), 107: ("KEY_CFM", BYTES), **_pair(108, "SPI", BE32),
+    **_pair(110, "ENC_FLAGS", BE32),
 })  # fmt: skip
 
 # --- messages ---------------------------------------------------------------------------------------------------------------------------

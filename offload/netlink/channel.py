@@ -1,7 +1,7 @@
 """A netlink socket that asks many things at once, and gives each its answer; and that lists what there is.
 
-Theory of operation: requests are numbered and sent in groups, each group in one system call, and its answers are read before the next one goes out, so that
-they fit into the socket's buffer. Where they do not (ENOBUFS), what has no answer is LOST: nobody knows whether it was done.
+Theory of operation: requests are numbered and sent in groups, each group in one system call, and its answers are read before the next one goes out,
+so that they fit into the socket's buffer. Where they do not (ENOBUFS), what has no answer is LOST: nobody knows whether it was done.
 Invariants: each request has one answer, in order; a kernel that stops answering is an error after PATIENCE; only the kernel is listened to.
 Not here: messages (filters, ctcore.ctnetlink), what is made of an answer.
 """

@@ -19,7 +19,8 @@ CODE = Struct("=i")
 
 
 class Answer(NamedTuple):
-    """Of one request. error: errno, 0: done; text: what the kernel says, "" if nothing; attribute: what it points to or lacks, by the kernel's name."""
+    """Of one request. error: errno, 0: done; text: what the kernel says, "" if nothing; attribute: what it points to or lacks, by the kernel's
+    name."""
 
     error: int
     text: str = ""

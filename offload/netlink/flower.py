@@ -37,7 +37,8 @@ class Key(Protocol):
 
 
 class Pair(NamedTuple):
-    """The attributes of a value and of its mask (0: it has none), their bytes and order. bits: of the whole field; sparing: no mask where it is whole."""
+    """The attributes of a value and of its mask (0: it has none), their bytes and order. bits: of the whole field; sparing: no mask where it is
+    whole."""
 
     value: int
     mask: int
@@ -112,7 +113,7 @@ def keys(protocol: int, matches: Iterable[Key]) -> bytes:
     return b"".join(parts)
 
 
-def _of(table: dict, key: object):  # type: ignore[type-arg, no-untyped-def]
+def _of(table, key):
     found = table.get(key)
     if found is None:
         raise Unsaid(f"{key}: no key of flower beside these")

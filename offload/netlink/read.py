@@ -1,8 +1,8 @@
 """Bytes of attributes as values, by the tables of attributes: strict, and bounded by how many bytes there are.
 
-Theory of operation: each level is gone through once, and what is in it by its own table; the deepest is six levels down, so no byte is looked at more than
-six times, whatever it says. What does not fit is Malformed, with the path to it: a kernel sends nothing of the kind. Attributes that the tables do
-not know are kept by their numbers: newer kernels have more, and who asks for equality has to see them.
+Theory of operation: each level is gone through once, and what is in it by its own table; the deepest is six levels down, so no byte is looked at
+more than six times, whatever it says. What does not fit is Malformed, with the path to it: a kernel sends nothing of the kind. Attributes that the
+tables do not know are kept by their numbers: newer kernels have more, and who asks for equality has to see them.
 Not here: what values mean (datapath.commands.tc).
 """
 
@@ -94,7 +94,8 @@ def _text(data: bytes, where: str) -> str:
 
 
 def name_at(level: Level, data: bytes, offset: int) -> str:
-    """The kernel's name of the attribute whose header is at an offset into a level's bytes, as an answer to a request points to it; "" if there is none."""
+    """The kernel's name of the attribute whose header is at an offset into a level's bytes, as an answer to a request points to it; "" if there is
+    none."""
     at, kind, name = 0, "", ""
     while at + HEADER.size <= len(data):
         length, number = HEADER.unpack_from(data, at)

@@ -84,7 +84,8 @@ def _with_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def needed(listing: str, names: Iterable[str]) -> list[str]:
-    """The modules of these names and all that they need, in the order in which they are loaded. listing: modules.dep. What is built in is not there."""
+    """The modules of these names and all that they need, in the order in which they are loaded. listing: modules.dep. What is built in is not
+    there."""
     depends = {path: rest.split() for path, _, rest in (line.partition(":") for line in listing.splitlines() if line)}
     by_name = {module_name(path): path for path in depends}
     found: dict[str, None] = {}

@@ -1,12 +1,12 @@
 """A guest that runs one command: QEMU started, its output passed on, its end waited for, and never for longer than said.
 
-Theory of operation: the guest sees this machine's files through 9p, read-only with a layer of its own over them, so that whatever is installed here is
-there too. Its command's output and errors come through virtio ports into pipes that are read here; a third port says when it began and how it ended.
-It is emulated (TCG): nested machines often have a KVM that hangs, and four seconds are no matter. QEMU 7.2 emulates cmpxchg16b wrongly, and the
-kernel's memory allocator uses it; so the kernel is told that there is none (clearcpuid), and not the processor, for NumPy does not start without.
+Theory of operation: the guest sees this machine's files through 9p, read-only with a layer of its own over them, so that whatever is installed here
+is there too. Its command's output and errors come through virtio ports into pipes that are read here; a third port says when it began and how it
+ended. It is emulated (TCG): nested machines often have a KVM that hangs, and four seconds are no matter. QEMU 7.2 emulates cmpxchg16b wrongly, and
+the kernel's memory allocator uses it; so the kernel is told that there is none (clearcpuid), and not the processor, for NumPy does not start without.
 The emulated kernel is told to trust its clocks, too, and to leave mitigations out, which cost half.
-Invariants: QEMU never outlives run(); its files are gone afterwards. A kernel that complains (an Oops, a warning) is a failure, even where the command
-did well. Not here: which kernel (packages), what is in the archive (image).
+Invariants: QEMU never outlives run(); its files are gone afterwards. A kernel that complains (an Oops, a warning) is a failure, even where the
+command did well. Not here: which kernel (packages), what is in the archive (image).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m pcap_tests.vm.packages FOLDER
 
 Theory of operation: tools are installed, kernel and headers are only unpacked below FOLDER, so that nothing of this machine's own kernel changes.
-Which version: the one that Debian's linux-image-amd64 stands for today; headers are asked for by the same version, so that they always match. A folder
-that has that version is left as it is, and one that was being filled when somebody pressed Ctrl-C is not taken for whole.
+Which version: the one that Debian's linux-image-amd64 stands for today; headers are asked for by the same version, so that they always match. A
+folder that has that version is left as it is, and one that was being filled when somebody pressed Ctrl-C is not taken for whole.
 Not here: how it is booted (machine, run), the module (module_build).
 """
 

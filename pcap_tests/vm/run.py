@@ -2,8 +2,8 @@
 
     python -m pcap_tests.vm.run --kernel FOLDER [--limit SECONDS] [--modules A,B] [--writable FOLDER] -- COMMAND...
 
-The command finds this machine's files at their places, and may write anywhere: what it writes is gone afterwards, but for folders named by --writable.
-Exit status: the command's; 123: the guest's kernel complained; 124: time was up; 125: the guest did not start; 126: it died.
+The command finds this machine's files at their places, and may write anywhere: what it writes is gone afterwards, but for folders named by
+--writable. Exit status: the command's; 123: the guest's kernel complained; 124: time was up; 125: the guest did not start; 126: it died.
 Not here: where the kernel comes from (packages), how a guest is run (machine).
 """
 

@@ -1,15 +1,15 @@
 """What the kernel lists of TC, as rules, with what is known of each there.
 
 Invariants: a rule that comes back does what the filter does; what we have no words for is Foreign, with what it is, and never a rule that says less.
-The kernel forgets some of what was said, since it makes no difference: keys whose mask is empty, bits behind a mask, by which name a field was changed,
-and of a burst the bytes within one tick. `kept` says how a rule comes back.
+The kernel forgets some of what was said, since it makes no difference: keys whose mask is empty, bits behind a mask, by which name a field was
+changed, and of a burst the bytes within one tick. `kept` says how a rule comes back.
 Not here: bytes (offload.netlink.read), requests (encode).
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
@@ -40,9 +40,9 @@ class Counted(NamedTuple):
     """Of one action: what it counted, in all and in hardware; its cookie; how many devices have it."""
 
     packets: int
-    bytes: int
+    octets: int
     hw_packets: int
-    hw_bytes: int
+    hw_octets: int
     cookie: bytes
     in_hw_count: int
 
@@ -293,7 +293,8 @@ def _nat(told: Values, flags: int) -> tc.CtNat | None:
     if f"{name}_MIN" not in told:
         raise Foreign(f"ct nat {kind} without addresses")
     low = told[f"{name}_MIN"]
-    ports = (told["NAT_PORT_MIN"], told.get("NAT_PORT_MAX", told["NAT_PORT_MIN"])) if "NAT_PORT_MIN" in told else None
+    first = told.get("NAT_PORT_MIN")
+    ports = None if first is None else (int(first), int(told.get("NAT_PORT_MAX", first)))
     return tc.CtNat(kind, make(low), make(told.get(f"{name}_MAX", low)), ports)
 
 
@@ -383,17 +384,3 @@ def amount(ticks: int, rate: int) -> int:
 _ACTIONS: dict[str, Callable[[Decoder, Any], tc.Action]] = {
     "gact": _gact, "ct": _ct, "mirred": Decoder.mirred, "pedit": _pedit, "csum": _csum, "skbedit": _skbedit, "vlan": _vlan, "police": _police,
 }  # fmt: skip
-
-
-def decoded(decoder: Decoder, listed: Sequence[bytes]) -> tuple[list[Installed], list[str]]:
-    """Rules of a list, and for each filter that is none of ours what it has."""
-    found, foreign = [], []
-    for data in listed:
-        try:
-            one = decoder.rule(data)
-        except Foreign as error:
-            foreign.append(str(error))
-            continue
-        if one is not None:
-            found.append(one)
-    return found, foreign

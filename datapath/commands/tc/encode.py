@@ -38,7 +38,8 @@ def control_number(control: tc.Control) -> int:
 class Encoder:
     """Requests for one network namespace. number: of a device by its name, raising KeyError or OSError if there is none.
 
-    cookie: up to 16 bytes that mark what is ours, on each action (the kernel keeps none for a filter); hw_stats: how hardware shall count, 0: any way.
+    cookie: up to 16 bytes that mark what is ours, on each action (the kernel keeps none for a filter); hw_stats: how hardware shall count, 0: any
+    way.
     """
 
     def __init__(self, number: Callable[[str], int], cookie: bytes = b"", hw_stats: int = 0) -> None:
