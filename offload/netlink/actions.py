@@ -210,17 +210,22 @@ def vlan(control: int, how: int, id: int | None = None, protocol: int | None = N
 TICKS = 15.625  # of the kernel's packet scheduler in a microsecond: one is 64 ns (PSCHED_SHIFT)
 CELLS, USUAL_MTU, ETHERNET = 256, 2047, 1  # of a table of times; what tc makes it for without an mtu; TC_LINKLAYER_ETHERNET
 U32_MAX = 0xFFFFFFFF
+MOST_SECONDS = int(U32_MAX / TICKS / 1_000_000)  # of a burst: the kernel has 32 bits for its ticks
 
 
 def ticks(amount: int, rate: int) -> int:
     """How long so many bytes or packets take at a rate a second, as tc says it to the kernel: whole microseconds, in ticks."""
-    return int(int(1_000_000 * amount / rate) * TICKS) & U32_MAX
+    return int(int(1_000_000 * amount / rate) * TICKS)
 
 
 def police(control: int, exceed: int, rate: int = 0, burst: int = 0, mtu: int = 0, packet_rate: int = 0, packet_burst: int = 0) -> Packed:
-    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, of which PASS goes
-    unsaid."""
+    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, of which PASS goes unsaid.
+
+    Raises ValueError for a burst that takes longer than the kernel can say; tc sends a shorter one.
+    """
     of, parts = POLICE.numbers, []
+    if rate and ticks(burst, rate) > U32_MAX:
+        raise ValueError(f"a burst of {burst} bytes takes {burst / rate:.0f} s at {rate} bytes a second: expected at most {MOST_SECONDS}")
     cell_log, linklayer = _cells(mtu) if rate else 0, ETHERNET if rate else 0
     spec = (cell_log, linklayer, 0, -1 if rate else 0, 0, min(rate, U32_MAX))
     parts.append(attribute(of["TBF"], POLICE_RECORD.layout.pack(
@@ -245,4 +250,4 @@ def _cells(mtu: int) -> int:
 @lru_cache(256)
 def _times(rate: int, cell_log: int) -> bytes:
     """How long packets of each length take. The kernel looks at its size only since it has rates of its own, and takes none without."""
-    return Struct(f"={CELLS}I").pack(*(ticks(cell + 1 << cell_log, rate) for cell in range(CELLS)))
+    return Struct(f"={CELLS}I").pack(*(ticks(cell + 1 << cell_log, rate) & U32_MAX for cell in range(CELLS)))

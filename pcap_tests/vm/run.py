@@ -21,7 +21,7 @@ from pcap_tests.vm.machine import Guest, run
 from pcap_tests.vm.packages import CannotBoot, unpacked
 
 
-def _ended(number: int, frame: FrameType | None) -> NoReturn:
+def ended(number: int, frame: FrameType | None) -> NoReturn:
     """Whoever ends us ends QEMU, too."""
     raise SystemExit(128 + number)
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--writable", type=Path, action="append", default=[], help="folder that is shared to be written")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _ended)
+    signal.signal(signal.SIGTERM, ended)
     modules = [name for name in options.modules.split(",") if name]
     try:
         return run(Guest(unpacked(options.kernel), options.command, options.limit, modules, options.writable))

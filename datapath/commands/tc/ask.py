@@ -89,6 +89,8 @@ class KernelTc:
                 sent.append((part, self.encoder.removal(part) if removal and isinstance(part, tc.Rule) else self._request(part)))
             except KeyError as error:
                 refused.append(Refusal(part, Answer(errno.ENODEV, f"no interface {error.args[0]}")))
+            except ValueError as error:  # what no message can say
+                refused.append(Refusal(part, Answer(errno.ERANGE, str(error))))
             if len(sent) == AT_ONCE:
                 refused += self._ask(sent)
                 sent = []

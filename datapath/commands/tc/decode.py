@@ -293,8 +293,7 @@ def _nat(told: Values, flags: int) -> tc.CtNat | None:
     if f"{name}_MIN" not in told:
         raise Foreign(f"ct nat {kind} without addresses")
     low = told[f"{name}_MIN"]
-    first = told.get("NAT_PORT_MIN")
-    ports = None if first is None else (int(first), int(told.get("NAT_PORT_MAX", first)))
+    ports = (int(told["NAT_PORT_MIN"]), int(told.get("NAT_PORT_MAX", told["NAT_PORT_MIN"]))) if "NAT_PORT_MIN" in told else None
     return tc.CtNat(kind, make(low), make(told.get(f"{name}_MAX", low)), ports)
 
 
@@ -325,7 +324,12 @@ def _vlan(decoder: Decoder, told: Values) -> tc.Vlan:
     kind = VLAN_NAMES.get(parms["v_action"])
     if kind is None:
         raise Foreign(f"vlan of kind {parms['v_action']}")
-    return tc.Vlan(kind, told.get("PUSH_VLAN_ID"), told.get("PUSH_VLAN_PROTOCOL"), told.get("PUSH_VLAN_PRIORITY"), control_of(parms["action"]))
+    control = control_of(parms["action"])
+    if kind == "pop":
+        return tc.Vlan(kind, control=control)
+    # What was not said is listed as what it came to: 802.1Q, and priority 0 of a tag that is new.
+    protocol, priority = told.get("PUSH_VLAN_PROTOCOL", tc.ETH_VLAN), told.get("PUSH_VLAN_PRIORITY", 0 if kind == "push" else None)
+    return tc.Vlan(kind, told.get("PUSH_VLAN_ID"), protocol, priority, control)
 
 
 def _pedit(decoder: Decoder, told: Values) -> tc.Pedit:

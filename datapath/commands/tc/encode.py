@@ -62,7 +62,7 @@ class Encoder:
         return filters.new_chain(self.where(template.hook), template.chain, template.protocol, keys)
 
     def rule(self, rule: tc.Rule, *, replace: bool = False, echo: bool = False) -> bytes:
-        """A rule with its prio and handle. replace: also where there is one of that name."""
+        """A rule with its prio and handle. Raises ValueError for a burst that no message can say. replace: also where there is one of that name."""
         keys = flower.keys(rule.protocol, rule.matches)
         does = actions.listed([self.action(action) for action in rule.actions], self.cookie, self.hw_stats)
         flags = flower.SKIP_SW * rule.skip_sw | flower.SKIP_HW * rule.skip_hw
