@@ -219,7 +219,8 @@ def ticks(amount: int, rate: int) -> int:
 
 
 def police(control: int, exceed: int, rate: int = 0, burst: int = 0, mtu: int = 0, packet_rate: int = 0, packet_burst: int = 0) -> Packed:
-    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, of which PASS goes unsaid.
+    """rate: bytes a second; burst, mtu: bytes; or packets. exceed: what follows for what has no token; control: for the rest, where PASS goes
+    unsaid.
 
     Raises ValueError for a burst that takes longer than the kernel can say; tc sends a shorter one.
     """

@@ -22,7 +22,7 @@ META = "linux-image-amd64"
 # Commands, and the packages they come from.
 TOOLS = {
     "qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "depmod": "kmod", "tc": "iproute2", "conntrack": "conntrack", "gcc": "gcc",
-    "make": "make",
+    "make": "make", "ethtool": "ethtool",
 }  # fmt: skip
 PATIENCE = 600  # seconds for one call of apt
 

@@ -1,4 +1,4 @@
-"""Rules made into messages and read again are the same rules, but for what the kernel forgets; and no bytes make the reader do anything but say so."""
+"""Rules made into messages and read again are the same rules, but for what the kernel forgets; and bytes of any kind are a rule or an error."""
 
 from __future__ import annotations
 
