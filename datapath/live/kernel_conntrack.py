@@ -5,7 +5,7 @@ keeps its entries: no packet reaches them any more, and they expire. Giving back
 has is changed instead.
 Not taken over or given back: expectations, and connections whose sequence numbers a helper has moved.
 Invariants: no more is read than the tracker has places for; a kernel that stops answering is an error after PATIENCE.
-Not here: messages' contents (kernel_entries).
+Not here: messages' contents (ctcore.ctnetlink).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ctcore.steering import owner
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
 from datapath.errors import KernelError
-from datapath.live.kernel_entries import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
+from ctcore.ctnetlink import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
 
 NETLINK_NETFILTER, NETLINK_CAP_ACK, SOL_NETLINK = 12, 10, 270
 SO_RCVBUFFORCE = 33

@@ -18,7 +18,7 @@ from ctcore.types import REWRITE_DTYPE, Dir, Status
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.live import kernel_conntrack as kc
-from datapath.live.kernel_entries import attribute
+from ctcore.ctnetlink import attribute
 from datapath.oracle import ruleset
 from datapath.wire import parse_batch
 from pcap_tests.conftest import cannot
