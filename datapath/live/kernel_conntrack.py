@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ctcore.ctnetlink import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
 from ctcore.steering import owner
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
 from datapath.errors import KernelError
-from ctcore.ctnetlink import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
 
 NETLINK_NETFILTER, NETLINK_CAP_ACK, SOL_NETLINK = 12, 10, 270
 SO_RCVBUFFORCE = 33

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from ctcore.config import Config
+from ctcore.ctnetlink import attribute
 from ctcore.tracker import Tracker
 from ctcore.types import REWRITE_DTYPE, Dir, Status
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.live import kernel_conntrack as kc
-from ctcore.ctnetlink import attribute
 from datapath.oracle import ruleset
 from datapath.wire import parse_batch
 from pcap_tests.conftest import cannot

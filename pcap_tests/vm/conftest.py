@@ -1,5 +1,5 @@
-"""These tests run in the guest of pcap_tests.vm (`make test-vm`), and are not collected elsewhere. They have a kernel of their own, and may do with it
-as they like; each makes namespaces for itself."""
+"""These tests run in the guest of pcap_tests.vm (`make test-vm`), and are not collected elsewhere. They have a kernel of their own, and may do with
+it as they like; each makes namespaces for itself."""
 
 from __future__ import annotations
 
