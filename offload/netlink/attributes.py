@@ -74,7 +74,7 @@ LABEL = Form("label", 16, "little", "cdata")  # bytes in memory, the lowest firs
 TC_GEN = ("index", "capab", "action", "refcnt", "bindcnt")
 GEN = Record("tc_gen", Struct("=IIiii"), TC_GEN)
 TIMES = Record("tcf_t", Struct("=QQQQ"), ("install", "lastuse", "expires", "firstuse"), tail=True)
-BITFIELD = Record("bitfield32", Struct("=II"), ("value", "selector"))
+BITFIELD = Record("bitfield32", Struct("=II"), ("bits", "selector"))
 BASIC = Record("gnet_stats_basic", Struct("=QI"), ("bytes", "packets"), tail=True)  # and 4 bytes that fill it up
 QUEUE = Record("gnet_stats_queue", Struct("=IIIII"), ("qlen", "backlog", "drops", "requeues", "overlimits"))
 MIRRED_RECORD = Record("tc_mirred", Struct("=IIiiiiI"), (*TC_GEN, "eaction", "ifindex"))

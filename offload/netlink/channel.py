@@ -1,8 +1,9 @@
 """A netlink socket that asks many things at once, and gives each its answer; and that lists what there is.
 
-Theory of operation: requests are numbered and sent in groups, each group in one system call, and its answers are read before the next one goes out,
-so that they fit into the socket's buffer. Where they do not (ENOBUFS), what has no answer is LOST: nobody knows whether it was done.
-Invariants: each request has one answer, in order; a kernel that stops answering is an error after PATIENCE; only the kernel is listened to.
+Theory of operation: requests are numbered and sent in groups, each group in one system call. The kernel does what it is asked inside of that call, so
+that all answers are there when it returns, and nobody waits. Groups are small enough for them to fit into the socket's buffer; an answer that does
+not is thrown away without a word, and what it was for is LOST: nobody knows whether it was done. Lists come piece by piece, as they are read.
+Invariants: each request has one answer, in order; a kernel that stops listing is an error after PATIENCE; only the kernel is listened to.
 Not here: messages (filters, ctcore.ctnetlink), what is made of an answer.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Iterator, Sequence
 from struct import Struct
@@ -27,7 +29,7 @@ SOL_NETLINK, CAP_ACK, EXT_ACK, STRICT = 270, 10, 11, 12
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 BUFFER = 1 << 22
 LONGEST = 1 << 18  # bytes of one answer
-PATIENCE = 30.0  # seconds: the kernel's lock on rules may be held by others for long
+PATIENCE = 30.0  # seconds
 GROUP, GROUP_BYTES = 128, 1 << 17  # requests and bytes that are sent at once
 ERROR, FINISHED, OVERRUN = 2, 3, 4  # NLMSG_*
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
@@ -58,7 +60,8 @@ class Channel:
             self.socket.setsockopt(SOL_NETLINK, option, 1)
         for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
             self.socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-        self.socket.settimeout(PATIENCE)
+        self.socket.setblocking(False)
+        self.patience = PATIENCE
         self.number = 0  # of the last request
         self.echoed: list[bytes] = []  # what answers had besides, of the last `ask`
 
@@ -74,7 +77,7 @@ class Channel:
     # --- asking -----------------------------------------------------------------------------------------------------------------------
 
     def ask(self, requests: Sequence[bytes], *, sparing: bool = False) -> list[Answer]:
-        """The answer of each request, which wants an acknowledgement. Raises NetlinkError if there is none in time, Malformed.
+        """The answer of each request, which wants an acknowledgement. Raises OSError if nothing can be sent, Malformed.
 
         sparing: only the last one of each group is acknowledged, and of the others only refusals come: the kernel does one after the other, so what
         has been silent by then is done. It saves half of the time, and warnings (refusals have their sentences all the same).
@@ -92,13 +95,12 @@ class Channel:
         return answers
 
     def _group(self, requests: Sequence[bytes], sparing: bool) -> list[Answer]:
-        first, last = self.number + 1, len(requests) - 1
+        first, last = self.number + 1, len(requests) - 1  # by number; in the group
         self._send(requests, sparing)
         found: dict[int, Answer] = {}
-        lost = False
-        while last not in found if sparing else len(found) < len(requests):
+        while True:
             try:
-                for kind, flags, number, data in self._received(wait=not lost):
+                for kind, flags, number, data in self._received(wait=False):
                     at = number - first & 0xFFFFFFFF
                     if at >= len(requests):
                         continue  # to what was asked before, and given up
@@ -111,8 +113,8 @@ class Channel:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                lost = True  # the kernel is done with all of them by now, and what fitted is there
-        silent = DONE if sparing and not lost else LOST
+        # Once an answer did not fit, no later one did: so where the last one is there, all are.
+        silent = DONE if sparing and last in found else LOST
         return [found.get(at, silent) for at in range(len(requests))]
 
     def _send(self, requests: Sequence[bytes], sparing: bool = False) -> None:
@@ -128,16 +130,14 @@ class Channel:
             if len(parts) & 3:
                 parts += bytes(-len(parts) % 4)
             at = len(parts)
-        try:
-            self.socket.send(parts)
-        except TimeoutError:
-            raise NetlinkError(f"netlink: nothing can be sent for {PATIENCE:.0f} s") from None
+        self.socket.send(parts)
 
     # --- listing ----------------------------------------------------------------------------------------------------------------------
 
     def dump(self, request: bytes) -> Iterator[tuple[int, bytes]]:
         """What a request lists: (type, what follows the header) of each. Raises NetlinkError if the kernel refuses, or the list has changed meanwhile
         (EINTR) or was cut off (ENOBUFS): then it is to be asked for again."""
+        self._drain()
         self._send([request])
         while True:
             try:
@@ -159,6 +159,22 @@ class Channel:
                     raise NetlinkError(f"netlink: {answer.told()}", answer.error)
                 yield kind, data
 
+    def _drain(self) -> None:
+        """The rest of a list that nobody has read to its end: the kernel makes one at a time."""
+        while True:
+            try:
+                self.socket.recv(LONGEST)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def _readable(self) -> bool:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(self.patience * 1000))
+
     @staticmethod
     def _finished(data: bytes) -> None:
         code = -CODE.unpack_from(data)[0] if len(data) >= 4 else 0
@@ -166,11 +182,11 @@ class Channel:
             raise NetlinkError(f"netlink: {os.strerror(code)}", code)
 
     def _received(self, *, wait: bool = True) -> Iterator[tuple[int, int, int, bytes]]:
-        """The messages of one answer: type, flags, number, what follows the header. Raises NetlinkError if there is none in time."""
-        try:
-            data, _, _, sender = self.socket.recvmsg(LONGEST, 0, 0 if wait else socket.MSG_DONTWAIT)
-        except TimeoutError:
-            raise NetlinkError(f"netlink: no answer within {PATIENCE:.0f} s") from None
+        """The messages of one answer: type, flags, number, what follows the header. Raises NetlinkError if there is none in time, where it is waited
+        for; BlockingIOError elsewhere."""
+        if wait and not self._readable():
+            raise NetlinkError(f"netlink: no answer within {self.patience:.0f} s")
+        data, _, _, sender = self.socket.recvmsg(LONGEST)
         if sender[0] == 0:  # anybody may send to a socket; the kernel is 0
             yield from messages(data)
 
