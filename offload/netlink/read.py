@@ -87,10 +87,11 @@ def _many(kind: Many, data: bytes, where: str) -> list[Values]:
 
 
 def _text(data: bytes, where: str) -> str:
-    """Up to the first zero; what is no text is shown as escapes."""
+    """Up to the first zero, in one line; what cannot be printed is shown as escapes."""
     if len(data) > LONGEST_TEXT:
         raise Malformed(f"{where}: {len(data)} bytes of text: expected at most {LONGEST_TEXT}")
-    return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+    found = data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+    return found if found.isprintable() else found.encode("unicode_escape").decode()
 
 
 def name_at(level: Level, data: bytes, offset: int) -> str:

@@ -9,7 +9,7 @@ Not here: bytes (offload.netlink.read), requests (encode).
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from ctcore.errors import CtmirrorError
 from datapath.commands.tc.encode import CONTROLS, MIRRED, PARENTS, PTYPE_NUMBERS, VLAN, Encoder
 from datapath.commands.tc.munges import munges_of
 from datapath.pipeline import rules as tc
-from datapath.pipeline.quantities import is_prefix
+from datapath.pipeline.quantities import MAX_RATE, is_prefix
 from datapath.pipeline.tc_actions import CSUM_ORDER, PTYPES
 from offload.netlink import actions, flower
-from offload.netlink.attributes import PEDIT_KEY, TC
+from offload.netlink.attributes import MOST_ACTIONS, PEDIT_KEY, TC
 from offload.netlink.filters import BLOCK_IFINDEX, MESSAGE, TCMSG
 from offload.netlink.read import Malformed, Values, read
 
@@ -84,9 +84,12 @@ class Decoder:
         flags, told = options.get("FLAGS", 0), options.get("ACT", [])
         if "CLASSID" in options:
             raise Foreign("a class")
+        if len(told) > MOST_ACTIONS:
+            raise Foreign(f"{len(told)} actions")
+        matches = tuple(_matches(options, head.protocol or tc.ETH_ALL))
         rule = tc.Rule(
-            head.hook, head.protocol or tc.ETH_ALL, tuple(_matches(options)), tuple(self.action(each) for each in told), head.prio,
-            values.get("CHAIN", 0), head.handle, bool(flags & flower.SKIP_SW), bool(flags & flower.SKIP_HW),
+            head.hook, head.protocol or tc.ETH_ALL, matches, tuple(self.action(each) for each in told), head.prio, values.get("CHAIN", 0),
+            head.handle, bool(flags & flower.SKIP_SW), bool(flags & flower.SKIP_HW),
         )  # fmt: skip
         return Installed(rule, bool(flags & flower.IN_HW), options.get("IN_HW_COUNT", 0), tuple(map(_counted, told)))
 
@@ -99,7 +102,8 @@ class Decoder:
         if not isinstance(options, dict):
             raise Foreign(f"a template of {values.get('KIND', 'no kind')}: expected flower")
         # The protocol of a chain is not told, but the ethertype that its keys begin with is.
-        return tc.Template(head.hook, options.get("KEY_ETH_TYPE", tc.ETH_ALL), values.get("CHAIN", 0), tuple(_matches(options, template=True)))
+        protocol = options.get("KEY_ETH_TYPE", tc.ETH_ALL)
+        return tc.Template(head.hook, protocol, values.get("CHAIN", 0), tuple(_matches(options, protocol)))
 
     def qdisc(self, data: bytes) -> tc.Qdisc | None:
         """A qdisc of kind clsact or ingress; None: another one. Raises Malformed."""
@@ -217,36 +221,54 @@ _KEYS: dict[str, tuple[str, flower.Pair]] = {
 _MASKS = {flower.FLOWER.attributes[pair.mask][0] for _, pair in _KEYS.values() if pair.mask}
 _RANGES = {name: tuple(flower.FLOWER.attributes[pair.value][0] for pair in pairs) for name, pairs in flower.RANGES.items()}
 _ENDS = {attribute for pair in _RANGES.values() for attribute in pair}
-_NO_KEYS = {"ACT", "FLAGS", "IN_HW_COUNT", "KEY_ETH_TYPE", "INDEV"}
+_KNOWN = {"ACT", "FLAGS", "IN_HW_COUNT", "KEY_ETH_TYPE", "INDEV"} | _MASKS | _ENDS | _KEYS.keys()
 _PREFIXES = ("src_ip", "dst_ip", "arp_sip", "arp_tip")
 
 
-def _matches(options: Values, *, template: bool = False) -> Iterator[tc.Match]:
+def _matches(options: Values, protocol: int) -> list[tc.Match]:
     """The keys, in the order of FIELDS. Raises Foreign."""
-    known = _NO_KEYS | _MASKS | _ENDS | _KEYS.keys()
-    unknown = next((name for name in options if name not in known), None)
+    unknown = next((name for name in options if name not in _KNOWN), None)
     if unknown is not None:
         raise Foreign(f"key {flower.FLOWER.prefix}{unknown}")
-    found = []
+    found: list[tuple[tc.Match, flower.Pair | None]] = []
     if "INDEV" in options:
-        found.append(tc.Match("indev", 0, 0, None, options["INDEV"]))
-    for attribute, value in options.items():
-        if attribute in _KEYS:
-            name, pair = _KEYS[attribute]
-            full = (1 << pair.bits) - 1
-            mask = options.get(f"{attribute}_MASK", full) if pair.mask else full
-            if mask & ~full or value & ~full:
-                raise Foreign(f"{name} {value:#x}/{mask:#x}, of which {full:#x} can be matched")
-            if name in _PREFIXES and not is_prefix(mask, pair.bits):
-                raise Foreign(f"{name} with mask {mask:#x}, which is no prefix")
-            found.append(tc.Match(name, value & mask, mask))
+        found.append((tc.Match("indev", 0, 0, None, options["INDEV"]), None))
+    found += [(_match(name, pair, attribute, options), pair) for attribute, (name, pair) in _KEYS.items() if attribute in options]
     for name, (low, high) in _RANGES.items():
         if low in options or high in options:
-            found.append(tc.Match(name, options.get(low, 0), 0xFFFF, options.get(high, 0)))
-    names = [match.name for match in found]
+            found.append((tc.Match(name, options.get(low, 0), 0xFFFF, options.get(high, 0)), None))
+    names = [match.name for match, _ in found]
     if len(set(names)) < len(names):
         raise Foreign(f"two keys of one name: {', '.join(sorted(name for name in set(names) if names.count(name) > 1))}")
-    yield from sorted(found, key=lambda match: tc.FIELD_ORDER[match.name])
+    found.sort(key=lambda each: tc.FIELD_ORDER[each[0].name])
+    _belong(found, protocol)
+    return [match for match, _ in found]
+
+
+def _match(name: str, pair: flower.Pair, attribute: str, options: Values) -> tc.Match:
+    """A key with its mask; where none is told, all of it counts."""
+    full = (1 << pair.bits) - 1
+    value, mask = options[attribute], options.get(f"{attribute}_MASK", full) if pair.mask else full
+    if mask & ~full or value & ~full:
+        raise Foreign(f"{name} {value:#x}/{mask:#x}, of which {full:#x} can be matched")
+    if name in _PREFIXES and not is_prefix(mask, pair.bits):
+        raise Foreign(f"{name} with mask {mask:#x}, which is no prefix")
+    return tc.Match(name, value & mask, mask)
+
+
+def _belong(found: Sequence[tuple[tc.Match, flower.Pair | None]], protocol: int) -> None:
+    """Addresses, ports and ICMP types are those of the ethertype and the protocol beside them, or the kernel would not look at them. Raises
+    Foreign."""
+    family, proto = protocol, 0
+    for match, pair in found:
+        if match.name in ("vlan_ethtype", "cvlan_ethtype"):
+            family = match.value
+        elif match.name == "ip_proto":
+            proto = match.value
+        if pair is None or match.name in flower.PLAIN:
+            continue
+        if pair != (flower.OF_FAMILY.get((match.name, family)) or flower.OF_PROTO.get((match.name, proto))):
+            raise Foreign(f"{match.name} of another protocol than its rule")
 
 
 # --- one for each kind of action ----------------------------------------------------------------------------------------------------------
@@ -293,7 +315,8 @@ def _nat(told: Values, flags: int) -> tc.CtNat | None:
     if f"{name}_MIN" not in told:
         raise Foreign(f"ct nat {kind} without addresses")
     low = told[f"{name}_MIN"]
-    ports = (int(told["NAT_PORT_MIN"]), int(told.get("NAT_PORT_MAX", told["NAT_PORT_MIN"]))) if "NAT_PORT_MIN" in told else None
+    first: int | None = told.get("NAT_PORT_MIN")
+    ports = None if first is None else (first, told.get("NAT_PORT_MAX", first))
     return tc.CtNat(kind, make(low), make(told.get(f"{name}_MAX", low)), ports)
 
 
@@ -341,6 +364,8 @@ def _pedit(decoder: Decoder, told: Values) -> tc.Pedit:
         raise Malformed(f"action pedit: {len(data)} bytes: expected {size} or more")
     _, _, control, _, _, count, _ = actions.PEDIT_SELECTOR.unpack_from(data)
     step = actions.PEDIT_WORD.size + actions.PEDIT_PLACE.size
+    if not 0 < count <= actions.MOST_WORDS:
+        raise Foreign(f"pedit of {count} words")
     if len(data) < size + count * step or len(places) < count:
         raise Malformed(f"action pedit: {len(data)} bytes and {len(places)} places: expected those of {count} words")
     words = []
@@ -360,29 +385,30 @@ def _police(decoder: Decoder, told: Values) -> tc.Police:
     parms = _parms(told, "TBF", "police")
     if parms["peak_rate"] or "AVRATE" in told or "PEAKRATE64" in told:
         raise Foreign("police with a peak rate or an estimator")
-    rate = told.get("RATE64", parms["rate"])
-    packet_rate = told.get("PKTRATE64", 0)
+    rate, packet_rate = told.get("RATE64", parms["rate"]), told.get("PKTRATE64", 0)
+    burst = amount(parms["burst"], rate) if rate else None
+    packet_burst = amount(told.get("PKTBURST64", 0), packet_rate) if packet_rate else None
+    if rate * 8 > MAX_RATE or packet_rate > U32 or max(burst or 0, packet_burst or 0) > U32:
+        raise Foreign(f"police of {rate} bytes or {packet_rate} packets a second, with a burst of {burst or packet_burst}")
     mtu = parms["mtu"]
     # Without an mtu the kernel lists the longest packet that there is, or of a rate the one that tc's table of times ends with.
     unsaid = mtu in ((0, tc.POLICED) if rate else (0, U32)) and parms["cell_log"] in (0, USUAL_CELLS)
-    result = told.get("RESULT")
+    result = told.get("RESULT", actions.PASS)
     return tc.Police(
-        rate * 8 if rate else None, amount(parms["burst"], rate) if rate else None, packet_rate or None,
-        amount(told.get("PKTBURST64", 0), packet_rate) if packet_rate else None, None if unsaid else mtu, control_of(parms["action"]),
-        tc.PASS if result is None else control_of(result),
-    )  # fmt: skip
+        rate * 8 if rate else None, burst, packet_rate or None, packet_burst, None if unsaid else mtu, control_of(parms["action"]), control_of(result)
+    )
 
 
 def amount(ticks: int, rate: int) -> int:
     """A burst of which tc says so many ticks at a rate: the fewest bytes or packets, at least 1. Of ticks that tc would not say, those just above."""
-    low, high = 1, max(2, int((ticks + 32) / actions.TICKS * rate / 1_000_000) + 2)
+    low, high = 1, int((ticks + 32) / actions.TICKS * rate / 1_000_000 * 1.000001) + 3
     while low < high:
         middle = (low + high) // 2
         if actions.ticks(middle, rate) >= ticks:
             high = middle
         else:
             low = middle + 1
-    return low
+    return low if low == 1 or actions.ticks(low, rate) <= max(ticks, U32) else low - 1
 
 
 _ACTIONS: dict[str, Callable[[Decoder, Any], tc.Action]] = {

@@ -18,7 +18,7 @@ from datapath.pipeline.munge import munged
 from datapath.pipeline.rules import ETH_VLAN, Ct, Munge, Pedit, Police, Rule, Skbedit, Vlan
 from offload.netlink import actions
 from offload.netlink.filters import MESSAGE
-from offload.netlink.pack import attribute, u32
+from offload.netlink.pack import attribute, u8, u32
 from offload.netlink.read import Malformed
 from pcap_tests.test_datapath.test_pipeline.rulesets import DEVICES, rulesets
 from pcap_tests.test_datapath.test_tc.sayable import sayable
@@ -129,6 +129,9 @@ def test_a_burst_that_takes_too_long_is_refused():
         (attribute(10, bytes([10, 0, 0, 1])) + attribute(11, bytes([255, 0, 255, 0])), "src_ip with mask 0xff00ff00, which is no prefix"),
         (attribute(71, b"\xff\xff") + attribute(72, b"\xff\xff"), "tcp_flags 0xffff/0xffff, of which 0xfff can be matched"),
         (attribute(18, b"\0\x50") + attribute(20, b"\0\x50"), "two keys of one name: src_port"),
+        (attribute(21, b"\0\x50"), "dst_port of another protocol than its rule"),
+        (u8(9, 6) + attribute(21, b"\0\x50"), "dst_port of another protocol than its rule"),
+        (attribute(14, bytes(16)), "src_ip of another protocol than its rule"),
     ],
 )
 def test_a_key_without_words_is_foreign(extra, said):

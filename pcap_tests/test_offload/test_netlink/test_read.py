@@ -34,6 +34,13 @@ def test_actions_come_in_the_order_of_their_numbers():
     assert [each["KIND"] for each in read(FLOWER, attribute(3, listed))["ACT"]] == ["csum", "ct"]
 
 
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"eth0\0more", "eth0"), (b"a\nb\0", "a\\nb"), (b"\xff\xfe", "\\xff\\xfe"), ("ö".encode(), "ö"), (b"", "")]
+)
+def test_text_is_one_line(data, said):
+    assert read(FLOWER, attribute(2, data)) == {"INDEV": said}
+
+
 def test_unknown_attributes_are_kept_by_number():
     assert read(FLOWER, u8(999, 5)) == {"#999": b"\5"}
 
