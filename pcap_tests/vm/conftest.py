@@ -34,7 +34,7 @@ def switch() -> Iterator[Namespace]:
 
 
 class FeignedNic:
-    """The module that makes a veth look like a NIC (module/feigned_nic.c): its parameters, and its tables in debugfs."""
+    """The module that makes a veth look like a NIC (module/): its parameters, and its tables in debugfs."""
 
     files = Path("/sys/kernel/debug/feigned_nic")
     parameters = Path("/sys/module/feigned_nic/parameters")

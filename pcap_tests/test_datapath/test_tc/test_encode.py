@@ -137,7 +137,8 @@ def test_many_rules_are_encoded_fast():
     """What a NIC without connections of its own gets for each direction of a flow. The best of three, for others use the machine, too."""
     text = (
         "protocol ip prio 5 flower ip_proto tcp src_ip 10.0.0.{} dst_ip 10.1.0.1 src_port {} dst_port 80 tcp_flags 0/5 action pedit ex "
-        "munge ip src set 192.0.2.1 munge tcp sport set {} pipe action csum ip and tcp pipe action ct zone 5 nat pipe action mirred egress redirect dev eth1"
+        "munge ip src set 192.0.2.1 munge tcp sport set {} pipe action csum ip and tcp pipe action ct zone 5 nat pipe "
+        "action mirred egress redirect dev eth1"
     )
     rules = [parsed(f"{FILTER} {text.format(number % 250, number + 1, number + 1)}").rules[0] for number in range(1000)]
     one = Encoder({"eth0": 1, "eth1": 2}.__getitem__)
