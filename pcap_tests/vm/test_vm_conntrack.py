@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataacross.commands.tc.ask import KernelTc
-from dataacross.oracle.namespace import Namespace, cable
 
 from ctcore.ctnetlink import Ask
 from ctcore.types import CONN_DTYPE, Status
+from datapath.commands.tc.ask import KernelTc
+from datapath.oracle.namespace import Namespace, cable
 from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD, KernelConntrack
 from pcap_tests.vm.test_vm_refusals import parsed
 

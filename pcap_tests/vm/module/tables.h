@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The tables of a NIC that is none (devices.c). All functions want tables_lock held. */
+/* The tables of a NIC that is none (devices.c). put, take and stats want tables_lock held. */
 #ifndef FEIGNED_TABLES_H
 #define FEIGNED_TABLES_H
 
