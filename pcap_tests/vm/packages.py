@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +62,7 @@ def fetch(folder: Path) -> Kernel:
     """Install the tools, and unpack kernel and headers below the folder, unless they are there. Raises CannotBoot."""
     if shutil.which("apt-get") is None:
         raise CannotBoot("there is no apt-get: the guest is Debian's kernel, which is fetched by apt")
-    missing = sorted({package for command, package in TOOLS.items() if shutil.which(command) is None})
-    if missing:
-        _updated(["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing])
+    _install({package for command, package in TOOLS.items() if shutil.which(command) is None})
     release = _depends(META)[0].removeprefix("linux-image-")
     try:
         if (found := unpacked(folder)).release == release:
@@ -72,7 +70,9 @@ def fetch(folder: Path) -> Kernel:
     except CannotBoot:
         pass
     shutil.rmtree(folder, ignore_errors=True)
-    _unpack(folder, [f"linux-image-{release}", *_headers(release)])
+    headers = _headers(release)
+    _unpack(folder, [f"linux-image-{release}", *headers])
+    _install({name for package in headers for name in _depends(package) if not name.startswith("linux-") and not _is_installed(name)})
     kernel = Kernel(folder, release)
     _point_headers(kernel)
     _run(["depmod", "-b", str(folder), release])
@@ -80,8 +80,17 @@ def fetch(folder: Path) -> Kernel:
     return kernel
 
 
+def _install(packages: Collection[str]) -> None:
+    if packages:
+        _updated(["apt-get", "install", "-y", "-q", "--no-install-recommends", *sorted(packages)])
+
+
+def _is_installed(package: str) -> bool:
+    return "install ok installed" in _run(["dpkg-query", "-W", "-f", "${Status}", package], tolerant=True)
+
+
 def _headers(release: str) -> list[str]:
-    """What the headers need to build a module: those of their dependencies that are the kernel's, and not the compiler itself."""
+    """What is unpacked to build a module: the headers and those of their dependencies that are the kernel's. The compiler they name is installed."""
     top = f"linux-headers-{release}"
     return [top, *(name for name in _depends(top) if name.startswith("linux-"))]
 
