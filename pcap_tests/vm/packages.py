@@ -63,7 +63,10 @@ def fetch(folder: Path) -> Kernel:
     if shutil.which("apt-get") is None:
         raise CannotBoot("there is no apt-get: the guest is Debian's kernel, which is fetched by apt")
     _install({package for command, package in TOOLS.items() if shutil.which(command) is None})
-    release = _depends(META)[0].removeprefix("linux-image-")
+    names = _depends(META)
+    if not names:
+        raise CannotBoot(f"{META} depends on no kernel: expected Debian's")
+    release = names[0].removeprefix("linux-image-")
     try:
         if (found := unpacked(folder)).release == release:
             return found
@@ -113,14 +116,13 @@ def _point_headers(kernel: Kernel) -> None:
 
 
 def _depends(package: str) -> list[str]:
-    """The packages that one depends on."""
+    """The packages that one depends on; after a look at what the archive has today, if it is not known."""
     for again in (False, True):
         if again:
             _run(["apt-get", "update", "-q"])
         lines = _run(["apt-cache", "depends", package], tolerant=True).splitlines()
-        found = [line.split()[-1] for line in lines if line.strip().startswith("Depends:")]
-        if found:
-            return found
+        if lines:
+            return [line.split()[-1] for line in lines if line.strip().startswith("Depends:")]
     raise CannotBoot(f"apt knows no {package}: expected the archive of Debian")
 
 

@@ -385,7 +385,8 @@ def _police(decoder: Decoder, told: Values) -> tc.Police:
     parms = _parms(told, "TBF", "police")
     if parms["peak_rate"] or "AVRATE" in told or "PEAKRATE64" in told:
         raise Foreign("police with a peak rate or an estimator")
-    rate, packet_rate = told.get("RATE64", parms["rate"]), told.get("PKTRATE64", 0)
+    rate: int = told.get("RATE64", parms["rate"])
+    packet_rate: int = told.get("PKTRATE64", 0)
     burst = amount(parms["burst"], rate) if rate else None
     packet_burst = amount(told.get("PKTBURST64", 0), packet_rate) if packet_rate else None
     if rate * 8 > MAX_RATE or packet_rate > U32 or max(burst or 0, packet_burst or 0) > U32:
