@@ -3,8 +3,8 @@
 Theory of operation: attributes are read into a dictionary, level by level; what is missing is nought, what does not fit is a reason not to take it.
 Written are those that ctnetlink wants of a new entry. Of a translated connection that is the tuple of answers without translation, and what each half
 becomes: the kernel translates it itself, and so has its own record of it.
-Taken apart by hand: a node has a hundred thousand of them, and objects cost fifty times more. This is the readable twin of ctnetlink_pack, which
-writes the same bytes for many connections at once; both are of the core, for a node and a mirror both hand connections to the kernel.
+Taken apart by hand: a node has a hundred thousand of them, and objects cost fifty times more. This is the readable twin of ctnetlink_pack
+and ctnetlink_read, which do the same for many connections at once; all are of the core, for a node and a mirror both hand connections to the kernel.
 Source: linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_netlink.c.
 Not here: sockets.
 """

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ctcore.ctnetlink import CT_GET, CT_NEW, FAMILY, MESSAGE, REQUEST, Ask, Odd, row_of
+from ctcore.ctnetlink import CT_GET, CT_NEW, FAMILY, MESSAGE, REQUEST, Ask
 from ctcore.ctnetlink_pack import requests
+from ctcore.ctnetlink_read import rows_of
 from ctcore.steering import owner
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
@@ -102,26 +103,22 @@ def adopt(trackers: Sequence[Tracker], now: int) -> Moved:
         tracker.expire(now)
     hz, places = trackers[0].config.hz, sum(tracker.config.capacity for tracker in trackers)
     out: Counter[str] = Counter()
-    taken, rows = 0, []
+    taken, told = 0, []
     with _socket() as sock:
         for data in dumped(sock):
-            try:
-                rows.append(row_of(data, hz))
-            except Odd as error:
-                out[str(error)] += 1
-            if len(rows) == GROUP:
-                taken += _enter(trackers, rows, out)
-                rows = []
+            told.append(data)
+            if len(told) == GROUP:
+                taken += _enter(trackers, told, hz, out)
+                told = []
             if sum(tracker.count for tracker in trackers) >= places:
                 out["no place: what followed was not read"] += 1
                 break
-    return Moved(taken + _enter(trackers, rows, out), dict(out))
+    return Moved(taken + _enter(trackers, told, hz, out), dict(out))
 
 
-def _enter(trackers: Sequence[Tracker], rows: list[NDArray[Any]], out: Counter[str]) -> int:
-    if not rows:
-        return 0
-    conns = np.concatenate(rows).astype(CONN_DTYPE, copy=False)
+def _enter(trackers: Sequence[Tracker], told: list[bytes], hz: int, out: Counter[str]) -> int:
+    conns, _, odd = rows_of(told, hz)
+    out.update(odd)
     owners = _owners(conns, len(trackers))
     out.update({"answers would come to another worker": int((owners < 0).sum())} if (owners < 0).any() else {})
     entered = 0

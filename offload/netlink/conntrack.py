@@ -4,7 +4,7 @@ What act_ct is to offload has to be an entry of the kernel's: ESTABLISHED, assur
 liberal, since nobody tells it the windows (ctcore.ctnetlink writes all of that). An entry without its zone in the request is another zone's.
 Labels: Linux 6.12 and later keeps them only where the namespace uses labels, which an action `ct ... label` that is installed makes it do; elsewhere
 a new entry comes without, and a change of them is ENOSPC.
-Not here: which connections (mirror), their bytes (ctcore.ctnetlink, ctnetlink_pack).
+Not here: which connections (mirror), their bytes (ctcore.ctnetlink, ctnetlink_pack, ctnetlink_read).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore import ctnetlink
-from ctcore.ctnetlink import Ask, Odd
+from ctcore.ctnetlink import Ask
 from ctcore.ctnetlink_pack import requests
+from ctcore.ctnetlink_read import rows_of
 from ctcore.types import CONN_DTYPE
 from offload.netlink.attributes import BYTES, Level
 from offload.netlink.channel import NETFILTER, Channel
@@ -60,22 +61,21 @@ class KernelConntrack:
     def listed(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """All of them, in groups: CONN_DTYPE[n] and the kernel's status of each, uint32[n], which has OFFLOAD and HW_OFFLOAD. Raises NetlinkError."""
         self.odd = Counter()
-        rows, status = [], []
         body = ctnetlink.FAMILY.pack(0, 0, 0)
         size = ctnetlink.MESSAGE.size + len(body)
+        told: list[bytes] = []
         for _, data in self.channel.dump(ctnetlink.MESSAGE.pack(size, ctnetlink.CT_GET, ctnetlink.REQUEST | DUMP, 0, 0) + body):
-            told = data[ctnetlink.FAMILY.size :]
-            try:
-                rows.append(ctnetlink.row_of(told, self.hz))
-            except Odd as error:
-                self.odd[str(error)] += 1
-                continue
-            status.append(ctnetlink.number(ctnetlink.attributes(told), ctnetlink.STATUS, 4))
-            if len(rows) == GROUP:
-                yield _joined(rows), np.array(status, dtype=np.uint32)
-                rows, status = [], []
-        if rows:
-            yield _joined(rows), np.array(status, dtype=np.uint32)
+            told.append(data[ctnetlink.FAMILY.size :])
+            if len(told) == GROUP:
+                yield self._read(told)
+                told = []
+        if told:
+            yield self._read(told)
+
+    def _read(self, told: list[bytes]) -> tuple[NDArray[Any], NDArray[Any]]:
+        rows, status, odd = rows_of(told, self.hz)
+        self.odd.update(odd)
+        return rows, status
 
     def all(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The whole list as one."""

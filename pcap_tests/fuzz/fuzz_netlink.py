@@ -1,7 +1,7 @@
 """Fuzzer of what the kernel sends: lists of TC's rules, connections of ctnetlink, answers with their sentences.
 
 Invariant: whatever bytes a message holds, it is a value, or one line of error, and nothing else; a rule that is read can be told again; a connection
-that is read leaves a tracker sound.
+is read alike by both readers, and leaves a tracker sound.
 
     python pcap_tests/fuzz/fuzz_netlink.py [CORPUS] [-max_total_time=60]
 
@@ -27,10 +27,11 @@ with atheris.instrument_imports(include=["offload.netlink", "datapath.commands.t
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
-from pcap_tests.test_ctcore.test_ctnetlink import WHOLE
+from pcap_tests.test_ctcore.test_ctnetlink_read import WHOLE, same
 
 
 def connection(data: bytes) -> None:
+    same([data])
     try:
         row = row_of(data, 250)
     except Odd:
@@ -62,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = Path(folder, "seeds")
         seeds.mkdir()
-        for i, seed in enumerate([*(b"\0" + each for each in SEEDS), b"\1" + WHOLE]):
+        for i, seed in enumerate([*(b"\0" + each for each in SEEDS), *(b"\1" + each for each in WHOLE)]):
             (seeds / f"seed{i}").write_bytes(seed)
         for argument in sys.argv[1:]:
             if not argument.startswith("-"):

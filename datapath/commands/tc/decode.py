@@ -385,7 +385,7 @@ def _police(decoder: Decoder, told: Values) -> tc.Police:
     parms = _parms(told, "TBF", "police")
     if parms["peak_rate"] or "AVRATE" in told or "PEAKRATE64" in told:
         raise Foreign("police with a peak rate or an estimator")
-    rate: int = told.get("RATE64", parms["rate"])
+    rate: int = told["RATE64"] if "RATE64" in told else parms["rate"]
     packet_rate: int = told.get("PKTRATE64", 0)
     burst = amount(parms["burst"], rate) if rate else None
     packet_burst = amount(told.get("PKTBURST64", 0), packet_rate) if packet_rate else None
