@@ -215,7 +215,7 @@ MOST_SECONDS = int(U32_MAX / TICKS / 1_000_000)  # of a burst: the kernel has 32
 
 def ticks(amount: int, rate: int) -> int:
     """How long so many bytes or packets take at a rate a second, as tc says it to the kernel: whole microseconds, in ticks."""
-    return int(int(1_000_000 * amount / rate) * TICKS)
+    return int(int(1_000_000 * (amount / rate)) * TICKS)  # in tc's order, whose rounding is this
 
 
 def police(control: int, exceed: int, rate: int = 0, burst: int = 0, mtu: int = 0, packet_rate: int = 0, packet_burst: int = 0) -> Packed:
@@ -244,11 +244,14 @@ def police(control: int, exceed: int, rate: int = 0, burst: int = 0, mtu: int = 
 
 
 def _cells(mtu: int) -> int:
-    """How many bits of a packet's length one cell of the table is wide: as few as the longest packet allows."""
-    return next(bits for bits in range(32) if (mtu or USUAL_MTU) >> bits < CELLS)
+    """How many bits of a packet's length one cell of the table is wide: as few as the longest packet allows, and one at least, or the kernel takes no
+    such table (of an mtu below 256 tc sends one that it does not take)."""
+    return next(bits for bits in range(1, 32) if (mtu or USUAL_MTU) >> bits < CELLS)
 
 
 @lru_cache(256)
 def _times(rate: int, cell_log: int) -> bytes:
-    """How long packets of each length take. The kernel looks at its size only since it has rates of its own, and takes none without."""
-    return Struct(f"={CELLS}I").pack(*(ticks(cell + 1 << cell_log, rate) & U32_MAX for cell in range(CELLS)))
+    """How long packets of each length take, 0: too long to say. The kernel looks at its size only since it has rates of its own, and takes none
+    without."""
+    took = [ticks(cell + 1 << cell_log, rate) for cell in range(CELLS)]
+    return Struct(f"={CELLS}I").pack(*(each if each <= U32_MAX else 0 for each in took))

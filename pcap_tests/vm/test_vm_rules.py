@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from random import Random
 
 import pytest
 
@@ -13,8 +16,11 @@ from datapath.commands.tc.decode import kept
 from datapath.pipeline import flower_keys, tc_print, tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.flower_keys import TC
-from datapath.pipeline.rules import ETH_IP, Hook, Match, Qdisc, Rule, Ruleset, innermost
+from datapath.pipeline.rule_checks import check_rule
+from datapath.pipeline.rules import ETH_IP, ETH_IPV6, PIPE, Ct, CtNat, Hook, Match, Mirred, Qdisc, Rule, Ruleset, goto, innermost
 from datapath.pipeline.validate import validate
+from pcap_tests.test_datapath.test_pipeline.random_pipelines import some_rule
+from pcap_tests.test_datapath.test_tc.sayable import sayable
 from pcap_tests.written_rules import FILTER, FURTHER, WRITTEN, with_chain
 
 HOOK = Hook("eth0")
@@ -135,3 +141,45 @@ def test_a_whole_file_with_blocks_templates_and_egress(switch):
         assert (other.hook, other.chain, other.matches[0].mask) == (Hook("vf0"), 6, (1 << 128) - (1 << 64))
         assert kernel.remove(meant.rules) == []
         assert kernel.listed(hooks).rules == ()
+
+
+# --- at random ----------------------------------------------------------------------------------------------------------------------------
+
+DEVICES = {"eth2": "vf0", "tap0": "vf1"}  # of random rules, and what stands for them here
+
+
+def some_ct(random: Random, inner: int) -> Ct:
+    zone, commit = random.randrange(1 << 16), random.randrange(2) == 0
+    mark, label = random.getrandbits(32), random.getrandbits(128)
+    if not commit:
+        return Ct(zone, force=random.randrange(3) == 0, nat=random.choice((None, CtNat())), control=random.choice((PIPE, goto(7))))
+    make, bits = (IPv6Address, 128) if inner == ETH_IPV6 else (IPv4Address, 32)
+    low, high = sorted(random.getrandbits(bits) for _ in range(2))
+    nat = CtNat(random.choice(("src", "dst")), make(low), make(high), random.choice((None, (5, 5), (1, 0xFFFF))))
+    return Ct(zone, (mark & 0xFF00, 0xFF00), (label, (1 << 128) - 1), commit=True, nat=random.choice((None, nat)))
+
+
+def some_sound_rule(random: Random, prio: int) -> Rule:
+    """One that is right by itself, with devices that are here, and of a priority of its own."""
+    while True:
+        rule = some_rule(random, HOOK, actions=some_ct)
+        acts = tuple(replace(act, device=DEVICES.get(act.device, act.device)) if isinstance(act, Mirred) else act for act in rule.actions)
+        keys = tuple(replace(key, device=DEVICES.get(key.device, key.device)) for key in rule.matches)
+        rule = replace(rule, prio=prio, handle=prio, skip_sw=False, matches=keys, actions=acts)
+        found = Findings()
+        check_rule(rule, found)
+        if not found.errors and sayable(rule):
+            return rule
+
+
+def test_random_rules_are_listed_as_they_were_meant(switch):
+    random = Random(int(os.environ.get("CTMIRROR_SEED", "8")))
+    meant = [some_sound_rule(random, prio) for prio in range(1, 501)]
+    with KernelTc() as kernel:
+        refused = kernel.make(Ruleset((Qdisc("eth0"),), (), tuple(meant)))
+        assert [refusal.told() for refusal in refused] == []
+        listed = kernel.listed([HOOK])
+    assert listed.foreign == ()
+    found = {each.rule.prio: each.rule for each in listed.rules}
+    wrong = {tc_print.rule_line(rule): found.get(rule.prio) for rule in meant if found.get(rule.prio) != kept(rule)}
+    assert wrong == {}

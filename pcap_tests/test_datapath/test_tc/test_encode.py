@@ -105,10 +105,22 @@ def test_any_ruleset_is_the_messages_that_tc_sends(tc, encoder, knows_helpers, r
 
 
 def _beyond_tc(action: Action, knows_helpers: bool) -> bool:
-    """Whether this tc does not say the same: no helper; a burst of packets cut down to 32 bits of ticks, though the kernel has 64."""
+    """Whether this tc does not say the same: no helper; a burst of packets cut down to 32 bits of ticks, though the kernel has 64; a table of times
+    for short packets that no kernel takes."""
     if isinstance(action, Police) and action.packet_rate:
         return ticks(action.packet_burst, action.packet_rate) > U32_MAX
+    if isinstance(action, Police) and action.rate:
+        return action.mtu is not None and action.mtu < 256
     return isinstance(action, Ct) and action.helper is not None and not knows_helpers
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 5, 7, 100, 999, 12345, 10**6 + 1, 1 << 32, 10**11])
+def test_times_of_a_policer_are_rounded_as_tc_rounds_them(tc, encoder, rate):
+    for burst in (1, 64, 250, 10**6 + 7):
+        line = f"{FILTER} protocol ip prio 1 chain 0 handle 0x1 flower action police rate {rate * 8}bit burst {burst}b conform-exceed drop/pipe"
+        (rule,) = parsed(line).rules
+        if sayable(rule):
+            assert tree(encoder.rule(rule)[MESSAGE.size :]) == tree(tc.request(line))
 
 
 def line_of(part: Qdisc | Template | Rule) -> str:
