@@ -25,13 +25,13 @@ from offload.netlink.filters import ACK, MESSAGE, TCMSG
 from offload.netlink.read import Malformed
 
 ROUTE, NETFILTER = 0, 12  # NETLINK_ROUTE, NETLINK_NETFILTER
-SOL_NETLINK, CAP_ACK, EXT_ACK, STRICT = 270, 10, 11, 12
+SOL_NETLINK, CAP_ACK, EXT_ACK = 270, 10, 11
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 BUFFER = 1 << 22
 LONGEST = 1 << 18  # bytes of one answer
 PATIENCE = 30.0  # seconds
 GROUP, GROUP_BYTES = 128, 1 << 17  # requests and bytes that are sent at once
-ERROR, FINISHED, OVERRUN = 2, 3, 4  # NLMSG_*
+ERROR, FINISHED = 2, 3  # NLMSG_*
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 NUMBER = Struct("=I")
 FLAGS_AT = 6 if byteorder == "little" else 7  # of the low byte of a message's flags, and of its number

@@ -6,7 +6,6 @@ Source: what tc of iproute2 6.1 sends. Not here: which keys go together, and wha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
@@ -15,10 +14,9 @@ from offload.netlink.pack import attribute, text
 
 ETH_ALL, ETH_IP, ETH_IPV6 = 0x0003, 0x0800, 0x86DD
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
-SKIP_HW, SKIP_SW, IN_HW, NOT_IN_HW = 0x1, 0x2, 0x4, 0x8  # TCA_CLS_FLAGS_*
+SKIP_HW, SKIP_SW, IN_HW = 0x1, 0x2, 0x4  # TCA_CLS_FLAGS_*
 NUMBERS = FLOWER.numbers
-ETH_TYPE, FLAGS, INDEV, ACT, IN_HW_COUNT = (NUMBERS[name] for name in ("KEY_ETH_TYPE", "FLAGS", "INDEV", "ACT", "IN_HW_COUNT"))
-HOST = sys.byteorder
+ETH_TYPE, FLAGS, INDEV, ACT = (NUMBERS[name] for name in ("KEY_ETH_TYPE", "FLAGS", "INDEV", "ACT"))
 
 
 class Key(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from datapath.commands.tc.decode import Decoder, Foreign, Installed
+from datapath.commands.tc.decode import Decoder, Foreign, Installed, Tallied
 from datapath.commands.tc.encode import Encoder, Part
 from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import qdisc_line, rule_line, template_line
@@ -122,6 +122,11 @@ class KernelTc:
             for data in self._dump(dump_filters(where)):
                 rules += self._try(self.decoder.rule, data, foreign)
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
+
+    def tallied(self, hooks: Iterable[tc.Hook]) -> list[Tallied]:
+        """What the rules at hooks have counted, without the rules themselves: for many of them, often."""
+        listed = (data for hook in hooks for data in self._dump(dump_filters(self.encoder.where(hook), terse=True)))
+        return [found for data in listed if (found := self.decoder.tallied(data)) is not None]
 
     @staticmethod
     def _try(read: Callable[[bytes], Found | None], data: bytes, foreign: list[str]) -> Iterator[Found]:

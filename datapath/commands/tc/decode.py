@@ -56,6 +56,17 @@ class Installed(NamedTuple):
     counted: tuple[Counted, ...]
 
 
+class Tallied(NamedTuple):
+    """What a rule has counted, by its name."""
+
+    hook: tc.Hook
+    chain: int
+    prio: int
+    handle: int
+    in_hw: bool
+    counted: tuple[Counted, ...]
+
+
 class Head(NamedTuple):
     """Of a message: where it is, and which; ethertype 0: none was told."""
 
@@ -92,6 +103,16 @@ class Decoder:
             head.handle, bool(flags & flower.SKIP_SW), bool(flags & flower.SKIP_HW),
         )  # fmt: skip
         return Installed(rule, bool(flags & flower.IN_HW), options.get("IN_HW_COUNT", 0), tuple(map(_counted, told)))
+
+    def tallied(self, data: bytes) -> Tallied | None:
+        """A filter's counters alone, also of a terse list, which leaves out keys and actions. Raises Foreign, Malformed."""
+        head, values = self._message(data)
+        options = values.get("OPTIONS")
+        if not isinstance(options, dict) or head.handle == 0:
+            return None
+        flags = options.get("FLAGS", 0)
+        counted = tuple(map(_counted, options.get("ACT", [])))
+        return Tallied(head.hook, values.get("CHAIN", 0), head.prio, head.handle, bool(flags & flower.IN_HW), counted)
 
     def template(self, data: bytes) -> tc.Template | None:
         """A chain's template; None if it has none. Raises Foreign, Malformed."""

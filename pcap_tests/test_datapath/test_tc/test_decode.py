@@ -188,7 +188,7 @@ SEEDS = [ENCODER.rule(rule(written))[MESSAGE.size :] for written in (*WRITTEN, *
 
 def sound(data: bytes) -> None:
     """Rule, nothing, or one line of error; a rule that is read can be told again."""
-    for read in (DECODER.rule, DECODER.template, DECODER.qdisc):
+    for read in (DECODER.rule, DECODER.template, DECODER.qdisc, DECODER.tallied):
         try:
             found = read(data)
         except CtmirrorError as error:
@@ -232,3 +232,11 @@ def test_skbedit_of_nothing_comes_back():
     one = Skbedit(mark=(0, 0))
     (told,) = back(Rule(rule("protocol ip flower").hook, 0x0800, actions=(one,), prio=1, handle=1)).actions
     assert told == one
+
+
+def test_counters_are_read_without_the_rule():
+    told = DECODER.tallied(
+        ENCODER.rule(rule("protocol ip prio 3 chain 4 handle 9 flower ct_state +trk action ct zone 5 pipe action drop"))[MESSAGE.size :]
+    )
+    assert told is not None
+    assert (told.chain, told.prio, told.handle, told.in_hw, [each.packets for each in told.counted]) == (4, 3, 9, False, [0, 0])
