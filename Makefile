@@ -26,7 +26,7 @@ FUZZ_ENV := PYTHONMALLOC=malloc
 ASAN_ENV := CTMIRROR_SHARE=$(ASAN_SHARE) CTMIRROR_PAIRS=5000 PYTHONPATH=. \
     ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=4
 
-.PHONY: help build demo test lint bench fuzz fuzz-kernel asan docs wheel clean
+.PHONY: help build demo test test-vm lint bench fuzz fuzz-kernel asan docs wheel clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ demo: $(BUILT)  ## replay the bundled capture and print what conntrack says of i
 
 test: $(BUILT) $(TEST_TOOLS) lint  ## run ruff, mypy and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-vm: $(BUILT) $(TEST_TOOLS)  ## run the tests of pcap_tests/vm under Debian's stock kernel in QEMU, which it fetches by apt; needs root
+	$(BIN)/python -m pcap_tests.vm.suite build/vm $(PYTEST_ARGS)
 
 lint: $(TEST_TOOLS)
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ keeps its entries: no packet reaches them any more, and they expire. Giving back
 has is changed instead.
 Not taken over or given back: expectations, and connections whose sequence numbers a helper has moved.
 Invariants: no more is read than the tracker has places for; a kernel that stops answering is an error after PATIENCE.
-Not here: messages' contents (kernel_entries).
+Not here: messages' contents (ctcore.ctnetlink).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ctcore.ctnetlink import CT_GET, CT_NEW, FAMILY, MESSAGE, REQUEST, Ask
+from ctcore.ctnetlink_pack import requests
+from ctcore.ctnetlink_read import rows_of
 from ctcore.steering import owner
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
 from datapath.errors import KernelError
-from datapath.live.kernel_entries import Odd, family_of, helper_of, row_of, state_of, translation_of, tuples_of
 
 NETLINK_NETFILTER, NETLINK_CAP_ACK, SOL_NETLINK = 12, 10, 270
 SO_RCVBUFFORCE = 33
 BUFFER = 1 << 22
 LONGEST = 1 << 18  # bytes of one answer
 PATIENCE = 10.0  # seconds
-MESSAGE = struct.Struct("=IHHII")  # nlmsghdr
-FAMILY = struct.Struct(">BBH")  # nfgenmsg
+NUMBER, NUMBER_AT = struct.Struct("=I"), 8  # a message's sequence number
 CODE = struct.Struct("=i")
 ERROR, DONE = 2, 3
-REQUEST, ACK, EXCLUSIVE, CREATE, DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
-CT_NEW, CT_GET = 1 << 8, 1 << 8 | 1
+DUMP = 0x300
 GROUP = 4096  # connections handed to the tracker at a time
 AT_ONCE = 64  # requests before their answers are read
 
@@ -103,26 +103,22 @@ def adopt(trackers: Sequence[Tracker], now: int) -> Moved:
         tracker.expire(now)
     hz, places = trackers[0].config.hz, sum(tracker.config.capacity for tracker in trackers)
     out: Counter[str] = Counter()
-    taken, rows = 0, []
+    taken, told = 0, []
     with _socket() as sock:
         for data in dumped(sock):
-            try:
-                rows.append(row_of(data, hz))
-            except Odd as error:
-                out[str(error)] += 1
-            if len(rows) == GROUP:
-                taken += _enter(trackers, rows, out)
-                rows = []
+            told.append(data)
+            if len(told) == GROUP:
+                taken += _enter(trackers, told, hz, out)
+                told = []
             if sum(tracker.count for tracker in trackers) >= places:
                 out["no place: what followed was not read"] += 1
                 break
-    return Moved(taken + _enter(trackers, rows, out), dict(out))
+    return Moved(taken + _enter(trackers, told, hz, out), dict(out))
 
 
-def _enter(trackers: Sequence[Tracker], rows: list[NDArray[Any]], out: Counter[str]) -> int:
-    if not rows:
-        return 0
-    conns = np.concatenate(rows).astype(CONN_DTYPE, copy=False)
+def _enter(trackers: Sequence[Tracker], told: list[bytes], hz: int, out: Counter[str]) -> int:
+    conns, _, odd = rows_of(told, hz)
+    out.update(odd)
     owners = _owners(conns, len(trackers))
     out.update({"answers would come to another worker": int((owners < 0).sum())} if (owners < 0).any() else {})
     entered = 0
@@ -145,50 +141,36 @@ def _owners(conns: NDArray[Any], count: int) -> NDArray[np.int64]:
 # --- giving back ------------------------------------------------------------------------------------------------------------------------
 
 
-def _request(conn: Any, hz: int, sequence: int, *, new: bool, helper: bool) -> bytes:
-    """new: an entry that is not there yet; helper: with the one that it has."""
-    body = FAMILY.pack(family_of(conn), 0, 0) + tuples_of(conn) + state_of(conn, hz)
-    if new:
-        body += translation_of(conn) + (helper_of(conn) if helper else b"")
-    flags = REQUEST | ACK | (CREATE | EXCLUSIVE if new else 0)
-    return MESSAGE.pack(MESSAGE.size + len(body), CT_NEW, flags, sequence, 0) + body
-
-
-def _ask(sock: socket.socket, requests: list[bytes]) -> list[int]:
+def _ask(sock: socket.socket, asked: list[bytes]) -> list[int]:
     """The error number of each, numbered from 0 on."""
-    sock.send(b"".join(requests))
+    sock.send(b"".join(each[:NUMBER_AT] + NUMBER.pack(i) + each[NUMBER_AT + NUMBER.size :] for i, each in enumerate(asked)))
     codes: dict[int, int] = {}
-    while len(codes) < len(requests):
+    while len(codes) < len(asked):
         for kind, sequence, data in _received(sock):
-            if kind == ERROR and sequence < len(requests):
+            if kind == ERROR and sequence < len(asked):
                 codes[sequence] = -CODE.unpack_from(data)[0]
-    return [codes[i] for i in range(len(requests))]
+    return [codes[i] for i in range(len(asked))]
 
 
 def hand_over(trackers: Sequence[Tracker]) -> Moved:
     """Create the trackers' connections in the kernel. What is in a flow table is to be flushed before. Raises KernelError, OSError."""
-    conns, hz = np.concatenate([tracker.conns() for tracker in trackers]), trackers[0].config.hz
+    conns = np.concatenate([tracker.conns() for tracker in trackers]).astype(CONN_DTYPE, copy=False)
+    hz = trackers[0].config.hz
     out: Counter[str] = Counter()
     moved = (conns["status"] & Status.SEQ_ADJUST) != 0
     out.update({"its sequence numbers are moved": int(moved.sum())} if moved.any() else {})
     conns, given = conns[~moved], 0
     with _socket() as sock:
         for start in range(0, len(conns), AT_ONCE):
-            given += _give(sock, list(conns[start : start + AT_ONCE]), hz, out)
+            given += _give(sock, conns[start : start + AT_ONCE], hz, out)
     return Moved(given, dict(out))
 
 
-def _give(sock: socket.socket, conns: list[Any], hz: int, out: Counter[str]) -> int:
+def _give(sock: socket.socket, conns: NDArray[Any], hz: int, out: Counter[str]) -> int:
     """New ones; then what of them was there already, or has a helper that this kernel has not."""
-    codes = _ask(sock, [_request(conn, hz, i, new=True, helper=True) for i, conn in enumerate(conns)])
-    given = codes.count(0)
-    there = [conn for conn, code in zip(conns, codes, strict=True) if code == errno.EEXIST]
-    bare = [conn for conn, code in zip(conns, codes, strict=True) if code == errno.EOPNOTSUPP and conn["helper"]]
-    again = [(conn, False) for conn in there] + [(conn, True) for conn in bare]
-    if again:
-        second = _ask(sock, [_request(conn, hz, i, new=new, helper=False) for i, (conn, new) in enumerate(again)])
-        given += second.count(0)
-        out.update(os.strerror(code) for code in second if code)
-    tried_again = {id(conn) for conn, _ in again}
-    out.update(os.strerror(code) for conn, code in zip(conns, codes, strict=True) if code and id(conn) not in tried_again)
-    return given
+    codes = np.array(_ask(sock, requests(conns, hz, Ask.CREATE)))
+    there, bare = codes == errno.EEXIST, (codes == errno.EOPNOTSUPP) & (conns["helper"] != 0)
+    again = requests(conns[there], hz, Ask.CHANGE) + requests(conns[bare], hz, Ask.CREATE, helper=False)
+    second = _ask(sock, again) if again else []
+    out.update(os.strerror(code) for code in (*second, *codes[~there & ~bare].tolist()) if code)
+    return int((codes == 0).sum()) + second.count(0)

@@ -21,8 +21,8 @@ import atheris
 with atheris.instrument_imports(include=["datapath.pipeline"]):
     from pcap_tests.test_datapath.test_pipeline.test_tc_hostile import WORDS, sound
 
-from pcap_tests.test_datapath.test_pipeline.test_tc_itself import FILTER, WRITTEN
 from pcap_tests.test_datapath.test_pipeline.test_yaml_rules import SAME, WHOLE
+from pcap_tests.written_rules import FILTER, WRITTEN
 
 
 def one_input(data: bytes) -> None:

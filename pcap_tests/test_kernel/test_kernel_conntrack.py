@@ -12,13 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from ctcore import ctnetlink
 from ctcore.config import Config
+from ctcore.ctnetlink import attribute
 from ctcore.tracker import Tracker
 from ctcore.types import REWRITE_DTYPE, Dir, Status
 from datapath import craft
 from datapath.frame import frames_of
 from datapath.live import kernel_conntrack as kc
-from datapath.live.kernel_entries import attribute
 from datapath.oracle import ruleset
 from datapath.wire import parse_batch
 from pcap_tests.conftest import cannot
@@ -66,7 +67,7 @@ def forget(net: Network) -> None:
     """The kernel's table is empty after this."""
     with net.router.entered(), kc._socket() as sock:
         body = kc.FAMILY.pack(socket.AF_UNSPEC, 0, 0)
-        assert kc._ask(sock, [kc.MESSAGE.pack(kc.MESSAGE.size + len(body), DELETE, kc.REQUEST | kc.ACK, 0, 0) + body]) == [0]
+        assert kc._ask(sock, [kc.MESSAGE.pack(kc.MESSAGE.size + len(body), DELETE, kc.REQUEST | ctnetlink.ACK, 0, 0) + body]) == [0]
         assert list(kc.dumped(sock)) == []
 
 
@@ -220,4 +221,7 @@ def test_what_cannot_be_taken_is_counted(network: Network) -> None:
 def test_a_kernel_that_refuses_is_an_error(network: Network) -> None:
     with network.router.entered(), kc._socket() as sock:
         body = kc.FAMILY.pack(V4, 0, 0) + attribute(1, b"")
-        assert kc._ask(sock, [kc.MESSAGE.pack(kc.MESSAGE.size + len(body), kc.CT_NEW, kc.REQUEST | kc.ACK | kc.CREATE, 0, 0) + body])[0] > 0
+        assert (
+            kc._ask(sock, [kc.MESSAGE.pack(kc.MESSAGE.size + len(body), kc.CT_NEW, kc.REQUEST | ctnetlink.ACK | ctnetlink.CREATE, 0, 0) + body])[0]
+            > 0
+        )

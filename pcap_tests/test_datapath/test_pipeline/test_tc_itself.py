@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from datapath.pipeline import tc_print, tc_text
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.quantities import ETHERTYPES
 from datapath.pipeline.rules import ETH_ALL, ETH_IPV6, Ct, Rule, innermost
 from pcap_tests.conftest import cannot, examples
 from pcap_tests.tc_itself import Refused, Tc, attributes, obstacle
 from pcap_tests.test_datapath.test_pipeline.rulesets import rulesets
+from pcap_tests.written_rules import FILTER, WRITTEN, with_chain
 
 TCA_KIND, TCA_OPTIONS, TCA_CHAIN, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 2, 11, 13, 14
 TCA_FLOWER_ACT, TCA_FLOWER_FLAGS = 3, 22
@@ -201,65 +201,6 @@ def expected_keys(rule: Rule) -> dict[int, bytes]:
 
 # --- what people write is read as tc reads it ----------------------------------------------------------------------------------------------
 
-FILTER = "tc filter add dev eth0 ingress"
-WRITTEN = [
-    "protocol ip prio 2 chain 0 flower ct_state -trk ip_proto tcp action ct zone 5 pipe action goto chain 1",
-    "proto ip pref 0x10 handle 7 flower ip_proto 47 ip_tos 16/0xf0 ip_ttl 10",
-    "protocol IPv4 flower ip_proto tcp dst_port 80/0xfff0 tcp_flags 2/12 src_port 100-200",
-    "protocol 0x800 flower ip_proto tcp dst_port 80/80",
-    "flower ct_state +trk-new ct_zone 0x5/0xff ct_mark 7/0xf ct_label 0102/ff02",
-    "protocol ip flower ip_flags nofrag ip_tos 0x20 ip_ttl 0x40",
-    "protocol ip flower ip_proto icmp type 8/15 code 0",
-    "protocol ipv6 flower ip_proto icmpv6 type 135 dst_ip 2001:db8::/32 src_ip ::/0",
-    "protocol 802.1Q flower vlan_id 5 vlan_prio 3 vlan_ethtype ip ip_proto udp dst_port 010",
-    "protocol 802.1ad flower vlan_id 5 vlan_ethtype 802.1q cvlan_id 9 cvlan_prio 2 cvlan_ethtype ipv4 ip_proto icmp type 3",
-    "protocol arp flower arp_sip 10.0.0.0/8 arp_op request arp_sha 02:00:00:00:00:00/24 arp_tip 10.0.0.1",
-    "protocol ip flower src_ip 10.0.0.0/255.0.0.0 dst_mac 02:00:00:00:00:00/ff:00:ff:00:00:00 indev eth1 src_mac 2:0:0:0:0:1",
-    "protocol ip flower ip_p 6 dst_port 80 skip_hw act pass",
-    "protocol ip flower ct_s +trk+est action ct z 5 co",
-    "protocol ip flower action ct",
-    "protocol ip flower action ct clear",
-    "protocol ip flower action ct nat pipe",
-    "protocol ip flower action ct commit nat src addr 10.0.0.1-10.0.0.5 port 100-200 pipe",
-    "protocol ipv6 flower action ct commit force nat dst addr 2001:db8::1 port 80 drop",
-    "protocol ip flower action ct commit force mark 0x5/0xff label 01/03 zone 0x10 drop",
-    "protocol ip flower action ct zone 1 ct zone 2",
-    "protocol ip flower action mirred egress redirect dev eth1",
-    "protocol ip flower action mirred egress redirect dev eth1 pipe",
-    "protocol ip flower action mirred ingress mirror dev eth1 drop",
-    "protocol ip flower action gact ok",
-    "protocol ip flower action pass drop action continue action reclassify",
-    "protocol ip flower action csum ip and udp",
-    *(f"protocol ip flower src_ip {address}" for address in ("10/8", "10", "192.168/16", "192.168.3", "10/255.0.0.0")),
-    *(f"protocol {name} flower action drop" for name in ETHERTYPES if name not in ("ipv4", "802.1q", "802.1ad")),
-    "protocol ip flower action csum iph + tcp or udplite sctp icmp igmp drop",
-    "protocol ip flower action skbedit mark 5 priority 1:a queue_mapping 3",
-    "protocol ip flower action skbedit mark 0x5/0xff priority 10 ptype host drop",
-    "protocol ip flower action vlan push id 0x5",
-    "protocol ip flower action vlan push protocol 802.1ad id 5 prio 3 pipe",
-    "protocol ip flower action vlan modify id 7 action vlan pop drop",
-    "protocol ip flower action police rate 1.5mbit burst 10k",
-    "protocol ip flower action police rate 1mibit burst 10kb mtu 2k conform-exceed drop",
-    "protocol ip flower action police rate 100kbps burst 1mb drop",
-    "protocol ip flower action police rate 1gbit burst 8mbit conform-exceed drop/pipe",
-    "protocol ip flower action police rate 1gbit burst 10k conform-exceed goto chain 3 / pipe",
-    "protocol ip flower action police pkts_rate 1000 pkts_burst 100 pipe",
-    "protocol ip flower action police mtu 1500",
-    *(
-        f"protocol ip flower action pedit ex munge {change}"
-        for change in (
-            "eth src set 02:00:00:00:00:01", "eth dst set 2:3:4:5:6:7", "eth type set 0x86dd", "ip src set 192.0.2.1", "ip dst set 192.0.2.1",
-            "ip dst set 192.0.2.1 retain 0xff", "ip tos set 0xff", "ip dsfield set 0xb8 retain 0xfc", "ip precedence set 3", "ip ihl set 0xff",
-            "ip ttl set 64", "ip protocol set 17", "ip nofrag set 0xff", "ip firstfrag set 0xff", "ip ce set 0xff", "ip df set 0xff",
-            "ip mf set 0xff retain 0xff", "ip ttl add 1", "ip ttl decrement", "ip tos add 3 retain 0xf", "ip ttl clear", "ip6 src set 2001:db8::1",
-            "ip6 dst set ::1", "ip6 traffic_class set 0xff", "ip6 traffic_class set 0xb8 retain 0xfc", "ip6 flow_lbl set 0xfffff",
-            "ip6 flow_lbl set 0xfffff retain 0xfffff", "ip6 payload_len set 0xffff", "ip6 nexthdr set 17", "ip6 hoplimit decrement",
-            "tcp sport set 0xffff", "tcp dport set 80", "tcp flags set 0x10", "udp sport set 1", "udp dport set 2 retain 0xff pipe",
-            "tcp dport set 80 munge ip ttl set 3 drop", "ip ttl set 3 retain 0x1ff", "ip tos set 3 retain 0", "ip tos set 4 pedit munge ip ttl set 3",
-        )
-    ),
-]  # fmt: skip
-
 
 @pytest.mark.parametrize("written", WRITTEN)
 def test_a_line_means_to_tc_what_we_print_of_it(tc, written):
@@ -267,11 +208,6 @@ def test_a_line_means_to_tc_what_we_print_of_it(tc, written):
     line = f"{FILTER} {written}"
     printed = tc_print.rule_line(read(line))
     assert meaning(tc.request(printed)) == meaning(tc.request(with_chain(line)))
-
-
-def with_chain(line: str) -> str:
-    """We always say the chain; where people do not, it is 0."""
-    return line if " chain 0 " in line.partition("flower")[0] else line.replace(" flower", " chain 0 flower", 1)
 
 
 @pytest.mark.parametrize(

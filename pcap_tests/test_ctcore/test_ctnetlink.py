@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctcore.config import Config
+from ctcore.ctnetlink import Odd, attribute, attributes, helper_of, nested, row_of, state_of, tuples_of
 from ctcore.tracker import Tracker
 from ctcore.types import CONN_DTYPE, Status
 from datapath import craft
 from datapath.frame import frames_of
-from datapath.live.kernel_entries import Odd, attribute, attributes, helper_of, nested, row_of, state_of, tuples_of
 from datapath.wire import parse_batch
 
 A, B, A6, B6 = "10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2"

@@ -3,15 +3,16 @@
 Theory of operation: attributes are read into a dictionary, level by level; what is missing is nought, what does not fit is a reason not to take it.
 Written are those that ctnetlink wants of a new entry. Of a translated connection that is the tuple of answers without translation, and what each half
 becomes: the kernel translates it itself, and so has its own record of it.
-Taken apart by hand, as in datapath.oracle.listen: a node has a hundred thousand of them, and objects cost fifty times more.
+Taken apart by hand: a node has a hundred thousand of them, and objects cost fifty times more. This is the readable twin of ctnetlink_pack
+and ctnetlink_read, which do the same for many connections at once; all are of the core, for a node and a mirror both hand connections to the kernel.
 Source: linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_netlink.c.
-Not here: sockets (kernel_conntrack).
+Not here: sockets.
 """
 
 from __future__ import annotations
 
-import socket
 import struct
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ TAKEN_STATUS = sum(
 )  # fmt: skip
 GIVEN_STATUS = int(Status.SEEN_REPLY | Status.ASSURED | Status.CONFIRMED | Status.FIXED_TIMEOUT)
 LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL
+AF_INET, AF_INET6 = 2, 10
 Attributes = dict[int, bytes]
 
 
@@ -147,7 +149,7 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def family_of(conn: Any) -> int:
-    return socket.AF_INET if conn["flow"][0]["key"]["family"] == 4 else socket.AF_INET6
+    return AF_INET if conn["flow"][0]["key"]["family"] == 4 else AF_INET6
 
 
 def address(key: Any, half: str) -> bytes:
@@ -227,3 +229,48 @@ def state_of(conn: Any, hz: int) -> bytes:
 
 def helper_of(conn: Any) -> bytes:
     return nested(HELP, attribute(HELPER_NAME, HELPERS[int(conn["helper"]) - 1].encode() + b"\0")) if conn["helper"] else b""
+
+
+# --- whole requests -------------------------------------------------------------------------------------------------------------------------
+
+MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+FAMILY = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
+CT_NEW, CT_GET, CT_DELETE = (1 << 8 | number for number in range(3))  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*
+REQUEST, ACK, EXCLUSIVE, CREATE = 0x1, 0x4, 0x200, 0x400
+
+
+class Ask(IntEnum):
+    """What is asked for a connection: a new entry; one that is there, changed; removed; told."""
+
+    CREATE = 1
+    CHANGE = 2
+    DELETE = 3
+    GET = 4
+
+
+KINDS = {Ask.CREATE: (CT_NEW, ACK | CREATE | EXCLUSIVE), Ask.CHANGE: (CT_NEW, ACK), Ask.DELETE: (CT_DELETE, ACK), Ask.GET: (CT_GET, 0)}
+
+
+def request(conn: Any, hz: int, ask: Ask, helper: bool = True) -> bytes:
+    """One request, its sequence number nought. What is to be removed or told goes by its original tuple, and its zone, without which it is another
+    one.
+
+    helper: a new entry has the connection's.
+    """
+    if ask in (Ask.CREATE, Ask.CHANGE):
+        body = tuples_of(conn) + state_of(conn, hz)
+        body += translation_of(conn) + (helper_of(conn) if helper else b"") if ask == Ask.CREATE else b""
+    else:
+        body = name_of(conn)
+    kind, flags = KINDS[ask]
+    return MESSAGE.pack(MESSAGE.size + FAMILY.size + len(body), kind, REQUEST | flags, 0, 0) + FAMILY.pack(family_of(conn), 0, 0) + body
+
+
+def name_of(conn: Any) -> bytes:
+    """The original tuple and its zone."""
+    orig, reply = (conn["flow"][d]["key"] for d in range(2))
+    zones = int(orig["zone"]), int(reply["zone"])
+    split = zones[0] != zones[1]
+    sport, dport = int(orig["sport"]), int(orig["dport"])
+    ahead = tuple_attribute(0, address(orig, "src"), address(orig, "dst"), sport, dport, orig, zones[0] if split else 0)
+    return ahead + (b"" if split else attribute(ZONE, zones[0].to_bytes(2, "big")))

@@ -1,0 +1,149 @@
+"""Rules put into the kernel's TC and listed from it, in one network namespace.
+
+A part that the kernel refuses is a Refusal: the part, what the kernel says, and the attribute it says it of, in a line that begins with where the
+part is written. What was refused does not keep the others out.
+Not here: which parts are to be there (whoever calls), messages (encode, decode), sockets (offload.netlink.channel).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from datapath.commands.tc.decode import Decoder, Foreign, Installed, Tallied
+from datapath.commands.tc.encode import Encoder, Part
+from datapath.pipeline import rules as tc
+from datapath.pipeline.tc_print import qdisc_line, rule_line, template_line
+from offload.netlink.channel import Channel, NetlinkError
+from offload.netlink.extack import Answer
+from offload.netlink.filters import dump_chains, dump_filters, dump_qdiscs
+from offload.netlink.links import links
+
+Found = TypeVar("Found")
+TRIES = 5  # of a list that changes while it is read
+AT_ONCE = 1024  # messages made before they are sent
+
+
+class Refusal(NamedTuple):
+    """A part of a ruleset that the kernel has not taken."""
+
+    part: Part
+    answer: Answer
+
+    def told(self) -> str:
+        """FILE:LINE: the part as tc has it: what the kernel says."""
+        place = str(self.part.place)
+        return ": ".join([*([place] if place else []), line_of(self.part), self.answer.told()])
+
+
+class Listed(NamedTuple):
+    """What the kernel has at some hooks. foreign: what is no rule of ours, in words."""
+
+    qdiscs: tuple[tc.Qdisc, ...]
+    templates: tuple[tc.Template, ...]
+    rules: tuple[Installed, ...]
+    foreign: tuple[str, ...]
+
+
+def line_of(part: Part) -> str:
+    if isinstance(part, tc.Qdisc):
+        return qdisc_line(part)
+    return template_line(part) if isinstance(part, tc.Template) else rule_line(part)
+
+
+class KernelTc:
+    """TC of the network namespace that this thread is in now. cookie: marks what is ours. A context manager."""
+
+    def __init__(self, cookie: bytes = b"") -> None:
+        self.channel = Channel()
+        self.numbers = links(self.channel)
+        self.encoder = Encoder(self.numbers.__getitem__, cookie)
+        self.names = {number: name for name, number in self.numbers.items()}
+        self.decoder = Decoder(self.names.__getitem__)
+
+    def __enter__(self) -> KernelTc:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.channel.close()
+
+    # --- making -----------------------------------------------------------------------------------------------------------------------
+
+    def make(self, ruleset: tc.Ruleset) -> list[Refusal]:
+        """Qdiscs, templates and rules, in this order. Raises NetlinkError if the kernel does not answer."""
+        refused: list[Refusal] = []
+        for parts in (ruleset.qdiscs, ruleset.templates, ruleset.rules):
+            refused += self._each(parts)
+        return refused
+
+    def remove(self, rules: Iterable[tc.Rule]) -> list[Refusal]:
+        return self._each(rules, removal=True)
+
+    def _each(self, parts: Iterable[Part], *, removal: bool = False) -> list[Refusal]:
+        refused: list[Refusal] = []
+        sent: list[tuple[Part, bytes]] = []
+        for part in parts:
+            try:
+                sent.append((part, self.encoder.removal(part) if removal and isinstance(part, tc.Rule) else self._request(part)))
+            except KeyError as error:
+                refused.append(Refusal(part, Answer(errno.ENODEV, f"no interface {error.args[0]}")))
+            except ValueError as error:  # what no message can say
+                refused.append(Refusal(part, Answer(errno.ERANGE, str(error))))
+            if len(sent) == AT_ONCE:
+                refused += self._ask(sent)
+                sent = []
+        return refused + self._ask(sent)
+
+    def _request(self, part: Part) -> bytes:
+        if isinstance(part, tc.Qdisc):
+            return self.encoder.qdisc(part)
+        return self.encoder.template(part) if isinstance(part, tc.Template) else self.encoder.rule(part)
+
+    def _ask(self, sent: Sequence[tuple[Part, bytes]]) -> list[Refusal]:
+        answers = self.channel.ask([request for _, request in sent])
+        return [Refusal(part, answer) for (part, _), answer in zip(sent, answers, strict=True) if answer.error]
+
+    # --- listing ----------------------------------------------------------------------------------------------------------------------
+
+    def listed(self, hooks: Iterable[tc.Hook]) -> Listed:
+        """All that hangs at hooks, and the qdiscs of their devices. Raises NetlinkError, Malformed, KeyError for a device that is not there."""
+        hooks = tuple(hooks)
+        devices = {hook.device for hook in hooks if hook.block is None}
+        foreign: list[str] = []
+        qdiscs = [found for data in self._dump(dump_qdiscs()) if (found := self.decoder.qdisc(data)) is not None and found.device in devices]
+        templates: list[tc.Template] = []
+        rules: list[Installed] = []
+        for hook in hooks:
+            where = self.encoder.where(hook)
+            for data in self._dump(dump_chains(where)):
+                templates += self._try(self.decoder.template, data, foreign)
+            for data in self._dump(dump_filters(where)):
+                rules += self._try(self.decoder.rule, data, foreign)
+        return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
+
+    def tallied(self, hooks: Iterable[tc.Hook]) -> list[Tallied]:
+        """What the rules at hooks have counted, without the rules themselves: for many of them, often."""
+        listed = (data for hook in hooks for data in self._dump(dump_filters(self.encoder.where(hook), terse=True)))
+        return [found for data in listed if (found := self.decoder.tallied(data)) is not None]
+
+    @staticmethod
+    def _try(read: Callable[[bytes], Found | None], data: bytes, foreign: list[str]) -> Iterator[Found]:
+        try:
+            found = read(data)
+        except Foreign as error:
+            foreign.append(str(error))
+            return
+        if found is not None:
+            yield found
+
+    def _dump(self, request: bytes) -> list[bytes]:
+        """A whole list, asked for again if it changes meanwhile."""
+        for again in range(TRIES):
+            try:
+                return [data for _, data in self.channel.dump(request)]
+            except NetlinkError as error:
+                if error.number != errno.EINTR or again == TRIES - 1:
+                    raise
+        raise AssertionError

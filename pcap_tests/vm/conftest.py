@@ -1,0 +1,74 @@
+"""These tests run in the guest of pcap_tests.vm (`make test-vm`), and are not collected elsewhere. They have a kernel of their own, and may do with
+it as they like; each makes namespaces for itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datapath.oracle.namespace import Namespace
+from pcap_tests.vm.suite import MODULE
+
+if "CTMIRROR_GUEST" not in os.environ:
+    collect_ignore_glob = ["test_*.py"]
+
+PAIRS = (("eth0", "eth1"), ("vf0", "vf1"))
+
+
+@pytest.fixture
+def switch() -> Iterator[Namespace]:
+    """A namespace with the devices that rules are written for; this thread is in it."""
+    namespace = Namespace()
+    with namespace.netlink() as netlink:
+        for name, peer in PAIRS:
+            netlink.link("add", ifname=name, kind="veth", peer={"ifname": peer})
+        for name in (*sum(PAIRS, ()), "lo"):
+            netlink.link("set", index=netlink.link_lookup(ifname=name)[0], state="up")
+    with namespace.entered():
+        yield namespace
+    namespace.close()
+
+
+class FeignedNic:
+    """The module that makes a veth look like a NIC (module/): its parameters, and its tables in debugfs."""
+
+    files = Path("/sys/kernel/debug/feigned_nic")
+    parameters = Path("/sys/module/feigned_nic/parameters")
+
+    def set(self, **values: int) -> None:
+        for name, value in values.items():
+            (self.parameters / name).write_text(str(value))
+
+    def lines(self, table: str) -> list[str]:
+        return (self.files / table).read_text().splitlines()
+
+    def hit(self, table: str, containing: str, packets: int, octets: int) -> None:
+        """Hardware has seen so many more of the one entry that says this."""
+        (cookie,) = [line.split()[0] for line in self.lines(table) if containing in line]
+        (self.files / table).write_text(f"{cookie} {packets} {octets}")
+
+    def calls(self) -> dict[str, list[int]]:
+        return {line.split()[0]: [int(word) for word in line.split() if word.isdecimal()] for line in self.lines("calls")}
+
+
+@pytest.fixture(scope="session")
+def module() -> str:
+    path = os.environ.get(MODULE)
+    if path is None:
+        pytest.skip("the module was not built: no headers of the guest's kernel")
+    return path
+
+
+@pytest.fixture
+def nic(module) -> Iterator[FeignedNic]:
+    """Every veth that is made from here on is a NIC; so this comes before `switch` in a test's arguments."""
+    subprocess.run(["modprobe", "-a", "cls_flower", "nf_flow_table", "veth"], check=True)
+    if not FeignedNic.parameters.exists():
+        subprocess.run(["insmod", module], check=True)
+    nic = FeignedNic()
+    nic.set(fail_next=0, fail_errno=28, rule_room=1 << 20, conn_room=1 << 20, takes_ct=1, slow_us=0)
+    yield nic

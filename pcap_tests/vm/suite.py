@@ -1,0 +1,55 @@
+"""Everything for the tests that need Debian's stock kernel: fetched, built, booted once, run.
+
+    python -m pcap_tests.vm.suite FOLDER [PYTEST ARGUMENTS]
+
+FOLDER: where kernel, headers and module are kept from one time to the next. Exit status: pytest's, or one of run's. Where the module cannot be built
+its tests are reported as not run; CTMIRROR_REQUIRE_KERNEL=1 makes that a failure, as everywhere.
+Not here: the steps themselves (packages, module_build, machine).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pcap_tests.vm.machine import Guest, run
+from pcap_tests.vm.module_build import built
+from pcap_tests.vm.packages import CannotBoot, fetch
+from pcap_tests.vm.run import ended
+
+TESTS = Path(__file__).parent
+LIMIT = 900.0  # seconds: an emulated machine on a busy one
+MODULE = "CTMIRROR_FEIGNED_NIC"  # where the guest's tests find the module
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv:
+        sys.exit("usage: python -m pcap_tests.vm.suite FOLDER [PYTEST ARGUMENTS]")
+    signal.signal(signal.SIGTERM, ended)
+    begun = time.monotonic()
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        kernel = fetch(Path(argv[0]))
+        try:
+            environment[MODULE] = str(built(kernel).resolve())
+        except (CannotBoot, OSError, subprocess.SubprocessError) as error:
+            print(f"vm: {error}", file=sys.stderr)
+            if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
+                return 1
+        # Nothing of the other tests is loaded: what they import would take an emulated machine longer than these tests.
+        command = [sys.executable, "-m", "pytest", f"--confcutdir={TESTS}", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", str(TESTS)]
+        status = run(Guest(kernel, [*command, *argv[1:]], LIMIT, environment=environment))
+    except (CannotBoot, OSError, subprocess.SubprocessError) as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 125
+    print(f"vm: kernel {kernel.release}, {time.monotonic() - begun:.0f} s in all", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
