@@ -17,6 +17,7 @@ cdef enum:
     WAITING = 32                # another one makes room for it
     EVICTED = 64                # it has made room for another one
     FRESH = 128                 # hardware has it, and has not been asked for its counters since: nobody knows what it is worth
+    STUCK = 256                 # hardware has refused to destroy a rule of it
 
 # Python: Job. What is on its way for a flow: one of these, or nothing.
 cpdef enum:
@@ -126,7 +127,7 @@ ctypedef struct State:
     int64_t backoff_most
     double clearly
     uint32_t window
-    uint32_t look               # flows looked at for one to evict
+    uint32_t look               # flows in hardware looked at for one to evict
     uint8_t tries
     uint8_t policy
     FlowAnswer *answer

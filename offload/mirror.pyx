@@ -49,6 +49,7 @@ cdef enum:
     MOST_ANSWERS = 4            # that one ask, reply or overdue job leads to
     MEMORY_MS = 4000            # of a rate
     BUDGET = 4096               # rows that advance() looks at
+    MOST_WORDS = 4096           # of marks, 64 rows each, that a search for one to evict goes through
     N_ERRORS = 256              # beyond those that Linux has
 
 cdef int64_t NEVER = 0x7FFFFFFFFFFFFFFF

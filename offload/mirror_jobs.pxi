@@ -103,6 +103,7 @@ cdef void enqueue(State *m, uint32_t number, uint8_t dirs) noexcept nogil:
 cdef void begin(State *m, uint32_t number, uint8_t job, uint8_t dirs) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
     row.job, row.waits, row.queued, row.lost, row.error = job, 0, 0, 0, 0
+    row.flags &= ~<uint16_t>STUCK
     m.pending[job] += 1
     enqueue(m, number, dirs)
 
@@ -138,21 +139,21 @@ cdef inline double worth(const State *m, const Mirrored *row) noexcept nogil:
 
 
 cdef uint32_t least_worth(State *m, uint32_t newcomer) noexcept nogil:
-    """Of the next flows in hardware from where the last search ended, the one of least worth; or NONE."""
+    """Of the next flows in hardware from where the last search ended, the one of least worth; or NONE. Those that cannot go are looked at, too."""
     cdef uint32_t words = (m.used + 63) >> 6, best = NONE, number, left = m.look, i
     cdef uint64_t bits
-    for i in range(words):
+    for i in range(min(words, <uint32_t>MOST_WORDS)):
         if m.hand >= words:
             m.hand = 0
         bits = m.holding[m.hand]
         while bits:
             number = m.hand << 6 | <uint32_t>first_bit(bits)
             bits &= bits - 1
+            left -= left > 0
             if m.row[number].job != NO_JOB or m.row[number].flags & (GOING | LEAVING | FRESH) or number == newcomer or m.row[number].epoch != m.epoch:
                 continue
             if best == NONE or worth(m, &m.row[number]) < worth(m, &m.row[best]):
                 best = number
-            left -= left > 0
         m.hand += 1
         if not left:
             break
@@ -234,7 +235,7 @@ cdef void destroyed(State *m, uint32_t number) noexcept nogil:
     cdef Mirrored *row = &m.row[number]
     cdef bint left = row.flags & LEAVING != 0
     row.flags &= ~<uint16_t>LEAVING
-    if row.error and row.error != ETIMEDOUT:
+    if row.flags & STUCK:
         back_off(m, row)                # asked again by who wants to be rid of it, once a second
         if not row.flags & GOING:
             say_state(m, number)

@@ -39,6 +39,7 @@ cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcep
     else:
         m.tally.undestroyed += 1
         m.row[number].error = <int16_t>min(max(error, 1), 0x7FFF)
+        m.row[number].flags |= STUCK
 
 
 cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:

@@ -26,7 +26,7 @@ FIRST = (Job.STATS, Job.DEL, Job.ADD)  # in which order commands are given
 OUTCOMES = {
     0: "done", errno.EEXIST: "existed", errno.ENOENT: "missing", errno.ENOSPC: "full", errno.ENOMEM: "full", errno.EOPNOTSUPP: "unsupported",
 }  # fmt: skip
-MEMORY_MS, WORD, BUDGET = 4000, 64, 4096
+MEMORY_MS, WORD, BUDGET, MOST_WORDS = 4000, 64, 4096, 4096
 
 
 class MirrorTwin:
@@ -77,7 +77,7 @@ class MirrorTwin:
     def begin(self, number: int, job: Job, directions: set[int], *, own: bool = False) -> None:
         """own: the flow table has not asked for it, and is told."""
         row = self.rows[number]
-        row.job, row.waits, row.queued, row.lost, row.error = job, set(), set(), 0, 0
+        row.job, row.waits, row.queued, row.lost, row.error, row.stuck = job, set(), set(), 0, 0, False
         self.enqueue(number, directions)
         if own:
             self.say(number, row.serial, Answered.PENDING)
@@ -121,22 +121,15 @@ class MirrorTwin:
     def least_worth(self, newcomer: int) -> int | None:
         """Rows are gone through by words of 64, from where the last search ended, until enough were looked at."""
         words, looked, best = (self.used + WORD - 1) // WORD, 0, None
-        for _ in range(words):
+        for _ in range(min(words, MOST_WORDS)):
             self.hand = self.hand if self.hand < words else 0
             for number in range(self.hand * WORD, self.hand * WORD + WORD):
                 row = self.rows.get(number)
-                if (
-                    row is None
-                    or not row.installed
-                    or row.job
-                    or row.going
-                    or row.leaving
-                    or row.fresh
-                    or number == newcomer
-                    or row.epoch != self.epoch
-                ):
+                if row is None or not row.installed or row.epoch != self.epoch:
                     continue
                 looked += 1
+                if row.job or row.going or row.leaving or row.fresh or number == newcomer:
+                    continue
                 best = number if best is None or self.worth(row) < self.worth(self.rows[best]) else best
             self.hand += 1
             if looked >= self.settings.look:
@@ -288,7 +281,7 @@ class MirrorTwin:
     def replied_del(self, row: Row, direction: int, error: int) -> None:
         if error not in (0, errno.ENOENT):
             self.tally["undestroyed"] += 1
-            row.error = min(error, 0x7FFF)
+            row.error, row.stuck = min(error, 0x7FFF), True
             return
         self.tally["missing" if error else "destroyed"] += 1
         self.full_until = 0
@@ -357,7 +350,7 @@ class MirrorTwin:
     def destroyed(self, number: int) -> None:
         row = self.rows[number]
         left, row.leaving = row.leaving, False
-        if row.error and row.error != errno.ETIMEDOUT:
+        if row.stuck:
             self.back_off(row)
             if not row.going:
                 self.say_state(number)

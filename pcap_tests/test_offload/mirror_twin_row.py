@@ -29,6 +29,7 @@ class Row:
     waiting: bool = False
     evicted: bool = False
     fresh: bool = False
+    stuck: bool = False
     held: list[int] = field(default_factory=lambda: [0, 0])
     doubt: set[int] = field(default_factory=set)
     job: Job = Job.NONE

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from offload.contract.why import Why
+from offload.records import Op
 from pcap_tests.test_datapath.tabled import IN, OUT, Tcp
-from pcap_tests.test_offload.fake_nic import SECOND, FakeNic
+from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, SECOND, FakeNic
 from pcap_tests.test_offload.mirrored import Rig, refusing
 
 # --- errors (A8) ----------------------------------------------------------------------------------------------------------------------------
@@ -116,6 +117,33 @@ def test_who_had_to_go_may_have_been_busy_until_then() -> None:
     assert (rig.flows.counters()["teardown_idle"], rig.flows.count) == (0, 2)
     rig.wait(10)
     assert rig.flows.counters()["teardown_idle"] == 2
+
+
+def test_a_search_for_room_is_over_after_so_many_flows_whether_they_may_go_or_not() -> None:
+    """128 of 130 have a question on its way, so that they cannot go. A search goes through a word of 64 rows: the third one finds who can."""
+    rig = Rig(nic=FakeNic(capacity=260), mirror={"policy": "by-bytes", "look": 4, "backoff": 0.5, "backoff_most": 0.5})
+    rig.nic.fate = lambda command: LOSE if command["op"] == Op.STATS and command["cookie"] >> 1 & 0xFFFFFFFF < 128 else ACCEPT
+    [Tcp(rig, port=port).opened() for port in range(40000, 40130)]
+    rig.wait(5)
+    large = Tcp(rig, port=50000).opened()
+    assert (rig.mirror.counters()["spared"], rig.mirror.counters()["evictions"]) == (1, 0)
+    for evictions in (0, 1):
+        rig.wait(1.1)
+        large.say(OUT, "PA", bytes(1000))
+        assert rig.mirror.counters()["evictions"] == evictions
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ETIMEDOUT])
+def test_a_removal_that_is_refused_is_asked_for_again_when_its_time_has_come(error: int) -> None:
+    """Not at once and for ever, whatever hardware calls it."""
+    rig = Rig(nic=FakeNic())
+    rig.nic.fate = lambda command: error if command["op"] == Op.DESTROY else ACCEPT
+    Tcp(rig).opened().say(IN, "FA")
+    rig.wait(1)
+    assert (rig.mirror.counters()["undestroyed"], rig.mirror.due > rig.now, len(rig.nic.rules)) == (2, True, 2)
+    rig.nic.fate = lambda command: ACCEPT
+    rig.wait(3)
+    assert (rig.nic.rules, rig.flows.count) == ({}, 0)
 
 
 def test_hardware_that_is_full_is_probed_and_not_flooded() -> None:
