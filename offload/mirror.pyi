@@ -43,6 +43,12 @@ class Mirror:
     def used(self) -> int:
         """Rows of the flow table that were ever known, from the first one on."""
     @property
+    def flows(self) -> int:
+        """Flows that are known: `flows` of counters()."""
+    @property
+    def outstanding(self) -> int:
+        """Commands that hardware has taken and not answered."""
+    @property
     def waiting(self) -> int:
         """Commands that hardware has not taken."""
     @property

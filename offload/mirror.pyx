@@ -452,6 +452,14 @@ cdef class Mirror:
         return self.all.size
 
     @property
+    def flows(self):
+        return self.all.known
+
+    @property
+    def outstanding(self):
+        return sum_of(self.all.outstanding)
+
+    @property
     def waiting(self):
         return commands_of(&self.all)
 

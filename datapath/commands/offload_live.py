@@ -60,7 +60,7 @@ class Live:
 
     def turn(self, now: int) -> int:
         pump(Watched(self.flows, self.notes, now), self.mirror, self.backend, now, MOST)
-        return 0 if self.mirror.counters()["outstanding"] else min(self.flows.due, self.mirror.due)
+        return 0 if self.mirror.outstanding else min(self.flows.due, self.mirror.due)
 
     def prepare(self, program: Program) -> Any:
         return None

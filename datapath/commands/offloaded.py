@@ -46,6 +46,7 @@ from offload.simnic.results import OutputFlag as NicOutput
 SLICE, SLICE_NS = 256, 1_000_000  # frames, and ns of their time, until software is heard: whichever is over first
 LONGEST = 4096  # frames of a slice that hardware takes by itself
 SECOND = 1_000_000_000  # ns: at most so long between two looks at the mirror while no packet comes
+PATIENCE = 3600 * SECOND  # ns behind the time of the flow table in which all that is idle has left hardware that answers
 NEVER = (1 << 63) - 1
 NO_TABLE = "NIC: expected a flow table: connections are offloaded from it"
 KINDS = {"decisions": DECISION_DTYPE, "keys": KEY_DTYPE, "results": RESULT_DTYPE}  # what process() tells, in its order
@@ -101,6 +102,8 @@ class Offloaded:
         self.framed = 0  # frames that were given an Ethernet header before they came here
         self.looked: frozenset[int] = frozenset()  # connections whose counters were read at the end
         self._looked: int | None = None  # ns: when the mirror had its last turn
+        idle = max(self.tracker.config.flowtable_tcp_timeout, self.tracker.config.flowtable_udp_timeout)
+        self._patience = PATIENCE + idle * SECOND
         self._hooks = np.zeros(1, dtype=np.uint32)
         self._rows: list[NDArray[Any]] = []
         self._bytes: list[NDArray[np.uint8]] = []
@@ -202,10 +205,12 @@ class Offloaded:
 
     def _quiet(self, until: int) -> None:
         """Before `until` (ns) no packet came, and what is in hardware grows old all the same, or hardware would still serve what has been idle for
-        hours. Where there is nothing, time may jump. What does not come to an end is looked at ever more seldom, up to once a second."""
-        step = SLICE_NS
-        while self._looked is not None and (self.mirror.counters()["flows"] or self.mirror.waiting):
-            now = min(max(self.due, self._looked + step), self._looked + SECOND)
+        hours. Where there is nothing, time may jump. What does not come to an end is looked at ever more seldom, up to once a second; and what is
+        there long after it should have left, as hardware does not answer, ever more seldom without a bound, since captures may jump by centuries."""
+        step, begun = SLICE_NS, self._looked
+        while self._looked is not None and begun is not None and (self.mirror.flows or self.mirror.waiting):
+            late = (self._looked - begun - self._patience) // 16
+            now = self._looked + late if late > SECOND else min(max(self.due, self._looked + step), self._looked + SECOND)
             if now >= until:
                 return
             self.turn(now)

@@ -106,6 +106,19 @@ def test_hardware_does_not_serve_what_was_idle_for_longer_than_its_timeout(capfd
     assert sorted(entries)[-2:] == [31, 100]  # and then time jumps
 
 
+LOSES = "[[faults.script]]\nkind = 'lose-command'\nfrom = 0.1\n"
+
+
+@pytest.mark.parametrize("years", [3, 200])
+def test_a_capture_that_jumps_by_years_is_planned_though_hardware_never_answers(capfd, tmp_path, years):
+    """The removal is asked for again and again, but not each second of two centuries."""
+    (tmp_path / "mute.toml").write_text(LOSES)
+    capture = written(tmp_path / "old.pcap", conn(40000, 2), conn(40001, 1, at=years * 365 * 86_400_000))
+    (scenario,) = planned(capfd, capture, "--nic", str(tmp_path / "mute.toml"))
+    consistent(scenario)
+    assert scenario["packets"]["all"] == 9 and len(scenario["seconds"]) < 5000
+
+
 # --- less than enough -------------------------------------------------------------------------------------------------------------------
 
 
