@@ -40,8 +40,6 @@ class Flows:
         """ASK_DTYPE[n], at most so many: what has been asked since the last call, as connections are now. Raises ValueError without a mirror."""
     def answer(self, answers: NDArray[Any]) -> None:
         """Obey ANSWER_DTYPE[n]: HW_OFFLOAD set or cleared, counters and timeouts of what hardware has seen, rows let go. Raises ValueError."""
-    def everything(self) -> None:
-        """Ask for everything again, with the next calls of asks(): an INSTALL for each row, a REMOVE for each that is torn down."""
     def advance(self, now: int) -> None:
         """Time goes on (ns) where no packet comes to tell it: rounds that are due, and connections that expire."""
     def unsplit(self) -> NDArray[Any]:

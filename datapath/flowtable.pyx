@@ -382,10 +382,6 @@ cdef class Flows:
         for i in range(len(answers)):
             flow_answer(&self.all, row + i)
 
-    def everything(self):
-        """See flowtable.pyi."""
-        self.known_asks().sweep = 0
-
     def advance(self, now):
         """See flowtable.pyi."""
         cdef int64_t time = now

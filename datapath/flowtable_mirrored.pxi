@@ -9,6 +9,9 @@ Source: net/netfilter/nf_flow_table_offload.c.
 Not here: rules, commands, back-off (offload.mirror).
 """
 
+cdef enum:
+    HW_DYING = 128              # of a row, beside flowtable.pxd's: the mirror was asked for its removal, and has not said since that it is still there
+
 
 cdef void flow_ask(FlowTable *all, uint32_t number, uint8_t asked) noexcept nogil:
     cdef Asks *asks = all.asks
@@ -42,7 +45,7 @@ cdef bint ask_fill(const FlowTable *all, uint32_t number, uint8_t asked, FlowAsk
     memset(out, 0, sizeof(FlowAsk))
     out.key[ORIG], out.key[REPLY] = row.key[ORIG], row.key[REPLY]
     out.now, out.conn, out.row, out.serial, out.ask, out.cause = ct.now, row.conn_id, number, row.serial, asked, row.cause
-    row.hw |= HW_TOLD | HW_PENDING
+    row.hw |= HW_TOLD | HW_PENDING | (HW_DYING if asked == ASK_REMOVE else 0)
     if entry == NULL:
         return True
     out.label[0], out.label[1], out.mark, out.status = entry.label[0], entry.label[1], entry.mark, entry.status
@@ -145,6 +148,7 @@ cdef void flow_answer(FlowTable *all, const FlowAnswer *a) noexcept nogil:
         seen_by_hardware(all, row, a.used)
         return
     row.quiet = <uint32_t>((min(max(a.used, all.engine.now), all.engine.now + LEAP) + all.engine.set.tick_ns - 1) // all.engine.set.tick_ns)
+    row.hw &= ~<uint8_t>HW_DYING
     row.hw = row.hw | HW_ESTABLISHED if a.flags & FLOW_ESTABLISHED else row.hw & ~<uint8_t>HW_ESTABLISHED
     if entry != NULL:
         entry.status = entry.status | HW_OFFLOAD if a.answer == ANSWER_INSTALLED else entry.status & ~<uint16_t>HW_OFFLOAD
@@ -170,7 +174,9 @@ cdef void ask_counters(FlowTable *all, const Engine *ct, uint32_t number, uint32
 
 
 cdef void leave(FlowTable *all, const Engine *ct, uint32_t number) noexcept nogil:
-    """A6.46: a row that is torn down goes; if it may be in hardware, not before its rules."""
+    """A6.46: a row that is torn down goes; if it may be in hardware, not before its rules, whose removal is asked for once, unless it is refused."""
+    if all.row[number].hw & HW_DYING:
+        return
     if all.row[number].hw & HW_TOLD:
         flow_ask(all, number, ASK_REMOVE)
     else:

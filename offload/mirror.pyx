@@ -189,6 +189,8 @@ cdef void asked_remove(State *m, const FlowAsk *ask) noexcept nogil:
     elif row.due <= m.now or not row.flags & GOING:
         row.flags |= GOING
         depart(m, ask.row)
+    else:
+        say_state(m, ask.row)           # hardware has refused that, and it is not time yet
     row.flags |= GOING if row.flags & KNOWN else 0
 
 

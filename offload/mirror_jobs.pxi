@@ -237,8 +237,7 @@ cdef void destroyed(State *m, uint32_t number) noexcept nogil:
     row.flags &= ~<uint16_t>LEAVING
     if row.flags & STUCK:
         back_off(m, row)                # asked again by who wants to be rid of it, once a second
-        if not row.flags & GOING:
-            say_state(m, number)
+        say_state(m, number)
         return
     if row.flags & GOING:
         depart(m, number)

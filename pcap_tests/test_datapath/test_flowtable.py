@@ -83,6 +83,8 @@ def test_gre_without_keys_is_admitted_and_with_keys_is_not() -> None:
     assert said[0].offload == "not_assured"
     assert said[-1].offload == "software"
     assert net.flows.counters()["served"] >= 1
+    assert net.send(craft.gre(CLIENT, SERVER, version=1, proto=0x880B, call=3)).offload == "not_gre_key"
+    assert net.flows.count == 1
 
 
 def test_gre_that_is_translated_is_not() -> None:

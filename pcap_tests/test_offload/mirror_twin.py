@@ -224,6 +224,8 @@ class MirrorTwin:
         elif row.due <= self.now or not row.going:
             row.going = True
             self.depart(number)
+        else:
+            self.say_state(number)  # hardware has refused that, and it is not time yet
 
     @property
     def ms(self) -> int:
@@ -352,8 +354,7 @@ class MirrorTwin:
         left, row.leaving = row.leaving, False
         if row.stuck:
             self.back_off(row)
-            if not row.going:
-                self.say_state(number)
+            self.say_state(number)
         elif row.going:
             self.depart(number)
             if number not in self.rows:

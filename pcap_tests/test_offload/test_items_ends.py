@@ -7,8 +7,9 @@ import pytest
 from ctcore.filter import Filter
 from ctcore.types import Status, TcpFlag
 from datapath import craft
+from offload.records import Op
 from pcap_tests.test_datapath.tabled import DAY, IN, OUT, SECOND, Tcp, assured_udp, udp
-from pcap_tests.test_offload.fake_nic import FakeNic
+from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, FakeNic
 from pcap_tests.test_offload.mirrored import Rig
 
 
@@ -68,13 +69,31 @@ def test_a6_46_rules_are_removed_by_one_job_and_the_row_waits_for_it() -> None:
     rig = Rig(nic=FakeNic(latency=2 * SECOND + SECOND // 2))
     talk = Tcp(rig).opened()
     rig.wait(3)
+    asked = rig.flows.counters()["hw_asks"]
     talk.say(IN, "FA")
     for second in range(3):
         assert (rig.flows.count, changes(rig.nic)) == (1, ["REPLACE"] * 2), second
         rig.wait(1)
     rig.wait(1)
     assert (rig.flows.count, changes(rig.nic)) == (0, ["REPLACE"] * 2 + ["DESTROY"] * 2)
-    assert rig.mirror.counters()["commands_del"] == 2
+    assert (rig.mirror.counters()["commands_del"], rig.flows.counters()["hw_asks"]) == (2, asked + 1)
+
+
+def test_a6_46_rows_that_wait_for_their_removal_leave_the_ring_of_asks_to_others() -> None:
+    """Hardware never answers a removal, and twenty wait for theirs, more than the ring has places: the one that is busy is asked for all the same."""
+    nic = FakeNic()
+    nic.fate = lambda command: LOSE if command["op"] == Op.DESTROY else ACCEPT
+    rig = Rig(nic=nic, asks=8)
+    talks = [Tcp(rig, port=port).opened() for port in range(40000, 40021)]
+    for talk in talks[:20]:
+        talk.say(IN, "FA")
+    rig.wait(5)
+    asked = rig.flows.counters()["hw_asks_lost"]
+    for _ in range(60):
+        rig.wait(1)
+        assert rig.nic.hit(20, 0, 1, 60, rig.now)
+    counts = rig.flows.counters()
+    assert (counts["flows"], counts["teardown_idle"], counts["hw_asks_lost"]) == (21, 0, asked)
 
 
 def test_a6_46_a_row_that_hardware_was_never_told_of_goes_at_once() -> None:
