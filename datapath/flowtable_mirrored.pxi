@@ -10,7 +10,7 @@ Not here: rules, commands, back-off (offload.mirror).
 """
 
 cdef enum:
-    HW_DYING = 128              # of a row, beside flowtable.pxd's: the mirror was asked for its removal, and has not said since that it is still there
+    HW_DYING = 128              # of a row, beside flowtable.pxd's: its removal was asked for, and the mirror has not said since that it stays
 
 
 cdef void flow_ask(FlowTable *all, uint32_t number, uint8_t asked) noexcept nogil:
