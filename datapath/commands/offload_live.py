@@ -187,7 +187,7 @@ class Simulated(Live):
         mirror = mirror_of(pipeline, mirror_settings(nic.profile, policy))
         self.nic, self.offloaded = nic, Offloaded(pipeline, nic, mirror, MOST)
         super().__init__(pipeline, mirror, nic, "sim")
-        self.offloaded.watch = self.notes
+        self.offloaded.watch, self.notes.kept = self.notes, nic.kept()
 
     @property
     def front(self) -> Offloaded:
@@ -204,6 +204,7 @@ class Simulated(Live):
 
     def take(self, prepared: Any) -> None:
         self.offloaded.take(prepared)
+        self.notes.kept = self.nic.kept()
 
     def about(self) -> dict[str, Any]:
         shares, profile = self.offloaded.shares, self.nic.profile

@@ -10,7 +10,7 @@ Not here: words (offload_said), what a node is told (offload_live).
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked, FlowFlag
 from ctcore.types import Offload, State
-from datapath.commands.offload_said import NIC
-from datapath.commands.offload_watch import Seen
+from datapath.commands.offload_said import missed
+from datapath.commands.offload_watch import Seen, misses
 from offload.contract.why import OF_OFFLOAD, Why
 from offload.mirror import Mirror
+from offload.simnic.kept import Kept
 from offload.simnic.results import Flag
-from offload.simnic.results import Why as Miss
 
 MOST_LEFT = 65_536  # flows that have left, and are remembered
 EGRESS, INVALID = "egress", "invalid"
@@ -41,10 +41,11 @@ class Counts:
 
 
 class FlowNotes:
-    """A Watch (offload_watch) of a node that runs. packets, sizes: in software, by why."""
+    """A Watch (offload_watch) of a node that runs. packets, sizes: in software, by why; kept: of the NIC's rules (Nic.kept), who has one says it."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.mirror, size = mirror, mirror.size
+        self.kept: Mapping[int, Kept] = {}
         self.packets: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
         self.row: dict[int, int] = {}  # of the flow table, by the number of a connection
@@ -53,7 +54,7 @@ class FlowNotes:
         self._told = np.zeros((size, 2, 2), dtype=np.int64)  # packets, bytes; original, reply
         self._unsplit = np.zeros((size, 2), dtype=np.int64)
         self._reports, self._syns = np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
-        self._missed = np.zeros(size, dtype=np.uint8)
+        self._missed = np.zeros((size, 2), dtype=np.uint8)  # the NIC's why, and why it has not the rule
 
     # --- flows -----------------------------------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,8 @@ class FlowNotes:
 
     def missed(self, row: int) -> str | None:
         """Why the NIC gave a packet of a flow that it had to software last."""
-        return NIC + Miss(int(self._missed[row])).name.lower() if self._missed[row] else None
+        why, kept = self._missed[row].tolist()
+        return missed(why, kept) if why else None
 
     # --- packets ---------------------------------------------------------------------------------------------------------------------------
 
@@ -117,10 +119,8 @@ class FlowNotes:
             np.add.at(self._syns, rows, 1)
         if seen.decisions is None:
             return
-        missed = np.full(len(seen.frames), -1, dtype=np.int64)
-        missed[seen.into] = seen.found["why"]
-        told = np.zeros(len(seen.soft), dtype=[("why", "i8"), *((name, "i8") for name in DECIDED)])
-        told["why"] = missed[seen.soft]
+        told = np.zeros(len(seen.soft), dtype=[(name, "i8") for name in ("why", "kept", *DECIDED)])
+        told["why"], told["kept"] = misses(seen, self.kept)
         for name in DECIDED:
             told[name] = seen.decisions[name]
         told["conn"][told["offload"] != Offload.OFFLOAD_SOFTWARE] = -1
@@ -132,21 +132,21 @@ class FlowNotes:
             self.packets[code] += n
             self.sizes[code] += int(size)
 
-    def _code(self, missed: int, offload: int, state: int, conn: int) -> str:
+    def _code(self, why: int, kept: int, offload: int, state: int, conn: int) -> str:
         """What the flow table says of its connection, else the mirror, else the NIC; as offload_series.Reasons has it."""
-        if missed < 0:
+        if why < 0:
             return EGRESS
         if offload != Offload.OFFLOAD_SOFTWARE:
             said = OF_OFFLOAD[offload]
-            return str(said) if said is not None else INVALID if state == State.INVALID else NIC + Miss(missed).name.lower()
+            return str(said) if said is not None else INVALID if state == State.INVALID else missed(why, kept)
         row = self.row.get(conn)
         known = None if row is None else self.mirror.why(row)
         if row is None or known is None:
             return str(Why.PENDING)
         if known["why"] is not None:
             return str(known["why"])
-        self._missed[row] = missed
-        return NIC + Miss(missed).name.lower()
+        self._missed[row] = why, kept
+        return missed(why, kept)
 
     def turned(self, now: int) -> None:
         """See Watch."""

@@ -10,6 +10,7 @@ from typing import Any
 from datapath import fields
 from datapath.app import end_text
 from offload.contract.why import SENTENCES, Why
+from offload.simnic.kept import Kept
 from offload.simnic.results import WHY
 from offload.simnic.results import Why as Miss
 
@@ -29,6 +30,15 @@ ITEMS = {
     Why.TEARDOWN_OUTDATED: "A6.44", Why.TEARDOWN_FLUSH: "A7.59",
 }  # fmt: skip
 assert set(ITEMS) == set(Why)
+# What the NIC says and the contract has a code for: of a miss, or, where the rule is in software only, of why it is.
+OF_MISS = {Miss.CT_TABLE: Why.NAT_TABLE_MISMATCH}
+OF_KEPT = {Kept.REL_INV: Why.MATCH_REL_INV, Kept.MASKED_LABEL: Why.MASKED_LABEL}
+
+
+def missed(why: int, kept: int = Kept.NO) -> str:
+    """The code of a packet that the NIC has given to software. kept: why the rule is in software that it has met."""
+    said = OF_KEPT.get(Kept(kept)) if why == Miss.IN_SOFTWARE else OF_MISS.get(Miss(why))
+    return NIC + Miss(why).name.lower() if said is None else str(said)
 
 
 def says(code: str) -> str:

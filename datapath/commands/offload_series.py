@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked
 from ctcore.types import Offload, State
-from datapath.commands.offload_said import NIC
-from datapath.commands.offload_watch import Seen
+from datapath.commands.offload_said import missed
+from datapath.commands.offload_watch import Seen, misses
 from datapath.commands.offloaded import Offloaded
 from offload.contract.why import OF_OFFLOAD
 from offload.contract.why import Why as Contract
-from offload.simnic.results import Why as Miss
 
 SECOND = 1_000_000_000
 
@@ -65,19 +64,18 @@ class Reasons:
         """(row of the slice, code) of all that software had."""
         if seen.decisions is None:
             return
-        missed = np.full(len(seen.frames), -1, dtype=np.int64)
-        missed[seen.into] = seen.found["why"]
+        whys, kept = misses(seen, self.work.nic.kept())
         decided = (seen.decisions[name].tolist() for name in ("offload", "state", "conn"))
-        for row, why, *said in zip(seen.soft.tolist(), missed[seen.soft].tolist(), *decided, strict=True):
-            yield row, self._code(why, *said)
+        for row, *said in zip(seen.soft.tolist(), whys.tolist(), kept.tolist(), *decided, strict=True):
+            yield row, self._code(*said)
 
-    def _code(self, why: int, offload: int, state: int, conn: int) -> str:
+    def _code(self, why: int, kept: int, offload: int, state: int, conn: int) -> str:
         if why < 0:
             return "egress"
         said = self.of_conn(conn) if offload == Offload.OFFLOAD_SOFTWARE else OF_OFFLOAD[offload]
         if said is not None:
             return said.value
-        return "invalid" if state == State.INVALID else NIC + Miss(why).name.lower()
+        return "invalid" if state == State.INVALID else missed(why, kept)
 
     def of_conn(self, conn: int) -> Contract | None:
         """Why a connection that is in the flow table is not in hardware; None: it is."""

@@ -5,12 +5,14 @@ Invariant: who looks on changes nothing: with and without a watch the same packe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offload.pump import MirroredFlows
+from offload.simnic.kept import Kept
 
 
 class Seen(NamedTuple):
@@ -23,6 +25,16 @@ class Seen(NamedTuple):
     found: NDArray[Any]
     soft: NDArray[Any]
     decisions: NDArray[Any] | None
+
+
+def misses(seen: Seen, kept: Mapping[int, Kept]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each row that software had: the NIC's Why, -1 of one that has met none, and why the rule is in software only that it has met (Kept).
+
+    kept: of rules in software only, by number (Nic.kept)."""
+    found = np.full((len(seen.frames), 2), -1, dtype=np.int64)
+    found[seen.into, 0], found[seen.into, 1] = seen.found["why"], seen.found["rule"]
+    whys, rules = found[seen.soft].T
+    return whys, np.array([kept.get(rule, Kept.NO) for rule in rules.tolist()], dtype=np.int64)
 
 
 class Watch(Protocol):

@@ -14,7 +14,7 @@ from datapath.commands.offloaded import Offloaded
 from datapath.hints import counted
 from datapath.report import count, size_text
 from datapath.ruled_run import place_of
-from offload.simnic.capability import KEPT
+from offload.simnic.kept import KEPT
 from offload.simnic.results import WHY, Why
 
 MOST_REASONS, MOST_RULES = 6, 6

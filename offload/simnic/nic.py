@@ -22,9 +22,9 @@ from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
 from offload.simnic import commands as orders
 from offload.simnic import connections, registers, tables, walk
 from offload.simnic.arrivals import Arrived, Part, arrived
-from offload.simnic.capability import Kept
 from offload.simnic.change import ROOM, TAG
 from offload.simnic.faults import FOREVER, Fault, Faults
+from offload.simnic.kept import Kept
 from offload.simnic.lines import Line
 from offload.simnic.profile import Profile
 from offload.simnic.program import Program

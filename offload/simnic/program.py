@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.simnic.capability import NEVER, Kept, kept, unmatched
+from offload.simnic.capability import NEVER, kept, unmatched
+from offload.simnic.kept import Kept
 from offload.simnic.kernel import inlined
 from offload.simnic.layout import WORDS, prefixes, put, words_of
 from offload.simnic.profile import Profile

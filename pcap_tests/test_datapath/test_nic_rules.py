@@ -8,7 +8,7 @@ from datapath.commands.nic_rules import nic_rules
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules_file import parse
 from offload.simnic import rules as nic
-from offload.simnic.capability import Kept
+from offload.simnic.kept import Kept
 from offload.simnic.nic import Nic
 from offload.simnic.profile import load
 

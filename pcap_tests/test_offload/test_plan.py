@@ -272,6 +272,32 @@ def test_rules_say_what_is_offloaded(capfd, tmp_path):
     assert packets_of(scenario) == {"nic:no_rule": 1}
 
 
+TRACKS = """
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress chain 0 prio 1 protocol ip flower ct_state -trk action ct {zone}pipe action goto chain 1
+tc filter add dev eth0 ingress chain 1 prio 1 protocol ip flower ct_state +trk+new action ct commit {set}{zone}pipe action pass
+tc filter add dev eth0 ingress chain 1 prio 2 protocol ip flower ct_state +trk+est {match}action pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ({"match": "ct_label 02/ff ", "set": "label 02 "}, "masked_label"),
+        ({"set": "nat dst addr 10.9.9.9 "}, "nat_table_mismatch"),  # the first `ct` asks for no translation: CT_NAT is not asked
+    ],
+)
+def test_what_the_contract_has_a_code_for_is_told_by_it_and_not_by_the_nics(capfd, tmp_path, words, code):
+    """A10: of what is in the flow table and in hardware, and is not hardware's all the same."""
+    (tmp_path / "rules.tc").write_text(TRACKS.format(**{"match": "", "set": "", "zone": "", **words}))
+    traffic = [(ms * MS, craft.udp(CLIENT, SERVER, 40000, 53, b"?")) for ms in (0, 100, 200)]
+    answer = [(50 * MS, craft.udp(SERVER if "match" in words else "10.9.9.9", CLIENT, 53, 40000, b"!"))]
+    capture = written(tmp_path / "one.pcap", traffic[:1], answer, [(ms + 3 * SECOND, each) for ms, each in traffic])
+    (scenario,) = planned(capfd, capture, "--nic", "connectx-7-hw", "--rules", tmp_path / "rules.tc", "--device", "eth0")
+    consistent(scenario)
+    assert packets_of(scenario)[code] >= 2, packets_of(scenario)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------------------------
 
 

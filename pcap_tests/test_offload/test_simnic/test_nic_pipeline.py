@@ -10,7 +10,7 @@ from scapy.layers.l2 import Ether
 
 from datapath import craft
 from offload.records import Ctinfo
-from offload.simnic.capability import KEPT, Kept
+from offload.simnic.kept import KEPT, Kept
 from offload.simnic.profile import load
 from offload.simnic.results import NO_RULE, WHY, Verdict, Why
 from offload.simnic.rules import (
