@@ -77,11 +77,13 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
         raise click.UsageError("--nic-policy: expected --nic with it")
     if nic is not None:
         from datapath.commands.nic_option import nic_profile
+
+        profile = nic_profile(nic)  # first: without its libraries the rest cannot be imported
         from datapath.commands.offloaded_run import NicGiven, behind_nic
 
         if tracking.rules is None:
             refuse_said_by_rules("--nic")
-        tracking, kind = behind_nic(tracking, NicGiven(nic_profile(nic), nic_policy or POLICIES[0]))
+        tracking, kind = behind_nic(tracking, NicGiven(profile, nic_policy or POLICIES[0]))
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)
