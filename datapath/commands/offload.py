@@ -317,7 +317,7 @@ def audit_command(capture, as_json, socket, nic, output, quiet, verbose, trackin
     """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, or
     of a NIC behind CAPTURE.
 
-    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out.
+    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out of that, not of the numbers.
 
     \b
     Examples:

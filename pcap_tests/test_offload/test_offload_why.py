@@ -254,7 +254,7 @@ def test_what_is_on_its_way_is_left_out(capfd, tmp_path):
     (tmp_path / "slow.toml").write_text("[rates]\nlatency = 5000\n")
     capture = written(tmp_path / "one.pcap", conn(40000, 2))
     code, out, _ = run(capfd, "offload", "audit", capture, "--nic", tmp_path / "slow.toml")
-    assert (code, out) == (0, "0 rules in hardware, 0 that should be: they agree; left out, with a job on its way: 1 connection\n")
+    assert (code, out) == (0, "0 rules in hardware, 0 that should be; 1 connection with a job on its way left out: the others agree\n")
 
 
 def test_captures_of_others_agree(capfd, captures_of_others):
