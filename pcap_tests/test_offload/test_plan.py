@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ctcore.config import Config
 from datapath import craft
@@ -16,6 +19,7 @@ from datapath.app import Outputs, Tracking, replay
 from datapath.commands import nic_option, offload_plan
 from datapath.commands.offload_plan import figures, scenarios, tried
 from datapath.commands.offload_series import Series
+from datapath.commands.offload_shown import show
 from datapath.commands.offloaded_run import NicGiven, behind_nic
 from offload.simnic import profile
 from pcap_tests.conftest import examples
@@ -232,6 +236,16 @@ def test_a_plot_is_written_as_its_name_says(capfd, tmp_path):
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and png[12:16] == b"IHDR" and len(png) > 10_000
     assert b"<svg" in svg and b"tiny, first-come, 64 entries, 100 inserts/s" in svg
     assert page.startswith(b"<!doctype html>") and b"<svg" in page and b"<td>perfect</td>" in page
+
+
+@pytest.mark.parametrize(("conns", "said"), [((3, 3), ", 3 connections"), ((4, 1), ", 1 to 4 connections")])
+def test_scenarios_with_other_numbers_of_connections_have_a_range(tmp_path, conns, said):
+    """What hardware keeps in the flow table is one connection where it is two without."""
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    outcomes = [tried([capture], Tracking(Config()), each) for each in scenarios([profile.load("tiny")], ["first-come"], [16, 64])]
+    console = Console(file=StringIO(), width=80)
+    show([replace(outcome, connections=n) for outcome, n in zip(outcomes, conns, strict=True)], console, verbose=False)
+    assert console.file.getvalue().splitlines()[0].endswith(said)
 
 
 def test_the_curves_are_the_seconds(tmp_path):
