@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked, FlowFlag
 from ctcore.types import Offload, State
-from datapath.commands.offload_said import NIC
+from datapath.commands.offload_said import NIC, lacking
 from datapath.commands.offload_watch import Seen
 from offload.contract.why import OF_OFFLOAD, Why
 from offload.mirror import Mirror
@@ -105,7 +105,8 @@ class FlowNotes:
 
     def missed(self, row: int) -> str | None:
         """Why the NIC gave a packet of a flow that it had to software last."""
-        return NIC + Miss(int(self._missed[row])).name.lower() if self._missed[row] else None
+        missed, known = int(self._missed[row]), self.mirror.why(row)
+        return str((known and lacking(known, missed)) or NIC + Miss(missed).name.lower()) if missed else None
 
     # --- packets ---------------------------------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class FlowNotes:
         if known["why"] is not None:
             return str(known["why"])
         self._missed[row] = missed
-        return NIC + Miss(missed).name.lower()
+        return str(lacking(known, missed) or NIC + Miss(missed).name.lower())
 
     def turned(self, now: int) -> None:
         """See Watch."""

@@ -238,6 +238,16 @@ def test_a_plot_is_written_as_its_name_says(capfd, tmp_path):
     assert page.startswith(b"<!doctype html>") and b"<svg" in page and b"<td>perfect</td>" in page
 
 
+def test_replies_for_whose_rule_there_is_no_room_say_so(capfd, tmp_path):
+    """Half of the connection is in hardware, with the only entry; the NIC itself knows no more than that the other half is not."""
+    talk = [(at * SECOND, craft.udp(CLIENT, SERVER, 5000, 53, b"?")) for at in range(12)]
+    talk += [(at * SECOND + 50 * MS, craft.udp(SERVER, CLIENT, 53, 5000, b"!")) for at in range(12)]
+    (scenario,) = planned(capfd, written(tmp_path / "half.pcap", sorted(talk)), "--nic", "perfect", "--table", "1")
+    reasons = packets_of(scenario)
+    assert scenario["refused"]["full"] > 0 and scenario["packets"]["hardware"] == 11  # all that was asked but the first
+    assert reasons["hw_full"] >= 8 and reasons.get("nic:ct_miss", 0) <= 1
+
+
 @pytest.mark.parametrize(("conns", "said"), [((3, 3), ", 3 connections"), ((4, 1), ", 1 to 4 connections")])
 def test_scenarios_with_other_numbers_of_connections_have_a_range(tmp_path, conns, said):
     """What hardware keeps in the flow table is one connection where it is two without."""
