@@ -207,7 +207,8 @@ def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, prog
         raise KeyboardInterrupt
     if not made[0].known:
         if result.errors:
-            raise CtmirrorError(f"{result.errors[0]}; before that there is no connection {conn}")
+            more = f"; before that there is no connection {conn}" if made[0].frames else ""
+            raise CtmirrorError(result.errors[0] + more)
         raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected {_range(result.counters['new'])}")
     made[0].close()
     return made[0], result.errors

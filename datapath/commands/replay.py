@@ -6,6 +6,7 @@ import click
 
 from datapath import app
 from datapath.cli import INTERRUPTED, USAGE, complain
+from datapath.commands.nic_option import KINDS
 from datapath.commands.options import refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
@@ -41,7 +42,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, drops, when it matched last.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
-@click.option("--nic", metavar="PROFILE", help="A NIC in front: established connections are offloaded to it. A profile's name or TOML file.")
+@click.option("--nic", metavar="PROFILE", help=f"A NIC in front, to which established connections are offloaded: {KINDS}.")
 @click.option("--nic-policy", type=click.Choice(POLICIES), help="Which connection makes room when the NIC is full.  [default: first-come]")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
