@@ -184,7 +184,7 @@ class Csv(_Closing):
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value
+    return " ".join(value) if isinstance(value, (tuple, list)) else str(value).lower() if isinstance(value, bool) else value
 
 
 class Arrow(_Closing):

@@ -100,7 +100,7 @@ RULE: Words = {
     "prio": "its priority",
     "handle": "its handle",
     "tc": "the rule itself, as a line of tc",
-    "skip_sw": "not to be carried out in software; such a rule matches nothing here",
+    "skip_sw": "not to be carried out in software; such a rule matches nothing without --nic",
     "skip_hw": "not to be carried out by a NIC",
     "in_hw": "whether a NIC carries it out; without --nic false, which tc calls not_in_hw",
     "packets": "how often it has matched",

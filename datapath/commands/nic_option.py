@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offload.simnic.profile import Profile
 
 LIBRARIES = ("numba", "pydantic")
+KINDS = "connectx-6dx-sw, connectx-7-hw, tiny, none, perfect, or a TOML file (docs/offload-nic.md)"  # for help, which reads no profiles
 
 
 def nic_profile(name: str) -> Profile:

@@ -19,7 +19,7 @@ from datapath.app import Outputs, Tracking, check_files, replay
 from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
 from datapath.commands.control_options import socket_option
-from datapath.commands.nic_option import nic_profile
+from datapath.commands.nic_option import KINDS, nic_profile
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
@@ -95,7 +95,7 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
 
 @command.command("plan", short_help="what NICs would take of captures, and why not the rest")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
-@click.option("--nic", "nics", multiple=True, required=True, metavar="PROFILE", help="A kind of NIC: a profile's name or TOML file. Repeatable.")
+@click.option("--nic", "nics", multiple=True, required=True, metavar="PROFILE", help=f"A kind of NIC: {KINDS}. Repeatable.")
 @click.option("--policy", "policies", type=Policies(), default=POLICIES[0], help="Which connection makes room when the NIC is full: first-come, "
               "by-rate, by-bytes.  [default: first-come]")  # fmt: skip
 @click.option("--table", "tables", type=Amounts(MOST_TABLE, "no limit"), help="Entries there is room for, instead of the profile's number.")
@@ -179,9 +179,7 @@ def _write(file: IO[str], document: dict[str, Any]) -> None:
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
 
 
-NIC = click.option(
-    "--nic", metavar="PROFILE", default="connectx-7-hw", help="A kind of NIC: a profile's name or TOML file.  [default: connectx-7-hw]"
-)
+NIC = click.option("--nic", metavar="PROFILE", default="connectx-7-hw", help=f"A kind of NIC: {KINDS}.  [default: connectx-7-hw]")
 
 
 # conntrack(8)'s words for connections, but -q and --zone, which mean something else here.
@@ -317,7 +315,7 @@ def audit_command(capture, as_json, socket, nic, output, quiet, verbose, trackin
     """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, or
     of a NIC behind CAPTURE.
 
-    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out.
+    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out of that, not of the numbers.
 
     \b
     Examples:

@@ -49,9 +49,10 @@ def figures(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> dict[str
 
 def verdict(told: dict[str, int]) -> str:
     """Figures as a line."""
-    less = f"; left out, with a job on its way: {counted(told['pending'], 'connection')}" if told["pending"] else ""
-    agree = f"{told['differ']:,} differ" if told["differ"] else "they agree"
-    return f"{told['held']:,} rules in hardware, {told['wanted']:,} that should be: {agree}{less}"
+    less = f"; {counted(told['pending'], 'connection')} with a job on its way left out" if told["pending"] else ""
+    who = "the others" if told["pending"] else "they"
+    agree = f"{told['differ']:,} differ" if told["differ"] else f"{who} agree"
+    return f"{counted(told['held'], 'rule')} in hardware, {told['wanted']:,} that should be{less}: {agree}"
 
 
 def lines(work: Offloaded, found: NDArray[Any]) -> Iterator[str]:

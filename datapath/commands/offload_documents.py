@@ -29,7 +29,7 @@ def why_document(it: Followed, captures: Sequence[str]) -> Document:
     """All that there is to say of a connection. Times are ns since 1970; `packet` of an event is the last that had come."""
     return {
         "captures": list(captures), "conn": it.conn, "tuple": it.tuple_, "nic": it.work.nic.profile.name, "in_hardware": it.in_hardware,
-        "was_in_hardware": it.entered, "why": reason(it.why) if it.why and not it.in_hardware else None,
+        "was_in_hardware": it.was_there, "why": reason(it.why) if it.why and not it.in_hardware else None,
         "packets": {"hardware": it.hardware, "software": it.software},
         "events": [{"ts": one.time, "packet": one.packet - 1, "event": one.what, "says": one.text} for one in it.events],
         "in_software": [{"packets": packets, **reason(code)} for code, packets in it.codes.most_common()],
@@ -39,7 +39,7 @@ def why_document(it: Followed, captures: Sequence[str]) -> Document:
 
 def counted(it: Followed) -> Document | None:
     """What hardware has counted; None: it never had the connection. original, reply, both: None where nobody knows; unheard: told to nobody."""
-    if not it.entered:
+    if not it.was_there:
         return None
     told, split = it.told.sum(axis=1) + it.unsplit, not it.unsplit.any()
     sides = {name: amount(it.told[:, side]) if it.reports and split else None for name, side in (("original", Dir.ORIG), ("reply", Dir.REPLY))}

@@ -31,8 +31,8 @@ CAUSES = {int(code): str(why or Why.DYING) for code, why in OF_OFFLOAD.items()}
 @dataclass(slots=True)
 class Account:
     """One connection. row, serial: of the flow table; key: its tuple; cause: why it leaves the table; left: whether that was told; here, entered:
-    whether it is in hardware, or was at some time; asked: whether hardware has ever told; split, unsplit, unheard: packets and bytes, told by
-    direction, told for both together, and told to nobody."""
+    whether it is in hardware, or was at some time, as far as the answers that came tell; asked: whether hardware has ever told; split, unsplit,
+    unheard: packets and bytes, told by direction, told for both together, and told to nobody."""
 
     row: int
     serial: int
@@ -160,7 +160,8 @@ class Ledger:
             if record["stop"] is not None and HARDWARE in record["status"] and left is None:
                 left = {conn: (packets, size) for conn, packets, size in self.work.nic.untold().tolist()}
             ends = left.get(record["conn"], NOTHING) if left and record["stop"] is not None else NOTHING
-            record["hardware"] = self._hardware(account, ends) if account is not None and account.entered else None
+            had = account is not None and (account.entered or account.asked or account.unheard != NOTHING or ends != NOTHING)
+            record["hardware"] = self._hardware(account, ends) if account is not None and had else None
             if account is not None and account.unsplit[0] and sides[0]["packets"] is not None:
                 record["total"] = {name: record["total"][name] + more for name, more in zip(BOTH, account.unsplit, strict=True)}
                 for side in ("original", "reply"):

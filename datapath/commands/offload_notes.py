@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked, FlowFlag
 from ctcore.types import Offload, State
-from datapath.commands.offload_said import missed
+from datapath.commands.offload_said import lacking, missed
 from datapath.commands.offload_watch import Seen, misses
 from offload.contract.why import OF_OFFLOAD, Why
 from offload.mirror import Mirror
@@ -107,7 +107,7 @@ class FlowNotes:
     def missed(self, row: int) -> str | None:
         """Why the NIC gave a packet of a flow that it had to software last."""
         why, kept = self._missed[row].tolist()
-        return missed(why, kept) if why else None
+        return self._of_row(self.mirror.why(row), why, kept) if why else None
 
     # --- packets ---------------------------------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,12 @@ class FlowNotes:
         if known["why"] is not None:
             return str(known["why"])
         self._missed[row] = why, kept
-        return missed(why, kept)
+        return self._of_row(known, why, kept)
+
+    @staticmethod
+    def _of_row(known: Mapping[str, Any] | None, why: int, kept: int) -> str:
+        """The code of a packet that the NIC has missed though something of its flow is in hardware. known: Mirror.why()."""
+        return str((known and lacking(known, why)) or missed(why, kept))
 
     def turned(self, now: int) -> None:
         """See Watch."""

@@ -5,11 +5,12 @@ Not here: who says which code of what (offload_series, offload_why, offload_live
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from datapath import fields
 from datapath.app import end_text
-from offload.contract.why import SENTENCES, Why
+from offload.contract.why import SENTENCES, Why, of_error
 from offload.simnic.kept import Kept
 from offload.simnic.results import WHY
 from offload.simnic.results import Why as Miss
@@ -52,6 +53,14 @@ def cited(code: str) -> str:
     """A code with its sentence, and where the contract has it."""
     item = ITEMS.get(Why(code)) if code in set(Why) else None
     return f"{code}: {says(code)}" + (f" ({item})" if item else "")
+
+
+def lacking(known: Mapping[str, Any], why: int) -> Why | None:
+    """Why a packet missed the CT tables though its connection is in hardware: with one direction only, for the other one is on its way, or was
+    refused. known: what Mirror.why() says of it; why: a Why of the NIC. None: it was for something else."""
+    if why != Miss.CT_MISS or None not in known["held"]:
+        return None
+    return Why.PENDING if known["job"] == "add" else of_error(known["error"])
 
 
 def described(key: Any, *, turned: bool) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ctcore.flow_changes import Answered, Asked
 from ctcore.types import Offload, State
-from datapath.commands.offload_said import missed
+from datapath.commands.offload_said import lacking, missed
 from datapath.commands.offload_watch import Seen, misses
 from datapath.commands.offloaded import Offloaded
 from offload.contract.why import OF_OFFLOAD
@@ -72,16 +72,18 @@ class Reasons:
     def _code(self, why: int, kept: int, offload: int, state: int, conn: int) -> str:
         if why < 0:
             return "egress"
-        said = self.of_conn(conn) if offload == Offload.OFFLOAD_SOFTWARE else OF_OFFLOAD[offload]
+        said = self.of_conn(conn, why) if offload == Offload.OFFLOAD_SOFTWARE else OF_OFFLOAD[offload]
         if said is not None:
             return said.value
         return "invalid" if state == State.INVALID else missed(why, kept)
 
-    def of_conn(self, conn: int) -> Contract | None:
-        """Why a connection that is in the flow table is not in hardware; None: it is."""
+    def of_conn(self, conn: int, why: int) -> Contract | None:
+        """Why a packet of a connection that is in the flow table was none of hardware's; None: the NIC knows, which missed it for `why`."""
         row = self.row.get(conn)
         known = None if row is None else self.work.mirror.why(row)
-        return Contract.PENDING if known is None or known["conn"] != conn else known["why"]
+        if known is None or known["conn"] != conn:
+            return Contract.PENDING
+        return lacking(known, why) if known["why"] is None else known["why"]
 
 
 @dataclass

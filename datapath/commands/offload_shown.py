@@ -48,7 +48,9 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
     for each in rows:
         table.add_row(*(cell for i, cell in enumerate(each) if i not in same))
     first = outcomes[0]
-    console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {counted(first.connections, 'connection')}", "bold"))
+    conns = sorted({outcome.connections for outcome in outcomes})  # one that hardware keeps alive may be two elsewhere
+    many = counted(conns[0], "connection") if len(conns) == 1 else f"{count(conns[0])} to {counted(conns[-1], 'connection')}"
+    console.print(Text(f"{counted(first.packets, 'packet')}, {size_text(first.bytes)}, {many}", "bold"))
     if first.framed:
         console.print(Text(f"{counted(first.framed, 'packet')} captured without Ethernet header, and taken as if there were one"), soft_wrap=True)
     if same:

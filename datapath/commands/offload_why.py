@@ -74,11 +74,17 @@ class Followed:
         self._reasons = Reasons(self.work)
         self._row: tuple[int, int] | None = None  # of the flow table, and its life
         self._both = False
+        self._before = 0  # packets that hardware had forwarded when it was asked for this life of the row
         self.work.nic.unheard.follow()
 
     @property
     def known(self) -> bool:
         return bool(self.software or self.hardware)
+
+    @property
+    def was_there(self) -> bool:
+        """In hardware at some time, whether or not the answer came that says so."""
+        return self.entered or bool(self.hardware)
 
     # --- packets ---------------------------------------------------------------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class Followed:
                 self.why, self.in_table = str(OF_OFFLOAD[int(ask["cause"])] or Why.DYING), False
                 self._say(now, "left", f"left the flow table: {self.why}: {says(self.why)}")
             elif ask["ask"] == Asked.INSTALL and row != self._row:
-                self._row, self._both, self.in_table = row, both, True
+                self._row, self._both, self.in_table, self._before = row, both, True, self.hardware
                 which = "both directions" if both else "the original direction"
                 self._say(now, "admitted", f"admitted to the flow table, and asked for in hardware: {which}")
             elif ask["ask"] == Asked.INSTALL and both and not self._both:
@@ -142,7 +148,8 @@ class Followed:
                 self.in_hardware = self.entered = True
                 self._say(now, "installed", "in hardware")
             elif kind == Answered.REMOVED:
-                self._say(now, "removed", "its rules are gone from hardware" if self.in_hardware else "nothing of it was in hardware")
+                was = self.in_hardware or self.hardware > self._before  # an answer that was lost told nobody
+                self._say(now, "removed", "its rules are gone from hardware" if was else "nothing of it was in hardware")
                 self.in_hardware, self._row = False, None
                 break
             elif kind == Answered.REFUSED:
@@ -200,7 +207,8 @@ def followed(capture: str, tracking: Tracking, profile: Profile, conn: int, prog
         raise KeyboardInterrupt
     if not made[0].known:
         if result.errors:
-            raise CtmirrorError(f"{result.errors[0]}; before that there is no connection {conn}")
+            more = f"; before that there is no connection {conn}" if made[0].frames else ""
+            raise CtmirrorError(result.errors[0] + more)
         raise CtmirrorError(f"{capture}: connection {conn}: there is none: expected {_range(result.counters['new'])}")
     made[0].close()
     return made[0], result.errors
@@ -233,12 +241,14 @@ def lines(it: Followed) -> Iterator[tuple[str, str]]:
 def _state(it: Followed) -> str:
     if it.in_hardware:
         return "in hardware"
+    if it.in_table and not it.entered and it.hardware:
+        return "unknown: hardware has forwarded packets of it, and has not answered that it has it"
     return f"not in hardware: {cited(it.why)}" if it.why else "not in hardware yet"
 
 
 def _counts(it: Followed) -> Iterator[tuple[str, str]]:
     """As far as it is known; what is not is called so (A6.50)."""
-    if not it.entered:
+    if not it.was_there:
         return
     if not it.reports:
         yield "counted", "unknown: hardware has told of no packet"

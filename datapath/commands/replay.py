@@ -6,6 +6,7 @@ import click
 
 from datapath import app
 from datapath.cli import INTERRUPTED, USAGE, complain
+from datapath.commands.nic_option import KINDS
 from datapath.commands.options import refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
@@ -41,7 +42,7 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
 @click.option("--rule-counters", metavar="FILE", help="Write a record for each rule of --rules: packets, bytes, drops, when it matched last.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Format of the records.  [default: by the file's ending; jsonl for - and none]")
 @click.option("-w", "forwarded", metavar="OUT", help="Write what leaves, translated; in .pcapng each packet with its decision as a comment.")
-@click.option("--nic", metavar="PROFILE", help="A NIC in front: established connections are offloaded to it. A profile's name or TOML file.")
+@click.option("--nic", metavar="PROFILE", help=f"A NIC in front, to which established connections are offloaded: {KINDS}.")
 @click.option("--nic-policy", type=click.Choice(POLICIES), help="Which connection makes room when the NIC is full.  [default: first-come]")
 @verbosity("No summary and no progress bar.", "Counters, reason codes and settings in the summary.")
 @tracking_options
@@ -77,11 +78,13 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
         raise click.UsageError("--nic-policy: expected --nic with it")
     if nic is not None:
         from datapath.commands.nic_option import nic_profile
+
+        profile = nic_profile(nic)  # first: without its libraries the rest cannot be imported
         from datapath.commands.offloaded_run import NicGiven, behind_nic
 
         if tracking.rules is None:
             refuse_said_by_rules("--nic")
-        tracking, kind = behind_nic(tracking, NicGiven(nic_profile(nic), nic_policy or POLICIES[0]))
+        tracking, kind = behind_nic(tracking, NicGiven(profile, nic_policy or POLICIES[0]))
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)

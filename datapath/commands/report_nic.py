@@ -25,13 +25,16 @@ def nic_lines(work: Offloaded) -> Iterator[Text]:
     shares, nic = work.shares, work.nic
     yield Text(f"\nNIC {nic.profile.name}: {_share(shares.hardware, shares.frames, count, ' packets')}", "bold")
     yield Text(f"  {_share(shares.hardware_bytes, shares.bytes, size_text)}")
+    counts = counted_of(work)
+    if shares.hardware > counts.all:
+        yield Text(f"  of these {counted(shares.hardware - counts.all, 'packet')} without a connection, as ARP: rules alone sent them on")
     for why, frames in shares.why.most_common(MOST_REASONS):
         yield Text(f"  to software: {counted(frames, 'packet')}: {WHY[Why(why)]}")
         if why == Why.LINK:
             yield Text("    ctmirror offload plan takes them as if they had come in Ethernet frames")
     if shares.syns:
         yield Text(f"  {counted(shares.syns, 'SYN')} forwarded in hardware as if of an established connection: software has not seen them")
-    yield from counters_lines(counted_of(work))
+    yield from counters_lines(counts)
     kept = nic.kept()
     places = [place_of(rule) for rule in work.program.ruleset.rules]
     whys = {KEPT[why] for why in kept.values()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
 
+from ctcore.errors import CtmirrorError
 from datapath.commands.verbosity import verbosity
+from datapath.extras import remedy
 
 if TYPE_CHECKING:
     from datapath.live.config import NodeConfig
@@ -32,6 +35,9 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
       ctmirror run --config node.toml --adopt-kernel-conntrack --handover
     """
     from datapath.commands.offload_backend import checked, factory
+
+    if find_spec("pydantic") is None:
+        raise CtmirrorError(f"a node's configuration is read by pydantic: {remedy('live')}")
     from datapath.live import config as configuration
 
     config = configuration.load(name, checked)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datapath.live.client import Client
 
 ROWS_AROUND = 4  # lines of a terminal that are no connections
+UNBOUNDED = 10_000  # columns
 
 
 @click.command("top", short_help="the busiest connections of a running node")
@@ -67,8 +68,11 @@ def _print(answer: dict[str, Any], console: Any, as_json: bool) -> None:
         return
     from datapath.live.shown import top_parts
 
+    head, table = top_parts(answer)
+    if not console.is_terminal:  # who reads it by a program, or scrolls, wants addresses whole
+        console.width = max(console.width, console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum)
     with console.capture() as captured:
-        console.print(*top_parts(answer), sep="\n", highlight=False)
+        console.print(head, table, sep="\n", highlight=False)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 

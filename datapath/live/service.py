@@ -103,6 +103,9 @@ class Service:
         self.thread.start()
         self.begun.wait()
         try:
+            about = self.node.config.offload
+            if about.backend is not None:
+                LOG.info(f"connections are offloaded: {about.backend}, profile {about.profile}, policy {about.policy}", extra=about.model_dump())
             notify("READY=1")
             LOG.info("running")
             self._attend()

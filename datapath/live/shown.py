@@ -184,7 +184,7 @@ def top_parts(answer: dict[str, Any]) -> tuple[Text, Table]:
             record["l4state"] or ("replied" if "seen-reply" in record["status"] else "unreplied"), _flow(record),
             f"{record['packet_rate']:,.0f}", f"{size_text(record['byte_rate'])}",
         )  # fmt: skip
-    first = Text(f"{count(answer['connections'])} connections, {speed}")
+    first = Text(f"{counted(answer['connections'], 'connection')}, {speed}")
     offload = answer.get("offload")
     return Text("\n").join([first, Text(in_hardware(offload))]) if offload else first, table
 

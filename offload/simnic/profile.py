@@ -186,7 +186,7 @@ def parse(text: str, name: str) -> Profile:
 
 # What pydantic calls otherwise than a user of TOML does.
 SAID = {
-    "extra_forbidden": "no such setting", "missing": "expected one", "tuple_type": "expected a list of sections", "model_type": "expected a section",
+    "missing": "expected one", "tuple_type": "expected a list of sections", "model_type": "expected a section",
     "float_parsing": "expected a number", "float_type": "expected a number", "int_parsing": "expected a whole number",
     "int_type": "expected a whole number", "int_from_float": "expected a whole number", "bool_parsing": "expected true or false",
     "bool_type": "expected true or false", "string_type": "expected a text",
@@ -195,11 +195,22 @@ SAID = {
 
 def _said(error: Any) -> str:
     kind, text = error["type"], str(error["msg"])
+    if kind == "extra_forbidden":
+        return f"no such setting: expected one of {', '.join(_settings(error['loc'][:-1]))}"
     if kind == "value_error":
         return text.removeprefix("Value error, ")
     said = SAID.get(kind, f"{text[0].lower()}{text[1:]}").replace("input should be", "expected")
     said = said.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return said if kind in ("extra_forbidden", "missing", "model_type") else f"{error['input']!r:.60}: {said}"
+    return said if kind in ("missing", "model_type") else f"{error['input']!r:.60}: {said}"
+
+
+def _settings(path: tuple[str | int, ...]) -> list[str]:
+    """What the section at a path of keys has, by the names of a file. A number in it is that of a section in [[ ]], which are all faults."""
+    of: type[BaseModel] = Profile
+    for part in path:
+        found = None if isinstance(part, int) else of.model_fields[part].annotation
+        of = found if isinstance(found, type) and issubclass(found, BaseModel) else ScriptedFault
+    return [field.alias or name for name, field in of.model_fields.items()]
 
 
 def _lines(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:

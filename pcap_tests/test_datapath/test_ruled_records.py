@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 from scapy.utils import PcapNgReader
 
@@ -163,6 +165,13 @@ def test_a_record_names_the_devices_that_got_a_copy(replay):
     copied, not_copied = replay(COPYING, [handshake()[0], craft.udp(CLIENT, SERVER, 1, 2)])
     assert (copied["to"], copied["mirrored"], copied["out"]) == ("eth1", ["tap0", "eth1"], None)
     assert (not_copied["to"], not_copied["mirrored"]) == ("eth1", ["eth1"])
+
+
+def test_in_csv_devices_are_words_like_all_that_is_several(replay, tmp_path, capfd):
+    replay(COPYING, [handshake()[0], craft.eth(b"", 0x88CC, pad=46)])
+    run(capfd, "replay", tmp_path / "some.pcap", "--rules", tmp_path / "rules.tc", "-q", "--packets", tmp_path / "some.csv")
+    with open(tmp_path / "some.csv", newline="") as file:
+        assert [row["mirrored"] for row in csv.DictReader(file)] == ["tap0 eth1", ""]
 
 
 def test_a_packet_that_is_dropped_may_have_left_a_copy(replay):

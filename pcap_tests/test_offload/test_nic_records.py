@@ -122,6 +122,21 @@ def test_counters_that_are_stuck_tell_nothing(capfd, tmp_path):
     assert record["hardware"]["unheard_packets"] == 25 and record["total"]["packets"] == 3
 
 
+def lost(tmp_path: Path) -> Path:
+    path = tmp_path / "lost.toml"
+    path.write_text("[[faults.script]]\nkind = 'lose-reply'\n")
+    return path
+
+
+def test_one_whose_answer_was_lost_was_in_hardware_all_the_same(capfd, tmp_path):
+    traffic = conn(40000, 25)
+    (record,) = told(capfd, written(tmp_path / "one.pcap", traffic), nic=lost(tmp_path))
+    assert record["hardware"] is not None and record["total"]["packets"] == 28 - record["hardware"]["unheard_packets"]
+    assert (record["hardware"]["packets"] or 0) + record["hardware"]["unheard_packets"] == 25
+    (ended,) = told(capfd, written(tmp_path / "two.pcap", traffic, LATE), nic=lost(tmp_path))[:1]
+    assert (ended["hardware"]["packets"] or 0) + ended["hardware"]["unheard_packets"] == 25
+
+
 def test_without_accounting_there_is_nothing_to_add_up(capfd, tmp_path):
     (record,) = told(capfd, written(tmp_path / "one.pcap", conn(40000, 5)), "--conns", "perfect", "--acct", "0")
     assert record["total"] == {"packets": None, "bytes": None} and record["hardware"]["packets"] == 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from offload.simnic import profile
 from pcap_tests.test_datapath.command import in_process, run
 from pcap_tests.test_offload.planned import conn, written
 
@@ -96,3 +97,9 @@ def test_a_capture_without_packets_is_no_mistake(capfd, place, command):
 def test_help_has_examples(capfd, command):
     code, out, _ = run(capfd, "offload", *command, "--help")
     assert code == 0 and "Examples:" in out and f"ctmirror offload {' '.join(command)}" in out
+
+
+@pytest.mark.parametrize("argv", [REPLAY, PLAN, WHY, AUDIT])
+def test_help_names_all_kinds_of_nics(capfd, argv):
+    code, out, _ = run(capfd, *argv, "--help")
+    assert code == 0 and all(name in out for name in profile.names())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ctcore.config import Config
 from datapath import craft
@@ -16,6 +19,7 @@ from datapath.app import Outputs, Tracking, replay
 from datapath.commands import nic_option, offload_plan
 from datapath.commands.offload_plan import figures, scenarios, tried
 from datapath.commands.offload_series import Series
+from datapath.commands.offload_shown import show
 from datapath.commands.offloaded_run import NicGiven, behind_nic
 from offload.simnic import profile
 from pcap_tests.conftest import examples
@@ -245,6 +249,26 @@ def test_a_plot_is_written_as_its_name_says(capfd, tmp_path):
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and png[12:16] == b"IHDR" and len(png) > 10_000
     assert b"<svg" in svg and b"tiny, first-come, 64 entries, 100 inserts/s" in svg
     assert page.startswith(b"<!doctype html>") and b"<svg" in page and b"<td>perfect</td>" in page
+
+
+def test_replies_for_whose_rule_there_is_no_room_say_so(capfd, tmp_path):
+    """Half of the connection is in hardware, with the only entry; the NIC itself knows no more than that the other half is not."""
+    talk = [(at * SECOND, craft.udp(CLIENT, SERVER, 5000, 53, b"?")) for at in range(12)]
+    talk += [(at * SECOND + 50 * MS, craft.udp(SERVER, CLIENT, 53, 5000, b"!")) for at in range(12)]
+    (scenario,) = planned(capfd, written(tmp_path / "half.pcap", sorted(talk)), "--nic", "perfect", "--table", "1")
+    reasons = packets_of(scenario)
+    assert scenario["refused"]["full"] > 0 and scenario["packets"]["hardware"] == 11  # all that was asked but the first
+    assert reasons["hw_full"] >= 8 and reasons.get("nic:ct_miss", 0) <= 1
+
+
+@pytest.mark.parametrize(("conns", "said"), [((3, 3), ", 3 connections"), ((4, 1), ", 1 to 4 connections")])
+def test_scenarios_with_other_numbers_of_connections_have_a_range(tmp_path, conns, said):
+    """What hardware keeps in the flow table is one connection where it is two without."""
+    capture = written(tmp_path / "one.pcap", conn(40000, 1))
+    outcomes = [tried([capture], Tracking(Config()), each) for each in scenarios([profile.load("tiny")], ["first-come"], [16, 64])]
+    console = Console(file=StringIO(), width=80)
+    show([replace(outcome, connections=n) for outcome, n in zip(outcomes, conns, strict=True)], console, verbose=False)
+    assert console.file.getvalue().splitlines()[0].endswith(said)
 
 
 def test_the_curves_are_the_seconds(tmp_path):

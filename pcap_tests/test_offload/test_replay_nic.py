@@ -63,6 +63,18 @@ def test_records_say_who_has_had_each_packet(capfd, capture):
     assert "hw-offload" in found[3]["status"]
 
 
+def test_packets_in_hardware_that_are_of_no_connection_are_told_apart(capfd, tmp_path):
+    who_has = craft.eth(bytes.fromhex("0001080006040001020000000001c0000201000000000000c0000202"), 0x0806)
+    with PcapSink(str(tmp_path / "arp.pcap")) as sink:
+        memory, frames = frames_of([who_has, *TALK])
+        frames["ts"] = START + 10 * MS * np.arange(len(frames), dtype=np.int64)
+        sink.write(memory, frames)
+    code, out, _ = run(capfd, "replay", tmp_path / "arp.pcap", "--nic", "perfect")
+    assert code == 0 and "NIC perfect: 5 of 10 packets (50.0 %) in hardware" in out
+    assert "of these 1 packet without a connection, as ARP: rules alone sent them on" in out
+    assert "counters of hardware: 4 packets told to their connections" in out
+
+
 def test_the_summary_counts_all_packets_and_tells_the_nic_s_share(capfd, capture):
     code, out, err = run(capfd, "replay", capture, "--nic", "perfect")
     assert (code, err) == (0, "")

@@ -112,6 +112,9 @@ def test_a_node_as_it_is_started(wires, tmp_path):
         done = in_process("offload", "status", "--socket", tmp_path / "s")
         assert "sim, profile connectx-7-hw, policy first-come" in done.stdout, done.stderr
         assert in_process("offload", "audit", "--socket", tmp_path / "s").returncode == 0
+        (line,) = (event for event in map(json.loads, (tmp_path / "log").read_text().splitlines()) if "backend" in event)
+        assert line["message"] == "connections are offloaded: sim, profile connectx-7-hw, policy first-come"
+        assert (line["backend"], line["profile"], line["policy"]) == ("sim", "connectx-7-hw", "first-come")
 
 
 def test_where_no_code_may_be_made_it_is_said(tmp_path):

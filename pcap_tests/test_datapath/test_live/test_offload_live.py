@@ -229,7 +229,7 @@ def test_an_audit_finds_what_hardware_has_lost(offloading, capfd):
         done = in_process("offload", "audit", "--socket", net.socket)
         assert done.returncode == 1
         assert done.stdout.splitlines()[0].endswith(": hardware lacks a rule that it should have")
-        assert done.stdout.splitlines()[1] == "1 rules in hardware, 2 that should be: 1 differ"
+        assert done.stdout.splitlines()[1] == "1 rule in hardware, 2 that should be: 1 differ"
         assert in_process("offload", "audit", "-q", "--socket", net.socket).stdout == ""
 
 

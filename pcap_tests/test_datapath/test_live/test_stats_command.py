@@ -148,6 +148,13 @@ def test_top_once(rig, ctmirror):
     assert busiest.split()[:5] == ["udp", "10.0.0.1:4000", "10.0.0.2:53", "unreplied", "software"]
 
 
+def test_top_in_a_pipe_leaves_addresses_whole(rig, ctmirror):
+    long = ("2001:db8:1111:2222:3333:4444:5555:6666", "2001:db8:7777:8888:9999:aaaa:bbbb:cccc")
+    rig.send(craft.udp(*long, 40000, 50000))
+    (line,) = (line for line in ctmirror("top", "--once", "-i", "0.1")[1].splitlines() if "2001:db8:1111" in line)
+    assert f" [{long[0]}]:40000  [{long[1]}]:50000  " in line
+
+
 def test_top_as_json_is_sorted(rig, ctmirror):
     ctmirror("top", "--once", "--json", "-i", "0.1")
     rig.send(*(craft.udp(A, B, 4000, 53) for _ in range(100)), *(craft.udp(A, B, 4001, 53, b"x" * 1400) for _ in range(5)))
@@ -200,6 +207,7 @@ def test_names_of_ends():
         "original": {"src": "10.0.0.1", "dst": "10.0.0.2", "type": 8},
     }  # fmt: skip
     text = shown(top_parts({"top": [record], "connections": 1, "packet_rate": 1.0, "byte_rate": 2.0, "seconds": 1.0}))
+    assert text.splitlines()[0].startswith("1 connection, ")
     assert text.splitlines()[-1].split() == ["icmp", "3", "10.0.0.1", "10.0.0.2", "replied", "hardware", "1,234", "2.00", "MB"]
 
 

@@ -38,8 +38,9 @@ OF_TWO = "[[faults.script]]\nkind = 'reset'\n[[faults.script]]\n"
 
 @pytest.mark.parametrize(("text", "said"), [
     ("[table]\ncapacity = -1\n", r"^x\.toml:2: table\.capacity: -1: expected .*at least 0$"),
-    ("[table]\nsize = 1\n", r"^x\.toml:2: table\.size: no such setting$"),
-    ("\n[tables]\n", r"^x\.toml:2: tables: no such setting$"),
+    ("[table]\nsize = 1\n", r"^x\.toml:2: table\.size: no such setting: expected one of capacity, tables$"),
+    ("\n[tables]\n", r"^x\.toml:2: tables: no such setting: expected one of name, trims, table, rates, counters, rules, faults$"),
+    ("[[faults.script]]\nkind = 'reset'\nuntil = 3\n", r"^x\.toml:3: faults\.script\[0\]\.until: .* one of kind, from, to, share, delay, error$"),
     ("[rules]\nresume = 'later'\n", r"^x\.toml:2: rules\.resume: 'later': expected 'action' or 'chain'$"),
     ("[faults]\nrefuse = 2\n", r"^x\.toml:2: faults\.refuse: 2: expected .*at most 1$"),
     ("trims = 'maybe'\n", r"^x\.toml:1: trims: 'maybe': "),
