@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg", ".html")
-MOST_IN_LEGEND = 16
+STYLES = {"first-come": "-", "by-rate": "--", "by-bytes": ":"}  # by policy
+OWN_COLOURS = 10  # of matplotlib; more scenarios than that share a scale of colours
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>ctmirror offload plan</title>
 <style>body {{ font-family: sans-serif }} td, th {{ padding: 0 1em 0 0; text-align: right }}</style></head>
@@ -64,24 +65,28 @@ def curves(outcome: Outcome, start: int) -> tuple[list[int], list[float], list[i
 
 def drawn(outcomes: Sequence[Outcome]) -> Figure:
     """Two graphs, one above the other, with a line a scenario each."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    n = len(outcomes)
+    figure = Figure(figsize=(11, 6.5 + n / 10), layout="constrained")
     bytes_, entries = figure.subplots(2, 1, sharex=True)
     start = min((second for outcome in outcomes for second in outcome.series.seconds), default=0)
     lines = []
-    for outcome in outcomes:
+    for i, outcome in enumerate(outcomes):
         times, shares, held = curves(outcome, start)
-        (line,) = bytes_.plot(times, shares, marker=".", markersize=3, linewidth=1)
-        entries.step(times, held, where="post", linewidth=1, color=line.get_color())
+        colour = f"C{i}" if n <= OWN_COLOURS else colormaps["turbo"](i / (n - 1))
+        look: dict[str, Any] = {"linewidth": 1, "color": colour, "linestyle": STYLES[outcome.scenario.policy]}
+        (line,) = bytes_.plot(times, shares, marker=".", markersize=3, **look)
+        entries.step(times, held, where="post", **look)
         lines.append(line)
     bytes_.set(ylabel="% of bytes in hardware", ylim=(-2, 102))
     entries.set(ylabel="entries in hardware", xlabel="seconds of the capture")
     entries.set_ylim(bottom=0)
     entries.yaxis.set_major_locator(MaxNLocator(integer=True))
-    shown: Any = [printable(outcome.scenario.title).replace("$", r"\$") for outcome in outcomes[:MOST_IN_LEGEND]]
-    figure.legend(lines[:MOST_IN_LEGEND], shown, loc="outside lower center", ncols=2, fontsize="small")
+    shown: Any = [printable(outcome.scenario.title).replace("$", r"\$") for outcome in outcomes]
+    figure.legend(lines, shown, loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
