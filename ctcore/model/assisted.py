@@ -155,8 +155,11 @@ class Assisted:
         return key._replace(sport=known[0][1].ext.memory.tunnels[known[0][2]].sport) if known else key
 
     def _hang_up(self, conn: Conn) -> None:
-        """A call ends, and its tunnel with it; if there was none yet, it is expected no more."""
-        m = conn.ext.memory
+        """A call ends, and its tunnel with it; if there was none yet, it is expected no more.
+
+        Of a connection that nothing was said on both ids are 0, as are those of a tunnel that nobody announced: it goes, too (pptp_destroy_siblings).
+        """
+        m = conn.ext.memory = conn.ext.memory or pptp.Memory()
         m.hang_up, m.tunnels = False, [None, None]
         for d, keys in ((Dir.ORIG, (m.pns, m.pac)), (Dir.REPLY, (m.pac, m.pns))):
             key = conn.key[d]._replace(proto=Proto.PROTO_GRE, sport=keys[0], dport=keys[1])

@@ -19,7 +19,7 @@ from ctcore.model.assisted import Assisted
 from ctcore.model.conn import Conn, Key
 from ctcore.model.decision import Decision
 from ctcore.model.expectations import Expectation, Follow
-from ctcore.model.helpers import pptp
+from ctcore.model.helpers import pptp, speaks
 from ctcore.model.nat import CHANGED, DONE
 from ctcore.model.protocols import begin
 from ctcore.model.zones import Zones, zone_of
@@ -155,7 +155,7 @@ class Lifetime(Assisted):
         if self._nat:
             self._nat.leave(conn)
         conn.status |= Status.DYING
-        if conn.ext and conn.ext.helper == "pptp" and conn.ext.memory:
+        if conn.ext and conn.ext.helper == "pptp" and speaks("pptp", conn.key[Dir.ORIG]):
             self._hang_up(conn)
         if conn.master >= 0 and conn.key[Dir.ORIG].proto == Proto.PROTO_GRE:
             self._tunnel_ended(conn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ctcore.config import Config
@@ -104,7 +104,12 @@ steps = st.lists(
 SHARES = [(0, 1), (0, 1), (0, 3), (2, 3)]  # of several trackers, only the first one has helpers
 
 
+# A control connection expires that nothing was said on, beside a tunnel that nobody announced.
+SILENT = [(23, None, 0, 299), (1, None, 0, 1), (23, None, 0, 0), (0, None, 0, 0)]
+
+
 @settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@example("pptp", 0, False, 1, SILENT, (0, 1))
 @given(st.sampled_from(sorted(PORTS)), st.integers(0, 1), st.booleans(), st.sampled_from([1, 2, 4096]), steps, st.sampled_from(SHARES))
 def test_engine_and_model_agree(helper, six, translated, expect_max, said, share):
     events = frozenset({"new", "update", "destroy"})
