@@ -30,6 +30,7 @@ SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 BUFFER = 1 << 22
 LONGEST = 1 << 18  # bytes of one answer
 PATIENCE = 30.0  # seconds
+TRIES = 5  # of a list that changes while it is read
 GROUP, GROUP_BYTES = 128, 1 << 17  # requests and bytes that are sent at once
 ERROR, FINISHED = 2, 3  # NLMSG_*
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
@@ -158,6 +159,16 @@ class Channel:
                     answer = answer_of(data, flags, request, self.level, self.head)
                     raise NetlinkError(f"netlink: {answer.told()}", answer.error)
                 yield kind, data
+
+    def whole(self, request: bytes) -> list[bytes]:
+        """What follows the headers of all that a request lists; asked for again if the list changes meanwhile, a few times. Raises NetlinkError."""
+        for again in range(TRIES):
+            try:
+                return [data for _, data in self.dump(request)]
+            except NetlinkError as error:
+                if error.number != errno.EINTR or again == TRIES - 1:
+                    raise
+        raise AssertionError
 
     def _drain(self) -> None:
         """The rest of a list that nobody has read to its end: the kernel makes one at a time."""

@@ -16,13 +16,12 @@ from datapath.commands.tc.decode import Decoder, Foreign, Installed, Tallied
 from datapath.commands.tc.encode import Encoder, Part
 from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import qdisc_line, rule_line, template_line
-from offload.netlink.channel import Channel, NetlinkError
+from offload.netlink.channel import Channel
 from offload.netlink.extack import Answer
 from offload.netlink.filters import dump_chains, dump_filters, dump_qdiscs
 from offload.netlink.links import links
 
 Found = TypeVar("Found")
-TRIES = 5  # of a list that changes while it is read
 AT_ONCE = 1024  # messages made before they are sent
 
 
@@ -112,20 +111,21 @@ class KernelTc:
         hooks = tuple(hooks)
         devices = {hook.device for hook in hooks if hook.block is None}
         foreign: list[str] = []
-        qdiscs = [found for data in self._dump(dump_qdiscs()) if (found := self.decoder.qdisc(data)) is not None and found.device in devices]
+        told = map(self.decoder.qdisc, self.channel.whole(dump_qdiscs()))
+        qdiscs = [found for found in told if found is not None and found.device in devices]
         templates: list[tc.Template] = []
         rules: list[Installed] = []
         for hook in hooks:
             where = self.encoder.where(hook)
-            for data in self._dump(dump_chains(where)):
+            for data in self.channel.whole(dump_chains(where)):
                 templates += self._try(self.decoder.template, data, foreign)
-            for data in self._dump(dump_filters(where)):
+            for data in self.channel.whole(dump_filters(where)):
                 rules += self._try(self.decoder.rule, data, foreign)
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
 
     def tallied(self, hooks: Iterable[tc.Hook]) -> list[Tallied]:
         """What the rules at hooks have counted, without the rules themselves: for many of them, often."""
-        listed = (data for hook in hooks for data in self._dump(dump_filters(self.encoder.where(hook), terse=True)))
+        listed = (data for hook in hooks for data in self.channel.whole(dump_filters(self.encoder.where(hook), terse=True)))
         return [found for data in listed if (found := self.decoder.tallied(data)) is not None]
 
     @staticmethod
@@ -137,13 +137,3 @@ class KernelTc:
             return
         if found is not None:
             yield found
-
-    def _dump(self, request: bytes) -> list[bytes]:
-        """A whole list, asked for again if it changes meanwhile."""
-        for again in range(TRIES):
-            try:
-                return [data for _, data in self.channel.dump(request)]
-            except NetlinkError as error:
-                if error.number != errno.EINTR or again == TRIES - 1:
-                    raise
-        raise AssertionError
