@@ -52,6 +52,15 @@ def line_of(part: Part) -> str:
     return template_line(part) if isinstance(part, tc.Template) else rule_line(part)
 
 
+def hooks_of(qdisc: tc.Qdisc) -> Iterator[tc.Hook]:
+    """Where chains hang that belong to a qdisc: blocks instead of a device's hooks, where it has them."""
+    for direction, block in (("ingress", qdisc.ingress_block), ("egress", qdisc.egress_block)):
+        if block is not None:
+            yield tc.Hook("", "", block)
+        elif direction == "ingress" or qdisc.kind == "clsact":
+            yield tc.Hook(qdisc.device, direction)
+
+
 class KernelTc:
     """TC of the network namespace that this thread is in now. cookie: marks what is ours. A context manager."""
 
@@ -74,18 +83,19 @@ class KernelTc:
         """Qdiscs, templates and rules, in this order. Raises NetlinkError if the kernel does not answer."""
         refused: list[Refusal] = []
         for parts in (ruleset.qdiscs, ruleset.templates, ruleset.rules):
-            refused += self._each(parts)
+            refused += self.each(parts)
         return refused
 
     def remove(self, rules: Iterable[tc.Rule]) -> list[Refusal]:
-        return self._each(rules, removal=True)
+        return self.each(rules, "delete")
 
-    def _each(self, parts: Iterable[Part], *, removal: bool = False) -> list[Refusal]:
+    def each(self, parts: Iterable[Part], do: str = "add") -> list[Refusal]:
+        """do: add, replace (rules), or delete: a qdisc or a template's chain with all that is in it."""
         refused: list[Refusal] = []
         sent: list[tuple[Part, bytes]] = []
         for part in parts:
             try:
-                sent.append((part, self.encoder.removal(part) if removal and isinstance(part, tc.Rule) else self._request(part)))
+                sent.append((part, self._request(part, do)))
             except KeyError as error:
                 refused.append(Refusal(part, Answer(errno.ENODEV, f"no interface {error.args[0]}")))
             except ValueError as error:  # what no message can say
@@ -95,10 +105,12 @@ class KernelTc:
                 sent = []
         return refused + self._ask(sent)
 
-    def _request(self, part: Part) -> bytes:
+    def _request(self, part: Part, do: str) -> bytes:
+        if do == "delete":
+            return self.encoder.removal(part)
         if isinstance(part, tc.Qdisc):
             return self.encoder.qdisc(part)
-        return self.encoder.template(part) if isinstance(part, tc.Template) else self.encoder.rule(part)
+        return self.encoder.template(part) if isinstance(part, tc.Template) else self.encoder.rule(part, replace=do == "replace")
 
     def _ask(self, sent: Sequence[tuple[Part, bytes]]) -> list[Refusal]:
         answers = self.channel.ask([request for _, request in sent])
@@ -122,6 +134,15 @@ class KernelTc:
             for data in self.channel.whole(dump_filters(where)):
                 rules += self._try(self.decoder.rule, data, foreign)
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
+
+    def hooks(self) -> list[tc.Hook]:
+        """Every hook of this namespace that has a qdisc for filters, and every block."""
+        found: dict[tc.Hook, None] = {}
+        for data in self.channel.whole(dump_qdiscs()):
+            qdisc = self.decoder.qdisc(data)
+            if qdisc is not None:
+                found |= dict.fromkeys(hooks_of(qdisc))
+        return list(found)
 
     def tallied(self, hooks: Iterable[tc.Hook]) -> list[Tallied]:
         """What the rules at hooks have counted, without the rules themselves: for many of them, often."""
