@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import ExitStack
 from ipaddress import ip_address
 from struct import Struct
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
-from offload.netlink import filters, flower
+from offload.netlink import actions, filters, flower
 from offload.netlink.channel import Channel, NetlinkError
 from offload.netlink.counters import counters_of
 from offload.netlink.exact import (
@@ -57,6 +59,7 @@ assert COMMAND.size == COMMAND_DTYPE.itemsize
 FAMILIES = (4, 6)
 PROTOS = (flower.TCP, flower.UDP, GRE)
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not there, nor its chain, its qdisc, its interface
+MOST_PRIO = 0xFFFF
 MOST_REFUSALS = 65_536  # connections whose refusal is remembered
 _NOTHING = Tuple(bytes(16), bytes(16), 0, 0)
 _OWN = (filters.DELETE_FILTER, filters.DELETE_CHAIN)
@@ -85,14 +88,16 @@ class Asked(NamedTuple):
 
 
 class ExactRules:
-    """See offload.backend. prios: the chain and the first of two priorities, which are ours alone; skip_sw: only in hardware, or not at all;
-    most: filters there is room for.
+    """See offload.backend. prios: the chain and the first of two priorities, which are ours alone; skip_sw: whose NIC is to have
+    what comes in there, and the kernel not (devices, True: all); most: filters there is room for.
 
     Raises ConfigError if an interface is not there or has foreign filters there, OSError, NetlinkError. A context manager.
     """
 
-    def __init__(self, sides: Sides, prios: Prios = Prios(), *, skip_sw: bool = False, most: int = 1 << 22) -> None:  # noqa: B008 (a named tuple)
-        self.sides, self.prios, self.skip_sw, self.most = sides, prios, skip_sw, most
+    def __init__(self, sides: Sides, prios: Prios = Prios(), *, skip_sw: bool | Collection[str] = False, most: int = 1 << 22) -> None:  # noqa: B008 (a named tuple)
+        self.sides, self.prios, self.most = sides, prios, most
+        if not (0 <= prios.chain <= actions.MOST_CHAIN and 1 <= prios.prio < MOST_PRIO):
+            raise ConfigError(f"offload: chain {prios.chain}, priority {prios.prio}: expected 0 to {actions.MOST_CHAIN}, and 1 to {MOST_PRIO - 1}")
         self.channel = Channel()
         self.resets = 0
         self.missed = 0  # filters of ours that others have deleted one by one, as heard of
@@ -100,18 +105,19 @@ class ExactRules:
         self._replies: list[tuple[int, int, int, int, int, int]] = []  # cookie, used, packets, octets, error, op
         self._refusals: OrderedDict[int, str] = OrderedDict()
         self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
+        self.skip_sw = frozenset(self._devices if skip_sw is True else skip_sw or ())
         self._zones = {side.device: side.zone for side in sides.sides}
         self._numbers: dict[str, int] = {}
         self._made: set[int] = set()  # interfaces whose qdisc we have made
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.channel.close)
             self.monitor = Monitor(self.channel.socket)
+            stack.callback(self.monitor.close)
             self._attach()
             for device in self._devices:
                 self._check(device)
             self._purge()
-        except BaseException:
-            self.channel.close()
-            raise
+            stack.pop_all()
 
     def __enter__(self) -> ExactRules:
         return self
@@ -229,7 +235,7 @@ class ExactRules:
                 return Answer(errno.ENODEV, f"no interface {side.device}")
             ends.append(side)
         came, goes = ends
-        return Course(filters.Where(self._numbers[came.device]), self._numbers[goes.device], goes.chain, self.skip_sw)
+        return Course(filters.Where(self._numbers[came.device]), self._numbers[goes.device], goes.chain, came.device in self.skip_sw)
 
     def _send(self, asked: list[Asked], now: int) -> None:
         if not asked:

@@ -21,6 +21,7 @@ from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
 from datapath.commands.control_options import socket_option
 from datapath.commands.nic_option import KINDS, nic_profile
 from datapath.commands.offload_install import install_command, remove_command
+from datapath.commands.offload_probe import probe_command
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
@@ -94,6 +95,7 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
 
 command.add_command(install_command)
 command.add_command(remove_command)
+command.add_command(probe_command)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------------------------

@@ -59,8 +59,7 @@ class Channel:
         self.socket.bind((0, 0))
         for option in (CAP_ACK, EXT_ACK):
             self.socket.setsockopt(SOL_NETLINK, option, 1)
-        for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
-            self.socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        widen(self.socket)
         self.socket.setblocking(False)
         self.patience = PATIENCE
         self.number = 0  # of the last request
@@ -200,6 +199,15 @@ class Channel:
         data, _, _, sender = self.socket.recvmsg(LONGEST)
         if sender[0] == 0:  # anybody may send to a socket; the kernel is 0
             yield from messages(data)
+
+
+def widen(of: socket.socket) -> None:
+    """Large buffers; without CAP_NET_ADMIN, which listing needs not, as large as the system allows everybody."""
+    for forced, usual in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            of.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+        except PermissionError:
+            of.setsockopt(socket.SOL_SOCKET, usual, BUFFER)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

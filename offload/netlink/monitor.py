@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from offload.netlink.attributes import TC
-from offload.netlink.channel import BUFFER, LONGEST, ROUTE, SO_RCVBUFFORCE, messages
+from offload.netlink.channel import LONGEST, ROUTE, messages, widen
 from offload.netlink.filters import DELETE_CHAIN, DELETE_FILTER, DELETE_QDISC, TCMSG
 from offload.netlink.links import IFINFO, NEW_LINK
 from offload.netlink.read import Malformed, read
@@ -67,7 +67,7 @@ class Monitor:
         buffer = ctypes.create_string_buffer(code, len(code))
         head = Struct("@HP").pack(len(code) // _OP.size, ctypes.addressof(buffer))
         self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        widen(self.socket)
         self.socket.bind((0, LINKS | FILTERS))
         self.socket.setblocking(False)
 

@@ -149,6 +149,16 @@ def test_counters_are_told_as_what_came_since_the_last_time(nic, switch):
         assert asked(backend, Op.STATS, Flow(77)) == [errno.ENOENT] * 2
 
 
+def test_a_side_without_a_nic_is_the_kernels(nic, switch):
+    """skip_sw is said of each device."""
+    subprocess.run(["ethtool", "-K", "vf0", "hw-tc-offload", "off"], check=True)
+    with ExactRules(SIDES, skip_sw=True) as backend:
+        assert asked(backend, Op.REPLACE, Flow(1)) == [0, errno.EOPNOTSUPP]
+    with ExactRules(SIDES, skip_sw=("eth0",)) as backend:
+        assert asked(backend, Op.REPLACE, Flow(1)) == [0, 0]
+        assert len(nic.lines("rules")) == 1 and len(backend.held()) == 2
+
+
 def test_the_same_once_more_exists_and_news_of_the_connection_are_taken(nic, switch):
     """A4.36."""
     with ExactRules(SIDES, skip_sw=True) as backend:
@@ -237,6 +247,12 @@ def test_a_buffer_that_is_too_small_loses_no_command(switch):
 def test_an_interface_that_is_not_there_is_an_error_at_the_start(switch):
     with pytest.raises(ConfigError, match="no interface eth9"):
         ExactRules(Sides([side("eth9")]))
+
+
+@pytest.mark.parametrize("prios", [Prios(0, 0), Prios(0, 65_535), Prios(-1, 1), Prios(1 << 28, 1)])
+def test_priorities_that_there_are_not_are_an_error(switch, prios):
+    with pytest.raises(ConfigError, match="expected 0 to 268435455, and 1 to 65534"):
+        ExactRules(SIDES, prios)
 
 
 def test_priorities_of_others_are_refused(switch):

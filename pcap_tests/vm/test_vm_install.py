@@ -174,7 +174,7 @@ def test_a_dry_run_prints_what_tc_would_do_as_well(switch, tmp_path):
         assert kernel.listed([HOOK]).rules == ()
         subprocess.run(["sh", "-e"], input=shown.stdout, text=True, check=True)
         assert planned(read(FIRST), kernel.listed(hooks_of(read(FIRST)))).steps == ()
-    file.write_text(FIRST.replace("action drop", "action pass").replace("+trk+est", "+trk+est+rpl").replace("dst_port 0/0xffff", ""))
+    file.write_text(FIRST.replace("action drop", "action pass").replace("+trk+est", "+trk+est+rpl").replace("0/0xffff", "0/0xffff src_ip 0.0.0.0/8"))
     subprocess.run(["sh", "-e"], input=ctmirror("install", "-q", str(file), "--dry-run").stdout, text=True, check=True)
     done = ctmirror("install", str(file))
     assert (done.returncode, done.stdout) == (0, "rules: 0 added, 0 changed, 0 removed; 6 as they were\n")
@@ -205,6 +205,8 @@ def test_without_the_right_to_it_is_said_once(switch, tmp_path):
     file = tmp_path / "rules.tc"
     file.write_text(FIRST)
     command = ["setpriv", "--bounding-set", "-net_admin", sys.executable, "-m", "datapath", "offload", "install", "-q", str(file)]
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 9)
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "ctmirror: TC cannot be changed: not permitted: expected root, or cap_net_admin\n")
 
