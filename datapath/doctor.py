@@ -15,7 +15,7 @@ import re
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -330,7 +330,7 @@ def huge_pages() -> Finding:
 def nics() -> Finding:
     """Interfaces whose feature hw-tc-offload can be switched on, or is."""
     names = [name for _, name in socket.if_nameindex() if name != "lo"]
-    able = {name: state for name in names if (state := _tc_offload(name))}
+    able = {name: state for name in names if (state := tc_offload(name))}
     if not able:
         return Finding(
             "NIC offload", False, f"none of {', '.join(names) or 'no interfaces'} has hw-tc-offload", "needs a NIC that offloads flower and ct"
@@ -346,7 +346,7 @@ def _ethtool(control: socket.socket, name: str, command: bytes) -> bytes:
     return buffer.tobytes()
 
 
-def _tc_offload(name: str) -> str:
+def tc_offload(name: str) -> str:
     """ "on", "off", or nothing if the interface has no such feature."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control, suppress(OSError):
         info = _ethtool(control, name, struct.pack("=IIQI", ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0))
@@ -370,9 +370,9 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
 )  # fmt: skip
 
 
-def examine() -> Iterator[Finding]:
-    """Every check's finding. A check that fails in a way nobody thought of is a finding too."""
-    for check in CHECKS:
+def examine(more: Iterable[Callable[[], Finding]] = ()) -> Iterator[Finding]:
+    """Every check's finding, and those of more. A check that fails in a way nobody thought of is a finding too."""
+    for check in (*CHECKS, *more):
         try:
             yield check()
         except Exception as error:

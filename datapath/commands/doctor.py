@@ -5,7 +5,13 @@ from __future__ import annotations
 import click
 
 from datapath.commands.verbosity import verbosity
-from datapath.doctor import examine, healthy, whereabouts
+from datapath.doctor import Finding, examine, healthy, whereabouts
+
+
+def tc_rules() -> Finding:
+    from datapath.commands.offload_probe import tc_rules as tried
+
+    return tried()
 
 
 @click.command("doctor", short_help="what this machine can do")
@@ -21,7 +27,7 @@ def command(quiet: bool, verbose: bool) -> int:
       ctmirror doctor | grep missing
     """
     findings = []
-    for finding in examine():
+    for finding in examine([tc_rules]):
         findings.append(finding)
         if quiet and finding.ok:
             continue

@@ -1,7 +1,7 @@
 """`ctmirror offload`: what a NIC would take of a capture, why a connection is not in hardware, and whether hardware holds what it should.
 
-What needs no capture is asked of a running node: status; why and audit, where none is named. Not here: the answers (offload_plan, offload_why,
-offload_audit; of a node: offload_node).
+What needs no capture is asked of a running node: status; why and audit, where none is named. install and remove are the kernel's business
+(offload_install). Not here: the answers (offload_plan, offload_why, offload_audit; of a node: offload_node).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
 from datapath.commands.control_options import socket_option
 from datapath.commands.nic_option import KINDS, nic_profile
+from datapath.commands.offload_install import install_command, remove_command
+from datapath.commands.offload_probe import probe_command
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
 from datapath.commands.output import opened, output_option
 from datapath.commands.progress import progress_bar
@@ -69,8 +71,8 @@ class Policies(click.ParamType):
 @click.group("offload", short_help="what hardware takes, or would take, and why not the rest")
 @verbosity()
 def command(quiet: bool, verbose: bool) -> None:
-    """What a NIC that offloads connections would take of captures, and what stays in software, and why; and the same of a running node
-    (docs/offload.md).
+    """What a NIC that offloads connections would take of captures, and what stays in software, and why; the same of a running node; and rules in the
+    kernel's TC (docs/offload.md).
 
     \b
     Examples:
@@ -79,6 +81,7 @@ def command(quiet: bool, verbose: bool) -> None:
       ctmirror offload audit office.pcap --nic tiny
       ctmirror offload status
       ctmirror offload why -p tcp --dport 443
+      ctmirror offload install rules.tc --dry-run
     """
 
 
@@ -88,6 +91,11 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
         refuse_said_by_rules("--nic")
     for name in captures:
         check_files([name], outputs or Outputs())
+
+
+command.add_command(install_command)
+command.add_command(remove_command)
+command.add_command(probe_command)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------------------------

@@ -54,14 +54,26 @@ def template_line(template: Template) -> str:
     return " ".join([*words, *_matches(template.protocol, template.matches)])
 
 
-def rule_line(rule: Rule) -> str:
-    words = ["tc filter add", _hook(rule.hook), f"protocol {ethertype_text(rule.protocol)}"]
+def rule_line(rule: Rule, cookie: bytes = b"", verb: str = "add") -> str:
+    """cookie: on each action; verb: add, replace."""
+    words = [f"tc filter {verb}", _hook(rule.hook), f"protocol {ethertype_text(rule.protocol)}"]
     words += [f"prio {rule.prio}"] if rule.prio else []
     words += [f"chain {rule.chain}"]
     words += [f"handle {rule.handle:#x}"] if rule.handle else []
     words += ["flower", *_matches(rule.protocol, rule.matches)]
     words += [name for name in ("skip_sw", "skip_hw") if getattr(rule, name)]
-    return " ".join([*words, *(f"action {action_text(action)}" for action in rule.actions)])
+    mark = f" cookie {cookie.hex()}" if cookie else ""
+    return " ".join([*words, *(f"action {action_text(action)}{mark}" for action in rule.actions)])
+
+
+def removal_line(rule: Rule) -> str:
+    """Of one filter, by its name."""
+    protocol = ethertype_text(rule.protocol)
+    return f"tc filter del {_hook(rule.hook)} protocol {protocol} prio {rule.prio} chain {rule.chain} handle {rule.handle:#x} flower"
+
+
+def chain_removal_line(template: Template) -> str:
+    return f"tc chain del {_hook(template.hook)} chain {template.chain}"
 
 
 def flags_text(rule: Rule) -> str:

@@ -30,6 +30,7 @@ SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 BUFFER = 1 << 22
 LONGEST = 1 << 18  # bytes of one answer
 PATIENCE = 30.0  # seconds
+TRIES = 5  # of a list that changes while it is read
 GROUP, GROUP_BYTES = 128, 1 << 17  # requests and bytes that are sent at once
 ERROR, FINISHED = 2, 3  # NLMSG_*
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
@@ -58,8 +59,7 @@ class Channel:
         self.socket.bind((0, 0))
         for option in (CAP_ACK, EXT_ACK):
             self.socket.setsockopt(SOL_NETLINK, option, 1)
-        for option in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
-            self.socket.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        widen(self.socket)
         self.socket.setblocking(False)
         self.patience = PATIENCE
         self.number = 0  # of the last request
@@ -159,6 +159,16 @@ class Channel:
                     raise NetlinkError(f"netlink: {answer.told()}", answer.error)
                 yield kind, data
 
+    def whole(self, request: bytes) -> list[bytes]:
+        """What follows the headers of all that a request lists; asked for again if the list changes meanwhile, a few times. Raises NetlinkError."""
+        for again in range(TRIES):
+            try:
+                return [data for _, data in self.dump(request)]
+            except NetlinkError as error:
+                if error.number != errno.EINTR or again == TRIES - 1:
+                    raise
+        raise AssertionError
+
     def _drain(self) -> None:
         """The rest of a list that nobody has read to its end: the kernel makes one at a time."""
         while True:
@@ -189,6 +199,15 @@ class Channel:
         data, _, _, sender = self.socket.recvmsg(LONGEST)
         if sender[0] == 0:  # anybody may send to a socket; the kernel is 0
             yield from messages(data)
+
+
+def widen(of: socket.socket) -> None:
+    """Large buffers; without CAP_NET_ADMIN, which listing needs not, as large as the system allows everybody."""
+    for forced, usual in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            of.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+        except PermissionError:
+            of.setsockopt(socket.SOL_SOCKET, usual, BUFFER)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

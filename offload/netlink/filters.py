@@ -75,9 +75,9 @@ def get_filter(where: Where, name: Name) -> bytes:
     return message(GET_FILTER, ACK, _head(where, name) + _FLOWER)
 
 
-def dump_filters(where: Where, chain: int | None = None, *, terse: bool = False) -> bytes:
-    """All filters of a place, or of one of its chains. terse: without keys and options of actions, for counters of many."""
-    body = TCMSG.pack(0, where.ifindex, 0, where.parent, 0) + (u32(CHAIN, chain) if chain is not None else b"")
+def dump_filters(where: Where, chain: int | None = None, prio: int = 0, *, terse: bool = False) -> bytes:
+    """All filters of a place, or of one of its chains, or of a priority. terse: without keys and options of actions, for counters of many."""
+    body = TCMSG.pack(0, where.ifindex, 0, where.parent, prio << 16) + (u32(CHAIN, chain) if chain is not None else b"")
     if terse:
         body += attribute(DUMP_FLAGS, _BITFIELD.pack(TERSE, TERSE))
     return message(GET_FILTER, DUMP, body)

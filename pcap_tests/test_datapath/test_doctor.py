@@ -198,3 +198,18 @@ def test_a_library_that_is_missing_or_old_is_told_with_the_command_that_brings_i
         assert not finding.ok and not finding.needed and finding.found.startswith(said)
         name, _, purpose = doctor.EXTRAS[package]
         assert f"-m pip install 'ctmirror[{name}]', in a clone '.[{name}]': for {purpose}" in finding.advice
+
+
+def test_tc_is_tried_in_a_namespace_and_says_the_kernels_sentence_or_that_it_works(capfd):
+    main(["doctor"])
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "TC rules" in line]
+    assert "tried in a namespace" in line if line.startswith("ok") else " -> use a kernel with flower" in line
+
+
+def test_without_a_namespace_nothing_of_tc_is_tried(monkeypatch):
+    """What the child does, here."""
+    from datapath.commands import offload_probe
+
+    monkeypatch.setattr(offload_probe, "CLONE_NEWNET", 1)  # which unshare(2) refuses
+    finding = offload_probe.tc_rules()
+    assert not finding.ok and finding.found == "no namespace to try them in: Invalid argument"

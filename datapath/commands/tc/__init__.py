@@ -4,6 +4,7 @@
     decode    what the kernel lists as rules, with what is known of them there: counters, cookies, whether hardware has them
     munges    changes of header fields as the words of pedit, and back
     ask       rules put into the kernel, and listed, with errors that name the rule
+    install   a rules file, by what differs from what is there
 
-Not here: what is installed when (the node), connections.
+Not here: the commands (offload_install), connections (offload.exact_rules).
 """

@@ -16,13 +16,12 @@ from datapath.commands.tc.decode import Decoder, Foreign, Installed, Tallied
 from datapath.commands.tc.encode import Encoder, Part
 from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import qdisc_line, rule_line, template_line
-from offload.netlink.channel import Channel, NetlinkError
+from offload.netlink.channel import Channel
 from offload.netlink.extack import Answer
 from offload.netlink.filters import dump_chains, dump_filters, dump_qdiscs
 from offload.netlink.links import links
 
 Found = TypeVar("Found")
-TRIES = 5  # of a list that changes while it is read
 AT_ONCE = 1024  # messages made before they are sent
 
 
@@ -53,6 +52,15 @@ def line_of(part: Part) -> str:
     return template_line(part) if isinstance(part, tc.Template) else rule_line(part)
 
 
+def hooks_of(qdisc: tc.Qdisc) -> Iterator[tc.Hook]:
+    """Where chains hang that belong to a qdisc: blocks instead of a device's hooks, where it has them."""
+    for direction, block in (("ingress", qdisc.ingress_block), ("egress", qdisc.egress_block)):
+        if block is not None:
+            yield tc.Hook("", "", block)
+        elif direction == "ingress" or qdisc.kind == "clsact":
+            yield tc.Hook(qdisc.device, direction)
+
+
 class KernelTc:
     """TC of the network namespace that this thread is in now. cookie: marks what is ours. A context manager."""
 
@@ -75,18 +83,19 @@ class KernelTc:
         """Qdiscs, templates and rules, in this order. Raises NetlinkError if the kernel does not answer."""
         refused: list[Refusal] = []
         for parts in (ruleset.qdiscs, ruleset.templates, ruleset.rules):
-            refused += self._each(parts)
+            refused += self.each(parts)
         return refused
 
     def remove(self, rules: Iterable[tc.Rule]) -> list[Refusal]:
-        return self._each(rules, removal=True)
+        return self.each(rules, "delete")
 
-    def _each(self, parts: Iterable[Part], *, removal: bool = False) -> list[Refusal]:
+    def each(self, parts: Iterable[Part], do: str = "add") -> list[Refusal]:
+        """do: add, replace (rules), or delete: a qdisc or a template's chain with all that is in it."""
         refused: list[Refusal] = []
         sent: list[tuple[Part, bytes]] = []
         for part in parts:
             try:
-                sent.append((part, self.encoder.removal(part) if removal and isinstance(part, tc.Rule) else self._request(part)))
+                sent.append((part, self._request(part, do)))
             except KeyError as error:
                 refused.append(Refusal(part, Answer(errno.ENODEV, f"no interface {error.args[0]}")))
             except ValueError as error:  # what no message can say
@@ -96,10 +105,12 @@ class KernelTc:
                 sent = []
         return refused + self._ask(sent)
 
-    def _request(self, part: Part) -> bytes:
+    def _request(self, part: Part, do: str) -> bytes:
+        if do == "delete":
+            return self.encoder.removal(part)
         if isinstance(part, tc.Qdisc):
             return self.encoder.qdisc(part)
-        return self.encoder.template(part) if isinstance(part, tc.Template) else self.encoder.rule(part)
+        return self.encoder.template(part) if isinstance(part, tc.Template) else self.encoder.rule(part, replace=do == "replace")
 
     def _ask(self, sent: Sequence[tuple[Part, bytes]]) -> list[Refusal]:
         answers = self.channel.ask([request for _, request in sent])
@@ -112,20 +123,30 @@ class KernelTc:
         hooks = tuple(hooks)
         devices = {hook.device for hook in hooks if hook.block is None}
         foreign: list[str] = []
-        qdiscs = [found for data in self._dump(dump_qdiscs()) if (found := self.decoder.qdisc(data)) is not None and found.device in devices]
+        told = map(self.decoder.qdisc, self.channel.whole(dump_qdiscs()))
+        qdiscs = [found for found in told if found is not None and found.device in devices]
         templates: list[tc.Template] = []
         rules: list[Installed] = []
         for hook in hooks:
             where = self.encoder.where(hook)
-            for data in self._dump(dump_chains(where)):
+            for data in self.channel.whole(dump_chains(where)):
                 templates += self._try(self.decoder.template, data, foreign)
-            for data in self._dump(dump_filters(where)):
+            for data in self.channel.whole(dump_filters(where)):
                 rules += self._try(self.decoder.rule, data, foreign)
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
 
+    def hooks(self) -> list[tc.Hook]:
+        """Every hook of this namespace that has a qdisc for filters, and every block."""
+        found: dict[tc.Hook, None] = {}
+        for data in self.channel.whole(dump_qdiscs()):
+            qdisc = self.decoder.qdisc(data)
+            if qdisc is not None:
+                found |= dict.fromkeys(hooks_of(qdisc))
+        return list(found)
+
     def tallied(self, hooks: Iterable[tc.Hook]) -> list[Tallied]:
         """What the rules at hooks have counted, without the rules themselves: for many of them, often."""
-        listed = (data for hook in hooks for data in self._dump(dump_filters(self.encoder.where(hook), terse=True)))
+        listed = (data for hook in hooks for data in self.channel.whole(dump_filters(self.encoder.where(hook), terse=True)))
         return [found for data in listed if (found := self.decoder.tallied(data)) is not None]
 
     @staticmethod
@@ -137,13 +158,3 @@ class KernelTc:
             return
         if found is not None:
             yield found
-
-    def _dump(self, request: bytes) -> list[bytes]:
-        """A whole list, asked for again if it changes meanwhile."""
-        for again in range(TRIES):
-            try:
-                return [data for _, data in self.channel.dump(request)]
-            except NetlinkError as error:
-                if error.number != errno.EINTR or again == TRIES - 1:
-                    raise
-        raise AssertionError

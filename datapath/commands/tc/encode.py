@@ -69,8 +69,13 @@ class Encoder:
         options = filters.filter_options(keys, does, flags)
         return filters.new_filter(self.where(rule.hook), name_of(rule), options, replace=replace, echo=echo)
 
-    def removal(self, rule: tc.Rule) -> bytes:
-        return filters.delete_filter(self.where(rule.hook), name_of(rule))
+    def removal(self, part: Part) -> bytes:
+        """Of a rule; of a template's chain, or of a qdisc, with all that is in it."""
+        if isinstance(part, tc.Qdisc):
+            return filters.delete_qdisc(self.number(part.device))
+        if isinstance(part, tc.Template):
+            return filters.delete_chain(self.where(part.hook), part.chain)
+        return filters.delete_filter(self.where(part.hook), name_of(part))
 
     def where(self, hook: tc.Hook) -> filters.Where:
         if hook.block is not None:

@@ -55,6 +55,8 @@ static __printf(2, 3) void say(struct text *t, const char *format, ...)
 
 static int tell_keys(struct text *t, const struct flow_rule *rule, struct netlink_ext_ack *extack)
 {
+	u16 addr_type = 0;
+
 	if (flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_CT)) {
 		struct flow_match_ct ct;
 
@@ -66,13 +68,22 @@ static int tell_keys(struct text *t, const struct flow_rule *rule, struct netlin
 		say(t, " ct_state %#x/%#x ct_zone %u/%#x ct_mark %#x/%#x", ct.key->ct_state, ct.mask->ct_state,
 		    ct.key->ct_zone, ct.mask->ct_zone, ct.key->ct_mark, ct.mask->ct_mark);
 	}
-	if (flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_IPV4_ADDRS)) {
+	/* Both kinds of addresses have one place, so that of each rule with any both are "there". */
+	if (flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_CONTROL)) {
+		struct flow_match_control control;
+
+		flow_rule_match_control(rule, &control);
+		addr_type = control.key->addr_type;
+		if (control.mask->flags)
+			say(t, " flags %#x/%#x", control.key->flags, control.mask->flags);
+	}
+	if (addr_type == FLOW_DISSECTOR_KEY_IPV4_ADDRS) {
 		struct flow_match_ipv4_addrs addresses;
 
 		flow_rule_match_ipv4_addrs(rule, &addresses);
 		say(t, " src_ip %pI4 dst_ip %pI4", &addresses.key->src, &addresses.key->dst);
 	}
-	if (flow_rule_match_key(rule, FLOW_DISSECTOR_KEY_IPV6_ADDRS)) {
+	if (addr_type == FLOW_DISSECTOR_KEY_IPV6_ADDRS) {
 		struct flow_match_ipv6_addrs addresses;
 
 		flow_rule_match_ipv6_addrs(rule, &addresses);

@@ -1,0 +1,412 @@
+"""A Backend out of the kernel's TC: each direction of a flow is one exact flower filter, for NICs that have no tables of connections.
+
+    REPLACE -> a filter is made       DESTROY -> it is deleted       STATS -> it is told, and what it has counted since it was told last
+
+Theory of operation: sides (offload.sides) say where a direction's packets come in and go out; all filters of one Backend are in two priorities of a
+chain of those hooks, one for IPv4, the next for IPv6. A filter's handle is the lower half of its command's cookie, and the whole cookie is on its
+actions, so that the kernel's list says what is whose. Commands are sent in groups and are done when submit() returns. What others do is heard of by
+a monitor: where a whole priority, chain, qdisc or interface is gone, all of ours is taken away, and hardware has begun anew (resets).
+Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; a filter that is known here was
+answered by the kernel; what is no filter of ours is never touched.
+Errors (A8): those of the kernel as they are, with its sentence kept (`refusal`); no side or no translation is EOPNOTSUPP, no interface ENODEV,
+another filter of the same packets EBUSY. An answer that was lost (ENOBUFS) is looked up.
+Not here: messages (netlink.exact), whether a NIC takes them (probing), threads: all calls are one thread's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Collection
+from contextlib import ExitStack
+from ipaddress import ip_address
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.errors import ConfigError
+from offload.netlink import actions, filters, flower
+from offload.netlink.channel import Channel, NetlinkError
+from offload.netlink.counters import counters_of
+from offload.netlink.exact import (
+    DPORT,
+    DST,
+    GRE,
+    SIZES,
+    SPORT,
+    SRC,
+    Course,
+    Exact,
+    Prios,
+    Shape,
+    Strange,
+    Tuple,
+    cookie_in,
+    exact_of,
+    filling_of,
+    form_of,
+)  # fmt: skip
+from offload.netlink.extack import LOST, Answer
+from offload.netlink.links import links
+from offload.netlink.monitor import DELETE_LINK, Change, Monitor
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Ctinfo, Op
+from offload.sides import Sides
+
+COMMAND = Struct("=16s16sHHHBB16s16sHHHBBQq16sIBBBx")  # struct Command
+assert COMMAND.size == COMMAND_DTYPE.itemsize
+FAMILIES = (4, 6)
+PROTOS = (flower.TCP, flower.UDP, GRE)
+GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not there, nor its chain, its qdisc, its interface
+MOST_PRIO = 0xFFFF
+MOST_REFUSALS = 65_536  # connections whose refusal is remembered
+_NOTHING = Tuple(bytes(16), bytes(16), 0, 0)
+_OWN = (filters.DELETE_FILTER, filters.DELETE_CHAIN)
+
+
+class Known(NamedTuple):
+    """A filter that is there. packets, octets: told already."""
+
+    cookie: int
+    where: filters.Where
+    family: int
+    ctinfo: int
+    conn: int
+    packets: int = 0
+    octets: int = 0
+
+
+class Asked(NamedTuple):
+    """A command on its course."""
+
+    op: int
+    cookie: int
+    handle: int
+    request: bytes
+    known: Known
+
+
+class ExactRules:
+    """See offload.backend. prios: the chain and the first of two priorities, which are ours alone; skip_sw: whose NIC is to have
+    what comes in there, and the kernel not (devices, True: all); most: filters there is room for.
+
+    Raises ConfigError if an interface is not there or has foreign filters there, OSError, NetlinkError. A context manager.
+    """
+
+    def __init__(self, sides: Sides, prios: Prios = Prios(), *, skip_sw: bool | Collection[str] = False, most: int = 1 << 22) -> None:  # noqa: B008 (a named tuple)
+        self.sides, self.prios, self.most = sides, prios, most
+        if not (0 <= prios.chain <= actions.MOST_CHAIN and 1 <= prios.prio < MOST_PRIO):
+            raise ConfigError(f"offload: chain {prios.chain}, priority {prios.prio}: expected 0 to {actions.MOST_CHAIN}, and 1 to {MOST_PRIO - 1}")
+        self.channel = Channel()
+        self.resets = 0
+        self.missed = 0  # filters of ours that others have deleted one by one, as heard of
+        self._known: dict[int, Known] = {}  # by handle
+        self._replies: list[tuple[int, int, int, int, int, int]] = []  # cookie, used, packets, octets, error, op
+        self._refusals: OrderedDict[int, str] = OrderedDict()
+        self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
+        self.skip_sw = frozenset(self._devices if skip_sw is True else skip_sw or ())
+        self._zones = {side.device: side.zone for side in sides.sides}
+        self._numbers: dict[str, int] = {}
+        self._made: set[int] = set()  # interfaces whose qdisc we have made
+        with ExitStack() as stack:
+            stack.callback(self.channel.close)
+            self.monitor = Monitor(self.channel.socket)
+            stack.callback(self.monitor.close)
+            self._attach()
+            for device in self._devices:
+                self._check(device)
+            self._purge()
+            stack.pop_all()
+
+    def __enter__(self) -> ExactRules:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing of ours stays: filters, and qdiscs that we made and nobody uses."""
+        self._purge()
+        for number in self._made:
+            hooks = [filters.Where(number, parent) for parent in (filters.INGRESS_PARENT, filters.EGRESS_PARENT)]
+            if not any(self._list(hook) for hook in hooks):
+                self.channel.ask([filters.delete_qdisc(number)])
+        self.monitor.close()
+        self.channel.close()
+
+    # --- a backend --------------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        asked: list[Asked] = []
+        under_way: set[int] = set()
+        for row in COMMAND.iter_unpack(commands.tobytes()):
+            if row[14] in under_way:
+                self._send(asked, now)
+                asked, under_way = [], set()
+            one = self._asked(row, len(asked))
+            if one is not None:
+                asked.append(one)
+                under_way.add(one.cookie)
+        self._send(asked, now)
+        return len(commands)
+
+    def replies(self, now: int) -> NDArray[Any]:
+        self._heed()
+        told = np.zeros(len(self._replies), dtype=REPLY_DTYPE)
+        if self._replies:
+            for name, column in zip(("cookie", "used", "packets", "bytes", "error", "op"), zip(*self._replies, strict=True), strict=True):
+                told[name] = np.array(column, dtype=REPLY_DTYPE[name])
+        self._replies = []
+        return told
+
+    def held(self) -> NDArray[Any]:
+        rows = []
+        for device, number in self._numbers.items():
+            for data in self._ours(filters.Where(number)):
+                try:
+                    exact = exact_of(data)
+                except Strange:
+                    cookie = cookie_in(data)
+                    exact = None if cookie is None else Exact(cookie, 0, 0, _NOTHING, _NOTHING, 0, None)
+                if exact is not None:
+                    rows.append(self._row(exact, self._zones[device]))
+        return np.frombuffer(b"".join(rows), dtype=COMMAND_DTYPE)
+
+    def refusal(self, conn: int) -> str:
+        """What the kernel said when it refused a connection's rule last; "" if nothing is known."""
+        return self._refusals.get(conn, "")
+
+    # --- commands ---------------------------------------------------------------------------------------------------------------------------
+
+    def _asked(self, row: tuple[Any, ...], before: int) -> Asked | None:
+        """What is to be asked of the kernel for a command; None: it is answered. before: how many are asked at once with it."""
+        cookie, op = row[14], row[18]
+        handle = (cookie & 0xFFFFFFFF) + 1
+        known = self._known.get(handle)
+        if op == Op.REPLACE:
+            return self._replace(row, cookie, handle, known, before)
+        if known is None or known.cookie != cookie:
+            self._reply(cookie, op, errno.ENOENT)
+            return None
+        make = filters.delete_filter if op == Op.DESTROY else filters.get_filter
+        return Asked(op, cookie, handle, make(known.where, self.prios.name(known.family, handle)), known)
+
+    def _replace(self, row: tuple[Any, ...], cookie: int, handle: int, known: Known | None, before: int) -> Asked | None:
+        conn, ctinfo, family, proto = row[15], row[19], row[6], row[5]
+        if known is not None and known.cookie == cookie:
+            # A4.36. The filter says nothing of the connection, so it is what it should be.
+            same = (known.conn, known.ctinfo) == (conn, ctinfo)
+            self._known[handle] = known._replace(conn=conn, ctinfo=ctinfo)
+            self._reply(cookie, Op.REPLACE, errno.EEXIST if same else 0)
+            return None
+        match, to = (*row[0:4],), (*row[7:11],)
+        written = SRC * (match[0] != to[0]) | DST * (match[1] != to[1]) | SPORT * (match[2] != to[2]) | DPORT * (match[3] != to[3])
+        error, why = 0, ""
+        if known is not None:
+            error, why = errno.EBUSY, "its place is another flow's"
+        elif len(self._known) + before >= self.most:
+            error, why = errno.ENOSPC, f"there is room for {self.most} filters"
+        elif proto not in PROTOS or family not in SIZES or handle > 0xFFFFFFFF:
+            error, why = errno.EOPNOTSUPP, f"protocol {proto}: expected TCP, UDP or GRE"
+        course = None if error else self._course(row[4], family, match[0], to[1])
+        if isinstance(course, Answer):
+            error, why = course.error, course.text
+        if not error and isinstance(course, Course):
+            try:
+                form = form_of(Shape(course, self.prios, family, proto, written))
+            except ValueError as unsaid:
+                error, why = errno.EOPNOTSUPP, str(unsaid)
+            else:
+                request = bytes(form.filled(filling_of(handle, cookie, match, to, SIZES[family])))
+                return Asked(Op.REPLACE, cookie, handle, request, Known(cookie, course.where, family, ctinfo, conn))
+        self._refused(cookie, conn, Answer(error, why))
+        return None
+
+    def _course(self, zone: int, family: int, src: bytes, dst: bytes) -> Course | Answer:
+        """Where a direction's packets come in, by their source as they come, and go out, by their destination as it leaves."""
+        ends = []
+        for address in (src[: SIZES[family]], dst[: SIZES[family]]):
+            number = self.sides.of(zone, family, address)
+            if number is None:
+                return Answer(errno.EOPNOTSUPP, f"no side of zone {zone} has {_shown(address)}")
+            side = self.sides.sides[number]
+            if side.device not in self._numbers:
+                return Answer(errno.ENODEV, f"no interface {side.device}")
+            ends.append(side)
+        came, goes = ends
+        return Course(filters.Where(self._numbers[came.device]), self._numbers[goes.device], goes.chain, came.device in self.skip_sw)
+
+    def _send(self, asked: list[Asked], now: int) -> None:
+        if not asked:
+            return
+        answers = self.channel.ask([one.request for one in asked], sparing=True)
+        told = {_named(data): data for data in self.channel.echoed}
+        doubtful = []
+        for one, answer in zip(asked, answers, strict=True):
+            if one.op == Op.STATS:
+                self._counted(one, answer, told.get((one.known.where.ifindex, one.handle)), now)
+            elif answer is LOST or (one.op == Op.REPLACE and answer.error == errno.EEXIST):
+                doubtful.append((one, answer))
+            else:
+                self._done(one, answer)
+        if doubtful:
+            self._look_up(doubtful)
+
+    def _done(self, one: Asked, answer: Answer) -> None:
+        if one.op == Op.REPLACE:
+            if answer.error in (0, errno.EEXIST):
+                self._known[one.handle] = one.known
+                self._refusals.pop(one.known.conn, None)
+                self._reply(one.cookie, one.op, answer.error)
+            else:
+                self._refused(one.cookie, one.known.conn, answer)
+            return
+        error = errno.ENOENT if answer.error in GONE else answer.error
+        if error in (0, errno.ENOENT):
+            self._known.pop(one.handle, None)
+        self._reply(one.cookie, one.op, error)
+
+    def _look_up(self, doubtful: list[tuple[Asked, Answer]]) -> None:
+        """What became of commands whose answer is lost, and whose filter it is that is in the course. What cannot be found out gets no reply."""
+        requests = [filters.get_filter(one.known.where, self.prios.name(one.known.family, one.handle)) for one, _ in doubtful]
+        answers = self.channel.ask(requests)
+        told = {_named(data): data for data in self.channel.echoed}
+        for (one, first), answer in zip(doubtful, answers, strict=True):
+            there = told.get((one.known.where.ifindex, one.handle))
+            if answer is LOST or (answer.error and answer.error not in GONE):
+                continue
+            ours = there is not None and cookie_in(there) == one.cookie
+            if one.op == Op.DESTROY:
+                if not ours:
+                    self._done(one, Answer(0))
+            elif ours:
+                self._done(one, Answer(0) if first is LOST else first)
+            elif first is LOST:
+                self._done(one, first)
+            else:
+                self._done(one, Answer(errno.EBUSY, first.text or "another filter has the same packets"))
+
+    def _counted(self, one: Asked, answer: Answer, data: bytes | None, now: int) -> None:
+        """A6.50: what has been counted since it was told last."""
+        if answer.error or data is None:
+            error = errno.ENOENT if answer.error in GONE else answer.error or errno.ENOBUFS
+            if error == errno.ENOENT:
+                self._known.pop(one.handle, None)
+            self._reply(one.cookie, one.op, error)
+            return
+        known = one.known
+        if cookie_in(data) != one.cookie:  # somebody has made another one of the same name
+            self._known.pop(one.handle, None)
+            self._reply(one.cookie, one.op, errno.ENOENT)
+            return
+        found = counters_of(data)
+        # One that has fewer was made anew by somebody, and has counted these.
+        packets, octets = (found.packets - known.packets, found.octets - known.octets) if found.packets >= known.packets else found[:2]
+        self._known[one.handle] = known._replace(packets=found.packets, octets=found.octets)
+        used = max(now - found.idle, 1) if found.packets else 0
+        self._replies.append((one.cookie, used, packets, max(octets, 0), 0, one.op))
+
+    def _reply(self, cookie: int, op: int, error: int) -> None:
+        self._replies.append((cookie, 0, 0, 0, error, op))
+
+    def _refused(self, cookie: int, conn: int, answer: Answer) -> None:
+        self._refusals[conn] = answer.told()
+        self._refusals.move_to_end(conn)
+        if len(self._refusals) > MOST_REFUSALS:
+            self._refusals.popitem(last=False)
+        self._reply(cookie, Op.REPLACE, answer.error)
+
+    # --- what is there ----------------------------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Interfaces by number, each with a qdisc."""
+        found = links(self.channel)
+        self._numbers = {device: found[device] for device in self._devices if device in found}
+        numbers = list(self._numbers.values())
+        answers = self.channel.ask([filters.new_qdisc(number) for number in numbers])
+        self._made |= {number for number, answer in zip(numbers, answers, strict=True) if not answer.error}
+
+    def _check(self, device: str) -> None:
+        """Raises ConfigError."""
+        if device not in self._numbers:
+            raise ConfigError(f"offload: no interface {device}")
+        for data in self._ours(filters.Where(self._numbers[device])):
+            if cookie_in(data) is None and filters.TCMSG.unpack_from(data)[2]:
+                raise ConfigError(
+                    f"offload: {device} has filters of others in chain {self.prios.chain}, priority {filters.TCMSG.unpack_from(data)[4] >> 16}: "
+                    "expected priorities that nobody uses"
+                )
+
+    def _purge(self) -> None:
+        names = [self.prios.name(family) for family in FAMILIES]
+        self.channel.ask([filters.delete_filter(filters.Where(number), name) for number in self._numbers.values() for name in names])
+        self._known.clear()
+
+    def _list(self, where: filters.Where, prio: int = 0, *, terse: bool = False) -> list[bytes]:
+        """Filters, without what the kernel says of a priority as a whole."""
+        try:
+            listed = self.channel.whole(filters.dump_filters(where, self.prios.chain if prio else None, prio, terse=terse))
+        except NetlinkError as error:
+            if error.number not in GONE:
+                raise
+            return []
+        return [data for data in listed if len(data) >= filters.TCMSG.size and filters.TCMSG.unpack_from(data)[2]]
+
+    def _ours(self, where: filters.Where, *, terse: bool = False) -> list[bytes]:
+        """What is in our priorities."""
+        return [data for family in FAMILIES for data in self._list(where, self.prios.name(family).prio, terse=terse)]
+
+    def _row(self, exact: Exact, zone: int) -> bytes:
+        direction = exact.cookie & 1
+        known = self._known.get((exact.cookie & 0xFFFFFFFF) + 1)
+        ctinfo, conn = int(Ctinfo.ESTABLISHED_REPLY if direction else Ctinfo.ESTABLISHED), -1
+        if known is not None and known.cookie == exact.cookie:
+            ctinfo, conn = known.ctinfo, known.conn
+        return COMMAND.pack(
+            *exact.match, zone, exact.proto, exact.family, *exact.to, zone, exact.proto, exact.family, exact.cookie, conn, bytes(16), 0, Op.REPLACE,
+            ctinfo, direction,
+        )  # fmt: skip
+
+    # --- what others do -------------------------------------------------------------------------------------------------------------------
+
+    def _heed(self) -> None:
+        """Hardware has begun anew if something that holds many filters is gone, and any of ours with it."""
+        numbers = set(self._numbers.values())
+        suspicious = False
+        for change in self.monitor.changes():
+            if change.kind in _OWN and change.handle:
+                self.missed += change.ifindex in numbers and self._in_ours(change)
+            elif change.kind == filters.DELETE_QDISC:
+                suspicious |= change.ifindex in numbers and change.parent == filters.CLSACT_PARENT
+            elif change.kind in _OWN:
+                suspicious |= change.ifindex in numbers and change.chain == self.prios.chain
+            else:  # an interface has gone; or one is there, maybe one that lacks
+                suspicious |= change.ifindex in numbers if change.kind == DELETE_LINK else len(numbers) < len(self._devices)
+        if self.monitor.overrun:
+            self.monitor.overrun, suspicious = False, True
+        if suspicious:
+            self._verify()
+
+    def _in_ours(self, change: Change) -> bool:
+        return change.chain == self.prios.chain and change.prio in (self.prios.name(family).prio for family in FAMILIES)
+
+    def _verify(self) -> None:
+        """Whether all that should be there is; else everything begins anew."""
+        numbers = dict(self._numbers)
+        self._attach()
+        there = sum(len(self._ours(filters.Where(number), terse=True)) for number in numbers.values() if number in self._numbers.values())
+        if there < len(self._known) or any(self._numbers.get(device) != number for device, number in numbers.items()):
+            self._purge()
+            self._replies.clear()
+            self.resets += 1
+
+
+def _named(data: bytes) -> tuple[int, int]:
+    """Interface and handle of a filter that was told."""
+    _, ifindex, handle, _, _ = filters.TCMSG.unpack_from(data)
+    return ifindex, handle
+
+
+def _shown(address: bytes) -> str:
+    return str(ip_address(address))

@@ -1,0 +1,113 @@
+"""What others do to TC and to interfaces, as the kernel tells it: filters, chains and qdiscs deleted, interfaces that come and go.
+
+Theory of operation: a socket in the kernel's two groups, with a filter of a few instructions that lets deletions through, and interfaces, and of
+these nothing that one of our own sockets has asked for. So what a mirror does itself costs the listener nothing.
+Invariants: reading never waits; what was lost for want of room is told as `overrun`, so that somebody looks at all there is.
+Source: linux/rtnetlink.h, linux/filter.h. Not here: what is to be done about it (offload.exact_rules).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+from collections.abc import Iterator
+from struct import Struct
+from sys import byteorder
+from types import TracebackType
+from typing import NamedTuple
+
+from offload.netlink.attributes import TC
+from offload.netlink.channel import LONGEST, ROUTE, messages, widen
+from offload.netlink.filters import DELETE_CHAIN, DELETE_FILTER, DELETE_QDISC, TCMSG
+from offload.netlink.links import IFINFO, NEW_LINK
+from offload.netlink.read import Malformed, read
+
+DELETE_LINK = 17  # RTM_DELLINK
+LINKS, FILTERS = 1 << 0, 1 << 3  # RTMGRP_LINK, RTMGRP_TC
+WATCHED = (DELETE_FILTER, DELETE_CHAIN, DELETE_QDISC, NEW_LINK, DELETE_LINK)
+_OP = Struct("=HBBI")  # struct sock_filter
+LOAD_HALF, LOAD_WORD, EQUAL, RETURN = 0x28, 0x20, 0x15, 0x06  # BPF_LD|BPF_H|BPF_ABS, ...|BPF_W|..., BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+TYPE_AT, PORT_AT = 4, 12  # in struct nlmsghdr
+ALL = 0xFFFFFFFF
+SO_ATTACH_FILTER = 26
+
+
+class Change(NamedTuple):
+    """kind: DELETE_FILTER, ...; parent: of a filter or chain; prio, handle: 0: all of a chain, of a priority."""
+
+    kind: int
+    ifindex: int
+    parent: int = 0
+    chain: int = 0
+    prio: int = 0
+    handle: int = 0
+
+
+def program(ours: int) -> bytes:
+    """The socket's filter. ours: the port of the socket whose doings are left out. Words are loaded as the network has them."""
+    tests = [_swapped(kind, 2) for kind in WATCHED]
+    lines = [(LOAD_HALF, 0, 0, TYPE_AT)]
+    lines += [(EQUAL, len(tests) - number, 0, kind) for number, kind in enumerate(tests)]
+    lines += [(RETURN, 0, 0, 0), (LOAD_WORD, 0, 0, PORT_AT), (EQUAL, 0, 1, _swapped(ours, 4)), (RETURN, 0, 0, 0), (RETURN, 0, 0, ALL)]
+    return b"".join(_OP.pack(*line) for line in lines)
+
+
+def _swapped(value: int, size: int) -> int:
+    return int.from_bytes(value.to_bytes(size, "big"), byteorder)
+
+
+class Monitor:
+    """Of the network namespace that this thread is in. ours: the socket that asks for our own changes. A context manager."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, ROUTE)
+        self.overrun = False
+        code = program(ours.getsockname()[0])
+        buffer = ctypes.create_string_buffer(code, len(code))
+        head = Struct("@HP").pack(len(code) // _OP.size, ctypes.addressof(buffer))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
+        widen(self.socket)
+        self.socket.bind((0, LINKS | FILTERS))
+        self.socket.setblocking(False)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def changes(self) -> Iterator[Change]:
+        """What has come since the last time. Raises Malformed."""
+        while True:
+            try:
+                data, _, _, sender = self.socket.recvmsg(LONGEST)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overrun = True
+                continue
+            if sender[0] == 0:
+                yield from (change for kind, _, _, body in messages(data) if (change := change_of(kind, body)) is not None)
+
+
+def change_of(kind: int, body: bytes) -> Change | None:
+    """None: of no interest. Raises Malformed."""
+    if kind in (NEW_LINK, DELETE_LINK):
+        if len(body) < IFINFO.size:
+            raise Malformed(f"link: {len(body)} bytes: expected {IFINFO.size} or more")
+        return Change(kind, IFINFO.unpack_from(body)[2])
+    if kind not in WATCHED:
+        return None
+    if len(body) < TCMSG.size:
+        raise Malformed(f"tcmsg: {len(body)} bytes: expected {TCMSG.size} or more")
+    _, ifindex, handle, parent, info = TCMSG.unpack_from(body)
+    if kind == DELETE_QDISC:
+        return Change(kind, ifindex, parent)
+    chain = read(TC, body[TCMSG.size :]).get("CHAIN", 0)
+    return Change(kind, ifindex, parent, chain, info >> 16, handle)
