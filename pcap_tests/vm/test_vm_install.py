@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
+from datapath.cli import main
 from datapath.commands.tc.ask import KernelTc
 from datapath.commands.tc.decode import kept
 from datapath.commands.tc.install import MARK, Keeper, carried_out, hooks_of, marked, planned, removal
+from datapath.live.privileges import keep_only
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook, Qdisc, Ruleset
 from datapath.pipeline.validate import validate
+from pcap_tests.test_datapath.command import run
 from pcap_tests.vm.test_vm_refusals import parsed
 from pcap_tests.vm.test_vm_rules import some_sound_rule
 
@@ -161,64 +165,81 @@ def test_random_files_one_after_the_other(switch):
 # --- the command ----------------------------------------------------------------------------------------------------------------------------
 
 
-def ctmirror(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "datapath", "offload", *words], capture_output=True, text=True)
-
-
-def test_a_dry_run_prints_what_tc_would_do_as_well(switch, tmp_path):
+def test_a_dry_run_prints_what_tc_would_do_as_well(capfd, switch, tmp_path):
     file = tmp_path / "rules.tc"
+
+    def tc_does(*words: str) -> None:
+        code, out, err = run(capfd, "offload", *words, file, "--dry-run")
+        assert (code, err) == (0, "")
+        subprocess.run(["sh", "-e"], input=out, text=True, check=True)
+
     file.write_text(FIRST)
-    shown = ctmirror("install", "-q", str(file), "--dry-run")
-    assert (shown.returncode, shown.stderr) == (0, "")
+    run(capfd, "offload", "install", file, "--dry-run")
     with KernelTc(MARK) as kernel:
         assert kernel.listed([HOOK]).rules == ()
-        subprocess.run(["sh", "-e"], input=shown.stdout, text=True, check=True)
+        tc_does("install", "-q")
         assert planned(read(FIRST), kernel.listed(hooks_of(read(FIRST)))).steps == ()
     file.write_text(FIRST.replace("action drop", "action pass").replace("+trk+est", "+trk+est+rpl").replace("0/0xffff", "0/0xffff src_ip 0.0.0.0/8"))
-    subprocess.run(["sh", "-e"], input=ctmirror("install", "-q", str(file), "--dry-run").stdout, text=True, check=True)
-    done = ctmirror("install", str(file))
-    assert (done.returncode, done.stdout) == (0, "rules: 0 added, 0 changed, 0 removed; 6 as they were\n")
-    shown = ctmirror("remove", str(file), "--dry-run")
-    subprocess.run(["sh", "-e"], input=shown.stdout, text=True, check=True)
+    tc_does("install", "-q")
+    code, out, _ = run(capfd, "offload", "install", file)
+    assert (code, out) == (0, "rules: 0 added, 0 changed, 0 removed; 6 as they were\n")
+    tc_does("remove", "-q")
     with KernelTc(MARK) as kernel:
         there = kernel.listed(hooks_of(read(FIRST)))
         assert (there.rules, there.templates, len(there.qdiscs)) == ((), (), 2)
 
 
-def test_the_command_installs_says_what_it_did_and_removes(switch, tmp_path):
+def test_the_command_installs_says_what_it_did_and_removes(capfd, switch, tmp_path):
     file = tmp_path / "rules.tc"
     file.write_text(FIRST)
-    assert ctmirror("install", str(file)).stdout == "rules: 6 added, 0 changed, 0 removed; 0 as they were\n"
+    assert run(capfd, "offload", "install", file)[1] == "rules: 6 added, 0 changed, 0 removed; 0 as they were\n"
     tc("filter add dev eth0 ingress protocol ip prio 77 flower ip_proto udp action pass")
-    assert ctmirror("remove").stdout == "6 rules removed\n"
+    assert run(capfd, "offload", "remove") == (0, "6 rules removed\n", "")
     with KernelTc() as kernel:
         assert [each.rule.prio for each in kernel.listed([HOOK]).rules] == [77]
     file.write_text(FIRST.replace("eth0", "eth9"))
-    failed = ctmirror("install", "-q", str(file))
-    assert (failed.returncode, failed.stderr) == (2, "ctmirror: no interface eth9 here: expected those of the rules\n")
+    assert run(capfd, "offload", "install", "-q", file) == (2, "", "ctmirror: no interface eth9 here: expected those of the rules\n")
     file.write_text(f"{HEAD} prio 77 chain 0 handle 1 flower action drop\n")
-    failed = ctmirror("install", str(file))
-    assert failed.returncode == 1 and "there is another filter of this name, which is not ours" in failed.stderr
+    code, _, err = run(capfd, "offload", "install", file)
+    assert code == 1 and "there is another filter of this name, which is not ours" in err
 
 
-def test_without_the_right_to_it_is_said_once(switch, tmp_path):
+def in_child(before: Callable[[], None], *words: object) -> int:
+    """A child that is on its way with a command; its output is captured as ours is."""
+    child = os.fork()
+    if child == 0:
+        before()
+        code = main([str(word) for word in words])
+        sys.stdout.flush()
+        os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_without_the_right_to_it_is_said_once(capfd, switch, tmp_path):
     file = tmp_path / "rules.tc"
     file.write_text(FIRST)
-    command = ["setpriv", "--bounding-set", "-net_admin", sys.executable, "-m", "datapath", "offload", "install", "-q", str(file)]
-    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 9)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "ctmirror: TC cannot be changed: not permitted: expected root, or cap_net_admin\n")
+    assert ended(in_child(lambda: keep_only(()), "offload", "install", "-q", file, "--dry-run")) == 0
+    out, err = capfd.readouterr()
+    assert (len(out.splitlines()), err) == (9, "")
+    assert ended(in_child(lambda: keep_only(()), "offload", "install", "-q", file)) == 2
+    assert capfd.readouterr() == ("", "ctmirror: TC cannot be changed: not permitted: expected root, or cap_net_admin\n")
 
 
-def test_until_exit_is_until_it_is_told_to_end(switch, tmp_path):
-    file = Path(tmp_path / "rules.tc")
+def test_until_exit_is_until_it_is_told_to_end(capfd, switch, tmp_path):
+    file = tmp_path / "rules.tc"
     file.write_text(FIRST)
-    command = [sys.executable, "-m", "datapath", "offload", "install", str(file), "--until-exit"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, KernelTc() as kernel:
-        assert process.stdout is not None and process.stdout.readline().startswith("rules: 6 added")
-        assert len(kernel.listed([HOOK]).rules) == 5
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        there = kernel.listed([HOOK, Hook("vf0")])
+    with KernelTc() as kernel:
+        child = in_child(lambda: None, "offload", "install", "-q", file, "--until-exit")
+        hooks = hooks_of(read(FIRST))
+        until = time.monotonic() + 30
+        while len(kernel.listed(hooks).rules) < len(read(FIRST).rules) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(kernel.listed(hooks).rules) == 6
+        os.kill(child, signal.SIGTERM)
+        assert ended(child) == 0
+        there = kernel.listed(hooks)
         assert (there.rules, there.templates, there.qdiscs) == ((), (), ())

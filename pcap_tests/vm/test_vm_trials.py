@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 from datapath.commands.offload_probe import probed, tc_rules
 from datapath.commands.tc.ask import KernelTc
+from datapath.live.privileges import keep_only
 from datapath.pipeline.rules import Hook
 from offload.netlink.channel import Channel
 from offload.netlink.filters import Where
 from offload.netlink.links import links
 from offload.trials import EXACT, PIPELINE, SOFTWARE, TRIALS, trials
+from pcap_tests.test_datapath.command import run
+from pcap_tests.vm.test_vm_install import ended, in_child
 
 
 def tc(line: str) -> None:
@@ -74,22 +76,19 @@ def test_a_nic_whose_feature_is_off_is_not_tried(nic, switch, state, why):
     assert (feature, hardware, decision) == ("off", (), (SOFTWARE, (why,)))
 
 
-def test_the_command_says_it(nic, switch):
+def test_the_command_says_it(capfd, nic, switch):
     nic.set(takes_ct=0)
-    command = [sys.executable, "-m", "datapath", "offload", "probe", "eth0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[0] == "hw-tc-offload  on" and "kernel  ct         yes" in lines
+    code, out, err = run(capfd, "offload", "probe", "eth0")
+    lines = out.splitlines()
+    assert (code, err, lines[0]) == (0, "", "hw-tc-offload  on") and "kernel  ct         yes" in lines
     assert "NIC     ct         Operation not supported: feigned_nic: this NIC has no conntrack" in lines
-    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    told = json.loads(run(capfd, "offload", "probe", "eth0", "--json")[1])
     assert (told["way"], told["kernel"]["ct"], told["nic"]["flower"]) == ("exact", None, None) and "no conntrack" in told["nic"]["ct"]
     subprocess.run(["ethtool", "-K", "eth0", "hw-tc-offload", "off"], check=True)
-    assert subprocess.run(command, capture_output=True).returncode == 1
-    failed = subprocess.run([*command[:-1], "eth9"], capture_output=True, text=True)
-    assert (failed.returncode, failed.stderr) == (2, "ctmirror: no interface eth9\n")
-    failed = subprocess.run(["setpriv", "--bounding-set", "-net_admin", *command], capture_output=True, text=True)
-    assert (failed.returncode, failed.stderr) == (2, "ctmirror: TC cannot be tried: not permitted: expected root, or cap_net_admin\n")
+    assert run(capfd, "offload", "probe", "eth0", "-q") == (1, "", "")
+    assert run(capfd, "offload", "probe", "eth9") == (2, "", "ctmirror: no interface eth9\n")
+    assert ended(in_child(lambda: keep_only(()), "offload", "probe", "eth0")) == 2
+    assert capfd.readouterr() == ("", "ctmirror: TC cannot be tried: not permitted: expected root, or cap_net_admin\n")
 
 
 def test_doctor_has_tried_it():
