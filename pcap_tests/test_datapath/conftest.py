@@ -1,10 +1,12 @@
-"""Fixtures for what reads captures."""
+"""Fixtures for what reads captures, and for what is asked of the machine's own tc."""
 
 from __future__ import annotations
 
 import pytest
 
 from pcap_tests import stories
+from pcap_tests.conftest import cannot
+from pcap_tests.tc_itself import Tc, obstacle
 from pcap_tests.test_datapath.command import run
 
 
@@ -26,3 +28,18 @@ def replayed(capfd, tmp_path):
         return out
 
     return through
+
+
+@pytest.fixture(scope="module")
+def tc(tmp_path_factory):
+    if why := obstacle():
+        cannot(f"tc is not asked: {why}")
+    asked = Tc(tmp_path_factory.mktemp("tc"))
+    yield asked
+    asked.close()
+
+
+@pytest.fixture(scope="module")
+def knows_helpers(tc) -> bool:
+    """`ct helper` came with iproute2 6.2; before, tc takes the word for an action that it does not know."""
+    return "helper" in tc.said("filter", "add", "dev", "lo", "ingress", "flower", "action", "ct", "help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,15 +48,12 @@ def knowing(flowtable: bool, rules: str = COMMIT) -> RulePipeline:
     return pipeline
 
 
-@pytest.mark.parametrize("flowtable", [True, False])
-def test_of_a_full_ring_the_flow_table_s_packets_go_first(wire, flowtable):
-    """1,024 frames wait, each eighth of a known connection or ARP. When the first 256 have been taken, the ring is three quarters full: 128 may walk,
-    and of 192 that would have to, 64 are dropped. Behind the second 256 it is half full, and everything walks. Without a flow table none is first."""
-    pipeline = knowing(flowtable)
+def crowded(wire, pipeline: RulePipeline, **more: Any) -> dict[str, int]:
+    """A ring full of frames, each eighth of the known connection or ARP, through a loop: its counters. more: options of the loop."""
     umem = Umem(8192)
     with wire.here.entered(), open_interface(umem, wire.near, Wanted(filter=EVERYTHING, xsk=XskSettings(ring=RING))) as opened:
         (iface,) = opened.ifaces
-        loop = Loop(pipeline, [iface, Null(umem, "out", ordinal=1)])
+        loop = Loop(pipeline, [iface, Null(umem, "out", ordinal=1)], **more)
         iface.tidy_up()
         with wire.end() as far:
             for i in range(RING):
@@ -63,6 +61,16 @@ def test_of_a_full_ring_the_flow_table_s_packets_go_first(wire, flowtable):
         loop.run(0.05)
         until(lambda: loop.run(0.01) == 0, "an empty ring")
         counts = loop.counters()
+    umem.check()
+    return counts
+
+
+@pytest.mark.parametrize("flowtable", [True, False])
+def test_of_a_full_ring_the_flow_table_s_packets_go_first(wire, flowtable):
+    """1,024 frames wait, each eighth of a known connection or ARP. When the first 256 have been taken, the ring is three quarters full: 128 may walk,
+    and of 192 that would have to, 64 are dropped. Behind the second 256 it is half full, and everything walks. Without a flow table none is first."""
+    pipeline = knowing(flowtable)
+    counts = crowded(wire, pipeline)
     turned_away = pipeline.count(Reason.R_OVERLOAD)
     assert counts["frames"] == RING
     assert turned_away == (64 if flowtable else 0)
@@ -77,21 +85,10 @@ def test_behind_a_nic_what_it_knows_goes_first(wire, first):
     offload = simulated(profile.load("perfect"), "first-come")(pipeline, 0, 1)
     offload.turn(time.time_ns())
     assert offload.figures()["flows"] == {"wanted": 1, "installed": 1}
-    umem = Umem(8192)
-    with wire.here.entered(), open_interface(umem, wire.near, Wanted(filter=EVERYTHING, xsk=XskSettings(ring=RING))) as opened:
-        (iface,) = opened.ifaces
-        loop = Loop(pipeline, [iface, Null(umem, "out", ordinal=1)], front=offload.front, turn=offload.turn)
-        iface.tidy_up()
-        with wire.end() as far:
-            for i in range(RING):
-                far.send({0: craft.udp(A, B, 1, 53), 4: ARP}.get(i % 8) or craft.udp(A, B, 1000 + i, 53))
-        loop.run(0.05)
-        until(lambda: loop.run(0.01) == 0, "an empty ring")
-        counts = loop.counters()
+    counts = crowded(wire, pipeline, front=offload.front, turn=offload.turn)
     assert counts["frames"] == RING and offload.figures()["packets"]["hardware"] >= RING // 8
     assert pipeline.count(Reason.R_OVERLOAD) == 64
     assert counts["sent"] == RING - RING // 8 - 64
-    umem.check()
 
 
 def opening(v6: bool = False, **more: object) -> bytes:

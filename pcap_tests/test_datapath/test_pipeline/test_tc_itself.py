@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from datapath.pipeline import tc_print, tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import ETH_ALL, ETH_IPV6, Ct, Rule, innermost
-from pcap_tests.conftest import cannot, examples
-from pcap_tests.tc_itself import Refused, Tc, attributes, obstacle
+from pcap_tests.conftest import examples
+from pcap_tests.tc_itself import Refused, attributes
 from pcap_tests.test_datapath.test_pipeline.rulesets import rulesets
 from pcap_tests.written_rules import FILTER, WRITTEN, with_chain
 
@@ -38,21 +38,6 @@ PORTS = {("src_port", 6): (18, 35), ("dst_port", 6): (19, 36), ("src_port", 17):
          ("src_port", 132): (41, 39), ("dst_port", 132): (42, 40)}  # fmt: skip
 RANGES = {"src_port": (87, 88), "dst_port": (89, 90)}
 ICMP = {("code", 1): (49, 50), ("type", 1): (51, 52), ("code", 58): (53, 54), ("type", 58): (55, 56)}
-
-
-@pytest.fixture(scope="module")
-def tc(tmp_path_factory):
-    if why := obstacle():
-        cannot(f"tc is not asked: {why}")
-    asked = Tc(tmp_path_factory.mktemp("tc"))
-    yield asked
-    asked.close()
-
-
-@pytest.fixture(scope="module")
-def knows_helpers(tc) -> bool:
-    """`ct helper` came with iproute2 6.2; before, tc takes the word for an action that it does not know."""
-    return "helper" in tc.said("filter", "add", "dev", "lo", "ingress", "flower", "action", "ct", "help")
 
 
 def read(line: str) -> Rule:

@@ -18,8 +18,8 @@ from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import CONTROLS, FIELDS, Action, Ct, Police, Qdisc, Rule, Ruleset, Template, controls_of
 from offload.netlink.actions import U32_MAX, ticks
 from offload.netlink.filters import MESSAGE
-from pcap_tests.conftest import cannot, examples
-from pcap_tests.tc_itself import PAIRS, Refused, Tc, attributes, obstacle
+from pcap_tests.conftest import examples
+from pcap_tests.tc_itself import PAIRS, Refused, attributes
 from pcap_tests.test_datapath.test_pipeline.rulesets import rulesets
 from pcap_tests.test_datapath.test_tc.sayable import sayable
 from pcap_tests.written_rules import FILTER, FURTHER, WRITTEN, with_chain
@@ -30,25 +30,10 @@ OPTIONS, ACT, KIND, ACT_OPTIONS, KEYS_EX = 2, 3, 1, 2, 5
 
 
 @pytest.fixture(scope="module")
-def tc(tmp_path_factory):
-    if why := obstacle():
-        cannot(f"tc is not asked: {why}")
-    asked = Tc(tmp_path_factory.mktemp("tc"))
-    yield asked
-    asked.close()
-
-
-@pytest.fixture(scope="module")
 def encoder(tc) -> Encoder:
     with tc.namespace.entered():
         numbers = {name: socket.if_nametoindex(name) for name in ("lo", *(name for pair in PAIRS for name in pair))}
     return Encoder(numbers.__getitem__)
-
-
-@pytest.fixture(scope="module")
-def knows_helpers(tc) -> bool:
-    """`ct helper` came with iproute2 6.2; before, tc takes the word for an action that it does not know."""
-    return "helper" in tc.said("filter", "add", "dev", "lo", "ingress", "flower", "action", "ct", "help")
 
 
 def tree(message: bytes) -> dict[object, object]:
