@@ -22,12 +22,14 @@ from dataclasses import dataclass, replace
 from datapath.errors import KernelError
 
 SYSCALL = {"x86_64": 321, "aarch64": 280}
-MAP_CREATE, MAP_READ, MAP_UPDATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE = 0, 1, 2, 5, 10, 17, 28
-ARRAY, LPM_TRIE, XSKMAP, RINGBUF = 2, 11, 17, 27  # kinds of maps
+MAP_CREATE, MAP_READ, MAP_UPDATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN = 0, 1, 2, 5, 10, 17
+MAP_READ_BATCH, MAP_DELETE_BATCH, LINK_CREATE = 24, 27, 28
+HASH, ARRAY, LPM_TRIE, XSKMAP, RINGBUF = 1, 2, 11, 17, 27  # kinds of maps
 XDP_PROGRAM, TRACING, SYSCALL_PROGRAM, NETFILTER_PROGRAM = 6, 26, 31, 32
 TRACE_RAW_TP, XDP, NETFILTER = 23, 37, 45  # where programs are attached
 XDP_SKB_MODE, XDP_DRIVER_MODE = 1 << 1, 1 << 2  # linux/if_link.h: in the stack, on copies; in the driver
 NO_PREALLOC = 1 << 0
+NEW_ONLY = 1 << 0  # BPF_NOEXIST: of an element
 SLEEPABLE = 1 << 4
 LIVE_FRAMES = 1 << 1  # of a run: what the program says is done with the frame
 PSEUDO_MAP_FD = 1
@@ -298,10 +300,10 @@ class Map:
 
     def __init__(self, kind: int, key: int, value: int, entries: int, name: str) -> None:
         """key, value: bytes."""
-        flags = NO_PREALLOC if kind == LPM_TRIE else 0
+        flags = NO_PREALLOC if kind in (HASH, LPM_TRIE) else 0
         attributes = struct.pack("<IIIIIII16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
         self.fd = _bpf(MAP_CREATE, attributes, f"BPF map {name}")[0]
-        self.name, self.size = name, value
+        self.name, self.key_size, self.size = name, key, value
 
     def put(self, key: bytes, value: bytes) -> None:
         held = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
@@ -313,8 +315,66 @@ class Map:
         _bpf(MAP_READ, struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(asked), ctypes.addressof(value), 0), f"BPF map {self.name}")
         return value.raw
 
+    # Many at once, of a HASH.
+
+    def put_new(self, keys: Sequence[bytes], value: bytes) -> list[int]:
+        """Each with that value: 0, or errno for what is not put: EEXIST: it is there already; E2BIG: there is no more room.
+
+        One by one, since the kernel's own call for many takes no NEW_ONLY. Raises KernelError if nothing may be put.
+        """
+        number = SYSCALL[platform.machine()]
+        key, held = ctypes.create_string_buffer(self.key_size), ctypes.create_string_buffer(value, len(value))
+        attributes = struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(key), ctypes.addressof(held), NEW_ONLY)
+        attribute = ctypes.create_string_buffer(attributes, 128)
+        errors = []
+        for each in keys:
+            key.raw = each
+            errors.append(ctypes.get_errno() if libc.syscall(number, MAP_UPDATE, attribute, 128) < 0 else 0)
+        return self._checked(errors)
+
+    def delete(self, keys: Sequence[bytes]) -> list[int]:
+        """0 for each, or ENOENT for what is not there. The kernel stops at the first that fails, and says how many it has done."""
+        errors = [0] * len(keys)
+        held, done = ctypes.create_string_buffer(b"".join(keys), max(len(keys) * self.key_size, 1)), 0
+        while done < len(keys):
+            at = ctypes.addressof(held) + done * self.key_size
+            number, count = _batch(MAP_DELETE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, at, 0, len(keys) - done, self.fd, 0, 0))
+            done += count
+            if number:
+                errors[done] = number
+                self._checked(errors[done : done + 1])
+                done += 1
+        return errors
+
+    def _checked(self, errors: list[int]) -> list[int]:
+        for number in errors:
+            if number not in (0, errno.EEXIST, errno.ENOENT, errno.E2BIG, errno.ENOMEM):
+                raise KernelError(f"BPF map {self.name}: {os.strerror(number)}", number)
+        return errors
+
+    def keys(self, most: int) -> list[bytes]:
+        """Some that are there, most or more of them if there are as many: none only if it is empty."""
+        while True:
+            held = ctypes.create_string_buffer(most * self.key_size), ctypes.create_string_buffer(most * self.size), ctypes.create_string_buffer(8)
+            keys, values, after = map(ctypes.addressof, held)
+            number, count = _batch(MAP_READ_BATCH, struct.pack("<QQQQIIQQ", 0, after, keys, values, most, self.fd, 0, 0))
+            if number == errno.ENOSPC:  # a bucket that has more
+                most *= 2
+                continue
+            if number not in (0, errno.ENOENT):
+                raise KernelError(f"BPF map {self.name}: {os.strerror(number)}", number)
+            return [held[0].raw[i * self.key_size : (i + 1) * self.key_size] for i in range(count)]
+
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _batch(command: int, attributes: bytes) -> tuple[int, int]:
+    """bpf(2) of many elements: errno, or 0, and how many were done."""
+    attribute = ctypes.create_string_buffer(attributes, 128)
+    result = libc.syscall(SYSCALL[platform.machine()], command, attribute, len(attribute))
+    number = ctypes.get_errno() if result < 0 else 0
+    return number, int(struct.unpack_from("<I", attribute.raw, 32)[0])
 
 
 class Runnable:

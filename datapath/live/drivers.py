@@ -26,6 +26,7 @@ from datapath.live.packet_socket import PacketSocket
 from datapath.live.settings import PacketSettings, XskSettings
 from datapath.live.tap import Tap
 from datapath.live.umem import Umem
+from datapath.live.xdp_bypass import XdpBypass
 from datapath.live.xdp_filter import Filter, Steering
 from datapath.live.xsk import Xsk
 
@@ -54,13 +55,15 @@ TAKEN = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """How an interface is to be opened. driver: one of DRIVERS; ordinal: `iface` of its frames; filter: which frames are ours (XDP only)."""
+    """How an interface is to be opened. driver: one of DRIVERS; ordinal: `iface` of its frames; filter: which frames are ours, and bypass: which of
+    these are not, since they belong to a connection that somebody else forwards (XDP only)."""
 
     driver: str = "auto"
     ordinal: int = 0
     filter: Filter = field(default_factory=Filter)
     xsk: XskSettings = field(default_factory=XskSettings)
     packet: PacketSettings = field(default_factory=PacketSettings)
+    bypass: XdpBypass | None = None
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
@@ -185,7 +188,7 @@ def _xdp(umem: Umem, name: str, driver: str, wanted: Wanted) -> Opened:
             worker = queue % umem.workers
             ifaces.append(Xsk(umem, name, queue=queue, worker=worker, ordinal=wanted.ordinal, settings=wanted.xsk))
             stack.callback(ifaces[-1].close)
-        steering = Steering(wanted.filter)
+        steering = Steering(wanted.filter, wanted.bypass)
         stack.callback(steering.close)  # before the sockets: the last one in is the first one out
         for queue, iface in enumerate(ifaces):
             steering.put(queue, iface.fd)

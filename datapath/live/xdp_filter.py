@@ -9,6 +9,7 @@ frame to the AF_XDP socket of the queue on which it came, or lets the host have 
     to an address of `local`                                                   host
     from or to a port of `ports`                                               host
     neither from nor to one of `prefixes`, if there are any                    host
+    of a connection that the kernel or a NIC forwards (xdp_bypass)             host
     all else                                                                   ours, but for SYNs beyond syn_rate (syn_guard)
 
 Prefixes are compared one by one where they are few, and looked up in a map (LPM trie) where they are many.
@@ -33,6 +34,7 @@ from datapath.bpf import FP, R0, R1, R2, R3, R6, R7, R8, R9, Instruction, label
 from datapath.errors import KernelError
 from datapath.live.interfaces import index_of
 from datapath.live.syn_guard import Guard
+from datapath.live.xdp_bypass import XdpBypass
 from datapath.live.xdp_header import past_ipv4
 
 Network = IPv4Network | IPv6Network
@@ -154,7 +156,9 @@ class Prefixes:
             self.map.close()
 
 
-def program_of(wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int, guard: Guard | None = None) -> list[Instruction]:
+def program_of(
+    wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int, guard: Guard | None = None, bypass: XdpBypass | None = None
+) -> list[Instruction]:
     """The program. sockets: descriptor of the map of AF_XDP sockets by queue. R6: context, R7: the frame, R8: its end, R9: its Ethernet type."""
     program = [
         bpf.move(R6, R1),
@@ -173,6 +177,7 @@ def program_of(wanted: Filter, local: Prefixes, prefixes: Prefixes, sockets: int
     return [
         *program,
         label("ours", bpf.move_value(R0, 0)),
+        *(() if bypass is None else bypass.code(_swapped(ETH_IPV4), _swapped(ETH_IPV6))),
         *(() if guard is None else guard.code(_swapped(ETH_IPV4), _swapped(ETH_IPV6))),
         bpf.load(R2, R6, QUEUE, 4),
         *bpf.map_address(R1, sockets),
@@ -260,8 +265,8 @@ class Steering:
     steering.attach("eth0")
     """
 
-    def __init__(self, wanted: Filter | None = None) -> None:
-        """Raises KernelError with what the kernel says, and ConfigError."""
+    def __init__(self, wanted: Filter | None = None, bypass: XdpBypass | None = None) -> None:
+        """bypass: the node's. Raises KernelError with what the kernel says, and ConfigError."""
         wanted = Filter() if wanted is None else wanted
         self.mode = ""
         self.guard: Guard | None = None
@@ -276,7 +281,7 @@ class Steering:
             if wanted.syn_rate:
                 self.guard = Guard(wanted.syn_rate, MOST_QUEUES)
                 stack.callback(self.guard.close)
-            self.program = bpf.load_xdp(program_of(wanted, sets[0], sets[1], self.sockets.fd, self.guard), "ctmirror")
+            self.program = bpf.load_xdp(program_of(wanted, sets[0], sets[1], self.sockets.fd, self.guard, bypass), "ctmirror")
             stack.callback(bpf.close, self.program)
             self._open = stack.pop_all()
 
