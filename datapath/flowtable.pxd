@@ -76,7 +76,11 @@ ctypedef struct FlowTable:
     uint32_t count
     uint32_t timeout[2]         # ticks: TCP; UDP and all others
     uint8_t extends             # whether connections in the table are kept from expiring
-    int64_t next_round          # ns
+    int64_t next_round          # ns: when rows are looked at next
+    int64_t round_began         # ns, a whole second
+    uint32_t slices             # of it
+    uint32_t slice              # the next of them
+    uint32_t reached            # the row at which it begins
     Engine *engine
     uint64_t admitted
     uint64_t served             # packets

@@ -2,7 +2,7 @@
 
 Theory of operation: at the end of a `ct` action flow_admit() takes a connection in. From then on its packets are served here: looked up, accounted,
 and told what their connection is; neither window nor timeout is looked at. What may end or change the connection goes the slow way: FIN and RST tear
-down first. A row whose packets stay away expires; rounds, one a second, take out what is expired or torn down.
+down first. A row whose packets stay away expires; rounds, one a second, in slices where there are many, take out what is expired or torn down.
 One connection: SYN, SYN/ACK, ACK: the third makes it assured and is its admission; data is served; FIN tears it down, the tracker sees the FIN;
 the next round removes the row. An idle one comes back after 30 s with what it has left of its day, or of its state's timeout less 30 s.
 Invariants (check): a row is in the chains of both its tuples; OFFLOAD is set on exactly the connections whose rows are not torn down; none of
@@ -40,6 +40,7 @@ cdef enum:
     DAY = 86400                 # seconds that a connection has from its admission on, whatever it had before
     FIVE_MINUTES = 300          # with less left, one in the table gets more
     SECOND = 1_000_000_000      # ns between rounds
+    SLICE = 8192                # rows of a round that are looked at together: some 0.25 ms
     IP4_PLAIN = 20              # bytes of an IP header without options
     IP6_PLAIN = 40
     AHEAD = 16                  # asks that are fetched before they are taken

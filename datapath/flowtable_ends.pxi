@@ -59,24 +59,48 @@ cdef void extend(Engine *ct, Entry *entry, uint64_t tick) noexcept nogil:
 cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
     """What is to be done once a second, up to `now`, which may lie many seconds after the last call: each row is torn down as of its own second.
 
-    Captures jump by years, but a deadline is the sign of a 32-bit difference: so time goes by leaps that it can tell, as long as there are rows.
+    Many rows are looked at in slices, one after the other within the second, so that no packet waits for all of them. Where a second was missed all
+    are looked at together. Captures jump by years, but a deadline is the sign of a 32-bit difference: so time goes by leaps that it can tell, as long
+    as there are rows.
     """
     while all.count and all.next_round and now - all.next_round > LEAP:
-        one_round(all, ct, all.next_round + LEAP)
-    one_round(all, ct, now)
+        whole_round(all, ct, all.next_round + LEAP)
+    if now - all.round_began >= 2 * SECOND:
+        whole_round(all, ct, now)
+    while now >= all.next_round:
+        next_slice(all, ct)
 
 
-cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
-    cdef uint64_t second = <uint64_t>(SECOND // ct.set.tick_ns), tick = <uint64_t>(now // SECOND) * second, at
+cdef void whole_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
+    """All rows as of the last whole second."""
+    all.round_began = now // SECOND * SECOND
+    all.next_round = all.round_began + SECOND
+    all.slices = all.slice = 1
+    look_at(all, ct, 0, all.size, <uint64_t>(all.round_began // ct.set.tick_ns))
+
+
+cdef void next_slice(FlowTable *all, Engine *ct) noexcept nogil:
+    """Some rows, as of its own moment. The first one of a round, at a whole second, says how many slices there are; the last one takes what is left."""
+    cdef uint64_t tick = <uint64_t>(all.next_round // ct.set.tick_ns)
+    if all.slice >= all.slices:
+        all.round_began, all.slice, all.slices, all.reached = all.next_round, 0, all.count // SLICE + 1, 0
+    all.slice += 1
+    all.next_round = all.round_began + <int64_t>SECOND * all.slice // all.slices
+    all.reached = look_at(all, ct, all.reached, SLICE if all.slice < all.slices else all.size, tick)
+
+
+cdef uint32_t look_at(FlowTable *all, Engine *ct, uint32_t first, uint32_t most, uint64_t tick) noexcept nogil:
+    """So many rows from `first` on, which are looked at at this moment of each second. Where the next ones begin."""
+    cdef uint64_t second = <uint64_t>(SECOND // ct.set.tick_ns), phase = tick % second, at
     cdef FlowRow *row
-    cdef uint32_t i = next_living(all, 0)
-    all.next_round = (now // SECOND + 1) * SECOND
-    while i != NO_ROW:
+    cdef uint32_t i = next_living(all, first)
+    while i != NO_ROW and most:
+        most -= 1
         row = &all.row[i]
         if not row.flags & ROW_TEARDOWN and tick_reached(row.timeout, tick):
             at = tick - <uint64_t><int64_t><int32_t>(<uint32_t>tick - row.timeout)
-            at = (at + second - 1) // second * second       # the first round that finds it expired
-            flow_teardown(all, ct, i, NOT_TEARDOWN_IDLE, at)
+            at = (at + 2 * second - 1 - phase) // second * second + phase - second      # the first look that finds it expired
+            flow_teardown(all, ct, i, NOT_TEARDOWN_IDLE, max(at, ct.tick))
         elif not row.flags & ROW_TEARDOWN and outdated(all, ct, row):
             flow_teardown(all, ct, i, NOT_TEARDOWN_OUTDATED, tick)
         if row.flags & ROW_TEARDOWN:
@@ -88,3 +112,4 @@ cdef void one_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
             if tick_reached(row.quiet, tick):
                 row.quiet = <uint32_t>tick      # it shall not come near again from the other side
         i = next_living(all, i + 1)
+    return i

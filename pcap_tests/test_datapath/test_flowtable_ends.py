@@ -315,3 +315,32 @@ def test_a_table_in_a_circle_goes_before_its_tracker() -> None:
         del pipeline, holder
         gc.collect()
     assert Tcp(Net()).opened().net.flows.count == 1
+
+
+def test_many_rows_are_looked_at_in_slices_of_a_second() -> None:
+    """30,000 unanswered datagrams of one moment leave within the second in which they expire, a part at a time, and none of them early or late."""
+    net = Net(COMMITS, max=100_000)
+    burst = [craft.udp(f"10.1.{i >> 8}.{i & 255}", SERVER, 1000, 53) for i in range(30_000)]
+    net.pipeline.process(*frames_of(burst, np.full(len(burst), START + SECOND // 2)))
+    left, was = [], net.flows.count
+    for hundredth in range(100 * 33):
+        net.now = START + hundredth * SECOND // 100
+        net.tick()
+        if net.flows.count < was:
+            left.append((hundredth, was - net.flows.count))
+        was = net.flows.count
+    assert was <= 1 and [when // 100 for when, _ in left][0] == 30 and left[-1][0] - left[0][0] <= 100
+    assert len(left) >= 4 and max(n for _, n in left) < 10_000
+    net.flows.check()
+
+
+def test_a_second_that_was_missed_is_made_good_at_once() -> None:
+    """No packet came while slices were due: the next one finds all of it done, each connection with the time it had left."""
+    net = Net(COMMITS, max=100_000)
+    burst = [craft.udp(f"10.1.{i >> 8}.{i & 255}", SERVER, 1000, 53) for i in range(30_000)]
+    net.pipeline.process(*frames_of(burst, np.full(len(burst), START + SECOND // 2)))
+    for moment in (29.9, 30.6, 34.2):
+        net.now = START + int(moment * SECOND)
+        net.tick()
+        net.flows.check()
+    assert net.flows.count <= 1 and len(net.tracker.conns()) <= 2, "an unanswered datagram comes back with nothing"
