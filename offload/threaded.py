@@ -1,15 +1,15 @@
-"""A backend in a thread of its own, so that who has commands for it never waits: a worker's turn only puts them down, and takes what has been answered.
+"""A backend in a thread of its own, so that who has commands for it never waits: a worker's turn puts them down, and takes what has been answered.
 
     worker   submit(commands)  -> a queue, bounded  ->  thread: backend.submit, backend.replies
     worker   replies()         <- what has come     <-
     others   ask(job), suspend(why), resume()       ->  done in that thread, too
 
-Theory of operation: the backend is made by whoever makes this, so that what is wrong with it is known at once; from start() on all calls of it are the
-thread's. Each time that the backend begins anew an epoch begins. Replies and `resets` are those of one moment, that of the last replies(): what was
-asked in an epoch before is neither carried out nor answered, for its cookies mean nothing any more. The thread looks every HEED seconds what others
-have done to the backend, also if nobody asks for anything.
-Failures: whatever a backend raises ends it. It is closed, an epoch begins, the log says why, and it is made anew after a pause, which gets longer each
-time; meanwhile no command is taken, so all connections are software's. A thread that ends all the same says so, and takes none for ever.
+Theory of operation: the backend is made by whoever makes this, so that what is wrong with it is known at once; from start() on it is the
+thread's. Each time that it begins anew an epoch begins. Replies and `resets` are those of one moment, that of the last replies(): what was asked in
+an epoch before is neither carried out nor answered, for its cookies mean nothing any more. The thread looks every HEED seconds what others have done
+to the backend, also if nobody asks for anything.
+Failures: whatever a backend raises ends it. It is closed, an epoch begins, the log says why, and it is made anew after a pause, longer each time;
+meanwhile no command is taken, so all connections are software's. A thread that ends all the same says so, and takes none for ever.
 Invariants: submit() and replies() wait for a few lines of Python at most; at most `most` commands wait; close() returns within LIMIT seconds.
 Not here: backends, and rights: a new thread has those of its maker (datapath.live.privileges).
 """
