@@ -18,6 +18,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -66,7 +67,7 @@ class KernelRules:
         self._hooks: dict[tc.Hook, None] = {}  # where something of ours may be
         self._templates: dict[tc.Template, None] = {}
         self._made: dict[str, tc.Qdisc] = {}
-        self._next: tc.Ruleset | None = None
+        self._coming: deque[tc.Ruleset] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ending = False
         self._closed = False
@@ -89,7 +90,7 @@ class KernelRules:
 
     def take(self, wanted: tc.Ruleset) -> None:
         """Go on with these; does not wait."""
-        self._next = wanted
+        self._coming.append(wanted)
         self._ring()
 
     def close(self) -> None:
@@ -143,9 +144,11 @@ class KernelRules:
             time.sleep(SETTLE)
             self.heard += 1 + sum(1 for _ in self.monitor.changes())
             self._try(self._repair)
-        wanted, self._next = self._next, None
-        if wanted is not None:
+        if self._coming:
+            wanted = self._coming.popleft()
             self._try(lambda: self._change(wanted))
+            if self._coming:
+                self._ring()
         elif self.said and time.monotonic() >= self._due:
             self._try(self._repair)
 
