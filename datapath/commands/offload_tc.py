@@ -2,7 +2,7 @@
 
     flow table -> mirror (each worker's) -> Threaded -> ConntrackEntries, with rules in TC (KernelRules)     pipeline
                                                      -> ExactRules                                           exact
-                                                             both with the bypass of XDP where the kernel has the packets, and not a NIC
+                                                             both with the bypass of XDP, but for exact filters that only a NIC has
 
 Theory of operation: the first worker's part decides the way, installs rules and makes the bypass, which are all workers'; the last one to be closed
 takes them away. As long as rules in TC are not as they should be nothing is let by, and no connection is in the kernel: software has them all.
@@ -182,7 +182,8 @@ class TcFactory:
             self._warn(way)
         rules, self._rules = self._rules, None
         try:
-            bypass = XdpBypass() if way.where == KERNEL else None
+            # Also with a NIC: a connection gets there by a packet that comes to act_ct in software.
+            bypass = XdpBypass() if way.way == PIPELINE or way.where == KERNEL else None
         except BaseException:
             if rules is not None:
                 rules.close()

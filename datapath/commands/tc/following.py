@@ -220,8 +220,10 @@ class KernelRules:
 
     def _change(self, wanted: tc.Ruleset) -> list[str]:
         self.wanted = wanted
-        self.changes += 1
-        wrong, plan = self._install()
+        try:
+            wrong, plan = self._install()
+        finally:
+            self.changes += 1
         if not wrong:
             self._hooks = dict.fromkeys(hooks_of(wanted))
             LOG.info(f"rules in TC: {plan.told()}")
