@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from offload.backend import BYPASS_KEY, Bypass
 from offload.exact_rules import COMMAND, ExactRules
-from offload.records import COMMAND_DTYPE, Op
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
 
 MOST_REFUSALS = 65_536  # connections whose refusal is remembered
 THERE = (0, errno.EEXIST)
 SAID = {
     errno.EBUSY: (errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, which XDP does not tell apart"),
-    errno.E2BIG: (errno.ENOSPC, "there is no room in the map of what XDP lets by"),
     errno.ENOSPC: (errno.ENOSPC, "there is no room in the map of what XDP lets by"),
 }
 
@@ -59,7 +58,7 @@ class Bypassed:
             self._asked.clear()
             self._undone.clear()
         elif self.backend.missed != self._missed:
-            self._look()
+            rows = np.concatenate([rows, self._gone(now)])
         self._missed = self.backend.missed
         if self._undone:
             ours = np.isin(rows["cookie"], list(self._undone)) & (rows["op"] == Op.DESTROY)
@@ -102,11 +101,7 @@ class Bypassed:
             rows["error"][at], said = SAID.get(error, (error, "XDP does not let it by"))
             self._refuse(conn, said)
             undo.append(cookie)
-        if undo:
-            commands = np.zeros(len(undo), dtype=COMMAND_DTYPE)
-            commands["cookie"], commands["op"] = undo, Op.DESTROY
-            self._undone |= set(undo)
-            self.backend.submit(commands, now)
+        self._undo(undo, now)
 
     def _refuse(self, conn: int, said: str) -> None:
         self._refusals[conn] = said
@@ -119,7 +114,20 @@ class Bypassed:
         if keys:
             self.bypass.remove(keys)
 
-    def _look(self) -> None:
-        """Others have deleted filters of ours one by one: what has none is not let by."""
+    def _gone(self, now: int) -> NDArray[Any]:
+        """Others have deleted filters of ours one by one: what has none is not let by, the backend forgets it, and the mirror is told."""
         there = set(self.backend.held()["cookie"].tolist())
-        self._take_out([cookie for cookie in self._keys if cookie not in there])
+        gone = [cookie for cookie in self._keys if cookie not in there]
+        self._take_out(gone)
+        self._undo(gone, now)
+        told = np.zeros(len(gone), dtype=REPLY_DTYPE)
+        told["cookie"], told["op"] = gone, Op.GONE
+        return told
+
+    def _undo(self, cookies: list[int], now: int) -> None:
+        """Have the backend remove directions, whose answers are nobody else's."""
+        if cookies:
+            commands = np.zeros(len(cookies), dtype=COMMAND_DTYPE)
+            commands["cookie"], commands["op"] = cookies, Op.DESTROY
+            self._undone |= set(cookies)
+            self.backend.submit(commands, now)

@@ -65,6 +65,8 @@ class OffloadDesk:
 
     def _check(self) -> None:
         if any(worker.offload is None for worker in self.node.workers):
+            if self.node.config.offload.backend is not None:
+                raise RequestError("offload: nothing is offloaded, for no way is left: the log of the node's start says why")
             raise RequestError("offload: this node has nothing in hardware: expected `backend` in the section [offload] of its configuration")
 
     async def status(self, session: Session, request: Message) -> Answer:

@@ -23,7 +23,7 @@ class Map:
         self.order += ["put"] * len(keys)
         errors = []
         for key in keys:
-            error = errno.EBUSY if key in self.keys else errno.E2BIG if len(self.keys) >= self.room else 0
+            error = errno.EBUSY if key in self.keys else errno.ENOSPC if len(self.keys) >= self.room else 0
             if not error:
                 self.keys.add(key)
             errors.append(error)
@@ -132,8 +132,9 @@ def test_filters_that_others_delete_one_by_one_are_not_let_by_any_more():
     rig.ask(command(Op.REPLACE, 2), command(Op.REPLACE, 3))
     del rig.exact.rules[2]
     rig.exact.missed += 1
-    rig.both.replies(0)
-    assert [key[33] for key in rig.map.keys] == [3]
+    (gone,) = rig.both.replies(0)
+    assert (gone["cookie"], gone["op"], [key[33] for key in rig.map.keys]) == (2, Op.GONE, [3])
+    assert rig.order[-1] == "remove" and len(rig.both.replies(0)) == 0 and rig.order[-1] == "destroy", "the backend forgets it, too"
 
 
 def test_one_that_is_found_missing_is_not_let_by_any_more():

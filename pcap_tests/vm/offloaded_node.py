@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from datapath.commands.offload_tc import TcFactory
 from datapath.live.client import Client
@@ -19,7 +20,7 @@ from offload.netlink.channel import NETFILTER, Channel
 from offload.netlink.filters import ACK, message
 from pcap_tests.test_datapath.test_live.offloading_node import Offloading
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, SERVER, _mac, address
-from pcap_tests.test_datapath.test_live.test_workers import at_work, written
+from pcap_tests.test_datapath.test_live.test_workers import at_work
 from pcap_tests.test_datapath.test_live.wires import Wire
 
 SIDES = f'[[offload.side]]\ndevice = "left"\nnetworks = ["{CLIENT}/32"]\n[[offload.side]]\ndevice = "right"\n'
@@ -33,6 +34,10 @@ class InKernel(Offloading):
     """Two stacks, and a node that offloads between them. left_over: what tc listed when it had gone."""
 
     left_over = ""
+
+    @property
+    def devices(self) -> tuple[str, str]:
+        return self.left.near, self.right.near
 
     @staticmethod
     def flush() -> None:
@@ -62,21 +67,31 @@ class Conn:
         self.socket.close()
 
 
+class Ends(NamedTuple):
+    """The node's devices, and the addresses behind them. public: one that nobody has, and what is behind the first device is translated to."""
+
+    devices: tuple[str, str] = ("left", "right")
+    addresses: tuple[str, str] = (CLIENT, SERVER)
+    public: str = PUBLIC
+
+
+USUAL = Ends()
+
+
 @contextmanager
-def offloaded(folder: Path, section: str, rules: str = IPV4, workers: int = 1) -> Iterator[InKernel]:
-    """A node with this section [offload]."""
+def offloaded(folder: Path, section: str, rules: str = IPV4, workers: int = 1, ends: Ends = USUAL, nic: bool = False) -> Iterator[InKernel]:
+    """A node with this section [offload]. nic: devices are NICs, where the module is loaded that makes them so."""
     here, inside, outside = Namespace(), Namespace(), Namespace()
     try:
-        left, right = Wire(here, inside, "left", queues=workers), Wire(here, outside, "right", queues=workers)
-        address(left, CLIENT)
-        address(right, SERVER)
-        with right.there.netlink() as netlink:  # nobody answers for the public address
-            netlink.neigh("add", dst=PUBLIC, lladdr=_mac(left), ifindex=netlink.link_lookup(ifname=right.far)[0])
-        name = written(folder, rules, "xdp-native", workers)
-        with open(name, "a") as file:
-            file.write(f'[offload]\nbackend = "tc"\n{section}')
-        config = load(name)
+        left, right = (Wire(here, there, name, queues=workers) for there, name in zip((inside, outside), ends.devices, strict=True))
+        for wire, own in zip((left, right), ends.addresses, strict=True):
+            address(wire, own)
+        with right.there.netlink() as netlink:
+            netlink.neigh("add", dst=ends.public, lladdr=_mac(left), ifindex=netlink.link_lookup(ifname=right.far)[0])
+        config = load(_written(folder, section, rules, workers, ends))
         with here.entered():
+            for name in ends.devices if not nic else ():
+                subprocess.run(["ethtool", "-K", name, "hw-tc-offload", "off"], capture_output=True)  # it may not even have it
             node = Node(config, offload=TcFactory(config))
         net = InKernel(node, left, right, folder / "rules.tc")
         net.socket = str(folder / "socket")
@@ -93,6 +108,17 @@ def offloaded(folder: Path, section: str, rules: str = IPV4, workers: int = 1) -
             namespace.close()
 
 
+def _written(folder: Path, section: str, rules: str, workers: int, ends: Ends) -> str:
+    """A configuration; its name."""
+    (folder / "rules.tc").write_text(rules)
+    ifaces = "".join(f'[[iface]]\nname = "{name}"\ndriver = "xdp-native"\nring = 256\nfilter = {{ all = true }}\n' for name in ends.devices)
+    (folder / "node.toml").write_text(
+        f'rules = "rules.tc"\nworkers = {workers}\n{ifaces}[conntrack]\nmax = 4000\n[control]\nsocket = "{folder}/socket"\n'
+        f'[offload]\nbackend = "tc"\n{section}'
+    )
+    return str(folder / "node.toml")
+
+
 def kernel_conns(net: InKernel) -> list[str]:
     """What the kernel tracks where the node is."""
     with net.left.here.entered():
@@ -102,7 +128,7 @@ def kernel_conns(net: InKernel) -> list[str]:
 def filters(net: InKernel) -> str:
     """What tc lists at both devices."""
     with net.left.here.entered():
-        listed = [subprocess.run(["tc", "filter", "show", "dev", name, "ingress"], capture_output=True, text=True) for name in ("left", "right")]
+        listed = [subprocess.run(["tc", "filter", "show", "dev", name, "ingress"], capture_output=True, text=True) for name in net.devices]
     return "".join(each.stdout for each in listed)
 
 

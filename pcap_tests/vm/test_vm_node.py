@@ -186,7 +186,7 @@ def test_rules_that_stay_go_on_without_the_node(tmp_path):
 
 def test_exact_filters_are_the_NIC_s_alone(nic, tmp_path):
     """A NIC that is none forwards nothing: packets go on in software, and it counts what a test says."""
-    with offloaded(tmp_path, EXACT.replace('"no"', '"only"')) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+    with offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
         assert net.status()["tc"]["where"] == "a NIC" and len(nic.lines("rules")) == 2
         listed = filters(net)
         assert listed.count("skip_sw") == listed.count(" in_hw_count 1") == 2 and not in_kernel(net, talker)
@@ -199,10 +199,10 @@ def test_exact_filters_are_the_NIC_s_alone(nic, tmp_path):
 def test_what_the_kernel_refused_is_told_with_its_sentence(nic, tmp_path):
     nic.set(rule_room=0)
     refused = pytest.raises(ConfigError, match=r"not exact in a NIC: left: flower .*feigned_nic: no room in hardware")
-    with refused, offloaded(tmp_path, EXACT.replace('"no"', '"only"')):
+    with refused, offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True):
         pass
     nic.set(rule_room=1 << 20)
-    with offloaded(tmp_path, EXACT.replace('"no"', '"only"')) as net, echoing_tcp(net.right) as port:
+    with offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True) as net, echoing_tcp(net.right) as port:
         nic.set(rule_room=0)
         with net.left.there.entered(), socket.create_connection((SERVER, port), timeout=5) as talker:
             said(talker, 3)
@@ -215,7 +215,7 @@ def test_without_ct_in_the_NIC_the_log_says_why_it_is_exact(nic, tmp_path, caplo
     caplog.set_level("INFO")
     nic.set(takes_ct=0)
     section = EXACT.replace('way = "exact"\nhardware = "no"', 'way = "auto"')
-    with offloaded(tmp_path, section) as net:
+    with offloaded(tmp_path, section, nic=True) as net:
         assert (net.status()["tc"]["way"], net.status()["tc"]["where"]) == ("exact", "a NIC")
         (why,) = net.status()["tc"]["why"]
     assert why.startswith("not pipeline in a NIC: left: ct (action ct, and on in a chain): ") and "feigned_nic: this NIC" in why

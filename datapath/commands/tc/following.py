@@ -5,8 +5,8 @@
 
 Theory of operation: what has to be done is found by comparison with what is there (tc.install), each time anew. A thread waits for other rules, and
 for what the monitor hears. As soon as something of ours may be missing it looks; and if it is, `broken` is called before anything is done, for then
-what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What the kernel refuses is
-tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on.
+what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What the kernel refuses
+is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on.
 Invariants: `broken` and `mended` alternate; whatever goes wrong here is in the log and leads to `broken`; close() returns within LIMIT seconds.
 Not here: which rules a node can have in TC (offload_ways), what becomes of connections (offload_tc).
 """

@@ -41,11 +41,11 @@ def test_everything_that_can_be_said():
         ('backend = "tc"\nway = "both"', ":8: offload.way: 'both': expected 'auto', 'pipeline' or 'exact'"),
         ('backend = "tc"\nhardware = true', ":8: offload.hardware: True: expected 'auto', 'only' or 'no'"),
         ('backend = "tc"\nprio = 0', ":8: offload.prio: 0: expected"),
-        ('backend = "tc"\nway = "exact"', ":8: offload.way: expected [[offload.side]] sections with it: which addresses are behind which device"),
-        ('backend = "tc"\nway = "pipeline"\n' + SIDE, ':9: offload.side[0]: expected none with `way = "pipeline"`: there the rules say where packets go'),
-        ('backend = "tc"\nway = "exact"\nrules = "keep"\n' + SIDE, ':9: offload.rules: expected none with `way = "exact"`: no rules are installed there'),
+        ('backend = "tc"\nway = "exact"', ":8: offload.way: expected [[offload.side]] sections with it: which addresses are behind"),
+        ('backend = "tc"\nway = "pipeline"\n' + SIDE, ':9: offload.side[0]: expected none with `way = "pipeline"`: there the rules say'),
+        ('backend = "tc"\nway = "exact"\nrules = "keep"\n' + SIDE, ':9: offload.rules: expected none with `way = "exact"`: no rules are'),
         ('backend = "tc"\n[[offload.side]]\ndevice = "eth7"', ":9: offload.side[0].device: eth7: expected an interface of this file"),
-        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.1/8"]', ":10: offload.side[0].networks[0]: expected a prefix without"),
+        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.1/8"]', ":10: offload.side[0].networks[0]: expected a prefix"),
         ('backend = "tc"\n[[offload.side]]\ndevise = "left"', ":8: offload.side[0].device: missing"),
         ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nchains = 1', ":10: offload.side[0].chains: no such setting (is chain meant?)"),
     ],
@@ -87,7 +87,7 @@ def test_what_is_routed_leaves_by_a_chain():
 
 
 def test_it_needs_a_flow_table():
-    with pytest.raises(ConfigError, match="node.toml:8: offload.backend: expected `flowtable = true`"):
+    with pytest.raises(ConfigError, match=r"node\.toml:8: offload\.backend: expected `flowtable = true`"):
         parse("flowtable = false\n" + HEAD + 'backend = "tc"\n', "node.toml")
 
 

@@ -178,7 +178,7 @@ def test_what_the_kernel_refuses_leaves_nothing_of_the_others():
 
 def test_what_hardware_does_not_take_is_told():
     tc = Tc()
-    with pytest.raises(Unfit, match="prio 1 .*: not in hardware"):
+    with pytest.raises(Unfit, match=r"prio 1 .*: not in hardware"):
         KernelRules(tc, Heard(), rules(ONE), in_hardware=True)
     assert tc.rules == {}
 
