@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import time
@@ -39,7 +40,7 @@ def test_a_connection_is_the_kernel_s_until_its_fin(tmp_path, section, rules):
             assert net.audit() == {"held": 2, "wanted": 2, "differ": 0, "pending": 0, "differences": []}
             if section is PIPELINE:
                 (line,) = kernel_conns(net)
-                assert "[OFFLOAD]" in line and f"dport={port}" in line and " packets=52 " in line
+                assert "[OFFLOAD]" in line and f"dport={port}" in line and min(map(int, re.findall(r"packets=(\d+)", line))) >= 50
         until(lambda: net.status()["entries"] == 0, "its FIN has taken it out")
         assert kernel_conns(net) == [] and (section is PIPELINE or "flower" not in filters(net))
         assert net.why(dport=port)[0]["offload"]["code"] == "teardown_fin"

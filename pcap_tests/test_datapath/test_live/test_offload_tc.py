@@ -216,7 +216,8 @@ class Telling(Kernel):
     def replies(self, now):
         if not self.told and threading.current_thread().name.startswith("offload"):
             self.told = True
-            print(threading.current_thread().name, *caps(), flush=True)
+            sys.stdout.write(" ".join([threading.current_thread().name, *caps()]) + "\\n")  # in one piece: there are two threads
+            sys.stdout.flush()
         return super().replies(now)
 
 TcFactory._backend = lambda self, shared, number, workers: Telling
