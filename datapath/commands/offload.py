@@ -20,6 +20,7 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
 from datapath.commands.control_options import socket_option
 from datapath.commands.nic_option import KINDS, nic_profile
+from datapath.commands.offload_devices import COMMANDS as DEVICE_COMMANDS
 from datapath.commands.offload_install import install_command, remove_command
 from datapath.commands.offload_probe import probe_command
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
@@ -82,6 +83,7 @@ def command(quiet: bool, verbose: bool) -> None:
       ctmirror offload status
       ctmirror offload why -p tcp --dport 443
       ctmirror offload install rules.tc --dry-run
+      ctmirror offload devices
     """
 
 
@@ -96,6 +98,8 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
 command.add_command(install_command)
 command.add_command(remove_command)
 command.add_command(probe_command)
+for each in DEVICE_COMMANDS:
+    command.add_command(each)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------------------------
