@@ -1,4 +1,5 @@
-"""`ctmirror offload devices`, `eswitch` and `function`: NICs as devlink knows them, their eswitch, and the functions that hosts and guests have of them.
+"""`ctmirror offload devices`, `eswitch` and `function`: NICs as devlink knows them, their eswitch, and the functions that hosts and guests have of
+them.
 
 Not here: devlink (offload.devlink), rules in a NIC (offload_install), what a NIC takes (offload_probe).
 """
@@ -194,7 +195,9 @@ def _known(devlink: Devlink, nic: Nic) -> Nic:
 
 @click.command("eswitch", short_help="the mode of a NIC's eswitch")
 @click.argument("nic", metavar="NIC")
-@click.option("--mode", type=click.Choice(list(MODES.values())), help="legacy: VFs are bridged by the NIC; switchdev: each has a representor, and rules decide.")
+@click.option(
+    "--mode", type=click.Choice(list(MODES.values())), help="legacy: VFs are bridged by the NIC; switchdev: each has a representor, and rules decide."
+)
 @click.option("--inline-mode", type=click.Choice(list(INLINE_MODES.values())), help="How much of a header VFs hand over beside the packet.")
 @click.option("--encap-mode", type=click.Choice(list(ENCAP_MODES.values())), help="Whether the NIC takes tunnels apart and makes them.")
 @DRY_RUN
@@ -382,6 +385,25 @@ def _port(function: Named, ports: Sequence[DevlinkPort]) -> DevlinkPort:
 
 
 COMMANDS = (devices_command, eswitch_command, function_command)
+
+
+def eswitch_of(iface: str) -> tuple[str | None, str | None]:
+    """The NIC that an interface is of, and the mode of its eswitch, or why it is not told; None: there is none. Raises CtmirrorError."""
+    from offload.devlink.family import Devlink, NoDevlink
+    from offload.devlink.representors import links, nic_behind
+    from offload.netlink.channel import Channel
+
+    with Channel() as channel:
+        found = links(channel)
+    try:
+        with Devlink() as devlink:
+            nic = nic_behind(iface, devlink.ports(), found)
+            if nic is None or nic not in devlink.nics():
+                return None, None
+            told = _eswitch(devlink, nic)
+    except NoDevlink:
+        return None, None
+    return str(nic), told if isinstance(told, str) else told.mode
 
 
 # --- doctor -------------------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
     changes           what can be changed, as a request and as a line of devlink(8)
     family            a socket of pyroute2 that asks all this
     representors      which interface stands for which function, with devlink or without
+    names             interfaces by names of functions, for whoever takes either
 
 Not here: rules and connections in a NIC (offload.netlink, offload.exact_rules), what is printed (datapath.commands.offload_devices).
 """

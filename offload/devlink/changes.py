@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from offload.devlink import attributes as of
 from offload.devlink.functions import Function, Nic
@@ -18,7 +19,8 @@ Attributes = list[tuple[str, Any]]  # by the kernel's names without DEVLINK_ATTR
 UNKNOWN = "PORT_INDEX"  # devlink(8)'s own word for a number that is not known yet
 
 
-class EswitchSet(NamedTuple):
+@dataclass(frozen=True)
+class EswitchSet:
     """None: as it is."""
 
     nic: Nic
@@ -26,7 +28,7 @@ class EswitchSet(NamedTuple):
     inline_mode: str | None = None
     encap_mode: str | None = None
 
-    command = of.ESWITCH_SET
+    command: ClassVar[int] = of.ESWITCH_SET
 
     def _given(self) -> Iterator[tuple[str, str, int]]:
         rows = (
@@ -48,7 +50,8 @@ class EswitchSet(NamedTuple):
         return f"{self.nic}: eswitch {', '.join(said for said, _, _ in self._given())}"
 
 
-class FunctionAdd(NamedTuple):
+@dataclass(frozen=True)
+class FunctionAdd:
     """An SF, or without `scalable` a PF. Without function.sf the driver chooses the number of an SF; without index that of the devlink port."""
 
     nic: Nic
@@ -56,7 +59,7 @@ class FunctionAdd(NamedTuple):
     index: int | None = None
     scalable: bool = True
 
-    command = of.PORT_NEW
+    command: ClassVar[int] = of.PORT_NEW
 
     def attributes(self) -> Attributes:
         flavour = of.PCI_SF if self.scalable else of.PCI_PF
@@ -78,14 +81,15 @@ class FunctionAdd(NamedTuple):
         return f"{self.nic}: function {self.function}{'sf' if self.scalable and self.function.sf is None else ''}: add"
 
 
-class FunctionDelete(NamedTuple):
+@dataclass(frozen=True)
+class FunctionDelete:
     """The function behind a devlink port. name: for errors."""
 
     nic: Nic
     index: int
     name: str = ""
 
-    command = of.PORT_DELETE
+    command: ClassVar[int] = of.PORT_DELETE
 
     def attributes(self) -> Attributes:
         return [*_nic(self.nic), ("PORT_INDEX", self.index)]
@@ -97,7 +101,8 @@ class FunctionDelete(NamedTuple):
         return f"{self.nic}: {f'function {self.name}' if self.name else f'port {self.index}'}: delete"
 
 
-class FunctionSet(NamedTuple):
+@dataclass(frozen=True)
+class FunctionSet:
     """mac: as text; state: active or inactive; None: as it is. index None: only known once the function has been added."""
 
     nic: Nic
@@ -106,7 +111,7 @@ class FunctionSet(NamedTuple):
     state: str | None = None
     name: str = ""
 
-    command = of.PORT_SET
+    command: ClassVar[int] = of.PORT_SET
 
     def attributes(self) -> Attributes:
         """Raises ValueError without an index."""

@@ -1,8 +1,9 @@
 """The generic netlink family devlink, asked through a socket of pyroute2: NICs, eswitches and devlink ports listed and changed.
 
-Theory of operation: pyroute2 finds the family, numbers requests, gathers answers and has the kernel's sentence; what it sends is made by a class out of
-our table (offload.netlink.classes). What comes back is not read by its classes, which take anything for a value, but as bytes, strictly and bounded by
-how many there are; and only from the kernel. A list that changes while it is read (EINTR) is asked for again; pyroute2 takes half a list for a whole.
+Theory of operation: pyroute2 finds the family, numbers requests, gathers answers and has the kernel's sentence; what it sends is made by a class out
+of our table (offload.netlink.classes). What comes back is not read by its classes, which take anything for a value, but as bytes, strictly and
+bounded by how many there are; and only from the kernel. A list that changes while it is read (EINTR) is asked for again; pyroute2 takes half a list
+for a whole.
 Invariants: no request waits longer than PATIENCE; errors say which NIC and what was asked.
 Source: net/devlink of Linux. Not here: what is asked for (changes), what the answers mean (model).
 """
@@ -60,7 +61,7 @@ class NoDevlink(DevlinkError):
         super().__init__("this kernel has none: expected one with CONFIG_NET_DEVLINK, as drivers of NICs with an eswitch want it", errno.ENOENT)
 
 
-class _Message(genlmsg):  # type: ignore[misc]
+class _Message(genlmsg):
     """A message of devlink: written by the table's names, and read as our own values, under "values"."""
 
     prefix, nla_map = "", ()
@@ -76,7 +77,7 @@ class _Message(genlmsg):  # type: ignore[misc]
         self["values"] = read(of.DEVICE, bytes(self.data[self.offset + HEAD : self.offset + length]))
 
 
-class _Marshal(Marshal):  # type: ignore[misc]
+class _Marshal(Marshal):
     """Reads what has come, after a look at whether it can be read at all."""
 
     def parse(self, data: bytes, *arguments: Any, **options: Any) -> Iterator[Any]:
@@ -99,7 +100,7 @@ class _Marshal(Marshal):  # type: ignore[misc]
         return True
 
 
-class _Socket(AsyncGenericNetlinkSocket):  # type: ignore[misc]
+class _Socket(AsyncGenericNetlinkSocket):
     """Listens to the kernel only, as anybody may send to a socket."""
 
     marshal_class = _Marshal

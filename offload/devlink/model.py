@@ -1,6 +1,6 @@
 """What devlink lists, as values: eswitches, and devlink ports with what is behind them.
 
-A devlink port is where something is plugged into a NIC's eswitch: the wire, a PF, VF or SF, by its flavour. Its interface on this host, if it has one,
+A devlink port is where something is plugged into a NIC's eswitch: the wire, a PF, VF or SF, by its flavour. Its interface on this host, if any,
 is the function's representor, or of flavour physical the uplink.
 Invariants: what is read here was read strictly (offload.netlink.read); what a kernel leaves out is None, and not a number.
 Not here: how it is asked (family), interfaces without devlink ports (representors).
@@ -8,6 +8,7 @@ Not here: how it is asked (family), interfaces without devlink ports (represento
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from offload.devlink import attributes as of
@@ -37,7 +38,8 @@ class PortFunction(NamedTuple):
     opstate: str | None = None
 
 
-class DevlinkPort(NamedTuple):
+@dataclass(frozen=True)
+class DevlinkPort:
     """index: its number in the NIC; iface, ifindex: on this host, in this network namespace; function: None of what is none."""
 
     nic: Nic

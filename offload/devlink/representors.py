@@ -1,8 +1,8 @@
 """Which interface stands for which function of a NIC: by devlink ports, and of drivers without these by what interfaces say of themselves.
 
-Theory of operation: the kernel names what is plugged into a NIC's eswitch (pf0vf3) and gives all of it one number (phys_switch_id); interfaces tell both
-by rtnetlink, and most of them which NIC they belong to. devlink tells the same by ports, with the function's MAC address and state besides. Ports count
-where there are any; an interface that no port mentions is one of a driver that has none.
+Theory of operation: the kernel names what is plugged into a NIC's eswitch (pf0vf3) and gives all of it one number (phys_switch_id); interfaces tell
+both by rtnetlink, and most of them which NIC they belong to. devlink tells the same by ports, with the function's MAC address and state besides.
+Ports count where there are any; an interface that no port mentions is one of a driver that has none.
 Invariants: an interface is in the list once; a name that means two interfaces is an error, and not the first of them.
 Source: linux/if_link.h. Not here: how functions are called (functions), how they are made (changes).
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from offload.devlink.family import Devlink, NoDevlink
-from offload.devlink.functions import PCI, Function, Misnamed, Named, Nic, function_of, is_function, named
+from offload.devlink.functions import PCI, Function, Misnamed, Named, Nic, function_of
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
@@ -40,8 +40,8 @@ class Link(NamedTuple):
 
 
 class Representor(NamedTuple):
-    """An interface that stands for a function of a NIC, or is its uplink (p0). port: None where the driver has no devlink ports; nic: None where nobody
-    says whose it is; name: None of what has none."""
+    """An interface that stands for a function of a NIC, or is its uplink (p0). port: None where the driver has no devlink ports; nic: None where
+    nobody says whose it is; name: None of what has none."""
 
     iface: str
     name: str | None
@@ -143,25 +143,6 @@ def _others(nic: Nic, among: Sequence[Representor]) -> str:
 def _some(names: Sequence[str]) -> str:
     more = len(names) - MOST_SHOWN
     return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-class Resolver:
-    """Names of interfaces out of names of functions; what is no function is an interface already, and nothing is asked for it.
-
-    What there is is looked up once, when it is first needed.
-    """
-
-    def __init__(self) -> None:
-        self._among: list[Representor] | None = None
-
-    def __call__(self, text: str) -> str:
-        """Raises CtmirrorError."""
-        if not is_function(text):
-            return text
-        wanted = named(text)
-        if self._among is None:
-            self._among = representors(*here())
-        return iface_called(wanted, self._among)
 
 
 def nic_behind(iface: str, ports: Iterable[DevlinkPort], found: Iterable[Link]) -> Nic | None:

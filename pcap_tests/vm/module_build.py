@@ -1,7 +1,7 @@
 """Builds modules against the headers of the guest's kernel: those of module/, which feign a NIC and an eswitch, and netdevsim out of Linux's sources.
 
-netdevsim is Linux's own NIC for tests, with VFs and representors; Debian's kernel leaves it out, its source package has it. Of that only what is built
-is kept, below build/vm: nothing of it gets into this project.
+netdevsim is Linux's own NIC for tests, with VFs and representors; Debian's kernel leaves it out, its source package has it. Of that only what is
+built is kept, below build/vm: nothing of it gets into this project.
 Not here: fetching headers and sources (packages), loading what is built (the guest's tests).
 """
 

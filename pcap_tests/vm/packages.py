@@ -85,8 +85,8 @@ def fetch(folder: Path) -> Kernel:
 
 
 def kernel_source(kernel: Kernel, folder: str) -> dict[str, bytes]:
-    """The files of one folder of the kernel's sources, without those below it. The package of all sources is fetched, and is gone again; it is that of
-    the kernel's series, whose interfaces to modules stay. Raises CannotBoot."""
+    """The files of one folder of the kernel's sources, without those below it. The package of all sources is fetched, and is gone again; it is that
+    of the kernel's series, whose interfaces to modules stay. Raises CannotBoot."""
     series = ".".join(kernel.release.split(".")[:2])
     with tempfile.TemporaryDirectory(prefix="ctmirror-source-") as name:
         place = Path(name)

@@ -1,5 +1,5 @@
-"""devlink of a real kernel: Linux's netdevsim with VFs, and an eswitch of our own with scalable functions; listed, changed, refused, and as devlink(8) has
-it, whose commands a dry run prints."""
+"""devlink of a real kernel: Linux's netdevsim with VFs, and an eswitch of our own with scalable functions; listed, changed, refused, and as
+devlink(8) has it, whose commands a dry run prints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from offload.devlink.changes import EswitchSet, FunctionAdd, FunctionDelete, Fun
 from offload.devlink.family import Devlink, DevlinkError
 from offload.devlink.functions import Function, Misnamed, nic_of
 from offload.devlink.model import PortFunction
-from offload.devlink.representors import Resolver, find, here, representors
+from offload.devlink.names import Resolver
+from offload.devlink.representors import find, here, representors
 from pcap_tests.test_datapath.command import run
 
 MACS = ("02:00:00:00:00:58", "02:00:00:00:00:59")
 # Our fields and devlink(8)'s, of `port show`.
 FIELDS = {
-    "type": "kind", "netdev": "iface", "flavour": "flavour", "port": "number", "pfnum": "pf", "vfnum": "vf", "sfnum": "sf", "controller": "controller",
-    "external": "external", "splittable": "splittable", "lanes": "lanes",
+    "type": "kind", "netdev": "iface", "flavour": "flavour", "port": "number", "pfnum": "pf", "vfnum": "vf", "sfnum": "sf",
+    "controller": "controller", "external": "external", "splittable": "splittable", "lanes": "lanes",
 }  # fmt: skip
 
 
@@ -40,7 +41,9 @@ def same_as_devlink() -> int:
     assert theirs.keys() == ours.keys()
     for place, told in theirs.items():
         port = ours[place]
-        assert {field: getattr(port, own) for field, own in FIELDS.items() if field in told} == {field: told[field] for field in FIELDS if field in told}
+        assert {field: getattr(port, own) for field, own in FIELDS.items() if field in told} == {
+            field: told[field] for field in FIELDS if field in told
+        }
         function = {"hw_addr": "mac", "state": "state", "opstate": "opstate"}
         assert {name: getattr(port.function, own) for name, own in function.items() if name in told.get("function", {})} == told.get("function", {})
     assert list(devlink("dev", "show")["dev"]) == nics
@@ -65,7 +68,7 @@ def test_vfs_have_representors_once_the_eswitch_switches(simulated):
     assert Resolver()(f"pf0vf1@{simulated}") == one.iface == listed[2].iface
     with Devlink() as asked:
         asked.change(EswitchSet(nic, "legacy"))
-    with pytest.raises(Misnamed, match="no interface stands for it here: expected one of p1$"):
+    with pytest.raises(Misnamed, match=r"no interface stands for it here: expected one of p1$"):
         Resolver()(f"pf0vf1@{simulated}")
 
 
@@ -74,7 +77,9 @@ def test_interfaces_say_the_same_without_devlink(simulated):
         asked.change(EswitchSet(nic_of(simulated), "switchdev"))
     ports, links = here()
     with_ports, without = representors(ports, links), representors([], links)
-    assert [(each.iface, each.name, each.nic, each.switch) for each in without] == [(each.iface, each.name, each.nic, each.switch) for each in with_ports]
+    assert [(each.iface, each.name, each.nic, each.switch) for each in without] == [
+        (each.iface, each.name, each.nic, each.switch) for each in with_ports
+    ]
     assert not any(each.port for each in without)
 
 
@@ -101,15 +106,17 @@ def test_what_netdevsim_has_not_is_refused_with_the_kernels_sentence(simulated):
 def test_a_scalable_function_lives(feigned):
     nic = nic_of(feigned)
     with Devlink() as asked:
-        with pytest.raises(DevlinkError, match="function pf0sf8: add: Operation not supported: feigned_functions: functions are added in mode switchdev only$"):
+        with pytest.raises(
+            DevlinkError, match=r"function pf0sf8: add: Operation not supported: feigned_functions: functions are added in mode switchdev only$"
+        ):
             asked.change(FunctionAdd(nic, Function(0, sf=8)))
         asked.change(EswitchSet(nic, "switchdev"))
         made = asked.change(FunctionAdd(nic, Function(0, sf=8)))
         assert (made.name, made.flavour, made.function) == ("pf0sf8", "pcisf", PortFunction("00:00:00:00:00:00", "inactive", "detached"))
         asked.change(FunctionSet(nic, made.index, MACS[0], "active"))
-        with pytest.raises(DevlinkError, match="hw_addr 02:00:00:00:00:59: Device or resource busy: feigned_functions: the function is active$"):
+        with pytest.raises(DevlinkError, match=r"hw_addr 02:00:00:00:00:59: Device or resource busy: feigned_functions: the function is active$"):
             asked.change(FunctionSet(nic, made.index, MACS[1]))
-        with pytest.raises(DevlinkError, match="add: File exists: feigned_functions: there is such a function$"):
+        with pytest.raises(DevlinkError, match=r"add: File exists: feigned_functions: there is such a function$"):
             asked.change(FunctionAdd(nic, Function(0, sf=8)))
         free = asked.change(FunctionAdd(nic, Function(0)))
         assert free.name == "pf0sf0"
@@ -120,7 +127,7 @@ def test_a_scalable_function_lives(feigned):
         assert same_as_devlink() == 4
         resolve = Resolver()
         assert resolve(f"pf0sf8@{feigned}") == resolve(f"{MACS[0].upper()}@{feigned}") == now.iface
-        with pytest.raises(DevlinkError, match="eswitch mode legacy: Device or resource busy: feigned_functions: there are scalable functions$"):
+        with pytest.raises(DevlinkError, match=r"eswitch mode legacy: Device or resource busy: feigned_functions: there are scalable functions$"):
             asked.change(EswitchSet(nic, "legacy"))
         for port in (made, free, given):
             asked.change(FunctionDelete(nic, port.index))
@@ -146,7 +153,8 @@ def test_the_commands_do_it_and_say_so(capfd, feigned):
         (f"p0@{feigned}", uplink, None, "fe16ed"), (f"pf0sf8@{feigned}", sf, 8, "fe16ed"),
     ]  # fmt: skip
     assert run(capfd, "offload", "function", "set", f"pf0sf8@{feigned}", "--mac", MACS[1]) == (
-        1, "", f"ctmirror: devlink: {feigned}: function pf0sf8: hw_addr {MACS[1]}: Device or resource busy: feigned_functions: the function is active\n",
+        1, "",
+        f"ctmirror: devlink: {feigned}: function pf0sf8: hw_addr {MACS[1]}: Device or resource busy: feigned_functions: the function is active\n",
     )  # fmt: skip
     assert run(capfd, "offload", "function", "set", f"pf0sf8@{feigned}", "--state", "inactive") == (0, f"pf0sf8@{feigned}: set\n", "")
     assert run(capfd, "offload", "function", "delete", f"pf0sf8@{feigned}") == (0, f"pf0sf8@{feigned}: deleted\n", "")
@@ -191,13 +199,13 @@ def test_both_nics_are_told_apart(simulated, feigned):
     with Devlink() as asked:
         assert {str(nic) for nic in asked.nics()} == {simulated, feigned}
         asked.change(EswitchSet(nic_of(simulated), "switchdev"))
-        with pytest.raises(DevlinkError, match="there is no such NIC or devlink port in this network namespace$"):
+        with pytest.raises(DevlinkError, match=r"there is no such NIC or devlink port in this network namespace$"):
             asked.eswitch(nic_of("0000:08:00.0"))
     resolve = Resolver()
     assert resolve(f"p0@{feigned}") != resolve(f"p1@{simulated}")
-    with pytest.raises(Misnamed, match=f"^pf0vf0@{feigned}: no interface stands for it here: expected one of p0$"):
+    with pytest.raises(Misnamed, match=rf"^pf0vf0@{feigned}: no interface stands for it here: expected one of p0$"):
         resolve(f"pf0vf0@{feigned}")
-    with pytest.raises(Misnamed, match="expected a NIC that has some: "):
+    with pytest.raises(Misnamed, match=r"expected a NIC that has some: "):
         resolve("pf0vf0@0000:08:00.0")
     assert same_as_devlink() == 4
 

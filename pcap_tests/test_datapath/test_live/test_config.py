@@ -65,7 +65,7 @@ MISTAKES = [
     ("ring = 512", 'ring = "512"', "iface[0].ring", "'512': expected a valid integer"),
     ("ring = 512", "rings = 512", "iface[0].rings", "no such setting (is ring meant?): expected one of name, driver, inward"),
     ("tcp_liberal = true", "tcp_libral = true", "conntrack.tcp_libral", "no such setting (is tcp_liberal meant?): expected one of acct, "),
-    ('name = "eth0"', 'name = "a-name-of-an-interface"', "iface[0].name", "'a-name-of-an-interface': expected at most 15 characters"),
+    ('name = "eth0"', 'name = "a-name-of-an-interface"', "iface[0].name", "'a-name-of-an-interface': expected the name of an interface, of 1 to 15 characters"),
     ("cpu = 1", "cpu = -1", "cpu", "-1: expected greater than or equal to 0"),
     ('name = "eth0"', 'name = "a name"', "iface[0].name", "'a name': expected the name of an interface, of 1 to 15 characters"),
     ('name = "eth0"', 'nam = "eth0"', "iface[0].name", "missing"),

@@ -98,7 +98,12 @@ class FeignedNic:
     def eswitch(self) -> bytes:
         if not self.has_eswitch:
             raise Refused(errno.EOPNOTSUPP)
-        return nic("pci", self.name) + u16(NUMBER["ESWITCH_MODE"], self.mode) + u8(NUMBER["ESWITCH_INLINE_MODE"], 0) + u8(NUMBER["ESWITCH_ENCAP_MODE"], 1)
+        return (
+            nic("pci", self.name)
+            + u16(NUMBER["ESWITCH_MODE"], self.mode)
+            + u8(NUMBER["ESWITCH_INLINE_MODE"], 0)
+            + u8(NUMBER["ESWITCH_ENCAP_MODE"], 1)
+        )
 
     def set_eswitch(self, values: Values) -> None:
         if not self.has_eswitch:
@@ -119,7 +124,9 @@ class FeignedNic:
         index = values.get("PORT_INDEX", 32768 + number)
         if index in self.ports:
             raise Refused(errno.EEXIST, "SF already exist. Choose different sfnum")
-        parts = plugged(of.PCI_SF, ifindex=100 + number, iface=f"en8f0pf0sf{number}", controller=0, pf=values["PORT_PCI_PF_NUMBER"], sf=number, external=0)
+        parts = plugged(
+            of.PCI_SF, ifindex=100 + number, iface=f"en8f0pf0sf{number}", controller=0, pf=values["PORT_PCI_PF_NUMBER"], sf=number, external=0
+        )
         self.ports[index] = Behind(parts, state=0, opstate=0, has_function=True)
         return self.ports[index].packed(index, self.name)
 
@@ -141,7 +148,8 @@ class FeignedNic:
 
 
 class FeignedFamily(socket.socket):
-    """The socket. nics: that there are; rewritten: what becomes of each answer on its way, for what no kernel sends. asked: what has come, by command."""
+    """The socket. nics: that there are; rewritten: what becomes of each answer on its way, for what no kernel sends. asked: what has come, by
+    command."""
 
     def __init__(self, *nics: FeignedNic, family: bool = True, rewritten: Callable[[bytes], bytes] = bytes, sender: int = 0) -> None:
         near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
