@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from datapath.commands.offload_devices import eswitches
+from datapath.live.privileges import keep_only
 from offload.devlink.changes import EswitchSet, FunctionAdd, FunctionDelete, FunctionSet
 from offload.devlink.family import Devlink, DevlinkError
 from offload.devlink.functions import Function, Misnamed, nic_of
@@ -17,6 +18,7 @@ from offload.devlink.model import PortFunction
 from offload.devlink.names import Resolver
 from offload.devlink.representors import find, here, representors
 from pcap_tests.test_datapath.command import run
+from pcap_tests.vm.test_vm_install import ended, in_child
 
 MACS = ("02:00:00:00:00:58", "02:00:00:00:00:59")
 # Our fields and devlink(8)'s, of `port show`.
@@ -215,3 +217,51 @@ def test_where_there_is_none(capfd):
     code, _, err = run(capfd, "offload", "eswitch", "0000:08:00.0")
     assert (code, err) == (2, "ctmirror: pci/0000:08:00.0: devlink knows no such NIC here: expected one with a driver that uses devlink\n")
     assert not eswitches().ok
+
+
+# --- functions where interfaces are wanted --------------------------------------------------------------------------------------------------
+
+RULES = """
+tc qdisc add dev pf0vf0@{nic} clsact
+tc filter add dev pf0vf0@{nic} ingress protocol ip prio 1 chain 0 handle 1 flower ip_proto tcp action mirred egress redirect dev pf0vf1@{nic}
+"""
+
+
+def test_rules_are_installed_at_functions(capfd, tmp_path, simulated):
+    (tmp_path / "rules.tc").write_text(RULES.format(nic=simulated))
+    assert run(capfd, "offload", "install", str(tmp_path / "rules.tc"))[::2] == (
+        2, f"ctmirror: {tmp_path}/rules.tc:2:1: 'dev pf0vf0@{simulated}': pf0vf0@{simulated}: no interface stands for it here: expected one of p1\n",
+    )  # fmt: skip
+    with Devlink() as asked:
+        asked.change(EswitchSet(nic_of(simulated), "switchdev"))
+    resolve = Resolver()
+    first, second = resolve(f"pf0vf0@{simulated}"), resolve(f"pf0vf1@{simulated}")
+    assert run(capfd, "offload", "install", str(tmp_path / "rules.tc")) == (0, "rules: 1 added, 0 changed, 0 removed; 0 as they were\n", "")
+    (listed,) = [each for each in json.loads(shown("tc", "-j", "filter", "show", "dev", first, "ingress")) if "options" in each]
+    assert (listed["options"]["keys"]["ip_proto"], listed["options"]["actions"][0]["to_dev"]) == ("tcp", second)
+    assert run(capfd, "offload", "remove", str(tmp_path / "rules.tc")) == (0, "1 rule removed\n", "")
+
+
+def test_probe_takes_a_function_and_says_the_mode(capfd, simulated):
+    code, out, _ = run(capfd, "offload", "probe", f"p1@{simulated}")
+    hint = f"  the eswitch is in mode legacy: ctmirror offload eswitch {simulated} --mode switchdev"
+    assert code == 1 and out.splitlines()[1] == f"eswitch        legacy ({simulated})" and out.splitlines()[-1] == hint
+    with Devlink() as asked:
+        asked.change(EswitchSet(nic_of(simulated), "switchdev"))
+    told = json.loads(run(capfd, "offload", "probe", f"pf0vf1@{simulated}", "--to", f"p1@{simulated}", "--json")[1])
+    assert (told["eswitch"], told["nic_name"], told["device"]) == ("switchdev", simulated, Resolver()(f"pf0vf1@{simulated}"))
+    assert not any("legacy" in line for line in told["why"])
+
+
+def test_without_rights_there_is_the_list_and_no_mode(capfd, simulated):
+    assert ended(in_child(lambda: keep_only(()), "offload", "devices")) == 0
+    first, *rest = capfd.readouterr().out.splitlines()
+    assert first == f"{simulated}: eswitch not told: expected root, or cap_net_admin" and len(rest) == 2
+    assert ended(in_child(lambda: keep_only(()), "offload", "eswitch", simulated, "--mode", "switchdev")) == 2
+    assert capfd.readouterr() == (
+        "", f"ctmirror: devlink: {simulated}: eswitch mode switchdev: not permitted: expected root, or cap_net_admin\n",
+    )  # fmt: skip
+
+
+def shown(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from typing import ClassVar
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_a_scalable_function_from_its_beginning_to_its_end(devlink, socket):
     devlink.change(FunctionDelete(NIC, made.index))
     assert [port.name for port in devlink.ports()] == ["p0", "pf0vf0", "pf0vf1"]
     said = {"BUS_NAME": "pci", "DEV_NAME": "0000:08:00.0"}
-    asked = {command: values for command, values in socket.asked}
+    asked = dict(socket.asked)
     assert asked[of.PORT_NEW] == said | {"PORT_FLAVOUR": 7, "PORT_PCI_PF_NUMBER": 0, "PORT_PCI_SF_NUMBER": 88}
     assert asked[of.PORT_SET] == said | {"PORT_INDEX": 32856, "PORT_FUNCTION": {"HW_ADDR": bytes.fromhex("001122334455"), "STATE": 1}}
     assert asked[of.PORT_DELETE] == said | {"PORT_INDEX": 32856}
@@ -197,7 +198,7 @@ def test_malformed_answers_are_said_to_be_so(change):
 class Recorded(FeignedFamily):
     """Answers every question as a real kernel did, with the question's number."""
 
-    COMMANDS = {of.GET: "nics", of.PORT_GET: "ports", of.ESWITCH_GET: "eswitch", of.PORT_NEW: "refused", of.ESWITCH_SET: "set", of.PORT_SET: "set"}
+    COMMANDS: ClassVar = {of.GET: "nics", of.PORT_GET: "ports", of.ESWITCH_GET: "eswitch", of.PORT_NEW: "refused", of.ESWITCH_SET: "set", of.PORT_SET: "set"}
 
     def send(self, data: bytes, flags: int = 0) -> int:
         _, kind, _, number, _ = MESSAGE.unpack_from(data)

@@ -95,14 +95,32 @@ def test_what_no_kernel_sends_is_said_in_a_line(read_as, data, said):
     assert str(error.value) == said
 
 
-@given(st.sampled_from([nic_in, port_in, eswitch_in]), st.binary(max_size=300))
-def test_any_bytes_are_a_value_or_an_error_of_one_line(read_as, data):
-    try:
-        found = read_as(values(data))
-    except Malformed as error:
-        assert "\n" not in str(error)
-    else:
-        assert not isinstance(found, DevlinkPort) or found.name is None or found.name.isprintable()
+def read_any(data: bytes) -> DevlinkPort | None:
+    """Bytes as everything that they could be: a value, or an error of one line. The devlink port, if they are one."""
+    port = None
+    for read_as in (nic_in, eswitch_in, port_in):
+        try:
+            found = read_as(values(data))
+        except Malformed as error:
+            assert "\n" not in str(error)
+        else:
+            port = found if isinstance(found, DevlinkPort) else None
+    assert port is None or port.name is None or port.name.isprintable()
+    return port
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_value_or_an_error_of_one_line(data):
+    read_any(data)
+
+
+NUMBERS = st.sampled_from([*of.DEVICE.attributes, 999])
+PARTS = st.tuples(NUMBERS, st.binary(max_size=12)).map(lambda pair: attribute(*pair))
+
+
+@given(st.lists(PARTS, max_size=12))
+def test_any_attributes_beside_a_ports_own_are_as_well(parts):
+    read_any(port("pci", "a", 1, *parts))
 
 
 # --- recorded -----------------------------------------------------------------------------------------------------------------------------
@@ -120,7 +138,10 @@ def test_ports_that_a_kernel_sent():
     assert (uplink.nic, uplink.index, uplink.name, uplink.function) == (feigned, 65535, "p0", None)
     assert (sf.nic, sf.index, sf.name, sf.function) == (feigned, 32776, "pf0sf8", PortFunction("02:00:00:00:00:58", "active", "attached"))
     assert (first.nic, first.name, first.splittable) == (simulated, "p1", False)
-    assert [(each.name, each.flavour, each.index, each.external) for each in vfs] == [("pf0vf0", "pcivf", 128, False), ("pf0vf1", "pcivf", 129, False)]
+    assert [(each.name, each.flavour, each.index, each.external) for each in vfs] == [
+        ("pf0vf0", "pcivf", 128, False),
+        ("pf0vf1", "pcivf", 129, False),
+    ]
     assert all(each.iface and each.ifindex and each.kind == "eth" for each in (uplink, sf, first, *vfs))
 
 
