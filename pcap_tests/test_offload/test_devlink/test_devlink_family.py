@@ -198,7 +198,7 @@ def test_malformed_answers_are_said_to_be_so(change):
 class Recorded(FeignedFamily):
     """Answers every question as a real kernel did, with the question's number."""
 
-    COMMANDS: ClassVar = {of.GET: "nics", of.PORT_GET: "ports", of.ESWITCH_GET: "eswitch", of.PORT_NEW: "refused", of.ESWITCH_SET: "set", of.PORT_SET: "set"}
+    COMMANDS: ClassVar = {of.GET: "nics", of.PORT_GET: "ports", of.ESWITCH_GET: "eswitch", of.PORT_NEW: "refused", of.ESWITCH_SET: "set"}
 
     def send(self, data: bytes, flags: int = 0) -> int:
         _, kind, _, number, _ = MESSAGE.unpack_from(data)

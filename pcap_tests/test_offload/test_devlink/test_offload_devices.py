@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +239,20 @@ def test_a_dry_run_that_has_to_know_the_port_only_looks(capfd, machine):
 def test_a_dry_run_of_nothing_is_a_mistake(capfd):
     code, out, err = offload(capfd, "eswitch", "0000:08:00.0", "--dry-run")
     assert (code, out) == (2, "") and "expected a mode to set, as --mode switchdev" in err
+
+
+SHOWN = re.findall(
+    r"^```\n\$ ctmirror (offload .*)\n((?:.*\n)*?)```$", (Path(__file__).parents[3] / "docs/offload-devices.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("words", "lines"), SHOWN, ids=[words for words, _ in SHOWN])
+def test_the_page_shows_what_is_printed(capfd, words, lines):
+    assert run(capfd, *shlex.split(words)) == (0, lines, "")
+
+
+def test_the_page_shows_dry_runs():
+    assert len(SHOWN) == 2
 
 
 # --- doctor, probe ----------------------------------------------------------------------------------------------------------------------------
