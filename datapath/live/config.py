@@ -251,6 +251,10 @@ class NodeConfig(Section):
         """The interface of a device of rules: of a function that the file names, the one that stands for it; any other is one already."""
         return self._functions.get(device, device)
 
+    def function_of(self, iface: str) -> str | None:
+        """What the file calls an interface, if that is a function's name."""
+        return next((name for name, called in self._functions.items() if called == iface != name), None)
+
     @property
     def places(self) -> list[int]:
         """The CPU of each worker; empty: anywhere."""

@@ -145,6 +145,9 @@ class Node:
         opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
+        function = self.config.function_of(section.name)
+        if function is not None:
+            LOG.info(f"{section.name}: stands for {function}", extra={"iface": section.name, "function": function})
         return opened
 
     # What routers alone need is imported where there is one.

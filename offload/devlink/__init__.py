@@ -8,5 +8,6 @@
     representors      which interface stands for which function, with devlink or without
     names             interfaces by names of functions, for whoever takes either
 
-Not here: rules and connections in a NIC (offload.netlink, offload.exact_rules), what is printed (datapath.commands.offload_devices).
+Not here: rules and connections in a NIC (offload.netlink, offload.exact_rules), what is printed (datapath.commands.offload_devices,
+offload_functions).
 """
