@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from offload.devlink.family import Devlink, NoDevlink
-from offload.devlink.functions import PCI, Function, Misnamed, Named, Nic, function_of
+from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
@@ -146,9 +146,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def nic_behind(iface: str, ports: Iterable[DevlinkPort], found: Iterable[Link]) -> Nic | None:
-    """Whose an interface is; None: nobody's, or nobody says."""
+    """The NIC that an interface is of, or whatever else its driver is for; None: nobody says."""
     for port in ports:
         if port.iface == iface:
             return port.nic
-    nic = next((link.nic for link in found if link.iface == iface), None)
-    return nic if nic is not None and nic.bus in (PCI, "auxiliary", "netdevsim") else None
+    return next((link.nic for link in found if link.iface == iface), None)

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from datapath.commands.offload_devices import eswitches
 from datapath.live.privileges import keep_only
+from offload.devlink import attributes as of
 from offload.devlink.changes import EswitchSet, FunctionAdd, FunctionDelete, FunctionSet
 from offload.devlink.family import Devlink, DevlinkError
 from offload.devlink.functions import Function, Misnamed, nic_of
 from offload.devlink.model import PortFunction
 from offload.devlink.names import Resolver
 from offload.devlink.representors import find, here, representors
+from offload.netlink.channel import messages
+from offload.netlink.read import Values, read
 from pcap_tests.test_datapath.command import run
 from pcap_tests.vm.test_vm_install import ended, in_child
 
@@ -195,6 +201,48 @@ def test_lines_of_a_dry_run_do_the_same(capfd, feigned):
         f"devlink port function set {feigned}/77 state inactive",
         f"devlink port del {feigned}/77",
     ]
+
+
+REQUEST, EVERYTHING = 0x1, 0x0003  # NLM_F_REQUEST, ETH_P_ALL
+
+
+@pytest.fixture
+def overheard() -> Iterator[Callable[[int], list[Values]]]:
+    """What processes have asked of devlink since the last time, of one command: the kernel's own monitor of netlink hears it."""
+    subprocess.run(["modprobe", "nlmon"], check=True)
+    subprocess.run(["ip", "link", "add", "nlmon0", "type", "nlmon"], check=True)
+    subprocess.run(["ip", "link", "set", "nlmon0", "up"], check=True)
+    listening = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(EVERYTHING))
+    listening.bind(("nlmon0", EVERYTHING))
+    listening.setblocking(False)
+
+    def heard(command: int) -> list[Values]:
+        found = []
+        with suppress(BlockingIOError):
+            while True:
+                for kind, flags, _, body in messages(listening.recv(1 << 16)):
+                    if kind >= 0x10 and flags & REQUEST and len(body) > 4 and body[0] == command:
+                        found.append(read(of.DEVICE, body[4:]))
+        return [values for values in found if values.get("DEV_NAME") == "feigned_functions"]
+
+    yield heard
+    listening.close()
+    subprocess.run(["ip", "link", "del", "nlmon0"], check=True)
+
+
+def test_what_is_asked_is_what_devlink_asks(overheard, feigned):
+    """Attribute by attribute, whatever becomes of it: a second function of the same number is refused, and asked for all the same."""
+    nic = nic_of(feigned)
+    for change in (
+        EswitchSet(nic, "switchdev"), EswitchSet(nic, "switchdev", "transport", "basic"), FunctionAdd(nic, Function(0, sf=8)),
+        FunctionAdd(nic, Function(0, sf=9, controller=3), 77), FunctionAdd(nic, Function(1)), FunctionSet(nic, 32776, MACS[0], "active"),
+        FunctionSet(nic, 32776, state="inactive"), FunctionSet(nic, 77, MACS[1]), FunctionDelete(nic, 77),
+    ):  # fmt: skip
+        with Devlink() as asked, suppress(DevlinkError):
+            asked.change(change)
+        done = subprocess.run(shlex.split(change.line()), capture_output=True, text=True)
+        asked_for = overheard(change.command)
+        assert len(asked_for) == 2 and asked_for[0] == asked_for[1], (change.line(), asked_for, done.stderr)
 
 
 def test_both_nics_are_told_apart(simulated, feigned):

@@ -116,11 +116,12 @@ def test_a_mode_that_is_refused(capfd, machine):
 
 
 def test_a_nic_that_is_not_there(capfd, machine):
-    machine(FeignedNic(), links=(Link(7, "v0"),))
+    machine(FeignedNic(), links=(Link(7, "v0"), Link(8, "v1", nic=Nic("virtio", "virtio1"))))
     assert offload(capfd, "eswitch", "0000:99:00.0") == (2, "", f"ctmirror: pci/0000:99:00.0: devlink knows no such NIC here: expected {PCI}\n")
     assert offload(capfd, "eswitch", "v0") == (
         2, "", "ctmirror: v0: nobody says which NIC this interface is of: expected the NIC, as pci/0000:08:00.0\n",
     )  # fmt: skip
+    assert offload(capfd, "eswitch", "v1") == (2, "", f"ctmirror: virtio/virtio1: devlink knows no such NIC here: expected {PCI}\n")
     assert offload(capfd, "eswitch", "eth9") == (
         2, "", "ctmirror: 'eth9': expected a NIC as devlink calls it, as pci/0000:08:00.0, or its PCI address\n",
     )  # fmt: skip

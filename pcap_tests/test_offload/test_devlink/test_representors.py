@@ -115,10 +115,6 @@ def test_whose_an_interface_is(iface, nic):
     assert nic_behind(iface, PORTS, LINKS) == nic
 
 
-def test_a_device_of_no_nic_is_nobodys():
-    assert nic_behind("v0", [], [Link(1, "v0", nic=Nic("virtio", "virtio1"))]) is None
-
-
 # --- names ------------------------------------------------------------------------------------------------------------------------------------
 
 

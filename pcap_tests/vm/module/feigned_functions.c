@@ -109,12 +109,22 @@ static int eswitch_set(struct devlink *devlink, u16 wanted, struct netlink_ext_a
 	return 0;
 }
 
+static bool is_taken(u32 number)
+{
+	struct function *function;
+
+	list_for_each_entry(function, &functions, list)
+		if (function->port.attrs.pci_sf.sf == number)
+			return true;
+	return false;
+}
+
 static int function_add(struct devlink *devlink, const struct devlink_port_new_attrs *attrs,
 			struct netlink_ext_ack *extack, unsigned int *index)
 {
 	struct devlink_port_attrs port = { .flavour = DEVLINK_PORT_FLAVOUR_PCI_SF, .switch_id = switch_id };
 	struct function *function;
-	u32 number = attrs->sfnum;
+	u32 number = attrs->sfnum_valid ? attrs->sfnum : 0;
 	int error = 0;
 
 	if (mode != DEVLINK_ESWITCH_MODE_SWITCHDEV) {
@@ -125,15 +135,10 @@ static int function_add(struct devlink *devlink, const struct devlink_port_new_a
 		NL_SET_ERR_MSG_MOD(extack, "only scalable functions of PF 0 are added");
 		return -EOPNOTSUPP;
 	}
-	if (!attrs->sfnum_valid) {	/* the first number that is free */
-		number = 0;
-		list_for_each_entry(function, &functions, list)
-			if (function->port.attrs.pci_sf.sf == number)
-				number++;	/* numbers rise along the list, if all were given so */
-	}
-	list_for_each_entry(function, &functions, list)
-		if (function->port.attrs.pci_sf.sf == number)
-			error = -EEXIST;
+	while (!attrs->sfnum_valid && is_taken(number))
+		number++;
+	if (is_taken(number))
+		error = -EEXIST;
 	if (number >= MOST)
 		error = -ENOSPC;
 	function = error ? NULL : kzalloc(sizeof(*function), GFP_KERNEL);
