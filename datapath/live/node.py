@@ -38,6 +38,7 @@ from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.program import Program
+from datapath.pipeline.renamed import renamed
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
 
@@ -95,11 +96,15 @@ class Node:
     def _read_rules(self) -> Ruleset:
         """The configured file. What is doubtful of it is said in the log. Raises RuleError."""
         found = Findings()
-        ruleset = rules_file.load(self.config.rules, found)
+        ruleset = self.called(rules_file.load(self.config.rules, found))
         check_shared(ruleset, self.config.workers)
         for said in (*found.warnings, *doubts_of(self.config, ruleset)):
             LOG.warning(said)
         return ruleset
+
+    def called(self, ruleset: Ruleset) -> Ruleset:
+        """Rules at interfaces of this node, where they name functions of NICs as its configuration does. Raises RuleError."""
+        return renamed(ruleset, self.config.called)
 
     def _check_cpus(self) -> None:
         """Raises ConfigError for one that is not this process's."""
@@ -140,6 +145,9 @@ class Node:
         opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
+        function = self.config.function_of(section.name)
+        if function is not None:
+            LOG.info(f"{section.name}: stands for {function}", extra={"iface": section.name, "function": function})
         return opened
 
     # What routers alone need is imported where there is one.
