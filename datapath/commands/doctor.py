@@ -14,6 +14,12 @@ def tc_rules() -> Finding:
     return tried()
 
 
+def eswitches() -> Finding:
+    from datapath.commands.offload_devices import eswitches as listed
+
+    return listed()
+
+
 @click.command("doctor", short_help="what this machine can do")
 @verbosity("Only what is missing.", "Where the packages and the interpreter are as well.")
 def command(quiet: bool, verbose: bool) -> int:
@@ -27,7 +33,7 @@ def command(quiet: bool, verbose: bool) -> int:
       ctmirror doctor | grep missing
     """
     findings = []
-    for finding in examine([tc_rules]):
+    for finding in examine([tc_rules, eswitches]):
         findings.append(finding)
         if quiet and finding.ok:
             continue

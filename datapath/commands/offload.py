@@ -1,7 +1,8 @@
 """`ctmirror offload`: what a NIC would take of a capture, why a connection is not in hardware, and whether hardware holds what it should.
 
 What needs no capture is asked of a running node: status; why and audit, where none is named. install and remove are the kernel's business
-(offload_install). Not here: the answers (offload_plan, offload_why, offload_audit; of a node: offload_node).
+(offload_install), and NICs and their functions devlink's (offload_devices, offload_functions). Not here: the answers (offload_plan, offload_why,
+offload_audit; of a node: offload_node).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from datapath.cli import INTERRUPTED, USAGE, complain
 from datapath.commands.conntrack import FILTERS, NETWORK, NUMBER
 from datapath.commands.control_options import socket_option
 from datapath.commands.nic_option import KINDS, nic_profile
+from datapath.commands.offload_devices import devices_command
+from datapath.commands.offload_functions import eswitch_command, function_command
 from datapath.commands.offload_install import install_command, remove_command
 from datapath.commands.offload_probe import probe_command
 from datapath.commands.options import Number, refuse_said_by_rules, rules_options, tracking_options
@@ -82,6 +85,7 @@ def command(quiet: bool, verbose: bool) -> None:
       ctmirror offload status
       ctmirror offload why -p tcp --dport 443
       ctmirror offload install rules.tc --dry-run
+      ctmirror offload devices
     """
 
 
@@ -96,6 +100,9 @@ def _given(tracking: Tracking, captures: tuple[str, ...], outputs: Outputs | Non
 command.add_command(install_command)
 command.add_command(remove_command)
 command.add_command(probe_command)
+command.add_command(devices_command)
+command.add_command(eswitch_command)
+command.add_command(function_command)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------------------------

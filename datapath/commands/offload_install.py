@@ -26,11 +26,14 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done
 
 
 def _rules(name: str, quiet: bool) -> Ruleset:
+    """The rules of a file, at interfaces where it names functions of NICs."""
     from datapath.pipeline.findings import Findings
+    from datapath.pipeline.renamed import renamed
     from datapath.pipeline.rules_file import load
+    from offload.devlink.names import Resolver
 
     found = Findings()
-    rules = load(name, found)
+    rules = renamed(load(name, found), Resolver())
     for line in found.warnings if not quiet else ():
         complain(f"warning: {line}")
     return rules

@@ -10,9 +10,12 @@ import click
 import orjson
 
 from ctcore.errors import CtmirrorError
+from datapath.commands.offload_devices import eswitch_of
 from datapath.commands.verbosity import verbosity
 from datapath.doctor import CLONE_NEWNET, Finding, tc_offload
 from datapath.names import printable
+from offload.devlink.attributes import LEGACY, SWITCHDEV
+from offload.devlink.names import Resolver
 from offload.netlink.channel import Channel, NetlinkError
 from offload.netlink.filters import Where
 from offload.netlink.links import links
@@ -51,6 +54,8 @@ def probe_command(device: str, to: str | None, as_json: bool, quiet: bool, verbo
     """What of offloading an interface takes, found out by rules that are tried where no packet comes, and deleted at once: filters, counters, exact
     filters with translation, chains, connection tracking; in the kernel, and in the NIC.
 
+    DEVICE: an interface, or a function of a NIC for the one that stands for it, as pf0vf3@0000:08:00.0.
+
     Exit code 0: connections or rules can be in hardware, 1: they cannot.
 
     \b
@@ -58,11 +63,18 @@ def probe_command(device: str, to: str | None, as_json: bool, quiet: bool, verbo
       ctmirror offload probe eth0
       ctmirror offload probe pf0hpf --to pf0vf0 --json | jq .way
     """
+    interface_of = Resolver()
+    device, to = interface_of(device), interface_of(to) if to is not None else None
     feature, hardware, software, decision = probed(device, to)
+    nic, mode = eswitch_of(device)
+    if mode == LEGACY and decision.way != PIPELINE:
+        decision = decision._replace(why=(*decision.why, f"the eswitch is in mode {LEGACY}: ctmirror offload eswitch {nic} --mode {SWITCHDEV}"))
     if as_json and not quiet:
-        click.echo(orjson.dumps(_document(device, feature, hardware, software, decision), option=orjson.OPT_INDENT_2).decode())
+        document = _document(device, feature, hardware, software, decision) | {"nic_name": nic, "eswitch": mode}
+        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
     elif not quiet:
         click.echo(f"hw-tc-offload  {feature or 'none'}")
+        click.echo(printable(f"eswitch        {f'{mode} ({nic})' if mode is not None else 'none'}"))
         for name, tried in (("kernel", software), ("NIC", hardware)):
             for each in tried:
                 click.echo(printable(f"{name:<7} {each.trial.name:<10} {'yes' if each.ok else each.answer.told()}"))

@@ -39,8 +39,10 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
     if find_spec("pydantic") is None:
         raise CtmirrorError(f"a node's configuration is read by pydantic: {remedy('live')}")
     from datapath.live import config as configuration
+    from offload.devlink.names import Resolver
 
-    config = configuration.load(name, checked)
+    resolver = Resolver()
+    config = configuration.load(name, checked, resolver.if_there if check else resolver)
     if restore and config.state.file is None:
         raise click.UsageError(f"--restore: expected `file` in the section [state] of {name}")
     if check:
@@ -60,9 +62,10 @@ def _checked(config: NodeConfig, quiet: bool) -> int:
     from datapath.live.wiring import absent, doubts_of
     from datapath.pipeline import rules_file
     from datapath.pipeline.findings import Findings
+    from datapath.pipeline.renamed import renamed
 
     found = Findings()
-    ruleset = rules_file.load(config.rules, found)
+    ruleset = renamed(rules_file.load(config.rules, found), config.called)
     check_shared(ruleset, config.workers)
     if quiet:
         return 0

@@ -23,7 +23,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from ctcore.config import EVENT_BITS, SHARES_LIMIT
 from ctcore.config import Config as Tracking
@@ -40,7 +40,8 @@ _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
 _SAID = {  # of what pydantic would say in words of its own
     "model_type": "expected a section with keys of its own, as [log] or [[iface]]",
-    "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /",
+    "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /, or a function of a NIC, as "
+    "pf0vf3@0000:08:00.0",
 }
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
@@ -220,6 +221,15 @@ class NodeConfig(Section):
     privileges: PrivilegesSection = PrivilegesSection()
     offload: OffloadSection = OffloadSection()
     log: LogSection = LogSection()
+    _functions: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def called(self, device: str) -> str:
+        """The interface of a device of rules: of a function that the file names, the one that stands for it; any other is one already."""
+        return self._functions.get(device, device)
+
+    def function_of(self, iface: str) -> str | None:
+        """What the file calls an interface, if that is a function's name."""
+        return next((name for name, called in self._functions.items() if called == iface != name), None)
 
     @property
     def places(self) -> list[int]:
@@ -232,10 +242,11 @@ class NodeConfig(Section):
         return Tracking(**{"seed": secrets.randbits(64), **self.conntrack}, events=events)
 
 
-def load(name: str, backend: Callable[[OffloadSection], object] | None = None) -> NodeConfig:
+def load(name: str, backend: Callable[[OffloadSection], object] | None = None, iface_of: Callable[[str], str] | None = None) -> NodeConfig:
     """Read a file. Raises ConfigError: file, line, key, what was expected. Names of files in it are relative to it.
 
-    backend: is asked whether a section [offload] can be, as far as its profile or its sides go, and raises CtmirrorError if not.
+    backend: is asked whether a section [offload] can be, as far as its profile or its sides go, and raises CtmirrorError if not. iface_of: gives the
+    interface that stands for a NIC's function, of names that are none themselves, and raises CtmirrorError; without, such names stay.
     """
     path = Path(name)
     try:
@@ -244,7 +255,7 @@ def load(name: str, backend: Callable[[OffloadSection], object] | None = None) -
         raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: byte {error.start} is no UTF-8: expected TOML") from None
-    config = parse(text, name)
+    config = _resolved(parse(text, name), name, dict(lines_of(text)), iface_of or str)
     state = config.state.model_copy(update={"file": str(path.parent / config.state.file)}) if config.state.file else config.state
     offload = config.offload
     if offload.profile.endswith(".toml"):
@@ -256,6 +267,32 @@ def load(name: str, backend: Callable[[OffloadSection], object] | None = None) -
             at = ("offload", "profile" if offload.backend == "sim" else "side")
             raise ConfigError(place(name, dict(lines_of(text)), at) + str(error)) from None
     return config.model_copy(update={"rules": str(path.parent / config.rules), "state": state, "offload": offload})
+
+
+def _resolved(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int], iface_of: Callable[[str], str]) -> NodeConfig:
+    """With interfaces in place of functions. Raises ConfigError, also for two names of one interface."""
+    called: dict[str, str] = {}
+    for i, iface in enumerate(config.iface):
+        at = place(name, lines, ("iface", i, "name"))
+        try:
+            found = iface_of(iface.name)
+        except CtmirrorError as error:
+            raise ConfigError(at + str(error)) from None
+        if found in called.values():
+            raise ConfigError(f"{at}{iface.name}: this is {found}: expected each interface once")
+        called[iface.name] = found
+    if all(device == found for device, found in called.items()):
+        return config
+    ifaces = [
+        iface.model_copy(update={"name": called[iface.name], "inward": iface.inward if iface.inward is None else called[iface.inward]})
+        for iface in config.iface
+    ]
+    routes = [route.model_copy(update={"iface": called.get(route.iface or "", route.iface)}) for route in config.route]
+    sides = [side.model_copy(update={"device": called.get(side.device, side.device)}) for side in config.offload.side]
+    offload = config.offload.model_copy(update={"side": sides})
+    changed = config.model_copy(update={"iface": ifaces, "route": routes, "offload": offload})
+    changed._functions.update(called)
+    return changed
 
 
 def parse(text: str, name: str) -> NodeConfig:

@@ -22,5 +22,6 @@ def _prefix(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/\s]+$")]  # of an interface
+# Of an interface; or of a NIC's function, of which config.load() is told the interface.
+Name = Annotated[str, Field(min_length=1, max_length=192, pattern=r"^([^/\s]{1,15}|[0-9A-Za-z:]{1,32}@[0-9A-Za-z_.-]*[:/][0-9A-Za-z_.:/-]*)$")]
 Prefix = Annotated[str, AfterValidator(_prefix)]

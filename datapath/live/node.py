@@ -39,6 +39,7 @@ from datapath.live.xdp_filter import Network
 from datapath.pipeline import rules_file
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.program import Program
+from datapath.pipeline.renamed import renamed
 from datapath.pipeline.rules import Ruleset
 from datapath.ruled import RulePipeline
 
@@ -98,11 +99,15 @@ class Node:
     def _read_rules(self) -> Ruleset:
         """The configured file. What is doubtful of it is said in the log. Raises RuleError."""
         found = Findings()
-        ruleset = rules_file.load(self.config.rules, found)
+        ruleset = self.called(rules_file.load(self.config.rules, found))
         check_shared(ruleset, self.config.workers)
         for said in (*found.warnings, *doubts_of(self.config, ruleset)):
             LOG.warning(said)
         return ruleset
+
+    def called(self, ruleset: Ruleset) -> Ruleset:
+        """Rules at interfaces of this node, where they name functions of NICs as its configuration does. Raises RuleError."""
+        return renamed(ruleset, self.config.called)
 
     def _check_cpus(self) -> None:
         """Raises ConfigError for one that is not this process's."""
@@ -158,6 +163,9 @@ class Node:
         if section.name in self._steered and not opened.driver.startswith("xdp"):
             opened.close()
             raise ConfigError(f"offload: {section.name}: {opened.said[-1]}: expected XDP: TC has the same frames, and would forward them again")
+        function = self.config.function_of(section.name)
+        if function is not None:
+            LOG.info(f"{section.name}: stands for {function}", extra={"iface": section.name, "function": function})
         return opened
 
     # What routers alone need is imported where there is one.

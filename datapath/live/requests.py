@@ -274,6 +274,7 @@ class Desk:
             raise RequestError(f"established: expected {' or '.join(ESTABLISHED)}")
         async with self._rules:
             ruleset, warnings = await _in_thread(lambda: _read(text, name))
+            ruleset = self.node.called(ruleset)
             programs = await _in_thread(lambda: self.node.load_rules(ruleset))
             n = await self.ask(lambda node: node.take_rules(programs))
             unwanted = await self._reevaluate(ruleset) if established == "reevaluate" else 0

@@ -23,6 +23,8 @@ SHOWN_STATES = ("trk", "new", "est", "rel", "rpl", "inv")  # in the order in whi
 ARP_OPERATIONS = {"request": 1, "reply": 2}
 _STATE = re.compile("[+-](?:" + "|".join(CT_STATES) + ")")
 _DEVICE = re.compile("[!-.0-9;-~]{1,15}")  # printable, neither / nor : (dev_valid_name of Linux)
+# What stands for an interface until somebody knows which it is: a function and its NIC, of which / or : is a part (pf0vf3@0000:08:00.0).
+_FUNCTION = re.compile(r"[0-9A-Za-z:]{1,32}@(?=[^:/]*[:/])[0-9A-Za-z_.:/-]{1,129}")
 
 # Keys that tc knows, and that are not for us; each with the sentence that says so.
 _TUNNEL = "tunnel metadata is not supported: expected keys of the packet itself"
@@ -90,9 +92,14 @@ def behind_prefix(match: Match, text: str, ethertype: int) -> str:
     return f"bits behind the prefix do not count: this is {plain_text(match, ethertype)}"
 
 
+def is_function(text: str) -> bool:
+    """Whether a text calls a function of a NIC; no name of an interface looks like that."""
+    return _FUNCTION.fullmatch(text) is not None
+
+
 def device(text: str) -> str:
-    """A device's name. Raises Expected."""
-    if not _DEVICE.fullmatch(text) or text in (".", ".."):
+    """A device's name, or that of a NIC's function. Raises Expected."""
+    if not is_function(text) and (not _DEVICE.fullmatch(text) or text in (".", "..")):
         raise Expected("expected a device's name, of 1 to 15 printable characters other than / and :")
     return text
 

@@ -92,6 +92,13 @@ class _Made:
 
 
 _made = _Made()
+
+
+def members(level: Level) -> dict[str, Any]:
+    """What a class of messages has whose attributes are those of a level."""
+    return _made.members(level)
+
+
 flower: type = _made.level(FLOWER)
 action: type = _made.level(ACTION)
 tcmsg: type = type("tcmsg", (nlmsg,), {"fields": TCMSG_FIELDS, **_made.members(TC)})

@@ -1,7 +1,7 @@
-"""Fuzzer of what the kernel sends: lists of TC's rules, connections of ctnetlink, answers with their sentences.
+"""Fuzzer of what the kernel sends: lists of TC's rules, connections of ctnetlink, NICs of devlink, answers with their sentences.
 
 Invariant: whatever bytes a message holds, it is a value, or one line of error, and nothing else; a rule that is read can be told again; a connection
-is read alike by both readers, and leaves a tracker sound.
+is read alike by both readers, and leaves a tracker sound; what stands for a function has one name, which is printable.
 
     python pcap_tests/fuzz/fuzz_netlink.py [CORPUS] [-max_total_time=60]
 
@@ -18,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import atheris
 
-with atheris.instrument_imports(include=["offload.netlink", "datapath.commands.tc", "ctcore.ctnetlink"]):
+with atheris.instrument_imports(include=["offload.netlink", "offload.devlink", "datapath.commands.tc", "ctcore.ctnetlink"]):
     from ctcore.ctnetlink import Odd, row_of
+    from offload.devlink.representors import Link, link_in, representors
     from offload.netlink.channel import messages
     from offload.netlink.extack import answer_of
     from offload.netlink.read import Malformed
     from pcap_tests.test_datapath.test_tc.test_decode import SEEDS, sound
+    from pcap_tests.test_offload.test_devlink.test_devlink_model import RECORDED, read_any
 
 from ctcore.config import Config
 from ctcore.tracker import Tracker
@@ -50,7 +52,21 @@ def stream(data: bytes) -> None:
         assert "\n" not in str(error)
 
 
-WAYS = (sound, connection, stream)
+def devlink(data: bytes) -> None:
+    """A devlink port, and an interface beside it that says the same of itself."""
+    port = read_any(data)
+    links = []
+    try:
+        links.append(link_in(data))
+    except Malformed as error:
+        assert "\n" not in str(error)
+    if port is not None:
+        links.append(Link(1, port.iface or "x", "00", "p0", port.nic))
+    for each in representors([] if port is None else [port], links):
+        assert each.iface.isprintable() and str(each).isprintable()
+
+
+WAYS = (sound, connection, stream, devlink)
 
 
 def one_input(data: bytes) -> None:
@@ -63,7 +79,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = Path(folder, "seeds")
         seeds.mkdir()
-        for i, seed in enumerate([*(b"\0" + each for each in SEEDS), *(b"\1" + each for each in WHOLE)]):
+        for i, seed in enumerate(
+            [*(b"\0" + each for each in SEEDS), *(b"\1" + each for each in WHOLE), *(b"\3" + each[20:] for _, each in RECORDED)]
+        ):
             (seeds / f"seed{i}").write_bytes(seed)
         for argument in sys.argv[1:]:
             if not argument.startswith("-"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datapath.oracle.namespace import Namespace
-from pcap_tests.vm.suite import MODULE
+from pcap_tests.vm.suite import FUNCTIONS, MODULE, NETDEVSIM
 
 if "CTMIRROR_GUEST" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
@@ -72,3 +72,36 @@ def nic(module) -> Iterator[FeignedNic]:
     nic = FeignedNic()
     nic.set(fail_next=0, fail_errno=28, rule_room=1 << 20, conn_room=1 << 20, takes_ct=1, slow_us=0)
     yield nic
+
+
+# --- NICs that devlink knows ----------------------------------------------------------------------------------------------------------------
+
+
+def inserted(variable: str, *needed: str) -> None:
+    """A module that the suite has built."""
+    path = os.environ.get(variable)
+    if path is None:
+        pytest.skip(f"{variable}: this module was not built")
+    if not Path("/sys/module", Path(path).stem).exists():
+        if needed:
+            subprocess.run(["modprobe", "-a", *needed], check=True)
+        subprocess.run(["insmod", path], check=True)
+
+
+@pytest.fixture
+def simulated() -> Iterator[str]:
+    """Linux's netdevsim with an uplink and two VFs, whose representors come with mode switchdev; as devlink calls it."""
+    inserted(NETDEVSIM, "psample")
+    bus = Path("/sys/bus/netdevsim")
+    (bus / "new_device").write_text("10 1")
+    (bus / "devices/netdevsim10/sriov_numvfs").write_text("2")
+    yield "netdevsim/netdevsim10"
+    (bus / "del_device").write_text("10")
+
+
+@pytest.fixture
+def feigned() -> Iterator[str]:
+    """Our own eswitch (module/feigned_functions.c), which has scalable functions; as devlink calls it."""
+    inserted(FUNCTIONS)
+    yield "platform/feigned_functions"
+    subprocess.run(["rmmod", "feigned_functions"], check=True)

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,20 @@ def fetch(folder: Path) -> Kernel:
     _run(["depmod", "-b", str(folder), release])
     (folder / "release").write_text(release + "\n")
     return kernel
+
+
+def kernel_source(kernel: Kernel, folder: str) -> dict[str, bytes]:
+    """The files of one folder of the kernel's sources, without those below it. The package of all sources is fetched, and is gone again; it is that
+    of the kernel's series, whose interfaces to modules stay. Raises CannotBoot."""
+    series = ".".join(kernel.release.split(".")[:2])
+    with tempfile.TemporaryDirectory(prefix="ctmirror-source-") as name:
+        place = Path(name)
+        _updated(["apt-get", "download", "-q", f"linux-source-{series}"], place)
+        (package,) = place.glob("*.deb")
+        _run(["dpkg-deb", "-x", str(package), name])
+        (packed,) = place.glob("usr/src/*.tar.*")
+        _run(["tar", "-x", "-f", str(packed), "-C", name, f"linux-source-{series}/{folder}"])
+        return {path.name: path.read_bytes() for path in (place / f"linux-source-{series}" / folder).iterdir() if path.is_file()}
 
 
 def _install(packages: Collection[str]) -> None:

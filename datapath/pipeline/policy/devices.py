@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from datapath.names import printable
+from datapath.pipeline.flower_keys import is_function
 from datapath.pipeline.policy.device_names import TEMPLATE, digits
 from datapath.pipeline.policy.documents import read_values
 from datapath.pipeline.policy.errors import PolicyError
@@ -79,7 +80,7 @@ def attach(pods: Iterable[Pod], template: str = TEMPLATE, mapping: Mapping[str, 
             ((wish.device, wish.place) for wish in wishes if wish.device is not None), (None, f"--device-of '{template}': {pod.title}")
         )
         device = expand(template, pod) if device is None else device
-        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        if not isinstance(device, str) or not (_DEVICE.fullmatch(device) or is_function(device)):
             raise PolicyError(f"{place}: '{printable(str(device))}': expected a device's name of at most 15 letters, digits and -_.@+=~")
         if device in devices:
             raise PolicyError(f"{place}: '{device}' is the device of {devices[device]}; expected a device for each pod")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,17 @@ def opened_null(umem: Any, name: str, wanted: Any) -> Opened:
 
 
 @contextmanager
-def running(folder: Path, rules: str = COMMIT, *, open_iface: Callable[..., Opened] = opened_null, **sections: Any) -> Iterator[Rig]:
-    """A node with interfaces eth0 and eth1 that works until the end of the block."""
+def running(
+    folder: Path, rules: str = COMMIT, *, open_iface: Callable[..., Opened] = opened_null, called: Mapping[str, str] = {}, **sections: Any
+) -> Iterator[Rig]:
+    """A node with interfaces eth0 and eth1 that works until the end of the block. called: what its configuration calls them besides."""
     (folder / "rules.tc").write_text(rules)
     path = str(folder / "control.sock")
     config = NodeConfig.model_validate({
         "rules": str(folder / "rules.tc"), "iface": [{"name": "eth0", "inward": "eth1"}, {"name": "eth1", "inward": "eth0"}],
         "memory": {"chunks": 4096}, "control": {"socket": path}, **sections,
     })  # fmt: skip
+    config._functions.update(called)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nodes, "open_interface", open_iface)
         node = Node(config)

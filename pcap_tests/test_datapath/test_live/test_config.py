@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctcore.errors import ConfigError
+from ctcore.errors import ConfigError, CtmirrorError
 from datapath.live.config import load, parse
+from pcap_tests.test_datapath.command import run
 
 WHOLE = """
 rules = "node.tc"
@@ -65,7 +66,12 @@ MISTAKES = [
     ("ring = 512", 'ring = "512"', "iface[0].ring", "'512': expected a valid integer"),
     ("ring = 512", "rings = 512", "iface[0].rings", "no such setting (is ring meant?): expected one of name, driver, inward"),
     ("tcp_liberal = true", "tcp_libral = true", "conntrack.tcp_libral", "no such setting (is tcp_liberal meant?): expected one of acct, "),
-    ('name = "eth0"', 'name = "a-name-of-an-interface"', "iface[0].name", "'a-name-of-an-interface': expected at most 15 characters"),
+    (
+        'name = "eth0"',
+        'name = "a-name-of-an-interface"',
+        "iface[0].name",
+        "'a-name-of-an-interface': expected the name of an interface, of 1 to 15 characters",
+    ),
     ("cpu = 1", "cpu = -1", "cpu", "-1: expected greater than or equal to 0"),
     ('name = "eth0"', 'name = "a name"', "iface[0].name", "'a name': expected the name of an interface, of 1 to 15 characters"),
     ('name = "eth0"', 'nam = "eth0"', "iface[0].name", "missing"),
@@ -170,3 +176,71 @@ def test_no_text_makes_anything_but_one_line_of_an_error(text):
 def test_small_rings_send_as_much_at_a_time_as_they_hold(ring):
     config = parse(f'rules = "a"\n[[iface]]\nname = "x"\nring = {ring}\n', "n")
     assert config.iface[0].wanted(0).xsk.tx_budget == min(ring, 256)
+
+
+# --- functions of a NIC -----------------------------------------------------------------------------------------------------------------------
+
+FUNCTIONS = """
+rules = "node.tc"
+[[iface]]
+name = "p0@0000:08:00.0"
+inward = "pf0vf3@0000:08:00.0"
+routed = false
+[[iface]]
+name = "pf0vf3@0000:08:00.0"
+[[iface]]
+name = "eth5"
+routed = true
+[[route]]
+prefix = "10.0.0.0/8"
+iface = "eth5"
+"""
+STANDING = {"p0@0000:08:00.0": "ens1", "pf0vf3@0000:08:00.0": "ens1_3"}
+
+
+def loaded(tmp_path, iface_of, text=FUNCTIONS):
+    (tmp_path / "node.toml").write_text(text)
+    return load(str(tmp_path / "node.toml"), None, iface_of)
+
+
+def test_functions_of_a_nic_are_the_interfaces_that_stand_for_them(tmp_path):
+    config = loaded(tmp_path, lambda name: STANDING.get(name, name))
+    assert [(iface.name, iface.inward) for iface in config.iface] == [("ens1", "ens1_3"), ("ens1_3", None), ("eth5", None)]
+    assert config.route[0].iface == "eth5"
+    assert [config.called(device) for device in (*STANDING, "eth5", "eth9")] == ["ens1", "ens1_3", "eth5", "eth9"]
+
+
+def test_routes_go_by_functions_too(tmp_path):
+    text = FUNCTIONS.replace('"eth5"', '"pf0sf8@0000:08:00.0"')
+    config = loaded(tmp_path, lambda name: (STANDING | {"pf0sf8@0000:08:00.0": "sf8"}).get(name, name), text)
+    assert (config.route[0].iface, config.iface[2].name) == ("sf8", "sf8")
+
+
+def test_nothing_is_asked_for_where_nobody_can_say(tmp_path):
+    config = loaded(tmp_path, None)
+    assert config.iface[0].name == "p0@0000:08:00.0" and config.called("p0@0000:08:00.0") == "p0@0000:08:00.0"
+
+
+def test_a_function_that_is_not_there_is_told_by_line_and_key(tmp_path):
+    def refused(name):
+        if name in STANDING:
+            raise CtmirrorError("no interface stands for it here")
+        return name
+
+    with pytest.raises(ConfigError, match=r"node.toml:4: iface\[0\].name: no interface stands for it here$"):
+        loaded(tmp_path, refused)
+
+
+def test_two_names_of_one_interface_are_a_mistake(tmp_path):
+    with pytest.raises(ConfigError, match=r"node.toml:8: iface\[1\].name: pf0vf3@0000:08:00.0: this is ens1: expected each interface once$"):
+        loaded(tmp_path, lambda name: "ens1" if "@" in name else name)
+
+
+def test_check_says_which_functions_have_no_interface_here(capfd, tmp_path):
+    (tmp_path / "node.tc").write_text("tc filter add dev pf0vf3@0000:08:00.0 ingress protocol ip prio 1 flower action drop\n")
+    (tmp_path / "node.toml").write_text(FUNCTIONS)
+    code, out, err = run(capfd, "run", "--config", str(tmp_path / "node.toml"), "--check")
+    assert code == 0 and "pf0vf3@0000:08:00.0: no such interface in this network namespace now" in err
+    assert "this node has no such interface" not in err
+    code, out, err = run(capfd, "run", "--config", str(tmp_path / "node.toml"))
+    assert (code, out, err.count("\n")) == (2, "", 1) and "iface[0].name: p0@pci/0000:08:00.0: no interface stands for it here" in err

@@ -64,6 +64,20 @@ def listed(rig):
         return [record["original"]["dport"] for record in client.conns("list")]
 
 
+def test_rules_name_functions_as_the_configuration_does(tmp_path, caplog):
+    """Those of the file, and those that come while packets do; an interface's own name goes on to be right."""
+    vf = "pf0vf3@0000:08:00.0"
+    caplog.set_level("INFO")
+    with running(tmp_path, OPEN.replace("eth0", vf), called={vf: "eth0"}) as rig:
+        assert "eth0: stands for pf0vf3@0000:08:00.0" in caplog.text
+        assert talk(rig, 1000, 80) == talk(rig, 1001, 22) == [Verdict.ACCEPT] * 3
+        assert load(rig, CLOSED.replace("eth0", vf))["warnings"] == []
+        assert talk(rig, 2000, 80)[0] == Verdict.ACCEPT and talk(rig, 2001, 22)[0] == Verdict.DROP
+        assert load(rig, OPEN)["warnings"] == [] and talk(rig, 3001, 22)[0] == Verdict.ACCEPT
+        told = load(rig, OPEN.replace("eth0", "pf0vf4@0000:08:00.0"))["warnings"]
+        assert told and "pf0vf4@0000:08:00.0: this node has no such interface" in told[0].replace("'", "")
+
+
 @pytest.fixture
 def rig(tmp_path):
     with running(tmp_path, OPEN) as rig:

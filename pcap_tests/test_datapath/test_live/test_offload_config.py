@@ -99,3 +99,10 @@ def test_sides_that_contradict_each_other_are_told_before_anything_is_opened(tmp
 
 def test_names_are_those_of_who_does_it():
     assert NAMES == POLICIES and (PIPELINE, EXACT) == ("pipeline", "exact")
+
+
+def test_a_side_may_be_a_function_of_a_nic(tmp_path):
+    function = "pf0vf3@0000:08:00.0"
+    (tmp_path / "node.toml").write_text((HEAD + 'backend = "tc"\n' + SIDE).replace("left", function))
+    config = load(str(tmp_path / "node.toml"), checked, iface_of=lambda name: "eth7" if name == function else name)
+    assert [side.device for side in config.offload.side] == ["eth7"] and config.iface[0].name == "eth7"

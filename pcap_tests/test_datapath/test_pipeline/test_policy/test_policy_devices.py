@@ -35,6 +35,10 @@ def test_a_file_counts_before_annotations_and_those_before_the_template(tmp_path
     }
 
 
+def test_a_device_may_be_a_function_of_a_nic():
+    assert attach([pod("a", device="pf0vf3@0000:08:00.0")])["shop/a"].device == "pf0vf3@0000:08:00.0"
+
+
 @pytest.mark.parametrize(
     ("pods", "template", "expected"),
     [

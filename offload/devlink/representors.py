@@ -1,0 +1,153 @@
+"""Which interface stands for which function of a NIC: by devlink ports, and of drivers without these by what interfaces say of themselves.
+
+Theory of operation: the kernel names what is plugged into a NIC's eswitch (pf0vf3) and gives all of it one number (phys_switch_id); interfaces tell
+both by rtnetlink, and most of them which NIC they belong to. devlink tells the same by ports, with the function's MAC address and state besides.
+Ports count where there are any; an interface that no port mentions is one of a driver that has none.
+Invariants: an interface is in the list once; a name that means two interfaces is an error, and not the first of them.
+Source: linux/if_link.h. Not here: how functions are called (functions), how they are made (changes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from offload.devlink.family import Devlink, NoDevlink
+from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of
+from offload.devlink.model import DevlinkPort, PortFunction
+from offload.netlink.attributes import BYTES, TEXT, U32, Level
+from offload.netlink.channel import Channel
+from offload.netlink.filters import DUMP, message
+from offload.netlink.links import GET_LINK, IFINFO, NEW_LINK, NO_STATISTICS
+from offload.netlink.pack import u32
+from offload.netlink.read import Malformed, read
+
+LINK = Level("link", "IFLA_", {
+    3: ("IFNAME", TEXT), 29: ("EXT_MASK", U32), 36: ("PHYS_SWITCH_ID", BYTES), 38: ("PHYS_PORT_NAME", TEXT), 56: ("PARENT_DEV_NAME", TEXT),
+    57: ("PARENT_DEV_BUS_NAME", TEXT),
+})  # fmt: skip
+MOST_SHOWN = 8  # names in an error
+
+
+class Link(NamedTuple):
+    """What an interface says of itself. switch: which eswitch, as hex; port_name: pf0vf3, ...; nic: whose it is."""
+
+    ifindex: int
+    iface: str
+    switch: str | None = None
+    port_name: str | None = None
+    nic: Nic | None = None
+
+
+class Representor(NamedTuple):
+    """An interface that stands for a function of a NIC, or is its uplink (p0). port: None where the driver has no devlink ports; nic: None where
+    nobody says whose it is; name: None of what has none."""
+
+    iface: str
+    name: str | None
+    nic: Nic | None
+    port: DevlinkPort | None = None
+    switch: str | None = None
+
+    @property
+    def function(self) -> PortFunction:
+        return self.port.function if self.port is not None and self.port.function is not None else PortFunction()
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.nic}" if self.nic is not None else f"{self.name}"
+
+
+def links(channel: Channel) -> list[Link]:
+    """Of the network namespace of a channel. Raises NetlinkError, Malformed."""
+    request = message(GET_LINK, DUMP, IFINFO.pack(0, 0, 0, 0, 0) + u32(LINK.numbers["EXT_MASK"], NO_STATISTICS))
+    return [link_in(data) for kind, data in channel.dump(request) if kind == NEW_LINK]
+
+
+def link_in(data: bytes) -> Link:
+    """Of what follows the header of an RTM_NEWLINK. Raises Malformed."""
+    if len(data) < IFINFO.size:
+        raise Malformed(f"link: {len(data)} bytes: expected {IFINFO.size} or more")
+    values = read(LINK, data[IFINFO.size :])
+    if not values.get("IFNAME"):
+        raise Malformed("link: an interface without a name")
+    bus, parent, switch = values.get("PARENT_DEV_BUS_NAME"), values.get("PARENT_DEV_NAME"), values.get("PHYS_SWITCH_ID")
+    nic = Nic(bus, parent) if bus and parent else None
+    return Link(IFINFO.unpack_from(data)[2], values["IFNAME"], switch.hex() if switch else None, values.get("PHYS_PORT_NAME") or None, nic)
+
+
+def representors(ports: Iterable[DevlinkPort], found: Sequence[Link]) -> list[Representor]:
+    """All of them, those with devlink ports first."""
+    by_name = {link.iface: link for link in found}
+    listed = []
+    for port in ports:
+        if port.iface is not None:
+            link = by_name.pop(port.iface, Link(port.ifindex or 0, port.iface))
+            listed.append(Representor(port.iface, port.name or link.port_name, port.nic, port, link.switch))
+    of_switch = {link.switch: link.nic for link in reversed(found) if link.switch is not None and link.nic is not None}
+    for link in by_name.values():
+        if link.switch is not None and link.port_name is not None:
+            listed.append(Representor(link.iface, link.port_name, link.nic or of_switch.get(link.switch), None, link.switch))
+    return listed
+
+
+def here() -> tuple[list[DevlinkPort], list[Link]]:
+    """What there is in the network namespace that this thread is in; no ports where the kernel has no devlink. Raises CtmirrorError."""
+    with Channel() as channel:
+        found = links(channel)
+    try:
+        with Devlink() as devlink:
+            return devlink.ports(), found
+    except NoDevlink:
+        return [], found
+
+
+# --- finding ------------------------------------------------------------------------------------------------------------------------------
+
+
+def find(among: Iterable[Representor], nic: Nic, *, function: Function | None = None, mac: str | None = None) -> list[Representor]:
+    """By function, or by the MAC address of it."""
+    name = str(function) if function is not None else None
+    return [
+        each for each in among
+        if each.nic == nic and ((name is not None and each.name == name) or (mac is not None and each.function.mac == mac))
+    ]  # fmt: skip
+
+
+def iface_called(wanted: Named, among: Sequence[Representor]) -> str:
+    """The interface that stands for a function. Raises Misnamed if there is none, or if there are several."""
+    function = function_of(wanted.name)
+    if wanted.is_mac:
+        matching = find(among, wanted.nic, mac=wanted.name)
+    elif function is not None:
+        matching = find(among, wanted.nic, function=function)
+    else:
+        matching = [each for each in among if each.nic == wanted.nic and each.name == wanted.name]
+    ifaces = list(dict.fromkeys(each.iface for each in matching))
+    if len(ifaces) == 1:
+        return ifaces[0]
+    if ifaces:
+        raise Misnamed(f"{wanted}: {', '.join(sorted(ifaces))}: expected one interface for it")
+    raise Misnamed(f"{wanted}: no interface stands for it here: expected {_others(wanted.nic, among)}")
+
+
+def _others(nic: Nic, among: Sequence[Representor]) -> str:
+    names = [str(each.name) for each in among if each.nic == nic and each.name is not None]
+    if names:
+        return f"one of {_some(names)}"
+    nics = sorted({str(each.nic) for each in among if each.nic is not None and each.name is not None})
+    if nics:
+        return f"a NIC that has some: {_some(nics)}"
+    return "a NIC with representors (eswitch in mode switchdev)"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def nic_behind(iface: str, ports: Iterable[DevlinkPort], found: Iterable[Link]) -> Nic | None:
+    """The NIC that an interface is of, or whatever else its driver is for; None: nobody says."""
+    for port in ports:
+        if port.iface == iface:
+            return port.nic
+    return next((link.nic for link in found if link.iface == iface), None)
