@@ -136,8 +136,7 @@ def test_entries_that_others_delete_are_made_anew(tmp_path):
         with net.left.here.entered():
             net.flush()
         said(talker, 5)
-        until(lambda: [said(talker), bool(kernel_conns(net)) and net.status()["flows"]["installed"] == 1][1], "it is back")
-        assert in_kernel(net, talker)
+        until(lambda: in_kernel(net, talker) and kernel_conns(net) and net.status()["flows"]["installed"] == 1, "it is back")
 
 
 # --- other rules ----------------------------------------------------------------------------------------------------------------------------------
