@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.ctnetlink import Ask
+from ctcore.errors import ConfigError
 from ctcore.types import Proto, Status
 from offload.backend import Bypass
 from offload.entry import COMMAND, LABEL_NONE, PROTO_AT, PROTOS, Command, Entry, Told, bypass_key, commands_of, told_of, turned
@@ -36,6 +37,7 @@ from offload.netlink.extack import LOST, Answer
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 
+MOST_LEASE = 86_400
 AT_ONCE = 4096  # entries that are deleted in one go
 FULL = "the kernel's conntrack takes no more (nf_conntrack_max)"
 RIGHTS = "expected CAP_NET_ADMIN in this network namespace"
@@ -61,10 +63,12 @@ class ConntrackEntries:
 
     hz: ticks a second of the rows handed to ctnetlink; lease: s that an entry without packets lives when nobody asks about it any more; most:
     connections there is room for; bypass: what lets packets by to the kernel, None: they come to it anyway. counting: whether entries have counters,
-    and whether that had to be set. Raises PermissionError without CAP_NET_ADMIN, OSError.
+    and whether that had to be set. Raises ConfigError, PermissionError without CAP_NET_ADMIN, OSError.
     """
 
     def __init__(self, *, hz: int = 250, lease: float = 300.0, most: int = 1 << 22, bypass: Bypass | None = None) -> None:
+        if not (1 <= lease <= MOST_LEASE and 0 < most <= 1 << 32):
+            raise ConfigError(f"offload: lease {lease} s, {most} connections: expected 1 to {MOST_LEASE} s, and 1 to {1 << 32} connections")
         self.hz, self.lease, self.most, self.bypass = hz, lease, most, bypass
         self.resets = 0
         self.missed = 0  # entries of ours that others have ended, as heard of
@@ -73,7 +77,7 @@ class ConntrackEntries:
         self._by_key: dict[bytes, Entry] = {}  # by the original tuple
         self._replies = Replies()
         self._emptied = self._begins = False  # others have ended the last one; and that has been told one by one
-        self._ops: dict[int, Callable[[list[Command], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
+        self._ops: dict[int, Callable[[NDArray[Any], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
         with ExitStack() as stack:
             self.kernel = stack.enter_context(KernelEntries(hz, lease))
             self.events = stack.enter_context(ConntrackEvents(self.kernel.channel.socket, hz))
@@ -96,9 +100,9 @@ class ConntrackEntries:
     # --- a backend --------------------------------------------------------------------------------------------------------------------------
 
     def submit(self, commands: NDArray[Any], now: int) -> int:
-        for some in _in_one_go(commands_of(commands)):
+        for op, some in _in_one_go(commands):
             self._heed(now)
-            self._ops[some[0].op](some, now)
+            self._ops[op](some, now)
         return len(commands)
 
     def replies(self, now: int) -> NDArray[Any]:
@@ -142,10 +146,10 @@ class ConntrackEntries:
 
     # --- REPLACE ----------------------------------------------------------------------------------------------------------------------------
 
-    def _replace(self, commands: list[Command], now: int) -> None:
+    def _replace(self, commands: NDArray[Any], now: int) -> None:
         wishes: dict[int, Wish] = {}
         keys: set[bytes] = set()  # of those that are new
-        for command in commands:
+        for command in commands_of(commands):
             number, d = command.cookie >> 1, command.cookie & 1
             wish = wishes.get(number)
             entry = wish.entry if wish else self._entries.get(number)
@@ -287,13 +291,13 @@ class ConntrackEntries:
 
     # --- DESTROY, STATS -------------------------------------------------------------------------------------------------------------------
 
-    def _destroy(self, commands: list[Command], now: int) -> None:
+    def _destroy(self, commands: NDArray[Any], now: int) -> None:
         """What has been counted last is told with it."""
         going: dict[int, list[int]] = {}  # directions by number
-        for command in commands:
-            entry, d = self._entries.get(command.cookie >> 1), command.cookie & 1
+        for cookie in commands["cookie"].tolist():
+            entry, d = self._entries.get(cookie >> 1), cookie & 1
             if entry is None or not entry.ctinfo[d]:
-                self._replies.say(command.cookie, Op.DESTROY, errno.ENOENT)
+                self._replies.say(cookie, Op.DESTROY, errno.ENOENT)
             else:
                 going.setdefault(entry.number, []).append(d)
         entries = [self._entries[number] for number in going]
@@ -326,14 +330,14 @@ class ConntrackEntries:
             self._heed(now, done.ended)
         return done.answers
 
-    def _stats(self, commands: list[Command], now: int) -> None:
+    def _stats(self, commands: NDArray[Any], now: int) -> None:
         """A6.50: what has been counted since it was told last. What was asked for one direction serves the other, too."""
         known: list[tuple[Entry, int]] = []
         asked: dict[int, Entry] = {}
-        for command in commands:
-            entry, d = self._entries.get(command.cookie >> 1), command.cookie & 1
+        for cookie in commands["cookie"].tolist():
+            entry, d = self._entries.get(cookie >> 1), cookie & 1
             if entry is None or not entry.ctinfo[d]:
-                self._replies.say(command.cookie, Op.STATS, errno.ENOENT)
+                self._replies.say(cookie, Op.STATS, errno.ENOENT)
                 continue
             known.append((entry, d))
             if not entry.known(d, now):
@@ -455,15 +459,15 @@ def _explained(entry: Entry, ask: Ask, answer: Answer) -> Answer:
     return answer if answer.text else answer._replace(text=said)
 
 
-def _in_one_go(commands: Iterable[Command]) -> Iterator[list[Command]]:
+def _in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Commands of one kind, and one of each cookie."""
-    some: list[Command] = []
-    cookies: set[int] = set()
-    for command in commands:
-        if some and (command.op != some[0].op or command.cookie in cookies):
-            yield some
-            some, cookies = [], set()
-        some.append(command)
-        cookies.add(command.cookie)
-    if some:
-        yield some
+    ops, cookies = commands["op"].tolist(), commands["cookie"].tolist()
+    start = 0
+    seen: set[int] = set()
+    for at, (op, cookie) in enumerate(zip(ops, cookies, strict=True)):
+        if at > start and (op != ops[start] or cookie in seen):
+            yield ops[start], commands[start:at]
+            start, seen = at, set()
+        seen.add(cookie)
+    if ops:
+        yield ops[start], commands[start:]

@@ -34,7 +34,7 @@ assert COMMAND.size == COMMAND_DTYPE.itemsize and KEY.size == KEY_DTYPE.itemsize
 
 
 Pair = Sequence[int]  # by direction
-NONE = (0, 0)  # shared by all: an entry of few objects is made in half of the time
+NONE: Pair = (0, 0)  # shared by all: an entry of few objects is made in half of the time
 
 
 class Command(NamedTuple):
@@ -76,7 +76,7 @@ class Told(NamedTuple):
 class Entry:
     """number: of the cookies of its directions; keys: by direction, as packets come; ctinfo: by direction, 0: that one is not there; packets, octets:
     by direction, as the kernel told last; said_*: of these, to the mirror; used: by direction, when they last grew, ns; left: s, as of `read`, ns,
-    of its lifetime; counted: whether it has counters; over: its talk is about to end; doubtful: nobody knows what became of the last command; let: the
+    of its lifetime; counted: whether it has counters; over: its talk is about to end; doubtful: nobody knows what became of the last command; let:
     directions that are in the bypass, as bits; owed: the direction that has not been told what was asked for the other one, -1: none."""
 
     __slots__ = (
@@ -134,11 +134,11 @@ class Entry:
     def takes(self, told: Told, now: int) -> None:
         """What the kernel says of it at `now` (ns).
 
-        Without counters its lifetime says whether packets have come: each begins it anew, and nothing else makes it longer. One that a flow table of
-        the kernel has is one that packets came of not long ago, for that lets go of idle ones.
+        Without counters its lifetime says whether packets have come: each begins it anew, and it does not just go on. One that a flow table of the
+        kernel has is one that packets came of not long ago, for that lets go of idle ones.
         """
         self.counted, self.seen, self.over = told.counted, told.status & RAISED, told.over
-        if not told.counted and (told.status & OFFLOAD or told.left > self.left - (now - self.read) / 1e9 + SLACK):
+        if not told.counted and (told.status & OFFLOAD or abs(told.left - self.left + (now - self.read) / 1e9) > SLACK):
             self.used = (now, now)
         for d in range(2):
             if told.packets[d] != self.packets[d]:

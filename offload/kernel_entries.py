@@ -20,6 +20,7 @@ from offload.netlink.conntrack import OFFLOAD, KernelConntrack, lease_of, remova
 from offload.netlink.extack import DONE, LOST, Answer
 
 TRIES = 6
+SOON = 5.0  # s: a mirror asks about what is idle more often
 ABSENT = Answer(errno.ENOENT)
 
 
@@ -75,7 +76,7 @@ class KernelEntries(KernelConntrack):
                 continue
             errors.append(0)
             entry.takes(told, now)
-            if not told.status & OFFLOAD and told.left < self.lease / 2:
+            if not told.status & OFFLOAD and told.left < max(self.lease / 4, SOON):
                 renewed.append(entry)
         self.tell([lease_of(entry.name, round(self.lease)) for entry in renewed])
         for entry in renewed:

@@ -82,15 +82,13 @@ cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) 
 
 
 cdef void gone(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
-    """A rule is there no more, and nobody here has asked for that. A command for it that is on its way will be answered as well."""
+    """A rule is there no more, and nobody here has asked for that. What is on its way for it goes on: it may make it anew."""
     cdef Mirrored *row = &m.row[number]
     if not row.held[dir]:
         m.tally.strays += 1
         return
     m.tally.withdrawn += 1
     counted_last(m, number, dir, reply)
-    if row.waits >> dir & 1:
-        return
     hold(m, number, dir, 0)
     if row.job == NO_JOB:
         say_state(m, number)

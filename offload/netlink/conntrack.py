@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class KernelConntrack:
         self.channel = Channel(NETFILTER, CONNTRACK, ctnetlink.FAMILY.size)
         self.odd: Counter[str] = Counter()  # of the last list: what was left out, by why
 
-    def __enter__(self) -> KernelConntrack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -290,10 +290,9 @@ class MirrorTwin:
             return
         self.tally["withdrawn"] += 1
         self.counted_last(number, direction, reply)
-        if direction not in row.waits:
-            self.hold(row, direction, 0)
-            if not row.job:
-                self.say_state(number)
+        self.hold(row, direction, 0)
+        if not row.job:
+            self.say_state(number)
 
     def counted(self, number: int, direction: int, reply: Any) -> None:
         row, shared = self.rows[number], bool(reply["shared"])
