@@ -45,8 +45,8 @@ NO_LABELS = "the kernel keeps no labels: expected a rule in its TC that sets one
 TAKEN = "another connection of the kernel's has these addresses and ports"
 ELSEWHERE = "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
 STATE_DTYPE = np.dtype([
-    ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("state", "u1"), ("counted", "?"), ("packets", "u8", 2),
-    ("bytes", "u8", 2),
+    ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
+    ("packets", "u8", 2), ("bytes", "u8", 2),
 ])  # fmt: skip
 
 
@@ -131,11 +131,11 @@ class ConntrackEntries:
         """STATE_DTYPE[n]: entries as the kernel has them. Raises NetlinkError.
 
         status: the kernel's bits, of which OFFLOAD: a flow table has it, HW_OFFLOAD: hardware has; left: s of its lifetime, nan while a flow table
-        has it; state: of TCP, 0: not told; counted: else packets and bytes are not known.
+        has it; meant: the mark that it was made with; state: of TCP, 0: not told; counted: else packets and bytes are not known.
         """
         rows = [
-            (entry.conn, entry.cookie(0), told.status & 0xFFFF, np.nan if told.status & OFFLOAD else told.left, told.mark, told.state, told.counted,
-             told.packets, told.octets)
+            (entry.conn, entry.cookie(0), told.status & 0xFFFF, np.nan if told.status & OFFLOAD else told.left, told.mark, entry.mark,
+             told.state, told.counted, told.packets, told.octets)
             for entry, told in self._listed()
         ]  # fmt: skip
         return np.array(rows, dtype=STATE_DTYPE)
@@ -190,6 +190,8 @@ class ConntrackEntries:
         """Asked until nothing is doubtful, but not forever."""
         todo = [(wish, Ask.CREATE if wish.before is None else Ask.CHANGE) for wish in wishes]
         done: list[tuple[Wish, Ask]] = []
+        lost: set[int] = set()
+        stray: list[Entry] = []  # new ones that were refused, and may be there all the same
         for _ in range(TRIES):
             again: list[tuple[Wish, Ask]] = []
             strange: list[tuple[Wish, Ask]] = []
@@ -198,6 +200,7 @@ class ConntrackEntries:
                 for wish, answer in zip(some, self.kernel.put([wish.entry for wish in some], ask), strict=True):
                     if answer is LOST:
                         again.append((wish, ask))
+                        lost.add(wish.entry.number)
                     elif not answer.error:
                         done.append((wish, ask))
                     elif (ask, answer.error) in ((Ask.CREATE, errno.EEXIST), (Ask.CHANGE, errno.EBUSY)):
@@ -206,12 +209,14 @@ class ConntrackEntries:
                         again.append((wish, Ask.CREATE))
                     else:
                         self._fail(wish, _explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
+                        stray += [wish.entry] if wish.entry.number in lost and ask is Ask.CREATE else []
             todo = again + self._look(strange, now)
             if not todo:
                 break
         for wish, _ in todo:  # not answered; whoever wants it destroyed is not told that it is not there
             wish.entry.doubtful = True
             self._know(wish.entry)
+        self._delete(stray, now)
         self._made(done, now)
 
     def _look(self, strange: Sequence[tuple[Wish, Ask]], now: int) -> list[tuple[Wish, Ask]]:
