@@ -1,4 +1,4 @@
-"""What the kernel has otherwise than it is meant, connection by connection and zone by zone. Filters: test_offload_drift; all of it: pcap_tests/vm."""
+"""What the kernel has otherwise than it is meant, connection by connection and zone by zone. Filters: test_offload_drift; all: pcap_tests/vm."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from offload.drift import Drift, Finding, Zone, of_connections, of_zones, zones_
 from offload.mirror import AUDIT_DTYPE, Found
 from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD
 from pcap_tests.test_datapath.tabled import Tcp
+from pcap_tests.test_datapath.test_pipeline.laboratory import CLIENT
 from pcap_tests.test_offload.mirrored import QuickRig
 from pcap_tests.test_offload.test_conntrack_entries import conntrack, kernel, place, told_to  # noqa: F401 (fixtures)
 
@@ -54,7 +55,7 @@ def test_what_somebody_has_deleted_lacks_until_it_is_heard_of(rig):
 def test_a_mark_that_somebody_has_changed(rig):
     Tcp(rig).opened()
     rig.settle()
-    conntrack("-U", "-p", "tcp", "--mark", "9")
+    conntrack("-U", "-p", "tcp", "-s", CLIENT, "--mark", "9")
     (finding,) = of_connections(rig.mirror.audit(rig.nic.held()), rig.nic.states())
     assert finding.drift and finding.told() == "mark changed: connection 0: 0x9, and was made with 0x0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from datapath.commands.offload_drift import lines, of_plan, zones_meant
 from datapath.commands.tc.ask import Listed
 from datapath.commands.tc.install import MARK, hooks_of, marked, planned
+from datapath.oracle.namespace import Namespace
 from datapath.pipeline.rules import DROP, PASS, Gact, Match, Qdisc, Ruleset
 from offload.drift import Drift, Finding, Zone
+from pcap_tests.test_datapath.command import run
 from pcap_tests.test_datapath.test_tc.test_install import installed
 from pcap_tests.vm.test_vm_install import read
 
@@ -79,3 +82,40 @@ def test_lines_end_with_what_it_comes_to():
         "5 rules in the kernel as they are meant: 1 differ",
     ]
     assert list(lines([], [], 1)) == ["1 rule in the kernel as they are meant: nothing differs"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rules(tmp_path):
+    path = tmp_path / "rules.tc"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_device_that_is_not_there_is_said_with_what_it_lacks(running_kernel, rules, capfd):
+    namespace = Namespace()
+    with namespace.entered():
+        code, out, _ = run(capfd, "offload", "audit", "--kernel", rules)
+        assert (code, out) == (1, "device missing: eth0: 3 rules of it not there\n0 rules in the kernel as they are meant: 1 differ\n")
+        code, out, _ = run(capfd, "offload", "audit", "--kernel", rules, "--json")
+        document = json.loads(out)
+        assert document["findings"] == [{"what": "device_missing", "drift": True, "about": "eth0", "why": "3 rules of it not there"}]
+        assert (document["same"], document["zones"], document["rules"]) == (0, [], str(rules))
+        assert run(capfd, "offload", "audit", "--kernel", rules, "--quiet") == (1, "", "")
+    namespace.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--socket", "x"], "expected no --socket with it"), (["some.pcap"], "expected no CAPTURE with it"), (["--nic", "tiny"], "expected a CAPTURE")],
+)
+def test_words_of_the_other_forms_are_refused(rules, capfd, words, said):
+    code, _, err = run(capfd, "offload", "audit", "--kernel", rules, *words)
+    assert code == 2 and said in err
+
+
+def test_a_file_that_is_none(tmp_path, capfd):
+    code, _, err = run(capfd, "offload", "audit", "--kernel", tmp_path / "nowhere.tc")
+    assert code == 2 and "nowhere.tc" in err and len(err.splitlines()) == 1
