@@ -63,7 +63,8 @@ class ConntrackEntries:
 
     hz: ticks a second of the rows handed to ctnetlink; lease: s that an entry without packets lives when nobody asks about it any more; most:
     connections there is room for; bypass: what lets packets by to the kernel, None: they come to it anyway. counting: whether entries have counters,
-    and whether that had to be set. Raises ConfigError, PermissionError without CAP_NET_ADMIN, OSError.
+    and whether that had to be set; hears: whether the kernel tells what others do, else it is found when counters are asked for. Raises ConfigError,
+    PermissionError without CAP_NET_ADMIN, OSError.
     """
 
     def __init__(self, *, hz: int = 250, lease: float = 300.0, most: int = 1 << 22, bypass: Bypass | None = None) -> None:
@@ -81,6 +82,7 @@ class ConntrackEntries:
         with ExitStack() as stack:
             self.kernel = stack.enter_context(KernelEntries(hz, lease))
             self.events = stack.enter_context(ConntrackEvents(self.kernel.channel.socket, hz))
+            self.hears = self.events.told
             stack.pop_all()
 
     def __enter__(self) -> ConntrackEntries:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ctcore import ctnetlink
 from ctcore.ctnetlink_read import rows_of
 from offload.netlink.channel import LONGEST, NETFILTER, messages, widen
+from offload.netlink.conntrack import SETTINGS
 from offload.netlink.monitor import attach, program
 
 UPDATE_GROUP, DESTROY_GROUP = 1 << 1, 1 << 2  # NF_NETLINK_CONNTRACK_UPDATE, NF_NETLINK_CONNTRACK_DESTROY
@@ -53,6 +54,14 @@ class ConntrackEvents:
 
     def close(self) -> None:
         self.socket.close()
+
+    @property
+    def told(self) -> bool:
+        """Whether the kernel tells any: of this thread's namespace."""
+        try:
+            return (SETTINGS / "nf_conntrack_events").read_text().strip() != "0"
+        except OSError:
+            return False
 
     def events(self) -> Iterator[tuple[bool, NDArray[Any], NDArray[Any]]]:
         """What has come since the last time, in order: whether they are destroyed, CONN_DTYPE[n], the kernel's status of each. Raises Malformed."""
