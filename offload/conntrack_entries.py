@@ -12,7 +12,7 @@ Invariants: each command has one reply, but for those before a reset, and where 
 entry is not known here; an entry that is the kernel's own is changed only where a connection of ours has its original tuple.
 Errors (A8): those of the kernel as they are, with a sentence (`refusal`); another connection's tuple EBUSY; no room here ENOSPC, in the kernel
 ENOMEM; what a mirror should not try again soon (protocol, label, zone) EOPNOTSUPP.
-Not here: entries' contents (entry), messages (netlink.conntrack), rules (datapath), threads: all calls are one thread's.
+Not here: entries' contents (entry), asking (kernel_entries), sentences (entry_refusals), rules (datapath), threads: all calls are one thread's.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from ctcore.ctnetlink import Ask
 from ctcore.errors import ConfigError
-from ctcore.types import Proto, Status
+from ctcore.types import Status
 from offload.backend import Bypass
-from offload.entry import COMMAND, LABEL_NONE, PROTO_AT, PROTOS, Command, Entry, Told, bypass_key, commands_of, told_of, turned
+from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Told, bypass_key, commands_of, told_of, turned
+from offload.entry_refusals import NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
 from offload.kernel_entries import TRIES, KernelEntries
 from offload.netlink.conntrack import OFFLOAD, count_from_now
 from offload.netlink.conntrack_events import ConntrackEvents
@@ -39,11 +40,6 @@ from offload.replying import Replies
 
 MOST_LEASE = 86_400
 AT_ONCE = 4096  # entries that are deleted in one go
-FULL = "the kernel's conntrack takes no more (nf_conntrack_max)"
-RIGHTS = "expected CAP_NET_ADMIN in this network namespace"
-NO_LABELS = "the kernel keeps no labels: expected a rule in its TC that sets one (`ct commit ... label`)"
-TAKEN = "another connection of the kernel's has these addresses and ports"
-ELSEWHERE = "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
 STATE_DTYPE = np.dtype([
     ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
     ("packets", "u8", 2), ("bytes", "u8", 2),
@@ -175,18 +171,13 @@ class ConntrackEntries:
     def _refused(self, command: Command, entry: Entry | None, keys: set[bytes]) -> Answer | None:
         """Why a command is not asked of the kernel. keys: of entries that are about to be made."""
         if entry is not None:
-            return None if entry.means(command) else Answer(errno.EBUSY, "its place is another flow's")
-        proto = command.match[PROTO_AT]
-        if proto not in PROTOS:
-            return Answer(errno.EOPNOTSUPP, f"protocol {proto}: expected TCP, UDP or GRE")
-        if proto == Proto.PROTO_GRE and command.match != command.to:
-            return Answer(errno.EOPNOTSUPP, "only TCP and UDP are translated in hardware (A4.32)")
+            return None if entry.means(command) else OTHERS_PLACE
+        if (answer := impossible(command)) is not None:
+            return answer
         if len(self._entries) + len(keys) >= self.most:
             return Answer(errno.ENOSPC, f"there is room for {self.most} connections")
         orig = turned(command.to) if command.cookie & 1 else command.match
-        if orig in self._by_key or orig in keys:
-            return Answer(errno.EBUSY, "another flow has the same packets")
-        return None
+        return SAME_PACKETS if orig in self._by_key or orig in keys else None
 
     def _make(self, wishes: Sequence[Wish], now: int) -> None:
         """Asked until nothing is doubtful, but not forever."""
@@ -210,7 +201,7 @@ class ConntrackEntries:
                     elif (ask, answer.error) == (Ask.CHANGE, errno.ENOENT):
                         again.append((wish, Ask.CREATE))
                     else:
-                        self._fail(wish, _explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
+                        self._fail(wish, explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
                         stray += [wish.entry] if wish.entry.number in lost and ask is Ask.CREATE else []
             todo = again + self._look(strange, now)
             if not todo:
@@ -240,12 +231,12 @@ class ConntrackEntries:
             elif ask is Ask.CHANGE:
                 again.append((wish, Ask.CREATE))
             else:
-                self._fail(wish, Answer(errno.EBUSY, TAKEN), there=False)
+                self._fail(wish, TAKEN, there=False)
         for wish, answer in zip(others, self._delete([wish.entry for wish in others], now), strict=True):
             if answer.error in (0, errno.ENOENT):
                 again.append((wish, Ask.CREATE))
             else:
-                self._fail(wish, Answer(errno.EBUSY, TAKEN), there=False)
+                self._fail(wish, TAKEN, there=False)
         return again
 
     def _made(self, done: Sequence[tuple[Wish, Ask]], now: int) -> None:
@@ -254,7 +245,7 @@ class ConntrackEntries:
         lacking = [wish for wish, _ in done if wish.entry.number in bad]
         self._delete([wish.entry for wish in lacking], now)
         for wish in lacking:
-            self._fail(wish, Answer(errno.EOPNOTSUPP, NO_LABELS), there=False)
+            self._fail(wish, NO_LABELS, there=False)
         fine = [wish for wish, _ in done if wish.entry.number not in bad]
         for wish in fine:
             wish.entry.doubtful = False
@@ -269,8 +260,7 @@ class ConntrackEntries:
                     self._replies.say(cookie, Op.REPLACE)
                     continue
                 entry.ctinfo[cookie & 1] = 0
-                why = Answer(errno.EOPNOTSUPP, ELSEWHERE) if error == errno.EBUSY else Answer(error, "no room among what is let by to the kernel")
-                self._replies.refuse(cookie, entry.conn, why)
+                self._replies.refuse(cookie, entry.conn, not_let_by(error))
         empty = [wish.entry for wish in fine if not wish.entry.there]
         self._delete(empty, now)
         for entry in empty:
@@ -456,14 +446,6 @@ class ConntrackEntries:
             packets, octets = entry.untold(d)
             self._replies.say(entry.cookie(d), Op.GONE, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
         self._forget(entry)
-
-
-def _explained(entry: Entry, ask: Ask, answer: Answer) -> Answer:
-    """The kernel's own sentence is better, if it has one."""
-    if ask is Ask.CHANGE and answer.error == errno.ENOSPC and entry.label != LABEL_NONE:
-        return Answer(errno.EOPNOTSUPP, NO_LABELS)
-    said = {errno.ENOMEM: FULL, errno.EPERM: RIGHTS}.get(answer.error, "")
-    return answer if answer.text else answer._replace(text=said)
 
 
 def _in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ctcore.config import Config
 from ctcore.ctnetlink import Ask
 from ctcore.errors import ConfigError
 from ctcore.types import Status, TcpState
+from datapath.live.xdp_bypass import XdpBypass
 from datapath.oracle import ruleset
 from datapath.oracle.namespace import Namespace
 from offload.conntrack_entries import ConntrackEntries
@@ -51,7 +53,7 @@ class FakeBypass:
     def put(self, keys) -> list[int]:
         errors = []
         for key in keys:
-            error = errno.EBUSY if key in self.taken or key in self.keys else errno.ENOSPC if len(self.keys) >= self.most else 0
+            error = errno.EBUSY if key in self.taken or key in self.keys else errno.E2BIG if len(self.keys) >= self.most else 0
             errors.append(error)
             if not error:
                 self.keys.add(key)
@@ -418,6 +420,21 @@ def test_a_full_bypass_is_full_hardware(backend, bypass, kernel):
     assert [int(row["dir"]) for row in backend.held() if row["conn"] == 102] == [0]
     assert asked(backend, Op.DESTROY, PLAIN) == [0, 0]
     assert asked(backend, Op.REPLACE, SNAT) == [errno.EEXIST, 0]
+
+
+def test_what_is_let_by_is_in_the_map_of_xdp(place):
+    """The map of a node: full, taken, and empty again."""
+    with closing(XdpBypass(most=4)) as bypass, ConntrackEntries(bypass=bypass) as backend:
+        keys = [bypass_key(command.match) for command in commands_of(commands(Op.REPLACE, PLAIN, DNAT))]
+        assert asked(backend, Op.REPLACE, PLAIN, DNAT) == [0] * 4
+        assert [bypass.packets(key) for key in keys] == [0] * 4
+        assert asked(backend, Op.REPLACE, SNAT) == [errno.ENOSPC] * 2
+        assert asked(backend, Op.REPLACE, Flow(20, zone=3)) == [errno.EOPNOTSUPP] * 2
+        asked(backend, Op.DESTROY, PLAIN)
+        assert [bypass.packets(key) for key in keys] == [None, None, 0, 0]
+        assert asked(backend, Op.REPLACE, SNAT) == [0, 0]
+        backend._purge()
+        assert [bypass.packets(key) for key in keys] == [None] * 4
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
