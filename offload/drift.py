@@ -109,7 +109,7 @@ def of_zones(zones: Collection[Zone], meant: Collection[int]) -> Iterator[Findin
     """meant: the zones that rules track connections in."""
     for zone in zones:
         if zone.offloaded and zone.zone not in meant:
-            yield Finding(Drift.OFFLOADED_ELSEWHERE, f"zone {zone.zone}", f"{zone.offloaded:,} connections, and no rule has this zone")
+            yield Finding(Drift.OFFLOADED_ELSEWHERE, f"zone {zone.zone}", f"{zone.offloaded:,} of its connections, and no rule has this zone")
         elif zone.zone in meant and zone.established > zone.offloaded:
             less = zone.established - zone.offloaded
             why = f"{less:,} of {zone.established:,} established: none of their packets came lately, or none by a ct action"

@@ -91,7 +91,7 @@ def test_zones_are_counted():
     assert zones == [Zone(0, 1, 0, 0, 0), Zone(5, 4, 3, 2, 1), Zone(9, 1, 1, 1, 0)]
     assert list(of_zones(zones, {5})) == [
         Finding(Drift.NOT_OFFLOADED, "zone 5", "1 of 3 established: none of their packets came lately, or none by a ct action"),
-        Finding(Drift.OFFLOADED_ELSEWHERE, "zone 9", "1 connections, and no rule has this zone"),
+        Finding(Drift.OFFLOADED_ELSEWHERE, "zone 9", "1 of its connections, and no rule has this zone"),
     ]
     assert zones_of(rows[:0], status[:0]) == []
 
