@@ -248,7 +248,7 @@ class Ask(IntEnum):
     GET = 4
 
 
-KINDS = {Ask.CREATE: (CT_NEW, ACK | CREATE | EXCLUSIVE), Ask.CHANGE: (CT_NEW, ACK), Ask.DELETE: (CT_DELETE, ACK), Ask.GET: (CT_GET, 0)}
+KINDS = {Ask.CREATE: (CT_NEW, ACK | CREATE | EXCLUSIVE), Ask.CHANGE: (CT_NEW, ACK), Ask.DELETE: (CT_DELETE, ACK), Ask.GET: (CT_GET, ACK)}
 
 
 def request(conn: Any, hz: int, ask: Ask, helper: bool = True) -> bytes:

@@ -2,4 +2,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-def rows_of(messages: list[bytes], hz: int) -> tuple[NDArray[Any], NDArray[Any], dict[str, int]]: ...
+UNCOUNTED: int
+
+def rows_of(messages: list[bytes], hz: int, dying: bool = False) -> tuple[NDArray[Any], NDArray[Any], dict[str, int]]: ...

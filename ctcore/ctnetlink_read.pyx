@@ -33,6 +33,9 @@ cdef enum:
     MOST_TICKS = 0x7FFFFFFF
     MOST_HELPERS = 16
     HELPER_NAME = 16
+    NO_COUNTERS = 0x40000000    # a bit that the kernel has not
+
+UNCOUNTED = NO_COUNTERS
 
 cdef enum:  # why a message is left out
     FINE
@@ -63,10 +66,11 @@ for _name in HELPERS:
     know(_name.encode())
 
 
-def rows_of(list messages not None, hz):
-    """The connections of messages: CONN_DTYPE[n]; the kernel's status of each, uint32[n]; those left out by why.
+def rows_of(list messages not None, hz, dying=False):
+    """The connections of messages: CONN_DTYPE[n]; the kernel's status of each, uint32[n], and UNCOUNTED with it where it tells no counters; those
+    left out by why.
 
-    messages: the attributes of one connection each, as bytes; hz: ticks a second for timeouts.
+    messages: the attributes of one connection each, as bytes; hz: ticks a second for timeouts; dying: those that are about to go are taken as well.
     """
     if not 0 < hz <= 1_000_000:
         raise ValueError(f"hz = {hz}: expected 1 to 1000000")
@@ -77,12 +81,13 @@ def rows_of(list messages not None, hz):
     cdef Entry *entries = <Entry *>&memory[0]
     cdef uint32_t ticks = hz
     cdef int why
+    cdef bint last_ones = dying
     cdef const uint8_t *data
     cdef bytes message
     out = {}
     for message in messages:
         data = <const uint8_t *><const char *>message
-        why = read_conn(data, len(message), ticks, &entries[k], &told[k])
+        why = read_conn(data, len(message), ticks, last_ones, &entries[k], &told[k])
         if why:
             memset(&entries[k], 0, sizeof(Entry))
             out[WHY[why]] = out.get(WHY[why], 0) + 1
@@ -144,7 +149,7 @@ cdef inline void fail(int *why, int reason) noexcept nogil:
 # --- a connection -------------------------------------------------------------------------------------------------------------------------
 
 
-cdef int read_conn(const uint8_t *data, size_t size, uint32_t hz, Entry *e, uint32_t *told) noexcept nogil:
+cdef int read_conn(const uint8_t *data, size_t size, uint32_t hz, bint dying, Entry *e, uint32_t *told) noexcept nogil:
     """FINE, or why it is left out."""
     cdef Level top, level
     cdef int why = FINE, d
@@ -160,9 +165,9 @@ cdef int read_conn(const uint8_t *data, size_t size, uint32_t hz, Entry *e, uint
         e.flow[d].packets = number(&level, 1, 8, &why)
         e.flow[d].bytes = number(&level, 2, 8, &why)
     status = <uint32_t>number(&top, STATUS, 4, &why)
-    if status & DYING:
+    if status & DYING and not dying:
         fail(&why, IS_DYING)
-    told[0] = status
+    told[0] = status & ~<uint32_t>NO_COUNTERS | (0 if top.data[COUNTERS_ORIG] != NULL else <uint32_t>NO_COUNTERS)
     e.status = <uint16_t>(status & TAKEN_STATUS) | CONFIRMED
     ticks = number(&top, TIMEOUT, 4, &why) * hz
     e.deadline = <uint32_t>(ticks if ticks < MOST_TICKS else MOST_TICKS)

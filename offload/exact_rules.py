@@ -16,7 +16,6 @@ Not here: messages (netlink.exact), whether a NIC takes them (probing), threads:
 from __future__ import annotations
 
 import errno
-from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -51,7 +50,8 @@ from offload.netlink.exact import (
 from offload.netlink.extack import LOST, Answer
 from offload.netlink.links import links
 from offload.netlink.monitor import DELETE_LINK, Change, Monitor
-from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Ctinfo, Op
+from offload.records import COMMAND_DTYPE, Ctinfo, Op
+from offload.replying import Replies
 from offload.sides import Sides
 
 COMMAND = Struct("=16s16sHHHBB16s16sHHHBBQq16sIBBBx")  # struct Command
@@ -60,7 +60,6 @@ FAMILIES = (4, 6)
 PROTOS = (flower.TCP, flower.UDP, GRE)
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not there, nor its chain, its qdisc, its interface
 MOST_PRIO = 0xFFFF
-MOST_REFUSALS = 65_536  # connections whose refusal is remembered
 _NOTHING = Tuple(bytes(16), bytes(16), 0, 0)
 _OWN = (filters.DELETE_FILTER, filters.DELETE_CHAIN)
 
@@ -102,8 +101,7 @@ class ExactRules:
         self.resets = 0
         self.missed = 0  # filters of ours that others have deleted one by one, as heard of
         self._known: dict[int, Known] = {}  # by handle
-        self._replies: list[tuple[int, int, int, int, int, int]] = []  # cookie, used, packets, octets, error, op
-        self._refusals: OrderedDict[int, str] = OrderedDict()
+        self._replies = Replies()
         self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
         self.skip_sw = frozenset(self._devices if skip_sw is True else skip_sw or ())
         self._zones = {side.device: side.zone for side in sides.sides}
@@ -153,12 +151,7 @@ class ExactRules:
 
     def replies(self, now: int) -> NDArray[Any]:
         self._heed()
-        told = np.zeros(len(self._replies), dtype=REPLY_DTYPE)
-        if self._replies:
-            for name, column in zip(("cookie", "used", "packets", "bytes", "error", "op"), zip(*self._replies, strict=True), strict=True):
-                told[name] = np.array(column, dtype=REPLY_DTYPE[name])
-        self._replies = []
-        return told
+        return self._replies.taken()
 
     def held(self) -> NDArray[Any]:
         rows = []
@@ -175,7 +168,7 @@ class ExactRules:
 
     def refusal(self, conn: int) -> str:
         """What the kernel said when it refused a connection's rule last; "" if nothing is known."""
-        return self._refusals.get(conn, "")
+        return self._replies.refusal(conn)
 
     # --- commands ---------------------------------------------------------------------------------------------------------------------------
 
@@ -187,7 +180,7 @@ class ExactRules:
         if op == Op.REPLACE:
             return self._replace(row, cookie, handle, known, before)
         if known is None or known.cookie != cookie:
-            self._reply(cookie, op, errno.ENOENT)
+            self._replies.say(cookie, op, errno.ENOENT)
             return None
         make = filters.delete_filter if op == Op.DESTROY else filters.get_filter
         return Asked(op, cookie, handle, make(known.where, self.prios.name(known.family, handle)), known)
@@ -198,7 +191,7 @@ class ExactRules:
             # A4.36. The filter says nothing of the connection, so it is what it should be.
             same = (known.conn, known.ctinfo) == (conn, ctinfo)
             self._known[handle] = known._replace(conn=conn, ctinfo=ctinfo)
-            self._reply(cookie, Op.REPLACE, errno.EEXIST if same else 0)
+            self._replies.say(cookie, Op.REPLACE, errno.EEXIST if same else 0)
             return None
         match, to = (*row[0:4],), (*row[7:11],)
         written = SRC * (match[0] != to[0]) | DST * (match[1] != to[1]) | SPORT * (match[2] != to[2]) | DPORT * (match[3] != to[3])
@@ -220,7 +213,7 @@ class ExactRules:
             else:
                 request = bytes(form.filled(filling_of(handle, cookie, match, to, SIZES[family])))
                 return Asked(Op.REPLACE, cookie, handle, request, Known(cookie, course.where, family, ctinfo, conn))
-        self._refused(cookie, conn, Answer(error, why))
+        self._replies.refuse(cookie, conn, Answer(error, why))
         return None
 
     def _course(self, zone: int, family: int, src: bytes, dst: bytes) -> Course | Answer:
@@ -257,15 +250,15 @@ class ExactRules:
         if one.op == Op.REPLACE:
             if answer.error in (0, errno.EEXIST):
                 self._known[one.handle] = one.known
-                self._refusals.pop(one.known.conn, None)
-                self._reply(one.cookie, one.op, answer.error)
+                self._replies.accept(one.known.conn)
+                self._replies.say(one.cookie, one.op, answer.error)
             else:
-                self._refused(one.cookie, one.known.conn, answer)
+                self._replies.refuse(one.cookie, one.known.conn, answer)
             return
         error = errno.ENOENT if answer.error in GONE else answer.error
         if error in (0, errno.ENOENT):
             self._known.pop(one.handle, None)
-        self._reply(one.cookie, one.op, error)
+        self._replies.say(one.cookie, one.op, error)
 
     def _look_up(self, doubtful: list[tuple[Asked, Answer]]) -> None:
         """What became of commands whose answer is lost, and whose filter it is that is in the course. What cannot be found out gets no reply."""
@@ -293,29 +286,19 @@ class ExactRules:
             error = errno.ENOENT if answer.error in GONE else answer.error or errno.ENOBUFS
             if error == errno.ENOENT:
                 self._known.pop(one.handle, None)
-            self._reply(one.cookie, one.op, error)
+            self._replies.say(one.cookie, one.op, error)
             return
         known = one.known
         if cookie_in(data) != one.cookie:  # somebody has made another one of the same name
             self._known.pop(one.handle, None)
-            self._reply(one.cookie, one.op, errno.ENOENT)
+            self._replies.say(one.cookie, one.op, errno.ENOENT)
             return
         found = counters_of(data)
         # One that has fewer was made anew by somebody, and has counted these.
         packets, octets = (found.packets - known.packets, found.octets - known.octets) if found.packets >= known.packets else found[:2]
         self._known[one.handle] = known._replace(packets=found.packets, octets=found.octets)
         used = max(now - found.idle, 1) if found.packets else 0
-        self._replies.append((one.cookie, used, packets, max(octets, 0), 0, one.op))
-
-    def _reply(self, cookie: int, op: int, error: int) -> None:
-        self._replies.append((cookie, 0, 0, 0, error, op))
-
-    def _refused(self, cookie: int, conn: int, answer: Answer) -> None:
-        self._refusals[conn] = answer.told()
-        self._refusals.move_to_end(conn)
-        if len(self._refusals) > MOST_REFUSALS:
-            self._refusals.popitem(last=False)
-        self._reply(cookie, Op.REPLACE, answer.error)
+        self._replies.say(one.cookie, one.op, used=used, packets=packets, octets=max(octets, 0))
 
     # --- what is there ----------------------------------------------------------------------------------------------------------------------
 

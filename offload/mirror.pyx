@@ -31,7 +31,7 @@ from ctcore.lowlevel cimport first_bit, prefetch_write
 from ctcore.pool cimport map_memory, unmap_memory
 from ctcore.table cimport same_key
 from ctcore.types cimport ORIG, PROTO_TCP, PROTO_UDP, REPLY, Key
-from offload.records cimport CT_ESTABLISHED, CT_ESTABLISHED_REPLY, CT_NEW, OP_DESTROY, OP_REPLACE, OP_STATS, Command, Reply
+from offload.records cimport CT_ESTABLISHED, CT_ESTABLISHED_REPLY, CT_NEW, OP_DESTROY, OP_GONE, OP_REPLACE, OP_STATS, Command, Reply
 
 from enum import IntEnum
 

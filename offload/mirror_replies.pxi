@@ -30,8 +30,29 @@ cdef void replied_add(State *m, uint32_t number, int dir, int32_t error) noexcep
     hold(m, number, dir, wanted(row, dir))
 
 
-cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcept nogil:
+cdef void counted(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
+    """A6.49, 50."""
+    cdef FlowAnswer *a
+    measure(m, &m.row[number], reply.bytes)
+    say(m, number, m.row[number].serial, ANSWER_COUNTED)
+    a = &m.answer[m.answers - 1]
+    a.used, a.flags = reply.used, 0 if reply.shared else <uint8_t>FLOW_SPLIT
+    a.packets[0 if reply.shared else dir], a.bytes[0 if reply.shared else dir] = reply.packets, reply.bytes
+
+
+cdef void counted_last(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
+    """What a rule that is gone had counted, if it is told."""
+    if not reply.packets and not reply.bytes:
+        return
+    counted(m, number, dir, reply)
+    if m.row[number].waits and not m.row[number].flags & GOING:
+        say(m, number, m.row[number].serial, ANSWER_PENDING)    # which an answer ends
+
+
+cdef void replied_del(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
+    cdef int32_t error = reply.error
     if error == 0 or error == ENOENT:
+        counted_last(m, number, dir, reply)
         m.tally.destroyed += error == 0
         m.tally.missing += error != 0
         m.full_until = 0
@@ -45,24 +66,32 @@ cdef void replied_del(State *m, uint32_t number, int dir, int32_t error) noexcep
 cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
     """A6.49, 50. One direction after the other, unless one counter serves both."""
     cdef Mirrored *row = &m.row[number]
-    cdef FlowAnswer *a
     if reply.error == ENOENT:
         m.tally.missing += 1
         hold(m, number, dir, 0)
     elif reply.error != 0:
         m.tally.uncounted += 1
     if reply.error == 0:
-        measure(m, row, reply.bytes)
-        say(m, number, row.serial, ANSWER_COUNTED)
-        a = &m.answer[m.answers - 1]
-        a.used, a.flags = reply.used, 0 if reply.shared else <uint8_t>FLOW_SPLIT
-        a.packets[0 if reply.shared else dir], a.bytes[0 if reply.shared else dir] = reply.packets, reply.bytes
+        counted(m, number, dir, reply)
     elif installed(row):
         say(m, number, row.serial, ANSWER_COUNTED)
     if dir == ORIG and row.held[REPLY] and not (reply.error == 0 and reply.shared):
         if not row.flags & GOING:
             say(m, number, row.serial, ANSWER_PENDING)
         enqueue(m, number, 1 << REPLY)
+
+
+cdef void gone(State *m, uint32_t number, int dir, const Reply *reply) noexcept nogil:
+    """A rule is there no more, and nobody here has asked for that. What is on its way for it goes on: it may make it anew."""
+    cdef Mirrored *row = &m.row[number]
+    if not row.held[dir]:
+        m.tally.strays += 1
+        return
+    m.tally.withdrawn += 1
+    counted_last(m, number, dir, reply)
+    hold(m, number, dir, 0)
+    if row.job == NO_JOB:
+        say_state(m, number)
 
 
 cdef inline int outcome_of(int32_t error) noexcept nogil:
@@ -82,10 +111,13 @@ cdef void replied(State *m, const Reply *reply) noexcept nogil:
         m.tally.strays += 1
         return
     row = &m.row[number]
-    if (
-        not row.flags & KNOWN or row.epoch != m.epoch or reply.cookie >> 33 != row.serial & 0x7FFFFFFF or row.job == NO_JOB
-        or OPS[row.job] != reply.op or not row.waits & ~row.queued & bit
-    ):
+    if not row.flags & KNOWN or row.epoch != m.epoch or reply.cookie >> 33 != row.serial & 0x7FFFFFFF:
+        m.tally.strays += 1
+        return
+    if reply.op == OP_GONE:
+        gone(m, number, dir, reply)
+        return
+    if row.job == NO_JOB or OPS[row.job] != reply.op or not row.waits & ~row.queued & bit:
         m.tally.strays += 1
         return
     m.outstanding[row.job] -= 1
@@ -94,7 +126,7 @@ cdef void replied(State *m, const Reply *reply) noexcept nogil:
     if row.job == JOB_ADD:
         replied_add(m, number, dir, reply.error)
     elif row.job == JOB_DEL:
-        replied_del(m, number, dir, reply.error)
+        replied_del(m, number, dir, reply)
     else:
         replied_stats(m, number, dir, reply)
     if not row.waits:

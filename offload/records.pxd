@@ -9,6 +9,7 @@ cpdef enum:
     OP_REPLACE = 1              # a rule for one direction of a flow
     OP_DESTROY = 2
     OP_STATS = 3
+    OP_GONE = 4                 # of a reply only, which nobody has asked for: a rule is there no more, by somebody else's doing
 
 # What a rule says of the packets that match it (contract A4.35). Python: Ctinfo.
 cpdef enum:
@@ -31,10 +32,10 @@ ctypedef struct Command:
 
 ctypedef struct Reply:
     uint64_t cookie
-    int64_t used                # ns: of OP_STATS: when the last packet came; 0: none yet
+    int64_t used                # ns: when the last packet came; 0: none yet. Of OP_STATS, and of OP_DESTROY and OP_GONE where hardware tells it, as:
     uint64_t packets            # that were not told yet: of a counter that both directions share each is told once, whichever is asked
     uint64_t bytes
     int32_t error               # 0, or a positive errno (A8)
     uint8_t op
-    uint8_t shared              # of OP_STATS: the counters are those of both directions
+    uint8_t shared              # the counters are those of both directions
     uint8_t pad[2]

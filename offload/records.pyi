@@ -9,6 +9,7 @@ class Op(IntEnum):
     REPLACE = 1
     DESTROY = 2
     STATS = 3
+    GONE = 4
 
 class Ctinfo(IntEnum):
     """What a rule says of the packets that match it."""

@@ -1,6 +1,8 @@
-"""What a mirror and a backend tell each other: rows of Command one way, of Reply the other, each reply for one command.
+"""What a mirror and a backend tell each other: rows of Command one way, of Reply the other, each reply for one command, but for
+news of rules that are gone.
 
-One flow: REPLACE of both directions, answered 0 and 0; STATS, answered with what has passed since the last one; DESTROY of both.
+One flow: REPLACE of both directions, answered 0 and 0; STATS, answered with what has passed since the last one; DESTROY of both, which may be
+answered with what has passed since.
 Not here: who decides (mirror), what carries it out (simnic, tc).
 """
 
@@ -12,7 +14,7 @@ from ctcore.types import KEY_DTYPE
 
 assert sizeof(Command) == 120 and sizeof(Reply) == 40
 
-Op = IntEnum("Op", {"REPLACE": OP_REPLACE, "DESTROY": OP_DESTROY, "STATS": OP_STATS}, module=__name__)
+Op = IntEnum("Op", {"REPLACE": OP_REPLACE, "DESTROY": OP_DESTROY, "STATS": OP_STATS, "GONE": OP_GONE}, module=__name__)
 Ctinfo = IntEnum("Ctinfo", {"NEW": CT_NEW, "ESTABLISHED": CT_ESTABLISHED, "ESTABLISHED_REPLY": CT_ESTABLISHED_REPLY}, module=__name__)
 
 COMMAND_DTYPE = np.dtype([

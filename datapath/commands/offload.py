@@ -203,7 +203,7 @@ WORDS = {
     "reply_dst": click.option("--reply-dst", "reply_dst", help="Destination of the reply.", metavar=NETWORK),
     "zone": click.option("-w", "live_zone", type=NUMBER, help="Zone."),
 }
-OF_NODES = {*WORDS, "live_zone", "socket", "most"} - {"zone"}
+OF_NODES = {*WORDS, "live_zone", "socket", "most", "kernel"} - {"zone"}
 OF_BOTH = {"capture", "conn", "as_json", "output", "quiet", "verbose"}
 
 
@@ -316,21 +316,44 @@ def why_command(capture, conn, words, most, as_json, socket, nic, output, quiet,
     return USAGE if errors else 0
 
 
+def _kernel_audited(rules: str, socket: str | None, output: str | None, *, quiet: bool, as_json: bool) -> int:
+    from datapath.commands.offload_drift import document, found_in_kernel, lines
+    from datapath.pipeline.findings import Findings
+    from datapath.pipeline.rules_file import load
+
+    if click.get_current_context().get_parameter_source("socket") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--kernel: expected no --socket with it: no node is asked")
+    said = Findings()
+    wanted = load(rules, said)
+    for line in said.warnings if not quiet else ():
+        complain(f"warning: {line}")
+    found, zones, same = found_in_kernel(wanted)
+    if not quiet:
+        with opened(output) as file:
+            if as_json:
+                _write(file, document(found, zones, same, rules))
+            for line in () if as_json else lines(found, zones, same):
+                click.echo(printable(line), file=file)
+    return int(any(finding.drift for finding in found))
+
+
 @command.command("audit", short_help="what hardware holds against what it should hold")
 @one_form
 @click.argument("capture", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with everything.")
+@click.option("--kernel", metavar="RULES", help="Instead: this network namespace's TC and conntrack against a rules file.")
 @socket_option
 @NIC
 @output_option
 @verbosity("Only the exit code.")
 @tracking_options
 @rules_options
-def audit_command(capture, as_json, socket, nic, output, quiet, verbose, tracking) -> int:
-    """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, or
-    of a NIC behind CAPTURE.
+def audit_command(capture, as_json, kernel, socket, nic, output, quiet, verbose, tracking) -> int:
+    """Hold what hardware has against what it should have: rules that should not be there, that lack, that say something else. Of a running node, of
+    a NIC behind CAPTURE, or of the kernel's TC, where `offload install` has put RULES.
 
-    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out of that, not of the numbers.
+    Exit code 0: they agree, 1: something differs. Connections with a job on its way are left out of that, not of the numbers; so are connections that
+    no flow table of the kernel has, for those without packets are in none.
 
     \b
     Examples:
@@ -338,7 +361,10 @@ def audit_command(capture, as_json, socket, nic, output, quiet, verbose, trackin
       ctmirror offload audit vm.pcapng --rules rules.tc --nic tiny
       ctmirror offload audit office.pcap --json | jq .rules
       ctmirror offload audit
+      ctmirror offload audit --kernel rules.tc
     """
+    if kernel is not None:
+        return _kernel_audited(kernel, socket, output, quiet=quiet, as_json=as_json)
     if capture is None:
         from datapath.commands.offload_node import show_audit
         from datapath.live.client import Client

@@ -41,7 +41,7 @@ MOST_DIFFERENCES = 100  # lines of an audit
 OPS = {"replace": "add", "destroy": "del", "stats": "stats"}
 DIRECTIONS = ("original", "reply")
 REFUSED = {Why.HW_FULL: "refused_full", Why.DRV_UNSUPPORTED: "refused_unsupported", Why.HW_REFUSED: "refused_other", Why.HW_SILENT: "lost"}
-COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "strange")
+COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "withdrawn", "strange")
 
 
 class Live:

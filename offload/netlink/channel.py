@@ -64,6 +64,7 @@ class Channel:
         self.patience = PATIENCE
         self.number = 0  # of the last request
         self.echoed: list[bytes] = []  # what answers had besides, of the last `ask`
+        self.told: dict[int, bytes] = {}  # the same by the place of the request
 
     def __enter__(self) -> Channel:
         return self
@@ -83,18 +84,18 @@ class Channel:
         has been silent by then is done. It saves half of the time, and warnings (refusals have their sentences all the same).
         """
         answers: list[Answer] = []
-        self.echoed = []
+        self.echoed, self.told = [], {}
         start = 0
         while start < len(requests):
             end, size = start, 0
             while end < len(requests) and end - start < GROUP and (end == start or size + len(requests[end]) <= GROUP_BYTES):
                 size += len(requests[end])
                 end += 1
-            answers += self._group(requests[start:end], sparing)
+            answers += self._group(requests[start:end], sparing, start)
             start = end
         return answers
 
-    def _group(self, requests: Sequence[bytes], sparing: bool) -> list[Answer]:
+    def _group(self, requests: Sequence[bytes], sparing: bool, start: int) -> list[Answer]:
         first, last = self.number + 1, len(requests) - 1  # by number; in the group
         self._send(requests, sparing)
         found: dict[int, Answer] = {}
@@ -108,6 +109,7 @@ class Channel:
                         found[at] = answer_of(data, flags, requests[at], self.level, self.head)
                     else:
                         self.echoed.append(data)
+                        self.told[start + at] = data
             except BlockingIOError:
                 break
             except OSError as error:

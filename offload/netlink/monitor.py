@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from sys import byteorder
 from types import TracebackType
@@ -44,9 +44,9 @@ class Change(NamedTuple):
     handle: int = 0
 
 
-def program(ours: int) -> bytes:
+def program(ours: int, watched: Sequence[int] = WATCHED) -> bytes:
     """The socket's filter. ours: the port of the socket whose doings are left out. Words are loaded as the network has them."""
-    tests = [_swapped(kind, 2) for kind in WATCHED]
+    tests = [_swapped(kind, 2) for kind in watched]
     lines = [(LOAD_HALF, 0, 0, TYPE_AT)]
     lines += [(EQUAL, len(tests) - number, 0, kind) for number, kind in enumerate(tests)]
     lines += [(RETURN, 0, 0, 0), (LOAD_WORD, 0, 0, PORT_AT), (EQUAL, 0, 1, _swapped(ours, 4)), (RETURN, 0, 0, 0), (RETURN, 0, 0, ALL)]
@@ -57,16 +57,20 @@ def _swapped(value: int, size: int) -> int:
     return int.from_bytes(value.to_bytes(size, "big"), byteorder)
 
 
+def attach(to: socket.socket, code: bytes) -> None:
+    """A socket has only what its filter lets through."""
+    buffer = ctypes.create_string_buffer(code, len(code))
+    head = Struct("@HP").pack(len(code) // _OP.size, ctypes.addressof(buffer))
+    to.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
+
+
 class Monitor:
     """Of the network namespace that this thread is in. ours: the socket that asks for our own changes. A context manager."""
 
     def __init__(self, ours: socket.socket) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, ROUTE)
         self.overrun = False
-        code = program(ours.getsockname()[0])
-        buffer = ctypes.create_string_buffer(code, len(code))
-        head = Struct("@HP").pack(len(code) // _OP.size, ctypes.addressof(buffer))
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
+        attach(self.socket, program(ours.getsockname()[0]))
         widen(self.socket)
         self.socket.bind((0, LINKS | FILTERS))
         self.socket.setblocking(False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ctcore import ctnetlink
 from ctcore.ctnetlink import Ask, Odd, attribute, nested
-from ctcore.ctnetlink_read import rows_of
+from ctcore.ctnetlink_read import UNCOUNTED, rows_of
 from ctcore.nat_rules import HELPERS
 from ctcore.types import CONN_DTYPE, Status
 from pcap_tests.test_ctcore.test_ctnetlink import conns
@@ -26,7 +26,8 @@ def same(messages: list[bytes], hz: int = 250) -> None:
     for message in messages:
         try:
             expected.append(ctnetlink.row_of(message, hz)[0].tobytes())
-            status.append(ctnetlink.number(ctnetlink.attributes(message), ctnetlink.STATUS, 4))
+            top = ctnetlink.attributes(message)
+            status.append(ctnetlink.number(top, ctnetlink.STATUS, 4) & ~UNCOUNTED | (0 if ctnetlink.COUNTERS[0] in top else UNCOUNTED))
         except Odd as error:
             why[str(error)] = why.get(str(error), 0) + 1
     found, told, out = rows_of(messages, hz)
@@ -80,6 +81,19 @@ def test_rows_can_be_adopted():
     found, _, out = rows_of([*WHOLE, b"", WHOLE[0] + attribute(3, int(Status.DYING).to_bytes(4, "big"))], 250)
     assert len(found) == len(WHOLE) and out == {"without addresses": 1, "dying": 1}
     assert np.array_equal(found["mark"], conns(zone=9)["mark"])
+
+
+def test_those_that_die_are_read_where_their_end_is_what_is_told():
+    dying = WHOLE[0] + attribute(3, int(Status.DYING | Status.ASSURED).to_bytes(4, "big"))
+    found, status, out = rows_of([dying], 250, True)
+    assert found["flow"][:, 0]["packets"].tolist() == [7] and status.tolist() == [int(Status.DYING | Status.ASSURED)] and out == {}
+
+
+def test_without_counters_that_is_said():
+    """Nought packets are another thing."""
+    bare = WHOLE[0][: -len(COUNTED + STAMP)]
+    _, status, _ = rows_of([WHOLE[0], bare], 250)
+    assert [bool(bits & UNCOUNTED) for bits in status.tolist()] == [False, True]
 
 
 def test_ticks_have_to_be_some():

@@ -18,10 +18,12 @@ ACCEPT, LOSE, LOSE_ANSWER = "accept", "lose", "lose the answer"
 
 
 class FakeNic:
-    """Implements offload.backend.Backend. fate(command): ACCEPT, LOSE, LOSE_ANSWER, or an errno; latency: ns; intake: commands a call."""
+    """Implements offload.backend.Backend. fate(command): ACCEPT, LOSE, LOSE_ANSWER, or an errno; latency: ns; intake: commands a call; tells_last:
+    with its end, what a rule has counted."""
 
     def __init__(self, capacity: int = 1 << 30, latency: int = 0):
-        self.capacity, self.latency, self.intake, self.shared = capacity, latency, 1 << 30, False
+        self.capacity, self.latency, self.intake, self.shared, self.tells_last = capacity, latency, 1 << 30, False, False
+        self.news: list[Any] = []
         self.fate: Callable[[Any], Any] = lambda command: ACCEPT
         self.rules: dict[int, Any] = {}
         self.seen: dict[int, list[int]] = {}  # by cookie: packets, bytes, used, and packets and bytes that were told
@@ -35,7 +37,7 @@ class FakeNic:
         return len(taken)
 
     def replies(self, now: int) -> NDArray[Any]:
-        told = []
+        told, self.news = self.news, []
         while self.pending and self.pending[0][0] <= now:
             _, command, fate = self.pending.popleft()
             if fate == LOSE:
@@ -44,6 +46,13 @@ class FakeNic:
             if fate != LOSE_ANSWER:
                 told.append(reply)
         return np.concatenate(told) if told else np.empty(0, dtype=REPLY_DTYPE)
+
+    def take_away(self, cookie: int) -> None:
+        """Somebody else does it, and hardware says so, with what it had counted."""
+        news = self.counted(self.rules.pop(cookie), cookie)
+        news["op"] = Op.GONE
+        self.news.append(news)
+        self.destroyed += 1
 
     def held(self) -> NDArray[Any]:
         rules = np.zeros(len(self.rules), dtype=COMMAND_DTYPE)
@@ -66,7 +75,11 @@ class FakeNic:
         if op == Op.DESTROY:
             del self.rules[cookie]
             self.destroyed += 1
-            return self.reply(command)
+            return self.counted(command, cookie) if self.tells_last else self.reply(command)
+        return self.counted(command, cookie)
+
+    def counted(self, command: Any, cookie: int) -> NDArray[Any]:
+        """What has come since it was told last."""
         row = self.reply(command)
         counted = self.seen.setdefault(cookie if not self.shared else cookie & ~1, [0, 0, 0, 0, 0])
         row["packets"], row["bytes"], row["used"], row["shared"] = counted[0] - counted[3], counted[1] - counted[4], counted[2], self.shared
@@ -91,6 +104,7 @@ class FakeNic:
         self.rules.clear()
         self.seen.clear()
         self.pending.clear()
+        self.news.clear()
         self.accepted = self.destroyed = 0
         self.resets += 1
 

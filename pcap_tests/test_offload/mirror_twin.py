@@ -248,8 +248,11 @@ class MirrorTwin:
     def replied(self, reply: Any) -> None:
         number, direction, serial = int(reply["cookie"]) >> 1 & 0xFFFFFFFF, int(reply["cookie"]) & 1, int(reply["cookie"]) >> 33
         row = self.rows.get(number)
-        expected = row is not None and row.epoch == self.epoch and serial == row.serial & 0x7FFFFFFF and OF_JOB.get(row.job) == reply["op"]
-        if row is None or not expected or direction not in row.waits - row.queued:
+        current = row is not None and row.epoch == self.epoch and serial == row.serial & 0x7FFFFFFF
+        if row is not None and current and reply["op"] == Op.GONE:
+            self.gone(number, direction, reply)
+            return
+        if row is None or not current or OF_JOB.get(row.job) != reply["op"] or direction not in row.waits - row.queued:
             self.tally["strays"] += 1
             return
         self.outstanding[row.job] -= 1
@@ -259,7 +262,7 @@ class MirrorTwin:
         if row.job == Job.ADD:
             self.replied_add(row, direction, error)
         elif row.job == Job.DEL:
-            self.replied_del(row, direction, error)
+            self.replied_del(number, direction, reply)
         else:
             self.replied_stats(number, direction, reply)
         if not row.waits:
@@ -280,11 +283,39 @@ class MirrorTwin:
         if error in FULL:
             self.full_until = self.now + int(self.settings.probe * 1e9)
 
-    def replied_del(self, row: Row, direction: int, error: int) -> None:
+    def gone(self, number: int, direction: int, reply: Any) -> None:
+        row = self.rows[number]
+        if not row.held[direction]:
+            self.tally["strays"] += 1
+            return
+        self.tally["withdrawn"] += 1
+        self.counted_last(number, direction, reply)
+        self.hold(row, direction, 0)
+        if not row.job:
+            self.say_state(number)
+
+    def counted(self, number: int, direction: int, reply: Any) -> None:
+        row, shared = self.rows[number], bool(reply["shared"])
+        self.measure(row, int(reply["bytes"]))
+        told = self.say(number, row.serial, Answered.COUNTED, used=int(reply["used"]), flags=0 if shared else FlowFlag.FLOW_SPLIT)
+        told["packets"][0, 0 if shared else direction] = reply["packets"]
+        told["bytes"][0, 0 if shared else direction] = reply["bytes"]
+
+    def counted_last(self, number: int, direction: int, reply: Any) -> None:
+        """What a rule that is gone had counted, if it is told."""
+        row = self.rows[number]
+        if reply["packets"] or reply["bytes"]:
+            self.counted(number, direction, reply)
+            if row.waits and not row.going:
+                self.say(number, row.serial, Answered.PENDING)
+
+    def replied_del(self, number: int, direction: int, reply: Any) -> None:
+        row, error = self.rows[number], int(reply["error"])
         if error not in (0, errno.ENOENT):
             self.tally["undestroyed"] += 1
             row.error, row.stuck = min(error, 0x7FFF), True
             return
+        self.counted_last(number, direction, reply)
         self.tally["missing" if error else "destroyed"] += 1
         self.full_until = 0
         self.hold(row, direction, 0)
@@ -298,10 +329,7 @@ class MirrorTwin:
         elif error:
             self.tally["uncounted"] += 1
         if not error:
-            self.measure(row, int(reply["bytes"]))
-            told = self.say(number, row.serial, Answered.COUNTED, used=int(reply["used"]), flags=0 if shared else FlowFlag.FLOW_SPLIT)
-            told["packets"][0, 0 if shared else direction] = reply["packets"]
-            told["bytes"][0, 0 if shared else direction] = reply["bytes"]
+            self.counted(number, direction, reply)
         elif row.installed:
             self.say(number, row.serial, Answered.COUNTED)
         if direction == 0 and row.held[1] and (error or not shared):

@@ -13,8 +13,8 @@ from datapath import craft
 from offload.contract.why import Why
 from offload.mirror import BYTES_PER_FLOW, Found, Mirror
 from offload.mirror_settings import MirrorSettings
-from offload.records import REPLY_DTYPE, Ctinfo
-from pcap_tests.test_datapath.tabled import ANY, COMMITS, IN, Net, Tcp
+from offload.records import REPLY_DTYPE, Ctinfo, Op
+from pcap_tests.test_datapath.tabled import ANY, COMMITS, IN, OUT, Net, Tcp
 from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, LOSE_ANSWER, SECOND, FakeNic
 from pcap_tests.test_offload.mirrored import Rig
 
@@ -146,6 +146,81 @@ def test_rows_that_wait_for_hardware_are_more_than_connections() -> None:
     rig.settle()
     rig.wait(3)
     assert (rig.mirror.counters()["strange"], rig.flows.count, rig.nic.rules) == (0, 0, {})
+
+
+# --- what somebody else takes away ----------------------------------------------------------------------------------------------------------
+
+
+def packets(rig: Rig) -> list[int]:
+    return [int(flow["packets"]) for flow in rig.conn()["flow"]]
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_a_rule_that_is_gone_is_put_back_by_the_next_packet(which: tuple[int, ...]) -> None:
+    """Without news of it the mirror would not know before it asked for counters, which it does of idle flows only."""
+    rig = Rig()
+    talk = Tcp(rig).opened()
+    for d in which:
+        rig.nic.take_away(sorted(rig.nic.rules)[0 if len(which) == 2 else d])
+    rig.pump()
+    assert rig.in_hardware() == (len(which) < 2) and rig.mirror.counters()["withdrawn"] == len(which)
+    rig.wait(1.5)
+    talk.say(OUT, "PA", b"hello")
+    assert rig.in_hardware() and len(rig.nic.rules) == 2 and len(rig.mirror.audit(rig.nic.held())) == 0
+
+
+def test_what_it_had_counted_is_the_connections() -> None:
+    rig = Rig()
+    Tcp(rig).opened()
+    before = packets(rig)
+    rig.nic.hit(0, 0, 1000, 60, rig.now)
+    rig.nic.take_away(min(rig.nic.rules))
+    rig.pump()
+    assert packets(rig) == [before[0] + 1000, before[1]]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_was_counted_until_the_end_may_come_with_it(shared: bool) -> None:
+    nic = FakeNic()
+    nic.tells_last, nic.shared = True, shared
+    rig = Rig(nic=nic)
+    talk = Tcp(rig).opened()
+    before = packets(rig)
+    nic.hit(0, 0, 1000, 60, rig.now)
+    nic.hit(0, 1, 500, 1500, rig.now)
+    talk.say(IN, "FA")
+    rig.wait(3)
+    assert rig.flows.counters()["hw_packets"] == 1500 and not nic.rules
+    assert packets(rig) == ([before[0] + 1, before[1]] if shared else [before[0] + 1001, before[1] + 500])
+
+
+def test_one_that_makes_room_tells_what_it_had_counted() -> None:
+    nic = FakeNic(capacity=2)
+    nic.tells_last = True
+    rig = Rig(nic=nic, mirror={"policy": "by-bytes", "clearly": 1.0})
+    Tcp(rig).opened()
+    before = packets(rig)
+    nic.hit(0, 1, 7, 100, rig.now)
+    rig.wait(1)
+    other = Tcp(rig, port=40_001).opened()
+    for _ in range(8):
+        rig.wait(1.5)
+        other.say(IN, "PA", b"x" * 1400)
+    rig.settle()
+    assert rig.in_hardware(1) and not rig.in_hardware(0) and packets(rig) == [before[0], before[1] + 7]
+
+
+def test_news_of_what_is_not_there_are_strays() -> None:
+    rig = Rig()
+    Tcp(rig).opened()
+    news = np.zeros(3, dtype=REPLY_DTYPE)
+    known = min(rig.nic.rules)
+    news["op"], news["cookie"] = Op.GONE, [known ^ 1 << 40, known + 8, known]
+    rig.mirror.replies(news[:2], rig.now)
+    assert (rig.mirror.counters()["strays"], rig.mirror.counters()["withdrawn"], rig.in_hardware()) == (2, 0, True)
+    rig.mirror.replies(news[2:], rig.now)
+    rig.mirror.replies(news[2:], rig.now)
+    assert (rig.mirror.counters()["strays"], rig.mirror.counters()["withdrawn"]) == (3, 1)
 
 
 # --- what callers may get wrong -------------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         capacity=st.sampled_from([1 << 20, 1, 2, 5]), policy=st.sampled_from(["first-come", "by-rate", "by-bytes"]), shared=st.booleans(),
-        intake=st.sampled_from([1 << 20, 1]), window=st.sampled_from([65_536, 2]), asks=st.sampled_from([65_536, 1]),
+        intake=st.sampled_from([1 << 20, 1]), window=st.sampled_from([65_536, 2]), asks=st.sampled_from([65_536, 1]), tells_last=st.booleans(),
     )  # fmt: skip
-    def begin(self, capacity: int, policy: str, shared: bool, intake: int, window: int, asks: int) -> None:
+    def begin(self, capacity: int, policy: str, shared: bool, intake: int, window: int, asks: int, tells_last: bool) -> None:
         self.nic = FakeNic(capacity)
-        self.nic.shared, self.nic.intake = shared, intake
+        self.nic.shared, self.nic.intake, self.nic.tells_last = shared, intake, tells_last
         mirror = {"policy": policy, "window": window, "reply_limit": 3.0, "tries": 2, "backoff": 0.5, "backoff_most": 4.0}
         self.rig = Rig(nic=self.nic, mirror=mirror, asks=asks, max=100)
         self.talks = {port: Tcp(self.rig, port=port) for port in range(40000, 40004)}
@@ -73,6 +73,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.nic.reset()
+
+    @precondition(lambda self: self.nic.rules)
+    @rule(which=st.integers(0, 15))
+    def taken_away(self, which: int) -> None:
+        """By somebody else, and hardware says so."""
+        self.nic.take_away(sorted(self.nic.rules)[which % len(self.nic.rules)])
+        self.rig.pump()
 
     @rule(proto=st.sampled_from([6, 17]))
     def delete(self, proto: int) -> None:
@@ -162,7 +169,7 @@ def test_a11_a_fin_takes_its_rules_along_within_a_round_and_a_removal(latency: i
 def test_a_refusal_after_an_answer_that_was_lost_leaves_the_first_rule_in_doubt() -> None:
     """It may be there: what is in doubt is destroyed before anything else is asked for."""
     machine = Machine()
-    machine.begin(capacity=1 << 20, policy="first-come", shared=False, intake=1 << 20, window=65_536, asks=65_536)
+    machine.begin(capacity=1 << 20, policy="first-come", shared=False, intake=1 << 20, window=65_536, asks=65_536, tells_last=False)
     machine.trouble([LOSE_ANSWER], 0)
     machine.datagram(40000, IN)
     machine.wait(0.1)

@@ -44,7 +44,7 @@ tc filter add dev eth0 ingress protocol ip prio 9 chain 99 flower action ct comm
 class Across:
     """Client, switch, server; rules and conntrack of the switch."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, rules: str = RULES) -> None:
         self.client, self.switch, self.server = Namespace(), Namespace(), Namespace()
         for namespace in (self.client, self.switch, self.server):
             stack.callback(namespace.close)
@@ -55,7 +55,7 @@ class Across:
                 netlink.addr("add", index=netlink.link_lookup(ifname=device)[0], address=address, prefixlen=24)
         stack.enter_context(self.switch.entered())
         self.tc = stack.enter_context(KernelTc())
-        assert [refusal.told() for refusal in self.tc.make(parsed(RULES.replace("\\\n", "")))] == []
+        assert [refusal.told() for refusal in self.tc.make(parsed(rules.replace("\\\n", "")))] == []
         self.conntrack = stack.enter_context(KernelConntrack())
         Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
 

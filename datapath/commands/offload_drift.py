@@ -1,0 +1,109 @@
+"""`ctmirror offload audit --kernel RULES`: the kernel's TC and its conntrack against a rules file, without a node.
+
+Theory of operation: what would be done to install the file is what differs; of devices that are not there all is missing, and the others are looked
+at all the same. The kernel's conntrack is counted by zone. Nothing is changed.
+Not here: what differs (tc.install, offload.drift), connections of a node (offload_live).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ctcore.errors import CtmirrorError
+from datapath.commands.tc.ask import KernelTc, line_of
+from datapath.commands.tc.install import ADD, DELETE, MARK, Plan, hooks_of, planned
+from datapath.hints import counted
+from datapath.pipeline import rules as tc
+from datapath.pipeline.tc_print import rule_line
+from offload.drift import Drift, Finding, Zone, of_zones, zones_of
+from offload.netlink.conntrack import KernelConntrack
+from offload.netlink.links import down
+
+MISSING = {tc.Qdisc: Drift.QDISC_MISSING, tc.Template: Drift.CHAIN_MISSING, tc.Rule: Drift.FILTER_MISSING}
+
+
+def found_in_kernel(wanted: tc.Ruleset) -> tuple[list[Finding], list[Zone], int]:
+    """What is otherwise, the zones of the kernel's conntrack, and how many rules are as they are meant. Raises NetlinkError, PermissionError."""
+    with KernelTc(MARK) as kernel:
+        there, missing = _here(wanted, kernel)
+        plan = planned(there, kernel.listed(hooks_of(there)))
+        found = [*missing, *of_plan(plan), *_idle(there, kernel)]
+    try:
+        with KernelConntrack() as conntrack:
+            zones = zones_of(*conntrack.all())
+    except OSError as error:
+        raise CtmirrorError(f"the kernel's conntrack cannot be listed: {error.strerror}") from None
+    return [*found, *of_zones(zones, zones_meant(wanted))], zones, plan.same
+
+
+def zones_meant(wanted: tc.Ruleset) -> set[int]:
+    return {action.zone for rule in wanted.rules for action in rule.actions if isinstance(action, tc.Ct) and not action.clear}
+
+
+def of_plan(plan: Plan) -> Iterator[Finding]:
+    """A rule that another one of ours has the name of is changed, also where the kernel would not replace it in place."""
+    for line in plan.conflicts:
+        yield Finding(Drift.FILTER_FOREIGN, line)
+    rules = [step for step in plan.steps if isinstance(step.part, tc.Rule)]
+    gone = {_name(step.part) for step in rules if step.do == DELETE and isinstance(step.part, tc.Rule)}
+    meant = {_name(step.part) for step in rules if step.do != DELETE and isinstance(step.part, tc.Rule)}
+    for step in plan.steps:
+        if not isinstance(step.part, tc.Rule):
+            if step.do == ADD:
+                yield Finding(MISSING[type(step.part)], line_of(step.part))
+        elif step.do == DELETE:
+            if _name(step.part) not in meant:
+                yield Finding(Drift.FILTER_EXTRA, rule_line(step.part))
+        else:
+            changed = step.do != ADD or _name(step.part) in gone
+            yield Finding(Drift.FILTER_CHANGED if changed else Drift.FILTER_MISSING, rule_line(step.part))
+
+
+def _name(rule: tc.Rule) -> tuple[Any, ...]:
+    return rule.hook, rule.chain, rule.prio, rule.handle
+
+
+def _here(wanted: tc.Ruleset, kernel: KernelTc) -> tuple[tc.Ruleset, list[Finding]]:
+    """The part of a file whose devices are there, and what is said of the others."""
+    devices = {hook.device for hook in hooks_of(wanted) if hook.block is None} | {qdisc.device for qdisc in wanted.qdiscs}
+    missing = sorted(devices - kernel.numbers.keys())
+    found = []
+    for device in missing:
+        lost = sum(rule.hook.device == device for rule in wanted.rules)
+        found.append(Finding(Drift.DEVICE_MISSING, device, f"{counted(lost, 'rule')} of it not there"))
+    there = replace(
+        wanted,
+        qdiscs=tuple(qdisc for qdisc in wanted.qdiscs if qdisc.device not in missing),
+        templates=tuple(each for each in wanted.templates if each.hook.device not in missing),
+        rules=tuple(rule for rule in wanted.rules if rule.hook.device not in missing),
+    )
+    return there, found
+
+
+def _idle(wanted: tc.Ruleset, kernel: KernelTc) -> Iterator[Finding]:
+    without = down(kernel.channel)
+    for device in sorted({hook.device for hook in hooks_of(wanted) if hook.block is None} & without):
+        yield Finding(Drift.DEVICE_DOWN, device, "no packet comes through it")
+
+
+# --- as it is shown ---------------------------------------------------------------------------------------------------------------------------
+
+
+def lines(found: list[Finding], zones: list[Zone], same: int) -> Iterator[str]:
+    yield from (finding.told() for finding in found)
+    for zone in zones:
+        yield (
+            f"zone {zone.zone}: {counted(zone.connections, 'connection')}, {zone.established:,} established, {zone.offloaded:,} offloaded, "
+            f"{zone.in_hardware:,} in hardware"
+        )
+    drift = sum(finding.drift for finding in found)
+    yield f"{counted(same, 'rule')} in the kernel as they are meant: {f'{drift:,} differ' if drift else 'nothing differs'}"
+
+
+def document(found: list[Finding], zones: list[Zone], same: int, rules: str) -> dict[str, Any]:
+    findings = [
+        {"what": finding.what.replace(" ", "_"), "drift": finding.drift, "about": finding.about, "why": finding.why or None} for finding in found
+    ]
+    return {"rules": rules, "same": same, "findings": findings, "zones": [zone._asdict() for zone in zones]}

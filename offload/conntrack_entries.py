@@ -1,0 +1,462 @@
+"""A Backend out of the kernel's conntrack: each connection is one entry, which act_ct finds established and offloads; for rules that stand in TC.
+
+    REPLACE -> an entry is made, or changed       DESTROY -> it is deleted       STATS -> it is told, and what it has counted since it was told last
+
+Theory of operation: the first REPLACE makes the entry, with both tuples; that of the other direction says that both ways are used. With its last
+direction the entry goes. A direction that is there is in the bypass as well, so that its packets come to the kernel: put in behind the entry, and
+taken out ahead of it. Commands are asked in groups and done when submit() returns; what is doubtful is looked up, asked again, and in the end not
+answered. What others do is heard of: an entry that is destroyed, or whose TCP is about to end, leaves the bypass, and the mirror is told (Op.GONE)
+with all that was counted, so that software has the connection again, and may hand it over anew. When the last one was destroyed by others, hardware
+has begun anew (resets).
+Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; no key is in the bypass whose
+entry is not known here; an entry that is the kernel's own is changed only where a connection of ours has its original tuple.
+Errors (A8): those of the kernel as they are, with a sentence (`refusal`); another connection's tuple EBUSY; no room here ENOSPC, in the kernel
+ENOMEM; what a mirror should not try again soon (protocol, label, zone) EOPNOTSUPP.
+Not here: entries' contents (entry), asking (kernel_entries), sentences (entry_refusals), rules (datapath), threads: all calls are one thread's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcore.ctnetlink import Ask
+from ctcore.errors import ConfigError
+from ctcore.types import Status
+from offload.backend import Bypass
+from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Told, bypass_key, commands_of, told_of, turned
+from offload.entry_refusals import NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
+from offload.kernel_entries import TRIES, KernelEntries
+from offload.netlink.conntrack import OFFLOAD, count_from_now
+from offload.netlink.conntrack_events import ConntrackEvents
+from offload.netlink.extack import LOST, Answer
+from offload.records import COMMAND_DTYPE, Ctinfo, Op
+from offload.replying import Replies
+
+MOST_LEASE = 86_400
+AT_ONCE = 4096  # entries that are deleted in one go
+STATE_DTYPE = np.dtype([
+    ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
+    ("packets", "u8", 2), ("bytes", "u8", 2),
+])  # fmt: skip
+
+
+class Wish(NamedTuple):
+    """What the entry of a connection should become. before: its ctinfo and conn; None: it is new; cookies: the commands that are to be answered."""
+
+    entry: Entry
+    before: tuple[list[int], int] | None
+    cookies: list[int]
+
+
+class ConntrackEntries:
+    """See offload.backend. Of the network namespace that this thread is in now. A context manager.
+
+    hz: ticks a second of the rows handed to ctnetlink; lease: s that an entry without packets lives when nobody asks about it any more; most:
+    connections there is room for; bypass: what lets packets by to the kernel, None: they come to it anyway. counting: whether entries have counters,
+    and whether that had to be set; hears: whether the kernel tells what others do, else it is found when counters are asked for. Raises ConfigError,
+    PermissionError without CAP_NET_ADMIN, OSError.
+    """
+
+    def __init__(self, *, hz: int = 250, lease: float = 300.0, most: int = 1 << 22, bypass: Bypass | None = None) -> None:
+        if not (1 <= lease <= MOST_LEASE and 0 < most <= 1 << 32):
+            raise ConfigError(f"offload: lease {lease} s, {most} connections: expected 1 to {MOST_LEASE} s, and 1 to {1 << 32} connections")
+        self.hz, self.lease, self.most, self.bypass = hz, lease, most, bypass
+        self.resets = 0
+        self.missed = 0  # entries of ours that others have ended, as heard of
+        self.counting = count_from_now()
+        self._entries: dict[int, Entry] = {}  # by number
+        self._by_key: dict[bytes, Entry] = {}  # by the original tuple
+        self._replies = Replies()
+        self._emptied = self._begins = False  # others have ended the last one; and that has been told one by one
+        self._ops: dict[int, Callable[[NDArray[Any], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
+        with ExitStack() as stack:
+            self.kernel = stack.enter_context(KernelEntries(hz, lease))
+            self.events = stack.enter_context(ConntrackEvents(self.kernel.channel.socket, hz))
+            self.hears = self.events.told
+            stack.pop_all()
+
+    def __enter__(self) -> ConntrackEntries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing of ours stays, neither in the kernel nor in the bypass."""
+        try:
+            self._purge()
+        finally:
+            self.events.close()
+            self.kernel.channel.close()
+
+    # --- a backend --------------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        for op, some in _in_one_go(commands):
+            self._heed(now)
+            self._ops[op](some, now)
+        return len(commands)
+
+    def replies(self, now: int) -> NDArray[Any]:
+        if self._begins:
+            self._begins = False
+            self._purge()
+            self._replies.clear()
+            self.resets += 1
+        self._heed(now)
+        self._begins, self._emptied = self._emptied, False
+        return self._replies.taken()
+
+    def held(self) -> NDArray[Any]:
+        """As the kernel has them. Raises NetlinkError."""
+        rows = []
+        for entry, told in self._listed():
+            ctinfo = list(entry.ctinfo)
+            if ctinfo[0] and not told.status & Status.SEEN_REPLY:
+                ctinfo[0] = Ctinfo.NEW
+            for d in entry.there:
+                match, to = told.keys[d], turned(told.keys[1 - d])
+                rows.append(COMMAND.pack(match, to, entry.cookie(d), entry.conn, told.label, told.mark, Op.REPLACE, ctinfo[d], d))
+        return np.frombuffer(b"".join(rows), dtype=COMMAND_DTYPE)
+
+    def states(self) -> NDArray[Any]:
+        """STATE_DTYPE[n]: entries as the kernel has them. Raises NetlinkError.
+
+        status: the kernel's bits, of which OFFLOAD: a flow table has it, HW_OFFLOAD: hardware has; left: s of its lifetime, nan while a flow table
+        has it; meant: the mark that it was made with; state: of TCP, 0: not told; counted: else packets and bytes are not known.
+        """
+        rows = [
+            (entry.conn, entry.cookie(0), told.status & 0xFFFF, np.nan if told.status & OFFLOAD else told.left, told.mark, entry.mark,
+             told.state, told.counted, told.packets, told.octets)
+            for entry, told in self._listed()
+        ]  # fmt: skip
+        return np.array(rows, dtype=STATE_DTYPE)
+
+    def refusal(self, conn: int) -> str:
+        """What the kernel said when it refused a connection's entry last; "" if nothing is known."""
+        return self._replies.refusal(conn)
+
+    # --- REPLACE ----------------------------------------------------------------------------------------------------------------------------
+
+    def _replace(self, commands: NDArray[Any], now: int) -> None:
+        wishes: dict[int, Wish] = {}
+        keys: set[bytes] = set()  # of those that are new
+        for command in commands_of(commands):
+            number, d = command.cookie >> 1, command.cookie & 1
+            wish = wishes.get(number)
+            entry = wish.entry if wish else self._entries.get(number)
+            answer = self._refused(command, entry, keys)
+            if answer is not None:
+                self._replies.refuse(command.cookie, command.conn, answer)
+                continue
+            if entry is None:
+                entry = Entry(command, self.lease, now)
+                keys.add(entry.keys[0])
+                wish = wishes[number] = Wish(entry, None, [])
+            elif wish is None:
+                if (entry.ctinfo[d], entry.conn) == (command.ctinfo, command.conn) and not entry.doubtful:
+                    self._replies.say(command.cookie, Op.REPLACE, errno.EEXIST)  # A4.36
+                    continue
+                wish = wishes[number] = Wish(entry, (list(entry.ctinfo), entry.conn), [])
+            entry.ctinfo[d], entry.conn, entry.mark, entry.label = command.ctinfo, command.conn, command.mark, command.label
+            wish.cookies.append(command.cookie)
+        self._make(list(wishes.values()), now)
+
+    def _refused(self, command: Command, entry: Entry | None, keys: set[bytes]) -> Answer | None:
+        """Why a command is not asked of the kernel. keys: of entries that are about to be made."""
+        if entry is not None:
+            return None if entry.means(command) else OTHERS_PLACE
+        if (answer := impossible(command)) is not None:
+            return answer
+        if len(self._entries) + len(keys) >= self.most:
+            return Answer(errno.ENOSPC, f"there is room for {self.most} connections")
+        orig = turned(command.to) if command.cookie & 1 else command.match
+        return SAME_PACKETS if orig in self._by_key or orig in keys else None
+
+    def _make(self, wishes: Sequence[Wish], now: int) -> None:
+        """Asked until nothing is doubtful, but not forever."""
+        todo = [(wish, Ask.CREATE if wish.before is None else Ask.CHANGE) for wish in wishes]
+        done: list[tuple[Wish, Ask]] = []
+        lost: set[int] = set()
+        stray: list[Entry] = []  # new ones that were refused, and may be there all the same
+        for _ in range(TRIES):
+            again: list[tuple[Wish, Ask]] = []
+            strange: list[tuple[Wish, Ask]] = []
+            for ask in (Ask.CREATE, Ask.CHANGE):
+                some = [wish for wish, how in todo if how is ask]
+                for wish, answer in zip(some, self.kernel.put([wish.entry for wish in some], ask), strict=True):
+                    if answer is LOST:
+                        again.append((wish, ask))
+                        lost.add(wish.entry.number)
+                    elif not answer.error:
+                        done.append((wish, ask))
+                    elif (ask, answer.error) in ((Ask.CREATE, errno.EEXIST), (Ask.CHANGE, errno.EBUSY)):
+                        strange.append((wish, ask))
+                    elif (ask, answer.error) == (Ask.CHANGE, errno.ENOENT):
+                        again.append((wish, Ask.CREATE))
+                    else:
+                        self._fail(wish, explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
+                        stray += [wish.entry] if wish.entry.number in lost and ask is Ask.CREATE else []
+            todo = again + self._look(strange, now)
+            if not todo:
+                break
+        for wish, _ in todo:  # not answered; whoever wants it destroyed is not told that it is not there
+            wish.entry.doubtful = True
+            self._know(wish.entry)
+        self._delete(stray, now)
+        self._made(done, now)
+
+    def _look(self, strange: Sequence[tuple[Wish, Ask]], now: int) -> list[tuple[Wish, Ask]]:
+        """What is in the way: an entry of the same connection is changed, one that translates it otherwise is replaced, and another one stays."""
+        if not strange:
+            return []
+        there = self.kernel.tell_of([wish.entry for wish, _ in strange])
+        again: list[tuple[Wish, Ask]] = []
+        others: list[Wish] = []
+        for wish, ask in strange:
+            entry, told = wish.entry, there.get(wish.entry.keys[0])
+            if told is not None and told.keys == entry.keys:
+                entry.takes(told, now)
+                if wish.before is None:
+                    entry.forgive()
+                again.append((wish, Ask.CHANGE))
+            elif told is not None:
+                others.append(wish)
+            elif ask is Ask.CHANGE:
+                again.append((wish, Ask.CREATE))
+            else:
+                self._fail(wish, TAKEN, there=False)
+        for wish, answer in zip(others, self._delete([wish.entry for wish in others], now), strict=True):
+            if answer.error in (0, errno.ENOENT):
+                again.append((wish, Ask.CREATE))
+            else:
+                self._fail(wish, TAKEN, there=False)
+        return again
+
+    def _made(self, done: Sequence[tuple[Wish, Ask]], now: int) -> None:
+        """The kernel has these entries: now packets may come to it."""
+        bad = self._unlabelled([wish.entry for wish, ask in done if ask is Ask.CREATE and wish.entry.label != LABEL_NONE])
+        lacking = [wish for wish, _ in done if wish.entry.number in bad]
+        self._delete([wish.entry for wish in lacking], now)
+        for wish in lacking:
+            self._fail(wish, NO_LABELS, there=False)
+        fine = [wish for wish, _ in done if wish.entry.number not in bad]
+        for wish in fine:
+            wish.entry.doubtful = False
+            self._know(wish.entry)
+        errors = self._let_by([(wish.entry, cookie & 1) for wish in fine for cookie in wish.cookies])
+        for wish in fine:
+            entry = wish.entry
+            self._replies.accept(entry.conn)
+            for cookie in wish.cookies:
+                error = errors.get(cookie)
+                if error is None:
+                    self._replies.say(cookie, Op.REPLACE)
+                    continue
+                entry.ctinfo[cookie & 1] = 0
+                self._replies.refuse(cookie, entry.conn, not_let_by(error))
+        empty = [wish.entry for wish in fine if not wish.entry.there]
+        self._delete(empty, now)
+        for entry in empty:
+            self._forget(entry)
+
+    def _unlabelled(self, entries: Sequence[Entry]) -> set[int]:
+        """Numbers of new entries that the kernel has without their label, which it does not say. It does so to all or to none, so that one is looked
+        at."""
+        if not entries:
+            return set()
+        last = self.kernel.tell_of(entries[-1:]).get(entries[-1].keys[0])
+        if last is None or last.label == entries[-1].label:
+            return set()
+        there = self.kernel.tell_of(entries)
+        return {entry.number for entry in entries if (told := there.get(entry.keys[0])) is not None and told.label != entry.label}
+
+    def _fail(self, wish: Wish, answer: Answer, *, there: bool) -> None:
+        """there: the entry is as it was before; else the kernel has none."""
+        for cookie in wish.cookies:
+            self._replies.refuse(cookie, wish.entry.conn, answer)
+        if wish.before is not None:
+            wish.entry.ctinfo, wish.entry.conn = wish.before
+            if not there:
+                self._gone(wish.entry)
+
+    # --- DESTROY, STATS -------------------------------------------------------------------------------------------------------------------
+
+    def _destroy(self, commands: NDArray[Any], now: int) -> None:
+        """What has been counted last is told with it."""
+        going: dict[int, list[int]] = {}  # directions by number
+        for cookie in commands["cookie"].tolist():
+            entry, d = self._entries.get(cookie >> 1), cookie & 1
+            if entry is None or not entry.ctinfo[d]:
+                self._replies.say(cookie, Op.DESTROY, errno.ENOENT)
+            else:
+                going.setdefault(entry.number, []).append(d)
+        entries = [self._entries[number] for number in going]
+        self._leave([(entry, d) for entry in entries for d in going[entry.number]])
+        last = [entry for entry in entries if len(entry.there) == len(going[entry.number])]
+        ended = {entry.number: answer for entry, answer in zip(last, self._delete(last, now), strict=True)}
+        self._take(self.kernel.tell_of([entry for entry in entries if entry.number not in ended]), now)
+        for entry in entries:
+            answer = ended.get(entry.number, Answer(0))
+            if answer is LOST:
+                entry.doubtful = True
+                continue
+            error = 0 if answer.error == errno.ENOENT else answer.error
+            for d in going[entry.number]:
+                packets, octets = (0, 0) if error else entry.untold(d)
+                self._replies.say(entry.cookie(d), Op.DESTROY, answer.error, used=entry.used[d], packets=packets, octets=octets)
+                entry.ctinfo[d] = entry.ctinfo[d] if error else 0
+            if error:  # it is there still
+                self._let_by([(entry, d) for d in going[entry.number]])
+            elif not entry.there:
+                self._forget(entry)
+
+    def _delete(self, entries: Sequence[Entry], now: int) -> list[Answer]:
+        """Of each what became of it, when it has taken what it had counted."""
+        if not entries:
+            return []
+        done = self.kernel.delete(entries)
+        self._take(done.told, now)
+        if done.ended:
+            self._heed(now, done.ended)
+        return done.answers
+
+    def _stats(self, commands: NDArray[Any], now: int) -> None:
+        """A6.50: what has been counted since it was told last. What was asked for one direction serves the other, too."""
+        known: list[tuple[Entry, int]] = []
+        asked: dict[int, Entry] = {}
+        for cookie in commands["cookie"].tolist():
+            entry, d = self._entries.get(cookie >> 1), cookie & 1
+            if entry is None or not entry.ctinfo[d]:
+                self._replies.say(cookie, Op.STATS, errno.ENOENT)
+                continue
+            known.append((entry, d))
+            if not entry.known(d, now):
+                asked[entry.number] = entry
+        errors = dict(zip(asked, self.kernel.refresh(list(asked.values()), now), strict=True))
+        for entry in asked.values():
+            entry.owed = -1
+        for entry, d in known:
+            error = errors.get(entry.number, 0)
+            if error:
+                self._replies.say(entry.cookie(d), Op.STATS, error)
+                if error == errno.ENOENT:
+                    entry.ctinfo[d] = 0
+                continue
+            entry.owed = 1 - d if entry.owed == -1 and entry.number in asked else -1
+            packets, octets = entry.untold(d)
+            self._replies.say(entry.cookie(d), Op.STATS, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
+        for number, entry in asked.items():
+            if errors[number] == errno.ENOENT or entry.over:
+                self._gone(entry)
+
+    # --- what is there ----------------------------------------------------------------------------------------------------------------------
+
+    def _take(self, there: dict[bytes, Told], now: int) -> None:
+        """What the kernel has told of entries that are known."""
+        for key, told in there.items():
+            entry = self._by_key.get(key)
+            if entry is not None and entry.keys == told.keys:
+                entry.takes(told, now)
+
+    def _listed(self) -> Iterator[tuple[Entry, Told]]:
+        """Ours of the kernel's list."""
+        for told in self.kernel.entries():
+            entry = self._by_key.get(told.keys[0])
+            if entry is not None:
+                yield entry, told
+
+    def _know(self, entry: Entry) -> None:
+        self._entries[entry.number] = self._by_key[entry.keys[0]] = entry
+
+    def _forget(self, entry: Entry) -> None:
+        if self._entries.pop(entry.number, None) is not None:
+            del self._by_key[entry.keys[0]]
+
+    def _purge(self) -> None:
+        left = list(self._entries.values())
+        self._leave([(entry, d) for entry in left for d in range(2)])
+        for at in range(0, len(left), AT_ONCE):
+            self._delete(left[at : at + AT_ONCE], 0)
+        self._entries.clear()
+        self._by_key.clear()
+
+    def _let_by(self, ways: Sequence[tuple[Entry, int]]) -> dict[int, int]:
+        """Errors of the bypass by cookie."""
+        new = [(entry, d) for entry, d in ways if not entry.let >> d & 1]
+        if self.bypass is None or not new:
+            return {}
+        errors: dict[int, int] = {}
+        for (entry, d), error in zip(new, self.bypass.put([bypass_key(entry.keys[d]) for entry, d in new]), strict=True):
+            if error:
+                errors[entry.cookie(d)] = error
+            else:
+                entry.let |= 1 << d
+        return errors
+
+    def _leave(self, ways: Iterable[tuple[Entry, int]]) -> None:
+        """Packets of these directions come to software again."""
+        there = [(entry, d) for entry, d in ways if entry.let >> d & 1]
+        if self.bypass is not None and there:
+            self.bypass.remove([bypass_key(entry.keys[d]) for entry, d in there])
+        for entry, d in there:
+            entry.let &= ~(1 << d)
+
+    # --- what others do -------------------------------------------------------------------------------------------------------------------
+
+    def _heed(self, now: int, ours: Iterable[int] = ()) -> None:
+        """Entries that others have ended. ours: numbers of those that we have."""
+        destroyed = 0
+        for over, rows, status in self.events.events():
+            for told in told_of(rows, status, self.hz):
+                entry = self._by_key.get(told.keys[0])
+                if entry is not None and entry.number not in ours and (over or told.over):
+                    self._gone(entry, told, now)
+                    self.missed += 1
+                    destroyed += over
+        if self.events.overrun:
+            self.events.overrun = False
+            destroyed += self._compare(now)
+        self._emptied |= destroyed > 0 and not self._entries
+
+    def _compare(self, now: int) -> int:
+        """Hold what is known against the kernel's list, news having been lost. How many are there no more."""
+        there = {entry.number: told for entry, told in self._listed()}
+        lost = [entry for number, entry in self._entries.items() if number not in there]
+        for entry in lost:
+            self._gone(entry)
+        for number, told in there.items():
+            if told.over:
+                self._gone(self._entries[number], told, now)
+        self.missed += len(lost)
+        return len(lost)
+
+    def _gone(self, entry: Entry, told: Told | None = None, now: int = 0) -> None:
+        """Software has it again, and what it had counted. told: as it was last, if that is known."""
+        self._leave([(entry, d) for d in range(2)])
+        if told is not None and told.keys == entry.keys:
+            entry.takes(told, now)
+        for d in entry.there:
+            packets, octets = entry.untold(d)
+            self._replies.say(entry.cookie(d), Op.GONE, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
+        self._forget(entry)
+
+
+def _in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Commands of one kind, and one of each cookie."""
+    ops, cookies = commands["op"].tolist(), commands["cookie"].tolist()
+    start = 0
+    seen: set[int] = set()
+    for at, (op, cookie) in enumerate(zip(ops, cookies, strict=True)):
+        if at > start and (op != ops[start] or cookie in seen):
+            yield ops[start], commands[start:at]
+            start, seen = at, set()
+        seen.add(cookie)
+    if ops:
+        yield ops[start], commands[start:]

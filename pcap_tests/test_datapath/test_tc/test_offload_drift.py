@@ -1,0 +1,121 @@
+"""What differs in the kernel's TC from a rules file, in words: from values alone. With a real kernel: pcap_tests/vm/test_vm_drift."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from datapath.commands.offload_drift import lines, of_plan, zones_meant
+from datapath.commands.tc.ask import Listed
+from datapath.commands.tc.install import MARK, hooks_of, marked, planned
+from datapath.oracle.namespace import Namespace
+from datapath.pipeline.rules import DROP, PASS, Gact, Match, Qdisc, Ruleset
+from offload.drift import Drift, Finding, Zone
+from pcap_tests.test_datapath.command import run
+from pcap_tests.test_datapath.test_tc.test_install import installed
+from pcap_tests.vm.test_vm_install import read
+
+TEXT = """
+tc qdisc add dev eth0 clsact
+tc chain add dev eth0 ingress protocol ip chain 5 flower ip_proto tcp dst_port 0/0xffff
+tc filter add dev eth0 ingress protocol ip prio 1 chain 0 flower ct_state -trk action ct zone 7 pipe action goto chain 5
+tc filter add dev eth0 ingress protocol ip prio 1 chain 5 flower ip_proto tcp dst_port 80 action pass
+tc filter add dev eth0 ingress protocol ip prio 2 chain 5 flower ip_proto tcp dst_port 81 action ct clear pipe action drop
+"""
+WANTED = read(TEXT)
+
+
+def there(rules: Ruleset, *, without: int | None = None, cookie: bytes = MARK) -> Listed:
+    """As the kernel lists what has been installed. without: the number of the rule that is not."""
+    left = [installed(marked(rule), cookie) for number, rule in enumerate(rules.rules) if number != without]
+    return Listed(rules.qdiscs, rules.templates, tuple(left), ())
+
+
+def found(listed: Listed) -> list[Drift]:
+    return [finding.what for finding in of_plan(planned(WANTED, listed))]
+
+
+def test_what_is_meant_is_nothing():
+    assert found(there(WANTED)) == []
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_filter_that_is_not_there(number):
+    (finding,) = of_plan(planned(WANTED, there(WANTED, without=number)))
+    assert finding.what is Drift.FILTER_MISSING and finding.drift and finding.about.startswith("tc filter add dev eth0 ingress")
+
+
+def test_a_filter_that_does_something_else_is_changed_whether_or_not_the_kernel_would_replace_it():
+    rules = list(WANTED.rules)
+    for other in (replace(rules[1], actions=(Gact(DROP),)), replace(rules[1], matches=(Match("ip_proto", 17, 0xFF),))):
+        assert found(there(replace(WANTED, rules=(rules[0], other, rules[2])))) == [Drift.FILTER_CHANGED]
+
+
+def test_a_filter_of_ours_that_is_not_meant():
+    extra = replace(WANTED.rules[1], prio=9, actions=(Gact(PASS),))
+    assert found(there(replace(WANTED, rules=(*WANTED.rules, extra)))) == [Drift.FILTER_EXTRA]
+
+
+def test_filters_of_others_in_the_way():
+    assert set(found(there(WANTED, cookie=b"theirs"))) == {Drift.FILTER_FOREIGN}
+
+
+def test_nothing_is_there():
+    assert found(Listed((), (), (), ())) == [Drift.QDISC_MISSING, Drift.CHAIN_MISSING, *[Drift.FILTER_MISSING] * 3]
+    assert found(Listed((Qdisc("eth0"),), (), (), ()))[0] is Drift.CHAIN_MISSING
+    assert [hook.device for hook in hooks_of(WANTED)] == ["eth0", "eth0"]
+
+
+def test_zones_are_those_that_connections_are_tracked_in():
+    """`ct clear` forgets one."""
+    assert zones_meant(WANTED) == {7}
+
+
+def test_lines_end_with_what_it_comes_to():
+    findings = [Finding(Drift.DEVICE_DOWN, "eth0", "no packet comes through it"), Finding(Drift.NOT_OFFLOADED, "zone 7", "2 of 3")]
+    assert list(lines(findings, [Zone(7, 3, 3, 1, 0)], 5)) == [
+        "device down: eth0: no packet comes through it",
+        "not offloaded: zone 7: 2 of 3",
+        "zone 7: 3 connections, 3 established, 1 offloaded, 0 in hardware",
+        "5 rules in the kernel as they are meant: 1 differ",
+    ]
+    assert list(lines([], [], 1)) == ["1 rule in the kernel as they are meant: nothing differs"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rules(tmp_path):
+    path = tmp_path / "rules.tc"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_device_that_is_not_there_is_said_with_what_it_lacks(running_kernel, rules, capfd):
+    namespace = Namespace()
+    with namespace.entered():
+        code, out, _ = run(capfd, "offload", "audit", "--kernel", rules)
+        assert (code, out) == (1, "device missing: eth0: 3 rules of it not there\n0 rules in the kernel as they are meant: 1 differ\n")
+        code, out, _ = run(capfd, "offload", "audit", "--kernel", rules, "--json")
+        document = json.loads(out)
+        assert document["findings"] == [{"what": "device_missing", "drift": True, "about": "eth0", "why": "3 rules of it not there"}]
+        assert (document["same"], document["zones"], document["rules"]) == (0, [], str(rules))
+        assert run(capfd, "offload", "audit", "--kernel", rules, "--quiet") == (1, "", "")
+    namespace.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--socket", "x"], "expected no --socket with it"), (["some.pcap"], "expected no CAPTURE with it"), (["--nic", "tiny"], "expected a CAPTURE")],
+)
+def test_words_of_the_other_forms_are_refused(rules, capfd, words, said):
+    code, _, err = run(capfd, "offload", "audit", "--kernel", rules, *words)
+    assert code == 2 and said in err
+
+
+def test_a_file_that_is_none(tmp_path, capfd):
+    code, _, err = run(capfd, "offload", "audit", "--kernel", tmp_path / "nowhere.tc")
+    assert code == 2 and "nowhere.tc" in err and len(err.splitlines()) == 1
