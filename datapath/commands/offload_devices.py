@@ -16,7 +16,7 @@ from datapath.doctor import Finding
 from datapath.hints import counted
 from datapath.names import printable
 from offload.devlink.attributes import SWITCHDEV
-from offload.devlink.functions import EXAMPLE, Nic, function_of
+from offload.devlink.functions import EXAMPLE, Nic, is_uplink
 
 if TYPE_CHECKING:
     from offload.devlink.family import Devlink
@@ -172,4 +172,4 @@ def eswitches() -> Finding:
 
 
 def _is_representor(each: Representor) -> bool:
-    return each.name is not None and function_of(each.name) is not None
+    return each.name is not None and not is_uplink(each.name)

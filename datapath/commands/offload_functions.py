@@ -256,13 +256,13 @@ def _at_port(function: Named, dry_run: bool, quiet: bool, make: Callable[[int], 
 
 def _port(function: Named, ports: Sequence[DevlinkPort]) -> DevlinkPort:
     """Raises CtmirrorError if there is none, or if there are several."""
-    known = function_of(function.name)
-    name = str(known) if known is not None else function.name
+    from offload.devlink.representors import some
+
     own = [port for port in ports if port.nic == function.nic]
-    mine = [port for port in own if (port.function is not None and port.function.mac == name if function.is_mac else port.name == name)]
+    mine = [port for port in own if function.calls(port.name, port.function.mac if port.function is not None else None)]
     if len(mine) == 1:
         return mine[0]
-    names = ", ".join(port.name for port in own if port.name is not None)
+    names = some([port.name for port in mine or own if port.name is not None])
     if mine:
         raise CtmirrorError(f"{function}: {counted(len(mine), 'function')} of this address: expected a function's name: {names}")
     raise CtmirrorError(f"{function}: the NIC has no such function: expected {names or 'one that it has'}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from offload.devlink.family import Devlink, NoDevlink
-from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of
+from offload.devlink.functions import Misnamed, Named, Nic
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
@@ -104,25 +104,9 @@ def here() -> tuple[list[DevlinkPort], list[Link]]:
 # --- finding ------------------------------------------------------------------------------------------------------------------------------
 
 
-def find(among: Iterable[Representor], nic: Nic, *, function: Function | None = None, mac: str | None = None) -> list[Representor]:
-    """By function, or by the MAC address of it."""
-    name = str(function) if function is not None else None
-    return [
-        each for each in among
-        if each.nic == nic and ((name is not None and each.name == name) or (mac is not None and each.function.mac == mac))
-    ]  # fmt: skip
-
-
 def iface_called(wanted: Named, among: Sequence[Representor]) -> str:
     """The interface that stands for a function. Raises Misnamed if there is none, or if there are several."""
-    function = function_of(wanted.name)
-    if wanted.is_mac:
-        matching = find(among, wanted.nic, mac=wanted.name)
-    elif function is not None:
-        matching = find(among, wanted.nic, function=function)
-    else:
-        matching = [each for each in among if each.nic == wanted.nic and each.name == wanted.name]
-    ifaces = list(dict.fromkeys(each.iface for each in matching))
+    ifaces = list({each.iface: None for each in among if each.nic == wanted.nic and wanted.calls(each.name, each.function.mac)})
     if len(ifaces) == 1:
         return ifaces[0]
     if ifaces:
@@ -133,14 +117,15 @@ def iface_called(wanted: Named, among: Sequence[Representor]) -> str:
 def _others(nic: Nic, among: Sequence[Representor]) -> str:
     names = [str(each.name) for each in among if each.nic == nic and each.name is not None]
     if names:
-        return f"one of {_some(names)}"
+        return f"one of {some(names)}"
     nics = sorted({str(each.nic) for each in among if each.nic is not None and each.name is not None})
     if nics:
-        return f"a NIC that has some: {_some(nics)}"
+        return f"a NIC that has some: {some(nics)}"
     return "a NIC with representors (eswitch in mode switchdev)"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of them."""
     more = len(names) - MOST_SHOWN
     return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

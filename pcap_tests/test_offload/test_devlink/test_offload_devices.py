@@ -14,7 +14,7 @@ from offload.devlink import attributes as of
 from offload.devlink.functions import Nic
 from offload.devlink.representors import Link
 from pcap_tests.test_datapath.command import run
-from pcap_tests.test_offload.test_devlink.feigned_family import FeignedNic, Refused
+from pcap_tests.test_offload.test_devlink.feigned_family import Behind, FeignedNic, Refused, plugged
 
 PCI = "pci/0000:08:00.0"
 MAC = "02:00:00:00:00:58"
@@ -181,6 +181,20 @@ def test_a_function_that_is_made_but_not_set_stays(capfd, nic, monkeypatch):
     assert err == f"ctmirror: devlink: {PCI}: function pf0sf88: hw_addr {MAC}: Invalid argument: no such address\n"
 
 
+def test_the_next_function_is_not_the_pf(capfd, nic):
+    nic.ports[7] = Behind(plugged(of.PCI_PF, ifindex=7, iface="pf", pf=0, external=0), state=1, has_function=True)
+    for words in (["delete", "pf0sf@0000:08:00.0"], ["set", "pf0sf@0000:08:00.0", "--state", "inactive"]):
+        code, out, err = offload(capfd, "function", *words)
+        assert (code, out) == (2, "") and f"pf0sf@{PCI}: the NIC has no such function" in err
+    assert nic.ports[7].state == 1
+
+
+def test_an_error_names_no_more_than_some(capfd, nic):
+    for sf in range(200):
+        nic.add({"PORT_FLAVOUR": of.PCI_SF, "PORT_PCI_PF_NUMBER": 0, "PORT_PCI_SF_NUMBER": sf})
+    assert offload(capfd, "function", "delete", "pf9sf1@0000:08:00.0")[2].endswith("pf0sf4 and 195 more\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -194,8 +208,9 @@ def test_a_function_that_is_made_but_not_set_stays(capfd, nic, monkeypatch):
         (["set", "pf0vf9@0000:08:00.0", "--state", "active"], f"pf0vf9@{PCI}: the NIC has no such function: expected p0, pf0vf0, pf0vf1"),
         (
             ["delete", "00:00:00:00:00:00@0000:08:00.0"],
-            f"00:00:00:00:00:00@{PCI}: 2 functions of this address: expected a function's name: p0, pf0vf0",
+            f"00:00:00:00:00:00@{PCI}: 2 functions of this address: expected a function's name: pf0vf0, pf0vf1",
         ),
+        (["delete", "pf0sf@0000:08:00.0"], f"pf0sf@{PCI}: the NIC has no such function: expected p0, pf0vf0, pf0vf1"),
         (["delete", "pf0vf9@0000:99:00.0"], f"pci/0000:99:00.0: devlink knows no such NIC here: expected {PCI}"),
     ],
 )

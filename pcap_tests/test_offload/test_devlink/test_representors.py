@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offload.devlink.functions import Function, Misnamed, Nic, named
+from offload.devlink.functions import Misnamed, Nic, named
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.devlink.names import Resolver
-from offload.devlink.representors import Link, find, iface_called, link_in, nic_behind, representors
+from offload.devlink.representors import Link, iface_called, link_in, nic_behind, representors
 from offload.netlink.links import IFINFO
 from offload.netlink.pack import attribute, text, u32
 from offload.netlink.read import Malformed
@@ -100,12 +100,14 @@ def test_an_error_names_no_more_than_some():
         called("pf1@0000:08:00.0", representors(many, []))
 
 
-def test_functions_by_number_or_address():
-    among = representors(PORTS, [])
-    assert [each.iface for each in find(among, NIC, function=Function(0, vf=1))] == ["eth0_1"]
-    assert [each.iface for each in find(among, NIC, function=Function(0, sf=8))] == ["sf8"]
-    assert [each.iface for each in find(among, NIC, mac=MAC)] == ["eth0_0"]
-    assert find(among, OTHER, function=Function(0, vf=1)) == [] and find(among, NIC) == []
+def test_the_next_sf_is_not_the_pf():
+    with pytest.raises(Misnamed, match=r"^pf0sf@.*: no interface stands for it here: expected one of pf0$"):
+        called("pf0sf@0000:08:00.0", representors([DevlinkPort(NIC, 1, "pcipf", iface="r", ifindex=9, pf=0)], []))
+
+
+def test_names_of_drivers_that_have_their_own():
+    among = representors([], [Link(2, "a", SWITCH, "p0pf0vf3", NIC), Link(3, "b", SWITCH, "pf0vfr3", NIC), Link(4, "c", SWITCH, "pf0s1", NIC)])
+    assert [called(f"{name}@0000:08:00.0", among) for name in ("p0pf0vf3", "pf0vfr3", "pf0s1")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
