@@ -2,7 +2,8 @@
 
 Theory of operation: the kernel names what is plugged into a NIC's eswitch (pf0vf3) and gives all of it one number (phys_switch_id); interfaces tell
 both by rtnetlink, and most of them which NIC they belong to. devlink tells the same by ports, with the function's MAC address and state besides.
-Ports count where there are any; an interface that no port mentions is one of a driver that has none.
+Ports count where there are any; an interface that no port mentions is one of a driver that has none. What does not say its NIC is of that one which
+alone has its eswitch, or of none.
 Invariants: an interface is in the list once; a name that means two interfaces is an error, and not the first of them.
 Source: linux/if_link.h. Not here: how functions are called (functions), how they are made (changes).
 """
@@ -18,7 +19,7 @@ from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
 from offload.netlink.filters import DUMP, message
-from offload.netlink.links import GET_LINK, IFINFO, NEW_LINK, NO_STATISTICS
+from offload.netlink.links import GET_LINK, IFINFO, NO_STATISTICS
 from offload.netlink.pack import u32
 from offload.netlink.read import Malformed, read
 
@@ -60,7 +61,7 @@ class Representor(NamedTuple):
 def links(channel: Channel) -> list[Link]:
     """Of the network namespace of a channel. Raises NetlinkError, Malformed."""
     request = message(GET_LINK, DUMP, IFINFO.pack(0, 0, 0, 0, 0) + u32(LINK.numbers["EXT_MASK"], NO_STATISTICS))
-    return [link_in(data) for kind, data in channel.dump(request) if kind == NEW_LINK]
+    return [link_in(data) for data in channel.whole(request)]
 
 
 def link_in(data: bytes) -> Link:
@@ -77,16 +78,19 @@ def link_in(data: bytes) -> Link:
 
 def representors(ports: Iterable[DevlinkPort], found: Sequence[Link]) -> list[Representor]:
     """All of them, those with devlink ports first."""
-    by_name = {link.iface: link for link in found}
+    by_index = {link.ifindex: link for link in found}  # names may change between the two lists
     listed = []
     for port in ports:
         if port.iface is not None:
-            link = by_name.pop(port.iface, Link(port.ifindex or 0, port.iface))
+            link = by_index.pop(port.ifindex or 0, Link(port.ifindex or 0, port.iface))
             listed.append(Representor(port.iface, port.name or link.port_name, port.nic, port, link.switch))
-    of_switch = {link.switch: link.nic for link in reversed(found) if link.switch is not None and link.nic is not None}
-    for link in by_name.values():
+    owners: dict[str | None, set[Nic]] = {}  # of an eswitch; both PFs of a card may have one number
+    for link in found:
+        owners.setdefault(link.switch, set()).update([link.nic] if link.nic is not None else [])
+    for link in by_index.values():
         if link.switch is not None and link.port_name is not None:
-            listed.append(Representor(link.iface, link.port_name, link.nic or of_switch.get(link.switch), None, link.switch))
+            owner = next(iter(owners[link.switch])) if len(owners[link.switch]) == 1 else None
+            listed.append(Representor(link.iface, link.port_name, link.nic or owner, None, link.switch))
     return listed
 
 

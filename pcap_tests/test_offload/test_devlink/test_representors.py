@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from offload.devlink.functions import Misnamed, Nic, named
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.devlink.names import Resolver
-from offload.devlink.representors import Link, iface_called, link_in, nic_behind, representors
+from offload.devlink.representors import Link, iface_called, link_in, links, nic_behind, representors
+from offload.netlink.channel import FINISHED, INTERRUPTED, Channel
 from offload.netlink.links import IFINFO
 from offload.netlink.pack import attribute, text, u32
 from offload.netlink.read import Malformed
@@ -60,6 +61,17 @@ def test_by_devlink_ports(text, iface):
                                              ("p1@0000:08:00.1", "ens2")])  # fmt: skip
 def test_by_what_interfaces_say(text, iface):
     assert called(text, representors([], LINKS)) == iface
+
+
+def test_an_interface_that_gets_another_name_meanwhile_is_listed_once():
+    both = representors(PORTS[1:2], [Link(3, "eth3", SWITCH, "pf0vf0", NIC)])
+    assert [(each.iface, each.name, each.switch) for each in both] == [("eth0_0", "pf0vf0", SWITCH)]
+
+
+def test_a_switch_that_two_nics_have_says_nothing_of_an_interface_without_one():
+    """Both PFs of a card may have one number."""
+    (p0, p1, alone) = representors([], [Link(2, "ens1", SWITCH, "p0", NIC), Link(3, "ens2", SWITCH, "p1", OTHER), Link(4, "r", SWITCH, "pf1vf0")])
+    assert (p0.nic, p1.nic, alone.nic) == (NIC, OTHER, None)
 
 
 def test_an_interface_is_listed_once():
@@ -137,6 +149,19 @@ def test_for_interfaces_nothing_of_devlink_is_imported():
     code = "import sys; from offload.devlink.names import Resolver; Resolver()('eth0'); print(*sorted({'pyroute2', 'asyncio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "\n"
+
+
+def test_interfaces_are_asked_for_again_if_they_change_meanwhile():
+    class Changing(Channel):
+        left = 2
+
+        def _received(self, *, wait: bool = True):
+            for kind, flags, number, data in super()._received(wait=wait):
+                self.left -= kind == FINISHED
+                yield kind, flags | (INTERRUPTED if kind == FINISHED and self.left >= 0 else 0), number, data
+
+    with Changing() as channel:
+        assert "lo" in [link.iface for link in links(channel)] and channel.left == -1
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------------------------------
