@@ -69,12 +69,11 @@ def _changed(devlink: Devlink, change: Change) -> tuple[bool, DevlinkPort | None
         return False, None
 
 
-def _known(devlink: Devlink, nic: Nic) -> Nic:
+def _known(devlink: Devlink, nic: Nic) -> None:
     """Raises CtmirrorError for one that is not there."""
     nics = devlink.nics()
     if nic not in nics:
         raise CtmirrorError(f"{nic}: devlink knows no such NIC here: expected {', '.join(map(str, nics)) or 'one with a driver that uses devlink'}")
-    return nic
 
 
 @click.command("eswitch", short_help="the mode of a NIC's eswitch")
@@ -98,18 +97,18 @@ def eswitch_command(nic: str, mode: str | None, inline_mode: str | None, encap_m
       ctmirror offload eswitch pci/0000:08:00.0 --mode switchdev --dry-run
       ctmirror offload eswitch eth0 --mode switchdev
     """
-    change = None
-    if (mode, inline_mode, encap_mode) != (None, None, None):
-        change = EswitchSet(_nic(nic), mode, inline_mode, encap_mode)
-    if dry_run:
-        if change is None:
-            raise click.UsageError("--dry-run: expected a mode to set, as --mode switchdev")
+    settings = (mode, inline_mode, encap_mode)
+    if dry_run and settings == (None, None, None):
+        raise click.UsageError("--dry-run: expected a mode to set, as --mode switchdev")
+    of = _nic(nic)
+    change = EswitchSet(of, *settings) if settings != (None, None, None) else None
+    if dry_run and change is not None:
         click.echo(change.line())
         return 0
     from offload.devlink.family import Devlink, DevlinkError
 
     with Devlink() as devlink:
-        of = _known(devlink, _nic(nic) if change is None else change.nic)
+        _known(devlink, of)
         if change is not None and not _changed(devlink, change)[0]:
             return NO
         try:
@@ -136,7 +135,7 @@ def _nic(text: str) -> Nic:
         return nic
     if any(link.iface == text for link in found):
         raise CtmirrorError(f"{text}: nobody says which NIC this interface is of: expected the NIC, as pci/0000:08:00.0")
-    return nic_of(text)
+    raise CtmirrorError(f"{text!r}: there is no such interface: expected one, or a NIC, as pci/0000:08:00.0")
 
 
 @click.group("function", short_help="functions of a NIC: scalable functions added and deleted, addresses and states set")

@@ -123,8 +123,15 @@ def test_a_nic_that_is_not_there(capfd, machine):
     )  # fmt: skip
     assert offload(capfd, "eswitch", "v1") == (2, "", f"ctmirror: virtio/virtio1: devlink knows no such NIC here: expected {PCI}\n")
     assert offload(capfd, "eswitch", "eth9") == (
-        2, "", "ctmirror: 'eth9': expected a NIC as devlink calls it, as pci/0000:08:00.0, or its PCI address\n",
+        2, "", "ctmirror: 'eth9': there is no such interface: expected one, or a NIC, as pci/0000:08:00.0\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "a/b/c", "pci/0000:08:00.0;reboot", "pf0vf3@0000:08:00.0", "\x1b[31m"])
+def test_what_is_no_nic_is_said_before_devlink_is_asked(capfd, machine, text):
+    machine(None)
+    code, out, err = offload(capfd, "eswitch", text)
+    assert (code, out) == (2, "") and "expected" in err and "a NIC" in err and "this kernel" not in err and err[:-1].isprintable()
 
 
 def test_what_is_not_permitted_is_no_refusal(capfd, machine, monkeypatch):
@@ -284,6 +291,23 @@ def test_doctor_says_the_mode_and_how_many_stand_for_functions(machine, nic):
     assert (eswitches().ok, eswitches().found) == (True, "2 interfaces of eswitches without devlink")
     machine(None)
     assert (eswitches().ok, eswitches().found) == (False, NONE)
+
+
+def test_doctor_advises_what_helps(machine, monkeypatch):
+    machine(FeignedNic(has_eswitch=False))
+    assert (eswitches().ok, eswitches().found, eswitches().advice) == (
+        False, f"{PCI}: none, 0 representors", "needs a NIC that has an eswitch, for functions by name, as pf0vf3@0000:08:00.0",
+    )  # fmt: skip
+    shy = FeignedNic()
+    machine(shy)
+
+    def refused():
+        raise Refused(1)
+
+    monkeypatch.setattr(shy, "eswitch", refused)
+    assert (eswitches().ok, eswitches().advice) == (False, "root, or cap_net_admin, is told the mode")
+    shy.set_eswitch({"ESWITCH_MODE": 1})  # its representors tell it as well
+    assert (eswitches().ok, eswitches().found) == (True, f"{PCI}: not told: expected root, or cap_net_admin, 2 representors")
 
 
 def test_the_eswitch_behind_an_interface(machine, nic):
