@@ -30,6 +30,10 @@ class Misnamed(CtmirrorError):
     """A text that calls no NIC or no function: what was expected."""
 
 
+class NotHere(Misnamed):
+    """A function that may be, but for which no interface stands on this machine."""
+
+
 class Nic(NamedTuple):
     """A NIC as devlink calls it; on paper bus/name."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from offload.devlink.family import Devlink, NoDevlink
-from offload.devlink.functions import Misnamed, Named, Nic
+from offload.devlink.functions import Misnamed, Named, Nic, NotHere
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
@@ -109,13 +109,13 @@ def here() -> tuple[list[DevlinkPort], list[Link]]:
 
 
 def iface_called(wanted: Named, among: Sequence[Representor]) -> str:
-    """The interface that stands for a function. Raises Misnamed if there is none, or if there are several."""
+    """The interface that stands for a function. Raises NotHere if there is none, Misnamed if there are several."""
     ifaces = list({each.iface: None for each in among if each.nic == wanted.nic and wanted.calls(each.name, each.function.mac)})
     if len(ifaces) == 1:
         return ifaces[0]
     if ifaces:
         raise Misnamed(f"{wanted}: {', '.join(sorted(ifaces))}: expected one interface for it")
-    raise Misnamed(f"{wanted}: no interface stands for it here: expected {_others(wanted.nic, among)}")
+    raise NotHere(f"{wanted}: no interface stands for it here: expected {_others(wanted.nic, among)}")
 
 
 def _others(nic: Nic, among: Sequence[Representor]) -> str:

@@ -17,7 +17,7 @@ from offload.netlink.channel import FINISHED, INTERRUPTED, Channel
 from offload.netlink.links import IFINFO
 from offload.netlink.pack import attribute, text, u32
 from offload.netlink.read import Malformed
-from pcap_tests.test_offload.test_devlink.feigned_family import FeignedNic
+from pcap_tests.test_offload.test_devlink.feigned_family import Behind, FeignedNic, plugged
 
 NIC, OTHER = Nic("pci", "0000:08:00.0"), Nic("pci", "0000:08:00.1")
 MAC = "00:11:22:33:44:55"
@@ -138,6 +138,13 @@ def test_names_are_looked_up_once_and_interfaces_never(machine):
     assert [resolve(name) for name in ("eth0", "a@b", "x")] == ["eth0", "a@b", "x"] and sockets == []
     assert [resolve("p0@0000:08:00.0") for _ in range(3)] == ["eth0"] * 3 and len(sockets) == 1
     assert resolve.if_there("p0@0000:08:00.0") == "eth0" and resolve.if_there("p9@0000:08:00.0") == "p9@0000:08:00.0"
+
+
+@pytest.mark.parametrize("text", ["vf3@0000:08:00.0", "pf0vf3@a/b/c", "00:00:00:00:00:00@0000:08:00.0"])
+def test_what_is_wrong_on_every_machine_or_not_clear_is_no_name_that_stays(machine, text):
+    machine(FeignedNic(mode=1, ports={i: Behind(plugged(4, ifindex=i, iface=f"r{i}", pf=0, vf=i), has_function=True) for i in (3, 4)}))
+    with pytest.raises(Misnamed, match="expected"):
+        Resolver().if_there(text)
 
 
 def test_without_devlink_interfaces_are_asked(machine):
