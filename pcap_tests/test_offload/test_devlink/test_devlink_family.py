@@ -149,7 +149,7 @@ def test_giving_up_while_it_is_opened_is_no_error_of_devlink():
     socket = FeignedFamily()
     socket.silent = True
     before = open_files()
-    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         Devlink(socket, patience=20)
