@@ -5,6 +5,7 @@ Not here: devlink (offload.devlink), what is changed there (offload_functions), 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from datapath.commands.verbosity import verbosity
 from datapath.doctor import Finding
 from datapath.hints import counted
 from datapath.names import printable
-from offload.devlink.attributes import SWITCHDEV
-from offload.devlink.functions import EXAMPLE, Nic, function_of
+from offload.devlink.attributes import LEGACY, SWITCHDEV
+from offload.devlink.functions import EXAMPLE, Nic, is_uplink
 
 if TYPE_CHECKING:
     from offload.devlink.family import Devlink
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NO = 1
 UNPRIVILEGED, NO_SUCH_THING = 1, 95  # EPERM, EOPNOTSUPP
+UNTOLD = {UNPRIVILEGED: "not told: expected root, or cap_net_admin", NO_SUCH_THING: "none"}  # instead of a mode
 HEAD = ("function", "flavour", "interface", "MAC address", "state", "port")
 
 
@@ -53,8 +55,7 @@ def _eswitch(devlink: Devlink, nic: Nic) -> Eswitch | str:
     try:
         return devlink.eswitch(nic)
     except DevlinkError as error:
-        words = {UNPRIVILEGED: "not told: expected root, or cap_net_admin", NO_SUCH_THING: "none"}
-        return words.get(error.number, str(error))
+        return UNTOLD.get(error.number, str(error))
 
 
 @click.command("devices", short_help="NICs, their eswitches and functions, and which interface stands for which")
@@ -139,15 +140,14 @@ def _function(nic: Nic | None, port: DevlinkPort | None, standing: Representor |
 def eswitch_of(iface: str) -> tuple[str | None, str | None]:
     """The NIC that an interface is of, and the mode of its eswitch, or why it is not told; None: there is none. Raises CtmirrorError."""
     from offload.devlink.family import Devlink, NoDevlink
-    from offload.devlink.representors import links, nic_behind
-    from offload.netlink.channel import Channel
+    from offload.devlink.representors import here, nic_behind
 
-    with Channel() as channel:
-        found = links(channel)
+    nic = nic_behind(iface, *here())
+    if nic is None:
+        return None, None
     try:
         with Devlink() as devlink:
-            nic = nic_behind(iface, devlink.ports(), found)
-            if nic is None or nic not in devlink.nics():
+            if nic not in devlink.nics():
                 return None, None
             told = _eswitch(devlink, nic)
     except NoDevlink:
@@ -160,16 +160,18 @@ def eswitches() -> Finding:
     nics, standing, _, nothing = listed()
     if not nics and not standing:
         return Finding("eswitch", False, nothing, f"needs a NIC whose driver uses devlink, for functions by name, as {EXAMPLE}")
-    said = []
-    for nic, eswitch in nics:
-        mode = eswitch if isinstance(eswitch, str) else eswitch.mode
-        names = [each.iface for each in standing if each.nic == nic and _is_representor(each)]
-        said.append(f"{nic}: {mode}, {counted(len(names), 'representor')}")
-    alone = [each for each in standing if each.nic not in [nic for nic, _ in nics]]
+    modes = {nic: eswitch if isinstance(eswitch, str) else eswitch.mode for nic, eswitch in nics}
+    standing_for = Counter(each.nic for each in standing if _is_representor(each))
+    said = [f"{nic}: {mode}, {counted(standing_for[nic], 'representor')}" for nic, mode in modes.items()]
+    alone = [each for each in standing if each.nic not in modes]
     said += [f"{counted(len(alone), 'interface')} of eswitches without devlink"] if alone else []
-    switching = not nics or any(not isinstance(eswitch, str) and eswitch.mode == SWITCHDEV for _, eswitch in nics)
-    return Finding("eswitch", switching, "; ".join(said), f"ctmirror offload eswitch NIC --mode {SWITCHDEV}, for rules between functions")
+    advice = f"needs a NIC that has an eswitch, for functions by name, as {EXAMPLE}"
+    if LEGACY in modes.values():
+        advice = f"ctmirror offload eswitch NIC --mode {SWITCHDEV}, for rules between functions"
+    elif UNTOLD[UNPRIVILEGED] in modes.values():
+        advice = "root, or cap_net_admin, is told the mode"
+    return Finding("eswitch", not nics or bool(standing_for) or SWITCHDEV in modes.values(), printable("; ".join(said)), advice)
 
 
 def _is_representor(each: Representor) -> bool:
-    return each.name is not None and function_of(each.name) is not None
+    return each.name is not None and not is_uplink(each.name)

@@ -69,12 +69,11 @@ def _changed(devlink: Devlink, change: Change) -> tuple[bool, DevlinkPort | None
         return False, None
 
 
-def _known(devlink: Devlink, nic: Nic) -> Nic:
+def _known(devlink: Devlink, nic: Nic) -> None:
     """Raises CtmirrorError for one that is not there."""
     nics = devlink.nics()
     if nic not in nics:
         raise CtmirrorError(f"{nic}: devlink knows no such NIC here: expected {', '.join(map(str, nics)) or 'one with a driver that uses devlink'}")
-    return nic
 
 
 @click.command("eswitch", short_help="the mode of a NIC's eswitch")
@@ -98,18 +97,18 @@ def eswitch_command(nic: str, mode: str | None, inline_mode: str | None, encap_m
       ctmirror offload eswitch pci/0000:08:00.0 --mode switchdev --dry-run
       ctmirror offload eswitch eth0 --mode switchdev
     """
-    change = None
-    if (mode, inline_mode, encap_mode) != (None, None, None):
-        change = EswitchSet(_nic(nic), mode, inline_mode, encap_mode)
-    if dry_run:
-        if change is None:
-            raise click.UsageError("--dry-run: expected a mode to set, as --mode switchdev")
+    settings = (mode, inline_mode, encap_mode)
+    if dry_run and settings == (None, None, None):
+        raise click.UsageError("--dry-run: expected a mode to set, as --mode switchdev")
+    of = _nic(nic)
+    change = EswitchSet(of, *settings) if settings != (None, None, None) else None
+    if dry_run and change is not None:
         click.echo(change.line())
         return 0
     from offload.devlink.family import Devlink, DevlinkError
 
     with Devlink() as devlink:
-        of = _known(devlink, _nic(nic) if change is None else change.nic)
+        _known(devlink, of)
         if change is not None and not _changed(devlink, change)[0]:
             return NO
         try:
@@ -136,7 +135,7 @@ def _nic(text: str) -> Nic:
         return nic
     if any(link.iface == text for link in found):
         raise CtmirrorError(f"{text}: nobody says which NIC this interface is of: expected the NIC, as pci/0000:08:00.0")
-    return nic_of(text)
+    raise CtmirrorError(f"{text!r}: there is no such interface: expected one, or a NIC, as pci/0000:08:00.0")
 
 
 @click.group("function", short_help="functions of a NIC: scalable functions added and deleted, addresses and states set")
@@ -256,13 +255,13 @@ def _at_port(function: Named, dry_run: bool, quiet: bool, make: Callable[[int], 
 
 def _port(function: Named, ports: Sequence[DevlinkPort]) -> DevlinkPort:
     """Raises CtmirrorError if there is none, or if there are several."""
-    known = function_of(function.name)
-    name = str(known) if known is not None else function.name
+    from offload.devlink.representors import some
+
     own = [port for port in ports if port.nic == function.nic]
-    mine = [port for port in own if (port.function is not None and port.function.mac == name if function.is_mac else port.name == name)]
+    mine = [port for port in own if function.calls(port.name, port.function.mac if port.function is not None else None)]
     if len(mine) == 1:
         return mine[0]
-    names = ", ".join(port.name for port in own if port.name is not None)
+    names = some([port.name for port in mine or own if port.name is not None])
     if mine:
         raise CtmirrorError(f"{function}: {counted(len(mine), 'function')} of this address: expected a function's name: {names}")
     raise CtmirrorError(f"{function}: the NIC has no such function: expected {names or 'one that it has'}")

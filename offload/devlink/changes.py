@@ -52,33 +52,30 @@ class EswitchSet:
 
 @dataclass(frozen=True)
 class FunctionAdd:
-    """An SF, or without `scalable` a PF. Without function.sf the driver chooses the number of an SF; without index that of the devlink port."""
+    """An SF. Without function.sf the driver chooses its number; without index that of the devlink port."""
 
     nic: Nic
     function: Function
     index: int | None = None
-    scalable: bool = True
 
     command: ClassVar[int] = of.PORT_NEW
 
     def attributes(self) -> Attributes:
-        flavour = of.PCI_SF if self.scalable else of.PCI_PF
         rows = (
-            ("PORT_INDEX", self.index), ("PORT_FLAVOUR", flavour), ("PORT_PCI_PF_NUMBER", self.function.pf),
+            ("PORT_INDEX", self.index), ("PORT_FLAVOUR", of.PCI_SF), ("PORT_PCI_PF_NUMBER", self.function.pf),
             ("PORT_PCI_SF_NUMBER", self.function.sf), ("PORT_CONTROLLER_NUMBER", self.function.controller),
         )  # fmt: skip
         return [*_nic(self.nic), *((name, value) for name, value in rows if value is not None)]
 
     def line(self) -> str:
         place = str(self.nic) if self.index is None else f"{self.nic}/{self.index}"
-        flavour = of.FLAVOURS[of.PCI_SF if self.scalable else of.PCI_PF]
-        words = [f"devlink port add {shlex.quote(place)} flavour {flavour} pfnum {self.function.pf}"]
+        words = [f"devlink port add {shlex.quote(place)} flavour {of.FLAVOURS[of.PCI_SF]} pfnum {self.function.pf}"]
         for said, value in (("sfnum", self.function.sf), ("controller", self.function.controller)):
             words += [f"{said} {value}"] if value is not None else []
         return " ".join(words)
 
     def about(self) -> str:
-        return f"{self.nic}: function {self.function}{'sf' if self.scalable and self.function.sf is None else ''}: add"
+        return f"{self.nic}: function {self.function}{'sf' if self.function.sf is None else ''}: add"
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 Theory of operation: pyroute2 finds the family, numbers requests, gathers answers and has the kernel's sentence; what it sends is made by a class out
 of our table (offload.netlink.classes). What comes back is not read by its classes, which take anything for a value, but as bytes, strictly and
-bounded by how many there are; and only from the kernel. A list that changes while it is read (EINTR) is asked for again; pyroute2 takes half a list
-for a whole.
-Invariants: no request waits longer than PATIENCE; errors say which NIC and what was asked.
+bounded by how many there are; and only from the kernel. A list that changes while it is read (EINTR) is read to its end, for the kernel makes one at
+a time, and asked for again; pyroute2 takes half a list for a whole.
+Invariants: no answer is waited for longer than PATIENCE, but nobody can give up what the kernel does while it takes a request, and it may do all of
+it then; errors say which NIC and what was asked.
 Source: net/devlink of Linux. Not here: what is asked for (changes), what the answers mean (model).
 """
 
@@ -14,7 +15,6 @@ import asyncio
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -30,16 +30,15 @@ from offload.devlink.changes import Attributes, Change, FunctionAdd
 from offload.devlink.functions import Nic
 from offload.devlink.model import DevlinkPort, Eswitch, eswitch_in, nic_in, port_in
 from offload.netlink.attributes import Level
-from offload.netlink.channel import messages
+from offload.netlink.channel import INTERRUPTED, TRIES, messages
 from offload.netlink.classes import members
+from offload.netlink.extack import CODE
 from offload.netlink.filters import MESSAGE
 from offload.netlink.read import Malformed, Values, read
 
 PATIENCE = 120.0  # seconds: a change of mode tears down and sets up a whole switch
-TRIES = 5  # of a list that changes while it is read
-INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 HEAD = MESSAGE.size + 4  # and struct genlmsghdr: command, version, two bytes of nothing
-CODE = struct.Struct("=i")
+REFUSALS = (pyroute2.NetlinkError, TimeoutError, OSError)
 ADVICE = {
     errno.EPERM: "not permitted: expected root, or cap_net_admin",
     errno.ENODEV: "there is no such NIC or devlink port in this network namespace",
@@ -78,7 +77,9 @@ class _Message(genlmsg):
 
 
 class _Marshal(Marshal):
-    """Reads what has come, after a look at whether it can be read at all."""
+    """Reads what has come, after a look at whether it can be read at all. changed: what is being listed has, meanwhile."""
+
+    changed = False
 
     def parse(self, data: bytes, *arguments: Any, **options: Any) -> Iterator[Any]:
         """Raises Malformed."""
@@ -89,10 +90,12 @@ class _Marshal(Marshal):
     def is_enough(self, msg: Any) -> bool:
         """Whether a list is at its end. Raises NetlinkError if it is not whole."""
         header = msg["header"]
-        if header.get("flags", 0) & INTERRUPTED:
-            raise pyroute2.NetlinkError(errno.EINTR, "what is listed changed meanwhile")
+        self.changed |= bool(header.get("flags", 0) & INTERRUPTED)
         if header["type"] != NLMSG_DONE:
             return False
+        changed, self.changed = self.changed, False
+        if changed:
+            raise pyroute2.NetlinkError(errno.EINTR, "what is listed changed meanwhile")
         if header["length"] >= MESSAGE.size + CODE.size:
             (code,) = CODE.unpack_from(msg.data, msg.offset + MESSAGE.size)
             if code < 0:
@@ -134,7 +137,9 @@ class Devlink:
             opened.close()
             if isinstance(error, pyroute2.NetlinkError) and error.code == errno.ENOENT:
                 raise NoDevlink from None
-            raise _told("", error) from None
+            if isinstance(error, REFUSALS):
+                raise _told("", error) from None
+            raise
         return opened
 
     def __enter__(self) -> Devlink:
@@ -186,7 +191,7 @@ class Devlink:
         message["attrs"] = _spelled(of.DEVICE, attributes)
         try:
             return self._runner.run(asyncio.wait_for(self._gathered(message, NLM_F_REQUEST | flags), self.patience))
-        except (pyroute2.NetlinkError, TimeoutError, OSError) as error:
+        except REFUSALS as error:
             raise _told(about, error) from None
 
     async def _gathered(self, message: _Message, flags: int) -> list[Values]:

@@ -19,6 +19,7 @@ from ctcore.errors import CtmirrorError
 PCI = "pci"
 _NIC = re.compile(r"(?:(?P<bus>[a-zA-Z0-9_.-]{1,64})/)?(?P<name>[a-zA-Z0-9_.:-]{1,64})")
 _FUNCTION = re.compile(r"(?:c(?P<controller>[0-9]{1,10}))?pf(?P<pf>[0-9]{1,5})(?:vf(?P<vf>[0-9]{1,5})|sf(?P<sf>[0-9]{1,10})|(?P<next>sf))?")
+_DRIVERS = re.compile(r"p[0-9]{1,5}pf[0-9]{1,5}vf[0-9]{1,5}|pf[0-9]{1,5}vfr[0-9]{1,5}|pf[0-9]{1,5}s[0-9]{1,5}")  # own names, in sfc, ice, nfp
 _UPLINK = re.compile(r"(?:l[0-9]{1,10})?p[0-9]{1,10}(?:s[0-9]{1,10})?")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 MOST = {"controller": 0xFFFFFFFF, "pf": 0xFFFF, "vf": 0xFFFF, "sf": 0xFFFFFFFF}
@@ -27,6 +28,10 @@ EXAMPLE = "pf0vf3@0000:08:00.0"
 
 class Misnamed(CtmirrorError):
     """A text that calls no NIC or no function: what was expected."""
+
+
+class NotHere(Misnamed):
+    """A function that may be, but for which no interface stands on this machine."""
 
 
 class Nic(NamedTuple):
@@ -54,7 +59,7 @@ class Function(NamedTuple):
 
 
 class Named(NamedTuple):
-    """What a text calls: a function of a NIC by its name, or by its MAC address (then `name` is that)."""
+    """What a text calls: a function of a NIC by its name, as the kernel writes it, or by its MAC address (then `name` is that)."""
 
     name: str
     nic: Nic
@@ -65,6 +70,10 @@ class Named(NamedTuple):
     @property
     def is_mac(self) -> bool:
         return _MAC.fullmatch(self.name) is not None
+
+    def calls(self, name: str | None, mac: str | None) -> bool:
+        """Whether a function of this NIC with such a name and address is meant."""
+        return self.name == (mac if self.is_mac else name)
 
 
 def is_function(text: str) -> bool:
@@ -84,10 +93,16 @@ def nic_of(text: str) -> Nic:
 def named(text: str) -> Named:
     """Raises Misnamed."""
     name, _, nic = text.partition("@")
-    low = name.lower()
-    if not is_function(text) or not (_MAC.fullmatch(low) or _UPLINK.fullmatch(name) or _numbers(name)):
+    function = function_of(name)
+    if _MAC.fullmatch(name.lower()):
+        name = name.lower()
+    elif function is not None:
+        name = f"{function}{'sf' if wants_next(name) else ''}"
+    elif not is_uplink(name) and not _DRIVERS.fullmatch(name):
+        name = ""
+    if not is_function(text) or not name:
         raise Misnamed(f"{text!r}: expected a function of a NIC, as {EXAMPLE}, pf0sf88@..., p0@... (the uplink), or a MAC address before the @")
-    return Named(low if _MAC.fullmatch(low) else name, nic_of(nic))
+    return Named(name, nic_of(nic))
 
 
 def function_of(name: str) -> Function | None:
@@ -97,6 +112,10 @@ def function_of(name: str) -> Function | None:
         return None
     numbers = {part: int(found[part]) if found[part] is not None else None for part in MOST}
     return Function(numbers["pf"] or 0, numbers["vf"], numbers["sf"], numbers["controller"])
+
+
+def is_uplink(name: str) -> bool:
+    return _UPLINK.fullmatch(name) is not None
 
 
 def wants_next(name: str) -> bool:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctcore.errors import CtmirrorError
-from offload.devlink.functions import is_function, named
+from offload.devlink.functions import NotHere, is_function, named
 
 if TYPE_CHECKING:
     from offload.devlink.representors import Representor
@@ -32,8 +31,8 @@ class Resolver:
         return iface_called(wanted, self._among)
 
     def if_there(self, text: str) -> str:
-        """The same, but that the name of a function without an interface here stays as it is."""
+        """The same, but that the name of a function without an interface here stays as it is. Raises CtmirrorError for what no machine has."""
         try:
             return self(text)
-        except CtmirrorError:
+        except NotHere:
             return text

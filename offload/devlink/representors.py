@@ -2,7 +2,8 @@
 
 Theory of operation: the kernel names what is plugged into a NIC's eswitch (pf0vf3) and gives all of it one number (phys_switch_id); interfaces tell
 both by rtnetlink, and most of them which NIC they belong to. devlink tells the same by ports, with the function's MAC address and state besides.
-Ports count where there are any; an interface that no port mentions is one of a driver that has none.
+Ports count where there are any; an interface that no port mentions is one of a driver that has none. What does not say its NIC is of that one which
+alone has its eswitch, or of none.
 Invariants: an interface is in the list once; a name that means two interfaces is an error, and not the first of them.
 Source: linux/if_link.h. Not here: how functions are called (functions), how they are made (changes).
 """
@@ -13,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from offload.devlink.family import Devlink, NoDevlink
-from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of
+from offload.devlink.functions import Misnamed, Named, Nic, NotHere
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.netlink.attributes import BYTES, TEXT, U32, Level
 from offload.netlink.channel import Channel
 from offload.netlink.filters import DUMP, message
-from offload.netlink.links import GET_LINK, IFINFO, NEW_LINK, NO_STATISTICS
+from offload.netlink.links import GET_LINK, IFINFO, NO_STATISTICS
 from offload.netlink.pack import u32
 from offload.netlink.read import Malformed, read
 
@@ -60,7 +61,7 @@ class Representor(NamedTuple):
 def links(channel: Channel) -> list[Link]:
     """Of the network namespace of a channel. Raises NetlinkError, Malformed."""
     request = message(GET_LINK, DUMP, IFINFO.pack(0, 0, 0, 0, 0) + u32(LINK.numbers["EXT_MASK"], NO_STATISTICS))
-    return [link_in(data) for kind, data in channel.dump(request) if kind == NEW_LINK]
+    return [link_in(data) for data in channel.whole(request)]
 
 
 def link_in(data: bytes) -> Link:
@@ -77,16 +78,19 @@ def link_in(data: bytes) -> Link:
 
 def representors(ports: Iterable[DevlinkPort], found: Sequence[Link]) -> list[Representor]:
     """All of them, those with devlink ports first."""
-    by_name = {link.iface: link for link in found}
+    by_index = {link.ifindex: link for link in found}  # names may change between the two lists
     listed = []
     for port in ports:
         if port.iface is not None:
-            link = by_name.pop(port.iface, Link(port.ifindex or 0, port.iface))
+            link = by_index.pop(port.ifindex or 0, Link(port.ifindex or 0, port.iface))
             listed.append(Representor(port.iface, port.name or link.port_name, port.nic, port, link.switch))
-    of_switch = {link.switch: link.nic for link in reversed(found) if link.switch is not None and link.nic is not None}
-    for link in by_name.values():
+    owners: dict[str | None, set[Nic]] = {}  # of an eswitch; both PFs of a card may have one number
+    for link in found:
+        owners.setdefault(link.switch, set()).update([link.nic] if link.nic is not None else [])
+    for link in by_index.values():
         if link.switch is not None and link.port_name is not None:
-            listed.append(Representor(link.iface, link.port_name, link.nic or of_switch.get(link.switch), None, link.switch))
+            owner = next(iter(owners[link.switch])) if len(owners[link.switch]) == 1 else None
+            listed.append(Representor(link.iface, link.port_name, link.nic or owner, None, link.switch))
     return listed
 
 
@@ -104,43 +108,28 @@ def here() -> tuple[list[DevlinkPort], list[Link]]:
 # --- finding ------------------------------------------------------------------------------------------------------------------------------
 
 
-def find(among: Iterable[Representor], nic: Nic, *, function: Function | None = None, mac: str | None = None) -> list[Representor]:
-    """By function, or by the MAC address of it."""
-    name = str(function) if function is not None else None
-    return [
-        each for each in among
-        if each.nic == nic and ((name is not None and each.name == name) or (mac is not None and each.function.mac == mac))
-    ]  # fmt: skip
-
-
 def iface_called(wanted: Named, among: Sequence[Representor]) -> str:
-    """The interface that stands for a function. Raises Misnamed if there is none, or if there are several."""
-    function = function_of(wanted.name)
-    if wanted.is_mac:
-        matching = find(among, wanted.nic, mac=wanted.name)
-    elif function is not None:
-        matching = find(among, wanted.nic, function=function)
-    else:
-        matching = [each for each in among if each.nic == wanted.nic and each.name == wanted.name]
-    ifaces = list(dict.fromkeys(each.iface for each in matching))
+    """The interface that stands for a function. Raises NotHere if there is none, Misnamed if there are several."""
+    ifaces = list({each.iface: None for each in among if each.nic == wanted.nic and wanted.calls(each.name, each.function.mac)})
     if len(ifaces) == 1:
         return ifaces[0]
     if ifaces:
         raise Misnamed(f"{wanted}: {', '.join(sorted(ifaces))}: expected one interface for it")
-    raise Misnamed(f"{wanted}: no interface stands for it here: expected {_others(wanted.nic, among)}")
+    raise NotHere(f"{wanted}: no interface stands for it here: expected {_others(wanted.nic, among)}")
 
 
 def _others(nic: Nic, among: Sequence[Representor]) -> str:
     names = [str(each.name) for each in among if each.nic == nic and each.name is not None]
     if names:
-        return f"one of {_some(names)}"
+        return f"one of {some(names)}"
     nics = sorted({str(each.nic) for each in among if each.nic is not None and each.name is not None})
     if nics:
-        return f"a NIC that has some: {_some(nics)}"
+        return f"a NIC that has some: {some(nics)}"
     return "a NIC with representors (eswitch in mode switchdev)"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of them."""
     more = len(names) - MOST_SHOWN
     return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

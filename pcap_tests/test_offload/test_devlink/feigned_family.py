@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -197,14 +198,20 @@ class FeignedFamily(socket.socket):
         values = read(of.DEVICE, data[MESSAGE.size + GENERIC.size :])
         self.asked.append((command, values))
         if flags & DUMP == DUMP:
+            if self._unread():
+                raise Refused(errno.EBUSY)  # of a socket, Linux makes one list at a time
             each = [framed(FAMILY, MULTI, number, PORT_OF_COMMANDS[command], body) for body in self._listed(command)]
-            yield from (b"".join(each[at : at + 3]) for at in range(0, len(each), 3))  # a list comes in several pieces
+            some = max(3, len(each) // 8)  # a list comes in several pieces, and a pair of sockets holds few
+            yield from (b"".join(each[at : at + some]) for at in range(0, len(each), some))
             yield MESSAGE.pack(20, DONE, MULTI, number, 0) + bytes(4)
             return
         body = self._done(command, values)
         if body is not None:
             yield framed(FAMILY, 0, number, PORT_OF_COMMANDS[command], body)
         yield MESSAGE.pack(36, ERROR, 0x100, number, 0) + bytes(4) + data[:16]
+
+    def _unread(self) -> bool:
+        return bool(select.select([self], [], [], 0)[0])
 
     def _listed(self, command: int) -> Iterator[bytes]:
         for each in self.nics.values():

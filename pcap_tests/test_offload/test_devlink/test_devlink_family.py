@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import struct
+import threading
+from contextlib import suppress
 from typing import ClassVar
 
 import pytest
@@ -129,6 +133,35 @@ def test_a_kernel_that_says_nothing_is_not_waited_for_forever(socket):
             devlink.change(EswitchSet(NIC, "switchdev"))
 
 
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_nothing_stays_open():
+    before = open_files()
+    for family in (True, False) * 3:
+        with suppress(NoDevlink), Devlink(FeignedFamily(FeignedNic(), family=family)) as devlink:
+            devlink.nics()
+    assert open_files() == before
+
+
+def test_giving_up_while_it_is_opened_is_no_error_of_devlink():
+    socket = FeignedFamily()
+    socket.silent = True
+    before = open_files()
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        Devlink(socket, patience=20)
+    timer.join()
+    assert open_files() < before
+
+
+def test_a_family_that_cannot_be_read_is_malformed():
+    with pytest.raises(Malformed):
+        Devlink(FeignedFamily(rewritten=lambda data: data[:-3]))
+
+
 def test_others_than_the_kernel_are_not_listened_to(socket):
     with Devlink(socket, patience=0.05) as devlink:
         socket.sender = 4711
@@ -136,9 +169,9 @@ def test_others_than_the_kernel_are_not_listened_to(socket):
             devlink.nics()
 
 
-def mangled(change):
+def mangled(change, *nics: FeignedNic):
     """A family whose answers are changed on their way, but for the first, which finds it."""
-    socket = FeignedFamily(FeignedNic())
+    socket = FeignedFamily(*nics or [FeignedNic()])
     opened = Devlink(socket, patience=2)
     socket.rewritten = change
     return opened
@@ -161,6 +194,18 @@ def test_a_list_that_changes_meanwhile_is_asked_for_again():
 
     with mangled(interrupted) as devlink:
         assert devlink.nics() == [NIC] and left == [-1]
+
+
+def test_a_list_that_changes_at_its_beginning_is_read_to_its_end_before_it_is_asked_for_again():
+    nics = [FeignedNic(f"0000:{number:02x}:00.0") for number in range(40)]
+    left = [1]
+
+    def interrupted(data: bytes) -> bytes:
+        left[0] -= 1
+        return with_flags(data, 0x10) if left[0] == 0 else data
+
+    with mangled(interrupted, *nics) as devlink:
+        assert len(devlink.nics()) == 40 and left[0] < -8
 
 
 def test_a_list_that_always_changes_is_an_error():

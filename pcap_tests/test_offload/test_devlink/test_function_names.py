@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapath.pipeline.flower_keys import is_function as may_be_function
-from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of, is_function, named, nic_of, wants_next
+from offload.devlink.functions import Function, Misnamed, Named, Nic, function_of, is_function, is_uplink, named, nic_of, wants_next
 
 PCI = Nic("pci", "0000:08:00.0")
 SMALL = st.integers(0, 0xFFFF)
@@ -24,6 +24,11 @@ SMALL = st.integers(0, 0xFFFF)
         ("l2p0@0000:08:00.0", Named("l2p0", PCI)),
         ("00:AA:22:33:44:55@0000:08:00.0", Named("00:aa:22:33:44:55", PCI)),
         ("pf0vf1@netdevsim/netdevsim10", Named("pf0vf1", Nic("netdevsim", "netdevsim10"))),
+        ("pf00vf03@0000:08:00.0", Named("pf0vf3", PCI)),
+        ("pf0sf@0000:08:00.0", Named("pf0sf", PCI)),
+        ("p0pf0vf3@0000:08:00.0", Named("p0pf0vf3", PCI)),  # sfc
+        ("pf0vfr3@0000:08:00.0", Named("pf0vfr3", PCI)),  # ice before it had devlink ports
+        ("pf0s1@0000:08:00.0", Named("pf0s1", PCI)),  # nfp
     ],
 )
 def test_a_function_and_its_nic(text, meant):
@@ -59,6 +64,7 @@ def test_functions_are_what_they_are_called(pf, vf, sf, controller):
 
 def test_uplinks_and_addresses_are_no_functions():
     assert function_of("p0") is None and function_of("00:11:22:33:44:55") is None
+    assert is_uplink("p0") and is_uplink("l1p2s3") and not is_uplink("pf0") and not is_uplink("p0pf0vf3")
     assert wants_next("pf0sf") and not wants_next("pf0sf0") and not wants_next("pf0")
 
 

@@ -14,7 +14,7 @@ from offload.devlink import attributes as of
 from offload.devlink.functions import Nic
 from offload.devlink.representors import Link
 from pcap_tests.test_datapath.command import run
-from pcap_tests.test_offload.test_devlink.feigned_family import FeignedNic, Refused
+from pcap_tests.test_offload.test_devlink.feigned_family import Behind, FeignedNic, Refused, plugged
 
 PCI = "pci/0000:08:00.0"
 MAC = "02:00:00:00:00:58"
@@ -123,8 +123,15 @@ def test_a_nic_that_is_not_there(capfd, machine):
     )  # fmt: skip
     assert offload(capfd, "eswitch", "v1") == (2, "", f"ctmirror: virtio/virtio1: devlink knows no such NIC here: expected {PCI}\n")
     assert offload(capfd, "eswitch", "eth9") == (
-        2, "", "ctmirror: 'eth9': expected a NIC as devlink calls it, as pci/0000:08:00.0, or its PCI address\n",
+        2, "", "ctmirror: 'eth9': there is no such interface: expected one, or a NIC, as pci/0000:08:00.0\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "a/b/c", "pci/0000:08:00.0;reboot", "pf0vf3@0000:08:00.0", "\x1b[31m"])
+def test_what_is_no_nic_is_said_before_devlink_is_asked(capfd, machine, text):
+    machine(None)
+    code, out, err = offload(capfd, "eswitch", text)
+    assert (code, out) == (2, "") and "expected" in err and "a NIC" in err and "this kernel" not in err and err[:-1].isprintable()
 
 
 def test_what_is_not_permitted_is_no_refusal(capfd, machine, monkeypatch):
@@ -181,6 +188,20 @@ def test_a_function_that_is_made_but_not_set_stays(capfd, nic, monkeypatch):
     assert err == f"ctmirror: devlink: {PCI}: function pf0sf88: hw_addr {MAC}: Invalid argument: no such address\n"
 
 
+def test_the_next_function_is_not_the_pf(capfd, nic):
+    nic.ports[7] = Behind(plugged(of.PCI_PF, ifindex=7, iface="pf", pf=0, external=0), state=1, has_function=True)
+    for words in (["delete", "pf0sf@0000:08:00.0"], ["set", "pf0sf@0000:08:00.0", "--state", "inactive"]):
+        code, out, err = offload(capfd, "function", *words)
+        assert (code, out) == (2, "") and f"pf0sf@{PCI}: the NIC has no such function" in err
+    assert nic.ports[7].state == 1
+
+
+def test_an_error_names_no_more_than_some(capfd, nic):
+    for sf in range(200):
+        nic.add({"PORT_FLAVOUR": of.PCI_SF, "PORT_PCI_PF_NUMBER": 0, "PORT_PCI_SF_NUMBER": sf})
+    assert offload(capfd, "function", "delete", "pf9sf1@0000:08:00.0")[2].endswith("pf0sf4 and 195 more\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -194,8 +215,9 @@ def test_a_function_that_is_made_but_not_set_stays(capfd, nic, monkeypatch):
         (["set", "pf0vf9@0000:08:00.0", "--state", "active"], f"pf0vf9@{PCI}: the NIC has no such function: expected p0, pf0vf0, pf0vf1"),
         (
             ["delete", "00:00:00:00:00:00@0000:08:00.0"],
-            f"00:00:00:00:00:00@{PCI}: 2 functions of this address: expected a function's name: p0, pf0vf0",
+            f"00:00:00:00:00:00@{PCI}: 2 functions of this address: expected a function's name: pf0vf0, pf0vf1",
         ),
+        (["delete", "pf0sf@0000:08:00.0"], f"pf0sf@{PCI}: the NIC has no such function: expected p0, pf0vf0, pf0vf1"),
         (["delete", "pf0vf9@0000:99:00.0"], f"pci/0000:99:00.0: devlink knows no such NIC here: expected {PCI}"),
     ],
 )
@@ -269,6 +291,23 @@ def test_doctor_says_the_mode_and_how_many_stand_for_functions(machine, nic):
     assert (eswitches().ok, eswitches().found) == (True, "2 interfaces of eswitches without devlink")
     machine(None)
     assert (eswitches().ok, eswitches().found) == (False, NONE)
+
+
+def test_doctor_advises_what_helps(machine, monkeypatch):
+    machine(FeignedNic(has_eswitch=False))
+    assert (eswitches().ok, eswitches().found, eswitches().advice) == (
+        False, f"{PCI}: none, 0 representors", "needs a NIC that has an eswitch, for functions by name, as pf0vf3@0000:08:00.0",
+    )  # fmt: skip
+    shy = FeignedNic()
+    machine(shy)
+
+    def refused():
+        raise Refused(1)
+
+    monkeypatch.setattr(shy, "eswitch", refused)
+    assert (eswitches().ok, eswitches().advice) == (False, "root, or cap_net_admin, is told the mode")
+    shy.set_eswitch({"ESWITCH_MODE": 1})  # its representors tell it as well
+    assert (eswitches().ok, eswitches().found) == (True, f"{PCI}: not told: expected root, or cap_net_admin, 2 representors")
 
 
 def test_the_eswitch_behind_an_interface(machine, nic):

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offload.devlink.functions import Function, Misnamed, Nic, named
+from offload.devlink.functions import Misnamed, Nic, named
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.devlink.names import Resolver
-from offload.devlink.representors import Link, find, iface_called, link_in, nic_behind, representors
+from offload.devlink.representors import Link, iface_called, link_in, links, nic_behind, representors
+from offload.netlink.channel import FINISHED, INTERRUPTED, Channel
 from offload.netlink.links import IFINFO
 from offload.netlink.pack import attribute, text, u32
 from offload.netlink.read import Malformed
-from pcap_tests.test_offload.test_devlink.feigned_family import FeignedNic
+from pcap_tests.test_offload.test_devlink.feigned_family import Behind, FeignedNic, plugged
 
 NIC, OTHER = Nic("pci", "0000:08:00.0"), Nic("pci", "0000:08:00.1")
 MAC = "00:11:22:33:44:55"
@@ -62,6 +63,17 @@ def test_by_what_interfaces_say(text, iface):
     assert called(text, representors([], LINKS)) == iface
 
 
+def test_an_interface_that_gets_another_name_meanwhile_is_listed_once():
+    both = representors(PORTS[1:2], [Link(3, "eth3", SWITCH, "pf0vf0", NIC)])
+    assert [(each.iface, each.name, each.switch) for each in both] == [("eth0_0", "pf0vf0", SWITCH)]
+
+
+def test_a_switch_that_two_nics_have_says_nothing_of_an_interface_without_one():
+    """Both PFs of a card may have one number."""
+    (p0, p1, alone) = representors([], [Link(2, "ens1", SWITCH, "p0", NIC), Link(3, "ens2", SWITCH, "p1", OTHER), Link(4, "r", SWITCH, "pf1vf0")])
+    assert (p0.nic, p1.nic, alone.nic) == (NIC, OTHER, None)
+
+
 def test_an_interface_is_listed_once():
     both = representors(PORTS, [Link(2, "eth0", SWITCH, "p0", NIC), Link(3, "eth0_0", SWITCH, "pf0vf0", NIC), Link(9, "else", "77", "p5", OTHER)])
     assert [(each.iface, each.switch, each.port is not None) for each in both] == [
@@ -100,12 +112,14 @@ def test_an_error_names_no_more_than_some():
         called("pf1@0000:08:00.0", representors(many, []))
 
 
-def test_functions_by_number_or_address():
-    among = representors(PORTS, [])
-    assert [each.iface for each in find(among, NIC, function=Function(0, vf=1))] == ["eth0_1"]
-    assert [each.iface for each in find(among, NIC, function=Function(0, sf=8))] == ["sf8"]
-    assert [each.iface for each in find(among, NIC, mac=MAC)] == ["eth0_0"]
-    assert find(among, OTHER, function=Function(0, vf=1)) == [] and find(among, NIC) == []
+def test_the_next_sf_is_not_the_pf():
+    with pytest.raises(Misnamed, match=r"^pf0sf@.*: no interface stands for it here: expected one of pf0$"):
+        called("pf0sf@0000:08:00.0", representors([DevlinkPort(NIC, 1, "pcipf", iface="r", ifindex=9, pf=0)], []))
+
+
+def test_names_of_drivers_that_have_their_own():
+    among = representors([], [Link(2, "a", SWITCH, "p0pf0vf3", NIC), Link(3, "b", SWITCH, "pf0vfr3", NIC), Link(4, "c", SWITCH, "pf0s1", NIC)])
+    assert [called(f"{name}@0000:08:00.0", among) for name in ("p0pf0vf3", "pf0vfr3", "pf0s1")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +140,13 @@ def test_names_are_looked_up_once_and_interfaces_never(machine):
     assert resolve.if_there("p0@0000:08:00.0") == "eth0" and resolve.if_there("p9@0000:08:00.0") == "p9@0000:08:00.0"
 
 
+@pytest.mark.parametrize("text", ["vf3@0000:08:00.0", "pf0vf3@a/b/c", "00:00:00:00:00:00@0000:08:00.0"])
+def test_what_is_wrong_on_every_machine_or_not_clear_is_no_name_that_stays(machine, text):
+    machine(FeignedNic(mode=1, ports={i: Behind(plugged(4, ifindex=i, iface=f"r{i}", pf=0, vf=i), has_function=True) for i in (3, 4)}))
+    with pytest.raises(Misnamed, match="expected"):
+        Resolver().if_there(text)
+
+
 def test_without_devlink_interfaces_are_asked(machine):
     machine(None, links=tuple(LINKS))
     assert Resolver()("pf0vf1@0000:08:00.0") == "ens1_1"
@@ -135,6 +156,19 @@ def test_for_interfaces_nothing_of_devlink_is_imported():
     code = "import sys; from offload.devlink.names import Resolver; Resolver()('eth0'); print(*sorted({'pyroute2', 'asyncio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "\n"
+
+
+def test_interfaces_are_asked_for_again_if_they_change_meanwhile():
+    class Changing(Channel):
+        left = 2
+
+        def _received(self, *, wait: bool = True):
+            for kind, flags, number, data in super()._received(wait=wait):
+                self.left -= kind == FINISHED
+                yield kind, flags | (INTERRUPTED if kind == FINISHED and self.left >= 0 else 0), number, data
+
+    with Changing() as channel:
+        assert "lo" in [link.iface for link in links(channel)] and channel.left == -1
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------------------------------
