@@ -137,11 +137,11 @@ def _free_chain(channel: Channel, where: Where) -> int:
 
 def decided(feature: str, hardware: Sequence[Tried], software: Sequence[Tried] = ()) -> Decision:
     """feature: hw-tc-offload: on, off, or "" where there is none; then nothing was tried in hardware. software: what the kernel takes."""
-    missing = [f"the kernel: {_said(each)}" for each in software if not each.ok]
+    missing = [f"the kernel: {said(each)}" for each in software if not each.ok]
     if feature != "on":
         missing.append("hw-tc-offload is off: ethtool -K DEVICE hw-tc-offload on" if feature == "off" else "the interface has no hw-tc-offload")
         return Decision(SOFTWARE, tuple(missing))
-    missing += [f"the NIC: {_said(each)}" for each in hardware if not each.ok]
+    missing += [f"the NIC: {said(each)}" for each in hardware if not each.ok]
     bad = {each.trial for each in hardware if not each.ok}
     for way, needed in NEEDED.items():
         if hardware and not bad & needed:
@@ -149,5 +149,6 @@ def decided(feature: str, hardware: Sequence[Tried], software: Sequence[Tried] =
     return Decision(SOFTWARE, tuple(missing))
 
 
-def _said(tried: Tried) -> str:
+def said(tried: Tried) -> str:
+    """What was tried, and what the kernel says."""
     return f"{tried.trial.name} ({tried.trial.says}): {tried.answer.told()}"

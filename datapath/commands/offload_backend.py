@@ -1,4 +1,5 @@
-"""The section [offload] of a configuration as what workers have in hardware. Not here: the section (live.config), backends (offload_live)."""
+"""The section [offload] of a configuration as what workers have in hardware. Not here: the section (live.config_offload), backends
+(offload_live, offload_tc)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from ctcore.errors import CtmirrorError
 from datapath.commands.nic_option import nic_profile
 
 if TYPE_CHECKING:
-    from datapath.live.config import OffloadSection
+    from datapath.live.config import NodeConfig
+    from datapath.live.config_offload import OffloadSection
     from datapath.live.offloading import Factory
 
 
@@ -16,12 +18,21 @@ def checked(section: OffloadSection) -> None:
     """Raises CtmirrorError if its backend cannot be."""
     if section.backend == "sim":
         nic_profile(section.profile)
+    elif section.backend == "tc" and section.side:
+        from datapath.commands.offload_tc import sides_of
+
+        sides_of(section)
 
 
-def factory(section: OffloadSection) -> Factory | None:
+def factory(config: NodeConfig) -> Factory | None:
     """What makes a worker's part of it; None: nothing is offloaded. Raises CtmirrorError."""
+    section = config.offload
     if section.backend is None:
         return None
+    if section.backend == "tc":
+        from datapath.commands.offload_tc import TcFactory
+
+        return TcFactory(config)
     profile = nic_profile(section.profile)
     from datapath.commands.offload_live import simulated
 

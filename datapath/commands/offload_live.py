@@ -1,6 +1,6 @@
 """Offloading for a node that runs: what datapath.live.offloading asks of it, of a mirror and any backend, and with the simulated NIC as one.
 
-    make = offloading(config.offload, profile)                  what `run` hands to the node
+    make = simulated(profile, policy)                           what `run` hands to the node
     one = make(pipeline, worker, workers)                       for each worker: a mirror, a share of the NIC
 
 Theory of operation: a worker's connections are its own, so each worker has a mirror of its flow table, and a NIC with its part of the limits. What
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from datapath.commands.offloaded import Offloaded
+    from datapath.live.xdp_bypass import XdpBypass
     from offload.simnic.profile import Profile
 
 MOST = 1024  # asks, and commands, of one turn: some 0.2 ms
@@ -57,6 +58,21 @@ class Live:
         self.notes = FlowNotes(mirror)
         assert pipeline.flows is not None and mirror.size >= pipeline.flows.rows
         self.flows = pipeline.flows
+
+    @property
+    def bypass(self) -> XdpBypass | None:
+        return None
+
+    @property
+    def steered(self) -> frozenset[str]:
+        return frozenset()
+
+    def start(self) -> None:
+        """No threads of its own."""
+
+    def held(self) -> NDArray[Any] | None:
+        """Only the worker itself may ask the backend."""
+        return None
 
     def turn(self, now: int) -> int:
         pump(Watched(self.flows, self.notes, now), self.mirror, self.backend, now, MOST)
@@ -82,7 +98,7 @@ class Live:
             "backend": self.name, "profile": None, "entries": self.mirror.counters()["rules"], "capacity": None,
             "packets": {"hardware": flows["hw_packets"], "software": int(summary["total_packets"])},
             "bytes": {"hardware": flows["hw_bytes"], "software": int(summary["total_bytes"])}, "syns": None,
-            "software_packets": refused, "software_bytes": {},
+            "software_packets": refused, "software_bytes": {}, "tc": None,
         }  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
@@ -103,8 +119,8 @@ class Live:
     def reasons(self, rows: range) -> tuple[dict[str, int], int]:
         return {str(why): n for why, n in self.mirror.reasons(rows).items() if why is not None}, self.mirror.used
 
-    def audit(self) -> dict[str, Any]:
-        held = self.backend.held()
+    def audit(self, held: NDArray[Any] | None = None) -> dict[str, Any]:
+        held = self.backend.held() if held is None else held
         found = self.mirror.audit(held)
         return {**figures(self.mirror, held, found), "differences": list(differences(self.mirror, held, found[:MOST_DIFFERENCES]))}
 
@@ -115,7 +131,8 @@ class Live:
 
     def _why_of(self, conn: Any) -> dict[str, Any]:
         """hardware: directions that are there; code, item, says: why not the connection, None: it is in; job: on its way; retry: s until it is tried
-        again; counted: what hardware has told, None: unknown; syns; missed: why packets of it come to software all the same, None: none has."""
+        again; counted: what hardware has told, None: unknown; syns; missed: why packets of it come to software all the same, None: none has;
+        kernel: what the kernel said when it refused it last."""
         number = int(conn["flow"]["id"][Dir.ORIG])
         row = self.notes.row.get(number)
         known = None if row is None else self.mirror.why(row)
@@ -144,6 +161,7 @@ class Live:
             "counted": dict.fromkeys((*DIRECTIONS, "both")),
             "syns": 0,
             "missed": None,
+            "kernel": "",
         }
         item = ITEMS.get(Why(code)) if code in set(Why) else None
         missed = more.get("missed")
@@ -213,7 +231,7 @@ class Simulated(Live):
             "backend": self.name, "profile": profile.name, "entries": self.nic.tabled, "capacity": profile.table.capacity or None,
             "packets": {"hardware": shares.hardware, "software": software["packets"]},
             "bytes": {"hardware": shares.hardware_bytes, "software": software["bytes"]}, "syns": shares.syns,
-            "software_packets": dict(self.notes.packets), "software_bytes": dict(self.notes.sizes),
+            "software_packets": dict(self.notes.packets), "software_bytes": dict(self.notes.sizes), "tc": None,
         }  # fmt: skip
 
 

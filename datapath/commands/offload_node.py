@@ -61,6 +61,7 @@ def _status(told: Mapping[str, Any]) -> Rows:
     shares = f", its limits divided among {workers} workers" if workers > 1 else ""
     profile = "" if told["profile"] is None else f", profile {told['profile']}"
     yield "backend", f"{told['backend']}{profile}, policy {told['policy']}{shares}"
+    yield from _tc(told["tc"])
     yield "entries", count(told["entries"]) + (" (no limit)" if told["capacity"] is None else f" of {count(told['capacity'])}")
     yield "connections", f"{count(flows['installed'])} in hardware, {count(flows['wanted'])} that should be; {counted(told['rules'], 'rule')}"
     yield "jobs", ", ".join(f"{count(told['jobs'][job])} {what}" for job, what in JOBS.items())
@@ -71,6 +72,24 @@ def _status(told: Mapping[str, Any]) -> Rows:
     syns = "unknown: this hardware does not tell how many were" if told["syns"] is None else count(told["syns"])
     yield "SYNs", f"{syns} forwarded in hardware as if of an established connection (A4.27)"
     yield "since then", f"{counted(told['evictions'], 'eviction')}, {counted(told['resets'], 'reset')} of hardware"
+
+
+def _tc(told: Mapping[str, Any] | None) -> Rows:
+    """How the kernel is given connections, and what is wrong with that."""
+    if told is None:
+        return
+    yield "way", f"{told['way']} in {told['where']}: {', '.join(told['devices'])}"
+    for line in told["why"]:
+        yield "", line
+    threads, rules = told["threads"], told["rules"]
+    states = ", ".join(f"{n} {state}" for state, n in threads.items() if n)
+    yield "threads", f"{states}; {counted(told['failures'], 'failure')}, {counted(told['waiting'], 'command')} waiting"
+    for line in dict.fromkeys(told["said"]):
+        yield "", line
+    if rules is not None:
+        refused = f", {rules['refused']:,} refused" if rules["refused"] else ""
+        state = "as they should be" if rules["whole"] else "not as they should be, so connections are software's"
+        yield "TC rules", f"{rules['rules']:,}{refused}: {state}; changed {rules['changes']:,} and put back {counted(rules['repairs'], 'time')}"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -108,6 +127,8 @@ def _why(record: Mapping[str, Any]) -> Rows:
         yield "state", f"not in hardware: {cited(code)}" if code else "not in hardware: nothing keeps it, its next packet is its admission"
     if told["job"]:
         yield "on its way", f"a job: {told['job']}"
+    if told["kernel"]:
+        yield "kernel", told["kernel"]
     if told["refusals"]:
         yield "refused", counted(told["refusals"], "time") + (f", tried again in {told['retry']:.1f} s" if told["retry"] else "")
     if told["missed"]:

@@ -51,7 +51,7 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
     from datapath.live.succession import Taking
 
     level = "warning" if quiet else "debug" if verbose else config.log.level
-    return service.serve(config, level, Taking(restore, adopt, handover), factory(config.offload))
+    return service.serve(config, level, Taking(restore, adopt, handover), factory(config))
 
 
 def _checked(config: NodeConfig, quiet: bool) -> int:

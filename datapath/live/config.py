@@ -23,22 +23,21 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from ctcore.config import EVENT_BITS, SHARES_LIMIT
 from ctcore.config import Config as Tracking
 from ctcore.errors import ConfigError, CtmirrorError
+from datapath.live.config_offload import OffloadSection, wrong
 from datapath.live.config_places import lines_of, place, toml_error
+from datapath.live.config_section import Name, Prefix, Section
 from datapath.live.drivers import DRIVERS, Wanted
 from datapath.live.message import SOCKET
 from datapath.live.settings import LEAST_BUDGET, PacketSettings, XskSettings
 from datapath.live.xdp_filter import EVERYTHING, Filter, Network
 
-# Of an interface; or of a NIC's function, of which load() is told the interface.
-Name = Annotated[str, Field(min_length=1, max_length=192, pattern=r"^([^/\s]{1,15}|[0-9A-Za-z:]{1,32}@[0-9A-Za-z_.-]*[:/][0-9A-Za-z_.:/-]*)$")]
 _PORT = re.compile(r"(tcp|udp|sctp) ([0-9]{1,5})")
 LEVELS = ("debug", "info", "warning", "error")
-BACKENDS, POLICIES = ("sim",), ("first-come", "by-rate", "by-bytes")  # of offloading, which is known to who puts a node together (commands)
 _SAID = {  # of what pydantic would say in words of its own
     "model_type": "expected a section with keys of its own, as [log] or [[iface]]",
     "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /, or a function of a NIC, as "
@@ -47,12 +46,6 @@ _SAID = {  # of what pydantic would say in words of its own
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
 _BY_ZONE = ("zone_limits", "zone_reserves")
-
-
-class Section(BaseModel):
-    """Unknown keys are mistakes, and so are values of another kind: "no" is text, and would not be false but true of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _port(text: str) -> str:
@@ -126,14 +119,6 @@ class RouterSection(Section):
     neighbours: Annotated[int, Field(ge=16, le=1 << 20)] = 16384
 
 
-def _prefix(text: str) -> str:
-    try:
-        ip_network(text)
-    except ValueError:
-        raise ValueError(f"expected a prefix without bits behind it, as '10.0.0.0/8', not {text!r}") from None
-    return text
-
-
 def _address(text: str) -> str:
     try:
         ip_address(text)
@@ -145,7 +130,7 @@ def _address(text: str) -> str:
 class RouteSection(Section):
     """A route. via: the gateway, without it the destination itself is a neighbour; iface: where that is, by default in whose network `via` is."""
 
-    prefix: Annotated[str, AfterValidator(_prefix)]
+    prefix: Prefix
     via: Annotated[str, AfterValidator(_address)] | None = None
     iface: Name | None = None
 
@@ -197,15 +182,6 @@ class StateSection(Section):
 
     file: str | None = None
     max_age: Annotated[int, Field(ge=1, le=86400)] = 300
-
-
-class OffloadSection(Section):
-    """Connections in hardware. backend: which, None: none; profile: what kind of NIC `sim` simulates, a name or a file; policy: which connection
-    makes room when it is full."""
-
-    backend: Literal[BACKENDS] | None = None  # type: ignore[valid-type]
-    profile: Annotated[str, Field(min_length=1, max_length=4096)] = "connectx-7-hw"
-    policy: Literal[POLICIES] = "first-come"  # type: ignore[valid-type]
 
 
 class LogSection(Section):
@@ -269,8 +245,8 @@ class NodeConfig(Section):
 def load(name: str, backend: Callable[[OffloadSection], object] | None = None, iface_of: Callable[[str], str] | None = None) -> NodeConfig:
     """Read a file. Raises ConfigError: file, line, key, what was expected. Names of files in it are relative to it.
 
-    backend: is asked whether the profile of a section [offload] can be, and raises CtmirrorError if not. iface_of: gives the interface that stands
-    for a NIC's function, of names that are none themselves, and raises CtmirrorError; without, such names stay.
+    backend: is asked whether a section [offload] can be, as far as its profile or its sides go, and raises CtmirrorError if not. iface_of: gives the
+    interface that stands for a NIC's function, of names that are none themselves, and raises CtmirrorError; without, such names stay.
     """
     path = Path(name)
     try:
@@ -288,7 +264,8 @@ def load(name: str, backend: Callable[[OffloadSection], object] | None = None, i
         try:
             backend(offload)
         except CtmirrorError as error:
-            raise ConfigError(place(name, dict(lines_of(text)), ("offload", "profile")) + str(error)) from None
+            at = ("offload", "profile" if offload.backend == "sim" else "side")
+            raise ConfigError(place(name, dict(lines_of(text)), at) + str(error)) from None
     return config.model_copy(update={"rules": str(path.parent / config.rules), "state": state, "offload": offload})
 
 
@@ -311,7 +288,9 @@ def _resolved(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int], 
         for iface in config.iface
     ]
     routes = [route.model_copy(update={"iface": called.get(route.iface or "", route.iface)}) for route in config.route]
-    changed = config.model_copy(update={"iface": ifaces, "route": routes})
+    sides = [side.model_copy(update={"device": called.get(side.device, side.device)}) for side in config.offload.side]
+    offload = config.offload.model_copy(update={"side": sides})
+    changed = config.model_copy(update={"iface": ifaces, "route": routes, "offload": offload})
     changed._functions.update(called)
     return changed
 
@@ -401,12 +380,9 @@ def _check_router(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], in
 
 
 def _check_offload(config: NodeConfig, name: str, lines: dict[tuple[Any, ...], int]) -> None:
-    """Connections are offloaded from the flow table; and what belongs to a backend says nothing without one."""
-    if config.offload.backend is not None and not config.flowtable:
-        raise ConfigError(place(name, lines, ("offload", "backend")) + "expected `flowtable = true`: connections are offloaded from the flow table")
-    for key in sorted(config.offload.model_fields_set - {"backend"}):
-        if config.offload.backend is None:
-            raise ConfigError(place(name, lines, ("offload", key)) + f"expected `backend` with it: {' or '.join(BACKENDS)}")
+    """The first thing that cannot be."""
+    for path, said in wrong(config):
+        raise ConfigError(place(name, lines, path) + said)
 
 
 def _said(error: Any) -> str:

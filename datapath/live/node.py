@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -78,18 +79,20 @@ class Node:
             self.routed = [iface.name for iface in config.iface if iface.routed]
             self.local = self._host_networks(ruleset)
             pipelines = self._pipelines(ruleset)
-            offloads = [None if offload is None else offload(pipeline, i, len(pipelines)) for i, pipeline in enumerate(pipelines)]
-            for made in offloads:
-                if made is not None:
-                    stack.callback(made.close)
+            offloads = self._offloads(stack, pipelines, offload)
             chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
             self.opened: list[Opened] = []
+            self._steered = frozenset[str]().union(*(made.steered for made in offloads if made is not None))
+            self._bypass = next((made.bypass for made in offloads if made is not None), None)
             for i in range(len(self.names)):
                 self.opened.append(self._open(i))
                 stack.callback(self._close_interface, i)
             self.workers = self._make_workers(stack, pipelines, offloads)
             settled()
+            for made in offloads:
+                if made is not None:
+                    made.start()
             self.neighbours = self._neighbours(stack)
             self._open_things = stack.pop_all()
 
@@ -120,6 +123,16 @@ class Node:
             made.append(RulePipeline(ruleset, share, devices=self.names, flowtable=self.config.flowtable, beside=beside))
         return made
 
+    @staticmethod
+    def _offloads(stack: ExitStack, pipelines: Sequence[RulePipeline], offload: Factory | None) -> list[Offloading | None]:
+        found: list[Offloading | None] = []
+        for i, pipeline in enumerate(pipelines):
+            made = None if offload is None else offload(pipeline, i, len(pipelines))
+            if made is not None:
+                stack.callback(made.close)
+            found.append(made)
+        return found
+
     def _make_workers(self, stack: ExitStack, pipelines: Sequence[RulePipeline], offloads: Sequence[Offloading | None]) -> list[Worker]:
         ends: Sequence[Any] = [None]
         self.exchange: Exchange | None = None
@@ -141,10 +154,15 @@ class Node:
         self.opened[i].close()
 
     def _open(self, i: int) -> Opened:
+        """Raises KernelError, and ConfigError if it is not opened as offloading wants it."""
         section = self.config.iface[i]
-        opened = open_interface(self.umem, section.name, section.wanted(i, self.local if section.routed else ()))
+        wanted = replace(section.wanted(i, self.local if section.routed else ()), bypass=self._bypass)
+        opened = open_interface(self.umem, section.name, wanted)
         for sentence in opened.said:
             LOG.info(sentence, extra={"iface": section.name, "driver": opened.driver})
+        if section.name in self._steered and not opened.driver.startswith("xdp"):
+            opened.close()
+            raise ConfigError(f"offload: {section.name}: {opened.said[-1]}: expected XDP: TC has the same frames, and would forward them again")
         function = self.config.function_of(section.name)
         if function is not None:
             LOG.info(f"{section.name}: stands for {function}", extra={"iface": section.name, "function": function})
@@ -309,6 +327,12 @@ class Node:
             self.workers[before.worker].loop.replace(before, after)
         self.opened[i] = new
         old.close()
+
+    def take_out(self) -> None:
+        """Nothing is in hardware any more; for who goes on without this node. Not while work() is at it."""
+        for worker in self.workers:
+            if worker.offload is not None:
+                worker.offload.close()
 
     def close(self) -> None:
         """Give everything back. Not while work() is at it."""

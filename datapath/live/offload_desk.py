@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from ctcore.errors import CtmirrorError
 from ctcore.types import Dir
 from datapath import fields
 from datapath.live.message import Answer, Done, Message, RequestError
@@ -27,6 +28,7 @@ ROWS = 16_384  # of a flow table, that a job looks at: some 0.3 ms
 EACH = 32  # connections that a job explains
 MOST, FEW = 1000, 20
 MOST_LINES = 100
+LOOKS = 3  # at what differs
 NUMBERS = ("held", "wanted", "differ", "pending")
 
 
@@ -50,8 +52,8 @@ def _why(conns: NDArray[Any], worker: Worker) -> list[dict[str, Any]]:
     return [] if worker.offload is None else worker.offload.why(conns)
 
 
-def _audit(worker: Worker) -> dict[str, Any]:
-    return {} if worker.offload is None else worker.offload.audit()
+def _audit(held: NDArray[Any] | None, worker: Worker) -> dict[str, Any]:
+    return {} if worker.offload is None else worker.offload.audit(held)
 
 
 class OffloadDesk:
@@ -63,6 +65,8 @@ class OffloadDesk:
 
     def _check(self) -> None:
         if any(worker.offload is None for worker in self.node.workers):
+            if self.node.config.offload.backend is not None:
+                raise RequestError("offload: nothing is offloaded, for no way is left: the log of the node's start says why")
             raise RequestError("offload: this node has nothing in hardware: expected `backend` in the section [offload] of its configuration")
 
     async def status(self, session: Session, request: Message) -> Answer:
@@ -102,9 +106,26 @@ class OffloadDesk:
     async def audit(self, session: Session, request: Message) -> Answer:
         """What hardware holds against what it should hold. Each worker's in one job: it has to stand still for that."""
         self._check()
-        parts = [await self.desk.ask_one(worker, _audit) for worker in self.node.workers]
+        parts = [await self._audited(worker) for worker in self.node.workers]
         lines = [line for part in parts for line in part["differences"]]
         yield Done({**{name: sum(part[name] for part in parts) for name in NUMBERS}, "differences": lines[:MOST_LINES]})
+
+    async def _audited(self, worker: Worker) -> dict[str, Any]:
+        """Where what hardware has is listed while the worker goes on, flows come and go meanwhile: only what differs each time is told."""
+        assert worker.offload is not None
+        lines: set[str] | None = None
+        for _ in range(LOOKS):
+            try:
+                held = await asyncio.to_thread(worker.offload.held)
+                told = await self.desk.ask_one(worker, partial(_audit, held))
+            except CtmirrorError as error:
+                raise RequestError(str(error)) from None
+            differs = [line for line in told["differences"] if lines is None or line in lines]
+            if held is None or not differs:
+                break
+            lines = set(differs)
+        differ = told["differ"] if len(differs) == len(told["differences"]) else len(differs)
+        return {**told, "differences": differs, "differ": differ}
 
 
 def _whole(request: Message, name: str, default: int, least: int, most: int) -> int:

@@ -1,12 +1,15 @@
 """What a worker's mirror is for a node: turns between two rounds, other rules, and what is asked of it; and maybe a front, which has frames first.
 
+    node  -> start()                                            everything is open, and rights are given up; before the workers begin
     loop  -> front.process(memory, frames), front.outputs()     a simulated NIC, and behind it the pipeline
           -> turn(now)                                          flow table, mirror and backend tell each other what has changed
     node  -> prepare(program), take(prepared)                   other rules
     desk  -> figures(), reasons(range), why(conns), audit()     jobs of the worker
+          -> held()                                             beforehand, in a thread of its own, if that may take its time
 
 Theory of operation: a node knows neither mirrors nor backends; who puts it together (datapath.commands) hands in a factory, which makes such a thing
-for each worker's pipeline. A backend that frames meet is a front; one that is told by netlink has turns only.
+for each worker's pipeline. A backend that frames meet is a front; one that is told by netlink has turns only. Where the kernel forwards what it was
+given, XDP has to let that by: which packets that are is a map of the backend's (bypass), which the interfaces' programs read.
 Invariant: what is told here is JSON, and of several workers adds up (merged).
 Not here: mirrors and backends (offload), the requests (offload_desk).
 """
@@ -14,7 +17,7 @@ Not here: mirrors and backends (offload), the requests (offload_desk).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +26,11 @@ from datapath.pipeline.program import Program
 from datapath.pipeline.rules import Hook
 from datapath.ruled import RulePipeline
 
+if TYPE_CHECKING:
+    from datapath.live.xdp_bypass import XdpBypass
+
 Figures = dict[str, Any]
-SAME = ("backend", "profile", "policy")  # of all workers
+SAME = ("backend", "profile", "policy", "way", "where", "devices", "why")  # of all workers
 
 
 class Front(Protocol):
@@ -45,6 +51,17 @@ class Offloading(Protocol):
     def front(self) -> Front | None:
         """None: frames come to the pipeline."""
 
+    @property
+    def bypass(self) -> XdpBypass | None:
+        """What XDP lets by to the kernel; the same of all workers. None: nothing."""
+
+    @property
+    def steered(self) -> frozenset[str]:
+        """Interfaces that have to be opened by XDP, for the kernel forwards what it has of them, too."""
+
+    def start(self) -> None:
+        """Begin threads of its own, which have the rights of this one. In the network namespace of the interfaces. May raise what stops the node."""
+
     def turn(self, now: int) -> int:
         """Time is now (ns). When the next turn is due; what is past: as soon as may be. Bounded in time."""
 
@@ -64,17 +81,22 @@ class Offloading(Protocol):
         """What there is to say of connections, CONN_DTYPE[n], a record each: docs/offload.md."""
 
     def close(self) -> None:
-        """The worker has ended: nothing is to stay in hardware."""
+        """The worker has ended: nothing is to stay in hardware. A second time, nothing."""
 
-    def audit(self) -> dict[str, Any]:
-        """held, wanted: rules; pending: flows with a job on its way; differs: a record for each rule, `differences` how many they are."""
+    def held(self) -> NDArray[Any] | None:
+        """What hardware holds, asked while the worker works, from any thread; None: audit() asks that itself. Raises CtmirrorError."""
+
+    def audit(self, held: NDArray[Any] | None = None) -> dict[str, Any]:
+        """held, wanted: rules; pending: flows with a job on its way; differs: a record for each rule, `differences` how many they are. held: as
+        held() said: what has changed since then differs, too. Raises CtmirrorError."""
 
 
-Factory = Callable[[RulePipeline, int, int], Offloading]  # of a worker's pipeline, its number, and how many workers there are
+# Of a worker's pipeline, its number, and how many workers there are; None: nothing is offloaded.
+Factory = Callable[[RulePipeline, int, int], "Offloading | None"]
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> Figures:
-    """Figures of several workers as one: numbers added, objects likewise; None (no limit, or unknown) stays None."""
+    """Figures of several workers as one: numbers added, objects likewise; lists joined; None (no limit, or unknown) stays None."""
     whole: Figures = {}
     for part in parts:
         for name, value in part.items():

@@ -7,6 +7,7 @@ it kept until then, and every thread that does not calls shed() first.
     opening interfaces, sockets, BPF      all there is
     the kernel's connections (adopt)      NET_ADMIN, until they are taken over
     the thread of neighbours              NET_ADMIN: it makes the kernel ask for them
+    threads of offloading to TC           NET_ADMIN: filters and connections are the kernel's
     the main thread                       NET_ADMIN if it has something to give back: connections (handover), an interface's GRO
     packets, commands, metrics            none; so an interface that has gone cannot be opened again
 

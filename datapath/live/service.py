@@ -3,7 +3,8 @@
 Theory of operation: the main thread waits for signals; the node works in another one. SIGTERM and SIGINT stop, SIGHUP reads the rules again.
 systemd is told when the node is ready, reloading or stopping, and as long as it works, by the rules of sd_notify(3): a node whose loop hangs is not
 reported as alive, and one that compiles many rules is. A start goes in this order: sockets for commands and metrics, interfaces, rights are given up,
-connections are taken over, threads begin. Invariant: whatever ends the service, interfaces are given back.
+threads of offloading and neighbours begin, connections are taken over, all others begin.
+Invariant: whatever ends the service, interfaces are given back.
 Not here: the node itself (node), its configuration (config), rights (privileges), the log's form (logs).
 """
 
@@ -34,6 +35,7 @@ from datapath.live.succession import NOTHING, Taking, begin, end
 LATE = 5.0  # seconds after which a loop that has not come to a job counts as hanging
 HEARD = 0.5  # seconds that systemd has for taking a message
 FAILED = 1
+ABOUT = {"sim": {"backend", "profile", "policy"}, "tc": {"backend", "policy"}}  # what the log says of offloading
 
 
 def notify(state: str) -> None:
@@ -104,8 +106,8 @@ class Service:
         self.begun.wait()
         try:
             about = self.node.config.offload
-            if about.backend is not None:
-                LOG.info(f"connections are offloaded: {about.backend}, profile {about.profile}, policy {about.policy}", extra=about.model_dump())
+            if about.backend is not None and any(worker.offload is not None for worker in self.node.workers):
+                LOG.info(f"connections are offloaded: {about.told()}", extra=about.model_dump(include=ABOUT[about.backend]))
             notify("READY=1")
             LOG.info("running")
             self._attend()

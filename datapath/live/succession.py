@@ -38,7 +38,8 @@ def begin(node: Node, taking: Taking) -> None:
 
 
 def end(node: Node, taking: Taking) -> None:
-    """A node that has stopped in order."""
+    """A node that has stopped in order. What hardware has comes out of it first: in the kernel it would be in the way of what is handed over."""
+    node.take_out()
     if node.config.state.file is not None:
         _save(node, node.config.state.file)
     if taking.handover:

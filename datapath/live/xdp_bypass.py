@@ -29,6 +29,7 @@ WHOLE_HEADER = 0x45  # IPv4 without options
 FRAGMENT = 0x3FFF  # more to come, or an offset
 # Where things are in a frame, by IP version: what an IP packet needs, addresses and how long, TTL, protocol, and what follows.
 ROOM, ADDRESSES, SIZES, TTL, PROTOCOL, BEHIND = {4: 34, 6: 54}, {4: 26, 6: 22}, {4: 4, 6: 16}, {4: 22, 6: 21}, {4: 23, 6: 20}, {4: 34, 6: 54}
+MEANT = {errno.EEXIST: errno.EBUSY, errno.E2BIG: errno.ENOSPC}  # what the kernel says of a map, as a backend wants it
 NEEDED = {TCP: 20, UDP: 8, GRE: 4}  # of what follows
 
 
@@ -43,9 +44,8 @@ class XdpBypass:
         self.map = bpf.Map(bpf.HASH, KEY.size, COUNT.size, most, "bypass")
 
     def put(self, keys: Sequence[bytes]) -> list[int]:
-        """For each 0, or errno: EBUSY: another connection has it; E2BIG: it is full."""
-        errors = self.map.put_new(keys, COUNT.pack(0))
-        return [errno.EBUSY if error == errno.EEXIST else error for error in errors]
+        """For each 0, or errno: EBUSY: another connection has it; ENOSPC: it is full."""
+        return [MEANT.get(error, error) for error in self.map.put_new(keys, COUNT.pack(0))]
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """What is not there is not missed."""

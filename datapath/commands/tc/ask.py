@@ -71,6 +71,14 @@ class KernelTc:
         self.names = {number: name for name, number in self.numbers.items()}
         self.decoder = Decoder(self.names.__getitem__)
 
+    def look_again(self) -> None:
+        """Interfaces may be others by now."""
+        found = links(self.channel)
+        self.numbers.clear()
+        self.numbers |= found
+        self.names.clear()
+        self.names |= {number: name for name, number in found.items()}
+
     def __enter__(self) -> KernelTc:
         return self
 

@@ -197,6 +197,15 @@ def carried_out(kernel: KernelTc, plan: Plan) -> list[Refusal]:
     return refused
 
 
+def taken_away(kernel: KernelTc, hooks: Iterable[tc.Hook], templates: Iterable[tc.Template], made: Iterable[tc.Qdisc]) -> None:
+    """All that is ours at hooks, with chains of templates, and qdiscs that we have made, unless somebody uses them by now."""
+    carried_out(kernel, removal(kernel.listed(hooks), templates))
+    for qdisc in made:
+        left = kernel.listed([tc.Hook(qdisc.device, "ingress"), *([tc.Hook(qdisc.device, "egress")] if qdisc.kind == "clsact" else [])])
+        if not (left.rules or left.templates or left.foreign):
+            kernel.each([qdisc], DELETE)
+
+
 class Keeper:
     """Rules that are installed as long as this is entered, and then taken away with all that was made for them; `keep`: they stay."""
 
@@ -213,9 +222,5 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.keep or self.plan.conflicts:
             return
-        carried_out(self.kernel, removal(self.kernel.listed(hooks_of(self.wanted)), self.wanted.templates))
         made = [step.part for step in self.plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)]
-        for qdisc in made:  # unless somebody uses it by now
-            left = self.kernel.listed([tc.Hook(qdisc.device, "ingress"), *([tc.Hook(qdisc.device, "egress")] if qdisc.kind == "clsact" else [])])
-            if not (left.rules or left.templates or left.foreign):
-                self.kernel.each([qdisc], DELETE)
+        taken_away(self.kernel, hooks_of(self.wanted), self.wanted.templates, made)

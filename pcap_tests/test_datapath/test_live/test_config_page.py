@@ -13,7 +13,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from ctcore.config import Config as Tracking
-from datapath.live import config
+from datapath.live import config, config_offload
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE, ROUTER = (DOCS / "config.md").read_text(), (DOCS / "router.md").read_text()
@@ -46,8 +46,9 @@ SECTIONS = {"iface", "conntrack", "router", "route", "memory", "control", "metri
         ("## `[memory]`", defaults(config.MemorySection)),
         ("## `[control]`", defaults(config.ControlSection)),
         ("## `[offload]`", defaults(config.OffloadSection)),
+        ("### `side`", defaults(config_offload.SideSection)),
     ],
-    ids=["node", "iface", "filter", "memory", "control", "offload"],
+    ids=["node", "iface", "filter", "memory", "control", "offload", "side"],
 )
 def test_a_section_is_told_as_it_is(heading, keys):
     assert told(heading) == keys

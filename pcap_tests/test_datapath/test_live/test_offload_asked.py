@@ -95,9 +95,9 @@ def test_without_the_libraries_it_is_said_what_to_type(tmp_path, monkeypatch):
 
 def test_run_makes_what_the_section_says(tmp_path):
     (tmp_path / "node.toml").write_text(NODE + 'profile = "tiny"\npolicy = "by-bytes"\n')
-    section = load(str(tmp_path / "node.toml"), checked).offload
-    make = factory(section)
-    assert make is not None and factory(OffloadSection()) is None
+    config = load(str(tmp_path / "node.toml"), checked)
+    make = factory(config)
+    assert make is not None and factory(config.model_copy(update={"offload": OffloadSection()})) is None
     made = make(ruled(TRACKED), 0, 1).figures()
     assert (made["backend"], made["profile"], made["policy"], made["capacity"]) == ("sim", "tiny", "by-bytes", 64)
     assert OffloadSection.model_fields["policy"].annotation == Literal[POLICIES], "the mirror's"

@@ -1,0 +1,265 @@
+"""A node's rules in the kernel's TC as long as it runs: installed, changed when the node gets others, and put back when somebody has changed them.
+
+    kept = KernelRules(kernel, monitor, ruleset, broken=..., mended=...)       installed, or Unfit
+    kept.start(); kept.take(other rules); kept.close()
+
+Theory of operation: what has to be done is found by comparison with what is there (tc.install), each time anew. A thread waits for other rules, and
+for what the monitor hears. As soon as something of ours may be missing it looks; and if it is, `broken` is called before anything is done, for then
+what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What the kernel refuses
+is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on.
+Invariants: `broken` and `mended` alternate; whatever goes wrong here is in the log and leads to `broken`; close() returns within LIMIT seconds.
+Not here: which rules a node can have in TC (offload_ways), what becomes of connections (offload_tc).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ctcore.errors import CtmirrorError
+from datapath.commands.tc.ask import KernelTc, line_of
+from datapath.commands.tc.install import ADD, Plan, carried_out, hooks_of, ours, planned, taken_away
+from datapath.hints import counted
+from datapath.pipeline import rules as tc
+from offload.netlink.filters import BLOCK_IFINDEX
+from offload.netlink.monitor import Monitor
+
+LOG = logging.getLogger("ctmirror")
+LIMIT = 10.0  # seconds that the thread has for ending
+SETTLE = 0.02  # seconds in which changes by others are gathered
+PAUSE, MOST_PAUSE = 1.0, 64.0  # seconds until what was refused is tried again
+MOST_SAID = 5  # lines of what is wrong
+
+
+class Unfit(CtmirrorError):
+    """Rules that the kernel's TC, or hardware, does not take as they are. lines: why."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(some(lines)))
+        self.lines = tuple(lines)
+
+
+def some(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - MOST_SAID
+    return [*lines[:MOST_SAID], *([f"and {more:,} more"] if more > 0 else [])]
+
+
+class KernelRules:
+    """Rules in TC. kernel: with MARK as its cookie; keep: they stay at the end; in_hardware: each has to be in a NIC, too; broken: is called with why
+    rules are missing, mended when none is: from the thread. Raises Unfit: then nothing is left of them; NetlinkError."""
+
+    def __init__(
+        self, kernel: KernelTc, monitor: Monitor, wanted: tc.Ruleset, *, keep: bool = False, in_hardware: bool = False,
+        broken: Callable[[str], None] = lambda why: None, mended: Callable[[], None] = lambda: None, pause: float = PAUSE,
+    ) -> None:  # fmt: skip
+        self.kernel, self.monitor, self.wanted, self.keep, self.in_hardware = kernel, monitor, wanted, keep, in_hardware
+        self.said = ""  # why they are not whole
+        self.changes = self.repairs = self.heard = self.refused = 0
+        self._broken, self._mended = broken, mended
+        self._first_pause, self._pause, self._due = pause, pause, 0.0
+        self._hooks: dict[tc.Hook, None] = {}  # where something of ours may be
+        self._templates: dict[tc.Template, None] = {}
+        self._made: dict[str, tc.Qdisc] = {}
+        self._coming: deque[tc.Ruleset] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ending = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        try:
+            wrong, self.plan = self._install()
+        except BaseException:
+            self._end()
+            raise
+        if wrong:
+            self.keep = False
+            self._end()
+            raise Unfit(wrong)
+
+    # --- from any thread ------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="offload-rules", daemon=True)
+        self._thread.start()
+
+    def take(self, wanted: tc.Ruleset) -> None:
+        """Go on with these; does not wait."""
+        self._coming.append(wanted)
+        self._ring()
+
+    def close(self) -> None:
+        """Take them away, unless they are to stay; a second time, nothing. A thread that hangs is left behind, and the log says so."""
+        if self._thread is None:
+            self._end()
+            return
+        self._ending = True
+        self._ring()
+        self._thread.join(LIMIT)
+        if self._thread.is_alive():
+            LOG.error(f"{self._thread.name}: does not end within {LIMIT:g} s: rules may be left in TC")
+
+    def figures(self) -> dict[str, Any]:
+        """rules: of the node, in TC; refused: of these, by kernel or hardware; changes: times that the node had others; heard: changes by others;
+        repairs: times that something was put back."""
+        return {
+            "rules": len(self.wanted.rules), "refused": self.refused, "changes": self.changes, "heard": self.heard, "repairs": self.repairs,
+            "whole": int(not self.said),
+        }  # fmt: skip
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # it has ended
+            os.eventfd_write(self._bell, 1)
+
+    # --- the thread -----------------------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._ending:
+                self._wait()
+                if not self._ending:
+                    self._attend()
+        except BaseException as error:
+            LOG.exception("the thread of rules in TC has ended")
+            self._break(f"rules in TC are not looked after any more: {error}")
+        finally:
+            self._end()
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self.monitor.socket, select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
+        poll.poll(max(self._due - time.monotonic(), 0) * 1000 if self.said else None)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
+    def _attend(self) -> None:
+        """Other rules, changes by others, and what is due again."""
+        if self._concerned():
+            time.sleep(SETTLE)
+            self.heard += 1 + sum(1 for _ in self.monitor.changes())
+            self._try(self._repair)
+        if self._coming:
+            wanted = self._coming.popleft()
+            self._try(lambda: self._change(wanted))
+            if self._coming:
+                self._ring()
+        elif self.said and time.monotonic() >= self._due:
+            self._try(self._repair)
+
+    def _try(self, what: Callable[[], list[str]]) -> None:
+        """Do it, and say what came of it."""
+        try:
+            wrong = what()
+        except (CtmirrorError, OSError) as error:
+            wrong = [str(error)]
+        if not wrong:
+            self._pause = self._first_pause
+            if self.said:
+                self.said = ""
+                self._mended()
+            return
+        self._break(wrong[0])
+        self._due = time.monotonic() + self._pause
+        for line in some(wrong):
+            LOG.error(f"rules in TC: {line}")
+        LOG.error(f"rules in TC are not as they should be: connections are software's; tried again in {self._pause:g} s")
+        self._pause = min(2 * self._pause, MOST_PAUSE)
+
+    def _break(self, why: str) -> None:
+        before, self.said = self.said, why
+        if not before:
+            self._broken(why)
+
+    def _concerned(self) -> bool:
+        """Whether anything was heard that may concern what is ours."""
+        numbers = {self.kernel.numbers.get(hook.device) for hook in self._hooks if hook.block is None}
+        blocks = any(hook.block is not None for hook in self._hooks)
+        found = False
+        for change in self.monitor.changes():
+            found |= change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or None in numbers
+        overrun, self.monitor.overrun = self.monitor.overrun, False
+        return found or overrun
+
+    # --- rules ----------------------------------------------------------------------------------------------------------------------------
+
+    def _install(self) -> tuple[list[str], Plan]:
+        """What is wrong, each as a line; nothing is done where something is in the way."""
+        self.kernel.look_again()
+        plan = self._planned()
+        if plan.conflicts:
+            return list(plan.conflicts), plan
+        return self._carried_out(plan), plan
+
+    def _planned(self) -> Plan:
+        """Raises CtmirrorError if an interface is not there."""
+        new = hooks_of(self.wanted)
+        for hook in new:
+            if hook.block is None and hook.device not in self.kernel.numbers:
+                raise CtmirrorError(f"no interface {hook.device}")
+        there = [hook for hook in self._hooks if hook.block is not None or hook.device in self.kernel.numbers]
+        return planned(self.wanted, self.kernel.listed(dict.fromkeys([*there, *new])))
+
+    def _carried_out(self, plan: Plan) -> list[str]:
+        self._hooks |= dict.fromkeys(hooks_of(self.wanted))
+        self._templates |= dict.fromkeys(self.wanted.templates)
+        self._made |= {step.part.device: step.part for step in plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)}
+        refused = carried_out(self.kernel, plan)
+        wrong = [each.told() for each in refused]
+        if self.in_hardware and not wrong:
+            wrong = [
+                f"{line_of(each.rule)}: not in hardware" for each in self.kernel.listed(hooks_of(self.wanted)).rules if ours(each) and not each.in_hw
+            ]
+        self.refused = len(wrong)
+        return wrong
+
+    def _change(self, wanted: tc.Ruleset) -> list[str]:
+        self.wanted = wanted
+        try:
+            wrong, plan = self._install()
+        finally:
+            self.changes += 1
+        if not wrong:
+            self._hooks = dict.fromkeys(hooks_of(wanted))
+            LOG.info(f"rules in TC: {plan.told()}")
+        return wrong
+
+    def _repair(self) -> list[str]:
+        """If anything is missing it is broken until it is back."""
+        self.kernel.look_again()
+        try:
+            plan = self._planned()
+        except CtmirrorError as error:
+            return [str(error)]
+        if plan.conflicts:
+            return list(plan.conflicts)
+        if plan.steps:
+            self._break("others have changed rules in TC")
+        wrong = self._carried_out(plan)
+        if plan.steps and not wrong:
+            self.repairs += 1
+            done = f"{counted(plan.count(ADD), 'rule')} put back, {len(plan.steps) - plan.count(ADD)} other steps"
+            LOG.warning(f"rules in TC were changed by others: {done}", extra={"repairs": self.repairs})
+        return wrong
+
+    def _end(self) -> None:
+        """Everything is taken away and closed."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self.keep:
+                self.kernel.look_again()
+                there = [hook for hook in self._hooks if hook.block is not None or hook.device in self.kernel.numbers]
+                taken_away(self.kernel, there, self._templates, [made for made in self._made.values() if made.device in self.kernel.numbers])
+        except Exception as error:
+            LOG.error(f"rules may be left in TC: {error}")
+        finally:
+            self.monitor.close()
+            self.kernel.channel.close()
+            os.close(self._bell)

@@ -1,0 +1,133 @@
+"""A backend whose packets have to be let by to it, with the bypass that lets them: a direction is in the one as long as it is in the other.
+
+Theory of operation: a key is put in when the backend has answered that it has the direction, and is taken out before the backend is asked to remove
+it: so no packet is let by to where nobody forwards it. A direction that does not get into the bypass is taken out of the backend again, and refused.
+Invariant: every key that is ours is one of a direction that the backend has answered to have.
+Not here: backends (exact_rules), what reads the bypass (datapath.live.xdp_bypass).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.backend import BYPASS_KEY, Bypass
+from offload.exact_rules import COMMAND, ExactRules
+from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
+
+MOST_REFUSALS = 65_536  # connections whose refusal is remembered
+THERE = (0, errno.EEXIST)
+SAID = {
+    errno.EBUSY: (errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, which XDP does not tell apart"),
+    errno.ENOSPC: (errno.ENOSPC, "there is no room in the map of what XDP lets by"),
+}
+
+
+class Bypassed:
+    """See offload.backend, and ExactRules; of which this closes the one it was given."""
+
+    def __init__(self, backend: ExactRules, bypass: Bypass) -> None:
+        self.backend, self.bypass = backend, bypass
+        self._keys: dict[int, bytes] = {}  # of what is let by, by cookie
+        self._asked: dict[int, tuple[bytes, int]] = {}  # key and connection, by cookie
+        self._undone: set[int] = set()  # cookies whose removal is our own affair
+        self._refusals: OrderedDict[int, str] = OrderedDict()
+        self._resets, self._missed = backend.resets, backend.missed
+
+    @property
+    def resets(self) -> int:
+        return self.backend.resets
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        rows = [row for row in COMMAND.iter_unpack(commands.tobytes()) if row[18] != Op.STATS]
+        self._take_out([row[14] for row in rows if row[18] == Op.DESTROY])
+        for row in rows:
+            if row[18] == Op.REPLACE:
+                self._asked[row[14]] = BYPASS_KEY.pack(row[0], row[1], row[2], row[3], row[5], row[6]), row[15]
+        return self.backend.submit(commands, now)
+
+    def replies(self, now: int) -> NDArray[Any]:
+        rows = self.backend.replies(now)
+        if self.backend.resets != self._resets:
+            self._resets = self.backend.resets
+            self._take_out(list(self._keys))
+            self._asked.clear()
+            self._undone.clear()
+        elif self.backend.missed != self._missed:
+            rows = np.concatenate([rows, self._gone(now)])
+        self._missed = self.backend.missed
+        if self._undone:
+            ours = np.isin(rows["cookie"], list(self._undone)) & (rows["op"] == Op.DESTROY)
+            self._undone -= set(rows["cookie"][ours].tolist())
+            rows = rows[~ours]
+        made = rows["op"] == Op.REPLACE
+        if made.any():
+            self._let_by(rows, np.flatnonzero(made), now)
+        self._take_out(rows["cookie"][(rows["error"] == errno.ENOENT)].tolist())
+        return rows
+
+    def held(self) -> NDArray[Any]:
+        return self.backend.held()
+
+    def refusal(self, conn: int) -> str:
+        return self._refusals.get(conn, "") or self.backend.refusal(conn)
+
+    def close(self) -> None:
+        self._take_out(list(self._keys))
+        self.backend.close()
+
+    # ------------------------------------------------------------------------------------------------------------------------------------
+
+    def _let_by(self, rows: NDArray[Any], made: NDArray[Any], now: int) -> None:
+        """Answers that say that a direction is there, or why it is not; refused where it does not get into the bypass."""
+        new: list[tuple[int, int, bytes, int]] = []  # place in rows, cookie, key, connection
+        for at in made.tolist():
+            cookie = int(rows["cookie"][at])
+            asked = self._asked.pop(cookie, None)
+            if asked is not None and rows["error"][at] in THERE and cookie not in self._keys:
+                new.append((at, cookie, *asked))
+        if not new:
+            return
+        undo = []
+        for (at, cookie, key, conn), error in zip(new, self.bypass.put([each[2] for each in new]), strict=True):
+            if not error:
+                self._keys[cookie] = key
+                self._refusals.pop(conn, None)
+                continue
+            rows["error"][at], said = SAID.get(error, (error, "XDP does not let it by"))
+            self._refuse(conn, said)
+            undo.append(cookie)
+        self._undo(undo, now)
+
+    def _refuse(self, conn: int, said: str) -> None:
+        self._refusals[conn] = said
+        self._refusals.move_to_end(conn)
+        if len(self._refusals) > MOST_REFUSALS:
+            self._refusals.popitem(last=False)
+
+    def _take_out(self, cookies: list[int]) -> None:
+        keys = [key for cookie in cookies if (key := self._keys.pop(cookie, None)) is not None]
+        if keys:
+            self.bypass.remove(keys)
+
+    def _gone(self, now: int) -> NDArray[Any]:
+        """Others have deleted filters of ours one by one: what has none is not let by, the backend forgets it, and the mirror is told."""
+        there = set(self.backend.held()["cookie"].tolist())
+        gone = [cookie for cookie in self._keys if cookie not in there]
+        self._take_out(gone)
+        self._undo(gone, now)
+        told = np.zeros(len(gone), dtype=REPLY_DTYPE)
+        told["cookie"], told["op"] = gone, Op.GONE
+        return told
+
+    def _undo(self, cookies: list[int], now: int) -> None:
+        """Have the backend remove directions, whose answers are nobody else's."""
+        if cookies:
+            commands = np.zeros(len(cookies), dtype=COMMAND_DTYPE)
+            commands["cookie"], commands["op"] = cookies, Op.DESTROY
+            self._undone |= set(cookies)
+            self.backend.submit(commands, now)

@@ -1,0 +1,248 @@
+"""A node that offloads to the kernel's TC, as far as a kernel without flower goes: its threads, what it says, and what it does when something fails.
+
+With a real TC: pcap_tests/vm/test_vm_node.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ctcore.errors import ConfigError
+from datapath.commands.offload_tc import TcFactory
+from datapath.commands.offload_ways import Probe
+from datapath.live import kernel_conntrack
+from datapath.live.client import Client
+from datapath.live.config import load
+from datapath.live.control import Control
+from datapath.live.message import RequestError
+from datapath.live.node import Node
+from datapath.live.succession import Taking, end
+from offload.netlink.extack import Answer
+from offload.trials import FLOWER, TRIALS, Tried
+from pcap_tests.reachable import command
+from pcap_tests.test_datapath.command import in_process
+from pcap_tests.test_datapath.test_live.offloading_node import Offloading, said, talking
+from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, address
+from pcap_tests.test_datapath.test_live.test_workers import at_work, echoing_tcp, written
+from pcap_tests.test_datapath.test_live.wires import until
+from pcap_tests.test_offload.test_threaded import Kernel, Made
+
+SECTION = '[offload]\nbackend = "tc"\nway = "exact"\nhardware = "no"\n'
+SIDES = '[[offload.side]]\ndevice = "left"\nnetworks = ["10.9.0.1/32"]\n[[offload.side]]\ndevice = "right"\n'
+FINE = Probe("", tuple(Tried(trial, Answer(0)) for trial in TRIALS), ())
+
+
+def configured(folder: Path, section: str, driver: str = "xdp-native", workers: int = 1):
+    name = written(folder, IPV4, driver, workers)
+    with open(name, "a") as file:
+        file.write(section)
+    return load(name)
+
+
+@pytest.fixture
+def made(monkeypatch) -> Made:
+    """What stands for the kernel in all workers."""
+    made = Made()
+    monkeypatch.setattr(TcFactory, "_backend", lambda self, shared, number, workers: made)
+    return made
+
+
+@contextmanager
+def between(wires, folder: Path, section: str, driver: str = "xdp-native", workers: int = 1) -> Iterator[Offloading]:
+    left, right = wires("left", queues=workers), wires("right", queues=workers)
+    address(left, CLIENT)
+    address(right, SERVER)
+    config = configured(folder, section, driver, workers)
+    with left.here.entered():
+        node = Node(config, offload=TcFactory(config, lambda device: FINE))
+    net = Offloading(node, left, right, folder / "rules.tc")
+    net.socket = str(folder / "socket")
+    try:
+        with at_work(node), Control(node, net.socket), Client(net.socket) as net.client:
+            yield net
+    finally:
+        node.close()
+
+
+def test_connections_go_through_the_thread_and_status_tells_of_it(wires, tmp_path, made):
+    with between(wires, tmp_path, SECTION + SIDES, workers=2) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        said(talker, 5)
+        assert sum(len(kernel.rules) for kernel in made.all) == 2 and len(made.all) == 2
+        assert {name for kernel in made.all for name in kernel.threads} <= {"offload-0", "offload-1"}
+        status = in_process("offload", "status", "--socket", net.socket).stdout
+        assert "tc, policy first-come, its limits divided among 2 workers" in status and "exact in the kernel: left, right" in status
+        assert "2 working; 0 failures, 0 commands waiting" in status
+        told = json.loads(in_process("offload", "status", "--json", "--socket", net.socket).stdout)["tc"]
+        assert (told["way"], told["where"], told["devices"], told["rules"]) == ("exact", "the kernel", ["left", "right"], None)
+        assert net.metric('ctmirror_offload_threads{state="working"}') == 2
+        assert net.audit() == {"held": 2, "wanted": 2, "differ": 0, "pending": 0, "differences": []}
+    assert all(kernel.closed for kernel in made.all)
+
+
+def test_at_the_end_hardware_is_emptied_before_the_kernel_is_given_connections(wires, tmp_path, made, monkeypatch):
+    left = wires("left")
+    wires("right")
+    config = configured(tmp_path, SECTION + SIDES)
+    with left.here.entered():
+        node = Node(config, offload=TcFactory(config, lambda device: FINE))
+    told = []
+
+    def hand_over(trackers) -> SimpleNamespace:
+        told.append([kernel.closed for kernel in made.all])
+        return SimpleNamespace(told=dict)
+
+    monkeypatch.setattr(kernel_conntrack, "hand_over", hand_over)
+    try:
+        assert [kernel.closed for kernel in made.all] == [False]
+        end(node, Taking(handover=True))
+    finally:
+        node.close()
+    assert told == [[True]]
+
+
+def test_a_backend_that_fails_is_told_and_connections_are_software_s_until_it_works_again(wires, tmp_path, made):
+    def fail() -> None:
+        raise OSError(errno.ENOBUFS, "no buffers")
+
+    with between(wires, tmp_path, SECTION + SIDES) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        made.broken = OSError(errno.ENODEV, "no such device")
+        made.all[0].during = fail
+        net.node.workers[0].offload.threaded.ask(lambda backend: setattr(backend, "resets", 1))
+        until(lambda: net.status()["tc"]["threads"]["failed"] == 1, "it has failed")
+        said(talker, 5)
+        assert net.status()["entries"] == 0
+        until(lambda: "no such device" in net.status()["tc"]["said"][0], "it was tried again")
+        assert "no such device" in in_process("offload", "status", "--socket", net.socket).stdout
+        assert net.metric("ctmirror_offload_failures_total") >= 1
+        with pytest.raises(RequestError, match=r"there is no backend now: .*no such device"):
+            net.audit()
+        made.broken = None
+        until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "it works again")
+        assert net.audit()["differ"] == 0
+
+
+def test_a_refused_connection_is_told_with_the_kernel_s_sentence(wires, tmp_path, made, monkeypatch):
+    monkeypatch.setattr(Kernel, "refusal", lambda self, conn: f"Cannot allocate memory: of connection {conn}")
+    with between(wires, tmp_path, SECTION + SIDES) as net, echoing_tcp(net.right) as port:
+        made.all[0].fate = lambda command: errno.ENOMEM
+        with net.left.there.entered():
+            talker = socket.create_connection((SERVER, port), timeout=5)
+        with talker:
+            said(talker, 3)
+            until(lambda: net.why(dport=port)[0]["offload"]["refusals"], "it was refused")
+            (number,) = (conn["conn"] for conn in net.client.conns("list", which={"dport": port}))
+            why = in_process("offload", "why", "--conn", number, "--socket", net.socket).stdout
+            assert f"kernel      Cannot allocate memory: of connection {number}" in why
+            told = json.loads(in_process("offload", "why", "--json", "--conn", number, "--socket", net.socket).stdout)
+            assert told["offload"]["kernel"] == f"Cannot allocate memory: of connection {number}"
+
+
+def test_what_differs_for_a_moment_only_is_no_difference(wires, tmp_path, made):
+    with between(wires, tmp_path, SECTION + SIDES) as net, echoing_tcp(net.right) as port, talking(net, port):
+        (kernel,) = made.all
+        whole, looks = kernel.held, []
+        kernel.held = lambda: [looks.append(1), whole()[: 1 if len(looks) == 1 else 2]][1]
+        assert net.audit()["differ"] == 0 and len(looks) == 2
+        kernel.held = lambda: [looks.append(1), whole()[:1]][1]
+        told = net.audit()
+        assert (told["differ"], len(told["differences"]), len(looks)) == (1, 1, 5)
+
+
+# --- what cannot be -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_interface_that_could_only_be_opened_by_AF_PACKET_is_an_error(wires, tmp_path, made, monkeypatch):
+    left = wires("left")
+    wires("right")
+    config = configured(tmp_path, SECTION + SIDES, "auto")
+    monkeypatch.setattr("datapath.live.drivers.AUTO", ("packet",))
+    with left.here.entered(), pytest.raises(ConfigError, match=r"offload: left: left: AF_PACKET.*: expected XDP: TC has the same frames"):
+        Node(config, offload=TcFactory(config, lambda device: FINE))
+    assert made.all[0].closed
+
+
+def test_a_node_without_a_way_works_and_says_why(wires, tmp_path, caplog):
+    caplog.set_level("INFO")
+    left, right = wires("left"), wires("right")
+    address(left, CLIENT)
+    address(right, SERVER)
+    config = configured(tmp_path, SECTION.replace('way = "exact"\n', "") + SIDES)
+    nothing = Probe("", tuple(Tried(trial, Answer(errno.ENOENT if trial is FLOWER else 0)) for trial in TRIALS), ())
+    with left.here.entered():
+        node = Node(config, offload=TcFactory(config, lambda device: nothing))
+    try:
+        net = Offloading(node, left, right, tmp_path / "rules.tc")
+        with at_work(node), Control(node, str(tmp_path / "socket")), Client(str(tmp_path / "socket")) as net.client, echoing_tcp(right) as port:
+            with left.there.entered():
+                talker = socket.create_connection((SERVER, port), timeout=5)
+            with talker:
+                said(talker, 3)
+            with pytest.raises(RequestError, match="nothing is offloaded, for no way is left: the log"):
+                net.status()
+    finally:
+        node.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert "offload: nothing is offloaded: no way of offloading to TC is left" in messages
+    assert "offload: not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more)" in messages
+
+
+# --- rights ---------------------------------------------------------------------------------------------------------------------------------------
+
+SERVED = """
+import os, sys, threading, time
+from datapath.commands.offload_tc import TcFactory
+from datapath.commands.offload_ways import Probe
+from datapath.live import service
+from datapath.live.config import load
+from offload.netlink.extack import Answer
+from offload.trials import TRIALS, Tried
+from pcap_tests.test_offload.test_threaded import Kernel
+
+def caps():
+    return [line.split()[1] for line in open("/proc/thread-self/status") if line.startswith(("CapEff", "Uid"))]
+
+class Telling(Kernel):
+    told = False
+    def replies(self, now):
+        if not self.told and threading.current_thread().name.startswith("offload"):
+            self.told = True
+            sys.stdout.write(" ".join([threading.current_thread().name, *caps()]) + "\\n")  # in one piece: there are two threads
+            sys.stdout.flush()
+        return super().replies(now)
+
+TcFactory._backend = lambda self, shared, number, workers: Telling
+config = load(sys.argv[1])
+fine = Probe("", tuple(Tried(trial, Answer(0)) for trial in TRIALS), ())
+sys.exit(service.serve(config, "info", offload=TcFactory(config, lambda device: fine)))
+"""
+
+
+def test_threads_keep_the_one_right_that_they_need(wires, tmp_path):
+    left = wires("left", queues=2)
+    wires("right", queues=2)
+    tmp_path.chmod(0o755)
+    configured(tmp_path, SECTION + SIDES + '[privileges]\nuser = "nobody"\n', workers=2)
+    (tmp_path / "node.toml").chmod(0o644)
+    with left.here.entered():
+        argv = command([sys.executable, "-c", SERVED, str(tmp_path / "node.toml")], tmp_path)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        found = sorted(process.stdout.readline().split() for _ in range(2))
+        assert found == [[f"offload-{n}", "65534", f"{1 << 12:016x}"] for n in (0, 1)]
+        while "running" not in (line := process.stderr.readline()):
+            assert line, "it has ended"
+    finally:
+        process.terminate()
+        log = process.communicate(timeout=20)[1]
+    assert process.returncode == 0 and "Traceback" not in log

@@ -1,0 +1,302 @@
+"""A node's rules in TC as long as it runs, against a kernel that is none: installed or not at all, followed, put back, taken away. With a real one:
+pcap_tests/vm/test_vm_node_rules."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+from datapath.commands.tc.ask import Refusal
+from datapath.commands.tc.following import KernelRules, Unfit
+from datapath.commands.tc.install import marked
+from datapath.pipeline.findings import Findings
+from datapath.pipeline.rules import Hook, Rule, Ruleset
+from datapath.pipeline.rules_file import parse
+from offload.netlink.channel import NetlinkError
+from offload.netlink.extack import Answer
+from offload.netlink.filters import DELETE_FILTER, DELETE_QDISC
+from offload.netlink.monitor import DELETE_LINK, Change
+from pcap_tests.test_datapath.test_tc.test_install import Kernel, installed
+
+HEAD = "tc qdisc add dev eth0 clsact\n"
+LINE = "tc filter add dev eth0 ingress protocol ip prio {0} chain {1} handle {0} flower ip_proto {2} action {3}\n"
+ONE = HEAD + LINE.format(1, 0, "tcp", "goto chain 1") + LINE.format(2, 1, "tcp", "pass")
+OTHER = HEAD + LINE.format(1, 0, "udp", "goto chain 1") + LINE.format(3, 1, "udp", "drop")
+ETH0 = 7
+
+
+def rules(text: str) -> Ruleset:
+    return parse(text, "rules.tc", Findings())
+
+
+class Tc(Kernel):
+    """With interfaces, and a mind of its own: refuses rules whose prio is in `refuses`, and fails as often as `fails` says."""
+
+    def __init__(self, *foreign: Rule) -> None:
+        super().__init__(*foreign)
+        self.devices = {"eth0": ETH0}
+        self.numbers: dict[str, int] = {}
+        self.refuses: set[int] = set()
+        self.fails = 0
+        self.looks = 0
+        self.channel = SimpleNamespace(close=lambda: setattr(self, "closed", True))
+        self.closed = False
+
+    def look_again(self) -> None:
+        self.numbers.clear()
+        self.numbers |= self.devices
+
+    def listed(self, hooks):
+        self.looks += 1
+        if self.fails:
+            self.fails -= 1
+            raise NetlinkError("netlink: no answer within 30 s")
+        return super().listed(hooks)
+
+    def each(self, parts, do="add") -> list[Refusal]:
+        refused = []
+        for part in parts:
+            if do != "delete" and isinstance(part, Rule) and part.prio in self.refuses:
+                refused.append(Refusal(part, Answer(errno.EOPNOTSUPP, "not today")))
+            else:
+                super().each([part], do)
+        return refused
+
+    def lose(self, prio: int) -> None:
+        self.rules = {key: each for key, each in self.rules.items() if key[2] != prio}
+
+    def flush(self) -> None:
+        self.rules.clear()
+        self.qdiscs.clear()
+
+    @property
+    def prios(self) -> list[int]:
+        return sorted(key[2] for key in self.rules)
+
+
+class Heard:
+    """A monitor that hears what a test says."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = os.pipe()
+        self.socket = os.fdopen(ours, "rb", buffering=0)
+        os.set_blocking(self.socket.fileno(), False)
+        self.waiting: list[Change] = []
+        self.overrun = False
+
+    def say(self, *changes: Change, overrun: bool = False) -> None:
+        self.waiting += changes
+        self.overrun |= overrun
+        os.write(self.theirs, b".")
+
+    def changes(self) -> Iterator[Change]:
+        self.socket.read(100)
+        found, self.waiting = self.waiting, []
+        yield from found
+
+    def close(self) -> None:
+        self.socket.close()
+        os.close(self.theirs)
+
+
+class Told:
+    """What connections are told."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+
+    def broken(self, why: str) -> None:
+        self.all.append(why)
+
+    def mended(self) -> None:
+        self.all.append("mended")
+
+
+@contextmanager
+def following(tc: Tc, text: str = ONE, **more) -> Iterator[tuple[KernelRules, Heard, Told]]:
+    heard, told = Heard(), Told()
+    one = KernelRules(tc, heard, rules(text), broken=told.broken, mended=told.mended, pause=0.02, **more)
+    one.start()
+    try:
+        yield one, heard, told
+    finally:
+        one.close()
+    assert tc.closed
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.002)
+
+
+# --- at the start and at the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_rules_are_there_while_it_runs_and_gone_with_all_that_was_made_for_them():
+    tc = Tc()
+    with following(tc) as (one, _, told):
+        assert tc.prios == [1, 2] and list(tc.qdiscs) == ["eth0"]
+        assert one.figures() == {"rules": 2, "refused": 0, "changes": 0, "heard": 0, "repairs": 0, "whole": 1} and told.all == []
+    assert tc.rules == {} and tc.qdiscs == {}
+
+
+def test_rules_may_stay():
+    tc = Tc()
+    with following(tc, keep=True):
+        pass
+    assert tc.prios == [1, 2] and list(tc.qdiscs) == ["eth0"]
+
+
+def test_a_filter_in_the_way_is_told_and_nothing_is_done():
+    (foreign,) = (rule for rule in rules(ONE).rules if rule.chain == 1)
+    tc = Tc(marked(foreign))
+    before = dict(tc.rules)
+    with pytest.raises(Unfit, match="there is another filter of this name, which is not ours"):
+        KernelRules(tc, Heard(), rules(ONE))
+    assert tc.rules == before and tc.qdiscs == {} and tc.closed
+
+
+def test_what_the_kernel_refuses_leaves_nothing_of_the_others():
+    tc = Tc()
+    tc.refuses = {2}
+    with pytest.raises(Unfit) as error:
+        KernelRules(tc, Heard(), rules(ONE), keep=True)
+    assert error.value.lines == (
+        "rules.tc:3:1: tc filter add dev eth0 ingress protocol ip prio 2 chain 1 handle 0x2 flower ip_proto tcp action pass: "
+        "Operation not supported: not today",
+    )
+    assert tc.rules == {} and tc.qdiscs == {} and tc.closed
+
+
+def test_what_hardware_does_not_take_is_told():
+    tc = Tc()
+    with pytest.raises(Unfit, match=r"prio 1 .*: not in hardware"):
+        KernelRules(tc, Heard(), rules(ONE), in_hardware=True)
+    assert tc.rules == {}
+
+
+def test_an_interface_that_is_not_there_is_told():
+    tc = Tc()
+    tc.devices = {}
+    with pytest.raises(Exception, match="no interface eth0"):
+        KernelRules(tc, Heard(), rules(ONE))
+    assert tc.closed
+
+
+# --- other rules ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_other_rules_are_followed(caplog):
+    caplog.set_level("INFO")
+    tc = Tc()
+    with following(tc) as (one, _, told):
+        one.take(rules(OTHER))
+        until(lambda: tc.prios == [1, 3] and one.figures()["changes"] == 1)
+        until(lambda: any("rules in TC: " in record.getMessage() for record in caplog.records))
+        assert told.all == [] and one.figures()["rules"] == 2
+    assert tc.rules == {}
+
+
+def test_other_rules_that_are_refused_make_connections_software_s_until_they_are_taken(caplog):
+    tc = Tc()
+    with following(tc) as (one, _, told):
+        tc.refuses = {3}
+        one.take(rules(OTHER))
+        until(lambda: told.all)
+        assert "prio 3" in told.all[0] and "not today" in told.all[0] and one.figures()["whole"] == 0 and one.figures()["refused"] == 1
+        tc.refuses = set()
+        until(lambda: told.all[-1] == "mended")
+        assert tc.prios == [1, 3] and len(told.all) == 2 and one.figures()["refused"] == 0
+    assert any("connections are software's; tried again in" in record.getMessage() for record in caplog.records)
+
+
+def test_what_an_interface_had_goes_where_other_rules_do_not_name_it():
+    tc = Tc()
+    tc.devices["eth1"] = 8
+    with following(tc) as (one, _, _told):
+        one.take(rules(ONE.replace("eth0", "eth1")))
+        until(lambda: {key[0] for key in tc.rules} == {Hook("eth1")})
+    assert tc.rules == {} and tc.qdiscs == {}
+
+
+# --- others -----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (Change(DELETE_FILTER, ETH0, 1, 1, 2, 2), lambda tc: tc.lose(2)),
+        (Change(DELETE_QDISC, ETH0, 1), Tc.flush),
+        (None, Tc.flush),
+    ],
+    ids=["filter", "qdisc", "overrun"],
+)
+def test_what_others_take_away_is_put_back(change, what, caplog):
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        what(tc)
+        heard.say(*([change] if change else []), overrun=change is None)
+        until(lambda: told.all[-1:] == ["mended"])
+        assert told.all == ["others have changed rules in TC", "mended"] and tc.prios == [1, 2] and one.figures()["repairs"] == 1
+    assert any("rules in TC were changed by others" in record.getMessage() for record in caplog.records)
+
+
+def test_what_others_do_elsewhere_or_with_their_own_is_no_matter():
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        looks = tc.looks
+        heard.say(Change(DELETE_FILTER, 99, 1, 0, 1, 1))
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 0, 40, 1))
+        until(lambda: tc.looks > looks)
+        assert told.all == [] and one.figures()["repairs"] == 0
+
+
+def test_an_interface_that_goes_is_waited_for():
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        tc.flush()
+        tc.devices = {}
+        heard.say(Change(DELETE_LINK, ETH0))
+        until(lambda: told.all)
+        assert told.all == ["no interface eth0"]
+        tc.devices = {"eth0": 12}
+        until(lambda: told.all[-1] == "mended")
+        assert tc.prios == [1, 2] and one.figures()["repairs"] == 1
+
+
+def test_a_foreign_filter_in_the_place_of_ours_is_left_and_told():
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        key, mine = next((key, each) for key, each in tc.rules.items() if key[2] == 2)
+        tc.rules[key] = installed(mine.rule, b"theirs")
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: told.all)
+        assert "which is not ours" in told.all[0] and tc.rules[key].counted[0].cookie == b"theirs"
+
+
+def test_a_kernel_that_does_not_answer_is_asked_again():
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        tc.fails = 2
+        tc.flush()
+        heard.say(Change(DELETE_QDISC, ETH0, 1))
+        until(lambda: told.all[-1:] == ["mended"])
+        assert told.all[0] == "netlink: no answer within 30 s" and tc.prios == [1, 2]
+
+
+def test_a_thread_that_dies_says_so_and_makes_connections_software_s(caplog):
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        tc.look_again = lambda: [][1]
+        heard.say(Change(DELETE_QDISC, ETH0, 1))
+        until(lambda: told.all)
+        assert told.all == ["rules in TC are not looked after any more: list index out of range"]
+    assert any("the thread of rules in TC has ended" in record.getMessage() for record in caplog.records)

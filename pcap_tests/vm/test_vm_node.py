@@ -1,0 +1,223 @@
+"""A node on AF_XDP that gives its connections to the kernel's TC: real TCP between two stacks, which XDP lets by as soon as the kernel has it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from functools import partial
+
+import pytest
+
+from ctcore.errors import ConfigError
+from pcap_tests.test_datapath.test_live.offloading_node import said, talking
+from pcap_tests.test_datapath.test_live.test_node import IPV4, SERVER, TRANSLATING
+from pcap_tests.test_datapath.test_live.test_workers import echoing, echoing_tcp
+from pcap_tests.vm.offloaded_node import EXACT, PIPELINE, Conn, filters, kernel_conns, offloaded, until
+
+WAYS = pytest.mark.parametrize("section", [EXACT, PIPELINE], ids=["exact", "pipeline"])
+LEFT = "tc filter del dev left ingress"
+
+
+def in_kernel(net, talker: socket.socket, times: int = 20) -> bool:
+    """Whether what is said now passes the node by."""
+    before = net.status()["packets"]["software"]
+    said(talker, times)
+    return net.status()["packets"]["software"] - before <= 2
+
+
+@pytest.mark.parametrize("rules", [IPV4, TRANSLATING], ids=["plain", "snat"])
+@WAYS
+def test_a_connection_is_the_kernel_s_until_its_fin(tmp_path, section, rules):
+    with offloaded(tmp_path, section, rules) as net, echoing_tcp(net.right) as port:
+        told = net.status()["tc"]
+        assert section.startswith(f'way = "{told["way"]}"') and (told["where"], told["why"], told["threads"]["working"]) == ("the kernel", [], 1)
+        with talking(net, port) as talker:
+            assert in_kernel(net, talker, 50)
+            (conn,) = net.why(dport=port)
+            assert conn["offload"]["hardware"] == ["original", "reply"] and "hw-offload" in conn["status"]
+            assert net.audit() == {"held": 2, "wanted": 2, "differ": 0, "pending": 0, "differences": []}
+            if section is PIPELINE:
+                (line,) = kernel_conns(net)
+                assert "[OFFLOAD]" in line and f"dport={port}" in line and min(map(int, re.findall(r"packets=(\d+)", line))) >= 50
+        until(lambda: net.status()["entries"] == 0, "its FIN has taken it out")
+        assert kernel_conns(net) == [] and (section is PIPELINE or "flower" not in filters(net))
+        assert net.why(dport=port)[0]["offload"]["code"] == "teardown_fin"
+    assert net.left_over == ""
+
+
+@WAYS
+def test_what_the_kernel_has_counted_is_the_connection_s(tmp_path, section):
+    with offloaded(tmp_path, section) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        said(talker, 100)
+
+        def packets() -> list[int]:
+            (conn,) = net.client.conns("list", which={"dport": port})
+            return [conn[way]["packets"] for way in ("original", "reply")]
+
+        until(lambda: packets()[0] >= 102 and packets()[1] >= 101, "the kernel was asked")
+        (conn,) = net.why(dport=port)
+        counted = conn["offload"]["counted"]
+        assert counted["original"]["packets"] >= 98 and counted["reply"]["packets"] >= 98, conn
+
+
+@WAYS
+def test_a_reset_takes_it_out(tmp_path, section):
+    with offloaded(tmp_path, section) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        said(talker, 3)
+        talker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        talker.close()
+        until(lambda: net.status()["entries"] == 0, "its RST has taken it out")
+        assert net.why(dport=port)[0]["offload"]["code"] == "teardown_rst"
+
+
+def test_udp_is_the_kernel_s_too(tmp_path):
+    with offloaded(tmp_path, PIPELINE) as net, echoing(net.right) as port, net.left.there.entered(), Conn(SERVER, port) as talker:
+        talker.say(1)
+        until(lambda: net.status()["flows"]["installed"] == 1, "it is there")
+        time.sleep(2.1)  # until it is assured
+        until(lambda: [talker.say(1), net.why(proto=17)[0]["offload"]["hardware"]][1] == ["original", "reply"], "both ways")
+        before = net.status()["packets"]["software"]
+        talker.say(20)
+        assert net.status()["packets"]["software"] == before and any("udp" in line and "[OFFLOAD]" in line for line in kernel_conns(net))
+
+
+@WAYS
+def test_two_workers_have_their_own(tmp_path, section):
+    with offloaded(tmp_path, section, workers=2) as net, echoing_tcp(net.right) as port:
+        with net.left.there.entered():
+            talkers = [socket.create_connection((SERVER, port), timeout=5) for _ in range(6)]
+        for talker in talkers:
+            said(talker)
+        until(lambda: net.status()["flows"]["installed"] == 6, "all are there")
+        assert net.status()["tc"]["threads"]["working"] == 2
+        assert all(net.of_each(lambda worker: worker.offload.mirror.flows)), "each has some"
+        before = net.status()["packets"]["software"]
+        for talker in talkers:
+            said(talker, 5)
+        assert net.status()["packets"]["software"] - before <= 6 and net.audit()["held"] == 12 and net.audit()["differ"] == 0
+        for talker in talkers:
+            talker.close()
+        until(lambda: net.status()["entries"] == 0, "all are gone")
+
+
+# --- what others do -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [LEFT, "tc qdisc del dev right clsact", f"{LEFT} chain 1"], ids=["filters", "qdisc", "chain"])
+def test_rules_that_others_delete_are_put_back_and_connections_go_on(tmp_path, line, caplog):
+    with offloaded(tmp_path, PIPELINE) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert in_kernel(net, talker)
+        with net.left.here.entered():
+            subprocess.run(line.split(), check=True)
+        said(talker, 20)
+        until(lambda: net.status()["tc"]["rules"]["repairs"] == 1, "they are back")
+        until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "so is the connection")
+        assert in_kernel(net, talker) and net.status()["tc"]["rules"]["whole"] == 1 and net.audit()["differ"] == 0
+        assert net.metric("ctmirror_offload_tc_repairs_total") == 1 and net.metric('ctmirror_offload_threads{state="working"}') == 1
+    assert any("rules in TC were changed by others" in record.getMessage() for record in caplog.records)
+
+
+def test_filters_that_others_delete_are_put_back(tmp_path):
+    with offloaded(tmp_path, EXACT) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert in_kernel(net, talker)
+        with net.left.here.entered():
+            subprocess.run(LEFT.split(), check=True)
+        said(talker, 5)
+        until(lambda: net.status()["resets"] == 1, "it was heard of")
+        until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "it is back")
+        assert in_kernel(net, talker)
+
+
+def test_entries_that_others_delete_are_made_anew(tmp_path):
+    with offloaded(tmp_path, PIPELINE) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert in_kernel(net, talker)
+        with net.left.here.entered():
+            net.flush()
+        said(talker, 5)
+        until(lambda: in_kernel(net, talker) and kernel_conns(net) and net.status()["flows"]["installed"] == 1, "it is back")
+
+
+# --- other rules ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_other_rules_stand_in_the_kernel_as_well(tmp_path):
+    with offloaded(tmp_path, PIPELINE) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        for changes, word in ((1, "tcp"), (2, "6")):
+            net.rules.write_text(IPV4.replace("+trk+est action mirred", f"+trk+est ip_proto {word} dst_ip 10.9.0.0/{23 + changes} action mirred"))
+            net.reload()
+            until(partial(lambda changes: net.status()["tc"]["rules"]["changes"] == changes, changes), "they are there")
+            assert in_kernel(net, talker) and f"dst_ip 10.9.0.0/{23 + changes}" in filters(net)
+        net.rules.write_text(IPV4.replace("flower ct_state +trk+est action mirred egress redirect dev right", "flower ct_state +trk+est action drop"))
+        net.reload()
+        until(lambda: net.status()["tc"]["rules"]["changes"] == 3, "they are there")
+        talker.sendall(b"question")
+        talker.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            talker.recv(100)
+
+
+def test_rules_that_the_kernel_refuses_make_connections_software_s(tmp_path, caplog):
+    with offloaded(tmp_path, PIPELINE) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert in_kernel(net, talker)
+        net.rules.write_text(IPV4 + "tc filter add dev left ingress protocol ip prio 7 chain 3 flower skip_sw ip_proto sctp action drop\n")
+        net.reload()
+        until(lambda: net.status()["tc"]["threads"]["suspended"] == 1, "it is software's")
+        until(lambda: net.status()["entries"] == 0, "it is out")
+        assert not in_kernel(net, talker) and kernel_conns(net) == []
+        told = net.status()["tc"]
+        assert told["rules"]["whole"] == 0 and told["rules"]["refused"] == 1 and "prio 7" in told["said"][0] and "sctp" in told["said"][0]
+        net.rules.write_text(IPV4)
+        net.reload()
+        until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "it is the kernel's again")
+        assert in_kernel(net, talker)
+    assert any("rules.tc" in record.getMessage() and "sctp" in record.getMessage() for record in caplog.records)
+
+
+def test_rules_that_stay_go_on_without_the_node(tmp_path):
+    with offloaded(tmp_path, PIPELINE + 'rules = "keep"\n') as net:
+        assert "ct_state +trk+est" in filters(net)
+    assert "ct_state +trk+est" in net.left_over
+
+
+# --- in a NIC ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_exact_filters_are_the_NIC_s_alone(nic, tmp_path):
+    """A NIC that is none forwards nothing: packets go on in software, and it counts what a test says."""
+    with offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert net.status()["tc"]["where"] == "a NIC" and len(nic.lines("rules")) == 2
+        listed = filters(net)
+        assert listed.count("skip_sw") == listed.count(" in_hw_count 1") == 2 and not in_kernel(net, talker)
+        (conn,) = net.client.conns("list", which={"dport": port})
+        nic.hit("rules", "left chain", 1000, 64_000)
+        until(lambda: next(net.client.conns("list", which={"dport": port}))["original"]["packets"] >= conn["original"]["packets"] + 1000, "counted")
+    assert nic.lines("rules") == []
+
+
+def test_what_the_kernel_refused_is_told_with_its_sentence(nic, tmp_path):
+    nic.set(rule_room=0)
+    refused = pytest.raises(ConfigError, match=r"not exact in a NIC: left: flower .*feigned_nic: no room in hardware")
+    with refused, offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True):
+        pass
+    nic.set(rule_room=1 << 20)
+    with offloaded(tmp_path, EXACT.replace('"no"', '"only"'), nic=True) as net, echoing_tcp(net.right) as port:
+        nic.set(rule_room=0)
+        with net.left.there.entered(), socket.create_connection((SERVER, port), timeout=5) as talker:
+            said(talker, 3)
+            until(lambda: net.why(dport=port)[0]["offload"]["kernel"], "it was refused")
+            told = net.why(dport=port)[0]["offload"]
+            assert (told["code"], told["hardware"]) == ("hw_full", []) and "feigned_nic: no room in hardware" in told["kernel"]
+
+
+def test_without_ct_in_the_NIC_the_log_says_why_it_is_exact(nic, tmp_path, caplog):
+    caplog.set_level("INFO")
+    nic.set(takes_ct=0)
+    section = EXACT.replace('way = "exact"\nhardware = "no"', 'way = "auto"')
+    with offloaded(tmp_path, section, nic=True) as net:
+        assert (net.status()["tc"]["way"], net.status()["tc"]["where"]) == ("exact", "a NIC")
+        (why,) = net.status()["tc"]["why"]
+    assert why.startswith("not pipeline in a NIC: left: ct (action ct, and on in a chain): ") and "feigned_nic: this NIC" in why
+    said_all = [record.getMessage() for record in caplog.records]
+    assert f"offload: {why}" in said_all and "offload: exact in a NIC (left, right)" in said_all
