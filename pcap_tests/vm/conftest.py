@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pcap_tests.vm.suite import FUNCTIONS, MODULE, NETDEVSIM
 if "CTMIRROR_GUEST" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
+CLEARED = 30.0  # seconds
 PAIRS = (("eth0", "eth1"), ("vf0", "vf1"))
 
 
@@ -71,6 +73,10 @@ def nic(module) -> Iterator[FeignedNic]:
         subprocess.run(["insmod", module], check=True)
     nic = FeignedNic()
     nic.set(fail_next=0, fail_errno=28, rule_room=1 << 20, conn_room=1 << 20, takes_ct=1, slow_us=0)
+    end = time.monotonic() + CLEARED
+    while (left := [*nic.lines("conns"), *nic.lines("rules")]) and time.monotonic() < end:
+        time.sleep(0.1)  # the kernel takes its time for the devices of a namespace that has ended
+    assert left == [], "an earlier test has left something in the NIC"
     yield nic
 
 
