@@ -10,7 +10,7 @@ from datapath.refragment import Datagram
 
 class Gatherer:
     """Parser and reassembly without a tracker: frames in, a batch for any tracker out. zone: of the packets, until it is set anew;
-    header_sum: look at the IPv4 header's checksum.
+    at_hook: as in wire.parse_batch().
 
     Raises ConfigError, and ValueError for a zone that is none."""
 
@@ -18,7 +18,7 @@ class Gatherer:
     zone: int
     datagrams: list[Datagram]
     """Those that the last parse() completed; `row` is the row in its batch."""
-    def __init__(self, config: Config | None = None, *, zone: int = 0, header_sum: bool = True) -> None: ...
+    def __init__(self, config: Config | None = None, *, zone: int = 0, at_hook: bool = False) -> None: ...
     def parse(self, memory: NDArray[np.uint8], frames: NDArray[Any]) -> Batch:
         """Like wire.parse_batch(), with fragments gathered over all calls: the row of a fragment that completes its datagram is the datagram's.
 

@@ -197,10 +197,10 @@ cdef class Gatherer:
     cdef int64_t now
     cdef uint64_t packets
 
-    def __init__(self, config=None, *, int zone=0, bint header_sum=True):
+    def __init__(self, config=None, *, int zone=0, bint at_hook=False):
         self.reassembler = Reassembler(config)
         self.zone = zone
-        self.settings.any_header_sum = not header_sum
+        self.settings.at_hook = at_hook
         self.settings.checksum = self.reassembler.config.checksum
         self.settings.nat = len(self.reassembler.config.nat) > 0 or self.reassembler.config.nat_actions
         self.datagrams = []

@@ -276,7 +276,7 @@ def _as_ethernet(memory: Any, frames: np.ndarray) -> bytes | None:
     """A frame as the interpreter takes it: IP behind other link headers gets one without addresses, as rules see it; None for what is neither."""
     if frames["link"][0] == LINK_ETHERNET:
         return _bytes(memory, frames[0])
-    packet = parse_batch(memory, frames, checksum=False, header_sum=False).array[0]
+    packet = parse_batch(memory, frames, checksum=False, at_hook=True).array[0]
     family = TYPES.get(int(packet["key"]["family"]))
     return None if family is None else bytes(12) + family + _bytes(memory, frames[0])[int(packet["l3_off"]) :]
 
@@ -285,4 +285,4 @@ def _bare(memory: Any, frames: np.ndarray) -> int | None:
     """Of a frame that came with another link header: how long that is."""
     if frames["link"][0] == LINK_ETHERNET:
         return None
-    return int(parse_batch(memory, frames, checksum=False, header_sum=False).array["l3_off"][0])
+    return int(parse_batch(memory, frames, checksum=False, at_hook=True).array["l3_off"][0])

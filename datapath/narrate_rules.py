@@ -59,7 +59,7 @@ def _headers(it: Ruled) -> Iterator[Line]:
     yield "link", dissect.link_line(it.data, int(it.frame["link"]))
     memory, frames = frames_of([it.data], link=int(it.frame["link"]))
     frames["len"] = it.frame["len"]
-    batch = parse_batch(memory, frames, checksum=False, fragments="passed", header_sum=False)
+    batch = parse_batch(memory, frames, checksum=False, fragments="passed", at_hook=True)
     packet, l4 = batch.array[0], batch.l4_bytes(0)
     if not packet["key"]["family"]:
         return
@@ -186,7 +186,7 @@ def _policed_text(action: Police, policed: Policed) -> str:
     of_bytes, of_packets = policed.left
     parts = []
     if action.rate:
-        parts.append(f"{of_bytes * action.rate // (8 * SECOND):,} bytes of tokens left, {policed.length:,} needed")
+        parts.append(f"{of_bytes * action.rate // (8 * SECOND):,} bytes of tokens left, {max(policed.length - policed.free, 0):,} needed")
     if action.packet_rate:
         parts.append(f"{of_packets * action.packet_rate / SECOND:.2f} of a packet's token left, 1 needed")
     return f"it {'exceeds' if policed.exceeded else 'conforms'}: {'; '.join(parts)}"
@@ -248,7 +248,7 @@ def _changes(done: Done) -> Iterator[str]:
 
 
 def _ends(frame: bytes) -> dict[str, str]:
-    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed", header_sum=False).array[0]
+    packet = parse_batch(*frames_of([frame], link=LINK_ETHERNET), checksum=False, fragments="passed", at_hook=True).array[0]
     if not packet["key"]["family"]:
         return {}
     ends = fields.endpoints(packet["key"].tobytes())

@@ -406,7 +406,7 @@ def rewrite_in_place(uint8_t[::1] memory not None, frames not None, rewrites not
     sent = np.ones(n, dtype=bool)
     told = <const Rewrite *><size_t>rewrites.ctypes.data
     memset(&settings, 0, sizeof(ParseSettings))
-    settings.any_header_sum = True      # who tracks has looked at it, or was told not to
+    settings.at_hook = True      # who tracks has looked at it, or was told not to
     for i in range(n):
         if told[i].flags & CHANGES == 0:
             continue
@@ -452,7 +452,7 @@ def rewritten(memory, frames, rewrites, edits=None):
 
 def edit_frames(memory, frames, sent, rewrites, edits):
     """Make edits in frames that are to be sent. frames, sent: are changed where that is so. Returns the memory in which they lie then."""
-    batch = parse_batch(memory, frames, checksum=False, header_sum=False)
+    batch = parse_batch(memory, frames, checksum=False, at_hook=True)
     pieces = [memory]
     end = len(memory)
     for i in np.flatnonzero(sent & (rewrites["flags"] & REWRITE_EDIT != 0)).tolist():

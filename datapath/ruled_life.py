@@ -127,7 +127,7 @@ class _Following:
 
     def take(self, memory: Any, frames: np.ndarray, number: int | None) -> None:
         """A chunk. number: of its first packet; None: of a capture before the one whose packets are shown."""
-        came = parse_batch(memory, frames, checksum=False, header_sum=False).array["key"]
+        came = parse_batch(memory, frames, checksum=False, at_hook=True).array["key"]
         alone = np.flatnonzero(np.isin(tuples(came), self.tuples)).tolist()
         start = 0
         for row in alone:
@@ -166,7 +166,7 @@ class _Following:
         self, memory: Any, frames: np.ndarray, times: np.ndarray, said: tuple[np.ndarray, np.ndarray, np.ndarray], conn: Any, numbers: np.ndarray
     ) -> Iterator[Step]:
         """said: decisions, keys and results of these packets; conn: the connection after the last of them."""
-        batch = parse_batch(memory, frames, checksum=False, header_sum=False)
+        batch = parse_batch(memory, frames, checksum=False, at_hook=True)
         for i, (decision, key, result) in enumerate(zip(*said, strict=True)):
             packet = batch.array[i].copy()
             direction = self._direction(decision, key)

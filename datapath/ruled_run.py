@@ -176,7 +176,7 @@ def outs_of(left: Left, keys: np.ndarray, results: np.ndarray) -> Iterator[tuple
 
 def _tuples(memory: Any, frames: np.ndarray, came: np.ndarray) -> np.ndarray:
     """The tuples of frames that leave: KEY_DTYPE[n]. came: those they came with, which have no ports where a fragment was not put together."""
-    gone = parse_batch(memory, frames, checksum=False, header_sum=False)
+    gone = parse_batch(memory, frames, checksum=False, at_hook=True)
     keys = gone.array["key"].copy()
     for row in np.flatnonzero(gone.array["reason"] == Reason.R_FRAGMENT).tolist():
         ports = came["sport"][row], came["dport"][row]

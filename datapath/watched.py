@@ -66,10 +66,12 @@ class Asked(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """A policer asked for tokens. left: ns to be spent before, for bytes and for packets; length: of the frame on the wire."""
+    """A policer asked for tokens. left: ns to be spent before, for bytes and for packets; length: what it counts of the frame, of which `free` bytes
+    cost nothing."""
 
     left: tuple[int, int]
     length: int
+    free: int
     exceeded: bool
 
 
@@ -231,5 +233,5 @@ class Watched(Interpreter):
         assert walk.delivery is not None
         left, times = self.bucket(walk, action).left(walk.now), len(walk.delivery.exceeded)
         control = super()._police(walk, action)
-        self._sending.policed = Policed(left, walk.length, len(walk.delivery.exceeded) > times)
+        self._sending.policed = Policed(left, walk.counted, walk.free, len(walk.delivery.exceeded) > times)
         return control

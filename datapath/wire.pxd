@@ -8,7 +8,7 @@ ctypedef struct ParseSettings:
     uint8_t checksum            # verify L4 checksums
     uint8_t nat                 # address translation is on: it verifies those of ICMP errors in any case
     uint8_t fragments           # FRAGMENTS_*
-    uint8_t any_header_sum      # believe IPv4 headers whatever their checksum: tc's rules and act_ct do not look at it, ip_rcv() comes later
+    uint8_t at_hook             # as act_ct sees it: what ip_rcv() and ipv6_rcv() check, checksum and lengths, comes later
 
 # What becomes of fragments.
 cdef enum:

@@ -73,31 +73,36 @@ cdef inline void close(Packet *p, uint8_t reason) noexcept nogil:
 
 # --- checksums -------------------------------------------------------------------------------------------------------------------------
 
-cdef inline bint bad_covered_sum(const Packet *p, uint32_t length_and_proto, uint32_t covered) noexcept nogil:
+cdef enum:
+    SOUND = 0xFFFF              # the sum of an IPv4 header that is
+
+
+cdef inline bint bad_covered_sum(const Packet *p, uint32_t length_and_proto, uint32_t covered, uint32_t head) noexcept nogil:
     """Does the pseudo-header (RFC 768, RFC 8200 8.1) with the first `covered` bytes of L4 not sum to zero? IPv4 has zeros behind its addresses.
 
-    False if not all of them were captured: what cannot be verified is believed.
+    head: the sum of the IPv4 header, which Linux sums as well (nf_ip_checksum), so that at a hook, where nobody has looked at it before, a wrong one
+    makes these sums wrong. False if not all of them were captured: what cannot be verified is believed.
     """
     cdef uint64_t total
     if p.l4_have < covered:
         return False
     total = add1(add1(p.key.src[0], p.key.src[1]), add1(p.key.dst[0], p.key.dst[1]))
-    return fold(sum_bytes(p.l4, covered, add1(total, htonl(length_and_proto)))) != 0xFFFF
+    return fold(sum_bytes(p.l4, covered, add1(add1(total, head), htonl(length_and_proto)))) != 0xFFFF
 
 
-cdef inline bint bad_sum(const Packet *p, uint8_t proto) noexcept nogil:
+cdef inline bint bad_sum(const Packet *p, uint8_t proto, uint32_t head) noexcept nogil:
     """The same over all of L4."""
-    return bad_covered_sum(p, p.l4_len + proto, p.l4_len)
+    return bad_covered_sum(p, p.l4_len + proto, p.l4_len, head)
 
 
-cdef inline bint bad_icmp_sum(const Packet *p) noexcept nogil:
+cdef inline bint bad_icmp_sum(const Packet *p, uint32_t head) noexcept nogil:
     """ICMP has no pseudo-header (RFC 792), ICMPv6 has one (RFC 4443 2.3).
 
     The kernel sums the IPv4 header as well, which gives 0xFFFF. That matters where all of the message is zero: its sum is then good.
     """
     if p.key.family == 6:
-        return bad_sum(p, PROTO_ICMPV6)
-    return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, 0xFFFF)) != 0xFFFF
+        return bad_sum(p, PROTO_ICMPV6, head)
+    return p.l4_have == p.l4_len and fold(sum_bytes(p.l4, p.l4_len, head)) != 0xFFFF
 
 
 cdef inline bint bad_crc(const Packet *p) noexcept nogil:
@@ -109,7 +114,7 @@ cdef inline bint bad_crc(const Packet *p) noexcept nogil:
 
 # --- transport: what the trackers check before they look at their state ------------------------------------------------------------------
 
-cdef void tcp(const ParseSettings *settings, Packet *p) noexcept nogil:
+cdef void tcp(const ParseSettings *settings, Packet *p, uint32_t head) noexcept nogil:
     """RFC 9293 3.1, in the kernel's order: header, data offset, checksum, flags."""
     if p.l4_len < 20:
         p.l4_reason = R_TCP_SHORT
@@ -126,13 +131,13 @@ cdef void tcp(const ParseSettings *settings, Packet *p) noexcept nogil:
         p.l4_reason = R_TCP_DOFF
     elif p.doff > p.l4_have:
         close(p, R_SNAPPED)
-    elif settings.checksum and bad_sum(p, PROTO_TCP):
+    elif settings.checksum and bad_sum(p, PROTO_TCP, head):
         p.l4_reason = R_TCP_CHECKSUM
     elif not valid_flags(p.tcp_flags):
         p.l4_reason = R_TCP_FLAGS
 
 
-cdef void udp(const ParseSettings *settings, Packet *p) noexcept nogil:
+cdef void udp(const ParseSettings *settings, Packet *p, uint32_t head) noexcept nogil:
     """RFC 768. The sum goes over all bytes present, not over the UDP length; 0 means none, over IPv6 too: so does the kernel."""
     cdef uint16_t length
     if p.l4_len < 8:
@@ -144,11 +149,11 @@ cdef void udp(const ParseSettings *settings, Packet *p) noexcept nogil:
     length = be16(p.l4 + 4)
     if length < 8 or length > p.l4_len:
         p.l4_reason = R_UDP_LENGTH
-    elif settings.checksum and be16(p.l4 + 6) != 0 and bad_sum(p, PROTO_UDP):
+    elif settings.checksum and be16(p.l4 + 6) != 0 and bad_sum(p, PROTO_UDP, head):
         p.l4_reason = R_UDP_CHECKSUM
 
 
-cdef void udplite(const ParseSettings *settings, Packet *p) noexcept nogil:
+cdef void udplite(const ParseSettings *settings, Packet *p, uint32_t head) noexcept nogil:
     """RFC 3828 3.1: coverage for length, a mandatory checksum.
 
     The kernel sums with UDP's protocol number, so that a correct one is bad; and over IPv4 with the lowest byte of the length only.
@@ -167,7 +172,7 @@ cdef void udplite(const ParseSettings *settings, Packet *p) noexcept nogil:
         p.l4_reason = R_UDP_LENGTH
         return
     length = p.l4_len & 0xFF if p.key.family == 4 else p.l4_len
-    if be16(p.l4 + 6) == 0 or (settings.checksum and bad_covered_sum(p, length + PROTO_UDP, coverage)):
+    if be16(p.l4 + 6) == 0 or (settings.checksum and bad_covered_sum(p, length + PROTO_UDP, coverage, head)):
         p.l4_reason = R_UDP_CHECKSUM
 
 
@@ -199,34 +204,34 @@ cdef inline bint quotes_beyond_capture(const Packet *p) noexcept nogil:
     return quoted_tuple(p.key.family, p.l4 + 8, p.l4_len - 8, p.l4_have - 8, &quoted) == R_SNAPPED
 
 
-cdef void icmp(const ParseSettings *settings, Packet *p) noexcept nogil:
+cdef void icmp(const ParseSettings *settings, Packet *p, uint32_t head) noexcept nogil:
     """ICMP of its own family: the kernel's error() comes before the lookup, so what is wrong here is final.
 
     Address translation verifies what quotes a packet even where nobody else does.
     """
-    if settings.checksum and bad_icmp_sum(p):
+    if settings.checksum and bad_icmp_sum(p, head):
         close(p, R_ICMP_CHECKSUM)
     elif quotes_beyond_capture(p):
         close(p, R_SNAPPED)
-    elif settings.nat and not settings.checksum and quotes(p) and bad_icmp_sum(p):
+    elif settings.nat and not settings.checksum and quotes(p) and bad_icmp_sum(p, head):
         p.flaw |= FLAW_SUM
 
 
-cdef inline void transport(const ParseSettings *settings, Packet *p) noexcept nogil:
-    """The tuple, then the checks of its protocol.   Reads: key, l4, l4_len, l4_have.   Writes: key's ports, TCP fields, l4_reason."""
+cdef inline void transport(const ParseSettings *settings, Packet *p, uint32_t head) noexcept nogil:
+    """The tuple, then the checks of its protocol. head: the sum of its IPv4 header.   Reads: key, l4, l4_len, l4_have.   Writes: key's ports, TCP fields, l4_reason."""
     cdef uint8_t proto = p.key.proto
     cdef bint own_icmp = proto == PROTO_ICMP if p.key.family == 4 else proto == PROTO_ICMPV6
     cdef uint8_t reason = fill_ports(&p.key, p.l4, p.l4_len, p.l4_have)
     if reason != R_OK:
         close(p, R_ICMP_SHORT if own_icmp and reason == R_TUPLE_SHORT else reason)
     elif own_icmp:
-        icmp(settings, p)
+        icmp(settings, p, head)
     elif proto == PROTO_TCP:
-        tcp(settings, p)
+        tcp(settings, p, head)
     elif proto == PROTO_UDP:
-        udp(settings, p)
+        udp(settings, p, head)
     elif proto == PROTO_UDPLITE:
-        udplite(settings, p)
+        udplite(settings, p, head)
     elif proto == PROTO_SCTP:
         sctp(settings, p)
 
@@ -245,11 +250,15 @@ cdef uint8_t ipv4(const ParseSettings *settings, const Cursor *c, Packet *p) noe
     fill_addresses(&p.key, 4, c.p)
     p.key.proto = c.p[9]
     p.hop_limit = c.p[8]
-    if header < IP4_HEADER or header > c.length:
+    if header < IP4_HEADER or (header > c.length and not settings.at_hook):
         return R_IP_HEADER
+    if settings.at_hook:
+        p.ip_len = total = min(total, c.length)
+        if total < header:
+            return R_L4_BEYOND
     if header > c.have:
         return R_SNAPPED
-    if not settings.any_header_sum and fold(sum_bytes(c.p, header, 0)) != 0xFFFF:
+    if not settings.at_hook and fold(sum_bytes(c.p, header, 0)) != 0xFFFF:
         return R_IP_CHECKSUM
     if total > c.length:
         return R_IP_TRUNCATED
@@ -334,6 +343,8 @@ cdef uint8_t ipv6(const ParseSettings *settings, const Cursor *c, Packet *p) noe
     p.hop_limit = c.p[7]
     if total == IP6_HEADER and chain.proto == IP6_HOP_BY_HOP:           # a jumbogram (RFC 2675): the frame's end is the packet's
         total = c.length
+    if settings.at_hook:
+        total = min(total, c.length)
     if total > c.length:
         return R_IP_TRUNCATED
     p.ip_len = total
@@ -374,7 +385,7 @@ cdef void general(const ParseSettings *settings, const uint8_t *start, const Fra
         p.l3_off = <uint16_t>(c.p - start)
         reason = ipv4(settings, &c, p) if family == 4 else ipv6(settings, &c, p)
     if reason == R_OK:
-        transport(settings, p)
+        transport(settings, p, fold(sum_bytes(c.p, p.l4 - c.p, 0)) if family == 4 and settings.at_hook else SOUND)
     else:
         close(p, reason)
 
@@ -486,7 +497,7 @@ cdef bint parse(const ParseSettings *settings, const uint8_t *memory, const Fram
     return fragments
 
 
-def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held", bint header_sum=True):
+def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=False, str fragments="held", bint at_hook=False):
     """Parse frames[k] of memory into a Batch of k rows, which keeps the memory alive. See wire.pyi."""
     cdef ParseSettings settings
     cdef Batch batch
@@ -510,7 +521,7 @@ def parse_batch(memory, frames, *, int zone=0, bint checksum=True, bint nat=Fals
     settings.zone = zone
     settings.checksum = checksum
     settings.nat = nat
-    settings.any_header_sum = not header_sum
+    settings.at_hook = at_hook
     if fragments not in MODES:
         raise ValueError(f"fragments = '{fragments}': expected {', '.join(MODES)}")
     settings.fragments = MODES[fragments]

@@ -106,7 +106,7 @@ class Followed:
         rows = set(seen.soft[ours].tolist())
         if not self.known:
             row = seen.soft[ours][0]
-            key = parse_batch(seen.memory, seen.frames[row : row + 1], checksum=False, header_sum=False).array["key"][0]
+            key = parse_batch(seen.memory, seen.frames[row : row + 1], checksum=False, at_hook=True).array["key"][0]
             turned = seen.decisions["dir"][ours][0] == Dir.REPLY
             self.tuple_ = described(key, turned=bool(turned))
         for row, code in self._reasons.of(seen):

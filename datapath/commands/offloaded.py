@@ -258,7 +258,7 @@ class Offloaded:
         if not len(which):
             return
         found = batch.found[which]
-        keys = parse_batch(batch.memory, batch.frames[which], checksum=False, header_sum=False).array["key"]
+        keys = parse_batch(batch.memory, batch.frames[which], checksum=False, at_hook=True).array["key"]
         decided = decisions_of(self.tracker, found, keys)
         told = {"keys": keys, "decisions": decided}
         if "results" in batch.told:

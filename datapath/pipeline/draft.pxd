@@ -2,11 +2,15 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
+from ctcore.lowlevel cimport be16
 from ctcore.types cimport Packet
 from datapath.frame cimport Frame
-from datapath.link cimport LINKTYPE_ETHERNET
+from datapath.link cimport ETHER_QINQ, ETHER_VLAN, LINKTYPE_ETHERNET
 
 cdef enum:
+    MACS = 12                   # bytes of an Ethernet header: both addresses; all of it, without tags; a tag
+    ETHERNET = 14
+    TAG = 4
     DRAFT_ROOM = 1 << 19        # bytes of memory for a changed frame: twice the largest that a capture may hold
     DRAFT_HEADROOM = 256        # bytes free in front of it, for tags
 
@@ -72,6 +76,11 @@ cdef inline void draft_begin(Draft *d, const uint8_t *memory, const Frame *frame
     d.missing = max(frame.len, frame.caplen) - frame.caplen
     d.ethernet, d.own = frame.link == LINKTYPE_ETHERNET, False
     d.family, d.l3 = p.key.family, p.l3_off
+
+cdef inline bint draft_tagged(const Draft *d) noexcept nogil:
+    """Has this Ethernet frame a tag?"""
+    return d.have >= ETHERNET + TAG and (be16(d.data + MACS) == ETHER_VLAN or be16(d.data + MACS) == ETHER_QINQ)
+
 
 cdef Layers layers_of(const Draft *d) noexcept nogil
 cdef bint draft_own(Draft *d) noexcept nogil

@@ -23,9 +23,6 @@ cdef extern from "arpa/inet.h" nogil:
     uint32_t htonl(uint32_t)
 
 cdef enum:
-    ETHERNET = 14
-    MACS = 12
-    TAG = 4
     IP4_LEAST = 20
     IP6_LEAST = 40
     PROTO_IGMP = 2
@@ -113,7 +110,8 @@ cdef inline int64_t base_of(const Draft *d, const Munge *munge) noexcept nogil:
     """Where the header begins that a munge is of. Of IPv4 nobody asks what it carries, as in Linux (pedit_l4_skb_offset)."""
     cdef Layers where
     if munge.base == BASE_FRAME:
-        return 0 if d.ethernet else NOWHERE
+        # The outermost tag lies beside a packet in Linux: a type is the one behind it.
+        return NOWHERE if not d.ethernet else TAG if munge.offset >= MACS and draft_tagged(d) else 0
     where = layers_of(d)
     if munge.base == BASE_L3 or where.l3 < 0:
         return where.l3
@@ -347,7 +345,7 @@ cdef uint8_t draft_vlan(Draft *d, const TagChange *change) noexcept nogil:
         return R_RULE_FIELD if change.kind == VLAN_PUSH else <uint8_t>R_OK
     if change.kind == VLAN_PUSH:
         return push(d, change)
-    if d.have < ETHERNET + TAG or not tags(be16(d.data + MACS)):
+    if not draft_tagged(d):
         return R_OK
     if not draft_own(d):
         return R_RULE_ROOM

@@ -192,7 +192,7 @@ def edited_draft(const uint8_t[::1] frame not None, edits not None):
         raise ValueError("edits: expected a contiguous array of EDIT_DTYPE")
     room = np.empty(DRAFT_ROOM, dtype=np.uint8)
     memset(&settings, 0, sizeof(ParseSettings))
-    settings.fragments, settings.any_header_sum = FRAGMENTS_PASSED, True
+    settings.fragments, settings.at_hook = FRAGMENTS_PASSED, True
     memset(&row, 0, sizeof(Frame))
     row.caplen = row.len = frame.shape[0]
     row.link = LINKTYPE_ETHERNET

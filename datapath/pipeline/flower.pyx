@@ -165,7 +165,7 @@ def flower_keys(const uint8_t[::1] memory not None, frames not None):
     keys = np.zeros(n, dtype=FLOWER_DTYPE)
     key = <FlowerKey *><size_t>keys.ctypes.data
     memset(&settings, 0, sizeof(ParseSettings))
-    settings.fragments, settings.any_header_sum = FRAGMENTS_GATHERED, True
+    settings.fragments, settings.at_hook = FRAGMENTS_GATHERED, True
     for i in range(n):
         parse(&settings, base, frame + i, 1, &p)
         flower_key(base + frame[i].offset, frame[i].caplen, frame[i].link == LINKTYPE_ETHERNET, p.key.family, p.l3_off, key + i)

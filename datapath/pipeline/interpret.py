@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from datapath.frame import frames_of
 from datapath.pipeline.flower import flower_keys
 from datapath.pipeline.layout import fields_of
-from datapath.pipeline.munge import ETHERNET, VLAN, csum, layers, pedit
+from datapath.pipeline.munge import ETHERNET, TAG, VLAN, csum, is_tagged, pedit
 from datapath.pipeline.order import Placed, chains_of
 from datapath.pipeline.rules import (
     DROP,
@@ -43,7 +43,6 @@ from datapath.pipeline.rules import (
     Skbedit,
     Vlan,
 )
-from datapath.refragment import ip_length
 
 MOST_TURNS = 17  # chains a packet goes through: the first, and 16 by goto and reclassify (max_reclassify_loop); the next of these drops it
 MOST_HOPS = 4  # times a packet is sent on (MIRRED_NEST_LIMIT); then the next mirred drops it
@@ -52,7 +51,8 @@ SECOND = 1_000_000_000
 
 
 class Tracked(NamedTuple):
-    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label. reason: why a frame goes on no more."""
+    """What the last `ct` said: bits of rules.CT_STATES, and the connection's zone, mark and label. reason: why a frame goes on no more; missing:
+    bytes behind what it left of the frame that were not captured; joined: it has put the frame together from fragments just now."""
 
     state: int = 0
     zone: int = 0
@@ -60,6 +60,8 @@ class Tracked(NamedTuple):
     label: int = 0
     conn: Any = None  # for who tracks
     reason: str = ""
+    missing: int = 0
+    joined: bool = False
 
 
 class Piece(NamedTuple):
@@ -79,7 +81,7 @@ class Tracker(Protocol):
         """What becomes of a frame: "go on", "drop" or "held" (a fragment); the frame, translated or put together; what later rules see.
 
         now: ns; before: what the last `ct` said of this frame; missing: bytes behind it that were not captured. But for `clear`, what goes on ends
-        with its IP packet, whose header tells what is missing then. Where the frame does not go on, nothing is to be left any more.
+        with its IP packet. Where the frame does not go on, nothing is to be left any more.
         """
 
     def leave(self, tracked: Tracked) -> None:
@@ -135,11 +137,24 @@ class Walk:
     onward: Walk | None = None
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
     delivery: Delivery | None = None
+    counted: int = 0  # by policers
 
     @property
     def length(self) -> int:
         """Bytes on the wire."""
         return len(self.frame) + self.missing + (0 if self.bare is None else self.bare - ETHERNET)
+
+    @property
+    def billed(self) -> int:
+        """What a policer counts of the frame as it is now: the outermost tag lies beside a packet, in Linux. Its cost is asked when it comes to the
+        hook, and once it was put together, whatever is changed in it later (qdisc_pkt_len)."""
+        return self.length - (TAG if is_tagged(self.frame) else 0)
+
+    @property
+    def free(self) -> int:
+        """Bytes that cost no tokens: the link header, which a packet has taken off at ingress."""
+        link = ETHERNET if self.bare is None else self.bare
+        return link if self.hook.direction == "ingress" else 0
 
 
 @dataclass
@@ -172,12 +187,6 @@ def seen_in(frame: bytes, missing: int, state: int, zone: int, mark: int, label:
     return {**fields_of(flower_keys(memory, frames)[0]), "ct_state": state, "ct_zone": zone, "ct_mark": mark, "ct_label": label}
 
 
-def lacking(frame: bytes, missing: int) -> int:
-    """How much of a frame that ends with its IP packet was not captured. Of one without, as much as before."""
-    l3 = layers(frame).l3
-    return missing if l3 < 0 else max(l3 + ip_length(frame[l3:]) - len(frame), 0)
-
-
 class Bucket:
     """A policer's tokens, as ns that may be spent (act_police): a packet costs as long as its bytes take at the rate."""
 
@@ -197,12 +206,12 @@ class Bucket:
         passed, limits = max(now - self.last, 0), (self._of_bytes(self.action.burst or 0), self._of_packets(self.action.packet_burst or 0))
         return min(self.bytes_left + passed, limits[0]), min(self.packets_left + passed, limits[1])
 
-    def conforms(self, length: int, now: int) -> bool:
-        """Whether a packet of so many bytes has a token; if so it is spent."""
+    def conforms(self, length: int, link: int, now: int) -> bool:
+        """Whether a packet of so many bytes, of which so many are free, has a token; if so it is spent."""
         if self.action.longest is not None and length > self.action.longest:
             return False
         of_bytes, of_packets = self.left(now)
-        bytes_left, packets_left = of_bytes - self._of_bytes(length), of_packets - self._of_packets(1)
+        bytes_left, packets_left = of_bytes - self._of_bytes(max(length - link, 0)), of_packets - self._of_packets(1)
         if bytes_left < 0 or packets_left < 0:
             return False
         self.last, self.bytes_left, self.packets_left = max(now, self.last), bytes_left, packets_left
@@ -240,6 +249,7 @@ class Interpreter:
 
     def _through(self, walk: Walk) -> None:
         """All of a hook."""
+        walk.counted = walk.billed
         try:
             self._classify(walk)
             if walk.verdict == "pass":
@@ -339,7 +349,8 @@ class Interpreter:
         if not action.clear:  # which is for later rules, and takes nothing back
             walk.told = walk.tracked._replace(conn=None)
         if what == "go on":
-            walk.missing = walk.missing if action.clear else lacking(walk.frame, walk.missing)
+            walk.missing = walk.missing if action.clear else walk.tracked.missing
+            walk.counted = walk.billed if walk.tracked.joined else walk.counted
             return action.control
         walk.verdict, walk.reason = "held" if what == "held" else "", walk.tracked.reason
         return DROP
@@ -401,7 +412,7 @@ class Interpreter:
 
     def _police(self, walk: Walk, action: Police) -> Control:
         bucket = self.bucket(walk, action)
-        if bucket.conforms(walk.length, walk.now):
+        if bucket.conforms(walk.counted, walk.free, walk.now):
             return action.control
         if walk.delivery is not None and walk.decided is not None:
             walk.delivery.exceeded.append(walk.decided)

@@ -58,6 +58,7 @@ ctypedef struct Level:
     uint32_t mark
     uint32_t priority
     uint32_t rule
+    uint32_t billed             # bytes that policers count: when it came to the hook, or was put together (qdisc_pkt_len); 0: not known yet
     uint8_t in_place            # the draft is the caller's frame as it came
     uint8_t parsed              # packet tells what is there now
     uint8_t keyed               # and key as well

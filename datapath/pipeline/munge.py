@@ -98,7 +98,7 @@ def header_at(frame: bytes, munge: Munge, size: int) -> int:
     """Where the header of a munge begins in a frame of `size` bytes, -1 where there is none."""
     where = layers(frame)
     if munge.header == "eth":
-        return 0
+        return TAG if munge.field == "type" and is_tagged(frame) else 0  # the outermost tag lies beside a packet in Linux
     return transport_header(frame, where, TRANSPORTS[munge.header], size) if munge.header in TRANSPORTS else where.l3
 
 

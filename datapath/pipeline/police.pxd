@@ -48,8 +48,8 @@ cdef inline uint64_t refilled(uint64_t left, uint64_t passed, uint64_t full) noe
     """Safe: neither is above FOREVER."""
     return min(left + passed, full)
 
-cdef inline bint conforms(Bucket *b, uint64_t length, int64_t now) noexcept nogil:
-    """Whether a packet of so many bytes has a token; if so it is spent."""
+cdef inline bint conforms(Bucket *b, uint64_t length, uint64_t free, int64_t now) noexcept nogil:
+    """Whether a packet of so many bytes, of which so many are free, has a token; if so it is spent."""
     cdef uint64_t passed, cost, of_bytes, of_packets
     if unlikely(not b.begun):
         b.begun = True
@@ -59,7 +59,7 @@ cdef inline bint conforms(Bucket *b, uint64_t length, int64_t now) noexcept nogi
         return False
     passed = <uint64_t>now - <uint64_t>b.last if now > b.last else 0
     passed = min(passed, FOREVER)
-    cost = mul_div(length, 8 * <uint64_t>SECOND, b.rate) if b.rate else 0
+    cost = mul_div(length - min(length, free), 8 * <uint64_t>SECOND, b.rate) if b.rate else 0
     of_bytes = refilled(b.bytes_left, passed, b.bytes_full)
     of_packets = refilled(b.packets_left, passed, b.packets_full)
     if of_bytes < cost or of_packets < b.packet_cost:
@@ -69,12 +69,12 @@ cdef inline bint conforms(Bucket *b, uint64_t length, int64_t now) noexcept nogi
     b.packets_left = of_packets - b.packet_cost
     return True
 
-cdef inline bint spent(Bucket *b, uint64_t length, int64_t now) noexcept nogil:
+cdef inline bint spent(Bucket *b, uint64_t length, uint64_t free, int64_t now) noexcept nogil:
     """The same, whoever else spends its tokens."""
     cdef bint found
     if likely(not b.shared):
-        return conforms(b, length, now)
+        return conforms(b, length, free, now)
     bucket_lock(&b.lock)
-    found = conforms(b, length, now)
+    found = conforms(b, length, free, now)
     bucket_unlock(&b.lock)
     return found

@@ -29,7 +29,7 @@ from datapath.frame import frames_of
 from datapath.joined import joined
 from datapath.leave import CHANGES
 from datapath.pipeline.ct_settings import range_of, ranges_of
-from datapath.pipeline.interpret import NOT_TRACKED, Piece, Tracked, lacking
+from datapath.pipeline.interpret import NOT_TRACKED, Piece, Tracked
 from datapath.pipeline.munge import layers
 from datapath.pipeline.rules import CT_STATES, ETH_IP, ETH_IPV6, Ct, CtNat
 from datapath.refragment import Datagram, ip_length, refragment, wire_length
@@ -37,6 +37,7 @@ from datapath.rewrite import translated
 from datapath.wire import parse_batch
 
 SECOND = 1_000_000_000
+LARGEST = 0xFFFF  # bytes of a datagram
 FAMILIES = {ETH_IP: 4, ETH_IPV6: 6}
 # tcf_classify() sees a connection's state in these bits (skb_flow_dissect_ct); of a packet that has none, but was tracked, that it is invalid.
 STATE_BITS: dict[int, int] = {State.NEW: CT_STATES["new"], State.ESTABLISHED: CT_STATES["est"], State.RELATED: CT_STATES["rel"]}
@@ -90,7 +91,7 @@ class RuleTracker:
         """What becomes of a frame ("go on", "drop", "held"), the frame, and what is said of it. missing: bytes that were not captured."""
         carried: Carried = before.conn or NOTHING
         if action.clear:
-            acted = self.tracker.act(parse_batch(*row_of(frame, missing, now), header_sum=False), CtAction(clear=True), carried.association)
+            acted = self.tracker.act(parse_batch(*row_of(frame, missing, now), at_hook=True), CtAction(clear=True), carried.association)
             return "go on", frame, tracked_of(Carried(acted.association, carried.datagram))
         if layers(frame).kind not in FAMILIES:
             return self._stop("drop", frame, before, Reason.R_NOT_IP)
@@ -100,16 +101,18 @@ class RuleTracker:
         acted = self.tracker.act(batch, self._asked(action, batch.array[0]), carried.association)
         if acted.outcome == Outcome.DROPPED:
             return self._stop("drop", frame, NOT_TRACKED, int(acted.decision["reason"][0]))
+        joined_now = datagram is not None
         if datagram is not None:
-            frame = datagram.frame
+            frame, missing = datagram.frame, LARGEST  # what is missing of it, its header says
         datagram = datagram or carried.datagram
         if datagram is not None:
             datagram = joined(datagram, batch, acted.decision[0], acted.rewrite[0])
         after = tracked_of(Carried(acted.association, datagram))
-        changed = carried_out(trimmed(frame), acted)
+        frame, missing = trimmed(frame, missing)
+        changed = carried_out(frame, missing, acted)
         if changed is None:
-            return self._stop("drop", frame, after, Reason.R_HELPER_REFUSED if translates(trimmed(frame), acted) else Reason.R_RULE_FIELD)
-        return "go on", changed, after
+            return self._stop("drop", frame, after, Reason.R_HELPER_REFUSED if translates(frame, missing, acted) else Reason.R_RULE_FIELD)
+        return "go on", changed, after._replace(missing=missing, joined=joined_now)
 
     def leave(self, tracked: Tracked) -> None:
         """A frame is over, or goes where nobody knows of its connection."""
@@ -157,26 +160,30 @@ def row_of(frame: bytes, missing: int, now: int = 0) -> tuple[np.ndarray, np.nda
     return memory, frames
 
 
-def trimmed(frame: bytes) -> bytes:
-    """Without what lies behind the IP packet, by the length in its header. Source: nf_ct_skb_network_trim."""
+def trimmed(frame: bytes, missing: int) -> tuple[bytes, int]:
+    """Without what lies behind the IP packet, by the length in its header, which may be more than is there; and what of that was not captured.
+
+    Source: nf_ct_skb_network_trim.
+    """
     l3 = layers(frame).l3
-    return frame[: l3 + ip_length(frame[l3:])]
+    end = l3 + ip_length(frame[l3:])
+    return frame[:end], min(max(end - len(frame), 0), missing)
 
 
-def carried_out(frame: bytes, acted: Acted) -> bytes | None:
+def carried_out(frame: bytes, missing: int, acted: Acted) -> bytes | None:
     """A frame that ends with its IP packet as the tracker wants it; None if there is too little of it: Linux drops that."""
     if not int(acted.rewrite["flags"][0]) & CHANGES:
         return frame
-    memory, frames, sent = translated(*row_of(frame, lacking(frame, 0)), acted.rewrite, acted.edits)
+    memory, frames, sent = translated(*row_of(frame, missing), acted.rewrite, acted.edits)
     start, size = int(frames["offset"][0]), int(frames["caplen"][0])
     return memory[start : start + size].tobytes() if sent[0] else None
 
 
-def translates(frame: bytes, acted: Acted) -> bool:
+def translates(frame: bytes, missing: int, acted: Acted) -> bool:
     """Whether it is a helper's edits that cannot be carried out, and nothing else."""
     told = acted.rewrite.copy()
     told["flags"] &= np.uint8(0xFF ^ RewriteFlag.REWRITE_EDIT)
-    return carried_out(frame, acted._replace(rewrite=told)) is not None
+    return carried_out(frame, missing, acted._replace(rewrite=told)) is not None
 
 
 # --- fragments -------------------------------------------------------------------------------------------------------------------------
@@ -189,7 +196,7 @@ class Fragments:
     """
 
     def __init__(self, config: Config) -> None:
-        self._gatherer = Gatherer(config, header_sum=False)
+        self._gatherer = Gatherer(config, at_hook=True)
         self._longest = max(config.ticks(name) for name in ("ipfrag_time", "frag6_timeout")) * SECOND // config.hz
         self._links: dict[int, tuple[int, bytes]] = {}  # by number of the frame: when it came, and its link header
         self._parsed = 0

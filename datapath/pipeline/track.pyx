@@ -118,6 +118,7 @@ cdef bint gather(Walking *w, Level *v, Packet *p) noexcept nogil:
         v.draft.data = w.fragments.finished.memory + whole.frame
         v.draft.have, v.draft.missing = whole.link_length + whole.have, whole.length - whole.have
         v.draft.own = v.in_place = v.keyed = False
+        v.billed = 0
         p.l3_off = v.draft.l3 = <uint16_t>whole.link_length
         origin_of(&v.origin, w.fragments.finished.memory, &whole, w.settings.checksum)
         if not w.gathers:                       # a copy's fragments may be of a datagram that was changed

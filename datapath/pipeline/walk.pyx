@@ -27,7 +27,7 @@ from ctcore.types cimport (
 from datapath.frame cimport Frame, checked_frames
 from datapath.pipeline.classify cimport NO_PLACE, classify
 from datapath.pipeline.cut cimport PIECE_ROOM, Cutting, cut_begin, cut_next
-from datapath.pipeline.draft cimport DRAFT_ROOM, Draft, draft_begin, draft_csum, draft_pedit, draft_vlan
+from datapath.pipeline.draft cimport DRAFT_ROOM, ETHERNET, TAG, Draft, draft_begin, draft_csum, draft_pedit, draft_tagged, draft_vlan
 from datapath.pipeline.level cimport MOST_HITS, MOST_HOPS, MOST_SENT, MOST_TURNS, Level, Result, Walking, look
 from datapath.pipeline.outputs cimport OUTPUT_COPY, Output, output_add, outputs_free, outputs_reset
 from datapath.pipeline.police cimport spent
@@ -136,11 +136,18 @@ cdef Control send_on(Walking *w, uint8_t at, const Op *op) noexcept nogil:
 cdef Control track_on(Walking *w, uint8_t at, const Op *op) noexcept nogil:
     cdef Level *v = &w.level[at]
     cdef uint8_t reason = track(w, v, &w.rules.ask[op.told.ask])
+    if unlikely(v.billed == 0):
+        v.billed = bill(&v.draft)
     if reason != R_OK:
         fail(v, reason)
         if reason == R_FRAGMENT:
             v.verdict = HELD
     return op.then
+
+
+cdef inline uint32_t bill(const Draft *d) noexcept nogil:
+    """What policers count of a frame: the outermost tag lies beside a packet, in Linux."""
+    return d.have + d.missing - (TAG if d.ethernet and draft_tagged(d) else 0)
 
 
 cdef Control exceeded(Walking *w, Level *v, const Op *op) noexcept nogil:
@@ -172,7 +179,7 @@ cdef Control act(Walking *w, uint8_t at, const Op *op) noexcept nogil:
         v.mark = (v.mark & op.told.marks.kept) | op.told.marks.mark
         v.priority = op.told.marks.priority if op.told.marks.sets_priority else v.priority
     elif op.kind == OP_POLICE:
-        if not spent(&w.rules.bucket[op.told.policed.bucket], <uint64_t>v.draft.have + v.draft.missing, w.frame.ts):
+        if not spent(&w.rules.bucket[op.told.policed.bucket], v.billed, 0 if v.hook & 1 else ETHERNET if v.draft.ethernet else v.draft.l3, w.frame.ts):
             return exceeded(w, v, op)
     if unlikely(reason != R_OK):
         fail(v, reason)
@@ -285,6 +292,7 @@ cdef void go(Walking *w, uint8_t at) noexcept nogil:
     """A frame at a hook to its end there, whichever way."""
     cdef Level *v = &w.level[at]
     v.end = at
+    v.billed = bill(&v.draft)
     all_turns(w, at)
     if v.verdict == DROP and v.rule != NO_RULE:
         w.rules.count[v.rule].drops += 1
@@ -377,7 +385,7 @@ cdef class Walker:
         self.copies = np.zeros(len(program.devices), dtype=np.uint64)
         self.walking.mirrored = <uint64_t *><size_t>self.copies.ctypes.data
         self.walking.rules = &program.code
-        self.walking.settings.fragments, self.walking.settings.any_header_sum = FRAGMENTS_GATHERED, True
+        self.walking.settings.fragments, self.walking.settings.at_hook = FRAGMENTS_GATHERED, True
         self.all.most = output_bytes
         self.earlier = {}
         if before is not None:

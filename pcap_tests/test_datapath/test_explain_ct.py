@@ -104,7 +104,7 @@ def test_an_exhausted_range_says_how_large_it_is_and_how_many_have_it(explain):
 
 
 def test_a_packet_that_exceeds_is_told_how_many_tokens_there_were(explain):
-    frames = [craft.udp(CLIENT, SERVER, 5353, 53, bytes(958))] * 3  # of 1,000 bytes
+    frames = [craft.udp(CLIENT, SERVER, 5353, 53, bytes(972))] * 3  # of 1,000 bytes behind the link header
     rules = POLICE.format("rate 8kbit burst 2000b")
     assert "it conforms: 2,000 bytes of tokens left, 1,000 needed" in explain(rules, frames, 0)
     lines = explain(rules, frames, 2)

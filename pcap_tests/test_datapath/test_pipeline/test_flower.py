@@ -60,19 +60,19 @@ def test_a_frame_with_a_wrong_sum_or_length_is_matched_by_its_ports(wrong: dict[
     assert (said.verdict, said.device) == ("accept", "eth1")
 
 
-def test_connection_tracking_looks_at_the_transport_checksum_and_not_at_the_header_s() -> None:
+def test_connection_tracking_looks_at_the_transport_checksum_and_with_it_at_the_header_s() -> None:
     rules = (
         IN + "chain 0 protocol ip prio 1 flower ct_state -trk action ct pipe action goto chain 1\n"
         + IN + "chain 1 protocol ip prio 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev eth1\n"
         + IN + "chain 1 protocol ip prio 2 flower ct_state +trk+inv ip_proto tcp dst_port 80 action mirred egress redirect dev eth2\n"
     )  # fmt: skip
     frames = [craft.tcp(A, B, port, 80, "S", **wrong) for port, wrong in ((1, {}), (2, {"ip_checksum": 1}), (3, {"l4_checksum": 1}))]
-    assert [said.device for said in sent(rules, *frames)] == ["eth1", "eth1", "eth2"]
+    assert [said.device for said in sent(rules, *frames)] == ["eth1", "eth2", "eth2"]
 
 
 def test_translation_leaves_a_wrong_header_checksum_as_wrong_as_it_was() -> None:
     rules = IN + f"protocol ip prio 1 flower ct_state -trk action ct commit nat src addr {B} pipe action mirred egress redirect dev eth1\n"
-    right, wrong = craft.udp(A, "192.0.2.7", 5000, 53), craft.udp(A, "192.0.2.7", 5001, 53, ip_checksum=0x1234)
+    right, wrong = craft.udp(A, "192.0.2.7", 5000, 53), craft.udp(A, "192.0.2.7", 5001, 53, l4_checksum=0, ip_checksum=0x1234)
     lefts = [said.left[0].frame for said in sent(rules, right, wrong)]
     off = [craft.checksum(frame[14:34]) for frame in (wrong, lefts[1])]
     assert lefts[0][26:30] == lefts[1][26:30] == craft.address(B)

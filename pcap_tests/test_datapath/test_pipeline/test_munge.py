@@ -202,6 +202,13 @@ def test_pedit_sets_fields(action: Pedit, layer: type, field: str, value: object
     assert getattr(Ether(frame)[layer], field) == value and len(frame) == len(FRAMES["tcp"])
 
 
+def test_a_type_is_the_one_behind_the_outermost_tag() -> None:
+    """In Linux that tag lies beside a packet."""
+    frame = FRAMES["tcp"]
+    tagged = frame[:12] + bytes.fromhex("8100000588a80006") + frame[12:]
+    assert pedit(tagged, munge("eth", "type", 0x86DD)) == tagged[:16] + b"\x86\xdd" + tagged[18:]
+
+
 def test_pedit_of_ipv6() -> None:
     frame = pedit(FRAMES["udp6"], Pedit((Munge("ip6", "traffic_class", "set", 0xB8, 0xFF), Munge("udp", "sport", "set", 7, 0xFFFF))))
     assert (Ether(frame)[IPv6].tc, Ether(frame)[IPv6].version, Ether(frame)[UDP].sport) == (0xB8, 6, 7)

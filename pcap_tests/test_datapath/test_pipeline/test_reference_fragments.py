@@ -119,14 +119,14 @@ def test_fragments_that_nobody_tracks_pass_as_they_are(lab):
         assert left(net.send(frame)) == [frame]
 
 
-def test_a_datagram_that_cannot_be_a_packet_is_dropped(lab):
-    """Its checksum is wrong: invalid, which goes on. A length that is too long for the frame: dropped; its header's checksum is not looked at."""
+def test_a_datagram_that_cannot_be_a_packet_goes_on(lab):
+    """Its checksum is wrong: invalid, which goes on. Neither a length that is too long for the frame nor its header's checksum is looked at."""
     net = lab("tc filter add dev in0 ingress prio 1 protocol ip flower action ct")
     data = craft.udp_segment(CLIENT, SERVER, 40000, 53, bytes(92), l4_checksum=1)
     one, two = (craft.frame(CLIENT, SERVER, craft.UDP, data[at : at + 56], frag=at // 8 | (at == 0) << 13) for at in (0, 56))
     assert net.verdict(one) == "held" and net.send(two).tracked.state == 0x18
-    assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, length=65000)) == "drop"
-    assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, ip_checksum=1)) == "held"
+    assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, length=65000)) == "held"
+    assert net.verdict(craft.frame(CLIENT, SERVER, craft.UDP, bytes(64), frag=0x2000, ident=2, ip_checksum=1)) == "held"
 
 
 # --- what was not captured -------------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_outputs_grow() -> None:
 
 def test_a_policer_begins_with_the_first_packet_even_if_that_is_too_long() -> None:
     """Which shows when time goes back behind it."""
-    police = rule(1, Police(rate=8, burst=100, mtu=60, exceed=DROP))
+    police = rule(1, Police(rate=8, burst=72, mtu=60, exceed=DROP))
     came = [
         Coming(bytes(70), HOOK, 10 * SECOND),
         Coming(bytes(60), HOOK, 0),
@@ -197,6 +197,19 @@ def test_a_policer_begins_with_the_first_packet_even_if_that_is_too_long() -> No
         Coming(bytes(40), HOOK, 10 * SECOND),
     ]
     assert [said.reason for said in compared(Ruleset(rules=(police,)), came)] == ["rule_police", "ok", "rule_police", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "tag", "counted"),
+    [(HOOK, b"", len(SEGMENT) - 14), (HOOK, b"\x81\0\0\5", len(SEGMENT) - 14), (Hook("eth0", "egress"), b"", len(SEGMENT))],
+)
+def test_a_policer_counts_what_linux_has_of_a_packet(hook: Hook, tag: bytes, counted: int) -> None:
+    """At ingress its link header is off already, and the outermost tag lies beside it; what actions change later is no matter."""
+    frame = SEGMENT[:12] + tag + SEGMENT[12:]
+    for burst, reason in ((counted, "ok"), (counted - 1, "rule_police")):
+        police = Police(rate=8, burst=burst, exceed=DROP)
+        (said,) = compared(Ruleset(rules=(rule(1, Vlan("push", id=7), Vlan("push", id=8), police, hook=hook),)), [Coming(frame, hook, 0)])
+        assert said.reason == reason
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,47 @@ def test_time_that_goes_back_is_the_latest_there_was() -> None:
 
 def test_what_lies_behind_the_packet_is_not_missing_behind_ct() -> None:
     frame = craft.udp("10.0.0.1", "192.0.2.1", 1024, 53, bytes(30)) + bytes(20)
-    net = sides(rule(Ct(), Police(rate=8, burst=len(frame) - 20, exceed=DROP)))
+    net = sides(rule(Ct()))
     (said,) = net.send([Coming(frame[:60], NEAR, 0, len(frame) - 60)])
     assert (said.reason, said.left[0].length, len(said.left[0].frame)) == ("ok", len(frame) - 20, 60)
+
+
+def test_a_policer_behind_ct_counts_what_came_and_a_datagram_as_a_whole() -> None:
+    """act_ct takes off what is behind the packet, and tells nobody; what it has put together it measures anew."""
+    padded, pieces = craft.udp("10.0.0.1", "192.0.2.1", 1024, 53, bytes(30)) + bytes(20), datagram(1)
+    whole = sum(len(piece) for piece in pieces) - 34 * (len(pieces) - 1)
+    for frames, counted in (([padded], len(padded)), (pieces, whole)):
+        for burst, reason in ((counted - 14, "ok"), (counted - 15, "rule_police")):
+            net = sides(rule(Ct(), Police(rate=8, burst=burst, exceed=DROP)))
+            assert net.send([Coming(frame, NEAR, 0) for frame in frames])[-1].reason == reason
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_length_beyond_the_frame_is_no_fault_at_a_hook(family: int) -> None:
+    """A datagram of a protocol that has no length and no checksum of its own: tracked, and passed on as it is."""
+    src, dst = ("10.0.0.1", "192.0.2.1") if family == 4 else ("2001:db8::1", "2001:db8:1::1")
+    net = sides(rule(Ct(commit=True)))
+    for frame, tracked in ((craft.frame(src, dst, 89, bytes(20), length=2000), 0x09), (craft.udp(src, dst, 1, 2, bytes(8), length=2000), 0x09)):
+        (said,) = net.send([Coming(frame, NEAR, 0)])
+        assert (said.verdict, said.recorded and said.recorded[0], said.left[0].frame) == ("accept", tracked, frame)
+        assert said.left[0].length == len(frame)
+
+
+def test_a_length_below_the_header_leaves_nothing_to_track() -> None:
+    frame = craft.ipv4("10.0.0.1", "192.0.2.1", 17, bytes(8), length=12)
+    (said,) = sides(rule(Ct())).send([Coming(craft.eth(frame), NEAR, 0)])
+    assert (said.verdict, said.recorded and said.recorded[0], len(said.left[0].frame)) == ("accept", 0x18, 14 + 12)
+
+
+@pytest.mark.parametrize(("checksum", "state"), [(True, 0x18), (False, 0x09)])
+def test_an_ip_header_with_a_wrong_checksum_makes_that_of_the_transport_wrong(checksum: bool, state: int) -> None:
+    """Linux sums both at once (nf_ip_checksum). What has no sum of its own is believed."""
+    src, dst = "10.0.0.1", "192.0.2.1"
+    summed = (craft.tcp(src, dst, 1, 2, "S", ip_checksum=1), craft.udp(src, dst, 1, 2, b"?", ip_checksum=1), craft.icmp(src, dst, 8, ip_checksum=1))
+    net = sides(rule(Ct()), checksum=checksum)
+    assert [said.recorded and said.recorded[0] for said in net.send([Coming(frame, NEAR, 0) for frame in summed])] == [state] * 3
+    (said,) = net.send([Coming(craft.udp(src, dst, 1, 2, b"?", l4_checksum=0, ip_checksum=1), NEAR, 0)])
+    assert said.recorded is not None and said.recorded[0] == 0x09
 
 
 def test_what_is_never_committed_takes_no_place() -> None:

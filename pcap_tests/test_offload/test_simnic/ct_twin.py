@@ -61,8 +61,10 @@ class CtTwin:
         self.served.append(conn)
         state = TRK | (NEW if conn.ctinfo == Ctinfo.NEW else EST) | (RPL if conn.cookie & 1 else 0)
         l3 = layers(frame).l3
-        frame = frame[: l3 + ip_length(frame[l3:])]
-        return "go on", translated(frame, conn) if nat else frame, Tracked(state, action.zone, conn.mark, conn.label, Held(conn, nat))
+        end = l3 + ip_length(frame[l3:])
+        frame, missing = frame[:end], min(max(end - len(frame), 0), missing)
+        tracked = Tracked(state, action.zone, conn.mark, conn.label, Held(conn, nat), missing=missing)
+        return "go on", translated(frame, conn) if nat else frame, tracked
 
     def _found(self, frame: bytes, missing: int, zone: int) -> Conn | None:
         seen = seen_in(frame, missing, 0, 0, 0, 0)
