@@ -18,7 +18,7 @@ Not here: entries' contents (entry), asking (kernel_entries), sentences (entry_r
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -29,8 +29,8 @@ from ctcore.ctnetlink import Ask
 from ctcore.errors import ConfigError
 from ctcore.types import Status
 from offload.backend import Bypass
-from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Told, bypass_key, commands_of, told_of, turned
-from offload.entry_refusals import NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
+from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Meant, Told, bypass_key, commands_of, told_of, turned
+from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
 from offload.kernel_entries import TRIES, KernelEntries
 from offload.netlink.conntrack import OFFLOAD, count_from_now
 from offload.netlink.conntrack_events import ConntrackEvents
@@ -47,11 +47,16 @@ STATE_DTYPE = np.dtype([
 
 
 class Wish(NamedTuple):
-    """What the entry of a connection should become. before: its ctinfo and conn; None: it is new; cookies: the commands that are to be answered."""
+    """What the entry of a connection should become. before: what it was meant to be; None: it is new; cookies: commands that are to be answered."""
 
     entry: Entry
-    before: tuple[list[int], int] | None
+    before: Meant | None
     cookies: list[int]
+
+    @property
+    def certain(self) -> bool:
+        """The kernel has had its entry."""
+        return self.before is not None and not self.entry.doubtful
 
 
 class ConntrackEntries:
@@ -73,6 +78,7 @@ class ConntrackEntries:
         self._entries: dict[int, Entry] = {}  # by number
         self._by_key: dict[bytes, Entry] = {}  # by the original tuple
         self._replies = Replies()
+        self._news: list[tuple[bool, Told]] = []  # of entries that were known: whether it is destroyed, and what it was last
         self._emptied = self._begins = False  # others have ended the last one; and that has been told one by one
         self._ops: dict[int, Callable[[NDArray[Any], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
         with ExitStack() as stack:
@@ -163,7 +169,7 @@ class ConntrackEntries:
                 if (entry.ctinfo[d], entry.conn) == (command.ctinfo, command.conn) and not entry.doubtful:
                     self._replies.say(command.cookie, Op.REPLACE, errno.EEXIST)  # A4.36
                     continue
-                wish = wishes[number] = Wish(entry, (list(entry.ctinfo), entry.conn), [])
+                wish = wishes[number] = Wish(entry, entry.meant(), [])
             entry.ctinfo[d], entry.conn, entry.mark, entry.label = command.ctinfo, command.conn, command.mark, command.label
             wish.cookies.append(command.cookie)
         self._make(list(wishes.values()), now)
@@ -184,6 +190,7 @@ class ConntrackEntries:
         todo = [(wish, Ask.CREATE if wish.before is None else Ask.CHANGE) for wish in wishes]
         done: list[tuple[Wish, Ask]] = []
         lost: set[int] = set()
+        ended: list[Wish] = []
         stray: list[Entry] = []  # new ones that were refused, and may be there all the same
         for _ in range(TRIES):
             again: list[tuple[Wish, Ask]] = []
@@ -199,7 +206,10 @@ class ConntrackEntries:
                     elif (ask, answer.error) in ((Ask.CREATE, errno.EEXIST), (Ask.CHANGE, errno.EBUSY)):
                         strange.append((wish, ask))
                     elif (ask, answer.error) == (Ask.CHANGE, errno.ENOENT):
-                        again.append((wish, Ask.CREATE))
+                        if wish.certain:
+                            ended.append(wish)
+                        else:
+                            again.append((wish, Ask.CREATE))
                     else:
                         self._fail(wish, explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
                         stray += [wish.entry] if wish.entry.number in lost and ask is Ask.CREATE else []
@@ -211,6 +221,17 @@ class ConntrackEntries:
             self._know(wish.entry)
         self._delete(stray, now)
         self._made(done, now)
+        self._missed(ended, now)
+
+    def _missed(self, ended: Sequence[Wish], now: int) -> None:
+        """Others have ended these entries. None is made anew, for news of the first one would be taken for its own; they say what it had counted."""
+        for wish in ended:
+            self._fail(wish, ENDED, there=True)
+        if ended:
+            self._heed(now)
+        for wish in ended:
+            if self._entries.get(wish.entry.number) is wish.entry:
+                self._gone(wish.entry)
 
     def _look(self, strange: Sequence[tuple[Wish, Ask]], now: int) -> list[tuple[Wish, Ask]]:
         """What is in the way: an entry of the same connection is changed, one that translates it otherwise is replaced, and another one stays."""
@@ -229,7 +250,7 @@ class ConntrackEntries:
             elif told is not None:
                 others.append(wish)
             elif ask is Ask.CHANGE:
-                again.append((wish, Ask.CREATE))
+                again.append((wish, Ask.CHANGE))
             else:
                 self._fail(wish, TAKEN, there=False)
         for wish, answer in zip(others, self._delete([wish.entry for wish in others], now), strict=True):
@@ -282,7 +303,7 @@ class ConntrackEntries:
         for cookie in wish.cookies:
             self._replies.refuse(cookie, wish.entry.conn, answer)
         if wish.before is not None:
-            wish.entry.ctinfo, wish.entry.conn = wish.before
+            wish.entry.ctinfo, wish.entry.conn, wish.entry.mark, wish.entry.label = wish.before
             if not there:
                 self._gone(wish.entry)
 
@@ -324,7 +345,7 @@ class ConntrackEntries:
         done = self.kernel.delete(entries)
         self._take(done.told, now)
         if done.ended:
-            self._heed(now, done.ended)
+            self._hear(done.ended)
         return done.answers
 
     def _stats(self, commands: NDArray[Any], now: int) -> None:
@@ -360,10 +381,15 @@ class ConntrackEntries:
 
     def _take(self, there: dict[bytes, Told], now: int) -> None:
         """What the kernel has told of entries that are known."""
-        for key, told in there.items():
-            entry = self._by_key.get(key)
-            if entry is not None and entry.keys == told.keys:
+        for told in there.values():
+            entry = self._found(told)
+            if entry is not None:
                 entry.takes(told, now)
+
+    def _found(self, told: Told) -> Entry | None:
+        """Which of ours that is. One of another translation is another's."""
+        entry = self._by_key.get(told.keys[0])
+        return entry if entry is not None and entry.keys == told.keys else None
 
     def _listed(self) -> Iterator[tuple[Entry, Told]]:
         """Ours of the kernel's list."""
@@ -410,16 +436,36 @@ class ConntrackEntries:
 
     # --- what others do -------------------------------------------------------------------------------------------------------------------
 
-    def _heed(self, now: int, ours: Iterable[int] = ()) -> None:
-        """Entries that others have ended. ours: numbers of those that we have."""
-        destroyed = 0
+    def _hear(self, ours: Collection[int] = ()) -> None:
+        """Put by what news there are of entries that are known. ours: numbers of those that we have ended."""
         for over, rows, status in self.events.events():
             for told in told_of(rows, status, self.hz):
-                entry = self._by_key.get(told.keys[0])
+                entry = self._found(told)
                 if entry is not None and entry.number not in ours and (over or told.over):
-                    self._gone(entry, told, now)
-                    self.missed += 1
-                    destroyed += over
+                    self._news.append((over, told))
+
+    def _heed(self, now: int) -> None:
+        """Entries that others have ended, and those whose end the kernel has seen: what these have counted news of changes do not say."""
+        self._hear()
+        news, self._news = self._news, []
+        ending: dict[int, Entry] = {}
+        destroyed = 0
+        for over, told in news:
+            entry = self._found(told)
+            if entry is None:
+                continue
+            if not over:
+                ending[entry.number] = entry
+                continue
+            self._gone(entry, told, now)
+            ending.pop(entry.number, None)
+            destroyed += 1
+        if ending:
+            self._leave([(entry, d) for entry in ending.values() for d in range(2)])
+            self._take(self.kernel.tell_of(list(ending.values())), now)
+        for entry in ending.values():
+            self._gone(entry)
+        self.missed += destroyed + len(ending)
         if self.events.overrun:
             self.events.overrun = False
             destroyed += self._compare(now)
@@ -427,7 +473,7 @@ class ConntrackEntries:
 
     def _compare(self, now: int) -> int:
         """Hold what is known against the kernel's list, news having been lost. How many are there no more."""
-        there = {entry.number: told for entry, told in self._listed()}
+        there = {entry.number: told for entry, told in self._listed() if entry.keys == told.keys}
         lost = [entry for number, entry in self._entries.items() if number not in there]
         for entry in lost:
             self._gone(entry)
@@ -440,7 +486,7 @@ class ConntrackEntries:
     def _gone(self, entry: Entry, told: Told | None = None, now: int = 0) -> None:
         """Software has it again, and what it had counted. told: as it was last, if that is known."""
         self._leave([(entry, d) for d in range(2)])
-        if told is not None and told.keys == entry.keys:
+        if told is not None:
             entry.takes(told, now)
         for d in entry.there:
             packets, octets = entry.untold(d)

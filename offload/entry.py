@@ -51,6 +51,15 @@ class Command(NamedTuple):
     dir: int
 
 
+class Meant(NamedTuple):
+    """What commands have made of an entry."""
+
+    ctinfo: list[int]
+    conn: int
+    mark: int
+    label: bytes
+
+
 class Told(NamedTuple):
     """An entry as the kernel tells it. keys: bytes, by direction; left: s, 0: not told; state: of TCP, 0: not told; packets, octets: by direction."""
 
@@ -93,6 +102,10 @@ class Entry:
         self.packets = self.octets = self.said_packets = self.said_octets = self.used = NONE
         self.seen, self.left, self.read, self.name, self.owed = 0, lease, now, b"", -1
         self.counted, self.over, self.doubtful, self.let = True, False, False, 0
+
+    def meant(self) -> Meant:
+        """As it is now, whatever is meant later."""
+        return Meant(list(self.ctinfo), self.conn, self.mark, self.label)
 
     def means(self, command: Command) -> bool:
         d = command.cookie & 1

@@ -15,6 +15,7 @@ from offload.entry import LABEL_NONE, PROTO_AT, PROTOS, Command, Entry
 from offload.netlink.extack import Answer
 
 NO_LABELS = Answer(errno.EOPNOTSUPP, "the kernel keeps no labels: expected a rule in its TC that sets one (`ct commit ... label`)")
+ENDED = Answer(errno.ENOENT, "somebody has ended its entry meanwhile")
 TAKEN = Answer(errno.EBUSY, "another connection of the kernel's has these addresses and ports")
 OTHERS_PLACE = Answer(errno.EBUSY, "its place is another flow's")
 SAME_PACKETS = Answer(errno.EBUSY, "another flow has the same packets")
@@ -26,7 +27,7 @@ OF_BYPASS = {
     errno.EBUSY: Answer(
         errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
     ),
-    errno.E2BIG: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
+    errno.ENOSPC: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
 }
 
 

@@ -53,7 +53,7 @@ class FakeBypass:
     def put(self, keys) -> list[int]:
         errors = []
         for key in keys:
-            error = errno.EBUSY if key in self.taken or key in self.keys else errno.E2BIG if len(self.keys) >= self.most else 0
+            error = errno.EBUSY if key in self.taken or key in self.keys else errno.ENOSPC if len(self.keys) >= self.most else 0
             errors.append(error)
             if not error:
                 self.keys.add(key)
@@ -286,6 +286,27 @@ def test_what_others_end_tells_what_it_had_counted(backend, bypass, talk):
     assert asked(backend, Op.REPLACE, flow, PLAIN) == [0, 0, errno.EEXIST, errno.EEXIST]
 
 
+def test_what_it_had_counted_is_told_when_the_kernel_sees_it_end(backend, place):
+    """News of a change have no counters."""
+    with place.netlink() as netlink:
+        netlink.link("set", index=1, state="up")
+    ruleset.load(place, Config())
+    with socket.create_server(("127.0.0.2", 80)) as server, socket.create_connection(("127.0.0.2", 80), source_address=("127.0.0.1", 5000)) as near:
+        far, _ = server.accept()
+        with far:
+            flow = Flow(22, 6, "127.0.0.1", "127.0.0.2", 5000, 80)
+            assert asked(backend, Op.REPLACE, flow) == [0, 0]
+            near.sendall(b"x" * 100)
+            near.shutdown(socket.SHUT_WR)
+            told = backend.replies(20 * S)
+    orig, reply = told
+    for d, row in enumerate(told):
+        assert (row["op"], row["cookie"], row["used"], row["shared"]) == (Op.GONE, flow.cookie(d), 20 * S, 0)
+    assert (orig["packets"], orig["bytes"]) == (2, 100 + 2 * 52)
+    assert reply["bytes"] == 52 * reply["packets"] > 0  # one acknowledgement or two
+    conntrack("-F")
+
+
 def test_without_counters_nothing_is_told_but_that_packets_came(place, talk):
     """A6.50: what is not known is not said to be nought of each direction; and one that is busy is not idle."""
     near, _, flow = talk
@@ -418,6 +439,7 @@ def test_a_full_bypass_is_full_hardware(backend, bypass, kernel):
     bypass.most = 3
     assert asked(backend, Op.REPLACE, PLAIN, SNAT) == [0, 0, 0, errno.ENOSPC]
     assert [int(row["dir"]) for row in backend.held() if row["conn"] == 102] == [0]
+    assert backend.refusal(102) == "No space left on device: no room among what is let by to the kernel"
     assert asked(backend, Op.DESTROY, PLAIN) == [0, 0]
     assert asked(backend, Op.REPLACE, SNAT) == [errno.EEXIST, 0]
 
@@ -548,6 +570,42 @@ def test_refusals_are_told_by_number_and_sentence(backend, bypass, kernel, error
     assert len(bypass.keys) == 2 and len(backend.held()) == 2
     faulty.fate = lambda request, answer: answer
     assert asked(backend, Op.REPLACE, refused) == [0, 0] and backend.refusal(102) == ""
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_one_that_ends_while_it_is_changed_is_software_s(backend, bypass, kernel, heard):
+    """Made anew it would be ended by the news of the first one, and nobody would know of it. Also where the kernel has no news of it."""
+    asked(backend, Op.REPLACE, PLAIN, replies=False)
+    ask = backend.kernel.channel.ask
+
+    def meanwhile(requests, *, sparing=False):
+        if kind_of(requests[0]) is Ask.CHANGE and ours(kernel):
+            conntrack("-D", "-p", "tcp", "--orig-port-src", "40000")
+            if not heard:
+                list(backend.events.events())
+        return ask(requests, sparing=sparing)
+
+    backend.kernel.channel.ask = meanwhile
+    backend.submit(commands(Op.REPLACE, PLAIN), S)
+    told = [(int(row["op"]), int(row["cookie"]), int(row["error"])) for row in backend.replies(S)]
+    assert told == [(Op.REPLACE, PLAIN.cookie(0), errno.EEXIST), (Op.REPLACE, PLAIN.cookie(1), errno.ENOENT), (Op.GONE, PLAIN.cookie(0), 0)]
+    assert (ours(kernel), len(backend.held()), bypass.keys) == (0, 0, set())
+    assert backend.refusal(101) == "No such file or directory: somebody has ended its entry meanwhile"
+    backend.replies(S)
+    assert asked(backend, Op.REPLACE, PLAIN) == [0, 0]
+
+
+def test_a_change_that_is_refused_changes_nothing_of_what_was_meant(backend, kernel):
+    asked(backend, Op.REPLACE, BOTH)
+    changed = commands(Op.REPLACE, BOTH)
+    changed["conn"], changed["mark"] = 1000, 7
+    put = backend.kernel.put
+    backend.kernel.put = lambda entries, ask: [Answer(errno.EIO)] * len(entries)
+    backend.submit(changed, S)
+    backend.kernel.put = put
+    assert [int(row["error"]) for row in backend.replies(S)] == [errno.EIO] * 2
+    (state,) = backend.states()
+    assert (state["conn"], state["mark"], state["meant"]) == (104, 0x42, 0x42)
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------------------------------
