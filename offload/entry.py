@@ -177,6 +177,20 @@ def commands_of(commands: NDArray[Any]) -> Iterator[Command]:
     return map(Command._make, COMMAND.iter_unpack(commands.tobytes()))
 
 
+def in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Commands of one kind, and one of each cookie."""
+    ops, cookies = commands["op"].tolist(), commands["cookie"].tolist()
+    start = 0
+    seen: set[int] = set()
+    for at, (op, cookie) in enumerate(zip(ops, cookies, strict=True)):
+        if at > start and (op != ops[start] or cookie in seen):
+            yield ops[start], commands[start:at]
+            start, seen = at, set()
+        seen.add(cookie)
+    if ops:
+        yield ops[start], commands[start:]
+
+
 def told_of(rows: NDArray[Any], status: NDArray[Any], hz: int) -> Iterator[Told]:
     """Of CONN_DTYPE[n] and the kernel's status of each."""
     if not len(rows):

@@ -83,6 +83,17 @@ class KernelEntries(KernelConntrack):
             entry.left = self.lease
         return errors
 
+    def unlabelled(self, entries: Sequence[Entry]) -> set[int]:
+        """Numbers of new entries that the kernel has without their label, which it does not say. It does so to all or to none, so that one is looked
+        at."""
+        if not entries:
+            return set()
+        last = self.tell_of(entries[-1:]).get(entries[-1].keys[0])
+        if last is None or last.label == entries[-1].label:
+            return set()
+        there = self.tell_of(entries)
+        return {entry.number for entry in entries if (told := there.get(entry.keys[0])) is not None and told.label != entry.label}
+
     def delete(self, entries: Sequence[Entry]) -> Deleted:
         done = Deleted([LOST] * len(entries), {}, set())
         left = list(range(len(entries)))
