@@ -30,7 +30,7 @@ from ctcore.errors import ConfigError
 from ctcore.types import Status
 from offload.backend import Bypass
 from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Meant, Told, commands_of, in_one_go, told_of, turned
-from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
+from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, lacking, not_let_by
 from offload.kernel_entries import TRIES, KernelEntries
 from offload.known_entries import KnownEntries
 from offload.netlink.conntrack import OFFLOAD, count_from_now
@@ -86,6 +86,11 @@ class ConntrackEntries:
             self.events = stack.enter_context(ConntrackEvents(self.kernel.channel.socket, hz))
             self.hears = self.events.told
             stack.pop_all()
+
+    @property
+    def lacks(self) -> list[str]:
+        """What the kernel does not do for these entries, a sentence each."""
+        return lacking(self.hears, self.counting)
 
     def __enter__(self) -> ConntrackEntries:
         return self

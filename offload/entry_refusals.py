@@ -12,6 +12,7 @@ import errno
 from ctcore.ctnetlink import Ask
 from ctcore.types import Proto
 from offload.entry import LABEL_NONE, PROTO_AT, PROTOS, Command, Entry
+from offload.netlink.conntrack import Counting
 from offload.netlink.extack import Answer
 
 NO_LABELS = Answer(errno.EOPNOTSUPP, "the kernel keeps no labels: expected a rule in its TC that sets one (`ct commit ... label`)")
@@ -51,3 +52,9 @@ def explained(entry: Entry, ask: Ask, answer: Answer) -> Answer:
 def not_let_by(error: int) -> Answer:
     """The kernel would have it, but its packets would not come to it."""
     return OF_BYPASS.get(error, Answer(error, "its packets cannot be let by to the kernel"))
+
+
+def lacking(hears: bool, counting: Counting) -> list[str]:
+    """What a kernel that takes entries does not do for them."""
+    silent = [] if hears else ["the kernel tells nothing of entries that others end, which is found later: expected nf_conntrack_events 1 or 2"]
+    return silent if counting.on else [*silent, f"entries have no counters: {counting.why}"]

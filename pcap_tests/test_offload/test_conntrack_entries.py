@@ -191,7 +191,7 @@ def test_one_after_the_other_in_one_call(backend, kernel):
 
 
 def test_fifty_thousand_a_second(place):
-    """Through submit(), both directions, what Python does and what the kernel does; of this thread's time, the best of three, for others have the machine, too."""
+    """Through submit(), both directions, what Python does and what the kernel does; in this thread's time, the best of three."""
     flows = [Flow(row, src=f"10.{row >> 14}.0.1", sport=1024 + (row & 0x3FFF)) for row in range(20_000)]
     wanted = commands(Op.REPLACE, *flows)
     with ConntrackEntries(bypass=FakeBypass()) as backend:
@@ -359,6 +359,7 @@ def test_a_setting_that_cannot_be_made_is_said(place, monkeypatch):
     monkeypatch.setattr("offload.netlink.conntrack.SETTINGS", Path("/proc/sys/net/nowhere"))
     with ConntrackEntries() as backend:
         assert backend.counting == (False, False, "/proc/sys/net/nowhere/nf_conntrack_acct: No such file or directory")
+        assert backend.lacks == ["entries have no counters: /proc/sys/net/nowhere/nf_conntrack_acct: No such file or directory"]
 
 
 def test_an_entry_lives_while_somebody_asks(place, kernel):
