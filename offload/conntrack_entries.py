@@ -388,7 +388,7 @@ class ConntrackEntries:
 
     def _purge(self) -> None:
         left = list(self.known)
-        self.known.leave_whole(left)
+        self.known.leave_all(left)
         for at in range(0, len(left), AT_ONCE):
             self._delete(left[at : at + AT_ONCE], 0)
         self.known.clear()
@@ -420,7 +420,7 @@ class ConntrackEntries:
             ending.pop(entry.number, None)
             destroyed += 1
         if ending:
-            self.known.leave_whole(ending.values())
+            self.known.leave_all(ending.values())
             self._take(self.kernel.tell_of(list(ending.values())), now)
         for entry in ending.values():
             self._gone(entry)
@@ -444,7 +444,7 @@ class ConntrackEntries:
 
     def _gone(self, entry: Entry, told: Told | None = None, now: int = 0) -> None:
         """Software has it again, and what it had counted. told: as it was last, if that is known."""
-        self.known.leave_whole([entry])
+        self.known.leave_all([entry])
         if told is not None:
             entry.takes(told, now)
         for d in entry.there:

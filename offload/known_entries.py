@@ -78,5 +78,5 @@ class KnownEntries:
         for entry, d in there:
             entry.let &= ~(1 << d)
 
-    def leave_whole(self, entries: Iterable[Entry]) -> None:
+    def leave_all(self, entries: Iterable[Entry]) -> None:
         self.leave((entry, d) for entry in entries for d in range(2))
