@@ -40,6 +40,7 @@ from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 
 MOST_LEASE = 86_400
+COMPARE_EVERY = 5_000_000_000  # ns at least, where news are lost again and again: the whole list takes its time
 AT_ONCE = 4096  # entries that are deleted in one go
 STATE_DTYPE = np.dtype([
     ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
@@ -79,6 +80,7 @@ class ConntrackEntries:
         self.known = KnownEntries(bypass)
         self._replies = Replies()
         self._news: list[tuple[bool, Told]] = []  # of entries that were known: whether it is destroyed, and what it was last
+        self._compare_at = 0  # ns
         self._emptied = self._begins = False  # others have ended the last one; and that has been told one by one
         self._ops: dict[int, Callable[[NDArray[Any], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
         with ExitStack() as stack:
@@ -425,8 +427,8 @@ class ConntrackEntries:
         for entry in ending.values():
             self._gone(entry)
         self.missed += destroyed + len(ending)
-        if self.events.overrun:
-            self.events.overrun = False
+        if self.events.overrun and now >= self._compare_at:
+            self.events.overrun, self._compare_at = False, now + COMPARE_EVERY
             destroyed += self._compare(now)
         self._emptied |= destroyed > 0 and not self.known
 

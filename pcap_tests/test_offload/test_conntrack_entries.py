@@ -706,6 +706,22 @@ def test_where_news_were_lost_the_list_is_looked_at(backend, bypass, kernel):
     assert backend.resets == 1 and not backend.events.overrun
 
 
+def test_where_news_are_lost_all_the_time_the_list_is_looked_at_now_and_then(backend, kernel):
+    """Others' connections may be many, and their news more than there is room for: commands are carried out all the same."""
+    asked(backend, Op.REPLACE, PLAIN)
+    looked: list[int] = []
+    entries = backend.kernel.entries
+    backend.kernel.entries = lambda: looked.append(1) or entries()
+    for tenth in range(120):  # twelve seconds
+        backend.events.overrun = True
+        backend.replies(tenth * S // 10)
+    assert len(looked) == 3
+    conntrack("-D", "-p", "tcp", "--orig-src", "10.1.0.7")
+    list(backend.events.events())
+    assert gone(backend) == set()
+    assert {int(row["op"]) for row in backend.replies(20 * S)} == {Op.GONE}
+
+
 def test_a_kernel_that_does_not_delete_what_a_flow_table_has(backend, kernel):
     """Before Linux 6.5: EBUSY. Its lifetime ends instead; what is heard of that is our own doing."""
     asked(backend, Op.REPLACE, PLAIN, BOTH)
