@@ -40,7 +40,7 @@ class Bypass(Protocol):
     """Directions whose packets software lets by, to what forwards them without it. It knows no zones. keys: BYPASS_KEY.size bytes each."""
 
     def put(self, keys: Sequence[bytes]) -> list[int]:
-        """An errno for each: 0: its packets are let by from now on; EBUSY: it is there already, for another connection; E2BIG: there is no room."""
+        """An errno for each: 0: its packets are let by from now on; EBUSY: it is there already, for another connection; ENOSPC: there is no room."""
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Keys that are not there are no error."""

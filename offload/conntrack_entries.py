@@ -12,13 +12,13 @@ Invariants: each command has one reply, but for those before a reset, and where 
 entry is not known here; an entry that is the kernel's own is changed only where a connection of ours has its original tuple.
 Errors (A8): those of the kernel as they are, with a sentence (`refusal`); another connection's tuple EBUSY; no room here ENOSPC, in the kernel
 ENOMEM; what a mirror should not try again soon (protocol, label, zone) EOPNOTSUPP.
-Not here: entries' contents (entry), asking (kernel_entries), sentences (entry_refusals), rules (datapath), threads: all calls are one thread's.
+Not here: entries (entry), which there are (known_entries), asking (kernel_entries), sentences (entry_refusals), threads: all calls are one thread's.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -29,9 +29,10 @@ from ctcore.ctnetlink import Ask
 from ctcore.errors import ConfigError
 from ctcore.types import Status
 from offload.backend import Bypass
-from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Told, bypass_key, commands_of, told_of, turned
-from offload.entry_refusals import NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, not_let_by
+from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Meant, Told, commands_of, in_one_go, told_of, turned
+from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, lacking, not_let_by
 from offload.kernel_entries import TRIES, KernelEntries
+from offload.known_entries import KnownEntries
 from offload.netlink.conntrack import OFFLOAD, count_from_now
 from offload.netlink.conntrack_events import ConntrackEvents
 from offload.netlink.extack import LOST, Answer
@@ -39,6 +40,7 @@ from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 
 MOST_LEASE = 86_400
+COMPARE_EVERY = 5_000_000_000  # ns at least, where news are lost again and again: the whole list takes its time
 AT_ONCE = 4096  # entries that are deleted in one go
 STATE_DTYPE = np.dtype([
     ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
@@ -47,11 +49,16 @@ STATE_DTYPE = np.dtype([
 
 
 class Wish(NamedTuple):
-    """What the entry of a connection should become. before: its ctinfo and conn; None: it is new; cookies: the commands that are to be answered."""
+    """What the entry of a connection should become. before: what it was meant to be; None: it is new; cookies: commands that are to be answered."""
 
     entry: Entry
-    before: tuple[list[int], int] | None
+    before: Meant | None
     cookies: list[int]
+
+    @property
+    def certain(self) -> bool:
+        """The kernel has had its entry."""
+        return self.before is not None and not self.entry.doubtful
 
 
 class ConntrackEntries:
@@ -70,9 +77,10 @@ class ConntrackEntries:
         self.resets = 0
         self.missed = 0  # entries of ours that others have ended, as heard of
         self.counting = count_from_now()
-        self._entries: dict[int, Entry] = {}  # by number
-        self._by_key: dict[bytes, Entry] = {}  # by the original tuple
+        self.known = KnownEntries(bypass)
         self._replies = Replies()
+        self._news: list[tuple[bool, Told]] = []  # of entries that were known: whether it is destroyed, and what it was last
+        self._compare_at = 0  # ns
         self._emptied = self._begins = False  # others have ended the last one; and that has been told one by one
         self._ops: dict[int, Callable[[NDArray[Any], int], None]] = {Op.REPLACE: self._replace, Op.DESTROY: self._destroy, Op.STATS: self._stats}
         with ExitStack() as stack:
@@ -80,6 +88,11 @@ class ConntrackEntries:
             self.events = stack.enter_context(ConntrackEvents(self.kernel.channel.socket, hz))
             self.hears = self.events.told
             stack.pop_all()
+
+    @property
+    def lacks(self) -> list[str]:
+        """What the kernel does not do for these entries, a sentence each."""
+        return lacking(self.hears, self.counting)
 
     def __enter__(self) -> ConntrackEntries:
         return self
@@ -98,7 +111,7 @@ class ConntrackEntries:
     # --- a backend --------------------------------------------------------------------------------------------------------------------------
 
     def submit(self, commands: NDArray[Any], now: int) -> int:
-        for op, some in _in_one_go(commands):
+        for op, some in in_one_go(commands):
             self._heed(now)
             self._ops[op](some, now)
         return len(commands)
@@ -150,7 +163,7 @@ class ConntrackEntries:
         for command in commands_of(commands):
             number, d = command.cookie >> 1, command.cookie & 1
             wish = wishes.get(number)
-            entry = wish.entry if wish else self._entries.get(number)
+            entry = wish.entry if wish else self.known.numbered(number)
             answer = self._refused(command, entry, keys)
             if answer is not None:
                 self._replies.refuse(command.cookie, command.conn, answer)
@@ -163,7 +176,7 @@ class ConntrackEntries:
                 if (entry.ctinfo[d], entry.conn) == (command.ctinfo, command.conn) and not entry.doubtful:
                     self._replies.say(command.cookie, Op.REPLACE, errno.EEXIST)  # A4.36
                     continue
-                wish = wishes[number] = Wish(entry, (list(entry.ctinfo), entry.conn), [])
+                wish = wishes[number] = Wish(entry, entry.meant(), [])
             entry.ctinfo[d], entry.conn, entry.mark, entry.label = command.ctinfo, command.conn, command.mark, command.label
             wish.cookies.append(command.cookie)
         self._make(list(wishes.values()), now)
@@ -174,16 +187,17 @@ class ConntrackEntries:
             return None if entry.means(command) else OTHERS_PLACE
         if (answer := impossible(command)) is not None:
             return answer
-        if len(self._entries) + len(keys) >= self.most:
+        if len(self.known) + len(keys) >= self.most:
             return Answer(errno.ENOSPC, f"there is room for {self.most} connections")
         orig = turned(command.to) if command.cookie & 1 else command.match
-        return SAME_PACKETS if orig in self._by_key or orig in keys else None
+        return SAME_PACKETS if orig in keys or self.known.at(orig) is not None else None
 
     def _make(self, wishes: Sequence[Wish], now: int) -> None:
         """Asked until nothing is doubtful, but not forever."""
         todo = [(wish, Ask.CREATE if wish.before is None else Ask.CHANGE) for wish in wishes]
         done: list[tuple[Wish, Ask]] = []
         lost: set[int] = set()
+        ended: list[Wish] = []
         stray: list[Entry] = []  # new ones that were refused, and may be there all the same
         for _ in range(TRIES):
             again: list[tuple[Wish, Ask]] = []
@@ -199,7 +213,10 @@ class ConntrackEntries:
                     elif (ask, answer.error) in ((Ask.CREATE, errno.EEXIST), (Ask.CHANGE, errno.EBUSY)):
                         strange.append((wish, ask))
                     elif (ask, answer.error) == (Ask.CHANGE, errno.ENOENT):
-                        again.append((wish, Ask.CREATE))
+                        if wish.certain:
+                            ended.append(wish)
+                        else:
+                            again.append((wish, Ask.CREATE))
                     else:
                         self._fail(wish, explained(wish.entry, ask, answer), there=ask is Ask.CHANGE)
                         stray += [wish.entry] if wish.entry.number in lost and ask is Ask.CREATE else []
@@ -208,9 +225,20 @@ class ConntrackEntries:
                 break
         for wish, _ in todo:  # not answered; whoever wants it destroyed is not told that it is not there
             wish.entry.doubtful = True
-            self._know(wish.entry)
+            self.known.add(wish.entry)
         self._delete(stray, now)
         self._made(done, now)
+        self._missed(ended, now)
+
+    def _missed(self, ended: Sequence[Wish], now: int) -> None:
+        """Others have ended these entries. None is made anew, for news of the first one would be taken for its own; they say what it had counted."""
+        for wish in ended:
+            self._fail(wish, ENDED, there=True)
+        if ended:
+            self._heed(now)
+        for wish in ended:
+            if wish.entry in self.known:
+                self._gone(wish.entry)
 
     def _look(self, strange: Sequence[tuple[Wish, Ask]], now: int) -> list[tuple[Wish, Ask]]:
         """What is in the way: an entry of the same connection is changed, one that translates it otherwise is replaced, and another one stays."""
@@ -229,7 +257,7 @@ class ConntrackEntries:
             elif told is not None:
                 others.append(wish)
             elif ask is Ask.CHANGE:
-                again.append((wish, Ask.CREATE))
+                again.append((wish, Ask.CHANGE))
             else:
                 self._fail(wish, TAKEN, there=False)
         for wish, answer in zip(others, self._delete([wish.entry for wish in others], now), strict=True):
@@ -241,7 +269,7 @@ class ConntrackEntries:
 
     def _made(self, done: Sequence[tuple[Wish, Ask]], now: int) -> None:
         """The kernel has these entries: now packets may come to it."""
-        bad = self._unlabelled([wish.entry for wish, ask in done if ask is Ask.CREATE and wish.entry.label != LABEL_NONE])
+        bad = self.kernel.unlabelled([wish.entry for wish, ask in done if ask is Ask.CREATE and wish.entry.label != LABEL_NONE])
         lacking = [wish for wish, _ in done if wish.entry.number in bad]
         self._delete([wish.entry for wish in lacking], now)
         for wish in lacking:
@@ -249,8 +277,8 @@ class ConntrackEntries:
         fine = [wish for wish, _ in done if wish.entry.number not in bad]
         for wish in fine:
             wish.entry.doubtful = False
-            self._know(wish.entry)
-        errors = self._let_by([(wish.entry, cookie & 1) for wish in fine for cookie in wish.cookies])
+            self.known.add(wish.entry)
+        errors = self.known.let_by([(wish.entry, cookie & 1) for wish in fine for cookie in wish.cookies])
         for wish in fine:
             entry = wish.entry
             self._replies.accept(entry.conn)
@@ -264,25 +292,14 @@ class ConntrackEntries:
         empty = [wish.entry for wish in fine if not wish.entry.there]
         self._delete(empty, now)
         for entry in empty:
-            self._forget(entry)
-
-    def _unlabelled(self, entries: Sequence[Entry]) -> set[int]:
-        """Numbers of new entries that the kernel has without their label, which it does not say. It does so to all or to none, so that one is looked
-        at."""
-        if not entries:
-            return set()
-        last = self.kernel.tell_of(entries[-1:]).get(entries[-1].keys[0])
-        if last is None or last.label == entries[-1].label:
-            return set()
-        there = self.kernel.tell_of(entries)
-        return {entry.number for entry in entries if (told := there.get(entry.keys[0])) is not None and told.label != entry.label}
+            self.known.forget(entry)
 
     def _fail(self, wish: Wish, answer: Answer, *, there: bool) -> None:
         """there: the entry is as it was before; else the kernel has none."""
         for cookie in wish.cookies:
             self._replies.refuse(cookie, wish.entry.conn, answer)
         if wish.before is not None:
-            wish.entry.ctinfo, wish.entry.conn = wish.before
+            wish.entry.ctinfo, wish.entry.conn, wish.entry.mark, wish.entry.label = wish.before
             if not there:
                 self._gone(wish.entry)
 
@@ -290,32 +307,31 @@ class ConntrackEntries:
 
     def _destroy(self, commands: NDArray[Any], now: int) -> None:
         """What has been counted last is told with it."""
-        going: dict[int, list[int]] = {}  # directions by number
+        going: dict[Entry, list[int]] = {}  # directions
         for cookie in commands["cookie"].tolist():
-            entry, d = self._entries.get(cookie >> 1), cookie & 1
+            entry, d = self.known.numbered(cookie >> 1), cookie & 1
             if entry is None or not entry.ctinfo[d]:
                 self._replies.say(cookie, Op.DESTROY, errno.ENOENT)
             else:
-                going.setdefault(entry.number, []).append(d)
-        entries = [self._entries[number] for number in going]
-        self._leave([(entry, d) for entry in entries for d in going[entry.number]])
-        last = [entry for entry in entries if len(entry.there) == len(going[entry.number])]
+                going.setdefault(entry, []).append(d)
+        self.known.leave((entry, d) for entry, ways in going.items() for d in ways)
+        last = [entry for entry, ways in going.items() if len(entry.there) == len(ways)]
         ended = {entry.number: answer for entry, answer in zip(last, self._delete(last, now), strict=True)}
-        self._take(self.kernel.tell_of([entry for entry in entries if entry.number not in ended]), now)
-        for entry in entries:
+        self._take(self.kernel.tell_of([entry for entry in going if entry.number not in ended]), now)
+        for entry, ways in going.items():
             answer = ended.get(entry.number, Answer(0))
             if answer is LOST:
                 entry.doubtful = True
                 continue
             error = 0 if answer.error == errno.ENOENT else answer.error
-            for d in going[entry.number]:
+            for d in ways:
                 packets, octets = (0, 0) if error else entry.untold(d)
                 self._replies.say(entry.cookie(d), Op.DESTROY, answer.error, used=entry.used[d], packets=packets, octets=octets)
                 entry.ctinfo[d] = entry.ctinfo[d] if error else 0
             if error:  # it is there still
-                self._let_by([(entry, d) for d in going[entry.number]])
+                self.known.let_by([(entry, d) for d in ways])
             elif not entry.there:
-                self._forget(entry)
+                self.known.forget(entry)
 
     def _delete(self, entries: Sequence[Entry], now: int) -> list[Answer]:
         """Of each what became of it, when it has taken what it had counted."""
@@ -324,7 +340,7 @@ class ConntrackEntries:
         done = self.kernel.delete(entries)
         self._take(done.told, now)
         if done.ended:
-            self._heed(now, done.ended)
+            self._hear(done.ended)
         return done.answers
 
     def _stats(self, commands: NDArray[Any], now: int) -> None:
@@ -332,7 +348,7 @@ class ConntrackEntries:
         known: list[tuple[Entry, int]] = []
         asked: dict[int, Entry] = {}
         for cookie in commands["cookie"].tolist():
-            entry, d = self._entries.get(cookie >> 1), cookie & 1
+            entry, d = self.known.numbered(cookie >> 1), cookie & 1
             if entry is None or not entry.ctinfo[d]:
                 self._replies.say(cookie, Op.STATS, errno.ENOENT)
                 continue
@@ -360,103 +376,80 @@ class ConntrackEntries:
 
     def _take(self, there: dict[bytes, Told], now: int) -> None:
         """What the kernel has told of entries that are known."""
-        for key, told in there.items():
-            entry = self._by_key.get(key)
-            if entry is not None and entry.keys == told.keys:
+        for told in there.values():
+            entry = self.known.told(told)
+            if entry is not None:
                 entry.takes(told, now)
 
     def _listed(self) -> Iterator[tuple[Entry, Told]]:
         """Ours of the kernel's list."""
         for told in self.kernel.entries():
-            entry = self._by_key.get(told.keys[0])
+            entry = self.known.at(told.keys[0])
             if entry is not None:
                 yield entry, told
 
-    def _know(self, entry: Entry) -> None:
-        self._entries[entry.number] = self._by_key[entry.keys[0]] = entry
-
-    def _forget(self, entry: Entry) -> None:
-        if self._entries.pop(entry.number, None) is not None:
-            del self._by_key[entry.keys[0]]
-
     def _purge(self) -> None:
-        left = list(self._entries.values())
-        self._leave([(entry, d) for entry in left for d in range(2)])
+        left = list(self.known)
+        self.known.leave_all(left)
         for at in range(0, len(left), AT_ONCE):
             self._delete(left[at : at + AT_ONCE], 0)
-        self._entries.clear()
-        self._by_key.clear()
-
-    def _let_by(self, ways: Sequence[tuple[Entry, int]]) -> dict[int, int]:
-        """Errors of the bypass by cookie."""
-        new = [(entry, d) for entry, d in ways if not entry.let >> d & 1]
-        if self.bypass is None or not new:
-            return {}
-        errors: dict[int, int] = {}
-        for (entry, d), error in zip(new, self.bypass.put([bypass_key(entry.keys[d]) for entry, d in new]), strict=True):
-            if error:
-                errors[entry.cookie(d)] = error
-            else:
-                entry.let |= 1 << d
-        return errors
-
-    def _leave(self, ways: Iterable[tuple[Entry, int]]) -> None:
-        """Packets of these directions come to software again."""
-        there = [(entry, d) for entry, d in ways if entry.let >> d & 1]
-        if self.bypass is not None and there:
-            self.bypass.remove([bypass_key(entry.keys[d]) for entry, d in there])
-        for entry, d in there:
-            entry.let &= ~(1 << d)
+        self.known.clear()
 
     # --- what others do -------------------------------------------------------------------------------------------------------------------
 
-    def _heed(self, now: int, ours: Iterable[int] = ()) -> None:
-        """Entries that others have ended. ours: numbers of those that we have."""
-        destroyed = 0
+    def _hear(self, ours: Collection[int] = ()) -> None:
+        """Put by what news there are of entries that are known. ours: numbers of those that we have ended."""
         for over, rows, status in self.events.events():
             for told in told_of(rows, status, self.hz):
-                entry = self._by_key.get(told.keys[0])
+                entry = self.known.told(told)
                 if entry is not None and entry.number not in ours and (over or told.over):
-                    self._gone(entry, told, now)
-                    self.missed += 1
-                    destroyed += over
-        if self.events.overrun:
-            self.events.overrun = False
+                    self._news.append((over, told))
+
+    def _heed(self, now: int) -> None:
+        """Entries that others have ended, and those whose end the kernel has seen: what these have counted news of changes do not say."""
+        self._hear()
+        news, self._news = self._news, []
+        ending: dict[int, Entry] = {}
+        destroyed = 0
+        for over, told in news:
+            entry = self.known.told(told)
+            if entry is None:
+                continue
+            if not over:
+                ending[entry.number] = entry
+                continue
+            self._gone(entry, told, now)
+            ending.pop(entry.number, None)
+            destroyed += 1
+        if ending:
+            self.known.leave_all(ending.values())
+            self._take(self.kernel.tell_of(list(ending.values())), now)
+        for entry in ending.values():
+            self._gone(entry)
+        self.missed += destroyed + len(ending)
+        if self.events.overrun and now >= self._compare_at:
+            self.events.overrun, self._compare_at = False, now + COMPARE_EVERY
             destroyed += self._compare(now)
-        self._emptied |= destroyed > 0 and not self._entries
+        self._emptied |= destroyed > 0 and not self.known
 
     def _compare(self, now: int) -> int:
         """Hold what is known against the kernel's list, news having been lost. How many are there no more."""
-        there = {entry.number: told for entry, told in self._listed()}
-        lost = [entry for number, entry in self._entries.items() if number not in there]
+        there = {entry.number: (entry, told) for entry, told in self._listed() if entry.keys == told.keys}
+        lost = [entry for entry in self.known if entry.number not in there]
         for entry in lost:
             self._gone(entry)
-        for number, told in there.items():
+        for entry, told in there.values():
             if told.over:
-                self._gone(self._entries[number], told, now)
+                self._gone(entry, told, now)
         self.missed += len(lost)
         return len(lost)
 
     def _gone(self, entry: Entry, told: Told | None = None, now: int = 0) -> None:
         """Software has it again, and what it had counted. told: as it was last, if that is known."""
-        self._leave([(entry, d) for d in range(2)])
-        if told is not None and told.keys == entry.keys:
+        self.known.leave_all([entry])
+        if told is not None:
             entry.takes(told, now)
         for d in entry.there:
             packets, octets = entry.untold(d)
             self._replies.say(entry.cookie(d), Op.GONE, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
-        self._forget(entry)
-
-
-def _in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Commands of one kind, and one of each cookie."""
-    ops, cookies = commands["op"].tolist(), commands["cookie"].tolist()
-    start = 0
-    seen: set[int] = set()
-    for at, (op, cookie) in enumerate(zip(ops, cookies, strict=True)):
-        if at > start and (op != ops[start] or cookie in seen):
-            yield ops[start], commands[start:at]
-            start, seen = at, set()
-        seen.add(cookie)
-    if ops:
-        yield ops[start], commands[start:]
+        self.known.forget(entry)

@@ -51,6 +51,15 @@ class Command(NamedTuple):
     dir: int
 
 
+class Meant(NamedTuple):
+    """What commands have made of an entry."""
+
+    ctinfo: list[int]
+    conn: int
+    mark: int
+    label: bytes
+
+
 class Told(NamedTuple):
     """An entry as the kernel tells it. keys: bytes, by direction; left: s, 0: not told; state: of TCP, 0: not told; packets, octets: by direction."""
 
@@ -93,6 +102,10 @@ class Entry:
         self.packets = self.octets = self.said_packets = self.said_octets = self.used = NONE
         self.seen, self.left, self.read, self.name, self.owed = 0, lease, now, b"", -1
         self.counted, self.over, self.doubtful, self.let = True, False, False, 0
+
+    def meant(self) -> Meant:
+        """As it is now, whatever is meant later."""
+        return Meant(list(self.ctinfo), self.conn, self.mark, self.label)
 
     def means(self, command: Command) -> bool:
         d = command.cookie & 1
@@ -162,6 +175,20 @@ def bypass_key(key: bytes) -> bytes:
 
 def commands_of(commands: NDArray[Any]) -> Iterator[Command]:
     return map(Command._make, COMMAND.iter_unpack(commands.tobytes()))
+
+
+def in_one_go(commands: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Commands of one kind, and one of each cookie."""
+    ops, cookies = commands["op"].tolist(), commands["cookie"].tolist()
+    start = 0
+    seen: set[int] = set()
+    for at, (op, cookie) in enumerate(zip(ops, cookies, strict=True)):
+        if at > start and (op != ops[start] or cookie in seen):
+            yield ops[start], commands[start:at]
+            start, seen = at, set()
+        seen.add(cookie)
+    if ops:
+        yield ops[start], commands[start:]
 
 
 def told_of(rows: NDArray[Any], status: NDArray[Any], hz: int) -> Iterator[Told]:

@@ -12,9 +12,11 @@ import errno
 from ctcore.ctnetlink import Ask
 from ctcore.types import Proto
 from offload.entry import LABEL_NONE, PROTO_AT, PROTOS, Command, Entry
+from offload.netlink.conntrack import Counting
 from offload.netlink.extack import Answer
 
 NO_LABELS = Answer(errno.EOPNOTSUPP, "the kernel keeps no labels: expected a rule in its TC that sets one (`ct commit ... label`)")
+ENDED = Answer(errno.ENOENT, "somebody has ended its entry meanwhile")
 TAKEN = Answer(errno.EBUSY, "another connection of the kernel's has these addresses and ports")
 OTHERS_PLACE = Answer(errno.EBUSY, "its place is another flow's")
 SAME_PACKETS = Answer(errno.EBUSY, "another flow has the same packets")
@@ -26,7 +28,7 @@ OF_BYPASS = {
     errno.EBUSY: Answer(
         errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
     ),
-    errno.E2BIG: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
+    errno.ENOSPC: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
 }
 
 
@@ -50,3 +52,9 @@ def explained(entry: Entry, ask: Ask, answer: Answer) -> Answer:
 def not_let_by(error: int) -> Answer:
     """The kernel would have it, but its packets would not come to it."""
     return OF_BYPASS.get(error, Answer(error, "its packets cannot be let by to the kernel"))
+
+
+def lacking(hears: bool, counting: Counting) -> list[str]:
+    """What a kernel that takes entries does not do for them."""
+    silent = [] if hears else ["the kernel tells nothing of entries that others end, which is found later: expected nf_conntrack_events 1 or 2"]
+    return silent if counting.on else [*silent, f"entries have no counters: {counting.why}"]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ctcore.ctnetlink import Ask
 from ctcore.ctnetlink_pack import requests
-from offload.entry import Entry, Told, rows_for, told_of
+from offload.entry import SLACK, Entry, Told, rows_for, told_of
 from offload.netlink.conntrack import OFFLOAD, KernelConntrack, lease_of, removal_of
 from offload.netlink.extack import DONE, LOST, Answer
 
@@ -64,7 +64,7 @@ class KernelEntries(KernelConntrack):
             yield from told_of(rows, status, self.hz)
 
     def refresh(self, entries: Sequence[Entry], now: int) -> list[int]:
-        """Let them take what is told of them, and live on; an errno each."""
+        """Let them take what is told of them, and live on, though not for as long as their last packets have given them; an errno each."""
         answers = self.tell([entry.name for entry in entries])
         there = self._heard()
         errors: list[int] = []
@@ -76,12 +76,23 @@ class KernelEntries(KernelConntrack):
                 continue
             errors.append(0)
             entry.takes(told, now)
-            if not told.status & OFFLOAD and told.left < max(self.lease / 4, SOON):
+            if not told.status & OFFLOAD and not max(self.lease / 4, SOON) <= told.left <= self.lease + SLACK:
                 renewed.append(entry)
         self.tell([lease_of(entry.name, round(self.lease)) for entry in renewed])
         for entry in renewed:
             entry.left = self.lease
         return errors
+
+    def unlabelled(self, entries: Sequence[Entry]) -> set[int]:
+        """Numbers of new entries that the kernel has without their label, which it does not say. It does so to all or to none, so that one is looked
+        at."""
+        if not entries:
+            return set()
+        last = self.tell_of(entries[-1:]).get(entries[-1].keys[0])
+        if last is None or last.label == entries[-1].label:
+            return set()
+        there = self.tell_of(entries)
+        return {entry.number for entry in entries if (told := there.get(entry.keys[0])) is not None and told.label != entry.label}
 
     def delete(self, entries: Sequence[Entry]) -> Deleted:
         done = Deleted([LOST] * len(entries), {}, set())

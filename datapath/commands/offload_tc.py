@@ -229,7 +229,7 @@ class TcFactory:
         bypass: Bypass | None = shared.bypass
         if shared.way.way == PIPELINE:
             hz = self.config.tracking().hz
-            return lambda: ConntrackEntries(hz=hz, most=divided(MOST_FLOWS, workers), bypass=bypass)
+            return lambda: entries_made(hz, divided(MOST_FLOWS, workers), bypass)
         section = self.config.offload
         sides, prios, nic = sides_of(section), Prios(0, section.prio + 2 * number), shared.way.where == NIC
 
@@ -238,3 +238,13 @@ class TcFactory:
             return exact if bypass is None else Bypassed(exact, bypass)
 
         return made
+
+
+def entries_made(hz: int, most: int, bypass: Bypass | None) -> ConntrackEntries:
+    """A worker's. What it has set in the kernel, and what it misses there, is in the log."""
+    entries = ConntrackEntries(hz=hz, most=most, bypass=bypass)
+    if entries.counting.changed:
+        LOG.info("offload: nf_conntrack_acct is 1 from now on, so that entries have counters")
+    for sentence in entries.lacks:
+        LOG.warning(f"offload: {sentence}")
+    return entries

@@ -53,7 +53,7 @@ class FakeBypass:
     def put(self, keys) -> list[int]:
         errors = []
         for key in keys:
-            error = errno.EBUSY if key in self.taken or key in self.keys else errno.E2BIG if len(self.keys) >= self.most else 0
+            error = errno.EBUSY if key in self.taken or key in self.keys else errno.ENOSPC if len(self.keys) >= self.most else 0
             errors.append(error)
             if not error:
                 self.keys.add(key)
@@ -191,20 +191,24 @@ def test_one_after_the_other_in_one_call(backend, kernel):
 
 
 def test_fifty_thousand_a_second(place):
-    """Through submit(), both directions, what Python does and what the kernel does; of this thread's time, for others may have the processor."""
+    """Through submit(), both directions, what Python does and what the kernel does; in this thread's time, the best of three."""
     flows = [Flow(row, src=f"10.{row >> 14}.0.1", sport=1024 + (row & 0x3FFF)) for row in range(20_000)]
     wanted = commands(Op.REPLACE, *flows)
     with ConntrackEntries(bypass=FakeBypass()) as backend:
         gc.collect()
         gc.freeze()  # what the tests have loaded is not gone through again and again
-        begun = time.thread_time()
-        for at in range(0, len(wanted), 4000):
-            backend.submit(wanted[at : at + 4000], S)
-            assert not backend.replies(S)["error"].any()
-        rate = len(flows) / (time.thread_time() - begun)
+        rates = []
+        for _ in range(3):
+            begun = time.thread_time()
+            for at in range(0, len(wanted), 4000):
+                backend.submit(wanted[at : at + 4000], S)
+                assert not backend.replies(S)["error"].any()
+            rates.append(len(flows) / (time.thread_time() - begun))
+            assert len(backend.held()) == len(wanted)
+            backend._purge()
         gc.unfreeze()
-        print(f"{rate:,.0f} connections a second through submit()")
-        assert rate >= LEAST_RATE and len(backend.held()) == len(wanted)
+        print(f"{max(rates):,.0f} connections a second through submit()")
+        assert max(rates) >= LEAST_RATE
 
 
 # --- counters -------------------------------------------------------------------------------------------------------------------------------
@@ -286,6 +290,42 @@ def test_what_others_end_tells_what_it_had_counted(backend, bypass, talk):
     assert asked(backend, Op.REPLACE, flow, PLAIN) == [0, 0, errno.EEXIST, errno.EEXIST]
 
 
+@pytest.fixture
+def tcp(place) -> Iterator[tuple[socket.socket, Flow]]:
+    """The near end of a connection through conntrack."""
+    with place.netlink() as netlink:
+        netlink.link("set", index=1, state="up")
+    ruleset.load(place, Config())
+    with socket.create_server(("127.0.0.2", 80)) as server, socket.create_connection(("127.0.0.2", 80), source_address=("127.0.0.1", 5000)) as near:
+        far, _ = server.accept()
+        with far:
+            yield near, Flow(22, src="127.0.0.1", dst="127.0.0.2", sport=5000)
+
+
+def test_what_it_had_counted_is_told_when_the_kernel_sees_it_end(backend, tcp):
+    """News of a change have no counters."""
+    near, flow = tcp
+    assert asked(backend, Op.REPLACE, flow) == [0, 0]
+    near.sendall(b"x" * 100)
+    near.shutdown(socket.SHUT_WR)
+    orig, reply = told = backend.replies(20 * S)
+    for d, row in enumerate(told):
+        assert (row["op"], row["cookie"], row["used"], row["shared"]) == (Op.GONE, flow.cookie(d), 20 * S, 0)
+    assert (orig["packets"], orig["bytes"]) == (2, 100 + 2 * 52)
+    assert reply["bytes"] == 52 * reply["packets"] > 0  # one acknowledgement or two
+    conntrack("-F")
+
+
+def test_one_that_is_asked_about_has_no_five_days_to_live(backend, tcp):
+    """As each packet gives it: it would be there long after a process that was killed."""
+    near, flow = tcp
+    asked(backend, Op.REPLACE, flow)
+    near.sendall(b"x")
+    assert backend.states()["left"][0] > 86_400
+    counted(backend, flow, 10 * S)
+    assert 298 <= backend.states()["left"][0] <= 300
+
+
 def test_without_counters_nothing_is_told_but_that_packets_came(place, talk):
     """A6.50: what is not known is not said to be nought of each direction; and one that is busy is not idle."""
     near, _, flow = talk
@@ -319,6 +359,7 @@ def test_a_setting_that_cannot_be_made_is_said(place, monkeypatch):
     monkeypatch.setattr("offload.netlink.conntrack.SETTINGS", Path("/proc/sys/net/nowhere"))
     with ConntrackEntries() as backend:
         assert backend.counting == (False, False, "/proc/sys/net/nowhere/nf_conntrack_acct: No such file or directory")
+        assert backend.lacks == ["entries have no counters: /proc/sys/net/nowhere/nf_conntrack_acct: No such file or directory"]
 
 
 def test_an_entry_lives_while_somebody_asks(place, kernel):
@@ -418,6 +459,7 @@ def test_a_full_bypass_is_full_hardware(backend, bypass, kernel):
     bypass.most = 3
     assert asked(backend, Op.REPLACE, PLAIN, SNAT) == [0, 0, 0, errno.ENOSPC]
     assert [int(row["dir"]) for row in backend.held() if row["conn"] == 102] == [0]
+    assert backend.refusal(102) == "No space left on device: no room among what is let by to the kernel"
     assert asked(backend, Op.DESTROY, PLAIN) == [0, 0]
     assert asked(backend, Op.REPLACE, SNAT) == [errno.EEXIST, 0]
 
@@ -550,6 +592,42 @@ def test_refusals_are_told_by_number_and_sentence(backend, bypass, kernel, error
     assert asked(backend, Op.REPLACE, refused) == [0, 0] and backend.refusal(102) == ""
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_one_that_ends_while_it_is_changed_is_software_s(backend, bypass, kernel, heard):
+    """Made anew it would be ended by the news of the first one, and nobody would know of it. Also where the kernel has no news of it."""
+    asked(backend, Op.REPLACE, PLAIN, replies=False)
+    ask = backend.kernel.channel.ask
+
+    def meanwhile(requests, *, sparing=False):
+        if kind_of(requests[0]) is Ask.CHANGE and ours(kernel):
+            conntrack("-D", "-p", "tcp", "--orig-port-src", "40000")
+            if not heard:
+                list(backend.events.events())
+        return ask(requests, sparing=sparing)
+
+    backend.kernel.channel.ask = meanwhile
+    backend.submit(commands(Op.REPLACE, PLAIN), S)
+    told = [(int(row["op"]), int(row["cookie"]), int(row["error"])) for row in backend.replies(S)]
+    assert told == [(Op.REPLACE, PLAIN.cookie(0), errno.EEXIST), (Op.REPLACE, PLAIN.cookie(1), errno.ENOENT), (Op.GONE, PLAIN.cookie(0), 0)]
+    assert (ours(kernel), len(backend.held()), bypass.keys) == (0, 0, set())
+    assert backend.refusal(101) == "No such file or directory: somebody has ended its entry meanwhile"
+    backend.replies(S)
+    assert asked(backend, Op.REPLACE, PLAIN) == [0, 0]
+
+
+def test_a_change_that_is_refused_changes_nothing_of_what_was_meant(backend, kernel):
+    asked(backend, Op.REPLACE, BOTH)
+    changed = commands(Op.REPLACE, BOTH)
+    changed["conn"], changed["mark"] = 1000, 7
+    put = backend.kernel.put
+    backend.kernel.put = lambda entries, ask: [Answer(errno.EIO)] * len(entries)
+    backend.submit(changed, S)
+    backend.kernel.put = put
+    assert [int(row["error"]) for row in backend.replies(S)] == [errno.EIO] * 2
+    (state,) = backend.states()
+    assert (state["conn"], state["mark"], state["meant"]) == (104, 0x42, 0x42)
+
+
 # --- labels ---------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -626,6 +704,22 @@ def test_where_news_were_lost_the_list_is_looked_at(backend, bypass, kernel):
     assert len(gone(backend)) == 400 and bypass.keys == set()
     backend.replies(S)
     assert backend.resets == 1 and not backend.events.overrun
+
+
+def test_where_news_are_lost_all_the_time_the_list_is_looked_at_now_and_then(backend, kernel):
+    """Others' connections may be many, and their news more than there is room for: commands are carried out all the same."""
+    asked(backend, Op.REPLACE, PLAIN)
+    looked: list[int] = []
+    entries = backend.kernel.entries
+    backend.kernel.entries = lambda: looked.append(1) or entries()
+    for tenth in range(120):  # twelve seconds
+        backend.events.overrun = True
+        backend.replies(tenth * S // 10)
+    assert len(looked) == 3
+    conntrack("-D", "-p", "tcp", "--orig-src", "10.1.0.7")
+    list(backend.events.events())
+    assert gone(backend) == set()
+    assert {int(row["op"]) for row in backend.replies(20 * S)} == {Op.GONE}
 
 
 def test_a_kernel_that_does_not_delete_what_a_flow_table_has(backend, kernel):

@@ -123,18 +123,18 @@ class EntriesMachine(RuleBasedStateMachine):
     def the_kernel_has_what_is_held(self) -> None:
         held = self.backend.held()
         assert set(held["cookie"].tolist()) >= self.there.keys()
-        doubtful = {entry.number for entry in self.backend._entries.values() if entry.doubtful}
+        doubtful = {entry.number for entry in self.backend.known if entry.doubtful}
         assert {cookie for cookie in held["cookie"].tolist() if cookie >> 1 not in doubtful} == {
             cookie for cookie in self.there if cookie >> 1 not in doubtful
         }
         kernel = {told.keys[0] for told in told_of(*self.other.all(), 250)}
-        assert kernel >= {entry.keys[0] for entry in self.backend._entries.values() if not entry.doubtful}
-        assert kernel <= {entry.keys[0] for entry in self.backend._entries.values()}
+        assert kernel >= {entry.keys[0] for entry in self.backend.known if not entry.doubtful}
+        assert kernel <= {entry.keys[0] for entry in self.backend.known}
 
     @invariant()
     def what_is_let_by_has_an_entry(self) -> None:
-        keys = {entry.number: entry.keys for entry in self.backend._entries.values()}
-        certain = {bypass_key(keys[cookie >> 1][cookie & 1]) for cookie in self.there if not self.backend._entries[cookie >> 1].doubtful}
+        keys = {entry.number: entry.keys for entry in self.backend.known}
+        certain = {bypass_key(keys[cookie >> 1][cookie & 1]) for cookie in self.there if not self.backend.known.numbered(cookie >> 1).doubtful}
         assert certain <= self.bypass.keys <= {bypass_key(key) for both in keys.values() for key in both}
 
     def teardown(self) -> None:

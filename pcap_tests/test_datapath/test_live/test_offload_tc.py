@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from ctcore.errors import ConfigError
-from datapath.commands.offload_tc import TcFactory
+from datapath.commands.offload_tc import TcFactory, entries_made
 from datapath.commands.offload_ways import Probe
 from datapath.live import kernel_conntrack
 from datapath.live.client import Client
@@ -27,6 +27,8 @@ from datapath.live.control import Control
 from datapath.live.message import RequestError
 from datapath.live.node import Node
 from datapath.live.succession import Taking, end
+from datapath.oracle.namespace import Namespace
+from offload.netlink.conntrack import SETTINGS
 from offload.netlink.extack import Answer
 from offload.trials import FLOWER, TRIALS, Tried
 from pcap_tests.reachable import command
@@ -246,3 +248,18 @@ def test_threads_keep_the_one_right_that_they_need(wires, tmp_path):
         process.terminate()
         log = process.communicate(timeout=20)[1]
     assert process.returncode == 0 and "Traceback" not in log
+
+
+def test_what_entries_have_set_in_the_kernel_and_miss_there_is_in_the_log(running_kernel, caplog):
+    caplog.set_level("INFO")
+    namespace = Namespace()
+    with namespace.entered():
+        (SETTINGS / "nf_conntrack_acct").write_text("0")
+        entries_made(250, 1, None).close()
+        (SETTINGS / "nf_conntrack_events").write_text("0")
+        entries_made(250, 1, None).close()
+    namespace.close()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "offload: nf_conntrack_acct is 1 from now on, so that entries have counters"),
+        ("WARNING", "offload: the kernel tells nothing of entries that others end, which is found later: expected nf_conntrack_events 1 or 2"),
+    ]
