@@ -26,7 +26,7 @@ OF_BYPASS = {
     errno.EBUSY: Answer(
         errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
     ),
-    errno.E2BIG: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
+    errno.ENOSPC: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
 }
 
 

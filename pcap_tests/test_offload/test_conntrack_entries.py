@@ -53,7 +53,7 @@ class FakeBypass:
     def put(self, keys) -> list[int]:
         errors = []
         for key in keys:
-            error = errno.EBUSY if key in self.taken or key in self.keys else errno.E2BIG if len(self.keys) >= self.most else 0
+            error = errno.EBUSY if key in self.taken or key in self.keys else errno.ENOSPC if len(self.keys) >= self.most else 0
             errors.append(error)
             if not error:
                 self.keys.add(key)
@@ -63,8 +63,11 @@ class FakeBypass:
         assert set(keys) <= self.keys
         self.keys -= set(keys)
 
-    def clear(self) -> None:
+    def shut(self) -> None:
         self.keys.clear()
+
+    def open(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -418,6 +421,7 @@ def test_a_full_bypass_is_full_hardware(backend, bypass, kernel):
     bypass.most = 3
     assert asked(backend, Op.REPLACE, PLAIN, SNAT) == [0, 0, 0, errno.ENOSPC]
     assert [int(row["dir"]) for row in backend.held() if row["conn"] == 102] == [0]
+    assert backend.refusal(102) == "No space left on device: no room among what is let by to the kernel"
     assert asked(backend, Op.DESTROY, PLAIN) == [0, 0]
     assert asked(backend, Op.REPLACE, SNAT) == [errno.EEXIST, 0]
 
