@@ -40,10 +40,14 @@ class Bypass(Protocol):
     """Directions whose packets software lets by, to what forwards them without it. It knows no zones. keys: BYPASS_KEY.size bytes each."""
 
     def put(self, keys: Sequence[bytes]) -> list[int]:
-        """An errno for each: 0: its packets are let by from now on; EBUSY: it is there already, for another connection; ENOSPC: there is no room."""
+        """An errno for each: 0: its packets are let by from now on; EBUSY: it is there already, for another connection; ENOSPC: there is no room;
+        ESHUTDOWN: nothing is let by just now."""
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """Keys that are not there are no error."""
 
-    def clear(self) -> None:
-        """Nothing is let by any more."""
+    def shut(self) -> None:
+        """Nothing is let by any more, whatever is put, until open()."""
+
+    def open(self) -> None:
+        """What is put is let by again."""

@@ -1,8 +1,10 @@
 """A backend whose packets have to be let by to it, with the bypass that lets them: a direction is in the one as long as it is in the other.
 
-Theory of operation: a key is put in when the backend has answered that it has the direction, and is taken out before the backend is asked to remove
-it: so no packet is let by to where nobody forwards it. A direction that does not get into the bypass is taken out of the backend again, and refused.
-Invariant: every key that is ours is one of a direction that the backend has answered to have.
+Theory of operation: a key is put in when the backend has answered that it has the direction, and is taken out before the backend removes it, be it
+that it was asked to, that all begins anew, or at the end: so no packet is let by to where nobody forwards it, but comes to the host's own stack,
+which may answer it with a reset. A direction that does not get into the bypass is taken out of the backend again, and refused. What others remove is
+taken out as soon as it is heard of. The backend carries out at once what it is asked, so a key belongs to what was asked last.
+Invariant (order): every key that is ours is one of a direction that the backend has answered to have, and has not removed since.
 Not here: backends (exact_rules), what reads the bypass (datapath.live.xdp_bypass).
 """
 
@@ -37,6 +39,7 @@ class Bypassed:
         self._undone: set[int] = set()  # cookies whose removal is our own affair
         self._refusals: OrderedDict[int, str] = OrderedDict()
         self._resets, self._missed = backend.resets, backend.missed
+        backend.emptying = self._take_out_all
 
     @property
     def resets(self) -> int:
@@ -48,18 +51,15 @@ class Bypassed:
         for row in rows:
             if row[18] == Op.REPLACE:
                 self._asked[row[14]] = BYPASS_KEY.pack(row[0], row[1], row[2], row[3], row[5], row[6]), row[15]
+            else:
+                self._asked.pop(row[14], None)  # its answer may be on its way, but the direction will be gone
         return self.backend.submit(commands, now)
 
     def replies(self, now: int) -> NDArray[Any]:
         rows = self.backend.replies(now)
         if self.backend.resets != self._resets:
             self._resets = self.backend.resets
-            self._take_out(list(self._keys))
-            self._asked.clear()
             self._undone.clear()
-        elif self.backend.missed != self._missed:
-            rows = np.concatenate([rows, self._gone(now)])
-        self._missed = self.backend.missed
         if self._undone:
             ours = np.isin(rows["cookie"], list(self._undone)) & (rows["op"] == Op.DESTROY)
             self._undone -= set(rows["cookie"][ours].tolist())
@@ -68,6 +68,9 @@ class Bypassed:
         if made.any():
             self._let_by(rows, np.flatnonzero(made), now)
         self._take_out(rows["cookie"][(rows["error"] == errno.ENOENT)].tolist())
+        if self.backend.missed != self._missed:
+            self._missed = self.backend.missed
+            rows = np.concatenate([rows, self._gone(now)])
         return rows
 
     def held(self) -> NDArray[Any]:
@@ -77,8 +80,10 @@ class Bypassed:
         return self._refusals.get(conn, "") or self.backend.refusal(conn)
 
     def close(self) -> None:
-        self._take_out(list(self._keys))
-        self.backend.close()
+        try:
+            self._take_out_all()
+        finally:
+            self.backend.close()
 
     # ------------------------------------------------------------------------------------------------------------------------------------
 
@@ -113,6 +118,10 @@ class Bypassed:
         keys = [key for cookie in cookies if (key := self._keys.pop(cookie, None)) is not None]
         if keys:
             self.bypass.remove(keys)
+
+    def _take_out_all(self) -> None:
+        self._take_out(list(self._keys))
+        self._asked.clear()
 
     def _gone(self, now: int) -> NDArray[Any]:
         """Others have deleted filters of ours one by one: what has none is not let by, the backend forgets it, and the mirror is told."""

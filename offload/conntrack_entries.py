@@ -8,8 +8,10 @@ taken out ahead of it. Commands are asked in groups and done when submit() retur
 answered. What others do is heard of: an entry that is destroyed, or whose TCP is about to end, leaves the bypass, and the mirror is told (Op.GONE)
 with all that was counted, so that software has the connection again, and may hand it over anew. When the last one was destroyed by others, hardware
 has begun anew (resets).
-Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; no key is in the bypass whose
-entry is not known here; an entry that is the kernel's own is changed only where a connection of ours has its original tuple.
+Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; an entry that is the kernel's
+own is changed only where a connection of ours has its original tuple. Order: no key is in the bypass whose entry is not known here; it is put in when
+the kernel has answered that the entry is there, and is out before the kernel is asked to delete it or to make it anew, whoever wants that: a packet
+that is let by and finds no entry is a new connection's to the rules, or the host's own, which may answer it with a reset.
 Errors (A8): those of the kernel as they are, with a sentence (`refusal`); another connection's tuple EBUSY; no room here ENOSPC, in the kernel
 ENOMEM; what a mirror should not try again soon (protocol, label, zone) EOPNOTSUPP.
 Not here: entries (entry), which there are (known_entries), asking (kernel_entries), sentences (entry_refusals), threads: all calls are one thread's.
@@ -204,6 +206,8 @@ class ConntrackEntries:
             strange: list[tuple[Wish, Ask]] = []
             for ask in (Ask.CREATE, Ask.CHANGE):
                 some = [wish for wish, how in todo if how is ask]
+                if ask is Ask.CREATE:  # of some the entry may have been there, and its packets been let by
+                    self.known.leave_all([wish.entry for wish in some])
                 for wish, answer in zip(some, self.kernel.put([wish.entry for wish in some], ask), strict=True):
                     if answer is LOST:
                         again.append((wish, ask))
@@ -278,7 +282,7 @@ class ConntrackEntries:
         for wish in fine:
             wish.entry.doubtful = False
             self.known.add(wish.entry)
-        errors = self.known.let_by([(wish.entry, cookie & 1) for wish in fine for cookie in wish.cookies])
+        errors = self.known.let_by([(wish.entry, d) for wish in fine for d in wish.entry.there])
         for wish in fine:
             entry = wish.entry
             self._replies.accept(entry.conn)
@@ -289,6 +293,9 @@ class ConntrackEntries:
                     continue
                 entry.ctinfo[cookie & 1] = 0
                 self._replies.refuse(cookie, entry.conn, not_let_by(error))
+            for d in entry.there:  # of one that was let by until its entry was made anew
+                if errors.get(entry.cookie(d)):
+                    self._end_direction(entry, d)
         empty = [wish.entry for wish in fine if not wish.entry.there]
         self._delete(empty, now)
         for entry in empty:
@@ -334,9 +341,10 @@ class ConntrackEntries:
                 self.known.forget(entry)
 
     def _delete(self, entries: Sequence[Entry], now: int) -> list[Answer]:
-        """Of each what became of it, when it has taken what it had counted."""
+        """Of each what became of it, when it has taken what it had counted. Nothing of them is let by any more."""
         if not entries:
             return []
+        self.known.leave_all(entries)
         done = self.kernel.delete(entries)
         self._take(done.told, now)
         if done.ended:
@@ -447,9 +455,14 @@ class ConntrackEntries:
     def _gone(self, entry: Entry, told: Told | None = None, now: int = 0) -> None:
         """Software has it again, and what it had counted. told: as it was last, if that is known."""
         self.known.leave_all([entry])
-        if told is not None:
+        if told is not None and told.keys == entry.keys:
             entry.takes(told, now)
         for d in entry.there:
-            packets, octets = entry.untold(d)
-            self._replies.say(entry.cookie(d), Op.GONE, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
+            self._end_direction(entry, d)
         self.known.forget(entry)
+
+    def _end_direction(self, entry: Entry, d: int) -> None:
+        """Nobody has asked for that."""
+        packets, octets = entry.untold(d)
+        self._replies.say(entry.cookie(d), Op.GONE, used=entry.used[d], packets=packets, octets=octets, shared=not entry.counted)
+        entry.ctinfo[d] = 0

@@ -16,7 +16,7 @@ Not here: messages (netlink.exact), whether a NIC takes them (probing), threads:
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from ipaddress import ip_address
 from struct import Struct
@@ -88,7 +88,8 @@ class Asked(NamedTuple):
 
 class ExactRules:
     """See offload.backend. prios: the chain and the first of two priorities, which are ours alone; skip_sw: whose NIC is to have
-    what comes in there, and the kernel not (devices, True: all); most: filters there is room for.
+    what comes in there, and the kernel not (devices, True: all); most: filters there is room for. emptying: is called ahead of each removal of all
+    filters at once, which nobody has asked for by commands.
 
     Raises ConfigError if an interface is not there or has foreign filters there, OSError, NetlinkError. A context manager.
     """
@@ -100,6 +101,7 @@ class ExactRules:
         self.channel = Channel()
         self.resets = 0
         self.missed = 0  # filters of ours that others have deleted one by one, as heard of
+        self.emptying: Callable[[], None] = lambda: None
         self._known: dict[int, Known] = {}  # by handle
         self._replies = Replies()
         self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
@@ -322,6 +324,7 @@ class ExactRules:
                 )
 
     def _purge(self) -> None:
+        self.emptying()
         names = [self.prios.name(family) for family in FAMILIES]
         self.channel.ask([filters.delete_filter(filters.Where(number), name) for number in self._numbers.values() for name in names])
         self._known.clear()

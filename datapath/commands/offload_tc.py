@@ -6,7 +6,8 @@
 
 Theory of operation: the first worker's part decides the way, installs rules and makes the bypass, which are all workers'; the last one to be closed
 takes them away. As long as rules in TC are not as they should be nothing is let by, and no connection is in the kernel: software has them all.
-Invariants: what is let by to the kernel has its rules there; at the end nothing of ours is left, but rules that are to stay.
+Invariants: what is let by to the kernel has its rules there (order: the bypass is shut before rules of ours are taken away or put back, and opened
+when all of them are there; as to filters and entries, backends see to the same); at the end nothing of ours is left, but rules that are to stay.
 Not here: which way (offload_ways), rules (tc.following), threads (offload.threaded), backends (offload).
 """
 
@@ -66,9 +67,11 @@ class Shared:
         for thread in self.threads:
             thread.suspend(f"rules in TC: {why}")
         if self.bypass is not None:
-            self.bypass.clear()
+            self.bypass.shut()
 
     def mended(self) -> None:
+        if self.bypass is not None:
+            self.bypass.open()
         for thread in self.threads:
             thread.resume()
 
@@ -76,11 +79,13 @@ class Shared:
         """Of the last worker."""
         self.open -= 1
         if not self.open:
-            with ExitStack() as stack:
+            with ExitStack() as stack:  # the last one first
                 if self.bypass is not None:
                     stack.callback(self.bypass.close)
                 if self.rules is not None:
                     stack.callback(self.rules.close)
+                if self.bypass is not None:
+                    stack.callback(self.bypass.shut)  # a thread that hangs may have left keys in it
 
 
 class KernelLive(Live):

@@ -5,7 +5,8 @@ for each direction of such connections, as its packets come in; the program look
 what is in it. It lets by no more than hardware would have (contract A4.27, A5.37): no FIN or RST, no fragment, no IPv4 options or IPv6 extension
 headers, nothing whose TTL ends here, no GRE but version 0, no tagged frame. So it is software that sees how a connection ends, and takes it back.
 Invariants: a key is in the map once. XDP knows no zones: of two connections of different zones that look alike the second one is refused, for both
-would be let by. Memory is taken as keys come, up to `most` of them.
+would be let by. Memory is taken as keys come, up to `most` of them. Once remove() or shut() has returned, packets that come are ours; one that was
+let by just before may still be on its way to TC. As long as it is shut nothing is in it, whoever puts something.
 Not here: which connections (offload), whether the kernel forwards them then (its rules), what else is ours (xdp_filter).
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 
 from datapath import bpf
@@ -42,18 +44,31 @@ class XdpBypass:
     def __init__(self, most: int = MOST) -> None:
         """most: keys, two for each connection."""
         self.map = bpf.Map(bpf.HASH, KEY.size, COUNT.size, most, "bypass")
+        self._lock = threading.Lock()  # of what follows: nobody puts what shut() would not find
+        self._is_shut = False
 
     def put(self, keys: Sequence[bytes]) -> list[int]:
-        """For each 0, or errno: EBUSY: another connection has it; ENOSPC: it is full."""
-        return [MEANT.get(error, error) for error in self.map.put_new(keys, COUNT.pack(0))]
+        """For each 0, or errno: EBUSY: another connection has it; ENOSPC: it is full; ESHUTDOWN: it is shut."""
+        with self._lock:
+            if self._is_shut:
+                return [errno.ESHUTDOWN] * len(keys)
+            return [MEANT.get(error, error) for error in self.map.put_new(keys, COUNT.pack(0))]
 
     def remove(self, keys: Sequence[bytes]) -> None:
         """What is not there is not missed."""
         self.map.delete(keys)
 
-    def clear(self) -> None:
-        while keys := self.map.keys(4096):
-            self.map.delete(keys)
+    def shut(self) -> None:
+        """Nothing is let by any more, until open()."""
+        with self._lock:
+            self._is_shut = True
+            while keys := self.map.keys(4096):
+                self.map.delete(keys)
+
+    def open(self) -> None:
+        """What is put is let by again."""
+        with self._lock:
+            self._is_shut = False
 
     def packets(self, key: bytes) -> int | None:
         """How many were let by; None: it is not in the map."""

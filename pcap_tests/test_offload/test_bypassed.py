@@ -33,8 +33,11 @@ class Map:
         self.order += ["remove"] * len(keys)
         self.keys -= set(keys)
 
-    def clear(self):
+    def shut(self):
         self.keys.clear()
+
+    def open(self):
+        pass
 
 
 class Exact(FakeNic):
@@ -46,6 +49,13 @@ class Exact(FakeNic):
     def __init__(self, order: list[str]) -> None:
         super().__init__()
         self.order = order
+        self.emptying = lambda: None
+
+    def reset(self):
+        """Some have been lost, so all are taken away."""
+        self.emptying()
+        self.order.append("empty")
+        super().reset()
 
     def carry_out(self, command):
         self.order.append(Op(command["op"]).name.lower())
@@ -123,8 +133,48 @@ def test_after_a_reset_nothing_is_let_by():
     rig.ask(command(Op.REPLACE, 2), command(Op.REPLACE, 3))
     rig.exact.reset()
     rig.both.replies(0)
-    assert not rig.map.keys and rig.both.resets == 1
+    assert not rig.map.keys and rig.both.resets == 1 and rig.order[-3:] == ["remove", "remove", "empty"], "while filters are there still"
     assert rig.ask(command(Op.REPLACE, 2)) == [(2, 0)] and len(rig.map.keys) == 1
+
+
+def test_one_that_is_asked_for_and_taken_back_at_once_is_not_let_by():
+    rig = Rig()
+    assert rig.ask(command(Op.REPLACE, 2), command(Op.DESTROY, 2)) == [(2, 0), (2, 0)]
+    assert not rig.map.keys and rig.order == ["replace", "destroy"]
+    assert rig.ask(command(Op.REPLACE, 2), command(Op.DESTROY, 2), command(Op.REPLACE, 2)) == [(2, 0)] * 3 and len(rig.map.keys) == 1
+
+
+def test_one_whose_removal_was_asked_for_is_not_let_by_when_its_answer_comes_later():
+    rig = Rig()
+    rig.exact.latency = 5
+    for op in (Op.REPLACE, Op.DESTROY):
+        rig.both.submit(command(op, 2), 0)
+    assert [int(row["op"]) for row in rig.both.replies(5)] == [Op.REPLACE, Op.DESTROY]
+    assert not rig.map.keys and rig.order == ["replace", "destroy"]
+
+
+def test_one_that_others_delete_before_its_answer_is_taken_is_not_let_by():
+    rig = Rig()
+    rig.ask(command(Op.REPLACE, 4))
+    rig.both.submit(command(Op.REPLACE, 2), 0)
+    whole = rig.exact.replies
+
+    def replies(now):
+        rows = whole(now)
+        if rig.exact.rules.pop(2, None) is not None:
+            rig.exact.missed += 1
+        return rows
+
+    rig.exact.replies = replies
+    assert [(int(row["cookie"]), Op(row["op"])) for row in rig.both.replies(0)] == [(2, Op.REPLACE), (2, Op.GONE)]
+    assert [key[33] for key in rig.map.keys] == [4]
+
+
+def test_a_bypass_that_is_shut_refuses_and_the_filter_goes():
+    rig = Rig()
+    rig.map.put = lambda keys: [errno.ESHUTDOWN] * len(keys)
+    assert rig.ask(command(Op.REPLACE, 2)) == [(2, errno.ESHUTDOWN)] and "XDP does not let it by" in rig.both.refusal(1)
+    assert len(rig.both.replies(0)) == 0 and not rig.exact.rules
 
 
 def test_filters_that_others_delete_one_by_one_are_not_let_by_any_more():
@@ -149,3 +199,16 @@ def test_at_the_end_nothing_is_let_by_before_filters_go():
     rig.ask(command(Op.REPLACE, 2))
     rig.both.close()
     assert not rig.map.keys and rig.order[-2:] == ["remove", "close"]
+
+
+def test_at_the_end_filters_go_also_if_the_bypass_fails():
+    rig = Rig()
+    rig.ask(command(Op.REPLACE, 2))
+
+    def fail(keys):
+        raise OSError(errno.EPERM, "not permitted")
+
+    rig.map.remove = fail
+    with pytest.raises(OSError, match="not permitted"):
+        rig.both.close()
+    assert rig.order[-1] == "close"

@@ -63,8 +63,11 @@ class FakeBypass:
         assert set(keys) <= self.keys
         self.keys -= set(keys)
 
-    def clear(self) -> None:
+    def shut(self) -> None:
         self.keys.clear()
+
+    def open(self) -> None:
+        pass
 
 
 @pytest.fixture

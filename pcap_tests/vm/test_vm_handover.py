@@ -1,4 +1,10 @@
-"""A download goes over from the node to the kernel in the middle, and back again: every byte arrives, in order, by the same connection."""
+"""A download goes over from the node to the kernel in the middle, and back again: every byte arrives, in order, by the same connection.
+
+Its end is a regular one: both sides' FINs are acknowledged, so that it comes to TIME_WAIT. A RST may follow: if the machine stands still for longer
+than TCP waits (200 ms), the server repeats its FIN; the client acknowledges each copy; the first acknowledgment closes the server's socket, and to
+the next one the server's stack answers with a RST, which makes the connection CLOSE. That is the ends' own affair. A RST that comes any sooner would
+be one of a download that was cut off.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +13,21 @@ import http.client
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import dropwhile
+from pathlib import Path
 
 import pytest
 
+from datapath.live.client import Client, NoNode
+from datapath.oracle.namespace import Namespace
 from pcap_tests.test_datapath.test_live.services import attended
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, SERVER, TRANSLATING
-from pcap_tests.vm.offloaded_node import EXACT, PIPELINE, InKernel, kernel_conns, offloaded, until
+from pcap_tests.vm.offloaded_node import EXACT, PATIENCE, PIPELINE, InKernel, kernel_conns, offloaded, until
 from pcap_tests.vm.pages import Server, Steady
 
 BYTES = Steady.PIECES * Steady.SIZE
 LEAST = 100  # packets of a third of the download; some 800 are
+SETTLED = BYTES // 30
 
 
 class Download(threading.Thread):
@@ -50,6 +61,38 @@ class Download(threading.Thread):
         return self.size >= BYTES * third // 3
 
 
+class Course(threading.Thread):
+    """The l4states of the connection in their order, as the node's events tell them."""
+
+    def __init__(self, net: InKernel) -> None:
+        super().__init__(name="course", daemon=True)
+        self.client = Client(net.socket)
+        self.states: list[str] = []
+        self.lost = 0
+        self.listening = threading.Event()
+
+    def run(self) -> None:
+        try:
+            for part in self.client.events(which={"dport": 8000}):
+                self.listening.set()
+                self.lost += part.get("lost", 0)
+                self.states += [event["l4state"] for event in part.get("events", ())]
+        except NoNode:
+            self.client.close()
+
+    @property
+    def ended(self) -> list[str]:
+        """From the first FIN or RST on."""
+        return list(dropwhile(lambda state: state in ("SYN_SENT", "SYN_RECV", "ESTABLISHED"), self.states))
+
+
+def resets(namespace: Namespace) -> int:
+    """Connections of a stack that were open, and were reset."""
+    with namespace.entered():
+        names, values = (line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines() if line.startswith("Tcp:"))
+    return int(values[names.index("EstabResets")])
+
+
 @contextmanager
 def downloading(net: InKernel) -> Iterator[Download]:
     with attended(net.right.there, lambda: Server((SERVER, 8000), Steady)):
@@ -72,6 +115,9 @@ def test_a_download_goes_over_and_comes_back(tmp_path, section, rules):
     with offloaded(tmp_path, section, rules) as net:
         (thread,) = [worker.offload.threaded for worker in net.node.workers]
         thread.suspend("the first third is the node's")
+        course = Course(net)
+        course.start()
+        assert course.listening.wait(PATIENCE)
         with downloading(net) as download:
             until(lambda: download.reached(1), "a third by AF_XDP")
             first = software(net)
@@ -79,7 +125,9 @@ def test_a_download_goes_over_and_comes_back(tmp_path, section, rules):
 
             thread.resume()
             until(lambda: net.status()["flows"]["installed"] == 1, "it is the kernel's")
-            handed, size = software(net), download.size
+            size = download.size
+            until(lambda: download.size >= size + SETTLED, "what waited in the node's rings is through")
+            handed = software(net)
             until(lambda: download.reached(2), "two thirds, by TC")
             assert download.size - size > BYTES // 10 and software(net) - handed <= 5, "nothing of it came to the node"
             if section is PIPELINE:
@@ -92,4 +140,7 @@ def test_a_download_goes_over_and_comes_back(tmp_path, section, rules):
             assert software(net) - back >= LEAST and kernel_conns(net) == []
         assert (download.error, download.size, download.digest) == (None, BYTES, Steady.digest())
         assert download.seen == (PUBLIC if rules is TRANSLATING else CLIENT)
+        until(lambda: "TIME_WAIT" in course.states, "both FINs are acknowledged")
+        assert course.ended[0] in ("FIN_WAIT", "CLOSE_WAIT") and "CLOSE" not in course.ended[: course.ended.index("TIME_WAIT")] and course.lost == 0
+        assert [resets(wire.there) for wire in (net.left, net.right)] == [0, 0]
         assert net.client.ask("count")["count"] == 1 and net.status()["tc"]["failures"] == 0

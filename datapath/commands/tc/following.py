@@ -8,6 +8,7 @@ for what the monitor hears. As soon as something of ours may be missing it looks
 what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What the kernel refuses
 is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on.
 Invariants: `broken` and `mended` alternate; whatever goes wrong here is in the log and leads to `broken`; close() returns within LIMIT seconds.
+Order: `broken` has returned before rules are put back, or are taken away while connections may be in the kernel; `mended` comes when all are there.
 Not here: which rules a node can have in TC (offload_ways), what becomes of connections (offload_tc).
 """
 

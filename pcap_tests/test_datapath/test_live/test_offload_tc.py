@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from ctcore.errors import ConfigError
-from datapath.commands.offload_tc import TcFactory, entries_made
-from datapath.commands.offload_ways import Probe
+from datapath.commands.offload_tc import Shared, TcFactory, entries_made
+from datapath.commands.offload_ways import KERNEL, Probe, Way
 from datapath.live import kernel_conntrack
 from datapath.live.client import Client
 from datapath.live.config import load
@@ -30,7 +30,7 @@ from datapath.live.succession import Taking, end
 from datapath.oracle.namespace import Namespace
 from offload.netlink.conntrack import SETTINGS
 from offload.netlink.extack import Answer
-from offload.trials import FLOWER, TRIALS, Tried
+from offload.trials import FLOWER, PIPELINE, TRIALS, Tried
 from pcap_tests.reachable import command
 from pcap_tests.test_datapath.command import in_process
 from pcap_tests.test_datapath.test_live.offloading_node import Offloading, said, talking
@@ -196,6 +196,43 @@ def test_a_node_without_a_way_works_and_says_why(wires, tmp_path, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert "offload: nothing is offloaded: no way of offloading to TC is left" in messages
     assert "offload: not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more)" in messages
+
+
+# --- in which order ---------------------------------------------------------------------------------------------------------------------------
+
+
+class Ordered:
+    """Stands for anything that is told something: the order in which all of them were."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self._name, self._order = name, order
+
+    def __getattr__(self, what: str):
+        return lambda *_: self._order.append(f"{self._name} {what}")
+
+
+def shared(order: list[str]) -> Shared:
+    made = Shared(Way(PIPELINE, KERNEL, ("left",)), (), Ordered("rules", order), Ordered("bypass", order))
+    made.threads.append(Ordered("thread", order))
+    return made
+
+
+def test_nothing_is_let_by_while_rules_are_missing():
+    order: list[str] = []
+    one = shared(order)
+    one.broken("gone")
+    one.mended()
+    assert order == ["thread suspend", "bypass shut", "bypass open", "thread resume"]
+
+
+def test_nothing_is_let_by_when_rules_are_taken_away_also_if_a_thread_hangs():
+    order: list[str] = []
+    one = shared(order)
+    one.open = 2
+    one.close()
+    assert order == [], "there is another worker"
+    one.close()
+    assert order == ["bypass shut", "rules close", "bypass close"]
 
 
 # --- rights ---------------------------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -98,8 +100,39 @@ def test_packets_are_counted_and_keys_leave(interfaces):
         bypass.remove([KEYS[0], key(A, C, 1, 1), KEYS[2]])
         assert [bypass.packets(each) for each in KEYS[:3]] == [None, 0, None]
         assert made.test(craft.tcp(A, B, 40000, 80)) and not made.test(craft.tcp(B, A, 80, 40000))
-        bypass.clear()
+        bypass.shut()
         assert made.test(craft.tcp(B, A, 80, 40000)) and bypass.map.keys(1) == []
+
+
+def test_nothing_is_let_by_while_it_is_shut(interfaces):
+    with bypassed(KEYS[0]) as (bypass, made):
+        bypass.shut()
+        assert bypass.put([KEYS[0], KEYS[1]]) == [errno.ESHUTDOWN] * 2 and bypass.map.keys(1) == []
+        assert made.test(craft.tcp(A, B, 40000, 80))
+        bypass.open()
+        assert bypass.put([KEYS[0]]) == [0] and not made.test(craft.tcp(A, B, 40000, 80))
+
+
+def test_what_another_thread_puts_meanwhile_does_not_stay(interfaces):
+    bypass, ended = XdpBypass(1 << 10), threading.Event()
+    keys = [key(A, B, port, 80) for port in range(500)]
+
+    def at_it() -> None:
+        while not ended.is_set():
+            bypass.put(keys)
+
+    thread = threading.Thread(target=at_it)
+    thread.start()
+    try:
+        for _ in range(50):
+            bypass.open()
+            time.sleep(0.001)
+            bypass.shut()
+            assert bypass.map.keys(1) == []
+    finally:
+        ended.set()
+        thread.join(10)
+        bypass.close()
 
 
 def test_a_key_is_one_connections_and_room_is_bounded(interfaces):
@@ -117,7 +150,7 @@ def test_many_keys(interfaces):
     assert not any(bypass.put(keys))
     bypass.remove(keys[::2])
     assert [bypass.packets(each) for each in keys[:4]] == [None, 0, None, 0]
-    bypass.clear()
+    bypass.shut()
     assert bypass.map.keys(1) == []
     bypass.close()
 
@@ -129,7 +162,7 @@ bypass = XdpBypass(8)
 privileges.drop(None, {"NET_ADMIN"})
 print(bypass.put([bytes(KEY.size)]), bypass.packets(bytes(KEY.size)))
 bypass.remove([bytes(KEY.size)])
-bypass.clear()
+bypass.shut()
 print(bypass.packets(bytes(KEY.size)))
 """
 

@@ -106,21 +106,25 @@ class Heard:
 
 
 class Told:
-    """What connections are told."""
+    """What connections are told; there: the priorities of rules that were there each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, tc: Tc) -> None:
+        self.tc = tc
         self.all: list[str] = []
+        self.there: list[list[int]] = []
 
     def broken(self, why: str) -> None:
+        self.there.append(self.tc.prios)
         self.all.append(why)
 
     def mended(self) -> None:
+        self.there.append(self.tc.prios)
         self.all.append("mended")
 
 
 @contextmanager
 def following(tc: Tc, text: str = ONE, **more) -> Iterator[tuple[KernelRules, Heard, Told]]:
-    heard, told = Heard(), Told()
+    heard, told = Heard(), Told(tc)
     one = KernelRules(tc, heard, rules(text), broken=told.broken, mended=told.mended, pause=0.02, **more)
     one.start()
     try:
@@ -290,6 +294,24 @@ def test_a_kernel_that_does_not_answer_is_asked_again():
         heard.say(Change(DELETE_QDISC, ETH0, 1))
         until(lambda: told.all[-1:] == ["mended"])
         assert told.all[0] == "netlink: no answer within 30 s" and tc.prios == [1, 2]
+
+
+def test_connections_are_software_s_before_anything_is_put_back_and_until_all_is_there():
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        tc.lose(2)
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: told.all[-1:] == ["mended"])
+        assert told.there == [[1], [1, 2]]
+
+
+def test_connections_are_software_s_before_a_thread_that_dies_takes_the_rules_away():
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        heard.changes = lambda: [][1]
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: tc.closed)
+        assert told.there == [[1, 2]] and tc.rules == {}
 
 
 def test_a_thread_that_dies_says_so_and_makes_connections_software_s(caplog):
