@@ -213,7 +213,7 @@ class Watched(Interpreter):
         seen = seen_in(walk.frame, walk.missing, *walk.tracked[:4])
         if rule.protocol not in (ETH_ALL, seen["protocol"]):
             return Missed(rule, None, seen["protocol"])
-        match = next(match for match in rule.matches if not self._match(match, seen, walk.hook))
+        match = next(match for match in rule.matches if not self._match(match, seen, walk))
         return Missed(rule, match, 0 if match.name == "indev" else seen[match.name])
 
     def _one(self, walk: Walk, action: Action) -> Control:

@@ -138,6 +138,7 @@ class Walk:
     acting: tuple[int, int] = (0, 0)  # id of the rule, and which of its actions
     delivery: Delivery | None = None
     counted: int = 0  # by policers
+    sender: str = ""  # the device at whose hook mirred has sent it here
 
     @property
     def length(self) -> int:
@@ -149,6 +150,11 @@ class Walk:
         """What a policer counts of the frame as it is now: the outermost tag lies beside a packet, in Linux. Its cost is asked when it comes to the
         hook, and once it was put together, whatever is changed in it later (qdisc_pkt_len)."""
         return self.length - (TAG if is_tagged(self.frame) else 0)
+
+    @property
+    def came(self) -> str:
+        """The device that it came in by (skb_iif): at egress the one it was sent on from, none if it is the host's own."""
+        return self.hook.device if self.hook.direction == "ingress" else self.sender
 
     @property
     def free(self) -> int:
@@ -305,12 +311,12 @@ class Interpreter:
 
     def matches(self, rule: Rule, walk: Walk) -> bool:
         seen = seen_in(walk.frame, walk.missing, *walk.tracked[:4])
-        return rule.protocol in (ETH_ALL, seen["protocol"]) and all(self._match(match, seen, walk.hook) for match in rule.matches)
+        return rule.protocol in (ETH_ALL, seen["protocol"]) and all(self._match(match, seen, walk) for match in rule.matches)
 
     @staticmethod
-    def _match(match: Match, seen: Mapping[str, int], hook: Hook) -> bool:
+    def _match(match: Match, seen: Mapping[str, int], walk: Walk) -> bool:
         if match.name == "indev":
-            return match.device == hook.device
+            return match.device == walk.came
         if match.high is not None:
             return match.value <= seen[match.name] <= match.high
         return seen[match.name] & match.mask == match.value & match.mask
@@ -375,6 +381,7 @@ class Interpreter:
         assert walk.delivery is not None
         hook = Hook(action.device, action.direction)
         onward = Walk(piece.frame, walk.now, hook, piece.missing, walk.hops + 1, walk.bare, mark=walk.mark, priority=walk.priority)
+        onward.sender = walk.hook.device
         if action.kind == "redirect":
             walk.onward, onward.told = onward, walk.told
         self._go(onward, walk.delivery)

@@ -43,11 +43,18 @@ cdef void put_said(Level *v) noexcept nogil:
     v.key.ct_label[0], v.key.ct_label[1] = v.said.label[0], v.said.label[1]
 
 
+cdef inline uint16_t came_by(const Walking *w, const Level *v) noexcept nogil:
+    """The device that a packet came in by (skb_iif): at egress the one it was sent on from, and none if it is the host's own."""
+    if not v.hook & 1:
+        return <uint16_t>(v.hook >> 1)
+    return 0 if v == &w.level[0] else <uint16_t>((v - 1).hook >> 1)
+
+
 cdef void look(Walking *w, Level *v) noexcept nogil:
     """Let packet and key tell what is there now."""
     if not v.parsed:
         read_draft(w, v)
     flower_key(v.draft.data, v.draft.have, v.draft.ethernet, v.draft.family, v.draft.l3, &v.key)
-    v.key.indev = <uint16_t>(v.hook >> 1)
+    v.key.indev = came_by(w, v)
     put_said(v)
     v.keyed = True

@@ -187,6 +187,14 @@ def test_outputs_grow() -> None:
     assert data[int(rows["offset"][-1]) :].tobytes() == frame[:12] + b"\x81\x00\x00\x05" + frame[12:]
 
 
+def test_indev_at_egress_is_where_a_packet_was_sent_on_from() -> None:
+    """Of what the host itself sends it is none (skb_iif)."""
+    out = Hook("eth1", "egress")
+    rules = tuple(rule(prio, Gact(DROP), hook=out, matches=(Match("indev", 0, 0, None, device),)) for prio, device in ((1, "eth1"), (2, "eth0")))
+    own, sent = compared(Ruleset(rules=(rule(1, Mirred("redirect", "eth1")), *rules)), [Coming(SEGMENT, out, 0), Coming(SEGMENT, HOOK, 0)])
+    assert (own.verdict, own.hits, sent.verdict, sent.hits) == ("accept", (), "drop", (0, 2))
+
+
 def test_a_policer_begins_with_the_first_packet_even_if_that_is_too_long() -> None:
     """Which shows when time goes back behind it."""
     police = rule(1, Police(rate=8, burst=72, mtu=60, exceed=DROP))
