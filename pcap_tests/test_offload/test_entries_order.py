@@ -126,36 +126,43 @@ def test_when_all_begins_anew(rig):
     assert rig.backend.resets == 1 and rig.order == [OUT, OUT, DELETE]
 
 
-def test_one_that_others_have_deleted_is_not_let_by_until_it_is_made_again(rig):
+def told(rows) -> list[tuple[int, Op, int]]:
+    """Cookie, op and error of each answer and piece of news."""
+    return [(int(row["cookie"]), Op(row["op"]), int(row["error"])) for row in rows]
+
+
+def test_one_that_is_found_deleted_by_others_is_not_let_by_any_more(rig):
     rig.asked(Op.REPLACE, PLAIN, replies=False)
     rig.deaf()
     conntrack("-F")
-    assert rig.asked(Op.REPLACE, PLAIN) == [errno.EEXIST, 0] and rig.order == [CHANGED, OUT, MADE, IN, IN]
-    assert len(rig.bypass.keys) == 2
+    rig.order.clear()
+    assert rig.backend.submit(commands(Op.REPLACE, PLAIN)[1:], S) == 1
+    assert told(rig.backend.replies(S)) == [(PLAIN.cookie(1), Op.REPLACE, errno.ENOENT), (PLAIN.cookie(0), Op.GONE, 0)]
+    assert rig.order == [CHANGED, OUT] and rig.bypass.keys == set()
 
 
-def test_one_that_others_translate_otherwise_is_not_let_by_until_it_is_made_again(rig):
+def replaced_by_others(rig: Ordered) -> None:
+    """The kernel has another entry of the same original tuple, and does not change that into ours."""
     rig.asked(Op.REPLACE, SNAT, replies=False)
     rig.deaf()
     conntrack("-F")
     with KernelConntrack() as other:
         left_over(other, replace(SNAT, to=("198.51.100.1", 999, "192.0.2.9", 53)))
     rig.fails = errno.EBUSY
+
+
+def test_one_that_others_translate_otherwise_is_not_let_by_until_it_is_made_again(rig):
+    replaced_by_others(rig)
     assert rig.asked(Op.REPLACE, SNAT) == [errno.EEXIST, 0]
-    assert rig.order.index(OUT) < rig.order.index(DELETE) < rig.order.index(MADE) < rig.order.index(IN) and len(rig.bypass.keys) == 2
+    assert rig.order == [CHANGED, OUT, DELETE, MADE, IN, IN] and len(rig.bypass.keys) == 2
 
 
 def test_a_direction_that_is_not_let_by_again_is_told(rig):
     """Another one has taken its place meanwhile."""
-    rig.asked(Op.REPLACE, PLAIN, replies=False)
-    rig.deaf()
-    conntrack("-F")
+    replaced_by_others(rig)
     rig.bypass.taken = set(rig.bypass.keys)
-    wanted = commands(Op.REPLACE, PLAIN)[1:]
-    assert rig.backend.submit(wanted, S) == 1
-    assert [(int(row["cookie"]), Op(row["op"]), int(row["error"])) for row in rig.backend.replies(S)] == [
-        (PLAIN.cookie(1), Op.REPLACE, 0), (PLAIN.cookie(0), Op.GONE, 0)
-    ]  # fmt: skip
+    assert rig.backend.submit(commands(Op.REPLACE, SNAT)[1:], S) == 1
+    assert told(rig.backend.replies(S)) == [(SNAT.cookie(1), Op.REPLACE, 0), (SNAT.cookie(0), Op.GONE, 0)]
     assert len(rig.bypass.keys) == 1 and [int(row["dir"]) for row in rig.backend.held()] == [1]
 
 
