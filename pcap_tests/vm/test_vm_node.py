@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from ctcore.errors import ConfigError
 from datapath.commands.tc.ask import KernelTc
@@ -111,6 +112,13 @@ def test_two_workers_have_their_own(tmp_path, section):
         until(lambda: net.status()["entries"] == 0, "all are gone")
 
 
+def marked(net, talker: socket.socket, mark: int) -> None:
+    """Somebody changes the mark of its entry in the kernel."""
+    (source, sport), (destination, dport) = talker.getsockname(), talker.getpeername()
+    with net.left.here.entered(), NFCTSocket() as netlink:
+        netlink.entry("set", mark=mark, tuple_orig=NFCTAttrTuple(saddr=source, daddr=destination, proto=6, sport=sport, dport=dport))
+
+
 # --- what others do -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -156,10 +164,10 @@ def test_what_others_do_to_rules_devices_and_entries_is_heard_repaired_and_told(
         others(f"tc filter del {theirs}")
         until(lambda: net.status()["tc"]["rules"]["ahead"] == 0, "it is gone")
         # An entry's mark.
-        others(f"conntrack -U -p tcp --dport {port} --mark 9")
+        marked(net, talker, 9)
         audit = net.audit()
         assert [each["what"] for each in audit["findings"]] == ["mark_changed"] and audit["differ"] == 0 and audit["drift"] == 1
-        others(f"conntrack -U -p tcp --dport {port} --mark 0")
+        marked(net, talker, 0)
         # A link that is down.
         with net.left.there.entered():
             subprocess.run(["ip", "link", "set", net.left.far, "down"], check=True)
