@@ -40,7 +40,7 @@ from offload.netlink.monitor import Monitor
 
 LOG = logging.getLogger("ctmirror")
 LIMIT = 10.0  # seconds that the thread has for ending
-SETTLE = 0.02  # seconds in which changes by others are gathered; and never less than the last look took
+SETTLE, MOST_SETTLE = 0.02, 0.5  # seconds in which changes by others are gathered: as long as the last look took, but for these
 PAUSE, MOST_PAUSE = 1.0, 64.0  # seconds until what was refused is tried again
 PATIENCE = 30.0  # seconds that who asks waits
 MOST_SAID = 5  # lines of what is wrong
@@ -175,7 +175,7 @@ class KernelRules:
     def _attend(self) -> None:
         """Other rules, changes by others, what is due again, and what is asked."""
         if self._concerned():
-            time.sleep(max(SETTLE, self._took))
+            time.sleep(min(max(SETTLE, self._took), MOST_SETTLE))
             self._concerned()
             begun = time.monotonic()
             self._try(self._repair)

@@ -358,6 +358,17 @@ def test_a_device_that_is_down_is_told_and_so_is_that_it_is_up_again(caplog):
     assert said == ["offload: eth0 is down: no packet comes through it", "offload: eth0 is up again"]
 
 
+def test_a_look_that_took_long_does_not_keep_the_next_one_or_the_end_waiting():
+    tc = Tc()
+    begun = time.monotonic()
+    with following(tc) as (one, heard, told):
+        one._took = 60.0
+        tc.flush()
+        heard.say(Change(DELETE_QDISC, ETH0, 1))
+        until(lambda: told.all[-1:] == ["mended"])
+    assert time.monotonic() - begun < 5
+
+
 def test_what_is_asked_of_a_thread_that_has_ended_is_refused():
     tc = Tc()
     with following(tc) as (one, _, _told):
