@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offload.backend import BYPASS_KEY, Bypass
 from offload.exact_rules import COMMAND, ExactRules
-from offload.records import COMMAND_DTYPE, REPLY_DTYPE, Op
+from offload.records import COMMAND_DTYPE, Op
 
 MOST_REFUSALS = 65_536  # connections whose refusal is remembered
 THERE = (0, errno.EEXIST)
@@ -38,7 +38,7 @@ class Bypassed:
         self._asked: dict[int, tuple[bytes, int]] = {}  # key and connection, by cookie
         self._undone: set[int] = set()  # cookies whose removal is our own affair
         self._refusals: OrderedDict[int, str] = OrderedDict()
-        self._resets, self._missed = backend.resets, backend.missed
+        self._resets = backend.resets
         backend.emptying = self._take_out_all
 
     @property
@@ -67,10 +67,7 @@ class Bypassed:
         made = rows["op"] == Op.REPLACE
         if made.any():
             self._let_by(rows, np.flatnonzero(made), now)
-        self._take_out(rows["cookie"][(rows["error"] == errno.ENOENT)].tolist())
-        if self.backend.missed != self._missed:
-            self._missed = self.backend.missed
-            rows = np.concatenate([rows, self._gone(now)])
+        self._take_out(rows["cookie"][(rows["error"] == errno.ENOENT) | (rows["op"] == Op.GONE)].tolist())
         return rows
 
     def held(self) -> NDArray[Any]:
@@ -122,16 +119,6 @@ class Bypassed:
     def _take_out_all(self) -> None:
         self._take_out(list(self._keys))
         self._asked.clear()
-
-    def _gone(self, now: int) -> NDArray[Any]:
-        """Others have deleted filters of ours one by one: what has none is not let by, the backend forgets it, and the mirror is told."""
-        there = set(self.backend.held()["cookie"].tolist())
-        gone = [cookie for cookie in self._keys if cookie not in there]
-        self._take_out(gone)
-        self._undo(gone, now)
-        told = np.zeros(len(gone), dtype=REPLY_DTYPE)
-        told["cookie"], told["op"] = gone, Op.GONE
-        return told
 
     def _undo(self, cookies: list[int], now: int) -> None:
         """Have the backend remove directions, whose answers are nobody else's."""

@@ -9,7 +9,7 @@ Not here: filters, which only rules can be compared with (datapath.commands.offl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Drift(StrEnum):
     MARK_CHANGED = "mark changed"
     OFFLOADED_ELSEWHERE = "offloaded elsewhere"
     NOT_OFFLOADED = "not offloaded"
+    SUSPENDED = "suspended"
 
 
 NOTES = frozenset({Drift.NOT_OFFLOADED})
@@ -60,6 +61,10 @@ class Finding(NamedTuple):
     def told(self) -> str:
         return f"{self.what}: {self.about}" + (f": {self.why}" if self.why else "")
 
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"what": self.what.replace(" ", "_"), "drift": self.drift, "about": self.about, "why": self.why or None}
+
 
 class Zone(NamedTuple):
     """Of the kernel's conntrack: connections that are not over, those of them that act_ct would offload (A2.7), and has, and hardware has."""
@@ -71,19 +76,43 @@ class Zone(NamedTuple):
     in_hardware: int
 
 
+class Entries(NamedTuple):
+    """Of a backend's entries in the kernel: those a flow table has, and hardware; the others have no packets just now, or no rule offloads them."""
+
+    entries: int
+    offloaded: int
+    in_hardware: int
+
+
 def of_connections(audit: NDArray[Any], states: NDArray[Any]) -> Iterator[Finding]:
     """audit: AUDIT_DTYPE[n], of Mirror.audit() with what a backend holds; states: conntrack_entries.STATE_DTYPE[n] of the same time."""
-    conns = {int(row["cookie"]) >> 1: int(row["conn"]) for row in states}
+    named = states[np.isin(states["cookie"] >> np.uint64(1), audit["cookie"] >> np.uint64(1))]
+    yield from of_audit(audit, {int(row["cookie"]) >> 1: int(row["conn"]) for row in named})
+    yield from of_states(states)
+
+
+def of_audit(audit: NDArray[Any], conns: Mapping[int, int]) -> Iterator[Finding]:
+    """Of Mirror.audit(). conns: connections by cookie >> 1, where they are known."""
     for row in audit:
         conn = conns.get(int(row["cookie"]) >> 1)
         about = f"connection {conn}" if conn is not None else f"flow {int(row['row'])}"
         yield Finding(OF_AUDIT[int(row["found"])], f"{about}, {DIRECTIONS[row['dir']]} direction")
-    for row in states:
-        about = f"connection {int(row['conn'])}"
-        if row["mark"] != row["meant"]:
-            yield Finding(Drift.MARK_CHANGED, about, f"{int(row['mark']):#x}, and was made with {int(row['meant']):#x}")
-        if row["counted"] and row["packets"].any() and not int(row["status"]) & OFFLOAD:
-            yield Finding(Drift.NOT_OFFLOADED, about, "packets have come, and no flow table has it: none lately, or none by a ct action")
+
+
+def of_states(states: NDArray[Any]) -> Iterator[Finding]:
+    """What the kernel says of entries; marks first. Only what is found takes time."""
+    for row in states[states["mark"] != states["meant"]]:
+        why = f"{int(row['mark']):#x}, and was made with {int(row['meant']):#x}"
+        yield Finding(Drift.MARK_CHANGED, f"connection {int(row['conn'])}", why)
+    waiting = states["counted"] & states["packets"].any(axis=1) & (states["status"] & OFFLOAD == 0)
+    for row in states[waiting]:
+        why = "packets have come, and no flow table has it: none lately, or none by a ct action"
+        yield Finding(Drift.NOT_OFFLOADED, f"connection {int(row['conn'])}", why)
+
+
+def entries_of(states: NDArray[Any]) -> Entries:
+    offloaded, in_hardware = (int(np.count_nonzero(states["status"] & bit)) for bit in (OFFLOAD, HW_OFFLOAD))
+    return Entries(len(states), offloaded, in_hardware)
 
 
 def zones_of(rows: NDArray[Any], status: NDArray[Any]) -> list[Zone]:

@@ -5,7 +5,8 @@
 Theory of operation: sides (offload.sides) say where a direction's packets come in and go out; all filters of one Backend are in two priorities of a
 chain of those hooks, one for IPv4, the next for IPv6. A filter's handle is the lower half of its command's cookie, and the whole cookie is on its
 actions, so that the kernel's list says what is whose. Commands are sent in groups and are done when submit() returns. What others do is heard of by
-a monitor: where a whole priority, chain, qdisc or interface is gone, all of ours is taken away, and hardware has begun anew (resets).
+a monitor: where a whole priority, chain, qdisc or interface is gone, all of ours is taken away, and hardware has begun anew (resets). A filter of
+ours that is gone, or that somebody has replaced in its place, is nothing of ours any more, and the mirror is told (Op.GONE).
 Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; a filter that is known here was
 answered by the kernel; what is no filter of ours is never touched.
 Errors (A8): those of the kernel as they are, with its sentence kept (`refusal`); no side or no translation is EOPNOTSUPP, no interface ENODEV,
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
+from offload.idle_devices import IdleDevices
 from offload.netlink import actions, filters, flower
 from offload.netlink.channel import Channel, NetlinkError
 from offload.netlink.counters import counters_of
@@ -48,8 +50,8 @@ from offload.netlink.exact import (
     form_of,
 )  # fmt: skip
 from offload.netlink.extack import LOST, Answer
-from offload.netlink.links import links
-from offload.netlink.monitor import DELETE_LINK, Change, Monitor
+from offload.netlink.links import NEW_LINK, links, running
+from offload.netlink.monitor import DELETE_LINK, OF_FILTERS, Change, Monitor
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 from offload.sides import Sides
@@ -62,6 +64,7 @@ GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not th
 MOST_PRIO = 0xFFFF
 _NOTHING = Tuple(bytes(16), bytes(16), 0, 0)
 _OWN = (filters.DELETE_FILTER, filters.DELETE_CHAIN)
+_LINKS = (NEW_LINK, DELETE_LINK)
 
 
 class Known(NamedTuple):
@@ -88,19 +91,22 @@ class Asked(NamedTuple):
 
 class ExactRules:
     """See offload.backend. prios: the chain and the first of two priorities, which are ours alone; skip_sw: whose NIC is to have
-    what comes in there, and the kernel not (devices, True: all); most: filters there is room for. emptying: is called ahead of each removal of all
-    filters at once, which nobody has asked for by commands.
+    what comes in there, and the kernel not (devices, True: all); most: filters there is room for; idle: is told of devices. emptying: is called ahead
+    of each removal of all filters at once, which nobody has asked for by commands.
 
     Raises ConfigError if an interface is not there or has foreign filters there, OSError, NetlinkError. A context manager.
     """
 
-    def __init__(self, sides: Sides, prios: Prios = Prios(), *, skip_sw: bool | Collection[str] = False, most: int = 1 << 22) -> None:  # noqa: B008 (a named tuple)
+    def __init__(
+        self, sides: Sides, prios: Prios = Prios(), *, skip_sw: bool | Collection[str] = False, most: int = 1 << 22, idle: IdleDevices | None = None,  # noqa: B008 (a named tuple)
+    ) -> None:  # fmt: skip
         self.sides, self.prios, self.most = sides, prios, most
         if not (0 <= prios.chain <= actions.MOST_CHAIN and 1 <= prios.prio < MOST_PRIO):
             raise ConfigError(f"offload: chain {prios.chain}, priority {prios.prio}: expected 0 to {actions.MOST_CHAIN}, and 1 to {MOST_PRIO - 1}")
         self.channel = Channel()
         self.resets = 0
-        self.missed = 0  # filters of ours that others have deleted one by one, as heard of
+        self.idle = IdleDevices() if idle is None else idle
+        self.missed = 0  # filters of ours that others have deleted or replaced one by one, as heard of
         self.emptying: Callable[[], None] = lambda: None
         self._known: dict[int, Known] = {}  # by handle
         self._replies = Replies()
@@ -111,12 +117,13 @@ class ExactRules:
         self._made: set[int] = set()  # interfaces whose qdisc we have made
         with ExitStack() as stack:
             stack.callback(self.channel.close)
-            self.monitor = Monitor(self.channel.socket)
+            self.monitor = Monitor(self.channel.socket, [prios.name(family).prio for family in FAMILIES])
             stack.callback(self.monitor.close)
             self._attach()
             for device in self._devices:
                 self._check(device)
             self._purge()
+            self._look_at_devices()
             stack.pop_all()
 
     def __enter__(self) -> ExactRules:
@@ -359,10 +366,16 @@ class ExactRules:
     def _heed(self) -> None:
         """Hardware has begun anew if something that holds many filters is gone, and any of ours with it."""
         numbers = set(self._numbers.values())
-        suspicious = False
+        suspicious = linked = False
+        touched: set[int] = set()  # handles
         for change in self.monitor.changes():
-            if change.kind in _OWN and change.handle:
-                self.missed += change.ifindex in numbers and self._in_ours(change)
+            linked |= change.kind in _LINKS and (change.ifindex in numbers or len(numbers) < len(self._devices))
+            if change.kind in OF_FILTERS and change.handle:
+                if change.ifindex in numbers and self._in_ours(change):
+                    self.missed += 1
+                    touched |= {change.handle} & self._known.keys()
+            elif change.kind in (filters.NEW_FILTER, filters.NEW_QDISC):
+                pass  # takes nothing away
             elif change.kind == filters.DELETE_QDISC:
                 suspicious |= change.ifindex in numbers and change.parent == filters.CLSACT_PARENT
             elif change.kind in _OWN:
@@ -373,6 +386,26 @@ class ExactRules:
             self.monitor.overrun, suspicious = False, True
         if suspicious:
             self._verify()
+        self._let_go(touched)
+        if linked:
+            self._look_at_devices()
+
+    def _let_go(self, handles: Collection[int]) -> None:
+        """Of what others have touched, what is not ours any more is the mirror's again, and left to them."""
+        touched = [(handle, known) for handle in handles if (known := self._known.get(handle)) is not None]
+        if not touched:
+            return
+        answers = self.channel.ask([filters.get_filter(known.where, self.prios.name(known.family, handle)) for handle, known in touched])
+        told = {_named(data): data for data in self.channel.echoed}
+        for (handle, known), answer in zip(touched, answers, strict=True):
+            data = told.get((known.where.ifindex, handle))
+            if (data is None and answer.error not in GONE) or (data is not None and cookie_in(data) == known.cookie):
+                continue
+            del self._known[handle]
+            self._replies.say(known.cookie, Op.GONE)
+
+    def _look_at_devices(self) -> None:
+        self.idle.look(lambda: running(self.channel), self._devices)
 
     def _in_ours(self, change: Change) -> bool:
         return change.chain == self.prios.chain and change.prio in (self.prios.name(family).prio for family in FAMILIES)
@@ -381,7 +414,9 @@ class ExactRules:
         """Whether all that should be there is; else everything begins anew."""
         numbers = dict(self._numbers)
         self._attach()
-        there = sum(len(self._ours(filters.Where(number), terse=True)) for number in numbers.values() if number in self._numbers.values())
+        cookies = {known.cookie for known in self._known.values()}
+        listed = (data for number in numbers.values() if number in self._numbers.values() for data in self._ours(filters.Where(number), terse=True))
+        there = sum(cookie_in(data) in cookies for data in listed)
         if there < len(self._known) or any(self._numbers.get(device) != number for device, number in numbers.items()):
             self._purge()
             self._replies.clear()

@@ -32,12 +32,19 @@ def audited(work: Offloaded) -> NDArray[Any]:
 def differences(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> Iterator[str]:
     """A line for each rule that differs. held: what Backend.held() has said; found: AUDIT_DTYPE[n]."""
     of_cookie = {int(rule["cookie"]): rule for rule in held[np.isin(held["cookie"], found["cookie"])]}
+    conns = conns_of(mirror, held, found)
     for each in found:
-        rule, known = of_cookie.get(int(each["cookie"])), mirror.why(int(each["row"])) if each["row"] < mirror.size else None
-        conn = int(rule["conn"]) if rule is not None else known["conn"] if known else None
+        rule, conn = of_cookie.get(int(each["cookie"])), conns.get(int(each["cookie"]) >> 1)
         whose = "a connection that nobody knows" if conn is None else f"connection {conn}"
         what = f": {described(rule['match'], turned=False)}" if rule is not None else ""
         yield f"{whose}, {DIRECTIONS[each['dir']]} direction: {SENTENCES[Found(int(each['found']))]}{what}"
+
+
+def conns_of(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> dict[int, int]:
+    """Whose rules these are: connections by cookie >> 1, as far as they are known to hardware or to the mirror."""
+    known = {int(each["cookie"]) >> 1: mirror.why(int(each["row"])) for each in found if each["row"] < mirror.size}
+    conns = {number: int(told["conn"]) for number, told in known.items() if told}
+    return conns | {int(rule["cookie"]) >> 1: int(rule["conn"]) for rule in held[np.isin(held["cookie"], found["cookie"])]}
 
 
 def figures(mirror: Mirror, held: NDArray[Any], found: NDArray[Any]) -> dict[str, int]:

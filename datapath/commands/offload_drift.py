@@ -19,7 +19,6 @@ from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import rule_line
 from offload.drift import Drift, Finding, Zone, of_zones, zones_of
 from offload.netlink.conntrack import KernelConntrack
-from offload.netlink.links import down
 
 MISSING = {tc.Qdisc: Drift.QDISC_MISSING, tc.Template: Drift.CHAIN_MISSING, tc.Rule: Drift.FILTER_MISSING}
 
@@ -27,9 +26,7 @@ MISSING = {tc.Qdisc: Drift.QDISC_MISSING, tc.Template: Drift.CHAIN_MISSING, tc.R
 def found_in_kernel(wanted: tc.Ruleset) -> tuple[list[Finding], list[Zone], int]:
     """What is otherwise, the zones of the kernel's conntrack, and how many rules are as they are meant. Raises NetlinkError, PermissionError."""
     with KernelTc(MARK) as kernel:
-        there, missing = _here(wanted, kernel)
-        plan = planned(there, kernel.listed(hooks_of(there)))
-        found = [*missing, *of_plan(plan), *_idle(there, kernel)]
+        found, plan = _compared(wanted, kernel)
     try:
         with KernelConntrack() as conntrack:
             zones = zones_of(*conntrack.all())
@@ -38,13 +35,24 @@ def found_in_kernel(wanted: tc.Ruleset) -> tuple[list[Finding], list[Zone], int]
     return [*found, *of_zones(zones, zones_meant(wanted))], zones, plan.same
 
 
+def found_of_rules(wanted: tc.Ruleset, kernel: KernelTc) -> list[Finding]:
+    """What of them is otherwise in TC, and which of their devices are not there or down. kernel: as it is now. Raises NetlinkError."""
+    return _compared(wanted, kernel)[0]
+
+
+def _compared(wanted: tc.Ruleset, kernel: KernelTc) -> tuple[list[Finding], Plan]:
+    there, missing = _here(wanted, kernel)
+    plan = planned(there, kernel.listed(hooks_of(there)))
+    return [*missing, *of_plan(plan), *_idle(there, kernel)], plan
+
+
 def zones_meant(wanted: tc.Ruleset) -> set[int]:
     return {action.zone for rule in wanted.rules for action in rule.actions if isinstance(action, tc.Ct) and not action.clear}
 
 
 def of_plan(plan: Plan) -> Iterator[Finding]:
     """A rule that another one of ours has the name of is changed, also where the kernel would not replace it in place."""
-    for line in plan.conflicts:
+    for line in (*plan.conflicts, *plan.ahead):
         yield Finding(Drift.FILTER_FOREIGN, line)
     rules = [step for step in plan.steps if isinstance(step.part, tc.Rule)]
     gone = {_name(step.part) for step in rules if step.do == DELETE and isinstance(step.part, tc.Rule)}
@@ -83,9 +91,10 @@ def _here(wanted: tc.Ruleset, kernel: KernelTc) -> tuple[tc.Ruleset, list[Findin
 
 
 def _idle(wanted: tc.Ruleset, kernel: KernelTc) -> Iterator[Finding]:
-    without = down(kernel.channel)
-    for device in sorted({hook.device for hook in hooks_of(wanted) if hook.block is None} & without):
-        yield Finding(Drift.DEVICE_DOWN, device, "no packet comes through it")
+    running = kernel.running()
+    for device in sorted({hook.device for hook in hooks_of(wanted) if hook.block is None}):
+        if not running.get(device, True):
+            yield Finding(Drift.DEVICE_DOWN, device, "no packet comes through it")
 
 
 # --- as it is shown ---------------------------------------------------------------------------------------------------------------------------
@@ -103,7 +112,4 @@ def lines(found: list[Finding], zones: list[Zone], same: int) -> Iterator[str]:
 
 
 def document(found: list[Finding], zones: list[Zone], same: int, rules: str) -> dict[str, Any]:
-    findings = [
-        {"what": finding.what.replace(" ", "_"), "drift": finding.drift, "about": finding.about, "why": finding.why or None} for finding in found
-    ]
-    return {"rules": rules, "same": same, "findings": findings, "zones": [zone._asdict() for zone in zones]}
+    return {"rules": rules, "same": same, "findings": [finding.record() for finding in found], "zones": [zone._asdict() for zone in zones]}

@@ -12,11 +12,11 @@ Not here: jobs and requests (datapath.live), what is printed (offload_node).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctcore.types import Dir, Proto, State, Status, TcpState
 from datapath.commands.nic_option import mirror_settings
-from datapath.commands.offload_audit import JOBS, differences, figures
+from datapath.commands.offload_audit import JOBS, conns_of, differences, figures
 from datapath.commands.offload_notes import FlowNotes
 from datapath.commands.offload_said import ITEMS, says
 from datapath.commands.offload_watch import Watched
@@ -27,6 +27,7 @@ from offload.backend import Backend
 from offload.contract import admission
 from offload.contract.objects import Conn, Tuple
 from offload.contract.why import Why
+from offload.drift import Entries, Finding, of_audit
 from offload.mirror import OUTCOMES, Mirror
 from offload.pump import pump
 
@@ -38,11 +39,21 @@ if TYPE_CHECKING:
     from offload.simnic.profile import Profile
 
 MOST = 1024  # asks, and commands, of one turn: some 0.2 ms
-MOST_DIFFERENCES = 100  # lines of an audit
+MOST_DIFFERENCES, MOST_FINDINGS = 100, 100  # lines of an audit
 OPS = {"replace": "add", "destroy": "del", "stats": "stats"}
 DIRECTIONS = ("original", "reply")
 REFUSED = {Why.HW_FULL: "refused_full", Why.DRV_UNSUPPORTED: "refused_unsupported", Why.HW_REFUSED: "refused_other", Why.HW_SILENT: "lost"}
 COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "withdrawn", "strange")
+
+
+class Look(NamedTuple):
+    """What there is to be compared. held: as Backend.held() said; findings: of the kernel, at most MOST_FINDINGS, those first that are drift; drift:
+    how many that are in all; entries: of the kernel's conntrack, None: the backend has none there."""
+
+    held: NDArray[Any]
+    findings: tuple[Finding, ...] = ()
+    drift: int = 0
+    entries: Entries | None = None
 
 
 class Live:
@@ -70,7 +81,7 @@ class Live:
     def start(self) -> None:
         """No threads of its own."""
 
-    def held(self) -> NDArray[Any] | None:
+    def look(self) -> Look | None:
         """Only the worker itself may ask the backend."""
         return None
 
@@ -119,10 +130,16 @@ class Live:
     def reasons(self, rows: range) -> tuple[dict[str, int], int]:
         return {str(why): n for why, n in self.mirror.reasons(rows).items() if why is not None}, self.mirror.used
 
-    def audit(self, held: NDArray[Any] | None = None) -> dict[str, Any]:
-        held = self.backend.held() if held is None else held
-        found = self.mirror.audit(held)
-        return {**figures(self.mirror, held, found), "differences": list(differences(self.mirror, held, found[:MOST_DIFFERENCES]))}
+    def audit(self, look: Look | None = None) -> dict[str, Any]:
+        look = Look(self.backend.held()) if look is None else look
+        found = self.mirror.audit(look.held)
+        told, some = figures(self.mirror, look.held, found), found[:MOST_DIFFERENCES]
+        kernel = [] if look.entries is None else list(of_audit(some, conns_of(self.mirror, look.held, some)))
+        return {
+            **told, "differences": list(differences(self.mirror, look.held, some)), "drift": look.drift + (told["differ"] if kernel else 0),
+            "findings": [finding.record() for finding in (*kernel, *look.findings)],
+            "entries": None if look.entries is None else look.entries._asdict(),
+        }  # fmt: skip
 
     # --- one connection ------------------------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from datapath.commands.offload_said import cited
 from datapath.hints import counted
 from datapath.names import printable
 from datapath.report import count, size_text
+from offload.drift import OF_AUDIT, Drift, Finding
 
 if TYPE_CHECKING:
     from datapath.live.client import Client
 
 Rows = Iterator[tuple[str, str]]
 DIRECTIONS = ("original", "reply")
+AUDITED = ("held", "wanted", "differ", "pending", "differences", "drift", "findings", "entries")
 JOBS = {"add": "to add", "del": "to remove", "stats": "to count"}
 
 
@@ -90,6 +92,10 @@ def _tc(told: Mapping[str, Any] | None) -> Rows:
         refused = f", {rules['refused']:,} refused" if rules["refused"] else ""
         state = "as they should be" if rules["whole"] else "not as they should be, so connections are software's"
         yield "TC rules", f"{rules['rules']:,}{refused}: {state}; changed {rules['changes']:,} and put back {counted(rules['repairs'], 'time')}"
+        if rules["ahead"]:
+            yield "", f"{counted(rules['ahead'], 'filter')} of others before them: see `ctmirror offload audit`"
+    for device, what in told["idle"].items():
+        yield what.partition(" ")[0], f"{device}: {what.partition(' ')[2]}"
 
 
 def _percent(part: int, whole: int) -> str:
@@ -159,10 +165,26 @@ def show_audit(client: Client, file: IO[Any], *, quiet: bool, as_json: bool) -> 
     """The exit code."""
     told = client.ask("offload_audit")
     if as_json and not quiet:
-        document = {"agree": not told["differ"], **{name: told[name] for name in ("held", "wanted", "differ", "pending", "differences")}}
+        document = {"agree": not (told["differ"] or told["drift"]), **{name: told[name] for name in AUDITED}}
         click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), file=file)
     elif not quiet:
         for line in told["differences"]:
             click.echo(printable(line), file=file)
+        for line in _found(told):
+            click.echo(printable(line), file=file)
         click.echo(verdict(told), file=file)
-    return int(told["differ"] > 0)
+    return int(told["differ"] > 0 or told["drift"] > 0)
+
+
+def _found(told: Mapping[str, Any]) -> Iterator[str]:
+    """What is beside the rules that a line each has been said of."""
+    for each in told["findings"]:
+        what = each["what"].replace("_", " ")
+        if what not in OF_AUDIT.values():
+            yield Finding(Drift(what), each["about"], each["why"] or "").told()
+    if told["entries"] is not None:
+        entries = told["entries"]
+        yield (
+            f"{count(entries['entries'])} of the kernel's connections are ours: {count(entries['offloaded'])} offloaded, "
+            f"{count(entries['in_hardware'])} in hardware"
+        )

@@ -14,12 +14,17 @@ Not here: which way (offload_ways), rules (tc.following), threads (offload.threa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ctcore.errors import ConfigError, CtmirrorError
-from datapath.commands.offload_live import Live
+from datapath.commands.offload_drift import found_of_rules
+from datapath.commands.offload_live import MOST_FINDINGS, Live, Look
 from datapath.commands.offload_ways import KERNEL, NIC, Prober, Way, chosen, probe
 from datapath.commands.tc.ask import KernelTc
 from datapath.commands.tc.following import KernelRules, Unfit
@@ -31,13 +36,16 @@ from datapath.ruled import RulePipeline
 from offload.backend import Bypass
 from offload.bypassed import Bypassed
 from offload.conntrack_entries import ConntrackEntries
+from offload.drift import Drift, Finding, entries_of, of_states
 from offload.exact_rules import ExactRules
+from offload.idle_devices import IdleDevices
 from offload.mirror import Mirror
 from offload.mirror_settings import MirrorSettings
 from offload.netlink.exact import Prios
 from offload.netlink.monitor import Monitor
+from offload.records import COMMAND_DTYPE
 from offload.sides import Sides, side
-from offload.threaded import STATES, Kept, Threaded
+from offload.threaded import STATES, SUSPENDED, Down, Kept, Threaded
 from offload.trials import PIPELINE
 
 if TYPE_CHECKING:
@@ -55,10 +63,10 @@ def sides_of(section: OffloadSection) -> Sides:
 
 
 class Shared:
-    """What all workers of a node have together. why: not more, a line for each better way."""
+    """What all workers of a node have together. why: not more, a line for each better way; idle: devices that no packet comes through."""
 
-    def __init__(self, way: Way, why: Sequence[str], rules: KernelRules | None, bypass: XdpBypass | None) -> None:
-        self.way, self.why, self.rules, self.bypass = way, tuple(why), rules, bypass
+    def __init__(self, way: Way, why: Sequence[str], rules: KernelRules | None, bypass: XdpBypass | None, idle: IdleDevices) -> None:
+        self.way, self.why, self.rules, self.bypass, self.idle = way, tuple(why), rules, bypass, idle
         self.threads: list[Threaded] = []
         self.open = 0  # workers that are not closed
 
@@ -137,15 +145,41 @@ class KernelLive(Live):
         }  # fmt: skip
         if self.number == 0:
             told["rules"] = None if self.shared.rules is None else self.shared.rules.figures()
+            told["idle"] = {device: str(what) for device, what in self.shared.idle.idle.items()}
         return {**super().about(), "tc": told}
 
-    def held(self) -> Any:
-        return self.threaded.held()
+    def look(self) -> Look:
+        """What the backend holds, and what the kernel says of it; of the first worker also what it says of rules and devices. While rules are missing
+        nothing is held, which is drift."""
+        found = list(self._of_node()) if self.number == 0 else []
+        states = None
+        try:
+            held, states = self.threaded.ask(_listed)
+        except Down:
+            if self.threaded.state != SUSPENDED:
+                raise
+            held = np.empty(0, dtype=COMMAND_DTYPE)
+            found.append(Finding(Drift.SUSPENDED, f"worker {self.number}", self.threaded.said))
+        drift = sum(finding.drift for finding in found)
+        if states is not None:
+            drift += int(np.count_nonzero(states["mark"] != states["meant"]))
+            found += islice(of_states(states), MOST_FINDINGS)
+        found.sort(key=lambda finding: not finding.drift)
+        return Look(held, tuple(found[:MOST_FINDINGS]), drift, None if states is None else entries_of(states))
+
+    def _of_node(self) -> Iterable[Finding]:
+        """Raises CtmirrorError."""
+        return self.shared.idle.findings() if self.shared.rules is None else self.shared.rules.ask(found_of_rules)
 
     def _why_of(self, conn: Any) -> dict[str, Any]:
         told = super()._why_of(conn)
         number = int(conn["flow"]["id"][0])
         return {**told, "kernel": self.threaded.refusal(number) if not told["hardware"] else ""}
+
+
+def _listed(backend: Kept) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """What it holds, and what the kernel says of entries, at one time."""
+    return backend.held(), backend.states() if isinstance(backend, ConntrackEntries) else None
 
 
 class TcFactory:
@@ -155,6 +189,7 @@ class TcFactory:
         self.config, self.prober = config, prober
         self.shared: Shared | None = None
         self._rules: KernelRules | None = None
+        self._idle = IdleDevices()
 
     def __call__(self, pipeline: RulePipeline, number: int, workers: int) -> KernelLive | None:
         """Raises ConfigError, NetlinkError, KernelError, OSError."""
@@ -193,7 +228,7 @@ class TcFactory:
             if rules is not None:
                 rules.close()
             raise
-        return Shared(way, why, rules, bypass)
+        return Shared(way, why, rules, bypass, self._idle)
 
     def _warn(self, way: Way) -> None:
         for iface in self.config.iface:
@@ -213,7 +248,7 @@ class TcFactory:
         keep = self.config.offload.rules == "keep"
         try:
             self._rules = KernelRules(
-                kernel, monitor, ruleset, keep=keep, in_hardware=way.where == NIC, broken=self._broken, mended=self._mended
+                kernel, monitor, ruleset, keep=keep, in_hardware=way.where == NIC, broken=self._broken, mended=self._mended, idle=self._idle
             )  # fmt: skip
         except Unfit as error:
             return error.lines
@@ -239,7 +274,7 @@ class TcFactory:
         sides, prios, nic = sides_of(section), Prios(0, section.prio + 2 * number), shared.way.where == NIC
 
         def made() -> Kept:
-            exact = ExactRules(sides, prios, skip_sw=nic, most=divided(MOST_FLOWS, workers))
+            exact = ExactRules(sides, prios, skip_sw=nic, most=divided(MOST_FLOWS, workers), idle=shared.idle)
             return exact if bypass is None else Bypassed(exact, bypass)
 
         return made

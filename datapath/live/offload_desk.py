@@ -29,7 +29,6 @@ EACH = 32  # connections that a job explains
 MOST, FEW = 1000, 20
 MOST_LINES = 100
 LOOKS = 3  # at what differs
-NUMBERS = ("held", "wanted", "differ", "pending")
 
 
 async def software_flows(node: Node) -> dict[str, int]:
@@ -52,8 +51,22 @@ def _why(conns: NDArray[Any], worker: Worker) -> list[dict[str, Any]]:
     return [] if worker.offload is None else worker.offload.why(conns)
 
 
-def _audit(held: NDArray[Any] | None, worker: Worker) -> dict[str, Any]:
-    return {} if worker.offload is None else worker.offload.audit(held)
+def _audit(look: Any, worker: Worker) -> dict[str, Any]:
+    return {} if worker.offload is None else worker.offload.audit(look)
+
+
+def _still(told: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Of an audit what an earlier one has found, too; and notes, which are as of now."""
+    known = {(each["what"], each["about"]) for each in before["findings"]}
+    lines = [line for line in told["differences"] if line in before["differences"]]
+    findings = [each for each in told["findings"] if not each["drift"] or (each["what"], each["about"]) in known]
+    fewer = {"differ": (lines, told["differences"]), "drift": (findings, told["findings"])}
+    numbers = {name: told[name] if len(left) == len(all_) else _counted(left) for name, (left, all_) in fewer.items()}
+    return {**told, "differences": lines, "findings": findings, **numbers}
+
+
+def _counted(left: list[Any]) -> int:
+    return sum(not isinstance(each, dict) or each["drift"] for each in left)
 
 
 class OffloadDesk:
@@ -104,28 +117,29 @@ class OffloadDesk:
         yield Done({"count": count, "shown": shown})
 
     async def audit(self, session: Session, request: Message) -> Answer:
-        """What hardware holds against what it should hold. Each worker's in one job: it has to stand still for that."""
+        """What hardware holds against what it should hold, and the kernel against the node. Each worker's in one job: it has to stand still for
+        that."""
         self._check()
         parts = [await self._audited(worker) for worker in self.node.workers]
-        lines = [line for part in parts for line in part["differences"]]
-        yield Done({**{name: sum(part[name] for part in parts) for name in NUMBERS}, "differences": lines[:MOST_LINES]})
+        whole = merged(parts)
+        found = sorted(whole["findings"], key=lambda each: not each["drift"])
+        yield Done({**whole, "differences": whole["differences"][:MOST_LINES], "findings": found[:MOST_LINES]})
 
     async def _audited(self, worker: Worker) -> dict[str, Any]:
         """Where what hardware has is listed while the worker goes on, flows come and go meanwhile: only what differs each time is told."""
         assert worker.offload is not None
-        lines: set[str] | None = None
+        found: dict[str, Any] | None = None
         for _ in range(LOOKS):
             try:
-                held = await asyncio.to_thread(worker.offload.held)
-                told = await self.desk.ask_one(worker, partial(_audit, held))
+                look = await asyncio.to_thread(worker.offload.look)
+                told = await self.desk.ask_one(worker, partial(_audit, look))
             except CtmirrorError as error:
                 raise RequestError(str(error)) from None
-            differs = [line for line in told["differences"] if lines is None or line in lines]
-            if held is None or not differs:
+            found = told if found is None else _still(told, found)
+            if look is None or not (found["differ"] or found["drift"]):
                 break
-            lines = set(differs)
-        differ = told["differ"] if len(differs) == len(told["differences"]) else len(differs)
-        return {**told, "differences": differs, "differ": differ}
+        assert found is not None
+        return found
 
 
 def _whole(request: Message, name: str, default: int, least: int, most: int) -> int:

@@ -5,7 +5,7 @@
           -> turn(now)                                          flow table, mirror and backend tell each other what has changed
     node  -> prepare(program), take(prepared)                   other rules
     desk  -> figures(), reasons(range), why(conns), audit()     jobs of the worker
-          -> held()                                             beforehand, in a thread of its own, if that may take its time
+          -> look()                                             beforehand, in a thread of its own, if that may take its time
 
 Theory of operation: a node knows neither mirrors nor backends; who puts it together (datapath.commands) hands in a factory, which makes such a thing
 for each worker's pipeline. A backend that frames meet is a front; one that is told by netlink has turns only. Where the kernel forwards what it was
@@ -83,12 +83,14 @@ class Offloading(Protocol):
     def close(self) -> None:
         """The worker has ended: nothing is to stay in hardware. A second time, nothing."""
 
-    def held(self) -> NDArray[Any] | None:
-        """What hardware holds, asked while the worker works, from any thread; None: audit() asks that itself. Raises CtmirrorError."""
+    def look(self) -> Any:
+        """What hardware holds, and what else is otherwise there; asked while the worker works, from any thread; None: audit() asks that itself.
+        Raises CtmirrorError."""
 
-    def audit(self, held: NDArray[Any] | None = None) -> dict[str, Any]:
-        """held, wanted: rules; pending: flows with a job on its way; differs: a record for each rule, `differences` how many they are. held: as
-        held() said: what has changed since then differs, too. Raises CtmirrorError."""
+    def audit(self, look: Any = None) -> dict[str, Any]:
+        """held, wanted: rules; pending: flows with a job on its way; differ: rules, of which `differences` has a line each; drift: of the kernel,
+        `findings` a record each, notes as well (offload.drift), of the first worker those of the whole node; entries: numbers, or None. look: as
+        look() said: what has changed since then differs, too. Raises CtmirrorError."""
 
 
 # Of a worker's pipeline, its number, and how many workers there are; None: nothing is offloaded.

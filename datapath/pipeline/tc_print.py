@@ -50,13 +50,13 @@ def qdisc_line(qdisc: Qdisc) -> str:
 
 
 def template_line(template: Template) -> str:
-    words = ["tc chain add", _hook(template.hook), f"protocol {ethertype_text(template.protocol)} chain {template.chain} flower"]
+    words = ["tc chain add", hook_text(template.hook), f"protocol {ethertype_text(template.protocol)} chain {template.chain} flower"]
     return " ".join([*words, *_matches(template.protocol, template.matches)])
 
 
 def rule_line(rule: Rule, cookie: bytes = b"", verb: str = "add") -> str:
     """cookie: on each action; verb: add, replace."""
-    words = [f"tc filter {verb}", _hook(rule.hook), f"protocol {ethertype_text(rule.protocol)}"]
+    words = [f"tc filter {verb}", hook_text(rule.hook), f"protocol {ethertype_text(rule.protocol)}"]
     words += [f"prio {rule.prio}"] if rule.prio else []
     words += [f"chain {rule.chain}"]
     words += [f"handle {rule.handle:#x}"] if rule.handle else []
@@ -69,11 +69,11 @@ def rule_line(rule: Rule, cookie: bytes = b"", verb: str = "add") -> str:
 def removal_line(rule: Rule) -> str:
     """Of one filter, by its name."""
     protocol = ethertype_text(rule.protocol)
-    return f"tc filter del {_hook(rule.hook)} protocol {protocol} prio {rule.prio} chain {rule.chain} handle {rule.handle:#x} flower"
+    return f"tc filter del {hook_text(rule.hook)} protocol {protocol} prio {rule.prio} chain {rule.chain} handle {rule.handle:#x} flower"
 
 
 def chain_removal_line(template: Template) -> str:
-    return f"tc chain del {_hook(template.hook)} chain {template.chain}"
+    return f"tc chain del {hook_text(template.hook)} chain {template.chain}"
 
 
 def flags_text(rule: Rule) -> str:
@@ -81,7 +81,7 @@ def flags_text(rule: Rule) -> str:
     return " ".join([*(name for name in ("skip_sw", "skip_hw") if getattr(rule, name)), "not_in_hw"])
 
 
-def _hook(hook: Hook) -> str:
+def hook_text(hook: Hook) -> str:
     return f"block {hook.block}" if hook.block is not None else f"dev {shlex.quote(hook.device)} {hook.direction}"
 
 

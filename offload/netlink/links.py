@@ -26,9 +26,9 @@ def links(channel: Channel) -> dict[str, int]:
     return {name: number for name, number, _ in _listed(channel)}
 
 
-def down(channel: Channel) -> set[str]:
-    """Interfaces that no packet comes through: not up, or without a carrier. Raises NetlinkError, Malformed."""
-    return {name for name, _, flags in _listed(channel) if flags & RUNNING != RUNNING}
+def running(channel: Channel) -> dict[str, bool]:
+    """Of each interface whether packets come through: it is up, and has a carrier. Raises NetlinkError, Malformed."""
+    return {name: flags & RUNNING == RUNNING for name, _, flags in _listed(channel)}
 
 
 def _listed(channel: Channel) -> Iterator[tuple[str, int, int]]:

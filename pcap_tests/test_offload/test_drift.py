@@ -8,7 +8,7 @@ import pytest
 from ctcore.ctnetlink import Ask
 from ctcore.types import CONN_DTYPE, Status
 from offload.conntrack_entries import STATE_DTYPE, ConntrackEntries
-from offload.drift import Drift, Finding, Zone, of_connections, of_zones, zones_of
+from offload.drift import Drift, Entries, Finding, Zone, entries_of, of_connections, of_states, of_zones, zones_of
 from offload.mirror import AUDIT_DTYPE, Found
 from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD
 from pcap_tests.test_datapath.tabled import Tcp
@@ -78,6 +78,16 @@ def test_a_connection_that_no_flow_table_has_is_a_note(counted, packets, status,
     states["counted"], states["packets"], states["status"] = counted, packets, status | ALL
     found = list(of_connections(np.zeros(0, dtype=AUDIT_DTYPE), states))
     assert [(finding.what, finding.drift) for finding in found] == [(Drift.NOT_OFFLOADED, False)] * noted
+
+
+def test_of_many_entries_those_with_other_marks_come_first():
+    states = np.zeros(4, dtype=STATE_DTYPE)
+    states["conn"], states["mark"], states["meant"] = [0, 1, 2, 3], [1, 0, 1, 5], [1, 0, 1, 4]
+    states["counted"], states["packets"], states["status"] = True, 5, [0, OFFLOAD, OFFLOAD | HW_OFFLOAD, 0]
+    assert kinds(of_states(states)) == [
+        (Drift.MARK_CHANGED, "connection 3"), (Drift.NOT_OFFLOADED, "connection 0"), (Drift.NOT_OFFLOADED, "connection 3"),
+    ]  # fmt: skip
+    assert entries_of(states) == Entries(4, 2, 1) and entries_of(states[:0]) == Entries(0, 0, 0)
 
 
 def test_zones_are_counted():

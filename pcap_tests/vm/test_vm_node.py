@@ -6,12 +6,17 @@ import re
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from ctcore.errors import ConfigError
-from pcap_tests.test_datapath.test_live.offloading_node import said, talking
+from datapath.commands.tc.ask import KernelTc
+from datapath.pipeline.rules import DROP, Gact, Hook
+from datapath.pipeline.tc_print import rule_line
+from pcap_tests.test_datapath.test_live.offloading_node import NOTHING, said, talking
 from pcap_tests.test_datapath.test_live.test_node import IPV4, SERVER, TRANSLATING
 from pcap_tests.test_datapath.test_live.test_workers import echoing, echoing_tcp
 from pcap_tests.vm.offloaded_node import EXACT, PIPELINE, Conn, filters, kernel_conns, offloaded, until
@@ -37,7 +42,9 @@ def test_a_connection_is_the_kernel_s_until_its_fin(tmp_path, section, rules):
             assert in_kernel(net, talker, 50)
             (conn,) = net.why(dport=port)
             assert conn["offload"]["hardware"] == ["original", "reply"] and "hw-offload" in conn["status"]
-            assert net.audit() == {"held": 2, "wanted": 2, "differ": 0, "pending": 0, "differences": []}
+            entries = None if section is EXACT else {"entries": 1, "offloaded": 1, "in_hardware": 0}
+            assert net.audit() == {**NOTHING, "held": 2, "wanted": 2, "entries": entries}
+            assert (net.status()["tc"]["rules"] or {"heard": 0})["heard"] == 0, "what a node does itself is no news"
             if section is PIPELINE:
                 (line,) = kernel_conns(net)
                 assert "[OFFLOAD]" in line and f"dport={port}" in line and min(map(int, re.findall(r"packets=(\d+)", line))) >= 50
@@ -97,9 +104,19 @@ def test_two_workers_have_their_own(tmp_path, section):
         for talker in talkers:
             said(talker, 5)
         assert net.status()["packets"]["software"] - before <= 6 and net.audit()["held"] == 12 and net.audit()["differ"] == 0
+        if section is EXACT:
+            backends = [net.node.workers[at].offload.threaded.ask(lambda backend: backend.backend) for at in range(2)]
+            assert [(backend.missed, backend.resets) for backend in backends] == [(0, 0)] * 2, "what the other one does is no news"
         for talker in talkers:
             talker.close()
         until(lambda: net.status()["entries"] == 0, "all are gone")
+
+
+def marked(net, talker: socket.socket, mark: int) -> None:
+    """Somebody changes the mark of its entry in the kernel."""
+    (source, sport), (destination, dport) = talker.getsockname(), talker.getpeername()
+    with net.left.here.entered(), NFCTSocket() as netlink:
+        netlink.entry("set", mark=mark, tuple_orig=NFCTAttrTuple(saddr=source, daddr=destination, proto=6, sport=sport, dport=dport))
 
 
 # --- what others do -----------------------------------------------------------------------------------------------------------------------------
@@ -117,6 +134,77 @@ def test_rules_that_others_delete_are_put_back_and_connections_go_on(tmp_path, l
         assert in_kernel(net, talker) and net.status()["tc"]["rules"]["whole"] == 1 and net.audit()["differ"] == 0
         assert net.metric("ctmirror_offload_tc_repairs_total") == 1 and net.metric('ctmirror_offload_threads{state="working"}') == 1
     assert any("rules in TC were changed by others" in record.getMessage() for record in caplog.records)
+
+
+def test_what_others_do_to_rules_devices_and_entries_is_heard_repaired_and_told(tmp_path, caplog):
+    """One after the other, at the same node."""
+    caplog.set_level("INFO")
+    with offloaded(tmp_path, PIPELINE) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+
+        def others(*lines: str) -> None:
+            with net.left.here.entered():
+                for line in lines:
+                    subprocess.run(line.split(), check=True, capture_output=True)
+
+        def said_in_audit() -> list[str]:
+            return [each["what"] for each in net.audit()["findings"] if each["drift"]]
+
+        assert in_kernel(net, talker)
+        # A rule is replaced in its place.
+        rule = next(rule for rule in net.node.workers[0].pipeline.program.ruleset.rules if (rule.hook.device, rule.chain) == ("left", 0))
+        others(rule_line(replace(rule, actions=(Gact(DROP),)), b"", "replace"))
+        until(lambda: net.status()["tc"]["rules"]["repairs"] == 1, "it is put back")
+        until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "it is the kernel's again")
+        assert in_kernel(net, talker) and said_in_audit() == []
+        # A filter of somebody's before ours.
+        theirs = f"dev left ingress protocol ip prio {rule.prio} chain 0 handle 0x77 flower"
+        others(f"tc filter add {theirs} ip_proto sctp action drop")
+        until(lambda: net.status()["tc"]["rules"]["ahead"] == 1, "it is told")
+        assert in_kernel(net, talker) and said_in_audit() == ["filter_foreign"] and net.status()["tc"]["rules"]["repairs"] == 1
+        others(f"tc filter del {theirs}")
+        until(lambda: net.status()["tc"]["rules"]["ahead"] == 0, "it is gone")
+        # An entry's mark.
+        marked(net, talker, 9)
+        audit = net.audit()
+        assert [each["what"] for each in audit["findings"]] == ["mark_changed"] and audit["differ"] == 0 and audit["drift"] == 1
+        marked(net, talker, 0)
+        # A link that is down.
+        with net.left.there.entered():
+            subprocess.run(["ip", "link", "set", net.left.far, "down"], check=True)
+        until(lambda: net.status()["tc"]["idle"] == {"left": "device down"}, "it is down")
+        assert said_in_audit() == ["device_down"] and net.status()["tc"]["rules"]["whole"] == 1
+        with net.left.there.entered():
+            subprocess.run(["ip", "link", "set", net.left.far, "up"], check=True)
+        until(lambda: net.status()["tc"]["idle"] == {}, "it is up")
+        said(talker, 3)
+        # A device that is gone, with its rules.
+        with net.left.there.entered():
+            subprocess.run(["ip", "link", "del", net.left.far], check=True)
+        until(lambda: net.status()["tc"]["idle"] == {"left": "device missing"}, "it is gone")
+        until(lambda: net.status()["tc"]["rules"]["whole"] == 0 and net.status()["entries"] == 0, "nothing is the kernel's any more")
+        assert said_in_audit()[0] == "device_missing" and kernel_conns(net) == [] and "no interface left" in net.status()["tc"]["said"][0]
+    said_all = [record.getMessage() for record in caplog.records]
+    for line in ("left is down: no packet comes through it", "left is up again", "left is not there"):
+        assert said_all.count(f"offload: {line}") == 1
+    assert any(line.startswith("rules in TC: tc filter add dev left") and "ip_proto sctp" in line for line in said_all)
+
+
+def test_filters_that_others_replace_or_delete_one_by_one_are_not_relied_on(tmp_path):
+    with offloaded(tmp_path, EXACT) as net, echoing_tcp(net.right) as port, talking(net, port) as talker:
+        assert in_kernel(net, talker)
+        listed = next(line for line in filters(net).splitlines() if "handle" in line and "protocol ip " in line)
+        prio, handle = re.search(r"pref (\d+)", listed).group(1), re.search(r"handle (\w+)", listed).group(1)
+        with net.left.here.entered():
+            (rule,) = (each.rule for each in KernelTc().listed([Hook("left")]).rules if each.rule.handle == int(handle, 16))
+            subprocess.run(rule_line(replace(rule, actions=(Gact(DROP),)), b"", "replace").split(), check=True)
+        said(talker, 5)
+        until(lambda: net.why(dport=port)[0]["offload"]["kernel"], "it was let go, and its place is somebody else's")
+        said(talker, 5)
+        assert "action order 1: gact action drop" in filters(net) and net.status()["resets"] == 0
+        with net.left.here.entered():
+            subprocess.run(f"tc filter del dev left ingress protocol ip prio {prio} handle {handle} flower".split(), check=True)
+        until(lambda: [said(talker), in_kernel(net, talker)][1], "it is the kernel's again")
+        assert net.audit()["differ"] == 0
 
 
 def test_filters_that_others_delete_are_put_back(tmp_path):

@@ -16,10 +16,12 @@ from datapath.commands.tc.decode import Decoder, Foreign, Installed, Tallied
 from datapath.commands.tc.encode import Encoder, Part
 from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import qdisc_line, rule_line, template_line
+from offload.netlink.attributes import TC
 from offload.netlink.channel import Channel
 from offload.netlink.extack import Answer
-from offload.netlink.filters import dump_chains, dump_filters, dump_qdiscs
-from offload.netlink.links import links
+from offload.netlink.filters import TCMSG, dump_chains, dump_filters, dump_qdiscs
+from offload.netlink.links import links, running
+from offload.netlink.read import read
 
 Found = TypeVar("Found")
 AT_ONCE = 1024  # messages made before they are sent
@@ -37,13 +39,19 @@ class Refusal(NamedTuple):
         return ": ".join([*([place] if place else []), line_of(self.part), self.answer.told()])
 
 
+class Unsaid(str):
+    """What there are no words for in a rules file: what it has. place: of a filter, its hook, chain, prio and handle; None: of a template."""
+
+    place: tuple[tc.Hook, int, int, int] | None = None
+
+
 class Listed(NamedTuple):
-    """What the kernel has at some hooks. foreign: what is no rule of ours, in words."""
+    """What the kernel has at some hooks. foreign: what is no rule of ours."""
 
     qdiscs: tuple[tc.Qdisc, ...]
     templates: tuple[tc.Template, ...]
     rules: tuple[Installed, ...]
-    foreign: tuple[str, ...]
+    foreign: tuple[Unsaid, ...]
 
 
 def line_of(part: Part) -> str:
@@ -78,6 +86,10 @@ class KernelTc:
         self.numbers |= found
         self.names.clear()
         self.names |= {number: name for name, number in found.items()}
+
+    def running(self) -> dict[str, bool]:
+        """Of each interface whether packets come through."""
+        return running(self.channel)
 
     def __enter__(self) -> KernelTc:
         return self
@@ -130,7 +142,7 @@ class KernelTc:
         """All that hangs at hooks, and the qdiscs of their devices. Raises NetlinkError, Malformed, KeyError for a device that is not there."""
         hooks = tuple(hooks)
         devices = {hook.device for hook in hooks if hook.block is None}
-        foreign: list[str] = []
+        foreign: list[Unsaid] = []
         told = map(self.decoder.qdisc, self.channel.whole(dump_qdiscs()))
         qdiscs = [found for found in told if found is not None and found.device in devices]
         templates: list[tc.Template] = []
@@ -140,7 +152,7 @@ class KernelTc:
             for data in self.channel.whole(dump_chains(where)):
                 templates += self._try(self.decoder.template, data, foreign)
             for data in self.channel.whole(dump_filters(where)):
-                rules += self._try(self.decoder.rule, data, foreign)
+                rules += self._try(self.decoder.rule, data, foreign, hook)
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
 
     def hooks(self) -> list[tc.Hook]:
@@ -158,11 +170,14 @@ class KernelTc:
         return [found for data in listed if (found := self.decoder.tallied(data)) is not None]
 
     @staticmethod
-    def _try(read: Callable[[bytes], Found | None], data: bytes, foreign: list[str]) -> Iterator[Found]:
+    def _try(decoded: Callable[[bytes], Found | None], data: bytes, foreign: list[Unsaid], hook: tc.Hook | None = None) -> Iterator[Found]:
         try:
-            found = read(data)
+            found = decoded(data)
         except Foreign as error:
-            foreign.append(str(error))
+            foreign.append(Unsaid(error))
+            if hook is not None:
+                _, _, handle, _, info = TCMSG.unpack_from(data)
+                foreign[-1].place = hook, read(TC, data[TCMSG.size :]).get("CHAIN", 0), info >> 16, handle
             return
         if found is not None:
             yield found

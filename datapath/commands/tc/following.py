@@ -5,8 +5,10 @@
 
 Theory of operation: what has to be done is found by comparison with what is there (tc.install), each time anew. A thread waits for other rules, and
 for what the monitor hears. As soon as something of ours may be missing it looks; and if it is, `broken` is called before anything is done, for then
-what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What the kernel refuses
-is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on.
+what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What others have put
+in the place of a rule of ours is replaced in turn; filters of theirs that packets meet before ours are told once each, and stay. What the kernel
+refuses is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on; what
+others want to know of them (ask) is done there.
 Invariants: `broken` and `mended` alternate; whatever goes wrong here is in the log and leads to `broken`; close() returns within LIMIT seconds.
 Order: `broken` has returned before rules are put back, or are taken away while connections may be in the kernel; `mended` comes when all are there.
 Not here: which rules a node can have in TC (offload_ways), what becomes of connections (offload_tc).
@@ -21,22 +23,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from ctcore.errors import CtmirrorError
 from datapath.commands.tc.ask import KernelTc, line_of
-from datapath.commands.tc.install import ADD, Plan, carried_out, hooks_of, ours, planned, taken_away
+from datapath.commands.tc.install import ADD, REPLACE, Plan, carried_out, hooks_of, marked, name, ours, planned, taken_away
+from datapath.commands.tc.overwritten import Overwritten
 from datapath.hints import counted
 from datapath.pipeline import rules as tc
+from offload.idle_devices import IdleDevices
 from offload.netlink.filters import BLOCK_IFINDEX
 from offload.netlink.monitor import Monitor
 
 LOG = logging.getLogger("ctmirror")
 LIMIT = 10.0  # seconds that the thread has for ending
-SETTLE = 0.02  # seconds in which changes by others are gathered
+SETTLE, MOST_SETTLE = 0.02, 0.5  # seconds in which changes by others are gathered: as long as the last look took, but for these
 PAUSE, MOST_PAUSE = 1.0, 64.0  # seconds until what was refused is tried again
+PATIENCE = 30.0  # seconds that who asks waits
 MOST_SAID = 5  # lines of what is wrong
+
+T = TypeVar("T")
 
 
 class Unfit(CtmirrorError):
@@ -54,11 +63,12 @@ def some(lines: Sequence[str]) -> list[str]:
 
 class KernelRules:
     """Rules in TC. kernel: with MARK as its cookie; keep: they stay at the end; in_hardware: each has to be in a NIC, too; broken: is called with why
-    rules are missing, mended when none is: from the thread. Raises Unfit: then nothing is left of them; NetlinkError."""
+    rules are missing, mended when none is: from the thread; idle: is told of devices. Raises Unfit: then nothing is left of them; NetlinkError."""
 
     def __init__(
         self, kernel: KernelTc, monitor: Monitor, wanted: tc.Ruleset, *, keep: bool = False, in_hardware: bool = False,
         broken: Callable[[str], None] = lambda why: None, mended: Callable[[], None] = lambda: None, pause: float = PAUSE,
+        idle: IdleDevices | None = None,
     ) -> None:  # fmt: skip
         self.kernel, self.monitor, self.wanted, self.keep, self.in_hardware = kernel, monitor, wanted, keep, in_hardware
         self.said = ""  # why they are not whole
@@ -68,6 +78,11 @@ class KernelRules:
         self._hooks: dict[tc.Hook, None] = {}  # where something of ours may be
         self._templates: dict[tc.Template, None] = {}
         self._made: dict[str, tc.Qdisc] = {}
+        self.idle = IdleDevices() if idle is None else idle
+        self._overwritten = Overwritten()
+        self._ahead: tuple[str, ...] = ()  # filters of others that are told
+        self._took = 0.0  # seconds of the last look
+        self._jobs: SimpleQueue[tuple[Callable[[tc.Ruleset, KernelTc], Any], Future[Any]]] = SimpleQueue()
         self._coming: deque[tc.Ruleset] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ending = False
@@ -75,6 +90,7 @@ class KernelRules:
         self._thread: threading.Thread | None = None
         try:
             wrong, self.plan = self._install()
+            self._look_at_devices()
         except BaseException:
             self._end()
             raise
@@ -94,6 +110,22 @@ class KernelRules:
         self._coming.append(wanted)
         self._ring()
 
+    def ask(self, job: Callable[[tc.Ruleset, KernelTc], T], patience: float = PATIENCE) -> T:
+        """What it makes of the rules and the kernel, in the thread, behind what is being done there. Its exception is raised here; CtmirrorError if
+        the thread has ended, or there is no answer."""
+        if self._thread is None:
+            self.kernel.look_again()
+            return job(self.wanted, self.kernel)
+        future: Future[T] = Future()
+        self._jobs.put((job, future))
+        self._ring()
+        if self._closed:
+            self._refuse_all()
+        try:
+            return future.result(patience)
+        except TimeoutError:
+            raise CtmirrorError(f"rules in TC: no answer within {patience:g} s") from None
+
     def close(self) -> None:
         """Take them away, unless they are to stay; a second time, nothing. A thread that hangs is left behind, and the log says so."""
         if self._thread is None:
@@ -107,10 +139,10 @@ class KernelRules:
 
     def figures(self) -> dict[str, Any]:
         """rules: of the node, in TC; refused: of these, by kernel or hardware; changes: times that the node had others; heard: changes by others;
-        repairs: times that something was put back."""
+        repairs: times that something was put back; ahead: filters of others that packets meet before ours."""
         return {
             "rules": len(self.wanted.rules), "refused": self.refused, "changes": self.changes, "heard": self.heard, "repairs": self.repairs,
-            "whole": int(not self.said),
+            "ahead": len(self._ahead), "whole": int(not self.said),
         }  # fmt: skip
 
     def _ring(self) -> None:
@@ -130,6 +162,7 @@ class KernelRules:
             self._break(f"rules in TC are not looked after any more: {error}")
         finally:
             self._end()
+            self._refuse_all()
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -140,11 +173,13 @@ class KernelRules:
             os.eventfd_read(self._bell)
 
     def _attend(self) -> None:
-        """Other rules, changes by others, and what is due again."""
+        """Other rules, changes by others, what is due again, and what is asked."""
         if self._concerned():
-            time.sleep(SETTLE)
-            self.heard += 1 + sum(1 for _ in self.monitor.changes())
+            time.sleep(min(max(SETTLE, self._took), MOST_SETTLE))
+            self._concerned()
+            begun = time.monotonic()
             self._try(self._repair)
+            self._took = time.monotonic() - begun
         if self._coming:
             wanted = self._coming.popleft()
             self._try(lambda: self._change(wanted))
@@ -152,11 +187,13 @@ class KernelRules:
                 self._ring()
         elif self.said and time.monotonic() >= self._due:
             self._try(self._repair)
+        self._answer()
 
     def _try(self, what: Callable[[], list[str]]) -> None:
         """Do it, and say what came of it."""
         try:
             wrong = what()
+            self._look_at_devices()
         except (CtmirrorError, OSError) as error:
             wrong = [str(error)]
         if not wrong:
@@ -181,11 +218,38 @@ class KernelRules:
         """Whether anything was heard that may concern what is ours."""
         numbers = {self.kernel.numbers.get(hook.device) for hook in self._hooks if hook.block is None}
         blocks = any(hook.block is not None for hook in self._hooks)
-        found = False
+        found = 0
         for change in self.monitor.changes():
-            found |= change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or None in numbers
-        overrun, self.monitor.overrun = self.monitor.overrun, False
-        return found or overrun
+            found += change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or None in numbers
+            self._overwritten.heard(change)
+        if self.monitor.overrun:
+            self.monitor.overrun = False
+            self._overwritten.unheard()
+            found += 1
+        self.heard += found
+        return found > 0
+
+    def _answer(self) -> None:
+        """What is asked, in the order in which it was."""
+        with suppress(Empty):
+            while True:
+                job, future = self._jobs.get_nowait()
+                if future.set_running_or_notify_cancel():
+                    try:
+                        self.kernel.look_again()
+                        future.set_result(job(self.wanted, self.kernel))
+                    except Exception as error:
+                        future.set_exception(error)
+
+    def _refuse_all(self) -> None:
+        with suppress(Empty):
+            while True:
+                _, future = self._jobs.get_nowait()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(CtmirrorError("rules in TC are not looked after any more"))
+
+    def _look_at_devices(self) -> None:
+        self.idle.look(self.kernel.running, {hook.device for hook in hooks_of(self.wanted) if hook.block is None})
 
     # --- rules ----------------------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +268,11 @@ class KernelRules:
             if hook.block is None and hook.device not in self.kernel.numbers:
                 raise CtmirrorError(f"no interface {hook.device}")
         there = [hook for hook in self._hooks if hook.block is not None or hook.device in self.kernel.numbers]
-        return planned(self.wanted, self.kernel.listed(dict.fromkeys([*there, *new])))
+        plan = planned(self.wanted, self.kernel.listed(dict.fromkeys([*there, *new])), self._overwritten.names)
+        before, self._ahead = self._ahead, plan.ahead
+        for line in some([line for line in plan.ahead if line not in before]):
+            LOG.error(f"rules in TC: {line}")
+        return plan
 
     def _carried_out(self, plan: Plan) -> list[str]:
         self._hooks |= dict.fromkeys(hooks_of(self.wanted))
@@ -217,6 +285,8 @@ class KernelRules:
                 f"{line_of(each.rule)}: not in hardware" for each in self.kernel.listed(hooks_of(self.wanted)).rules if ours(each) and not each.in_hw
             ]
         self.refused = len(wrong)
+        if not wrong:
+            self._overwritten.whole(map(name, map(marked, self.wanted.rules)), lambda which: self.kernel.encoder.where(which[0]))
         return wrong
 
     def _change(self, wanted: tc.Ruleset) -> list[str]:
@@ -244,7 +314,8 @@ class KernelRules:
         wrong = self._carried_out(plan)
         if plan.steps and not wrong:
             self.repairs += 1
-            done = f"{counted(plan.count(ADD), 'rule')} put back, {len(plan.steps) - plan.count(ADD)} other steps"
+            back = plan.count(ADD) + plan.count(REPLACE)
+            done = f"{counted(back, 'rule')} put back, {len(plan.steps) - back} other steps"
             LOG.warning(f"rules in TC were changed by others: {done}", extra={"repairs": self.repairs})
         return wrong
 

@@ -6,13 +6,14 @@
 Theory of operation: what is ours has our cookie on its actions. A rule of ours that is listed as it is meant (`kept`) stays; one of the same name and
 the same masks is replaced in place, since the kernel replaces no other; any other one is made, and what is ours and not meant is deleted. Chains are
 filled before what leads to them, and emptied behind it. A chain whose template changes is made anew, with all that is ours at its hook.
-Invariants: a plan for what is there already is empty; nothing without our cookie is changed or deleted; qdiscs stay, for an empty one does nothing.
+Invariants: a plan for what is there already is empty; nothing without our cookie is changed or deleted, but what is known to have been ours when
+somebody replaced it in its place (tc.overwritten); qdiscs stay, for an empty one does nothing.
 Not here: requests (encode), what is listed (ask), reading files (datapath.pipeline).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from types import TracebackType
@@ -23,10 +24,11 @@ from datapath.commands.tc.ask import hooks_of as of_qdisc
 from datapath.commands.tc.decode import Installed, kept
 from datapath.commands.tc.encode import Part
 from datapath.pipeline import rules as tc
-from datapath.pipeline.tc_print import chain_removal_line, removal_line, rule_line
+from datapath.pipeline.tc_print import chain_removal_line, hook_text, removal_line, rule_line
 
 MARK = b"ctmirror/rules"  # the cookie of what is ours
 ADD, REPLACE, DELETE = "add", "replace", "delete"
+AHEAD = "it is not ours, and packets meet it before they come to rules that are"
 Name = tuple[tc.Hook, int, int, int, int]  # hook, chain, prio, protocol, handle
 
 
@@ -45,11 +47,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """steps: in order; same: rules that stay as they are; conflicts: what is in the way, a line each: then nothing should be done."""
+    """steps: in order; same: rules that stay as they are; conflicts: what is in the way, a line each: then nothing should be done; ahead: filters of
+    others that packets may meet before they come to one of ours, a line each."""
 
     steps: tuple[Step, ...]
     same: int
     conflicts: tuple[str, ...]
+    ahead: tuple[str, ...] = ()
 
     def count(self, do: str) -> int:
         """Rules of which this is done."""
@@ -83,11 +87,11 @@ def hooks_of(ruleset: tc.Ruleset) -> list[tc.Hook]:
 # --- what has to be done ------------------------------------------------------------------------------------------------------------------------
 
 
-def planned(wanted: tc.Ruleset, there: Listed) -> Plan:
-    """wanted: validated; there: what the kernel has at its hooks."""
+def planned(wanted: tc.Ruleset, there: Listed, overwritten: Collection[Name] = ()) -> Plan:
+    """wanted: validated; there: what the kernel has at its hooks; overwritten: names of ours that others have given other contents."""
     conflicts: list[str] = []
     qdiscs = list(_qdiscs(wanted, there, conflicts))
-    anew, templates = _templates(wanted, there, conflicts)
+    anew, templates = _templates(wanted, there, conflicts, overwritten)
     meant = {name(rule): rule for rule in map(marked, wanted.rules)}
     found = {name(each.rule): each for each in there.rules}
     keys = {_keys(each.rule) for each in there.rules}
@@ -95,16 +99,36 @@ def planned(wanted: tc.Ruleset, there: Listed) -> Plan:
     kept_names: set[Name] = set()
     for which, rule in meant.items():
         old = found.get(which)
-        if old is not None and not ours(old):
+        if old is not None and not ours(old) and which not in overwritten:
             conflicts.append(f"{rule_line(rule)}: there is another filter of this name, which is not ours")
+        elif old is None and which in overwritten:  # by something that there are no words for
+            changed.append(Step(REPLACE, rule))
         elif old is None or rule.hook in anew or not _replaceable(old.rule, kept(rule), keys):
             changed.append(Step(ADD, rule))
         else:
             kept_names.add(which)
-            changed += [Step(REPLACE, rule)] if old.rule != kept(rule) else []
+            changed += [Step(REPLACE, rule)] if old.rule != kept(rule) or not ours(old) else []
     gone = [each.rule for which, each in found.items() if ours(each) and which not in kept_names]
     steps = _in_order(qdiscs, anew, templates, changed, gone)
-    return Plan(tuple(steps), len(kept_names) - sum(step.do == REPLACE for step in changed), tuple(conflicts))
+    same = len(kept_names) - sum(step.do == REPLACE and name(step.part) in kept_names for step in changed if isinstance(step.part, tc.Rule))
+    return Plan(tuple(steps), same, tuple(conflicts), tuple(_ahead(meant, there)))
+
+
+def _ahead(meant: Collection[Name], there: Listed) -> Iterator[str]:
+    """Of others, in chains of ours, and not behind all of ours; but what has the name of one of ours, which is another matter."""
+    last: dict[tuple[tc.Hook, int], int] = {}
+    for hook, chain, prio, *_ in meant:
+        last[hook, chain] = max(prio, last.get((hook, chain), 0))
+    for each in there.rules:
+        rule = each.rule
+        if not ours(each) and name(rule) not in meant and rule.prio <= last.get((rule.hook, rule.chain), 0):
+            yield f"{rule_line(rule)}: {AHEAD}"
+    own = {(*which[:3], which[4]) for which in meant}
+    for one in there.foreign:
+        place = one.place
+        if place is not None and place not in own and place[2] <= last.get(place[:2], 0):
+            hook, chain, prio, _ = place
+            yield f"{hook_text(hook)} chain {chain} prio {prio}: {one}: {AHEAD}"
 
 
 def removal(there: Listed, templates: Iterable[tc.Template] = ()) -> Plan:
@@ -134,7 +158,7 @@ def _shape(template: tc.Template) -> tuple[object, ...]:
     return template.hook, template.chain, template.protocol, keys
 
 
-def _templates(wanted: tc.Ruleset, there: Listed, conflicts: list[str]) -> tuple[set[tc.Hook], list[Step]]:
+def _templates(wanted: tc.Ruleset, there: Listed, conflicts: list[str], overwritten: Collection[Name]) -> tuple[set[tc.Hook], list[Step]]:
     """Hooks at which all of ours is made anew, and chains deleted and made."""
     found = {(each.hook, each.chain): each for each in there.templates}
     steps: list[Step] = []
@@ -144,7 +168,9 @@ def _templates(wanted: tc.Ruleset, there: Listed, conflicts: list[str]) -> tuple
         old = found.get(place)
         if old is not None and _shape(old) == _shape(template):
             continue
-        others = [each for each in there.rules if (each.rule.hook, each.rule.chain) == place and not ours(each)]
+        others = [
+            each for each in there.rules if (each.rule.hook, each.rule.chain) == place and not ours(each) and name(each.rule) not in overwritten
+        ]
         if others:
             conflicts.append(f"{line_of(template)}: there are filters in this chain that are not ours")
         anew.add(template.hook)

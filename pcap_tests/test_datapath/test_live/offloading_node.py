@@ -23,6 +23,8 @@ from pcap_tests.test_datapath.test_live.test_workers import Working, at_work, wr
 from pcap_tests.test_datapath.test_live.wires import until
 
 BODY = bytes(range(256)) * 4000
+# Of an audit that finds nothing, but for the numbers of rules.
+NOTHING = {"differ": 0, "pending": 0, "differences": [], "drift": 0, "findings": [], "entries": None}
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ctcore.errors import ConfigError
+from datapath.commands import offload_tc
 from datapath.commands.offload_tc import Shared, TcFactory, entries_made
 from datapath.commands.offload_ways import KERNEL, Probe, Way
 from datapath.live import kernel_conntrack
@@ -28,12 +30,14 @@ from datapath.live.message import RequestError
 from datapath.live.node import Node
 from datapath.live.succession import Taking, end
 from datapath.oracle.namespace import Namespace
-from offload.netlink.conntrack import SETTINGS
+from offload.conntrack_entries import STATE_DTYPE
+from offload.idle_devices import IdleDevices
+from offload.netlink.conntrack import OFFLOAD, SETTINGS
 from offload.netlink.extack import Answer
 from offload.trials import FLOWER, PIPELINE, TRIALS, Tried
 from pcap_tests.reachable import command
 from pcap_tests.test_datapath.command import in_process
-from pcap_tests.test_datapath.test_live.offloading_node import Offloading, said, talking
+from pcap_tests.test_datapath.test_live.offloading_node import NOTHING, Offloading, said, talking
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, address
 from pcap_tests.test_datapath.test_live.test_workers import at_work, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
@@ -87,7 +91,7 @@ def test_connections_go_through_the_thread_and_status_tells_of_it(wires, tmp_pat
         told = json.loads(in_process("offload", "status", "--json", "--socket", net.socket).stdout)["tc"]
         assert (told["way"], told["where"], told["devices"], told["rules"]) == ("exact", "the kernel", ["left", "right"], None)
         assert net.metric('ctmirror_offload_threads{state="working"}') == 2
-        assert net.audit() == {"held": 2, "wanted": 2, "differ": 0, "pending": 0, "differences": []}
+        assert net.audit() == {**NOTHING, "held": 2, "wanted": 2}
     assert all(kernel.closed for kernel in made.all)
 
 
@@ -160,6 +164,53 @@ def test_what_differs_for_a_moment_only_is_no_difference(wires, tmp_path, made):
         assert (told["differ"], len(told["differences"]), len(looks)) == (1, 1, 5)
 
 
+def test_while_rules_are_missing_an_audit_says_so_and_devices_without_packets_are_told(wires, tmp_path, made):
+    with between(wires, tmp_path, SECTION + SIDES) as net, echoing_tcp(net.right) as port, talking(net, port):
+        (worker,) = net.node.workers
+        worker.offload.shared.idle.look(lambda: {"left": False}, ("left", "right"))
+        told = net.audit()
+        assert (told["differ"], told["drift"], [each["what"] for each in told["findings"]]) == (0, 2, ["device_down", "device_missing"])
+        worker.offload.threaded.suspend("rules in TC: others have changed them")
+        until(lambda: net.status()["entries"] == 0, "it is software's")
+        audit = in_process("offload", "audit", "--socket", net.socket)
+        assert (audit.returncode, audit.stdout.splitlines()[:-1]) == (1, [
+            "device down: left: no packet comes through it", "device missing: right",
+            "suspended: worker 0: rules in TC: others have changed them",
+        ])  # fmt: skip
+        assert audit.stdout.splitlines()[-1].startswith("0 rules in hardware, 0 that should be")
+        document = json.loads(in_process("offload", "audit", "--json", "--socket", net.socket).stdout)
+        assert (document["agree"], document["drift"], document["entries"]) == (False, 3, None)
+        lines = in_process("offload", "status", "--socket", net.socket).stdout.splitlines()
+        assert ["device", "left:", "down"] in [line.split() for line in lines] and ["device", "right:", "missing"] in [line.split() for line in lines]
+        assert net.status()["tc"]["idle"] == {"left": "device down", "right": "device missing"}
+
+
+def test_of_what_the_kernel_has_otherwise_only_what_stays_so_is_drift(wires, tmp_path, made, monkeypatch):
+    """Marks of entries, more of them than there are lines for; the first look finds one that the others do not."""
+    looks: list[int] = []
+
+    def listed(kernel: Kernel):
+        looks.append(1)
+        states = np.zeros(300, dtype=STATE_DTYPE)
+        states["conn"], states["mark"][: 200 if many else 1] = np.arange(300) + (len(looks) if not many else 0), 9
+        states["counted"], states["packets"], states["status"][:250] = True, 5, OFFLOAD
+        return kernel.held(), states
+
+    monkeypatch.setattr(offload_tc, "_listed", listed)
+    with between(wires, tmp_path, SECTION + SIDES) as net:
+        many = False
+        told = net.audit()
+        assert (told["drift"], told["entries"], len(looks)) == (0, {"entries": 300, "offloaded": 250, "in_hardware": 0}, 2)
+        assert {(each["what"], each["drift"]) for each in told["findings"]} == {("not_offloaded", False)}
+        assert in_process("offload", "audit", "--quiet", "--socket", net.socket).returncode == 0
+        many = True
+        told = net.audit()
+        assert (told["drift"], len(told["findings"]), {each["what"] for each in told["findings"]}) == (200, 100, {"mark_changed"})
+        audit = in_process("offload", "audit", "--socket", net.socket)
+        assert audit.returncode == 1 and "mark changed: connection 0: 0x9, and was made with 0x0" in audit.stdout
+        assert "300 of the kernel's connections are ours: 250 offloaded, 0 in hardware" in audit.stdout
+
+
 # --- what cannot be -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +263,7 @@ class Ordered:
 
 
 def shared(order: list[str]) -> Shared:
-    made = Shared(Way(PIPELINE, KERNEL, ("left",)), (), Ordered("rules", order), Ordered("bypass", order))
+    made = Shared(Way(PIPELINE, KERNEL, ("left",)), (), Ordered("rules", order), Ordered("bypass", order), IdleDevices())
     made.threads.append(Ordered("thread", order))
     return made
 

@@ -8,19 +8,26 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from ctcore.errors import CtmirrorError
+from datapath.commands.offload_drift import found_of_rules
 from datapath.commands.tc.ask import Refusal
+from datapath.commands.tc.encode import PARENTS
 from datapath.commands.tc.following import KernelRules, Unfit
-from datapath.commands.tc.install import marked
+from datapath.commands.tc.install import AHEAD, MARK, marked, name, ours
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.rules import Hook, Rule, Ruleset
+from datapath.pipeline.rules import DROP, PASS, Control, Gact, Hook, Rule, Ruleset
 from datapath.pipeline.rules_file import parse
+from datapath.pipeline.tc_print import rule_line
+from offload.drift import Drift, Finding
 from offload.netlink.channel import NetlinkError
 from offload.netlink.extack import Answer
-from offload.netlink.filters import DELETE_FILTER, DELETE_QDISC
+from offload.netlink.filters import DELETE_FILTER, DELETE_QDISC, INGRESS_PARENT, NEW_FILTER, Where
+from offload.netlink.links import NEW_LINK
 from offload.netlink.monitor import DELETE_LINK, Change
 from pcap_tests.test_datapath.test_tc.test_install import Kernel, installed
 
@@ -41,6 +48,8 @@ class Tc(Kernel):
     def __init__(self, *foreign: Rule) -> None:
         super().__init__(*foreign)
         self.devices = {"eth0": ETH0}
+        self.down: set[str] = set()
+        self.encoder = SimpleNamespace(where=lambda hook: Where(self.numbers[hook.device], PARENTS[hook.direction]))
         self.numbers: dict[str, int] = {}
         self.refuses: set[int] = set()
         self.fails = 0
@@ -51,6 +60,9 @@ class Tc(Kernel):
     def look_again(self) -> None:
         self.numbers.clear()
         self.numbers |= self.devices
+
+    def running(self) -> dict[str, bool]:
+        return {device: device not in self.down for device in self.devices}
 
     def listed(self, hooks):
         self.looks += 1
@@ -67,6 +79,12 @@ class Tc(Kernel):
             else:
                 super().each([part], do)
         return refused
+
+    def overwrite(self, prio: int, action: Control = DROP, cookie: bytes = b"") -> Change:
+        """As `tc filter replace` of somebody; what the kernel tells of it."""
+        key, old = next((key, each) for key, each in self.rules.items() if key[2] == prio)
+        self.rules[key] = installed(replace(old.rule, actions=(Gact(action),)), cookie)
+        return Change(NEW_FILTER, ETH0, INGRESS_PARENT, key[1], prio, key[4])
 
     def lose(self, prio: int) -> None:
         self.rules = {key: each for key, each in self.rules.items() if key[2] != prio}
@@ -148,7 +166,7 @@ def test_rules_are_there_while_it_runs_and_gone_with_all_that_was_made_for_them(
     tc = Tc()
     with following(tc) as (one, _, told):
         assert tc.prios == [1, 2] and list(tc.qdiscs) == ["eth0"]
-        assert one.figures() == {"rules": 2, "refused": 0, "changes": 0, "heard": 0, "repairs": 0, "whole": 1} and told.all == []
+        assert one.figures() == {"rules": 2, "refused": 0, "changes": 0, "heard": 0, "repairs": 0, "ahead": 0, "whole": 1} and told.all == []
     assert tc.rules == {} and tc.qdiscs == {}
 
 
@@ -284,6 +302,83 @@ def test_a_foreign_filter_in_the_place_of_ours_is_left_and_told():
         heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
         until(lambda: told.all)
         assert "which is not ours" in told.all[0] and tc.rules[key].counted[0].cookie == b"theirs"
+
+
+@pytest.mark.parametrize(("action", "cookie"), [(DROP, b""), (PASS, b""), (DROP, MARK)], ids=["other", "unmarked", "marked"])
+def test_a_rule_that_others_replace_is_put_back(action, cookie, caplog):
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        heard.say(tc.overwrite(2, action, cookie))
+        until(lambda: told.all[-1:] == ["mended"])
+        assert told.all == ["others have changed rules in TC", "mended"] and one.figures()["repairs"] == one.figures()["heard"] == 1
+        ((mine,),) = ([each for key, each in tc.rules.items() if key[2] == 2],)
+        assert mine.rule.actions == (Gact(PASS),) and ours(mine)
+    assert any("changed by others: 1 rule put back, 0 other steps" in record.getMessage() for record in caplog.records) and tc.rules == {}
+
+
+@pytest.mark.parametrize("lost", ["deleted", "overrun"])
+def test_what_has_the_name_of_ours_and_may_be_another_one_is_left(lost):
+    """Others have deleted ours before; or nobody knows whether they have."""
+    tc = Tc()
+    with following(tc) as (_, heard, told):
+        made = tc.overwrite(2)
+        heard.say(*([made._replace(kind=DELETE_FILTER)] if lost == "deleted" else []), made, overrun=lost == "overrun")
+        until(lambda: told.all)
+        assert "which is not ours" in told.all[0] and [ours(each) for key, each in tc.rules.items() if key[2] == 2] == [False]
+
+
+def test_a_filter_of_others_ahead_of_ours_is_told_once_and_left(caplog):
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        (theirs,) = rules(HEAD + LINE.format(1, 1, "sctp", "drop")).rules
+        tc.rules[name(theirs)] = installed(theirs, b"theirs")
+        for looks in (1, 2):
+            heard.say(Change(NEW_FILTER, ETH0, INGRESS_PARENT, 1, 1, 1))
+            until(lambda looks=looks: one.figures()["heard"] == looks and one.figures()["ahead"] == 1)
+        assert one.ask(found_of_rules) == [Finding(Drift.FILTER_FOREIGN, f"{rule_line(theirs)}: {AHEAD}")]
+        assert told.all == [] and name(theirs) in tc.rules and one.figures()["whole"] == 1
+        del tc.rules[name(theirs)]
+        heard.say(Change(DELETE_FILTER, ETH0, INGRESS_PARENT, 1, 1, 1))
+        until(lambda: one.figures()["ahead"] == 0)
+    (line,) = (record.getMessage() for record in caplog.records if "not ours" in record.getMessage())
+    assert "ip_proto sctp action drop" in line
+
+
+def test_a_device_that_is_down_is_told_and_so_is_that_it_is_up_again(caplog):
+    caplog.set_level("INFO")
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        for down in ({"eth0"}, set()):
+            tc.down = down
+            heard.say(Change(NEW_LINK, ETH0), Change(NEW_LINK, ETH0))
+            until(lambda down=down: set(one.idle.idle) == down)
+            assert one.ask(found_of_rules) == list(one.idle.findings())
+        assert told.all == [] and one.figures()["repairs"] == 0
+    said = [record.getMessage() for record in caplog.records if "eth0" in record.getMessage()]
+    assert said == ["offload: eth0 is down: no packet comes through it", "offload: eth0 is up again"]
+
+
+def test_a_look_that_took_long_does_not_keep_the_next_one_or_the_end_waiting():
+    tc = Tc()
+    begun = time.monotonic()
+    with following(tc) as (one, heard, told):
+        one._took = 60.0
+        tc.flush()
+        heard.say(Change(DELETE_QDISC, ETH0, 1))
+        until(lambda: told.all[-1:] == ["mended"])
+    assert time.monotonic() - begun < 5
+
+
+def test_what_is_asked_of_a_thread_that_has_ended_is_refused():
+    tc = Tc()
+    with following(tc) as (one, _, _told):
+        assert one.ask(found_of_rules) == []
+        with pytest.raises(ZeroDivisionError):
+            one.ask(lambda rules, kernel: 1 // 0)
+        tc.lose(2)
+        assert [finding.what for finding in one.ask(found_of_rules)] == [Drift.FILTER_MISSING]
+    with pytest.raises(CtmirrorError, match="not looked after any more"):
+        one.ask(found_of_rules)
 
 
 def test_a_kernel_that_does_not_answer_is_asked_again():

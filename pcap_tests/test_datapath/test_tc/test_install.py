@@ -9,12 +9,13 @@ from random import Random
 
 import pytest
 
-from datapath.commands.tc.ask import Listed, Refusal
+from datapath.commands.tc.ask import Listed, Refusal, Unsaid
 from datapath.commands.tc.decode import Counted, Installed, kept
-from datapath.commands.tc.install import MARK, Keeper, carried_out, hooks_of, marked, name, planned, removal
+from datapath.commands.tc.install import AHEAD, MARK, REPLACE, Keeper, Step, carried_out, hooks_of, marked, name, planned, removal
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import DROP, ETH_IP, ETH_IPV6, PASS, Gact, Hook, Match, Qdisc, Rule, Ruleset, Template
 from datapath.pipeline.rules_file import parse
+from datapath.pipeline.tc_print import rule_line
 from offload.netlink.extack import Answer
 
 HOOK = Hook("eth0")
@@ -221,3 +222,32 @@ def test_a_keeper_leaves_a_qdisc_that_somebody_uses_by_now():
 def test_what_is_refused_is_told_with_its_place():
     rule = read(TEXT).rules[0]
     assert Refusal(rule, Answer(28, "no room")).told().startswith("rules.tc:5:1: tc filter add dev eth0")
+
+
+# --- what others have done ------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_others_have_put_in_the_place_of_ours_is_replaced_where_it_is_known_to_be_so():
+    mine = Rule(HOOK, ETH_IP, (), (Gact(PASS),), 2, 1, 1)
+    wanted = Ruleset((Qdisc("eth0"),), (), (mine,))
+    for theirs in (replace(mine, actions=(Gact(DROP),)), mine):
+        there = Listed((Qdisc("eth0"),), (), (installed(theirs, b""),), ())
+        assert planned(wanted, there).conflicts != ()
+        plan = planned(wanted, there, {name(mine)})
+        assert (plan.conflicts, plan.steps, plan.same) == ((), (Step(REPLACE, mine),), 0)
+    strange = Unsaid("action gate")
+    strange.place = (HOOK, 1, 2, 1)
+    plan = planned(wanted, Listed((Qdisc("eth0"),), (), (), (strange,)), {name(mine)})
+    assert (plan.steps, plan.same, plan.ahead) == ((Step(REPLACE, mine),), 0, ())
+
+
+@pytest.mark.parametrize(("chain", "prio", "ahead"), [(1, 1, True), (1, 3, True), (1, 4, False), (0, 1, False)])
+def test_filters_of_others_ahead_of_ours(chain, prio, ahead):
+    wanted = Ruleset((Qdisc("eth0"),), (), tuple(Rule(HOOK, ETH_IP, (), (Gact(PASS),), prio, 1, 1) for prio in (2, 3)))
+    mine = [installed(rule) for rule in wanted.rules]
+    theirs = Rule(HOOK, ETH_IP, (Match("ip_proto", 1, 0xFF),), (Gact(DROP),), prio, chain, 7)
+    strange = Unsaid("a filter of matchall: expected flower")
+    strange.place = (HOOK, chain, prio, 7)
+    lines = [f"{rule_line(theirs)}: {AHEAD}", f"dev eth0 ingress chain {chain} prio {prio}: a filter of matchall: expected flower: {AHEAD}"]
+    plan = planned(wanted, Listed((Qdisc("eth0"),), (), (*mine, installed(theirs, b"theirs")), (strange, Unsaid("a template of matchall"))))
+    assert plan.ahead == (tuple(lines) if ahead else ()) and plan.steps == () and plan.conflicts == ()

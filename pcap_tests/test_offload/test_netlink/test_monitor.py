@@ -11,9 +11,21 @@ import pytest
 
 from datapath.oracle.namespace import Namespace
 from offload.netlink.channel import Channel
-from offload.netlink.filters import CLSACT_PARENT, DELETE_FILTER, DELETE_QDISC, TCMSG, delete_qdisc, new_qdisc
+from offload.netlink.filters import (
+    CLSACT_PARENT,
+    DELETE_FILTER,
+    DELETE_QDISC,
+    INGRESS_PARENT,
+    MESSAGE,
+    NEW_CHAIN,
+    NEW_FILTER,
+    NEW_QDISC,
+    TCMSG,
+    delete_qdisc,
+    new_qdisc,
+)
 from offload.netlink.links import NEW_LINK, links
-from offload.netlink.monitor import DELETE_LINK, Change, Monitor, change_of
+from offload.netlink.monitor import DELETE_LINK, WATCHED, Change, Monitor, attach, change_of, program
 from offload.netlink.read import Malformed
 
 
@@ -34,7 +46,7 @@ def test_others_are_heard_and_we_are_not(place):
     ours.ask([new_qdisc(number), delete_qdisc(number)])
     assert list(monitor.changes()) == []
     theirs.ask([new_qdisc(number), delete_qdisc(number)])
-    assert list(monitor.changes()) == [Change(DELETE_QDISC, number, CLSACT_PARENT)] and not monitor.overrun
+    assert list(monitor.changes()) == [Change(kind, number, CLSACT_PARENT) for kind in (NEW_QDISC, DELETE_QDISC)] and not monitor.overrun
 
 
 def test_interfaces_that_come_and_go_are_heard(place):
@@ -52,7 +64,7 @@ def test_what_did_not_fit_is_an_overrun(place):
     monitor.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     number = links(ours)["a0"]
     theirs.ask([new_qdisc(number), delete_qdisc(number)] * 50)
-    assert 0 < len(list(monitor.changes())) < 50 and monitor.overrun
+    assert 0 < len(list(monitor.changes())) < 100 and monitor.overrun
 
 
 @pytest.mark.parametrize("kind", [DELETE_FILTER, DELETE_QDISC, NEW_LINK])
@@ -62,4 +74,38 @@ def test_what_is_too_short_is_an_error(kind):
 
 
 def test_what_is_not_watched_is_nothing():
-    assert change_of(44, bytes(TCMSG.size)) is None
+    assert change_of(NEW_CHAIN, bytes(TCMSG.size)) is None
+
+
+# --- what is let through ------------------------------------------------------------------------------------------------------------------------
+
+OURS, THEIRS = 0x12345678, 0x12345679
+
+
+def filter_message(kind: int, port: int, prio: int) -> bytes:
+    body = TCMSG.pack(0, 7, 1, INGRESS_PARENT, prio << 16 | 8)
+    return MESSAGE.pack(MESSAGE.size + len(body), kind, 0, 1, port) + body
+
+
+@pytest.mark.parametrize("prios", [(), (5, 6)], ids=["all", "two"])
+def test_of_filters_only_those_of_others_in_our_priorities_are_let_through(prios):
+    """The same code on a socket that anybody may send to."""
+    sent = [
+        filter_message(kind, port, prio)
+        for kind in (*WATCHED, NEW_CHAIN, 99)
+        for port in (0, OURS, THEIRS)
+        for prio in (0, 5, 6, 7, 5 << 8)
+    ]  # fmt: skip
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        attach(other, program(OURS, prios=prios))
+        other.setblocking(False)
+        for data in sent:
+            one.send(data)
+            kind, port = MESSAGE.unpack_from(data)[1], MESSAGE.unpack_from(data)[4]
+            prio = TCMSG.unpack_from(data, MESSAGE.size)[4] >> 16
+            wanted = kind in WATCHED and port != OURS and (not prios or kind not in (NEW_FILTER, DELETE_FILTER) or prio in (0, 5, 6))
+            try:
+                assert other.recv(100) == data and wanted, (kind, port, prio)
+            except BlockingIOError:
+                assert not wanted, (kind, port, prio)
