@@ -9,8 +9,10 @@ what the kernel forwards meets no rules any more, and connections have to be sof
 in the place of a rule of ours is replaced in turn; filters of theirs that packets meet before ours are told once each, and stay. What the kernel
 refuses is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on; what
 others want to know of them (ask) is done there.
-Invariants: `broken` and `mended` alternate; whatever goes wrong here is in the log and leads to `broken`; close() returns within LIMIT seconds.
-Order: `broken` has returned before rules are put back, or are taken away while connections may be in the kernel; `mended` comes when all are there.
+Invariants: `mended` comes once after one `broken` or several, each with a newer reason; whatever goes wrong here is in the log and leads to
+`broken`; close() returns within LIMIT seconds.
+Order: `broken` has returned before rules are put back, go before other ones come, or are taken away, while connections may be in the kernel; `mended`
+comes when all are there.
 Not here: which rules a node can have in TC (offload_ways), what becomes of connections (offload_tc).
 """
 
@@ -30,7 +32,7 @@ from typing import Any, TypeVar
 
 from ctcore.errors import CtmirrorError
 from datapath.commands.tc.ask import KernelTc, line_of
-from datapath.commands.tc.install import ADD, REPLACE, Plan, carried_out, hooks_of, marked, name, ours, planned, taken_away
+from datapath.commands.tc.install import ADD, DELETE, REPLACE, Plan, carried_out, hooks_of, marked, name, ours, planned, taken_away
 from datapath.commands.tc.overwritten import Overwritten
 from datapath.hints import counted
 from datapath.pipeline import rules as tc
@@ -211,7 +213,7 @@ class KernelRules:
 
     def _break(self, why: str) -> None:
         before, self.said = self.said, why
-        if not before:
+        if before != why:
             self._broken(why)
 
     def _concerned(self) -> bool:
@@ -275,6 +277,9 @@ class KernelRules:
         return plan
 
     def _carried_out(self, plan: Plan) -> list[str]:
+        """Where a rule of the node's goes before another one comes, connections are software's meanwhile; what is replaced is there all the time."""
+        if self._thread is not None and plan.count(DELETE):
+            self._break("they are being changed")
         self._hooks |= dict.fromkeys(hooks_of(self.wanted))
         self._templates |= dict.fromkeys(self.wanted.templates)
         self._made |= {step.part.device: step.part for step in plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)}
