@@ -91,7 +91,7 @@ def test_what_is_translated_and_has_no_ports_is_none():
 
 
 def test_messages_are_made_fast_enough():
-    """Issue 8: from the encoder; measured loosely, since others run here as well."""
+    """By the encoder; measured loosely, since others run here as well."""
     shape, match = Shape(COURSES[0], Prios(), 6, TCP, 15), some_tuple(Random(1), 6)
     to = some_tuple(Random(2), 6)
     count = 20_000
