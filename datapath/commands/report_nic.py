@@ -55,8 +55,8 @@ def counters_lines(counts: Counted) -> Iterator[Text]:
     if counts.unsplit:
         yield Text(f"    of {count(counts.unsplit)} the direction is unknown: one counter serves both")
     for packets, what in (
-        (counts.unheard, "more are unknown: rules went, or answers got lost, before they were told"),
-        (counts.untold, "more are unknown: counters are stuck"),
+        (counts.unheard, "more unknown: rules went, or answers got lost, before they were told"),
+        (counts.untold, "more unknown: counters are stuck"),
         (counts.late, "more were told when their connection had ended"),
     ):
         if packets:
