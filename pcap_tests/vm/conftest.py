@@ -76,7 +76,7 @@ def nic(module) -> Iterator[FeignedNic]:
     end = time.monotonic() + CLEARED
     while (left := [*nic.lines("conns"), *nic.lines("rules")]) and time.monotonic() < end:
         time.sleep(0.1)  # the kernel takes its time for the devices of a namespace that has ended
-    assert left == [], "an earlier test has left something in the NIC"
+    assert left == [], f"an earlier test has left in the NIC: {left[:4]}"
     yield nic
 
 

@@ -68,7 +68,7 @@ static void be_slow(void)
 static int conn_command(enum tc_setup_type type, void *data, void *priv)
 {
 	struct flow_cls_offload *f = data;
-	struct entry *gone = NULL;
+	struct entry *made = NULL, *gone = NULL;
 	int err = 0;
 
 	if (type != TC_SETUP_CLSFLOWER)
@@ -78,7 +78,9 @@ static int conn_command(enum tc_setup_type type, void *data, void *priv)
 	mutex_lock(&tables_lock);
 	switch (f->command) {
 	case FLOW_CLS_REPLACE:
-		err = put(&conns, "conn", f, NULL);
+		err = put(&conns, "conn", f, &made);
+		if (made)
+			made->source = priv;
 		break;
 	case FLOW_CLS_DESTROY:
 		gone = take(&conns, f->cookie);
@@ -133,6 +135,10 @@ static void unhear(struct nf_flowtable *flow_table)
 		if (!--s->users) {
 			list_del(&s->list);
 			nf_flow_table_offload_del_cb(flow_table, conn_command, s);
+			/* Nobody is going to say that its connections are gone. */
+			mutex_lock(&tables_lock);
+			forget(s);
+			mutex_unlock(&tables_lock);
 			kfree(s);
 		}
 		break;

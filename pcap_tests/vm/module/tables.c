@@ -207,6 +207,18 @@ struct entry *take(struct table *t, unsigned long cookie)
 	return e;
 }
 
+void forget(const void *source)
+{
+	struct entry *e, *next;
+
+	list_for_each_entry_safe(e, next, &conns.entries, list)
+		if (e->source == source) {
+			list_del(&e->list);
+			conns.count--;
+			kfree(e);
+		}
+}
+
 int stats(struct table *t, struct flow_cls_offload *f)
 {
 	struct entry *e = lookup(t, f->cookie);

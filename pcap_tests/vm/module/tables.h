@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The tables of a NIC that is none (devices.c). put, take and stats want tables_lock held. */
+/* The tables of a NIC that is none (devices.c). put, take, forget and stats want tables_lock held. */
 #ifndef FEIGNED_TABLES_H
 #define FEIGNED_TABLES_H
 
@@ -28,6 +28,7 @@ struct entry {
 	u64 used;				/* jiffies */
 	struct nf_flowtable *flow_tables[MOST_TABLES];
 	int n_flow_tables;
+	const void *source;			/* of a connection: the flow table it came by */
 };
 
 extern struct table rules, conns;
@@ -38,6 +39,8 @@ extern struct mutex tables_lock;
 int put(struct table *t, const char *device, struct flow_cls_offload *f, struct entry **made);
 /* The entry of that cookie, no longer in the table; its memory is the caller's. NULL if there is none. */
 struct entry *take(struct table *t, unsigned long cookie);
+/* All connections of a flow table that no rule names any more go. */
+void forget(const void *source);
 /* What hardware has counted since the last question. */
 int stats(struct table *t, struct flow_cls_offload *f);
 
