@@ -111,7 +111,10 @@ cdef inline uint32_t find_live(Engine *ct, Packet *p) noexcept nogil:
     cdef Entry *entry
     if likely(flow != NO_FLOW):
         entry = &ct.pool.entry[flow >> 1]
-        if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)):
+        # Where zones are of one direction only what the first lookup would find: a place may be another connection's by now, and its answers'.
+        if likely(entry.live >> (flow & 1) & 1 and same_key(&entry.flow[flow & 1].key, &p.key)) and (
+            likely(not ct.zones.split) or p.key.zone == zone_id(&ct.zones, p.key.zone, ORIG)
+        ):
             return flow
     return table_find(&ct.table, ct.pool.entry, p.hash, &p.key) if likely(not ct.zones.split) else <uint32_t>NO_FLOW
 

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctcore.config import Config
 from ctcore.errors import ConfigError
 from ctcore.nat_rules import NatRule, Range
 from ctcore.types import KEY_DTYPE, Dir
 from datapath import craft
 from pcap_tests.scene import CLIENT, SERVER, Exchange, Scene, conversation, established, udp
 from pcap_tests.test_ctcore.test_equality import EXAMPLES, CrowdPlay, DatagramPlay, SctpPlay, TcpPlay, config, pick, run, series
+from pcap_tests.test_ctcore.twins import Twins
 
 
 def in_zone(exchange: Exchange, zone: int) -> Exchange:
@@ -194,6 +196,19 @@ def test_overlapping_networks_behind_one_address(make_tracker):
     for conn, port in enumerate(answers["dport"].tolist()):
         scene.send(craft.tcp(SERVER, str(public), 80, port, "SA", seq=500, ack=101)).is_("established", conn=conn, dir="reply", zone=0)
     assert tracker.zone_counts() == {1: 1, 2: 1}
+
+
+def test_a_place_that_is_another_connections_by_now_is_not_believed_to_have_answers():
+    """Who talks to himself has one tuple both ways. His second connection takes the place of the first within a batch that was looked up before."""
+    twins = Twins(Config(zone_dir="reply", max=16))
+    twins.packet(craft.tcp(CLIENT, CLIENT, 7, 7, "S"))
+    twins.flush_batch()
+    twins.zone = 1
+    twins.wait(30 * 86400)
+    for flags in ("FA", "A", "FA", "A"):
+        twins.packet(craft.tcp(CLIENT, CLIENT, 7, 7, flags, seq=1, ack=1))
+    decisions = twins.flush_batch()
+    assert decisions["conn"].tolist() == [-1, 1, 1, 1] and decisions["dir"][1:].tolist() == [Dir.ORIG] * 3
 
 
 PLAYS = {"tcp": TcpPlay, "sctp": SctpPlay, "datagrams": DatagramPlay, "crowd": CrowdPlay}
