@@ -43,6 +43,7 @@ def test_everything_that_can_be_said():
         ('backend = "tc"\nprio = 0', ":8: offload.prio: 0: expected"),
         ('backend = "tc"\nway = "exact"', ":8: offload.way: expected [[offload.side]] sections with it: which addresses are behind"),
         ('backend = "tc"\nway = "pipeline"\n' + SIDE, ':9: offload.side[0]: expected none with `way = "pipeline"`: there the rules say'),
+        ('backend = "tc"\nway = "pipeline"\nprio = 1', ':9: offload.prio: expected none with `way = "pipeline"`: there the rules have'),
         ('backend = "tc"\nway = "exact"\nrules = "keep"\n' + SIDE, ':9: offload.rules: expected none with `way = "exact"`: no rules are'),
         ('backend = "tc"\n[[offload.side]]\ndevice = "eth7"', ":9: offload.side[0].device: eth7: expected an interface of this file"),
         ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.1/8"]', ":10: offload.side[0].networks[0]: expected a prefix"),
@@ -77,6 +78,17 @@ def test_frames_that_TC_has_as_well_are_not_taken_twice(driver, text, fine):
     with pytest.raises(ConfigError) as error:
         parse(config, "node.toml")
     assert str(error.value).startswith(f"node.toml:4: iface[0].driver: {driver}: expected XDP with `[offload] backend =")
+
+
+@pytest.mark.parametrize("key", ['inward = "right"', "routed = true"])
+def test_with_rules_in_TC_nothing_goes_on_but_by_rules(key):
+    config = HEAD.replace('name = "left"', f'name = "left"\n{key}') + 'backend = "tc"\n'
+    parse(config, "node.toml")
+    with pytest.raises(ConfigError) as error:
+        parse(config + 'way = "pipeline"\n', "node.toml")
+    assert str(error.value).startswith(
+        f'node.toml:4: iface[0].{key.split()[0]}: expected none with `way = "pipeline"`: what passes would be the host'
+    )
 
 
 def test_what_is_routed_leaves_by_a_chain():
