@@ -36,6 +36,7 @@ from offload.mirror_settings import POLICIES
 if TYPE_CHECKING:
     from datapath.commands.offload_plan import Outcome
 
+RULES_FILES = (".tc", ".yaml", ".yml")
 MOST_TABLE, MOST_RATE = 1 << 28, 1_000_000_000
 
 
@@ -230,6 +231,8 @@ def one_form(command: Callable[..., Any]) -> Callable[..., Any]:
             name = parameter.name or ""
             if name in OF_BOTH or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
                 continue
+            if given.get("kernel") is not None and name not in OF_NODES:
+                raise click.UsageError(f"{parameter.opts[0]}: not with --kernel")
             if given["capture"] is None and name not in OF_NODES:
                 raise click.UsageError(f"{parameter.opts[0]}: expected a CAPTURE with it: a running node has settings of its own")
             if given["capture"] is not None and name in OF_NODES:
@@ -332,7 +335,7 @@ def _kernel_audited(rules: str, socket: str | None, output: str | None, *, quiet
         with opened(output) as file:
             if as_json:
                 _write(file, document(found, zones, same, rules))
-            for line in () if as_json else lines(found, zones, same):
+            for line in () if as_json else lines(found, zones, same, len(wanted.rules)):
                 click.echo(printable(line), file=file)
     return int(any(finding.drift for finding in found))
 
@@ -381,12 +384,12 @@ def audit_command(capture, as_json, kernel, socket, nic, output, quiet, verbose,
     with progress_bar(quiet=quiet) as progress:
         result = replay([capture], tracking, Outputs(), summary=False, progress=progress, kind=kind)
     found = audited(result.nic)
-    if not quiet:
+    if not quiet and (result.stats["total_packets"] or not result.errors):
         with opened(output) as file:
             if as_json:
                 _write(file, audit_document(result.nic, found, [capture]))
             for line in () if as_json else lines(result.nic, found):
                 click.echo(printable(line), file=file)
     for line in result.errors:
-        complain(line)
+        complain(line + (f" (a rules file? --kernel {printable(capture)})" if capture.endswith(RULES_FILES) else ""))
     return INTERRUPTED if result.interrupted else USAGE if result.errors else int(len(found) > 0)

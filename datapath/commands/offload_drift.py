@@ -7,7 +7,9 @@ Not here: what differs (tc.install, offload.drift), connections of a node (offlo
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,21 +20,33 @@ from datapath.hints import counted
 from datapath.pipeline import rules as tc
 from datapath.pipeline.tc_print import rule_line
 from offload.drift import Drift, Finding, Zone, of_zones, zones_of
+from offload.netlink.channel import NetlinkError
 from offload.netlink.conntrack import KernelConntrack
 
 MISSING = {tc.Qdisc: Drift.QDISC_MISSING, tc.Template: Drift.CHAIN_MISSING, tc.Rule: Drift.FILTER_MISSING}
 
 
 def found_in_kernel(wanted: tc.Ruleset) -> tuple[list[Finding], list[Zone], int]:
-    """What is otherwise, the zones of the kernel's conntrack, and how many rules are as they are meant. Raises NetlinkError, PermissionError."""
-    with KernelTc(MARK) as kernel:
+    """What is otherwise, the zones of the kernel's conntrack, and how many rules are as they are meant. Raises CtmirrorError."""
+    with _listing("TC"), KernelTc(MARK) as kernel:
         found, plan = _compared(wanted, kernel)
-    try:
-        with KernelConntrack() as conntrack:
-            zones = zones_of(*conntrack.all())
-    except OSError as error:
-        raise CtmirrorError(f"the kernel's conntrack cannot be listed: {error.strerror}") from None
+    with _listing("conntrack"), KernelConntrack() as conntrack:
+        zones = zones_of(*conntrack.all())
     return [*found, *of_zones(zones, zones_meant(wanted))], zones, plan.same
+
+
+@contextmanager
+def _listing(what: str) -> Iterator[None]:
+    """Says what cannot be listed, and what it takes."""
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        number = error.number if isinstance(error, NetlinkError) else error.errno
+        if number in (errno.EPERM, errno.EACCES):
+            raise CtmirrorError(f"the kernel's {what} cannot be listed: not permitted: expected root, or cap_net_admin") from None
+        if isinstance(error, NetlinkError):
+            raise
+        raise CtmirrorError(f"the kernel's {what} cannot be listed: {error.strerror}") from None
 
 
 def found_of_rules(wanted: tc.Ruleset, kernel: KernelTc) -> list[Finding]:
@@ -100,7 +114,8 @@ def _idle(wanted: tc.Ruleset, kernel: KernelTc) -> Iterator[Finding]:
 # --- as it is shown ---------------------------------------------------------------------------------------------------------------------------
 
 
-def lines(found: list[Finding], zones: list[Zone], same: int) -> Iterator[str]:
+def lines(found: list[Finding], zones: list[Zone], same: int, rules: int) -> Iterator[str]:
+    """rules: how many are meant; same: how many of these are there so."""
     yield from (finding.told() for finding in found)
     for zone in zones:
         yield (
@@ -108,7 +123,7 @@ def lines(found: list[Finding], zones: list[Zone], same: int) -> Iterator[str]:
             f"{zone.in_hardware:,} in hardware"
         )
     drift = sum(finding.drift for finding in found)
-    yield f"{counted(same, 'rule')} in the kernel as they are meant: {f'{drift:,} differ' if drift else 'nothing differs'}"
+    yield f"{same:,} of {counted(rules, 'rule')} as they are meant; {counted(drift, 'difference') if drift else 'nothing differs'}"
 
 
 def document(found: list[Finding], zones: list[Zone], same: int, rules: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from datapath.pipeline.rules import Ruleset
 
 NOT_DONE = 1
+NO_CLASSIFIER = "classifier not found"  # Linux, of a kind of filters that it has not and cannot load
+LACKS_FLOWER = ": expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done, as tc lines, and do nothing.")
 
 
@@ -65,16 +67,16 @@ def _lines(plan: Plan) -> None:
         click.echo(printable(step.line()))
 
 
-def _refused(refused: Iterable[Refusal]) -> bool:
-    """Each on stderr; whether there were any. What is not permitted is so for all, and said once."""
+def say_refused(refused: Sequence[Refusal]) -> None:
+    """Each on stderr, or the first one if all have the same reason. What is not permitted is so for all, and is an error."""
     import errno
 
-    told = list(refused)
-    if any(each.answer.error == errno.EPERM for each in told):
+    if any(each.answer.error == errno.EPERM for each in refused):
         raise PermissionError
-    for each in told:
-        complain(each.told())
-    return bool(told)
+    alike = len(refused) > 1 and len({each.answer for each in refused}) == 1
+    for each in refused[:1] if alike else refused:
+        lacks = LACKS_FLOWER if each.answer.error == errno.ENOENT and NO_CLASSIFIER in each.answer.text else ""
+        complain(f"{each.told()}{lacks}{f' (and {len(refused) - 1:,} more for the same reason)' if alike else ''}")
 
 
 @click.command("install", short_help="put a rules file into the kernel's TC")
@@ -106,19 +108,18 @@ def install_command(rules, dry_run, until_exit, quiet, verbose) -> int:
             return NOT_DONE
         if until_exit:
             with _ending() as ended, keeper:
-                refused = _refused(keeper.refused)
-                _tell(keeper.plan, refused, quiet)
+                _tell(keeper.plan, keeper.refused, quiet)
                 ended.wait()
         else:
             with keeper:
-                refused = _refused(keeper.refused)
-                _tell(keeper.plan, refused, quiet)
-    return NOT_DONE if refused else 0
+                _tell(keeper.plan, keeper.refused, quiet)
+    return NOT_DONE if keeper.refused else 0
 
 
-def _tell(plan: Plan, refused: bool, quiet: bool) -> None:
+def _tell(plan: Plan, refused: Sequence[Refusal], quiet: bool) -> None:
+    say_refused(refused)
     if not quiet:
-        click.echo(f"rules: {plan.told()}{', but for what was refused' if refused else ''}")
+        click.echo(f"rules: {plan.told(refused)}")
 
 
 @contextmanager
@@ -155,7 +156,8 @@ def remove_command(rules, dry_run, quiet, verbose) -> int:
         if dry_run:
             _lines(plan)
             return 0
-        refused = _refused(carried_out(kernel, plan))
+        refused = carried_out(kernel, plan)
+        say_refused(refused)
         if not quiet:
-            click.echo(f"{counted(plan.count(DELETE), 'rule')} removed{', but for what was refused' if refused else ''}")
+            click.echo(f"{counted(plan.without(refused).count(DELETE), 'rule')} removed{f', {len(refused):,} refused' if refused else ''}")
     return NOT_DONE if refused else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,10 @@ WAYS = {
 }
 LOOPBACK = 1  # the number of lo in every namespace
 FULL = 1 << 14  # bytes of what a child says
+NO_NAMESPACE = "no namespace to try them in"
+NOT_PERMITTED = f"{NO_NAMESPACE}: {os.strerror(errno.EPERM)}"
+AS_ROOT = "run as root, to have them tried"
+OTHER_KERNEL = "use a kernel with flower, act_ct, act_pedit, act_csum and act_mirred, for offload through TC"
 
 
 def probed(device: str, to: str | None = None) -> tuple[str, tuple[Tried, ...], tuple[Tried, ...], Decision]:
@@ -110,12 +115,7 @@ def tc_rules() -> Finding:
         said = file.read().decode(errors="replace")
     os.waitpid(child, 0)
     if said != "ok":
-        return Finding(
-            "TC rules",
-            False,
-            said or "the trial was killed",
-            "use a kernel with flower, act_ct, act_pedit, act_csum and act_mirred, for offload through TC",
-        )
+        return Finding("TC rules", False, said or "the trial was killed", AS_ROOT if said == NOT_PERMITTED else OTHER_KERNEL)
     return Finding("TC rules", True, "flower, chains, exact filters and ct: tried in a namespace")
 
 
@@ -126,7 +126,7 @@ def _tried_alone() -> str:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNET):
-            return f"no namespace to try them in: {os.strerror(ctypes.get_errno())}"
+            return f"{NO_NAMESPACE}: {os.strerror(ctypes.get_errno())}"
         with Channel() as channel:
             wrong = [each for each in trials(channel, Where(LOOPBACK)) if not each.ok]
     except (NetlinkError, OSError) as error:

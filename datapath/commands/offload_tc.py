@@ -183,11 +183,12 @@ def _listed(backend: Kept) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 class TcFactory:
-    """A Factory (datapath.live.offloading). Called for the first worker first. prober: what devices take."""
+    """A Factory (datapath.live.offloading). Called for the first worker first. prober: what devices take; why: not a better way, a line each."""
 
     def __init__(self, config: NodeConfig, prober: Prober = probe) -> None:
         self.config, self.prober = config, prober
         self.shared: Shared | None = None
+        self.why: Sequence[str] = ()
         self._rules: KernelRules | None = None
         self._idle = IdleDevices()
 
@@ -212,6 +213,7 @@ class TcFactory:
     def _begun(self, ruleset: Ruleset) -> Shared | None:
         """Raises ConfigError, with a way that was told and cannot be."""
         way, why = chosen(self.config, lambda way: self._installed(way, ruleset), self.prober)
+        self.why = why
         for line in why:
             LOG.info(f"offload: {line}")
         if way is None:

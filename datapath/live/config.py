@@ -45,6 +45,7 @@ _SAID = {  # of what pydantic would say in words of its own
 }
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}
+_PREFIXES = ("networks", "prefixes", "local")  # lists of them
 _BY_ZONE = ("zone_limits", "zone_reserves")
 
 
@@ -391,12 +392,21 @@ def _said(error: Any) -> str:
         return _unknown(str(error["loc"][-1]), _settings_beside(error["loc"]))
     if error["type"] == "missing":
         return "missing"
+    if error["type"] == "list_type":
+        return _no_list(tuple(error["loc"]), error["input"])
     if error["type"] in _SAID:
         return f"{error['input']!r}: {_SAID[error['type']]}"
     text = str(error["msg"]).removeprefix("Value error, ")
     if text.startswith("expected"):
         return text
     return f"{error['input']!r}: " + re.sub(r"^(Input|String|List) should (be|have) ", "expected ", text)
+
+
+def _no_list(path: tuple[Any, ...], found: Any) -> str:
+    """Of a value in place of a list, or a section of which there may be several."""
+    if isinstance(found, dict):
+        return f"expected [[{'.'.join(part for part in path if isinstance(part, str))}]], two brackets"
+    return f"{found!r}: expected a list, " + ('as ["10.0.0.0/8"]' if path[-1] in _PREFIXES else "in [ ]")
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

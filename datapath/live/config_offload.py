@@ -77,6 +77,16 @@ def wrong(config: NodeConfig) -> Iterator[Wrong]:
     if section.backend == "tc":
         yield from _of_sides(config)
         yield from _of_drivers(config)
+        if section.way == "pipeline":
+            yield from _of_ways_on(config)
+
+
+def _of_ways_on(config: NodeConfig) -> Iterator[Wrong]:
+    """In TC only rules send: there is neither a wire nor a router of ours behind them."""
+    said = 'expected none with `way = "pipeline"`: what passes would be the host\'s in TC: expected rules that redirect'
+    for i, iface in enumerate(config.iface):
+        if iface.inward is not None or iface.routed:
+            yield ("iface", i, "inward" if iface.inward is not None else "routed"), said
 
 
 def _of_sides(config: NodeConfig) -> Iterator[Wrong]:
@@ -86,6 +96,8 @@ def _of_sides(config: NodeConfig) -> Iterator[Wrong]:
         yield ("offload", "way"), "expected [[offload.side]] sections with it: which addresses are behind which device"
     if section.way == "pipeline" and section.side:
         yield ("offload", "side", 0), 'expected none with `way = "pipeline"`: there the rules say where packets go'
+    if section.way == "pipeline" and "prio" in section.model_fields_set:
+        yield ("offload", "prio"), 'expected none with `way = "pipeline"`: there the rules have priorities of their own'
     if section.way == "exact" and "rules" in section.model_fields_set:
         yield ("offload", "rules"), 'expected none with `way = "exact"`: no rules are installed there'
     for i, side in enumerate(section.side):

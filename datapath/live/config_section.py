@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -18,8 +18,21 @@ def _prefix(text: str) -> str:
     try:
         ip_network(text)
     except ValueError:
-        raise ValueError(f"expected a prefix without bits behind it, as '10.0.0.0/8', not {text!r}") from None
+        raise ValueError(f"expected {_instead(text)}, not {text!r}") from None
     return text
+
+
+def _instead(text: str) -> str:
+    """What is expected instead of a prefix that is none."""
+    try:
+        address = ip_address(text.partition("/")[0])
+    except ValueError:
+        return "a prefix, as '10.0.0.0/8'"
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return f"a prefix length from 0 to {address.max_prefixlen}"
+    return "a prefix without bits behind it, as '10.0.0.0/8'"
 
 
 # Of an interface; or of a NIC's function, of which config.load() is told the interface.

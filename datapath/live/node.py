@@ -29,7 +29,7 @@ from datapath.live.handoff import Exchange
 from datapath.live.interfaces import queues_of
 from datapath.live.loop import Loop
 from datapath.live.neighbour_table import NeighbourTable
-from datapath.live.offloading import Factory, Offloading
+from datapath.live.offloading import Factory, Offloading, reasons_of
 from datapath.live.router import Router
 from datapath.live.shared import check_shared, divided, shares_of, summed
 from datapath.live.umem import Umem
@@ -80,6 +80,7 @@ class Node:
             self.local = self._host_networks(ruleset)
             pipelines = self._pipelines(ruleset)
             offloads = self._offloads(stack, pipelines, offload)
+            self.not_offloaded = reasons_of(offload) if None in offloads else ()  # why, a line each
             chunks = divided(config.memory.chunks, config.workers) or _chunks(config)
             self.umem = Umem(chunks, chunk_size=config.memory.chunk, workers=config.workers)
             self.opened: list[Opened] = []

@@ -79,7 +79,7 @@ class OffloadDesk:
     def _check(self) -> None:
         if any(worker.offload is None for worker in self.node.workers):
             if self.node.config.offload.backend is not None:
-                raise RequestError("offload: nothing is offloaded, for no way is left: the log of the node's start says why")
+                raise RequestError(f"offload: nothing is offloaded, for no way is left: {'; '.join(self.node.not_offloaded)}")
             raise RequestError("offload: this node has nothing in hardware: expected `backend` in the section [offload] of its configuration")
 
     async def status(self, session: Session, request: Message) -> Answer:

@@ -17,7 +17,7 @@ Not here: mirrors and backends (offload), the requests (offload_desk).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,18 @@ class Offloading(Protocol):
 
 # Of a worker's pipeline, its number, and how many workers there are; None: nothing is offloaded.
 Factory = Callable[[RulePipeline, int, int], "Offloading | None"]
+
+
+@runtime_checkable
+class Reasoned(Protocol):
+    """A Factory that can say why nothing is offloaded: a line each. Known when it has been called."""
+
+    why: Sequence[str]
+
+
+def reasons_of(factory: object) -> tuple[str, ...]:
+    """None, if it cannot say any."""
+    return tuple(factory.why) if isinstance(factory, Reasoned) else ()
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> Figures:

@@ -1,5 +1,5 @@
 """Whether rules and interfaces belong together: devices that rules name and the node has not, interfaces from which nothing goes
-anywhere, rules that nothing comes to.
+anywhere, rules that nothing comes to; and whether sides of offloading have the zones that rules track in.
 
 Each doubt is a line for the log, for `run --check` and for whoever replaces rules: rules that are right by themselves are no protection at an
 interface that they do not name. Invariants: a device is named once for each thing that is wrong with it; nothing here is an error, since a rules file
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from datapath.pipeline.findings import line_of
-from datapath.pipeline.rules import Mirred, Place, Ruleset
+from datapath.pipeline.rules import Ct, Mirred, Place, Ruleset
 
 if TYPE_CHECKING:
     from datapath.live.config import NodeConfig
@@ -25,7 +25,7 @@ MOST = 10  # lines
 def doubts_of(config: NodeConfig, ruleset: Ruleset) -> list[str]:
     """What is doubtful of these rules at this node's interfaces: some lines, the first MOST of them and how many more there are."""
     names = [iface.name for iface in config.iface]
-    found = [*_strangers(names, ruleset), *_dead_ends(config, ruleset), *_idle_egress(config, ruleset)]
+    found = [*_strangers(names, ruleset), *_dead_ends(config, ruleset), *_idle_egress(config, ruleset), *_zones(config, ruleset)]
     return found if len(found) <= MOST else [*found[:MOST], f"{len(found) - MOST:,} more of the kind"]
 
 
@@ -80,3 +80,18 @@ def _idle_egress(config: NodeConfig, ruleset: Ruleset) -> Iterator[str]:
             seen.setdefault(rule.hook.device, rule.place)
     said = "no packet comes there: what goes on by `inward` asks no rules at the egress; expected rules at an ingress, `routed`, or a redirect"
     yield from (line_of(place, f"dev {device} egress", said) for device, place in seen.items())
+
+
+def _zones(config: NodeConfig, ruleset: Ruleset) -> Iterator[str]:
+    """Zones in which rules track and that no side of offloading has, and the other way round: an exact filter needs both."""
+    sides = config.offload.side
+    tracked: dict[int, Place] = {}
+    for rule in ruleset.rules:
+        for action in rule.actions:
+            if isinstance(action, Ct) and not action.clear:
+                tracked.setdefault(action.zone, rule.place)
+    for zone in sorted(tracked.keys() - {side.zone for side in sides}) if sides else ():
+        yield line_of(tracked[zone], f"ct zone {zone}", "no [[offload.side]] has this zone: its connections have no exact filters")
+    for i, side in enumerate(sides):
+        if side.zone not in tracked:
+            yield f"offload.side[{i}]: {side.device}: no rule tracks in zone {side.zone}: no connection is of this side"

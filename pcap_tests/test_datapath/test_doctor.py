@@ -203,7 +203,7 @@ def test_a_library_that_is_missing_or_old_is_told_with_the_command_that_brings_i
 def test_tc_is_tried_in_a_namespace_and_says_the_kernels_sentence_or_that_it_works(capfd):
     main(["doctor"])
     (line,) = [line for line in capfd.readouterr().out.splitlines() if "TC rules" in line]
-    assert "tried in a namespace" in line if line.startswith("ok") else " -> use a kernel with flower" in line
+    assert "tried in a namespace" in line if line.startswith("ok") else " -> use a kernel with flower" in line or " -> run as root" in line
 
 
 def test_without_a_namespace_nothing_of_tc_is_tried(monkeypatch):
@@ -212,4 +212,22 @@ def test_without_a_namespace_nothing_of_tc_is_tried(monkeypatch):
 
     monkeypatch.setattr(offload_probe, "CLONE_NEWNET", 1)  # which unshare(2) refuses
     finding = offload_probe.tc_rules()
-    assert not finding.ok and finding.found == "no namespace to try them in: Invalid argument"
+    assert not finding.ok and finding.found == "no namespace to try them in: Invalid argument" and finding.advice.startswith("use a kernel with")
+
+
+def test_who_may_not_try_tc_is_told_to_be_root(monkeypatch):
+    """Another kernel would not help."""
+    import ctypes
+    import errno
+
+    from datapath.commands import offload_probe
+
+    class Libc:
+        def unshare(self, flags: int) -> int:
+            ctypes.set_errno(errno.EPERM)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc())
+    finding = offload_probe.tc_rules()
+    assert (finding.ok, finding.found) == (False, "no namespace to try them in: Operation not permitted")
+    assert finding.advice == "run as root, to have them tried"

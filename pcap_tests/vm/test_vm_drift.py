@@ -49,7 +49,7 @@ def audited(capfd) -> Callable[[str], tuple[int, list[str]]]:
 def test_what_was_installed_is_as_it_is_meant(rules, audited, capfd):
     assert audited(rules) == (0, [])
     code, output, _ = run(capfd, "offload", "audit", "--kernel", rules)
-    assert (code, output) == (0, "6 rules in the kernel as they are meant: nothing differs\n")
+    assert (code, output) == (0, "6 of 6 rules as they are meant; nothing differs\n")
 
 
 def test_what_somebody_does_to_filters(rules, audited):

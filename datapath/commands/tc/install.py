@@ -59,9 +59,17 @@ class Plan:
         """Rules of which this is done."""
         return sum(step.do == do and isinstance(step.part, tc.Rule) for step in self.steps)
 
-    def told(self) -> str:
-        """3 rules added, 1 changed, 2 removed; 6 as they were."""
-        return f"{self.count(ADD)} added, {self.count(REPLACE)} changed, {self.count(DELETE)} removed; {self.same} as they were"
+    def without(self, refused: Iterable[Refusal]) -> Plan:
+        """With those steps that were not refused. refused: of this very plan, for what is deleted may be equal to what is added."""
+        parts = {id(each.part) for each in refused}
+        return replace(self, steps=tuple(step for step in self.steps if id(step.part) not in parts))
+
+    def told(self, refused: Collection[Refusal] = ()) -> str:
+        """What is done, of rules: 3 added, 1 changed, 2 removed, 1 refused; 6 as they were."""
+        done, rules = self.without(refused), sum(isinstance(each.part, tc.Rule) for each in refused)
+        text = f"{done.count(ADD)} added, {done.count(REPLACE)} changed, {done.count(DELETE)} removed"
+        text += f"{f', {rules} refused' if rules else ''}; {self.same} as they were"
+        return text + (f"; {len(refused) - rules} refused of qdiscs and chains" if len(refused) > rules else "")
 
 
 def name(rule: tc.Rule) -> Name:

@@ -43,9 +43,19 @@ def test_everything_that_can_be_said():
         ('backend = "tc"\nprio = 0', ":8: offload.prio: 0: expected"),
         ('backend = "tc"\nway = "exact"', ":8: offload.way: expected [[offload.side]] sections with it: which addresses are behind"),
         ('backend = "tc"\nway = "pipeline"\n' + SIDE, ':9: offload.side[0]: expected none with `way = "pipeline"`: there the rules say'),
+        ('backend = "tc"\nway = "pipeline"\nprio = 1', ':9: offload.prio: expected none with `way = "pipeline"`: there the rules have'),
         ('backend = "tc"\nway = "exact"\nrules = "keep"\n' + SIDE, ':9: offload.rules: expected none with `way = "exact"`: no rules are'),
         ('backend = "tc"\n[[offload.side]]\ndevice = "eth7"', ":9: offload.side[0].device: eth7: expected an interface of this file"),
-        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.1/8"]', ":10: offload.side[0].networks[0]: expected a prefix"),
+        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.1/8"]',
+         ":10: offload.side[0].networks[0]: expected a prefix without bits behind it"),
+        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10.0.0.0/33"]',
+         ":10: offload.side[0].networks[0]: expected a prefix length from 0 to 32, not '10.0.0.0/33'"),
+        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = ["10/8"]',
+         ":10: offload.side[0].networks[0]: expected a prefix, as '10.0.0.0/8', not '10/8'"),
+        ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nnetworks = "10/8"',
+         """:10: offload.side[0].networks: '10/8': expected a list, as ["10.0.0.0/8"]"""),
+        ('backend = "tc"\n[offload.side]\ndevice = "left"', ":8: offload.side: expected [[offload.side]], two brackets"),
+        ('[iface.filter]\nports = "tcp 22"', ":8: iface[1].filter.ports: 'tcp 22': expected a list, in [ ]"),
         ('backend = "tc"\n[[offload.side]]\ndevise = "left"', ":8: offload.side[0].device: missing"),
         ('backend = "tc"\n[[offload.side]]\ndevice = "left"\nchains = 1', ":10: offload.side[0].chains: no such setting (is chain meant?)"),
     ],
@@ -77,6 +87,17 @@ def test_frames_that_TC_has_as_well_are_not_taken_twice(driver, text, fine):
     with pytest.raises(ConfigError) as error:
         parse(config, "node.toml")
     assert str(error.value).startswith(f"node.toml:4: iface[0].driver: {driver}: expected XDP with `[offload] backend =")
+
+
+@pytest.mark.parametrize("key", ['inward = "right"', "routed = true"])
+def test_with_rules_in_TC_nothing_goes_on_but_by_rules(key):
+    config = HEAD.replace('name = "left"', f'name = "left"\n{key}') + 'backend = "tc"\n'
+    parse(config, "node.toml")
+    with pytest.raises(ConfigError) as error:
+        parse(config + 'way = "pipeline"\n', "node.toml")
+    assert str(error.value).startswith(
+        f'node.toml:4: iface[0].{key.split()[0]}: expected none with `way = "pipeline"`: what passes would be the host'
+    )
 
 
 def test_what_is_routed_leaves_by_a_chain():

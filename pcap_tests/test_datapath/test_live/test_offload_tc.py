@@ -240,8 +240,9 @@ def test_a_node_without_a_way_works_and_says_why(wires, tmp_path, caplog):
                 talker = socket.create_connection((SERVER, port), timeout=5)
             with talker:
                 said(talker, 3)
-            with pytest.raises(RequestError, match="nothing is offloaded, for no way is left: the log"):
+            with pytest.raises(RequestError, match="nothing is offloaded, for no way is left: not pipeline in the kernel: ") as error:
                 net.status()
+            assert "; not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more)" in str(error.value)
     finally:
         node.close()
     messages = [record.getMessage() for record in caplog.records]

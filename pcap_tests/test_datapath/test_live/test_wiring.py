@@ -69,6 +69,25 @@ def test_rules_at_an_egress_that_nothing_comes_to():
     assert doubts(egress, {"name": "lan", "routed": True}, {"name": "wan", "routed": True}) == []
 
 
+def test_zones_of_rules_and_of_sides_of_offloading():
+    track = "tc filter add dev lan ingress protocol ip prio {0} flower action ct zone {0} pipe action mirred egress redirect dev wan\n"
+    clear = "tc filter add dev wan ingress protocol ip prio 1 flower action ct clear pipe action mirred egress redirect dev lan\n"
+    config = {
+        "rules": "r.tc",
+        "iface": [LAN, WAN],
+        "offload": {"backend": "tc", "side": [{"device": "lan", "zone": 5}, {"device": "wan", "zone": 5}]},
+    }
+
+    def said(rules: str, config: dict) -> list[str]:
+        return doubts_of(NodeConfig.model_validate(config), rules_file.parse(rules, "r.tc", Findings()))
+
+    assert said(track.format(5) + clear, config) == []
+    other, *sides = said(track.format(7) + clear, config)
+    assert other == "r.tc:1:1: 'ct zone 7': no [[offload.side]] has this zone: its connections have no exact filters"
+    assert sides == [f"offload.side[{i}]: {name}: no rule tracks in zone 5: no connection is of this side" for i, name in enumerate(("lan", "wan"))]
+    assert said(track.format(7) + clear, {**config, "offload": {"backend": "tc"}}) == []
+
+
 def test_many_doubts_are_counted():
     found = doubts("".join(PASS.format(f"x{i}") for i in range(MOST + 5)), LAN, WAN)
     assert len(found) == MOST + 1 and found[-1] == "5 more of the kind"

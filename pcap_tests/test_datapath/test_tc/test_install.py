@@ -3,12 +3,14 @@ pcap_tests/vm/test_vm_install."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 
 import pytest
 
+from datapath.commands.offload_install import say_refused
 from datapath.commands.tc.ask import Listed, Refusal, Unsaid
 from datapath.commands.tc.decode import Counted, Installed, kept
 from datapath.commands.tc.install import AHEAD, MARK, REPLACE, Keeper, Step, carried_out, hooks_of, marked, name, planned, removal
@@ -222,6 +224,34 @@ def test_a_keeper_leaves_a_qdisc_that_somebody_uses_by_now():
 def test_what_is_refused_is_told_with_its_place():
     rule = read(TEXT).rules[0]
     assert Refusal(rule, Answer(28, "no room")).told().startswith("rules.tc:5:1: tc filter add dev eth0")
+
+
+def test_what_is_refused_is_not_counted_as_done():
+    wanted = read(TEXT)
+    plan = planned(wanted, Kernel().listed([HOOK]))
+    rules = [step.part for step in plan.steps if isinstance(step.part, Rule)]
+    others = [step.part for step in plan.steps if not isinstance(step.part, Rule)]
+    no = Answer(errno.EOPNOTSUPP, "not today")
+    assert plan.told() == f"{len(rules)} added, 0 changed, 0 removed; 0 as they were"
+    assert plan.told([Refusal(rules[0], no)]) == f"{len(rules) - 1} added, 0 changed, 0 removed, 1 refused; 0 as they were"
+    everything = f"0 added, 0 changed, 0 removed, {len(rules)} refused; 0 as they were; {len(others)} refused of qdiscs and chains"
+    assert plan.told([Refusal(part, no) for part in (*others, *rules)]) == everything and others
+
+
+def test_one_reason_for_all_is_said_once(capfd):
+    rules = read(TEXT).rules
+    first = Refusal(rules[0], Answer(errno.ENOENT, "TC classifier not found"))
+    say_refused([first, *(first._replace(part=rule) for rule in rules[1:])])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        f"TC classifier not found: expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor) (and {len(rules) - 1} more for the same reason)"
+    )
+    assert str(rules[0].place) in line
+    say_refused([first, Refusal(rules[1], Answer(errno.EOPNOTSUPP, "not today"))])
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[1].endswith("not today")
+    with pytest.raises(PermissionError):
+        say_refused([Refusal(rules[0], Answer(errno.EPERM))])
 
 
 # --- what others have done ------------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from datapath.commands import offload_drift
 from datapath.commands.offload_drift import lines, of_plan, zones_meant
 from datapath.commands.tc.ask import Listed
 from datapath.commands.tc.install import MARK, hooks_of, marked, planned
 from datapath.oracle.namespace import Namespace
 from datapath.pipeline.rules import DROP, PASS, Gact, Match, Qdisc, Ruleset
 from offload.drift import Drift, Finding, Zone
+from offload.netlink.channel import NetlinkError
 from pcap_tests.test_datapath.command import run
 from pcap_tests.test_datapath.test_tc.test_install import installed
 from pcap_tests.vm.test_vm_install import read
@@ -75,13 +77,13 @@ def test_zones_are_those_that_connections_are_tracked_in():
 
 def test_lines_end_with_what_it_comes_to():
     findings = [Finding(Drift.DEVICE_DOWN, "eth0", "no packet comes through it"), Finding(Drift.NOT_OFFLOADED, "zone 7", "2 of 3")]
-    assert list(lines(findings, [Zone(7, 3, 3, 1, 0)], 5)) == [
+    assert list(lines(findings, [Zone(7, 3, 3, 1, 0)], 5, 6)) == [
         "device down: eth0: no packet comes through it",
         "not offloaded: zone 7: 2 of 3",
         "zone 7: 3 connections, 3 established, 1 offloaded, 0 in hardware",
-        "5 rules in the kernel as they are meant: 1 differ",
+        "5 of 6 rules as they are meant; 1 difference",
     ]
-    assert list(lines([], [], 1)) == ["1 rule in the kernel as they are meant: nothing differs"]
+    assert list(lines([], [], 1, 1)) == ["1 of 1 rule as they are meant; nothing differs"]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def test_a_device_that_is_not_there_is_said_with_what_it_lacks(running_kernel, r
     namespace = Namespace()
     with namespace.entered():
         code, out, _ = run(capfd, "offload", "audit", "--kernel", rules)
-        assert (code, out) == (1, "device missing: eth0: 3 rules of it not there\n0 rules in the kernel as they are meant: 1 differ\n")
+        assert (code, out) == (1, "device missing: eth0: 3 rules of it not there\n0 of 3 rules as they are meant; 1 difference\n")
         code, out, _ = run(capfd, "offload", "audit", "--kernel", rules, "--json")
         document = json.loads(out)
         assert document["findings"] == [{"what": "device_missing", "drift": True, "about": "eth0", "why": "3 rules of it not there"}]
@@ -109,11 +111,35 @@ def test_a_device_that_is_not_there_is_said_with_what_it_lacks(running_kernel, r
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--socket", "x"], "expected no --socket with it"), (["some.pcap"], "expected no CAPTURE with it"), (["--nic", "tiny"], "expected a CAPTURE")],
+    [
+        (["--socket", "x"], "expected no --socket with it"),
+        (["some.pcap"], "expected no CAPTURE with it"),
+        (["--nic", "tiny"], "--nic: not with --kernel"),
+    ],
 )
 def test_words_of_the_other_forms_are_refused(rules, capfd, words, said):
     code, _, err = run(capfd, "offload", "audit", "--kernel", rules, *words)
     assert code == 2 and said in err
+
+
+def test_a_rules_file_in_place_of_a_capture_is_no_answer(rules, capfd):
+    code, out, err = run(capfd, "offload", "audit", rules)
+    assert (code, out) == (2, "") and "not a capture" in err and f"(a rules file? --kernel {rules})" in err
+
+
+@pytest.mark.parametrize("error", [NetlinkError("netlink: Operation not permitted", 1), PermissionError(1, "Operation not permitted")])
+@pytest.mark.parametrize(("asked", "what"), [("KernelTc", "TC"), ("KernelConntrack", "conntrack")])
+def test_what_is_not_permitted_is_said_with_what_it_takes(running_kernel, rules, capfd, monkeypatch, error, asked, what):
+    def refuse(*_):
+        raise error
+
+    namespace = Namespace()
+    with namespace.entered():
+        monkeypatch.setattr(offload_drift, asked, refuse)
+        code, out, err = run(capfd, "offload", "audit", "--kernel", rules)
+    namespace.close()
+    assert (code, out) == (2, "")
+    assert err == f"ctmirror: the kernel's {what} cannot be listed: not permitted: expected root, or cap_net_admin\n"
 
 
 def test_a_file_that_is_none(tmp_path, capfd):
