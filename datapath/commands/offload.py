@@ -76,7 +76,7 @@ class Policies(click.ParamType):
 @verbosity()
 def command(quiet: bool, verbose: bool) -> None:
     """What a NIC that offloads connections would take of captures, and what stays in software, and why; the same of a running node; and rules in the
-    kernel's TC (docs/offload.md).
+    kernel's TC (docs/offload-tc.md).
 
     \b
     Examples:

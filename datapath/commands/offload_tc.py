@@ -136,7 +136,7 @@ class KernelLive(Live):
             self.shared.close()
 
     def about(self) -> dict[str, Any]:
-        """`tc`: see docs/offload.md; what is of the whole node is the first worker's to tell."""
+        """`tc`: see docs/offload-tc.md; what is of the whole node is the first worker's to tell."""
         state = self.threaded.state
         told: dict[str, Any] = {
             "way": self.shared.way.way, "where": self.shared.way.where, "devices": list(self.shared.way.devices), "why": list(self.shared.why),
