@@ -15,8 +15,10 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ctcore.errors import ConfigError, CtmirrorError
+from datapath.commands.offload_devices import eswitch_of
 from datapath.doctor import tc_offload
 from datapath.live.config_offload import XDP
+from offload.devlink.attributes import LEGACY, SWITCHDEV
 from offload.netlink.channel import Channel
 from offload.netlink.filters import Where
 from offload.netlink.links import links
@@ -42,11 +44,12 @@ class Way(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A device: hw-tc-offload, what the kernel takes, and what the NIC, if it was tried."""
+    """A device: hw-tc-offload, what the kernel takes, and what the NIC, if it was tried; legacy: the NIC, if its eswitch is in this mode."""
 
     feature: str
     software: tuple[Tried, ...]
     hardware: tuple[Tried, ...]
+    legacy: str = ""
 
 
 Prober = Callable[[str], Probe]
@@ -63,7 +66,8 @@ def probe(device: str) -> Probe:
         hardware = trials(channel, where, hardware=True) if feature == "on" else ()
     if all(each.answer.error == 1 for each in software):  # EPERM
         raise CtmirrorError("offload: TC cannot be tried: not permitted: expected root, or cap_net_admin")
-    return Probe(feature, software, hardware)
+    nic, mode = eswitch_of(device) if feature == "on" else (None, None)
+    return Probe(feature, software, hardware, nic or "" if mode == LEGACY else "")
 
 
 def candidates(config: NodeConfig) -> list[Way]:
@@ -79,6 +83,7 @@ def chosen(config: NodeConfig, begin: Callable[[Way], Sequence[str]], prober: Pr
     Raises ConfigError if a way was told, and cannot be.
     """
     why: list[str] = []
+    whole: list[str] = []
     prober = cache(prober)
     for way in candidates(config):
         obstacles = list(in_the_way(config, way, prober)) or list(begin(way))
@@ -86,8 +91,9 @@ def chosen(config: NodeConfig, begin: Callable[[Way], Sequence[str]], prober: Pr
             return way, why
         more = f" (and {len(obstacles) - 1} more)" if len(obstacles) > 1 else ""
         why.append(f"not {way.way} in {way.where}: {obstacles[0]}{more}")
+        whole.append(f"not {way.way} in {way.where}: {'; '.join(obstacles)}")
     if config.offload.way != "auto":
-        raise ConfigError(f"offload: {'; '.join(why)}")
+        raise ConfigError(f"offload: {'; '.join(whole)}")
     return None, why
 
 
@@ -100,10 +106,11 @@ def in_the_way(config: NodeConfig, way: Way, prober: Prober) -> Iterator[str]:
                 off = f"hw-tc-offload is off: ethtool -K {device} hw-tc-offload on"
                 yield f"{device}: {off if found.feature == 'off' else 'the interface has no hw-tc-offload'}"
                 continue
-            tried = found.hardware
+            tried, legacy = found.hardware, found.legacy
         else:
-            tried = prober(device).software
-        yield from (f"{device}: {said(each)}" for each in tried if not each.ok and each.trial in NEEDED[way.way])
+            tried, legacy = prober(device).software, ""
+        hint = f": its eswitch is in mode {LEGACY}: ctmirror offload eswitch {legacy} --mode {SWITCHDEV}" if legacy else ""
+        yield from (f"{device}: {said(each)}{hint}" for each in tried if not each.ok and each.trial in NEEDED[way.way])
 
 
 def _of_config(config: NodeConfig, way: Way) -> Iterator[str]:

@@ -47,7 +47,15 @@ def test_what_was_told_is_that_or_an_error():
     assert decide('way = "pipeline"\nhardware = "no"\n', ALL)[0] == Way(PIPELINE, KERNEL, BOTH)
     with pytest.raises(ConfigError) as error:
         decide('way = "pipeline"\nhardware = "only"\n', SOFTWARE)
-    assert str(error.value) == "offload: not pipeline in a NIC: left: the interface has no hw-tc-offload (and 1 more)"
+    nothing = "the interface has no hw-tc-offload"
+    assert str(error.value) == f"offload: not pipeline in a NIC: left: {nothing}; right: {nothing}", "all that is in the way"
+
+
+def test_an_eswitch_in_mode_legacy_is_told_of_a_nic_that_does_not_take_all():
+    _, why = decide("", {"left": ALL, "right": NO_CT._replace(legacy="pci/0000:08:00.0")})
+    hint = "its eswitch is in mode legacy: ctmirror offload eswitch pci/0000:08:00.0 --mode switchdev"
+    assert why[0] == f"not pipeline in a NIC: right: ct (action ct, and on in a chain): Operation not supported: not here: {hint}"
+    assert decide("", ALL._replace(legacy="pci/0000:08:00.0")) == (Way(PIPELINE, NIC, BOTH), []), "it takes all, so its mode is no matter"
 
 
 def test_rules_that_the_kernel_does_not_take_are_in_the_way():
