@@ -67,14 +67,19 @@ cdef void flow_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
         whole_round(all, ct, all.next_round + LEAP)
     if now - all.round_began >= 2 * SECOND:
         whole_round(all, ct, now)
-    while now >= all.next_round:
+    while now >= all.next_round and all.next_round != NEVER:
         next_slice(all, ct)
+
+
+cdef inline int64_t later(int64_t moment, int64_t by) noexcept nogil:
+    """Captures have any time: behind the last second there is none."""
+    return moment + by if moment < NEVER - by else NEVER
 
 
 cdef void whole_round(FlowTable *all, Engine *ct, int64_t now) noexcept nogil:
     """All rows as of the last whole second."""
     all.round_began = now // SECOND * SECOND
-    all.next_round = all.round_began + SECOND
+    all.next_round = later(all.round_began, SECOND)
     all.slices = all.slice = 1
     look_at(all, ct, 0, all.size, <uint64_t>(all.round_began // ct.set.tick_ns))
 
@@ -85,7 +90,7 @@ cdef void next_slice(FlowTable *all, Engine *ct) noexcept nogil:
     if all.slice >= all.slices:
         all.round_began, all.slice, all.slices, all.reached = all.next_round, 0, all.count // SLICE + 1, 0
     all.slice += 1
-    all.next_round = all.round_began + <int64_t>SECOND * all.slice // all.slices
+    all.next_round = later(all.round_began, <int64_t>SECOND * all.slice // all.slices)
     all.reached = look_at(all, ct, all.reached, SLICE if all.slice < all.slices else all.size, tick)
 
 

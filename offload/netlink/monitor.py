@@ -5,37 +5,31 @@ that our own socket has asked for; and, where only some priorities are anybody's
 costs the listener nothing, nor what the mirrors of other workers do.
 A filter that is made may be one that replaces ours in place. A chain that is made is none of ours: the kernel makes none where filters are, and tells
 of the chains that our own filters need as if nobody had asked for them.
-Invariants: reading never waits; what was lost for want of room is told as `overrun`, so that somebody looks at all there is.
-Source: linux/rtnetlink.h, linux/filter.h. Not here: what is to be done about it (offload.exact_rules).
+Source: linux/rtnetlink.h. Not here: the socket (listener), what is to be done about it (offload.exact_rules).
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import socket
 from collections.abc import Iterator, Sequence
-from struct import Struct
 from sys import byteorder
-from types import TracebackType
 from typing import NamedTuple
 
 from offload.netlink.attributes import TC
-from offload.netlink.channel import LONGEST, ROUTE, messages, widen
+from offload.netlink.channel import ROUTE
 from offload.netlink.filters import DELETE_CHAIN, DELETE_FILTER, DELETE_QDISC, NEW_FILTER, NEW_QDISC, TCMSG
 from offload.netlink.links import IFINFO, NEW_LINK
+from offload.netlink.listener import INSTRUCTION, Listener
 from offload.netlink.read import Malformed, read
 
 DELETE_LINK = 17  # RTM_DELLINK
 LINKS, FILTERS = 1 << 0, 1 << 3  # RTMGRP_LINK, RTMGRP_TC
 WATCHED = (NEW_FILTER, DELETE_FILTER, DELETE_CHAIN, NEW_QDISC, DELETE_QDISC, NEW_LINK, DELETE_LINK)
 OF_FILTERS = (NEW_FILTER, DELETE_FILTER)
-_OP = Struct("=HBBI")  # struct sock_filter
 LOAD_HALF, LOAD_WORD, EQUAL, RETURN = 0x28, 0x20, 0x15, 0x06  # BPF_LD|BPF_H|BPF_ABS, ...|BPF_W|..., BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 TYPE_AT, PORT_AT = 4, 12  # in struct nlmsghdr
 PRIO_AT = 34 if byteorder == "little" else 32  # in the struct tcmsg behind it: the upper half of its last word
 ALL = 0xFFFFFFFF
-SO_ATTACH_FILTER = 26
 
 
 class Change(NamedTuple):
@@ -57,7 +51,7 @@ def program(ours: int, watched: Sequence[int] = WATCHED, prios: Sequence[int] = 
         last = _one_of(PRIO_AT, (0, *prios))
         kinds = [_swapped(kind, 2) for kind in OF_FILTERS]
         lines += [(LOAD_HALF, 0, 0, TYPE_AT), *((EQUAL, len(kinds) - at, 0, kind) for at, kind in enumerate(kinds)), (RETURN, 0, 0, ALL), *last]
-    return b"".join(_OP.pack(*line) for line in [*lines, (RETURN, 0, 0, ALL)])
+    return b"".join(INSTRUCTION.pack(*line) for line in [*lines, (RETURN, 0, 0, ALL)])
 
 
 def _one_of(at: int, values: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -70,47 +64,15 @@ def _swapped(value: int, size: int) -> int:
     return int.from_bytes(value.to_bytes(size, "big"), byteorder)
 
 
-def attach(to: socket.socket, code: bytes) -> None:
-    """A socket has only what its filter lets through."""
-    buffer = ctypes.create_string_buffer(code, len(code))
-    head = Struct("@HP").pack(len(code) // _OP.size, ctypes.addressof(buffer))
-    to.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, head)
-
-
-class Monitor:
+class Monitor(Listener):
     """Of the network namespace that this thread is in. ours: the socket that asks for our own changes; prios: see program(). A context manager."""
 
     def __init__(self, ours: socket.socket, prios: Sequence[int] = ()) -> None:
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, ROUTE)
-        self.overrun = False
-        attach(self.socket, program(ours.getsockname()[0], prios=prios))
-        widen(self.socket)
-        self.socket.bind((0, LINKS | FILTERS))
-        self.socket.setblocking(False)
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.socket.close()
+        super().__init__(ROUTE, program(ours.getsockname()[0], prios=prios), LINKS | FILTERS)
 
     def changes(self) -> Iterator[Change]:
         """What has come since the last time. Raises Malformed."""
-        while True:
-            try:
-                data, _, _, sender = self.socket.recvmsg(LONGEST)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overrun = True
-                continue
-            if sender[0] == 0:
-                yield from (change for kind, _, _, body in messages(data) if (change := change_of(kind, body)) is not None)
+        yield from (change for kind, body in self.heard() if (change := change_of(kind, body)) is not None)
 
 
 def change_of(kind: int, body: bytes) -> Change | None:

@@ -344,3 +344,13 @@ def test_a_second_that_was_missed_is_made_good_at_once() -> None:
         net.tick()
         net.flows.check()
     assert net.flows.count <= 1 and len(net.tracker.conns()) <= 2, "an unanswered datagram comes back with nothing"
+
+
+def test_rounds_end_with_time() -> None:
+    """A capture may say that a frame came at the last nanosecond that there is."""
+    net = Net(COMMITS)
+    udp(net)
+    for before in (3 * SECOND, SECOND + 1, 5, 0):
+        net.now = 2**63 - 1 - before
+        net.tick()
+    net.flows.check()

@@ -65,7 +65,7 @@ def test_what_did_not_fit_is_an_overrun(place):
 
 
 def test_many_are_read_in_pieces(place, monkeypatch):
-    monkeypatch.setattr("offload.netlink.conntrack_events.MOST", 10)
+    monkeypatch.setattr("offload.netlink.listener.MOST", 10)
     ours, theirs, events = place
     ours.ask(conns(25), Ask.CREATE)
     theirs.ask(conns(25), Ask.DELETE)

@@ -25,7 +25,8 @@ from offload.netlink.filters import (
     new_qdisc,
 )
 from offload.netlink.links import NEW_LINK, links
-from offload.netlink.monitor import DELETE_LINK, WATCHED, Change, Monitor, attach, change_of, program
+from offload.netlink.listener import attach
+from offload.netlink.monitor import DELETE_LINK, WATCHED, Change, Monitor, change_of, program
 from offload.netlink.read import Malformed
 
 
