@@ -59,7 +59,8 @@ class Rig:
         self.order: list[str] = []
         self.tc, self.map = Tc(self.order), Map(100, self.order)
         monkeypatch.setattr(exact_rules, "Channel", lambda: self.tc)
-        monkeypatch.setattr(exact_rules, "Monitor", lambda socket: SimpleNamespace(changes=self.tc.changes, overrun=False, close=lambda: None))
+        monkeypatch.setattr(exact_rules, "Monitor", lambda *_: SimpleNamespace(changes=self.tc.changes, overrun=False, close=lambda: None))
+        monkeypatch.setattr(exact_rules, "running", lambda channel: {"left": True, "right": True})
         monkeypatch.setattr(exact_rules, "links", lambda channel: {"left": LEFT, "right": RIGHT})
         self.backend = Bypassed(ExactRules(SIDES), self.map)
         self.order.clear()
