@@ -39,7 +39,8 @@ def node_of(tracker: Tracker, path: Path | None = None, max_age: int = 300) -> S
     """As much of a node as is asked for a state."""
     state = SimpleNamespace(file=None if path is None else str(path), max_age=max_age)
     worker = SimpleNamespace(pipeline=SimpleNamespace(tracker=tracker, flows=None))
-    return SimpleNamespace(workers=[worker], trackers=[tracker], pipeline=worker.pipeline, count=tracker.count, config=SimpleNamespace(state=state))
+    config = SimpleNamespace(state=state)
+    return SimpleNamespace(workers=[worker], trackers=[tracker], pipeline=worker.pipeline, count=tracker.count, config=config, take_out=lambda: None)
 
 
 def empty() -> Tracker:
