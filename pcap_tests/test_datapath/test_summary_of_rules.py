@@ -43,7 +43,7 @@ SOME = f"{IN}prio 1 flower ip_proto tcp action ct commit pipe action pass\n{IN}p
 
 
 def mixed() -> list[bytes]:
-    arp, short = craft.eth(bytes(28), 0x0806), craft.eth(b"\x46" + bytes(19), 0x0800)
+    arp, short = craft.eth(bytes(28), 0x0806), craft.eth(b"\x44" + bytes(19), 0x0800)
     return [syn(1), arp, short, craft.udp(CLIENT, SERVER, 5, 6), craft.udp(CLIENT, SERVER, 5, 6), craft.icmp(CLIENT, SERVER, 8, ident=1, sequence=1)]
 
 
