@@ -198,7 +198,7 @@ def test_filters_that_others_replace_or_delete_one_by_one_are_not_relied_on(tmp_
             (rule,) = (each.rule for each in KernelTc().listed([Hook("left")]).rules if each.rule.handle == int(handle, 16))
             subprocess.run(rule_line(replace(rule, actions=(Gact(DROP),)), b"", "replace").split(), check=True)
         said(talker, 5)
-        until(lambda: net.why(dport=port)[0]["offload"]["kernel"], "it was let go, and its place is somebody else's")
+        until(lambda: [said(talker), net.why(dport=port)[0]["offload"]["kernel"]][1], "it was let go, and its place is somebody else's")
         said(talker, 5)
         assert "action order 1: gact action drop" in filters(net) and net.status()["resets"] == 0
         with net.left.here.entered():
