@@ -97,6 +97,7 @@ class KernelEntries(KernelConntrack):
     def delete(self, entries: Sequence[Entry]) -> Deleted:
         done = Deleted([LOST] * len(entries), {}, set())
         left = list(range(len(entries)))
+        lost: set[int] = set()
         for again in range(TRIES):
             if not left:
                 break
@@ -110,7 +111,12 @@ class KernelEntries(KernelConntrack):
             done.told.update(self._heard())
             for at, place in zip(left, places, strict=True):
                 # Not there the first time: nobody knows by whom. Later it was us.
-                done.answers[at] = DONE if again and found[place].error == errno.ENOENT else found[place]
+                answer = DONE if again and found[place].error == errno.ENOENT else found[place]
+                if answer is LOST:
+                    lost.add(at)
+                elif at in lost and answer.error not in (0, errno.EBUSY):
+                    answer = LOST  # what was asked before may have been done
+                done.answers[at] = answer
             left = [at for at in left if done.answers[at] is LOST or done.answers[at].error == errno.EBUSY]
             done.ended.update(entries[at].number for at in left if done.answers[at] is not LOST)
         return done

@@ -20,8 +20,8 @@ from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD
 from offload.records import Op
 from pcap_tests.test_datapath.tabled import IN, OUT, Tcp
 from pcap_tests.test_offload.commanded import TCP, UDP, Flow, S, asked, commands
+from pcap_tests.test_offload.entering import FakeBypass
 from pcap_tests.test_offload.mirrored import QuickRig
-from pcap_tests.test_offload.test_conntrack_entries import FakeBypass
 from pcap_tests.vm.test_vm_conntrack import CLIENT, LABEL, MARK, RULES, SERVER, ZONE, Across, port_of, talk
 from pcap_tests.vm.test_vm_refusals import parsed
 
@@ -88,13 +88,13 @@ def test_it_is_established_offloaded_counted_and_over_after_a_fin(across, backen
     status = until(backend, lambda status: bool(status & OFFLOAD))
     assert status & OFFLOAD and status & Status.ASSURED
     assert min(counted(backend, flow, 5 * S)) >= 3 and np.isnan(backend.states()["left"]).all()
-    for now in range(6, 50):  # until the last acknowledgement has come by
-        if counted(backend, flow, now * S) == [0, 0]:
+    for second in range(6, 50):  # until the last acknowledgement has come by
+        if counted(backend, flow, second * S) == [0, 0]:
             break
         time.sleep(0.1)
     client.sendall(b"ping")
     assert server.recv(4) == b"ping"
-    assert now < 49 and counted(backend, flow, 60 * S)[0] >= 1
+    assert second < 49 and counted(backend, flow, 60 * S)[0] >= 1
     client.close()
     server.close()
     assert gone(backend) == {flow.cookie(0), flow.cookie(1)} and backend.bypass.keys == set() and backend.resets == 0

@@ -92,15 +92,15 @@ def said(entry: Entry, packets=(0, 0), *, status: int = RAISED, left: float = 30
 def test_all_that_was_counted_is_told_once(steps):
     entry, total = entry_of(Flow(1), 0, 1), [0, 0]
     sum_told = [0, 0]
-    for now, (orig, reply) in enumerate(steps, 2):
+    for second, (orig, reply) in enumerate(steps, 2):
         total = [total[0] + orig, total[1] + reply]
-        entry.takes(said(entry, total), now * S)
+        entry.takes(said(entry, total), second * S)
         for d in range(2):
             packets, octets = entry.untold(d)
             assert octets == 100 * packets and entry.untold(d) == (0, 0)
             sum_told[d] += packets
             if (orig, reply)[d]:
-                assert entry.used[d] == now * S
+                assert entry.used[d] == second * S
     assert sum_told == total
 
 

@@ -13,8 +13,8 @@ from offload.mirror import AUDIT_DTYPE, Found
 from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD
 from pcap_tests.test_datapath.tabled import Tcp
 from pcap_tests.test_datapath.test_pipeline.laboratory import CLIENT
+from pcap_tests.test_offload.entering import conntrack, told_to
 from pcap_tests.test_offload.mirrored import QuickRig
-from pcap_tests.test_offload.test_conntrack_entries import conntrack, kernel, place, told_to  # noqa: F401 (fixtures)
 
 ALL = int(Status.SEEN_REPLY | Status.ASSURED | Status.CONFIRMED)
 
@@ -28,7 +28,7 @@ def drift(rig: QuickRig) -> list[tuple[Drift, str]]:
 
 
 @pytest.fixture
-def rig(place):  # noqa: F811
+def rig(place):
     with ConntrackEntries() as backend:
         yield QuickRig(nic=backend)
 
@@ -106,7 +106,7 @@ def test_zones_are_counted():
     assert zones_of(rows[:0], status[:0]) == []
 
 
-def test_zones_of_the_running_kernel(kernel):  # noqa: F811
+def test_zones_of_the_running_kernel(kernel):
     from pcap_tests.test_offload.commanded import Flow
 
     told_to(kernel, Ask.CREATE, Flow(1, zone=5), Flow(2, zone=5, dport=1), Flow(3))

@@ -18,7 +18,7 @@ from offload.netlink.conntrack import KernelConntrack
 from offload.netlink.extack import Answer
 from offload.records import Op
 from pcap_tests.test_offload.commanded import S, asked, commands
-from pcap_tests.test_offload.test_conntrack_entries import LABELLED, PLAIN, SNAT, FakeBypass, conntrack, left_over
+from pcap_tests.test_offload.entering import LABELLED, PLAIN, SNAT, FakeBypass, conntrack, left_over
 
 IN, OUT, DELETE = "let by", "not let by", "deleted"
 MADE, CHANGED = Ask.CREATE.name, Ask.CHANGE.name

@@ -23,7 +23,7 @@ from offload.netlink.conntrack import KernelConntrack
 from offload.netlink.extack import LOST, Answer
 from offload.records import Ctinfo, Op
 from pcap_tests.test_offload.commanded import GRE, UDP, Flow, S, commands
-from pcap_tests.test_offload.test_conntrack_entries import FakeBypass
+from pcap_tests.test_offload.entering import FakeBypass
 
 # Among them two of the same tuple, one of another zone, and one that another's answers come to.
 FLOWS = (
