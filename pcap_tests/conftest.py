@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -14,6 +13,7 @@ from hypothesis import settings
 from ctcore.config import Config
 from ctcore.model import ModelTracker
 from ctcore.tracker import Tracker
+from pcap_tests.required import cannot
 
 # A shell without job control has what it starts in the background ignore Ctrl-C, which tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,13 +31,6 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable" if os.environ.get("CI") else "new")
 
 TRACKERS = {"engine": Tracker, "model": ModelTracker}
-
-
-def cannot(text: str) -> NoReturn:
-    """This machine cannot run a test: it is skipped and says why. CTMIRROR_REQUIRE_KERNEL=1 makes it fail: nothing is left out quietly."""
-    if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
-        pytest.fail(f"CTMIRROR_REQUIRE_KERNEL=1, but {text}")
-    pytest.skip(text)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from datapath.live import config as configuration
 from datapath.live.metrics import METRICS, OWN
 from datapath.live.metrics_server import PATIENCE
 from datapath.live.service import LATE
-from pcap_tests.conftest import cannot
+from pcap_tests.required import cannot
 from pcap_tests.test_datapath.command import in_process
 
 ROOT = Path(__file__).parent.parent

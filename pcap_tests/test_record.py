@@ -34,8 +34,8 @@ from scapy.packet import Packet
 from scapy.utils import rdpcap
 
 from pcap_tests import record
-from pcap_tests.conftest import cannot
 from pcap_tests.netns import Network, delay, unavailable
+from pcap_tests.required import cannot
 
 CAPTURES = sorted(record.CAPTURES.glob("*.pcap"))
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pcap_tests import stories
-from pcap_tests.conftest import cannot
+from pcap_tests.required import cannot
 from pcap_tests.tc_itself import Tc, obstacle
 from pcap_tests.test_datapath.command import run
 

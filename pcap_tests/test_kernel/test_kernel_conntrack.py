@@ -22,8 +22,8 @@ from datapath.frame import frames_of
 from datapath.live import kernel_conntrack as kc
 from datapath.oracle import ruleset
 from datapath.wire import parse_batch
-from pcap_tests.conftest import cannot
 from pcap_tests.netns import CLIENT, ROUTER, SERVER, V4, V6, Network, unavailable
+from pcap_tests.required import cannot
 from pcap_tests.router import dnat, snat
 
 NOW = 1_800_000_000 * 10**9

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datapath.oracle.namespace import Namespace
+from pcap_tests.required import cannot
 from pcap_tests.vm.suite import FUNCTIONS, MODULE, NETDEVSIM
 
 if "CTMIRROR_GUEST" not in os.environ:
@@ -61,7 +62,7 @@ class FeignedNic:
 def module() -> str:
     path = os.environ.get(MODULE)
     if path is None:
-        pytest.skip("the module was not built: no headers of the guest's kernel")
+        cannot("the module was not built: no headers of the guest's kernel")
     return path
 
 
@@ -87,7 +88,7 @@ def inserted(variable: str, *needed: str) -> None:
     """A module that the suite has built."""
     path = os.environ.get(variable)
     if path is None:
-        pytest.skip(f"{variable}: this module was not built")
+        cannot(f"{variable}: this module was not built")
     if not Path("/sys/module", Path(path).stem).exists():
         if needed:
             subprocess.run(["modprobe", "-a", *needed], check=True)

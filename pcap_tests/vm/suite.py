@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pcap_tests.required import REQUIRE
 from pcap_tests.vm.machine import Guest, run
 from pcap_tests.vm.module_build import built, netdevsim
 from pcap_tests.vm.packages import CannotBoot, Kernel, fetch
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         sys.exit("usage: python -m pcap_tests.vm.suite FOLDER [PYTEST ARGUMENTS]")
     signal.signal(signal.SIGTERM, ended)
     begun = time.monotonic()
-    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    required = os.environ.get(REQUIRE, "")
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", REQUIRE: required}
     try:
         kernel = fetch(Path(argv[0]))
         for make in (_ours, _netdevsim):
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
                 environment |= {name: str(path.resolve()) for name, path in make(kernel).items()}
             except (CannotBoot, OSError, subprocess.SubprocessError) as error:
                 print(f"vm: {error}", file=sys.stderr)
-                if os.environ.get("CTMIRROR_REQUIRE_KERNEL") == "1":
+                if required == "1":
                     return 1
         # Nothing of the other tests is loaded: what they import would take an emulated machine longer than these tests.
         command = [sys.executable, "-m", "pytest", f"--confcutdir={TESTS}", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", str(TESTS)]

@@ -13,7 +13,7 @@ from datapath.live.umem import Umem
 from datapath.live.xdp_filter import Steering
 from datapath.live.xsk import Xsk
 from datapath.oracle.namespace import Namespace
-from pcap_tests.conftest import cannot
+from pcap_tests.required import cannot
 from pcap_tests.test_datapath.test_live.wires import Wire
 
 

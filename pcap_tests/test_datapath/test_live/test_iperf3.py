@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pcap_tests.conftest import cannot
 from pcap_tests.netns import ROUTER, SERVER, Host
+from pcap_tests.required import cannot
 from pcap_tests.test_datapath.test_live.routed_network import FAMILIES, Network, ask_udp, network
 from pcap_tests.test_datapath.test_live.services import home
 

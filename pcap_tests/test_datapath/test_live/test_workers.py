@@ -30,7 +30,7 @@ from datapath.live.control import Control
 from datapath.live.exposition import PLAIN, Exposition
 from datapath.live.node import Node
 from datapath.pipeline.rules import RuleError
-from pcap_tests.conftest import cannot
+from pcap_tests.required import cannot
 from pcap_tests.test_datapath.test_live.services import attended
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, PUBLIC, REST, SERVER, TRANSLATING, Between, _mac, address, fetch, serving
 from pcap_tests.test_datapath.test_live.test_xdp_filter import attached

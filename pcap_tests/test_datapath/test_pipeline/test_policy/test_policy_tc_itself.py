@@ -10,7 +10,7 @@ import re
 from datapath.pipeline.policy.compiler import Options, compile_policies
 from datapath.pipeline.policy.devices import attach
 from datapath.pipeline.tc_print import print_ruleset
-from pcap_tests.conftest import cannot
+from pcap_tests.required import cannot
 from pcap_tests.tc_itself import Tc, obstacle
 from pcap_tests.test_datapath.test_pipeline.test_policy.recipes import NAMES, Recipe
 
