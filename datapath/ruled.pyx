@@ -432,4 +432,5 @@ cdef inline void never_tracked(const Packet *p, Decision *d) noexcept nogil:
     d.conn = d.timeout = -1
     d.state, d.dir, d.l4state = NOT_SEEN, NO_DIR, NO_L4STATE
     d.proto, d.family = p.key.proto, p.key.family
-    d.reason = p.reason if p.verdict != PENDING else <uint8_t>R_OK
+    # What a tracker would have held against it nobody has asked for.
+    d.reason = p.reason if p.verdict != PENDING and p.state == NOT_SEEN else <uint8_t>R_OK

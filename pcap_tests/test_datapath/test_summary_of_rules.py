@@ -57,6 +57,15 @@ def test_what_no_rule_sent_to_conntrack_is_told(replayed, more):
     assert ["not-seen", "5"] in [line[:2] for line in lines]
 
 
+def test_what_a_tracker_would_have_refused_is_told_of_what_it_was_asked_about_alone(replayed):
+    """The header goes beyond the frame: invalid to conntrack, and nothing to rules that do not ask it."""
+    beyond = craft.eth(b"\x46" + bytes(19), 0x0800)
+    lines = words(replayed(SOME, [beyond]))
+    assert ["no", "rule", "sent", "it", "to", "conntrack", "1"] in lines and ["why", "invalid", "packets", "first", "at"] not in lines
+    asking = f"{IN}prio 1 flower action ct pipe action pass\n"
+    assert ["why", "invalid", "packets", "first", "at"] in words(replayed(asking, [beyond]))
+
+
 def test_where_all_are_tracked_nothing_is_said(replayed):
     assert "no rule sent it" not in replayed(SOME, [syn(1), syn(2)])
 
