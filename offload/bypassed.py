@@ -11,7 +11,6 @@ Not here: backends (exact_rules), what reads the bypass (datapath.live.xdp_bypas
 from __future__ import annotations
 
 import errno
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,9 @@ from numpy.typing import NDArray
 from offload.backend import BYPASS_KEY, Bypass
 from offload.exact_rules import COMMAND, ExactRules
 from offload.records import COMMAND_DTYPE, Op
+from offload.replying import Refusals, not_let_by
 
-MOST_REFUSALS = 65_536  # connections whose refusal is remembered
 THERE = (0, errno.EEXIST)
-SAID = {
-    errno.EBUSY: (errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, which XDP does not tell apart"),
-    errno.ENOSPC: (errno.ENOSPC, "there is no room in the map of what XDP lets by"),
-}
 
 
 class Bypassed:
@@ -37,7 +32,7 @@ class Bypassed:
         self._keys: dict[int, bytes] = {}  # of what is let by, by cookie
         self._asked: dict[int, tuple[bytes, int]] = {}  # key and connection, by cookie
         self._undone: set[int] = set()  # cookies whose removal is our own affair
-        self._refusals: OrderedDict[int, str] = OrderedDict()
+        self._refusals = Refusals()
         self._resets = backend.resets
         backend.emptying = self._take_out_all
 
@@ -74,7 +69,7 @@ class Bypassed:
         return self.backend.held()
 
     def refusal(self, conn: int) -> str:
-        return self._refusals.get(conn, "") or self.backend.refusal(conn)
+        return self._refusals.refusal(conn) or self.backend.refusal(conn)
 
     def close(self) -> None:
         try:
@@ -90,7 +85,11 @@ class Bypassed:
         for at in made.tolist():
             cookie = int(rows["cookie"][at])
             asked = self._asked.pop(cookie, None)
-            if asked is not None and rows["error"][at] in THERE and cookie not in self._keys:
+            if asked is None:
+                continue
+            if rows["error"][at] not in THERE:
+                self._refusals.accept(asked[1])  # what is in its way is the backend's to tell
+            elif cookie not in self._keys:
                 new.append((at, cookie, *asked))
         if not new:
             return
@@ -98,18 +97,13 @@ class Bypassed:
         for (at, cookie, key, conn), error in zip(new, self.bypass.put([each[2] for each in new]), strict=True):
             if not error:
                 self._keys[cookie] = key
-                self._refusals.pop(conn, None)
+                self._refusals.accept(conn)
                 continue
-            rows["error"][at], said = SAID.get(error, (error, "XDP does not let it by"))
-            self._refuse(conn, said)
+            answer = not_let_by(error)
+            rows["error"][at] = answer.error
+            self._refusals.remember(conn, answer)
             undo.append(cookie)
         self._undo(undo, now)
-
-    def _refuse(self, conn: int, said: str) -> None:
-        self._refusals[conn] = said
-        self._refusals.move_to_end(conn)
-        if len(self._refusals) > MOST_REFUSALS:
-            self._refusals.popitem(last=False)
 
     def _take_out(self, cookies: list[int]) -> None:
         keys = [key for cookie in cookies if (key := self._keys.pop(cookie, None)) is not None]

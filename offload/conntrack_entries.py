@@ -32,14 +32,14 @@ from ctcore.errors import ConfigError
 from ctcore.types import Status
 from offload.backend import Bypass
 from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Meant, Told, commands_of, in_one_go, told_of, turned
-from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, lacking, not_let_by
+from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, lacking
 from offload.kernel_entries import TRIES, KernelEntries
 from offload.known_entries import KnownEntries
 from offload.netlink.conntrack import OFFLOAD, count_from_now
 from offload.netlink.conntrack_events import ConntrackEvents
 from offload.netlink.extack import LOST, Answer
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
-from offload.replying import Replies
+from offload.replying import Replies, not_let_by
 
 MOST_LEASE = 86_400
 COMPARE_EVERY = 5_000_000_000  # ns at least, where news are lost again and again: the whole list takes its time

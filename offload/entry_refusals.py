@@ -24,12 +24,6 @@ OF_ERRNO = {
     errno.ENOMEM: "the kernel's conntrack takes no more (nf_conntrack_max)",
     errno.EPERM: "expected CAP_NET_ADMIN in this network namespace",
 }
-OF_BYPASS = {
-    errno.EBUSY: Answer(
-        errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
-    ),
-    errno.ENOSPC: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
-}
 
 
 def impossible(command: Command) -> Answer | None:
@@ -47,11 +41,6 @@ def explained(entry: Entry, ask: Ask, answer: Answer) -> Answer:
     if ask is Ask.CHANGE and answer.error == errno.ENOSPC and entry.label != LABEL_NONE:
         return NO_LABELS
     return answer if answer.text else answer._replace(text=OF_ERRNO.get(answer.error, ""))
-
-
-def not_let_by(error: int) -> Answer:
-    """The kernel would have it, but its packets would not come to it."""
-    return OF_BYPASS.get(error, Answer(error, "its packets cannot be let by to the kernel"))
 
 
 def lacking(hears: bool, counting: Counting) -> list[str]:

@@ -6,6 +6,7 @@ Not here: commands (records), which of them is answered how (exact_rules, conntr
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from typing import Any
 
@@ -19,23 +20,30 @@ MOST_REFUSALS = 65_536
 _COLUMNS = ("cookie", "used", "packets", "bytes", "error", "op", "shared")
 
 
-class Replies:
-    """What has been answered, and why what was refused was."""
+OF_BYPASS = {
+    errno.EBUSY: Answer(
+        errno.EOPNOTSUPP, "a connection of another zone has the same addresses and ports, and what lets packets by to the kernel knows no zones"
+    ),
+    errno.ENOSPC: Answer(errno.ENOSPC, "no room among what is let by to the kernel"),
+}
+
+
+def not_let_by(error: int) -> Answer:
+    """The kernel would have it, but its packets would not come to it. error: of Bypass.put()."""
+    return OF_BYPASS.get(error, Answer(error, "its packets cannot be let by to the kernel"))
+
+
+class Refusals:
+    """What was said of connections when they were refused last."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int, int, int, int, bool]] = []
         self._sentences: OrderedDict[int, str] = OrderedDict()
 
-    def say(self, cookie: int, op: int, error: int = 0, *, used: int = 0, packets: int = 0, octets: int = 0, shared: bool = False) -> None:
-        self._rows.append((cookie, used, packets, octets, error, op, shared))
-
-    def refuse(self, cookie: int, conn: int, answer: Answer) -> None:
-        """A REPLACE that came to nothing."""
+    def remember(self, conn: int, answer: Answer) -> None:
         self._sentences[conn] = answer.told()
         self._sentences.move_to_end(conn)
         if len(self._sentences) > MOST_REFUSALS:
             self._sentences.popitem(last=False)
-        self.say(cookie, Op.REPLACE, answer.error)
 
     def accept(self, conn: int) -> None:
         """Whatever was said of it before no longer holds."""
@@ -43,6 +51,22 @@ class Replies:
 
     def refusal(self, conn: int) -> str:
         return self._sentences.get(conn, "")
+
+
+class Replies(Refusals):
+    """What has been answered, and why what was refused was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[tuple[int, int, int, int, int, int, bool]] = []
+
+    def say(self, cookie: int, op: int, error: int = 0, *, used: int = 0, packets: int = 0, octets: int = 0, shared: bool = False) -> None:
+        self._rows.append((cookie, used, packets, octets, error, op, shared))
+
+    def refuse(self, cookie: int, conn: int, answer: Answer) -> None:
+        """A REPLACE that came to nothing."""
+        self.remember(conn, answer)
+        self.say(cookie, Op.REPLACE, answer.error)
 
     def clear(self) -> None:
         """Of what was asked before nothing is answered any more."""

@@ -112,8 +112,18 @@ def test_one_that_is_there_already_is_let_by_once():
     assert rig.ask(command(Op.REPLACE, 2)) == [(2, errno.EEXIST)] and len(rig.map.keys) == 1 and rig.order.count("put") == 1
 
 
+def test_what_is_told_is_what_is_in_the_way_now():
+    """First the map was full, then the kernel is."""
+    rig = Rig(1)
+    rig.ask(command(Op.REPLACE, 2, port=7))
+    assert rig.ask(command(Op.REPLACE, 4, port=8)) == [(4, errno.ENOSPC)] and "no room among" in rig.both.refusal(2)
+    rig.exact.capacity = 1
+    assert rig.ask(command(Op.REPLACE, 4, port=8)) == [(4, errno.ENOSPC)] and rig.both.refusal(2) == "the kernel's"
+
+
 @pytest.mark.parametrize(
-    ("room", "error", "said"), [(100, errno.EOPNOTSUPP, "a connection of another zone has the same addresses"), (1, errno.ENOSPC, "there is no room")]
+    ("room", "error", "said"),
+    [(100, errno.EOPNOTSUPP, "a connection of another zone has the same addresses"), (1, errno.ENOSPC, "no room among what is let by")],
 )
 def test_what_cannot_be_let_by_is_taken_out_again_and_refused(room, error, said):
     rig = Rig(room)
@@ -173,7 +183,7 @@ def test_one_that_others_delete_before_its_answer_is_taken_is_not_let_by():
 def test_a_bypass_that_is_shut_refuses_and_the_filter_goes():
     rig = Rig()
     rig.map.put = lambda keys: [errno.ESHUTDOWN] * len(keys)
-    assert rig.ask(command(Op.REPLACE, 2)) == [(2, errno.ESHUTDOWN)] and "XDP does not let it by" in rig.both.refusal(1)
+    assert rig.ask(command(Op.REPLACE, 2)) == [(2, errno.ESHUTDOWN)] and "its packets cannot be let by" in rig.both.refusal(1)
     assert len(rig.both.replies(0)) == 0 and not rig.exact.rules
 
 

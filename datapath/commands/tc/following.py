@@ -87,6 +87,7 @@ class KernelRules:
         self._jobs: SimpleQueue[tuple[Callable[[tc.Ruleset, KernelTc], Any], Future[Any]]] = SimpleQueue()
         self._coming: deque[tc.Ruleset] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._at_bell = threading.Lock()  # its number may be another file's when it is closed
         self._ending = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -148,8 +149,9 @@ class KernelRules:
         }  # fmt: skip
 
     def _ring(self) -> None:
-        with suppress(OSError):  # it has ended
-            os.eventfd_write(self._bell, 1)
+        with self._at_bell:
+            if self._bell >= 0:  # it has not ended
+                os.eventfd_write(self._bell, 1)
 
     # --- the thread -----------------------------------------------------------------------------------------------------------------------
 
@@ -339,4 +341,6 @@ class KernelRules:
         finally:
             self.monitor.close()
             self.kernel.channel.close()
-            os.close(self._bell)
+            with self._at_bell:
+                os.close(self._bell)
+                self._bell = -1

@@ -418,6 +418,21 @@ def test_connections_are_software_s_before_a_thread_that_dies_takes_the_rules_aw
         assert told.there == [[1, 2]] and tc.rules == {}
 
 
+def test_nobody_else_s_file_is_rung_when_a_thread_has_ended():
+    """A descriptor that is closed is the next file's number."""
+    tc = Tc()
+    with following(tc) as (one, heard, _):
+        heard.changes = lambda: [][1]
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: tc.closed and not one._thread.is_alive())
+        others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(16)]
+        one.take(rules(OTHER))
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+            os.close(other)
+
+
 def test_a_thread_that_dies_says_so_and_makes_connections_software_s(caplog):
     tc = Tc()
     with following(tc) as (_, heard, told):
