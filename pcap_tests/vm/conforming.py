@@ -4,8 +4,8 @@ Theory of operation: the rules are installed by our own installer in a namespace
 for what is sent next. Our pipeline gets the same frames at the same times. Where the two differ the case is shrunk: rules and packets that do not
 matter are left out as long as it differs still; and the interpreter says whom of the two it agrees with.
 What is allowed to differ: into which pieces a datagram is cut up that `ct` has put together (docs/rules.md), so pieces in order are put together
-here on both sides. Two things end a case, since all that follows depends on them: a port or an ICMP id that both have drawn; and a RST where
-connections were in the flow table: Linux 6.1 holds it against what was acknowledged before, which 6.18 forgets when one leaves the table, as we do.
+here on both sides. Two things end a case, since all that follows depends on them: a port or an ICMP id that both have drawn; and a RST of what was
+in the flow table: Linux 6.1 holds it against what was acknowledged before, which 6.18 forgets when a connection leaves the table, as we do.
 Not here: cases (conform_rules), devices (tapped).
 """
 
@@ -244,6 +244,12 @@ def is_reset(frame: bytes) -> bool:
     return proto == craft.TCP and len(frame) > l4 + 13 and frame[l4 + 13] & 4 > 0
 
 
+def served_before(decisions: np.ndarray, number: int) -> bool:
+    """Whether the flow table of our pipeline had the connection of this packet earlier."""
+    same = decisions["conn"][:number] == decisions["conn"][number]
+    return bool(decisions["conn"][number] >= 0 and decisions["offload"][:number][same].any())
+
+
 def compared(case: Case, kernel: Kernel, ruleset: Ruleset | None = None) -> Compared:
     """ruleset: for our pipeline, where it is to have others than the kernel."""
     ours = in_ours(case, kernel.sent, ruleset)
@@ -253,7 +259,7 @@ def compared(case: Case, kernel: Kernel, ruleset: Ruleset | None = None) -> Comp
         hits = int(ours.results["n_hits"][:number].sum())
         if sorted(map(undrawn, theirs)) == sorted(map(undrawn, mine)):
             return Compared(number, "drawn", hits, None)
-        if ours.decisions["offload"][:number].any() and is_reset(kernel.sent[number].frame):
+        if served_before(ours.decisions, number) and is_reset(kernel.sent[number].frame):
             return Compared(number, "reset", hits, None)
         return Compared(number, "", hits, Difference(number, told(case, kernel.sent, number, theirs, mine, ours)))
     hits = int(ours.results["n_hits"].sum())

@@ -44,7 +44,7 @@ import pytest
 from datapath import craft
 from datapath.pipeline.rules import DROP, Gact, Hook, Ruleset
 from pcap_tests.vm.conform_rules import Case, some_case
-from pcap_tests.vm.conforming import Sent, compared, in_kernel, shrunk
+from pcap_tests.vm.conforming import Sent, compared, in_kernel, in_ours, shrunk
 
 SEED = os.environ.get("CTMIRROR_SEED", "conform")
 FILES = int(os.environ.get("CTMIRROR_FILES", "40"))
@@ -130,3 +130,41 @@ def test_a_case_is_shrunk_to_what_differs():
     assert difference is not None and difference.number == 2
     story = shrunk(case, kernel, difference)
     assert story.count("tc filter add") == 2 and story.count("\n  eth0 ingress ") == 1  # the rule, and once more as the one that matched
+
+
+TRACKED = """
+tc qdisc add dev eth0 clsact
+tc qdisc add dev eth1 clsact
+"""
+for ours, other in (("eth0", "eth1"), ("eth1", "eth0")):
+    chain = f"tc filter add dev {ours} ingress protocol ip prio {{}} chain {{}} handle 0x1 flower"
+    TRACKED += f"""{chain.format(1, 0)} ip_proto tcp action ct zone 5 pipe action goto chain 1
+{chain.format(1, 1)} ct_state +trk+inv action drop
+{chain.format(2, 1)} ct_state +trk+est action mirred egress redirect dev {other}
+{chain.format(3, 1)} ct_state +trk+new action ct commit zone 5 pipe action mirred egress redirect dev {other}
+"""
+
+
+@pytest.mark.parametrize(
+    "seq, ended",
+    [(1001, ""), (501, ""), (500, "reset"), (401, "reset")],
+    ids=["at the last acknowledgement", "at the last one before the flow table", "one below it", "far below it"],
+)
+def test_a_rst_below_what_was_acknowledged_before_the_flow_table_is_refused_by_6_1(seq, ended):
+    """It holds it against the highest acknowledgement that conntrack has seen (RFC 5961 3.2), not against those that the flow table carried."""
+    case = Case("reset", TRACKED, SETTINGS)
+    there = ("10.0.0.1", "10.0.0.2", 40000, 80)
+    back = ("10.0.0.2", "10.0.0.1", 80, 40000)
+    talk = [
+        ("eth0", craft.tcp(*there, "S", seq=100)),
+        ("eth1", craft.tcp(*back, "SA", seq=500, ack=101)),
+        ("eth0", craft.tcp(*there, "A", seq=101, ack=501)),
+        ("eth1", craft.tcp(*back, "PA", seq=501, ack=101, payload=bytes(500))),
+        ("eth0", craft.tcp(*there, "A", seq=101, ack=1001)),
+        ("eth1", craft.tcp(*back, "R", seq=seq)),
+    ]
+    kernel = in_kernel(case, sent=[Sent(frame, Hook(device), 0) for device, frame in talk])
+    said = compared(case, kernel)
+    assert (said.difference, said.ended) == (None, ended)
+    assert [len(out) for out in kernel.out] == [1] * 5 + [0 if ended else 1]
+    assert [len(out) for out in in_ours(case, kernel.sent).out] == [1] * 6
