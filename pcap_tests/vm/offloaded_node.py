@@ -81,14 +81,21 @@ USUAL = Ends()
 @contextmanager
 def offloaded(folder: Path, section: str, rules: str = IPV4, workers: int = 1, ends: Ends = USUAL, nic: bool = False) -> Iterator[InKernel]:
     """A node with this section [offload]. nic: devices are NICs, where the module is loaded that makes them so."""
+    with configured(folder, _written(folder, section, rules, workers, ends), ends, nic) as net:
+        yield net
+
+
+@contextmanager
+def configured(folder: Path, config_file: str, ends: Ends = USUAL, nic: bool = False) -> Iterator[InKernel]:
+    """A node with this configuration, whose control socket is in that folder."""
+    config = load(config_file)
     here, inside, outside = Namespace(), Namespace(), Namespace()
     try:
-        left, right = (Wire(here, there, name, queues=workers) for there, name in zip((inside, outside), ends.devices, strict=True))
+        left, right = (Wire(here, there, name, queues=config.workers) for there, name in zip((inside, outside), ends.devices, strict=True))
         for wire, own in zip((left, right), ends.addresses, strict=True):
             address(wire, own)
         with right.there.netlink() as netlink:
             netlink.neigh("add", dst=ends.public, lladdr=_mac(left), ifindex=netlink.link_lookup(ifname=right.far)[0])
-        config = load(_written(folder, section, rules, workers, ends))
         with here.entered():
             for name in ends.devices if not nic else ():
                 subprocess.run(["ethtool", "-K", name, "hw-tc-offload", "off"], capture_output=True)  # it may not even have it

@@ -1,4 +1,5 @@
 """A web server behind a switch with the rules of examples/vm-behind-vf, which stand in the kernel's TC as well: it is reached, and reaches nobody.
+And with examples/offload-tc as it stands: it is reached, and reaches others.
 
     client (outside) - eth0 [switch: a node, and TC] eth0_0 - VM with a web server
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +19,14 @@ from pathlib import Path
 import pytest
 
 from pcap_tests.test_datapath.command import in_process
+from pcap_tests.test_datapath.test_live.offloading_node import said
 from pcap_tests.test_datapath.test_live.services import attended
-from pcap_tests.vm.offloaded_node import PIPELINE, Ends, InKernel, filters, kernel_conns, offloaded, until
+from pcap_tests.test_datapath.test_live.test_workers import echoing_tcp
+from pcap_tests.vm.offloaded_node import PIPELINE, Ends, InKernel, configured, filters, kernel_conns, offloaded, until
 from pcap_tests.vm.pages import Page, Server
 
-RULES = (Path(__file__).parents[2] / "examples" / "vm-behind-vf" / "rules.tc").read_text()
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RULES = (EXAMPLES / "vm-behind-vf" / "rules.tc").read_text()
 OUTSIDE, VM = "198.51.100.1", "198.51.100.10"
 ENDS = Ends(("eth0", "eth0_0"), (OUTSIDE, VM), "198.51.100.77")
 IN_NIC = PIPELINE.replace('"no"', '"only"')
@@ -120,3 +125,29 @@ def test_a_reset_takes_it_out(tmp_path):
         visitor.close()
         until(lambda: net.status()["entries"] == 0 and kernel_conns(net) == [], "its RST has taken it out")
         assert net.why(dport=80)[0]["offload"]["code"] == "teardown_rst"
+
+
+@pytest.mark.parametrize("where", ["the kernel", "a NIC"])
+@pytest.mark.parametrize("way", ["auto", "exact"])
+def test_the_example_of_offloading_does_what_its_page_says(request, tmp_path, where, way):
+    """Both sides open a connection; each is offloaded. What is changed of its files is the control socket's place, and which way."""
+    nic = request.getfixturevalue("nic") if where == "a NIC" else None
+    example = shutil.copytree(EXAMPLES / "offload-tc", tmp_path / "example")
+    written = (example / "node.toml").read_text().replace("/run/ctmirror/control.sock", f"{tmp_path}/socket").replace('"auto"', f'"{way}"', 1)
+    (example / "node.toml").write_text(written)
+    with configured(tmp_path, str(example / "node.toml"), ENDS, nic=nic is not None) as net, visiting(net) as visitor:
+        assert (net.status()["tc"]["way"], net.status()["tc"]["where"]) == ("pipeline" if way == "auto" else "exact", where)
+        asked(visitor)
+        with echoing_tcp(net.left, OUTSIDE) as port, net.right.there.entered(), socket.create_connection((OUTSIDE, port), timeout=5) as talker:
+            said(talker)
+            until(lambda: net.status()["flows"]["installed"] == 2, "both are offloaded")
+            before = net.status()["packets"]["software"]
+            asked(visitor, 20)
+            said(talker, 20)
+            if (way, where) != ("exact", "a NIC"):  # this one takes filters by which it forwards nothing; what it has not taken out is software's
+                assert net.status()["packets"]["software"] - before <= 4
+            in_hw = 0 if nic is None else 4 if way == "exact" else len(re.findall("^tc filter", (example / "rules.tc").read_text(), re.M))
+            assert filters(net).count(" in_hw_count 1") == in_hw and net.audit()["differ"] == 0
+        visitor.close()
+        until(lambda: net.status()["entries"] == 0, "their FINs have taken them out")
+    assert "flower" not in net.left_over

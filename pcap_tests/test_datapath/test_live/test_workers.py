@@ -284,7 +284,7 @@ def test_what_two_workers_save_others_take_up(wires, tmp_path):
 
 
 @contextmanager
-def echoing_tcp(wire: Wire) -> Iterator[int]:
+def echoing_tcp(wire: Wire, host: str = SERVER) -> Iterator[int]:
     """A TCP server that says what it hears; its port."""
 
     class Echo(socketserver.BaseRequestHandler):
@@ -295,7 +295,7 @@ def echoing_tcp(wire: Wire) -> Iterator[int]:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with attended(wire.there, lambda: Server((SERVER, 0), Echo)) as port:
+    with attended(wire.there, lambda: Server((host, 0), Echo)) as port:
         yield port
 
 
