@@ -184,6 +184,11 @@ def _offload(*path: str) -> Callable[[Look, ZoneNames], Iterator[Sample]]:
     return samples
 
 
+def _idle(look: Look, zones: ZoneNames) -> Iterator[Sample]:
+    if look["offload"] is not None and (tc := look["offload"]["tc"]) is not None:
+        yield (), len(tc["idle"])
+
+
 def _fragments(look: Look, zones: ZoneNames) -> Iterator[Sample]:
     yield from (((name,), number) for name, number in look["summary"]["fragments"].items() if name != "waiting")
 
@@ -252,6 +257,8 @@ METRICS = (
            _offload("tc", "rules", "whole")),
     Metric("offload_tc_changes", "counter", "Changes of TC and of interfaces by others.", (), _offload("tc", "rules", "heard")),
     Metric("offload_tc_repairs", "counter", "Times that rules in TC were put back.", (), _offload("tc", "rules", "repairs")),
+    Metric("offload_tc_ahead", "gauge", "Filters of others that packets meet before rules of the node.", (), _offload("tc", "rules", "ahead")),
+    Metric("offload_tc_idle", "gauge", "Devices of the way to TC that no packet comes through: down, without a carrier, or gone.", (), _idle),
     Metric("iface_up", "gauge", "1 if the interface is there and up.", ("iface",), _up, min),
     Metric("iface_frames", "counter", "Frames received, and handed to the kernel.", ("iface", "direction"),
            _ifaces(("rx", ("rx",)), ("tx", ("tx",)))),

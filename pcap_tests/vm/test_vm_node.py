@@ -160,6 +160,7 @@ def test_what_others_do_to_rules_devices_and_entries_is_heard_repaired_and_told(
         theirs = f"dev left ingress protocol ip prio {rule.prio} chain 0 handle 0x77 flower"
         others(f"tc filter add {theirs} ip_proto sctp action drop")
         until(lambda: net.status()["tc"]["rules"]["ahead"] == 1, "it is told")
+        assert (net.metric("ctmirror_offload_tc_ahead"), net.metric("ctmirror_offload_tc_idle")) == (1, 0)
         assert in_kernel(net, talker) and said_in_audit() == ["filter_foreign"] and net.status()["tc"]["rules"]["repairs"] == 1
         others(f"tc filter del {theirs}")
         until(lambda: net.status()["tc"]["rules"]["ahead"] == 0, "it is gone")

@@ -182,7 +182,7 @@ def test_while_rules_are_missing_an_audit_says_so_and_devices_without_packets_ar
         assert (document["agree"], document["drift"], document["entries"]) == (False, 3, None)
         lines = in_process("offload", "status", "--socket", net.socket).stdout.splitlines()
         assert ["device", "left:", "down"] in [line.split() for line in lines] and ["device", "right:", "missing"] in [line.split() for line in lines]
-        assert net.status()["tc"]["idle"] == {"left": "device down", "right": "device missing"}
+        assert net.status()["tc"]["idle"] == {"left": "device down", "right": "device missing"} and net.metric("ctmirror_offload_tc_idle") == 2
 
 
 def test_of_what_the_kernel_has_otherwise_only_what_stays_so_is_drift(wires, tmp_path, made, monkeypatch):
