@@ -55,7 +55,7 @@ ctypedef struct Mirrored:
     float rate                  # bytes/s
     uint32_t mark
     uint32_t serial
-    uint32_t next               # in the list it is in, if any: of jobs that hardware has, oldest first; of those that wait for room
+    uint32_t next               # in the list it is in, if any: of jobs that hardware has, oldest first; of those that wait for room; or place()
     uint32_t prev
     int16_t error               # why hardware refused it last
     uint16_t flags
@@ -94,6 +94,7 @@ ctypedef struct Tally:
     uint64_t dropped[N_JOBS]    # jobs asked for while another one was pending
     uint64_t held_back          # installs that came before the back-off was over
     uint64_t kept_out           # installs that were not tried, since hardware had just said that it is full
+    uint64_t called_off         # installs that hardware had not heard of when their flow went
     uint64_t evictions
     uint64_t spared             # installs into full hardware that nobody made room for
     uint64_t strays             # replies to nothing that was asked

@@ -2,8 +2,8 @@
 
 Theory of operation: asks of a flow table, replies of hardware and the time come in as arrays; commands and answers go out as arrays. A flow has one
 job at most: to add rules, to destroy them, or to count. Another one that is asked for meanwhile is dropped and counted, since the flow table asks
-again (A3.21); that a flow is going is remembered. Commands wait in the ring of their kind until hardware takes them, and are made up then. Those it
-has are in one list, the oldest first, which is how overdue answers are found.
+again (A3.21); that a flow is going is remembered, and an install that hardware has not heard of is called off. Commands wait in the ring of their
+kind until hardware takes them, and are made up then. Those it has are in one list, the oldest first, which is how overdue answers are found.
 One flow: INSTALL -> REPLACE of both directions -> 0, 0 -> INSTALLED; COUNTERS -> STATS of one, then of the other -> COUNTED; REMOVE -> DESTROY of
 both -> REMOVED. Hardware that is full refuses: the flow lives on in software, and is tried again later and later; or another one makes room.
 After a reset everything is desired again, and put back a piece with each call.
@@ -185,7 +185,9 @@ cdef void asked_remove(State *m, const FlowAsk *ask) noexcept nogil:
     cdef Mirrored *row = &m.row[ask.row]
     wait_no_more(m, ask.row)
     if row.job != NO_JOB:
+        row.flags |= GOING
         m.tally.dropped[JOB_DEL] += 1   # and begun when the other one ends
+        call_off(m, ask.row)
     elif row.due <= m.now or not row.flags & GOING:
         row.flags |= GOING
         depart(m, ask.row)
@@ -232,6 +234,7 @@ cdef void overdue(State *m, uint32_t number) noexcept nogil:
     row.lost += row.lost < 255
     if row.job == JOB_DEL or row.queued or (row.job == JOB_ADD and row.lost < m.tries):
         enqueue(m, number, late)
+        call_off(m, number)
         return
     row.waits = 0
     if row.job == JOB_ADD:

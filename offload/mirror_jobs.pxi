@@ -84,6 +84,32 @@ cdef void hold(State *m, uint32_t number, int dir, uint8_t ctinfo) noexcept nogi
         m.holding[number >> 6] ^= <uint64_t>1 << (number & 63)
 
 
+# --- rings ------------------------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint32_t place(const State *m, const Ring *ring, uint32_t number) noexcept nogil:
+    """Where in the ring a row is: first of all if hardware has heard of its job; else `next` says, since it is in no list."""
+    return ring.first if ring.row[ring.first] == number else m.row[number].next
+
+
+cdef inline void put(State *m, Ring *ring, uint64_t nth, uint32_t number) noexcept nogil:
+    """A row without a list becomes the nth of a ring."""
+    cdef uint32_t at = <uint32_t>((ring.first + nth) % m.size)
+    ring.row[at] = number
+    m.row[number].next = at
+
+
+cdef void drop(State *m, Ring *ring, uint32_t number) noexcept nogil:
+    """A row leaves its ring, and the last one takes its place: none of the others comes later than it would have."""
+    cdef uint32_t at = place(m, ring, number), last
+    ring.count -= 1
+    last = ring.row[(<uint64_t>ring.first + ring.count) % m.size]
+    if last != number:
+        ring.row[at] = last
+        m.row[last].next = at
+    m.row[number].next = NONE
+
+
 # --- begin ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +119,7 @@ cdef void enqueue(State *m, uint32_t number, uint8_t dirs) noexcept nogil:
     cdef Ring *ring = &m.ring[row.job]
     cdef uint8_t more = dirs & ~row.queued
     if not row.queued and more:
-        ring.row[(<uint64_t>ring.first + ring.count) % m.size] = number
+        put(m, ring, ring.count, number)
         ring.count += 1
     ring.commands += (more & 1) + (more >> 1)
     row.waits |= dirs
@@ -123,6 +149,22 @@ cdef void depart(State *m, uint32_t number) noexcept nogil:
     say(m, number, row.serial, ANSWER_REMOVED)
     row.flags = 0
     m.known -= 1
+
+
+cdef void call_off(State *m, uint32_t number) noexcept nogil:
+    """A flow that is going need not be installed before, if hardware has not heard of that yet: it may take nothing for long, or ever."""
+    cdef Mirrored *row = &m.row[number]
+    cdef Ring *ring = &m.ring[row.job]
+    if not row.flags & GOING or row.job != JOB_ADD or row.waits != row.queued:
+        return
+    drop(m, ring, number)
+    ring.commands -= (row.queued & 1) + (row.queued >> 1)
+    memset(m.offered, 0, sizeof(m.offered))
+    if row.lost:
+        row.doubt |= row.waits              # asked before, and not answered
+    row.waits = row.queued = 0
+    m.tally.called_off += 1
+    finish(m, number)
 
 
 cdef void back_off(State *m, Mirrored *row) noexcept nogil:

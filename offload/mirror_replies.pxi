@@ -78,6 +78,7 @@ cdef void replied_stats(State *m, uint32_t number, int dir, const Reply *reply) 
     if dir == ORIG and row.held[REPLY] and not (reply.error == 0 and reply.shared):
         if not row.flags & GOING:
             say(m, number, row.serial, ANSWER_PENDING)
+        unlink(m, &m.sent, number)
         enqueue(m, number, 1 << REPLY)
 
 
@@ -133,3 +134,4 @@ cdef void replied(State *m, const Reply *reply) noexcept nogil:
         finish(m, number)
     elif not row.waits & ~row.queued:
         unlink(m, &m.sent, number)
+        call_off(m, number)

@@ -18,8 +18,8 @@ cdef dict counters_of(const State *m):
         "queued": commands_of(m),
         "accepted": t.accepted, "existed": t.existed, "destroyed": t.destroyed, "missing": t.missing, "refused_full": t.refused_full,
         "refused_unsupported": t.refused_unsupported, "refused_other": t.refused_other, "undestroyed": t.undestroyed, "uncounted": t.uncounted,
-        "lost": t.lost, "held_back": t.held_back, "kept_out": t.kept_out, "evictions": t.evictions, "spared": t.spared, "strays": t.strays,
-        "withdrawn": t.withdrawn, "strange": t.strange, "resets": t.resets,
+        "lost": t.lost, "held_back": t.held_back, "kept_out": t.kept_out, "called_off": t.called_off, "evictions": t.evictions,
+        "spared": t.spared, "strays": t.strays, "withdrawn": t.withdrawn, "strange": t.strange, "resets": t.resets,
     }
     for job, name in JOBS.items():
         told |= {f"pending_{name}": m.pending[<int>job], f"dropped_{name}": t.dropped[<int>job], f"commands_{name}": t.commands[<int>job]}
@@ -172,6 +172,8 @@ cdef int check_ring(const State *m, int job) except -1:
         row = &m.row[number]
         if row.job != job or not row.queued or seen[number]:
             raise AssertionError(f"row {number}: in the ring of job {job}, has job {row.job} with {row.queued} queued; there before: {seen[number]}")
+        if place(m, ring, number) != (<uint64_t>ring.first + i) % m.size:
+            raise AssertionError(f"row {number}: is number {i} of the ring of job {job}, and does not know it")
         seen[number] = 1
         commands += bits_of(row.queued)
     if commands != ring.commands:

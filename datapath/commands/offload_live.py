@@ -43,7 +43,7 @@ MOST_DIFFERENCES, MOST_FINDINGS = 100, 100  # lines of an audit
 OPS = {"replace": "add", "destroy": "del", "stats": "stats"}
 DIRECTIONS = ("original", "reply")
 REFUSED = {Why.HW_FULL: "refused_full", Why.DRV_UNSUPPORTED: "refused_unsupported", Why.HW_REFUSED: "refused_other", Why.HW_SILENT: "lost"}
-COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "strays", "withdrawn", "strange")
+COUNTED = ("evictions", "resets", "spared", "kept_out", "held_back", "called_off", "strays", "withdrawn", "strange")
 
 
 class Look(NamedTuple):

@@ -108,6 +108,17 @@ class MirrorTwin:
             self.say(number, row.serial, Answered.REMOVED)
             del self.rows[number]
 
+    def call_off(self, number: int) -> None:
+        """A flow that is going is not installed before, if hardware has not heard of that yet. The last of the ring takes its place."""
+        row, ring = self.rows[number], self.rings[Job.ADD]
+        if row.going and row.job == Job.ADD and row.waits == row.queued:
+            ring[ring.index(number)] = ring[-1]
+            ring.pop()
+            row.doubt |= row.waits if row.lost else set()
+            row.waits, row.queued = set(), set()
+            self.tally["called_off"] += 1
+            self.finish(number)
+
     def back_off(self, row: Row) -> None:
         longest = min(int(self.settings.backoff * 1e9) * (1 << row.tries), int(self.settings.backoff_most * 1e9))
         row.due = self.now + longest
@@ -219,8 +230,9 @@ class MirrorTwin:
         row = self.rows[number]
         self.wait_no_more(number)
         if row.job:
-            self.tally["dropped_del"] += 1  # and begun when the other one ends
             row.going = True
+            self.tally["dropped_del"] += 1  # and begun when the other one ends
+            self.call_off(number)
         elif row.due <= self.now or not row.going:
             row.going = True
             self.depart(number)
@@ -269,6 +281,7 @@ class MirrorTwin:
             self.finish(number)
         elif not row.waits - row.queued:
             self.taken.remove(number)
+            self.call_off(number)
 
     def replied_add(self, row: Row, direction: int, error: int) -> None:
         if error in (0, errno.EEXIST):
@@ -423,6 +436,7 @@ class MirrorTwin:
         row.lost = min(row.lost + 1, 255)
         if row.job == Job.DEL or row.queued or (row.job == Job.ADD and row.lost < self.settings.tries):
             self.enqueue(number, late)
+            self.call_off(number)
             return
         row.waits = set()
         if row.job == Job.ADD:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ctcore.errors import ConfigError
 from ctcore.flow_changes import ASK_DTYPE, Asked, FlowFlag
@@ -16,7 +18,7 @@ from offload.mirror_settings import MirrorSettings
 from offload.records import REPLY_DTYPE, Ctinfo, Op
 from pcap_tests.test_datapath.tabled import ANY, COMMITS, IN, OUT, Net, Tcp
 from pcap_tests.test_offload.fake_nic import ACCEPT, LOSE, LOSE_ANSWER, SECOND, FakeNic
-from pcap_tests.test_offload.mirrored import Rig
+from pcap_tests.test_offload.mirrored import Rig, ops
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------------------------------
 
@@ -107,7 +109,18 @@ def test_a_table_that_is_mirrored_later_tells_all_it_has() -> None:
     assert int(asks["flags"][0]) == FlowFlag.FLOW_BIDIRECTIONAL | FlowFlag.FLOW_ASSURED | FlowFlag.FLOW_SEEN_REPLY
 
 
-class ResetsWhileHeard(FakeNic):
+class Sparing(FakeNic):
+    """It takes so many commands, in all."""
+
+    takes = 1
+
+    def submit(self, commands: NDArray[Any], now: int) -> int:
+        taken = super().submit(commands[: self.takes], now)
+        self.takes -= taken
+        return taken
+
+
+class ResetsWhileHeard(Sparing):
     """It begins anew while somebody asks for its replies, as soon as it is time. What is taken in that moment is new hardware's."""
 
     at = 1 << 62
@@ -116,23 +129,87 @@ class ResetsWhileHeard(FakeNic):
         if now >= self.at:
             self.at = 1 << 62
             self.reset()
-            self.intake = 1 << 30
+            self.takes = 1 << 30
         return super().replies(now)
 
 
 def test_a_reset_is_known_before_new_hardware_is_asked_for_anything() -> None:
     """Else an install that new hardware has taken is forgotten with the old one's, and its rule stays for good: its flow is on its way out."""
-    nic = ResetsWhileHeard(latency=SECOND // 2)
-    nic.intake = 0
+    nic = ResetsWhileHeard(latency=3 * SECOND)
     rig = Rig(nic=nic)
     talk = Tcp(rig).opened()
     talk.say(IN, "FA")
     rig.wait(1)
-    assert (rig.mirror.waiting, rig.mirror.counters()["dropped_del"]) == (2, 1)
+    assert (rig.mirror.waiting, rig.mirror.counters()["dropped_del"]) == (1, 1)
     nic.at = rig.now + 1
     rig.wait(5)
     rig.settle()
     assert (nic.resets, nic.rules, rig.flows.count) == (1, {}, 0)
+
+
+# --- hardware that takes nothing ------------------------------------------------------------------------------------------------------------
+
+
+def test_connections_that_end_while_hardware_takes_nothing_leave_no_row_and_are_never_installed() -> None:
+    """Their rows would be all there are in the end, and each would be installed and destroyed when hardware takes something again."""
+    rig = Rig(nic=FakeNic(), max=64)
+    rig.nic.intake = 0
+    for port in range(40000, 40100):
+        talk = Tcp(rig, port=port).opened()
+        assert talk.say(IN, "A").offload == "software"
+        talk.say(IN, "RA")
+        rig.wait(1)
+        assert (rig.flows.count, rig.mirror.waiting) == (0, 0)
+    again = Tcp(rig, port=40000).opened()
+    rig.nic.intake = 1 << 30
+    rig.wait(1)
+    assert (ops(rig.nic), rig.mirror.counters()["called_off"]) == ([("REPLACE", 0), ("REPLACE", 1)], 100)
+    again.say(IN, "RA")
+    rig.wait(1)
+    assert (rig.flows.count, rig.nic.rules) == (0, {})
+
+
+def test_those_that_stay_are_installed_in_their_order() -> None:
+    """But for the last one of those that wait, which has the place of one that has ended."""
+    rig = Rig(nic=FakeNic())
+    rig.nic.intake = 0
+    talks = [Tcp(rig, port=40000 + number).opened() for number in range(5)]
+    talks[1].say(IN, "RA")
+    rig.wait(1)
+    rig.nic.intake = 1 << 30
+    rig.wait(1)
+    assert [row for op, row, direction in rig.nic.log if direction == 0] == [0, 4, 2, 3]
+
+
+def test_an_install_that_was_not_answered_is_called_off_and_what_may_have_come_of_it_destroyed() -> None:
+    nic = FakeNic()
+    nic.fate = lambda command: LOSE_ANSWER
+    rig = Rig(nic=nic, mirror={"reply_limit": 2.0, "tries": 3})
+    talk = Tcp(rig).opened()
+    nic.intake = 0
+    rig.wait(3)
+    assert (rig.mirror.waiting, len(nic.rules)) == (2, 2), "it is to be asked again"
+    talk.say(IN, "RA")
+    nic.intake, nic.fate = 1 << 30, lambda command: ACCEPT
+    rig.wait(1)
+    assert (rig.mirror.counters()["called_off"], ops(nic)[-2:]) == (1, [("DESTROY", 0), ("DESTROY", 1)])
+    assert (rig.flows.count, nic.rules) == (0, {})
+
+
+@pytest.mark.parametrize("fate", [ACCEPT, errno.EINVAL, LOSE])
+def test_of_an_install_that_hardware_has_heard_half_of_the_other_half_is_called_off(fate: Any) -> None:
+    nic = Sparing(latency=SECOND // 2)
+    nic.fate = lambda command: fate
+    rig = Rig(nic=nic, mirror={"reply_limit": 2.0})
+    talk = Tcp(rig).opened()
+    talk.say(IN, "RA")
+    assert (rig.mirror.waiting, rig.mirror.outstanding) == (1, 1)
+    nic.fate = lambda command: ACCEPT
+    rig.wait(3)
+    assert rig.mirror.counters()["called_off"] == 1 and rig.flows.count == (fate != errno.EINVAL)
+    nic.takes = 1 << 30
+    rig.wait(3)
+    assert (rig.flows.count, nic.rules) == (0, {})
 
 
 def test_rows_that_wait_for_hardware_are_more_than_connections() -> None:

@@ -69,6 +69,10 @@ class Machine(RuleBasedStateMachine):
         self.nic.fate = lambda command: left.pop() if left else ACCEPT
         self.nic.latency = latency
 
+    @rule(commands=st.sampled_from([0, 0, 1, 1 << 20]))
+    def takes(self, commands: int) -> None:
+        self.nic.intake = commands
+
     @precondition(lambda self: self.nic.resets < 3)
     @rule()
     def reset(self) -> None:
@@ -112,6 +116,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "rig"):
             return
         self.nic.fate = lambda command: ACCEPT
+        self.nic.intake = max(self.nic.intake, 1)
         self.rig.wait(10)
         self.rig.settle()
         assert not len(self.rig.mirror.audit(self.nic.held()))
