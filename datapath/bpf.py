@@ -333,13 +333,16 @@ class Map:
         return self._checked(errors)
 
     def delete(self, keys: Sequence[bytes]) -> list[int]:
-        """0 for each, or ENOENT for what is not there. The kernel stops at the first that fails, and says how many it has done."""
+        """0 for each, or ENOENT for what is not there. Raises KernelError if nothing may be deleted.
+
+        The kernel stops at the first that fails, and says how many it has done: fewer than it was asked for, or else it has not begun.
+        """
         errors = [0] * len(keys)
         held, done = ctypes.create_string_buffer(b"".join(keys), max(len(keys) * self.key_size, 1)), 0
         while done < len(keys):
             at = ctypes.addressof(held) + done * self.key_size
             number, count = _batch(MAP_DELETE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, at, 0, len(keys) - done, self.fd, 0, 0))
-            done += count
+            done += count if not number or count < len(keys) - done else 0
             if number:
                 errors[done] = number
                 self._checked(errors[done : done + 1])

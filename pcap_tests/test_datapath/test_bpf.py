@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import pytest
@@ -71,3 +72,21 @@ def test_records_come_out_of_the_ring_in_order_and_round_its_end(running_kernel:
     finally:
         note.close()
         ring.close()
+
+
+def test_many_keys_are_deleted_and_what_is_not_there_is_told_of_itself(running_kernel: None) -> None:
+    keys = [struct.pack("<I", number) for number in range(1000)]
+    table = bpf.Map(bpf.HASH, 4, 4, 1000, "keys")
+    try:
+        assert table.put_new(keys[::2], b"here") == [0] * 500
+        assert table.delete(keys) == [0, errno.ENOENT] * 500 and table.keys(1) == []
+    finally:
+        bpf.close(table.fd)
+
+
+def test_where_nothing_may_be_deleted_the_kernel_s_own_word_is_told(running_kernel: None) -> None:
+    """Of what it has not begun it says no number."""
+    table = bpf.Map(bpf.HASH, 4, 4, 10, "keys")
+    bpf.close(table.fd)
+    with pytest.raises(KernelError, match="BPF map keys: Bad file descriptor"):
+        table.delete([b"1234", b"5678"])
