@@ -104,7 +104,11 @@ def configured(folder: Path, config_file: str, ends: Ends = USUAL, nic: bool = F
         net.socket = str(folder / "socket")
         try:
             with at_work(node), Control(node, net.socket), Client(net.socket) as net.client:
-                yield net
+                try:
+                    yield net
+                except BaseException:
+                    _tell(net)
+                    raise
                 node.ask(lambda node: [worker.offload.mirror.check() for worker in node.workers]).result(10)
             node.umem.check()
         finally:
@@ -124,6 +128,16 @@ def _written(folder: Path, section: str, rules: str, workers: int, ends: Ends) -
         f'[offload]\nbackend = "tc"\n{section}'
     )
     return str(folder / "node.toml")
+
+
+def _tell(net: InKernel) -> None:
+    """How it was when a test failed."""
+    try:
+        mirrors = net.of_each(lambda worker: worker.offload.mirror.counters())
+        for each in (net.status(), net.why(), kernel_conns(net), filters(net), *mirrors):
+            print(each)
+    except Exception as error:
+        print(f"and the node says nothing any more: {error!r}")
 
 
 def kernel_conns(net: InKernel) -> list[str]:
