@@ -5,7 +5,7 @@ both by rtnetlink, and most of them which NIC they belong to. devlink tells the 
 Ports count where there are any; an interface that no port mentions is one of a driver that has none. What does not say its NIC is of that one which
 alone has its eswitch, or of none.
 Invariants: an interface is in the list once; a name that means two interfaces is an error, and not the first of them.
-Source: linux/if_link.h. Not here: how functions are called (functions), how they are made (changes).
+Source: linux/if_link.h. Not here: how interfaces are listed (netlink.links), how functions are called (functions), how they are made (changes).
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from typing import NamedTuple
 from offload.devlink.family import Devlink, NoDevlink
 from offload.devlink.functions import Misnamed, Named, Nic, NotHere
 from offload.devlink.model import DevlinkPort, PortFunction
-from offload.netlink.attributes import BYTES, TEXT, U32, Level
+from offload.netlink.attributes import BYTES, TEXT, Level
 from offload.netlink.channel import Channel
-from offload.netlink.filters import DUMP, message
-from offload.netlink.links import GET_LINK, IFINFO, NO_STATISTICS
-from offload.netlink.pack import u32
-from offload.netlink.read import Malformed, read
+from offload.netlink.links import Interface, interfaces, link_of
 
 LINK = Level("link", "IFLA_", {
-    3: ("IFNAME", TEXT), 29: ("EXT_MASK", U32), 36: ("PHYS_SWITCH_ID", BYTES), 38: ("PHYS_PORT_NAME", TEXT), 56: ("PARENT_DEV_NAME", TEXT),
+    3: ("IFNAME", TEXT), 36: ("PHYS_SWITCH_ID", BYTES), 38: ("PHYS_PORT_NAME", TEXT), 56: ("PARENT_DEV_NAME", TEXT),
     57: ("PARENT_DEV_BUS_NAME", TEXT),
 })  # fmt: skip
 MOST_SHOWN = 8  # names in an error
@@ -60,20 +57,19 @@ class Representor(NamedTuple):
 
 def links(channel: Channel) -> list[Link]:
     """Of the network namespace of a channel. Raises NetlinkError, Malformed."""
-    request = message(GET_LINK, DUMP, IFINFO.pack(0, 0, 0, 0, 0) + u32(LINK.numbers["EXT_MASK"], NO_STATISTICS))
-    return [link_in(data) for data in channel.whole(request)]
+    return [_link(each) for each in interfaces(channel, LINK)]
 
 
 def link_in(data: bytes) -> Link:
     """Of what follows the header of an RTM_NEWLINK. Raises Malformed."""
-    if len(data) < IFINFO.size:
-        raise Malformed(f"link: {len(data)} bytes: expected {IFINFO.size} or more")
-    values = read(LINK, data[IFINFO.size :])
-    if not values.get("IFNAME"):
-        raise Malformed("link: an interface without a name")
+    return _link(link_of(data, LINK))
+
+
+def _link(told: Interface) -> Link:
+    values = told.values
     bus, parent, switch = values.get("PARENT_DEV_BUS_NAME"), values.get("PARENT_DEV_NAME"), values.get("PHYS_SWITCH_ID")
     nic = Nic(bus, parent) if bus and parent else None
-    return Link(IFINFO.unpack_from(data)[2], values["IFNAME"], switch.hex() if switch else None, values.get("PHYS_PORT_NAME") or None, nic)
+    return Link(told.number, told.name, switch.hex() if switch else None, values.get("PHYS_PORT_NAME") or None, nic)
 
 
 def representors(ports: Iterable[DevlinkPort], found: Sequence[Link]) -> list[Representor]:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from offload.devlink.functions import Misnamed, Nic, named
 from offload.devlink.model import DevlinkPort, PortFunction
 from offload.devlink.names import Resolver
-from offload.devlink.representors import Link, iface_called, link_in, links, nic_behind, representors
-from offload.netlink.channel import FINISHED, INTERRUPTED, Channel
+from offload.devlink.representors import Link, iface_called, link_in, nic_behind, representors
 from offload.netlink.links import IFINFO
 from offload.netlink.pack import attribute, text, u32
 from offload.netlink.read import Malformed
@@ -156,19 +155,6 @@ def test_for_interfaces_nothing_of_devlink_is_imported():
     code = "import sys; from offload.devlink.names import Resolver; Resolver()('eth0'); print(*sorted({'pyroute2', 'asyncio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "\n"
-
-
-def test_interfaces_are_asked_for_again_if_they_change_meanwhile():
-    class Changing(Channel):
-        left = 2
-
-        def _received(self, *, wait: bool = True):
-            for kind, flags, number, data in super()._received(wait=wait):
-                self.left -= kind == FINISHED
-                yield kind, flags | (INTERRUPTED if kind == FINISHED and self.left >= 0 else 0), number, data
-
-    with Changing() as channel:
-        assert "lo" in [link.iface for link in links(channel)] and channel.left == -1
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------------------------------
