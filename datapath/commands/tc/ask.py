@@ -156,7 +156,7 @@ class KernelTc:
         return Listed(tuple(qdiscs), tuple(templates), tuple(rules), tuple(foreign))
 
     def hooks(self) -> list[tc.Hook]:
-        """Every hook of this namespace that has a qdisc for filters, and every block."""
+        """Every hook of this namespace that has a qdisc for filters, and every block; of interfaces as they were when they were last looked at."""
         found: dict[tc.Hook, None] = {}
         for data in self.channel.whole(dump_qdiscs()):
             qdisc = self.decoder.qdisc(data)

@@ -127,12 +127,13 @@ class Decoder:
         return tc.Template(head.hook, protocol, values.get("CHAIN", 0), tuple(_matches(options, protocol)))
 
     def qdisc(self, data: bytes) -> tc.Qdisc | None:
-        """A qdisc of kind clsact or ingress; None: another one. Raises Malformed."""
+        """A qdisc of kind clsact or ingress; None: another one, or that of an interface which is not among those known. Raises Malformed."""
         _, ifindex = _tcmsg(data)[:2]
         values = read(TC, data[TCMSG.size :])
         if values.get("KIND") not in ("clsact", "ingress"):
             return None
-        return tc.Qdisc(self._name(ifindex), values["KIND"], values.get("INGRESS_BLOCK"), values.get("EGRESS_BLOCK"))
+        device = self._known(ifindex)
+        return None if device is None else tc.Qdisc(device, values["KIND"], values.get("INGRESS_BLOCK"), values.get("EGRESS_BLOCK"))
 
     def _message(self, data: bytes) -> tuple[Head, Values]:
         _, ifindex, handle, parent, info = _tcmsg(data)
@@ -146,11 +147,17 @@ class Decoder:
             raise Foreign(f"parent {parent >> 16:x}:{parent & 0xFFFF:x}: expected ingress or egress")
         return Head(hook, handle, info >> 16, socket.ntohs(info & 0xFFFF)), read(TC, data[TCMSG.size :])
 
-    def _name(self, ifindex: int) -> str:
+    def _known(self, ifindex: int) -> str | None:
         try:
             return self.name(ifindex)
         except (KeyError, OSError):
-            raise Foreign(f"interface {ifindex}, which is not there") from None
+            return None
+
+    def _name(self, ifindex: int) -> str:
+        found = self._known(ifindex)
+        if found is None:
+            raise Foreign(f"interface {ifindex}, which is not there")
+        return found
 
     # --- actions ----------------------------------------------------------------------------------------------------------------------
 

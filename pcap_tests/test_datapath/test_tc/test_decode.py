@@ -15,9 +15,9 @@ from datapath.pipeline import tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.munge import munged
-from datapath.pipeline.rules import ETH_VLAN, Ct, Munge, Pedit, Police, Rule, Skbedit, Vlan
+from datapath.pipeline.rules import ETH_VLAN, Ct, Munge, Pedit, Police, Qdisc, Rule, Skbedit, Vlan
 from offload.netlink import actions
-from offload.netlink.filters import MESSAGE
+from offload.netlink.filters import MESSAGE, new_qdisc
 from offload.netlink.pack import attribute, u8, u32
 from offload.netlink.read import Malformed
 from pcap_tests.test_datapath.test_pipeline.rulesets import DEVICES, rulesets
@@ -179,6 +179,12 @@ def test_an_action_without_words_is_foreign(packed, said):
     with pytest.raises(Foreign) as error:
         DECODER.rule(message[MESSAGE.size :])
     assert str(error.value) == said
+
+
+def test_a_qdisc_of_an_interface_that_nobody_has_heard_of_is_none_of_ours():
+    """The kernel lists those of all interfaces, and one may have come meanwhile."""
+    assert DECODER.qdisc(new_qdisc(57)[MESSAGE.size :]) is None
+    assert DECODER.qdisc(new_qdisc(NUMBERS["eth0"])[MESSAGE.size :]) == Qdisc("eth0")
 
 
 # --- hostile bytes ------------------------------------------------------------------------------------------------------------------------
