@@ -18,7 +18,7 @@ def renamed(ruleset: Ruleset, called: Callable[[str], str]) -> Ruleset:
     """The same rules at devices by their new names. called: the new name of each. Raises RuleError with what `called` raises, and where."""
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
-    for device, place in _devices(ruleset):
+    for device, place in named_devices(ruleset):
         if device in names:
             continue
         try:
@@ -37,8 +37,8 @@ def renamed(ruleset: Ruleset, called: Callable[[str], str]) -> Ruleset:
     )
 
 
-def _devices(ruleset: Ruleset) -> Iterator[tuple[str, Place]]:
-    """Every device that is named, with where."""
+def named_devices(ruleset: Ruleset) -> Iterator[tuple[str, Place]]:
+    """Every device that is named, with where: at hooks, by `indev`, and where packets are sent to. As often as it is."""
     parts: tuple[tuple[Qdisc | Template | Rule, ...], ...] = (ruleset.qdiscs, ruleset.templates, ruleset.rules)
     for part in (each for listed in parts for each in listed):
         if isinstance(part, Qdisc):

@@ -159,9 +159,12 @@ class Ct:
     control: Control = PIPE
 
 
+GONE = ""  # the device of a Mirred in the kernel whose own has gone: it goes nowhere, whatever else is called so by then. No file has it.
+
+
 @dataclass(frozen=True, slots=True)
 class Mirred:
-    """To another device (tc-mirred(8)). kind: redirect or mirror; direction: egress or ingress of that device.
+    """To another device (tc-mirred(8)). kind: redirect or mirror; device: its name, or GONE; direction: egress or ingress of that device.
 
     Nothing follows a redirect, whose packet is gone: its control is PIPE and has no say.
     """

@@ -14,6 +14,7 @@ from datapath.pipeline import quantities
 from datapath.pipeline.flower_keys import ethertype_text, match_text
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.rules import (
+    GONE,
     Action,
     Control,
     Csum,
@@ -142,7 +143,7 @@ def _ct(action: Ct) -> list[str]:
 
 
 def _mirred(action: Mirred) -> list[str]:
-    words = ["mirred", action.direction, action.kind, "dev", shlex.quote(action.device)]
+    words = ["mirred", action.direction, action.kind, "dev", shlex.quote(action.device) if action.device != GONE else "*"]
     return words if action.kind == "redirect" else [*words, control_text(action.control)]
 
 

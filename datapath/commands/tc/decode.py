@@ -178,7 +178,7 @@ class Decoder:
         if names is None:
             raise Foreign(f"mirred of kind {parms['eaction']}")
         kind, direction = names
-        device = self._name(parms["ifindex"])
+        device = self._name(parms["ifindex"]) if parms["ifindex"] else tc.GONE
         return tc.Mirred(kind, device, direction, tc.PIPE if kind == "redirect" else control_of(parms["action"]))
 
 

@@ -36,6 +36,7 @@ from datapath.commands.tc.install import ADD, DELETE, REPLACE, Plan, carried_out
 from datapath.commands.tc.overwritten import Overwritten
 from datapath.hints import counted
 from datapath.pipeline import rules as tc
+from datapath.pipeline.renamed import named_devices
 from offload.idle_devices import IdleDevices
 from offload.netlink.filters import BLOCK_IFINDEX
 from offload.netlink.monitor import Monitor
@@ -72,7 +73,8 @@ class KernelRules:
         broken: Callable[[str], None] = lambda why: None, mended: Callable[[], None] = lambda: None, pause: float = PAUSE,
         idle: IdleDevices | None = None,
     ) -> None:  # fmt: skip
-        self.kernel, self.monitor, self.wanted, self.keep, self.in_hardware = kernel, monitor, wanted, keep, in_hardware
+        self.kernel, self.monitor, self.keep, self.in_hardware = kernel, monitor, keep, in_hardware
+        self._want(wanted)
         self.said = ""  # why they are not whole
         self.changes = self.repairs = self.heard = self.refused = 0
         self._broken, self._mended = broken, mended
@@ -197,15 +199,18 @@ class KernelRules:
         """Do it, and say what came of it."""
         try:
             wrong = what()
-            self._look_at_devices()
         except (CtmirrorError, OSError) as error:
             wrong = [str(error)]
-        if not wrong:
+        if wrong:
+            self._failed(wrong)
+        else:
             self._pause = self._first_pause
             if self.said:
                 self.said = ""
                 self._mended()
-            return
+        self._look_at_devices()
+
+    def _failed(self, wrong: Sequence[str]) -> None:
         self._break(wrong[0])
         self._due = time.monotonic() + self._pause
         for line in some(wrong):
@@ -218,9 +223,14 @@ class KernelRules:
         if before != why:
             self._broken(why)
 
+    def _break_for(self, why: str) -> None:
+        """Before anything is done; where it is broken already, the reason that was told is the better one."""
+        if not self.said:
+            self._break(why)
+
     def _concerned(self) -> bool:
-        """Whether anything was heard that may concern what is ours."""
-        numbers = {self.kernel.numbers.get(hook.device) for hook in self._hooks if hook.block is None}
+        """Whether anything was heard that may concern what is ours: also of a device that packets are only sent to, of which no filter tells."""
+        numbers = {self.kernel.numbers.get(device) for device in {*self._devices, *(hook.device for hook in self._hooks if hook.block is None)}}
         blocks = any(hook.block is not None for hook in self._hooks)
         found = 0
         for change in self.monitor.changes():
@@ -253,26 +263,35 @@ class KernelRules:
                     future.set_exception(CtmirrorError("rules in TC are not looked after any more"))
 
     def _look_at_devices(self) -> None:
-        self.idle.look(self.kernel.running, {hook.device for hook in hooks_of(self.wanted) if hook.block is None})
+        """What is not known of them says nothing of rules."""
+        try:
+            self.idle.look(self.kernel.running, {hook.device for hook in hooks_of(self.wanted) if hook.block is None})
+        except (CtmirrorError, OSError) as error:
+            LOG.warning(f"offload: devices cannot be looked at: {error}")
 
     # --- rules ----------------------------------------------------------------------------------------------------------------------------
 
-    def _install(self) -> tuple[list[str], Plan]:
-        """What is wrong, each as a line; nothing is done where something is in the way."""
+    def _want(self, wanted: tc.Ruleset) -> None:
+        self.wanted, self._whole = wanted, False  # whether all of these have been there
+        self._devices = tuple(dict.fromkeys(device for device, _ in named_devices(wanted)))
+
+    def _install(self, before: str = "") -> tuple[list[str], Plan]:
+        """What is wrong, each as a line; nothing is done where something is in the way. before: why it is broken before anything is done."""
         self.kernel.look_again()
         plan = self._planned()
         if plan.conflicts:
             return list(plan.conflicts), plan
+        if before and plan.steps:
+            self._break_for(before)
         return self._carried_out(plan), plan
 
     def _planned(self) -> Plan:
         """Raises CtmirrorError if an interface is not there."""
-        new = hooks_of(self.wanted)
-        for hook in new:
-            if hook.block is None and hook.device not in self.kernel.numbers:
-                raise CtmirrorError(f"no interface {hook.device}")
+        for device in self._devices:
+            if device not in self.kernel.numbers:
+                raise CtmirrorError(f"no interface {device}")
         there = [hook for hook in self._hooks if hook.block is not None or hook.device in self.kernel.numbers]
-        plan = planned(self.wanted, self.kernel.listed(dict.fromkeys([*there, *new])), self._overwritten.names)
+        plan = planned(self.wanted, self.kernel.listed(dict.fromkeys([*there, *hooks_of(self.wanted)])), self._overwritten.names)
         before, self._ahead = self._ahead, plan.ahead
         for line in some([line for line in plan.ahead if line not in before]):
             LOG.error(f"rules in TC: {line}")
@@ -281,7 +300,7 @@ class KernelRules:
     def _carried_out(self, plan: Plan) -> list[str]:
         """Where a rule of the node's goes before another one comes, connections are software's meanwhile; what is replaced is there all the time."""
         if self._thread is not None and plan.count(DELETE):
-            self._break("they are being changed")
+            self._break_for("they are being changed")
         self._hooks |= dict.fromkeys(hooks_of(self.wanted))
         self._templates |= dict.fromkeys(self.wanted.templates)
         self._made |= {step.part.device: step.part for step in plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)}
@@ -293,38 +312,35 @@ class KernelRules:
             ]
         self.refused = len(wrong)
         if not wrong:
+            self._whole, self._hooks = True, dict.fromkeys(hooks_of(self.wanted))
             self._overwritten.whole(map(name, map(marked, self.wanted.rules)), lambda which: self.kernel.encoder.where(which[0]))
         return wrong
 
     def _change(self, wanted: tc.Ruleset) -> list[str]:
-        self.wanted = wanted
+        self._want(wanted)
         try:
             wrong, plan = self._install()
         finally:
             self.changes += 1
         if not wrong:
-            self._hooks = dict.fromkeys(hooks_of(wanted))
             LOG.info(f"rules in TC: {plan.told()}")
         return wrong
 
     def _repair(self) -> list[str]:
-        """If anything is missing it is broken until it is back."""
-        self.kernel.look_again()
-        try:
-            plan = self._planned()
-        except CtmirrorError as error:
-            return [str(error)]
-        if plan.conflicts:
-            return list(plan.conflicts)
-        if plan.steps:
-            self._break("others have changed rules in TC")
-        wrong = self._carried_out(plan)
-        if plan.steps and not wrong:
-            self.repairs += 1
-            back = plan.count(ADD) + plan.count(REPLACE)
-            done = f"{counted(back, 'rule')} put back, {len(plan.steps) - back} other steps"
-            LOG.warning(f"rules in TC were changed by others: {done}", extra={"repairs": self.repairs})
-        return wrong
+        """What lacks is put back, and until then it is broken; or what was not taken of the node's own rules is tried again, which nobody else is to
+        blame for."""
+        changed_by_others = self._whole
+        wrong, plan = self._install("others have changed rules in TC")
+        if wrong or not plan.steps:
+            return wrong
+        if not changed_by_others:
+            LOG.info(f"rules in TC: taken now that they were tried again: {plan.told()}")
+            return []
+        self.repairs += 1
+        back = plan.count(ADD) + plan.count(REPLACE)
+        done = f"{counted(back, 'rule')} put back, {len(plan.steps) - back} other steps"
+        LOG.warning(f"rules in TC were changed by others: {done}", extra={"repairs": self.repairs})
+        return []
 
     def _end(self) -> None:
         """Everything is taken away and closed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,8 @@ from datapath.pipeline import tc_text
 from datapath.pipeline.findings import Findings
 from datapath.pipeline.header_fields import HEADER_FIELDS
 from datapath.pipeline.munge import munged
-from datapath.pipeline.rules import ETH_VLAN, Ct, Munge, Pedit, Police, Qdisc, Rule, Skbedit, Vlan
+from datapath.pipeline.rules import ETH_VLAN, GONE, Ct, Mirred, Munge, Pedit, Police, Qdisc, Rule, Skbedit, Vlan
+from datapath.pipeline.tc_print import rule_line
 from offload.netlink import actions
 from offload.netlink.filters import MESSAGE, new_qdisc
 from offload.netlink.pack import attribute, u8, u32
@@ -25,7 +27,8 @@ from pcap_tests.test_datapath.test_tc.sayable import sayable
 from pcap_tests.written_rules import FILTER, FURTHER, WRITTEN
 
 NUMBERS = {name: number for number, name in enumerate(("lo", *DEVICES), 1)}
-ENCODER, DECODER = Encoder(NUMBERS.__getitem__), Decoder({number: name for name, number in NUMBERS.items()}.__getitem__)
+NAMES = {number: name for name, number in NUMBERS.items()}
+ENCODER, DECODER = Encoder((NUMBERS | {GONE: 0}).__getitem__), Decoder(NAMES.__getitem__)  # what the kernel lists of GONE, and takes from nobody
 
 
 def rule(written: str) -> Rule:
@@ -114,6 +117,17 @@ def test_a_burst_comes_back_as_one_of_as_many_ticks(rate, burst):
 def test_a_burst_that_takes_too_long_is_refused():
     with pytest.raises(ValueError, match="a burst of 275 bytes takes 275 s at 1 bytes a second: expected at most 274"):
         ENCODER.rule(rule("protocol ip flower action police rate 8 burst 275"))
+
+
+def test_an_action_that_sent_packets_to_a_device_which_has_gone_goes_nowhere():
+    """The kernel keeps the filter, and lists the action with number 0, also when there is another device of that name."""
+    one = rule("protocol ip prio 1 handle 1 flower action mirred egress redirect dev eth0")
+    message = bytearray(ENCODER.rule(one)[MESSAGE.size :])
+    number = message.rindex(NUMBERS["eth0"].to_bytes(4, "little"))
+    message[number : number + 4] = bytes(4)
+    told = DECODER.rule(bytes(message))
+    assert told is not None and told.rule == replace(one, actions=(Mirred("redirect", GONE),))
+    assert rule_line(told.rule).endswith("flower action mirred egress redirect dev *")
 
 
 # --- what is not ours ---------------------------------------------------------------------------------------------------------------------

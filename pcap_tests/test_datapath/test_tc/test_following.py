@@ -35,7 +35,8 @@ HEAD = "tc qdisc add dev eth0 clsact\n"
 LINE = "tc filter add dev eth0 ingress protocol ip prio {0} chain {1} handle {0} flower ip_proto {2} action {3}\n"
 ONE = HEAD + LINE.format(1, 0, "tcp", "goto chain 1") + LINE.format(2, 1, "tcp", "pass")
 OTHER = HEAD + LINE.format(1, 0, "udp", "goto chain 1") + LINE.format(3, 1, "udp", "drop")
-ETH0 = 7
+THROUGH = HEAD + LINE.format(1, 0, "tcp", "mirred egress redirect dev vf0") + LINE.format(2, 0, "udp", "pass")
+ETH0, VF0 = 7, 9
 
 
 def rules(text: str) -> Ruleset:
@@ -85,6 +86,11 @@ class Tc(Kernel):
         key, old = next((key, each) for key, each in self.rules.items() if key[2] == prio)
         self.rules[key] = installed(replace(old.rule, actions=(Gact(action),)), cookie)
         return Change(NEW_FILTER, ETH0, INGRESS_PARENT, key[1], prio, key[4])
+
+    def lose_device(self, device: str) -> Change:
+        """It is gone with all that it had; what the kernel tells of it."""
+        self.unregister(device)
+        return Change(DELETE_LINK, self.devices.pop(device))
 
     def lose(self, prio: int) -> None:
         self.rules = {key: each for key, each in self.rules.items() if key[2] != prio}
@@ -229,8 +235,9 @@ def test_other_rules_are_followed(caplog):
 
 
 def test_other_rules_that_are_refused_make_connections_software_s_until_they_are_taken(caplog):
+    caplog.set_level("INFO")
     tc = Tc()
-    with following(tc) as (one, _, told):
+    with following(tc) as (one, heard, told):
         tc.refuses = {3}
         one.take(rules(OTHER))
         until(lambda: len(told.all) > 1)
@@ -238,7 +245,42 @@ def test_other_rules_that_are_refused_make_connections_software_s_until_they_are
         tc.refuses = set()
         until(lambda: told.all[-1] == "mended")
         assert tc.prios == [1, 3] and told.all.count("mended") == 1 and one.figures()["refused"] == 0
-    assert any("connections are software's; tried again in" in record.getMessage() for record in caplog.records)
+        assert told.all[1:] == [told.all[1], "mended"], "it is told once, however often it is tried"
+        assert one.figures()["repairs"] == one.figures()["heard"] == 0 and one.figures()["changes"] == 1
+        tc.lose(3)
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 3, 3))
+        until(lambda: one.figures()["repairs"] == 1)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("connections are software's; tried again in" in line for line in said)
+    assert "rules in TC: taken now that they were tried again: 1 added, 0 changed, 0 removed; 1 as they were" in said
+    assert sum("changed by others" in line for line in said) == 1
+
+
+def test_other_rules_that_nobody_answered_for_are_tried_again_and_are_no_repair(caplog):
+    caplog.set_level("INFO")
+    tc = Tc()
+    with following(tc) as (one, _, told):
+        tc.fails = 3
+        one.take(rules(OTHER))
+        until(lambda: told.all[-1:] == ["mended"])
+        assert told.all == ["netlink: no answer within 30 s", "mended"] and told.there == [[1, 2], [1, 3]]
+        assert tc.prios == [1, 3] and one.figures()["repairs"] == 0 and one.figures()["changes"] == 1
+    assert not any("by others" in record.getMessage() for record in caplog.records)
+
+
+def test_what_others_took_and_the_kernel_will_not_have_back_at_once_is_a_repair_all_the_same():
+    tc = Tc()
+    with following(tc) as (one, heard, told):
+        tc.refuses = {2}
+        tc.lose(2)
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: len(told.all) > 1)
+        looks = tc.looks
+        until(lambda: tc.looks > looks + 1)
+        tc.refuses = set()
+        until(lambda: told.all[-1] == "mended")
+        assert told.all == ["others have changed rules in TC", told.all[1], "mended"] and "not today" in told.all[1]
+        assert one.figures()["repairs"] == 1
 
 
 def test_more_rules_leave_connections_where_they_are():
@@ -301,6 +343,38 @@ def test_an_interface_that_goes_is_waited_for():
         tc.devices = {"eth0": 12}
         until(lambda: told.all[-1] == "mended")
         assert tc.prios == [1, 2] and one.figures()["repairs"] == 1
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["back", "gone"])
+def test_a_device_that_rules_only_send_packets_to_is_waited_for_too(back):
+    """The kernel keeps these rules, which go nowhere, and tells of no filter."""
+    tc = Tc()
+    tc.devices["vf0"] = VF0
+    with following(tc, THROUGH) as (one, heard, told):
+        heard.say(tc.lose_device("vf0"))
+        until(lambda: told.all)
+        assert told.all == ["no interface vf0"] and one.figures()["whole"] == 0
+        if back:
+            tc.devices["vf0"] = VF0 + 1
+            heard.say(Change(NEW_LINK, VF0 + 1))
+            until(lambda: told.all[-1] == "mended")
+            assert one.ask(found_of_rules) == [] and one.figures()["repairs"] == 1
+    assert tc.rules == {} and tc.qdiscs == {}
+
+
+def test_devices_that_cannot_be_listed_just_now_are_no_matter_of_rules(caplog):
+    tc = Tc()
+
+    def not_now() -> dict[str, bool]:
+        raise NetlinkError("netlink: what is listed changed meanwhile")
+
+    with following(tc) as (_, heard, told):
+        tc.running = not_now
+        tc.lose(2)
+        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
+        until(lambda: told.all[-1:] == ["mended"])
+        assert tc.prios == [1, 2] and told.all == ["others have changed rules in TC", "mended"]
+    assert any("devices cannot be looked at: netlink: what is listed changed meanwhile" in record.getMessage() for record in caplog.records)
 
 
 def test_a_foreign_filter_in_the_place_of_ours_is_left_and_told():

@@ -15,7 +15,7 @@ from datapath.commands.tc.ask import Listed, Refusal, Unsaid
 from datapath.commands.tc.decode import Counted, Installed, kept
 from datapath.commands.tc.install import AHEAD, MARK, REPLACE, Keeper, Step, carried_out, hooks_of, marked, name, planned, removal
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.rules import DROP, ETH_IP, ETH_IPV6, PASS, Gact, Hook, Match, Qdisc, Rule, Ruleset, Template
+from datapath.pipeline.rules import DROP, ETH_IP, ETH_IPV6, GONE, PASS, Gact, Hook, Match, Mirred, Qdisc, Rule, Ruleset, Template
 from datapath.pipeline.rules_file import parse
 from datapath.pipeline.tc_print import rule_line
 from offload.netlink.extack import Answer
@@ -78,6 +78,19 @@ class Kernel:
 
     def delete_rule(self, rule: Rule) -> None:
         del self.rules[name(rule)]
+
+    def unregister(self, device: str) -> None:
+        """A device goes, with its qdisc and all that hangs there. What sends packets to it from elsewhere stays, and goes nowhere."""
+        self.qdiscs.pop(device, None)
+        self.templates = {key: each for key, each in self.templates.items() if key[0].device != device}
+        left = {key: each for key, each in self.rules.items() if key[0].device != device}
+        self.rules = {key: each._replace(rule=nowhere(each.rule, device)) for key, each in left.items()}
+
+
+def nowhere(rule: Rule, device: str) -> Rule:
+    """As it is listed when a device has gone."""
+    sent = [replace(each, device=GONE) if isinstance(each, Mirred) and each.device == device else each for each in rule.actions]
+    return replace(rule, actions=tuple(sent))
 
 
 def some_rules(random: Random) -> Ruleset:
@@ -252,6 +265,44 @@ def test_one_reason_for_all_is_said_once(capfd):
     assert len(lines) == 2 and lines[1].endswith("not today")
     with pytest.raises(PermissionError):
         say_refused([Refusal(rules[0], Answer(errno.EPERM))])
+
+
+# --- devices that go ------------------------------------------------------------------------------------------------------------------------
+
+REDIRECT = """
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress protocol ip prio 1 chain 0 flower action goto chain 5
+tc filter add dev eth0 ingress protocol ip prio 1 chain 5 flower ip_proto tcp action mirred egress redirect dev vf0
+tc filter add dev eth0 ingress protocol ip prio 2 chain 5 flower action mirred egress mirror dev vf0 pipe action drop
+"""
+
+
+def test_what_sent_packets_to_a_device_that_has_gone_is_ours_and_replaced_in_its_place():
+    """When another device of its name is there; a filter that the kernel has still cannot be made."""
+    rules, kernel = read(REDIRECT), Kernel()
+    carried_out(kernel, planned(rules, kernel.listed([HOOK])))
+    kernel.unregister("vf0")
+    plan = planned(rules, kernel.listed([HOOK]))
+    dead = [rule for rule in rules.rules if rule.chain == 5]
+    assert (plan.conflicts, plan.ahead, plan.same, plan.steps) == ((), (), 1, tuple(Step(REPLACE, rule) for rule in dead))
+    assert carried_out(kernel, plan) == [] and planned(rules, kernel.listed([HOOK])).steps == ()
+
+
+def test_what_sent_packets_to_a_device_that_has_gone_is_removed_like_the_rest():
+    rules, kernel = read(REDIRECT), Kernel()
+    with Keeper(kernel, rules):
+        kernel.unregister("vf0")
+    assert (kernel.rules, kernel.qdiscs) == ({}, {})
+
+
+def test_what_somebody_else_sent_to_a_device_that_has_gone_is_left_and_told_if_it_is_ahead():
+    (theirs,) = read("tc filter add dev eth0 ingress protocol ip prio 1 chain 5 handle 9 flower action mirred egress redirect dev vf0").rules
+    rules, kernel = read(REDIRECT), Kernel(theirs)
+    carried_out(kernel, planned(rules, kernel.listed([HOOK])))
+    kernel.unregister("vf0")
+    assert planned(rules, kernel.listed([HOOK])).ahead == (f"{rule_line(nowhere(theirs, 'vf0'))}: {AHEAD}",)
+    carried_out(kernel, removal(kernel.listed([HOOK])))
+    assert list(kernel.rules) == [name(theirs)]
 
 
 # --- what others have done ------------------------------------------------------------------------------------------------------------------

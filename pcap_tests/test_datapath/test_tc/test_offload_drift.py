@@ -12,11 +12,11 @@ from datapath.commands.offload_drift import lines, of_plan, zones_meant
 from datapath.commands.tc.ask import Listed
 from datapath.commands.tc.install import MARK, hooks_of, marked, planned
 from datapath.oracle.namespace import Namespace
-from datapath.pipeline.rules import DROP, PASS, Gact, Match, Qdisc, Ruleset
+from datapath.pipeline.rules import DROP, PASS, Gact, Match, Mirred, Qdisc, Ruleset
 from offload.drift import Drift, Finding, Zone
 from offload.netlink.channel import NetlinkError
 from pcap_tests.test_datapath.command import run
-from pcap_tests.test_datapath.test_tc.test_install import installed
+from pcap_tests.test_datapath.test_tc.test_install import installed, nowhere
 from pcap_tests.vm.test_vm_install import read
 
 TEXT = """
@@ -53,6 +53,13 @@ def test_a_filter_that_does_something_else_is_changed_whether_or_not_the_kernel_
     rules = list(WANTED.rules)
     for other in (replace(rules[1], actions=(Gact(DROP),)), replace(rules[1], matches=(Match("ip_proto", 17, 0xFF),))):
         assert found(there(replace(WANTED, rules=(rules[0], other, rules[2])))) == [Drift.FILTER_CHANGED]
+
+
+def test_a_filter_that_goes_nowhere_since_its_device_has_gone_is_changed():
+    sent = replace(WANTED, rules=(replace(WANTED.rules[1], actions=(Mirred("redirect", "vf0"),)),))
+    listed = Listed(sent.qdiscs, sent.templates, (installed(nowhere(sent.rules[0], "vf0")),), ())
+    (finding,) = of_plan(planned(sent, listed))
+    assert finding.what is Drift.FILTER_CHANGED and "redirect dev vf0" in finding.about
 
 
 def test_a_filter_of_ours_that_is_not_meant():
