@@ -31,7 +31,7 @@ CT_DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE: without a
 
 
 class InKernel(Offloading):
-    """Two stacks, and a node that offloads between them. left_over: what tc listed when it had gone."""
+    """Two stacks, and a node that offloads between them. left_over: the filters and qdiscs that tc listed when it had gone."""
 
     left_over = ""
 
@@ -113,7 +113,7 @@ def configured(folder: Path, config_file: str, ends: Ends = USUAL, nic: bool = F
             node.umem.check()
         finally:
             node.close()
-        net.left_over = filters(net)
+        net.left_over = filters(net) + qdiscs(net)
     finally:
         for namespace in (here, inside, outside):
             namespace.close()
@@ -151,6 +151,13 @@ def filters(net: InKernel) -> str:
     with net.left.here.entered():
         listed = [subprocess.run(["tc", "filter", "show", "dev", name, "ingress"], capture_output=True, text=True) for name in net.devices]
     return "".join(each.stdout for each in listed)
+
+
+def qdiscs(net: InKernel) -> str:
+    """Those that filters hang at, at both devices."""
+    with net.left.here.entered():
+        listed = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True).stdout
+    return "".join(line for line in listed.splitlines(keepends=True) if line.split()[1] in ("clsact", "ingress"))
 
 
 def until(condition: Callable[[], object], what: str) -> None:

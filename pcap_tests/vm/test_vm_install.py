@@ -17,7 +17,7 @@ from datapath.commands.tc.decode import kept
 from datapath.commands.tc.install import MARK, Keeper, carried_out, hooks_of, marked, planned, removal
 from datapath.live.privileges import keep_only
 from datapath.pipeline.findings import Findings
-from datapath.pipeline.rules import Hook, Qdisc, Ruleset
+from datapath.pipeline.rules import GONE, Hook, Mirred, Qdisc, Ruleset
 from datapath.pipeline.validate import validate
 from pcap_tests.test_datapath.command import run
 from pcap_tests.vm.test_vm_refusals import parsed
@@ -47,6 +47,16 @@ def read(text: str) -> Ruleset:
 
 def tc(line: str) -> None:
     subprocess.run(["tc", *line.split()], check=True)
+
+
+def lost(device: str) -> None:
+    """Its driver takes it away. Filters elsewhere that send packets to it stay."""
+    subprocess.run(["ip", "link", "del", device], check=True)
+
+
+def back(device: str) -> None:
+    """Another one of its name is there."""
+    subprocess.run(["ip", "link", "add", device, "up", "type", "veth", "peer", "name", f"{device}_"], check=True)
 
 
 def installed(kernel: KernelTc, rules: Ruleset) -> tuple[int, int, int, int]:
@@ -145,6 +155,24 @@ def test_what_a_nic_does_not_take_is_told_and_the_rest_is_there(nic, switch):
         assert len(kernel.listed([HOOK]).rules) == 4
 
 
+def test_what_goes_nowhere_since_its_device_has_gone_is_ours_and_put_right(switch):
+    """`indev` is lost in the same way."""
+    text = FIRST.replace("flower action drop", "flower indev vf0 action drop")
+    with KernelTc(MARK) as kernel:
+        installed(kernel, read(text))
+        theirs = "dev eth0 ingress protocol ip prio 9 chain 1 handle 9"
+        tc(f"filter add {theirs} flower action mirred egress redirect dev vf0")
+        for _ in range(2):
+            lost("vf0")
+            kernel.look_again()
+            sent = [(each.rule, action) for each in kernel.listed([HOOK]).rules for action in each.rule.actions if isinstance(action, Mirred)]
+            assert sorted((rule.prio, action.device) for rule, action in sent) == [(1, GONE), (2, GONE), (9, GONE)]
+            back("vf0")
+            kernel.look_again()
+            assert installed(kernel, read(text)) == (2, 2, 1, 2)
+    tc(f"filter del {theirs} flower")
+
+
 def test_random_files_one_after_the_other(switch):
     """Of 60 rules each time some stay, some are changed, some go; names and priorities are shared."""
     random = Random(int(os.environ.get("CTMIRROR_SEED", "11")))
@@ -202,6 +230,24 @@ def test_the_command_installs_says_what_it_did_and_removes(capfd, switch, tmp_pa
     file.write_text(f"{HEAD} prio 77 chain 0 handle 1 flower action drop\n")
     code, _, err = run(capfd, "offload", "install", file)
     assert code == 1 and "there is another filter of this name, which is not ours" in err
+
+
+def test_the_command_puts_right_and_removes_what_goes_nowhere_since_its_device_has_gone(capfd, switch, tmp_path):
+    file = tmp_path / "rules.tc"
+    file.write_text(
+        FIRST.replace("tc qdisc add dev vf0 clsact\n", "").replace("tc filter add dev vf0 ingress protocol ipv6 prio 4 chain 0 flower\n", "")
+    )
+    run(capfd, "offload", "install", "-q", file)
+    lost("vf0")
+    code, out, err = run(capfd, "offload", "install", file)
+    assert (code, out) == (1, "rules: 0 added, 0 changed, 0 removed, 2 refused; 3 as they were\n") and err.count("no interface vf0") == 1
+    back("vf0")
+    assert run(capfd, "offload", "install", file)[:2] == (0, "rules: 0 added, 2 changed, 0 removed; 3 as they were\n")
+    assert run(capfd, "offload", "install", file)[1] == "rules: 0 added, 0 changed, 0 removed; 5 as they were\n"
+    lost("vf0")
+    assert run(capfd, "offload", "remove", file)[:2] == (0, "5 rules removed\n")
+    with KernelTc() as kernel:
+        assert kernel.listed([HOOK])[1:] == ((), (), ())
 
 
 def in_child(before: Callable[[], None], *words: object) -> int:

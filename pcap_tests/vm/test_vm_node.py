@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -14,12 +16,14 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from ctcore.errors import ConfigError
 from datapath.commands.tc.ask import KernelTc
+from datapath.live.reopening import Reopening
 from datapath.pipeline.rules import DROP, Gact, Hook
 from datapath.pipeline.tc_print import rule_line
 from pcap_tests.test_datapath.test_live.offloading_node import NOTHING, said, talking
-from pcap_tests.test_datapath.test_live.test_node import IPV4, SERVER, TRANSLATING
+from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, TRANSLATING, address
 from pcap_tests.test_datapath.test_live.test_workers import echoing, echoing_tcp
-from pcap_tests.vm.offloaded_node import EXACT, PIPELINE, Conn, filters, kernel_conns, offloaded, until
+from pcap_tests.test_datapath.test_live.wires import Wire
+from pcap_tests.vm.offloaded_node import EXACT, PIPELINE, Conn, InKernel, filters, kernel_conns, offloaded, until
 
 WAYS = pytest.mark.parametrize("section", [EXACT, PIPELINE], ids=["exact", "pipeline"])
 LEFT = "tc filter del dev left ingress"
@@ -112,6 +116,18 @@ def test_two_workers_have_their_own(tmp_path, section):
         until(lambda: net.status()["entries"] == 0, "all are gone")
 
 
+@contextmanager
+def reopening(net: InKernel) -> Iterator[None]:
+    """Devices that come back are opened, as in a service."""
+    with net.left.here.entered():
+        thread = Reopening(net.node)
+        thread.__enter__()
+    try:
+        yield
+    finally:
+        thread.__exit__()
+
+
 def marked(net, talker: socket.socket, mark: int) -> None:
     """Somebody changes the mark of its entry in the kernel."""
     (source, sport), (destination, dport) = talker.getsockname(), talker.getpeername()
@@ -184,9 +200,20 @@ def test_what_others_do_to_rules_devices_and_entries_is_heard_repaired_and_told(
         until(lambda: net.status()["tc"]["idle"] == {"left": "device missing"}, "it is gone")
         until(lambda: net.status()["tc"]["rules"]["whole"] == 0 and net.status()["entries"] == 0, "nothing is the kernel's any more")
         assert said_in_audit()[0] == "device_missing" and kernel_conns(net) == [] and "no interface left" in net.status()["tc"]["said"][0]
+        # Another one of its name: the rules that send packets to it still stood at the other device, and went nowhere.
+        with reopening(net):
+            net.left = Wire(net.left.here, net.left.there, "left")
+            address(net.left, CLIENT)
+            until(lambda: net.status()["tc"]["rules"]["whole"] == 1, "all rules are there again")
+            assert [filters(net).count(f" device {name})") for name in ("right", "left", "*")] == [4, 3, 0]
+            until(lambda: net.status()["tc"]["idle"] == {} and "the interface is there again" in caplog.messages, "it is open again")
+            with talking(net, port) as talker:
+                assert in_kernel(net, talker) and said_in_audit() == [] and net.audit()["differ"] == 0
+                assert (net.status()["tc"]["rules"]["repairs"], net.status()["tc"]["said"]) == (2, [])
+    assert net.left_over == ""
     said_all = [record.getMessage() for record in caplog.records]
-    for line in ("left is down: no packet comes through it", "left is up again", "left is not there"):
-        assert said_all.count(f"offload: {line}") == 1
+    for line, times in (("left is down: no packet comes through it", 1), ("left is not there", 1), ("left is up again", 2)):
+        assert said_all.count(f"offload: {line}") == times
     assert any(line.startswith("rules in TC: tc filter add dev left") and "ip_proto sctp" in line for line in said_all)
 
 
