@@ -18,6 +18,7 @@ from datapath.commands.tc.ask import KernelTc, line_of
 from datapath.commands.tc.install import ADD, DELETE, MARK, Plan, hooks_of, planned
 from datapath.hints import counted
 from datapath.pipeline import rules as tc
+from datapath.pipeline.renamed import named_devices
 from datapath.pipeline.tc_print import rule_line
 from offload.drift import Drift, Finding, Zone, of_zones, zones_of
 from offload.netlink.channel import NetlinkError
@@ -90,11 +91,12 @@ def _name(rule: tc.Rule) -> tuple[Any, ...]:
 def _here(wanted: tc.Ruleset, kernel: KernelTc) -> tuple[tc.Ruleset, list[Finding]]:
     """The part of a file whose devices are there, and what is said of the others."""
     devices = {hook.device for hook in hooks_of(wanted) if hook.block is None} | {qdisc.device for qdisc in wanted.qdiscs}
-    missing = sorted(devices - kernel.numbers.keys())
+    missing = devices - kernel.numbers.keys()
     found = []
-    for device in missing:
+    for device in sorted({device for device, _ in named_devices(wanted)} - kernel.numbers.keys()):
         lost = sum(rule.hook.device == device for rule in wanted.rules)
-        found.append(Finding(Drift.DEVICE_MISSING, device, f"{counted(lost, 'rule')} of it not there"))
+        why = f"{counted(lost, 'rule')} of it not there" if device in missing else "rules of other devices name it"
+        found.append(Finding(Drift.DEVICE_MISSING, device, why))
     there = replace(
         wanted,
         qdiscs=tuple(qdisc for qdisc in wanted.qdiscs if qdisc.device not in missing),

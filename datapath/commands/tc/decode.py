@@ -1,6 +1,7 @@
 """What the kernel lists of TC, as rules, with what is known of each there.
 
 Invariants: a rule that comes back does what the filter does; what we have no words for is Foreign, with what it is, and never a rule that says less.
+An action whose device has gone is listed with number 0: it goes nowhere, and comes back so (rules.GONE).
 The kernel forgets some of what was said, since it makes no difference: keys whose mask is empty, bits behind a mask, by which name a field was
 changed, and of a burst the bytes within one tick. `kept` says how a rule comes back.
 Not here: bytes (offload.netlink.read), requests (encode).

@@ -6,9 +6,10 @@
 Theory of operation: what has to be done is found by comparison with what is there (tc.install), each time anew. A thread waits for other rules, and
 for what the monitor hears. As soon as something of ours may be missing it looks; and if it is, `broken` is called before anything is done, for then
 what the kernel forwards meets no rules any more, and connections have to be software's; `mended` when all is as it should be. What others have put
-in the place of a rule of ours is replaced in turn; filters of theirs that packets meet before ours are told once each, and stay. What the kernel
-refuses is tried again after a pause that gets longer. The sockets are opened by the maker, and are used by the thread alone from start() on; what
-others want to know of them (ask) is done there.
+in the place of a rule of ours is replaced in turn; filters of theirs that packets meet before ours are told once each, and stay. A device that has
+gone leaves rules that send packets to it, and go nowhere: all devices that rules name are watched, and waited for. What the kernel refuses is tried
+again after a pause that gets longer, and others are blamed only for what has been whole before. The sockets are opened by the maker, and are used
+by the thread alone from start() on; what others want to know of them (ask) is done there.
 Invariants: `mended` comes once after one `broken` or several, each with a newer reason; whatever goes wrong here is in the log and leads to
 `broken`; close() returns within LIMIT seconds.
 Order: `broken` has returned before rules are put back, go before other ones come, or are taken away, while connections may be in the kernel; `mended`

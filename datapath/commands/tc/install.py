@@ -3,9 +3,10 @@
     plan = planned(wanted, there)             what has to be done, and what is in the way; from values alone
     refused = carried_out(kernel, plan)       done, in an order in which no packet comes into a chain that is not whole yet
 
-Theory of operation: what is ours has our cookie on its actions. A rule of ours that is listed as it is meant (`kept`) stays; one of the same name and
-the same masks is replaced in place, since the kernel replaces no other; any other one is made, and what is ours and not meant is deleted. Chains are
-filled before what leads to them, and emptied behind it. A chain whose template changes is made anew, with all that is ours at its hook.
+Theory of operation: what is ours has our cookie on its actions. A rule of ours that is listed as it is meant (`kept`) stays; one of the same name
+and the same masks is replaced in place, since the kernel replaces no other; any other one is made, and what is ours and not meant is deleted.
+Chains are filled before what leads to them, and emptied behind it. What sends packets to a device that has gone (rules.GONE) does not do what is
+meant. A chain whose template changes is made anew, with all that is ours at its hook.
 Invariants: a plan for what is there already is empty; nothing without our cookie is changed or deleted, but what is known to have been ours when
 somebody replaced it in its place (tc.overwritten); qdiscs stay, for an empty one does nothing.
 Not here: requests (encode), what is listed (ask), reading files (datapath.pipeline).

@@ -116,6 +116,16 @@ def test_a_device_that_is_not_there_is_said_with_what_it_lacks(running_kernel, r
     namespace.close()
 
 
+def test_a_device_that_is_not_there_and_packets_would_be_sent_to_is_said(running_kernel, rules, capfd):
+    rules.write_text("tc filter add dev lo ingress protocol ip prio 1 chain 0 flower indev vf1 action mirred egress redirect dev vf0\n")
+    namespace = Namespace()
+    with namespace.entered():
+        _, out, _ = run(capfd, "offload", "audit", "--kernel", rules)
+    namespace.close()
+    missing = [line for line in out.splitlines() if line.startswith("device missing")]
+    assert missing == [f"device missing: {device}: rules of other devices name it" for device in ("vf0", "vf1")]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
