@@ -207,9 +207,11 @@ def test_what_others_do_to_rules_devices_and_entries_is_heard_repaired_and_told(
             until(lambda: net.status()["tc"]["rules"]["whole"] == 1, "all rules are there again")
             assert [filters(net).count(f" device {name})") for name in ("right", "left", "*")] == [4, 3, 0]
             until(lambda: net.status()["tc"]["idle"] == {} and "the interface is there again" in caplog.messages, "it is open again")
-            with talking(net, port) as talker:
-                assert in_kernel(net, talker) and said_in_audit() == [] and net.audit()["differ"] == 0
-                assert (net.status()["tc"]["rules"]["repairs"], net.status()["tc"]["said"]) == (2, [])
+            until(lambda: [said(talker), net.status()["flows"]["installed"] == 1][1], "the connection is the kernel's again")
+            with net.left.there.entered(), socket.create_connection((SERVER, port), timeout=5) as other:
+                until(lambda: [said(other), net.status()["flows"]["installed"] == 2][1], "so is a new one")
+                assert in_kernel(net, talker) and in_kernel(net, other) and said_in_audit() == [] and net.audit()["differ"] == 0
+            assert (net.status()["tc"]["rules"]["repairs"], net.status()["tc"]["said"]) == (2, [])
     assert net.left_over == ""
     said_all = [record.getMessage() for record in caplog.records]
     for line, times in (("left is down: no packet comes through it", 1), ("left is not there", 1), ("left is up again", 2)):
