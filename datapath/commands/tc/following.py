@@ -40,6 +40,7 @@ from datapath.pipeline import rules as tc
 from datapath.pipeline.renamed import named_devices
 from offload.idle_devices import IdleDevices
 from offload.netlink.filters import BLOCK_IFINDEX
+from offload.netlink.links import NEW_LINK
 from offload.netlink.monitor import Monitor
 
 LOG = logging.getLogger("ctmirror")
@@ -235,7 +236,8 @@ class KernelRules:
         blocks = any(hook.block is not None for hook in self._hooks)
         found = 0
         for change in self.monitor.changes():
-            found += change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or None in numbers
+            awaited = change.kind == NEW_LINK and None in numbers  # it may be one that is not there
+            found += change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or awaited
             self._overwritten.heard(change)
         if self.monitor.overrun:
             self.monitor.overrun = False

@@ -362,6 +362,22 @@ def test_a_device_that_rules_only_send_packets_to_is_waited_for_too(back):
     assert tc.rules == {} and tc.qdiscs == {}
 
 
+def test_while_a_device_is_gone_what_is_done_to_filters_of_others_is_no_matter():
+    """Only that interfaces come is."""
+    tc = Tc()
+    tc.devices["vf0"] = VF0
+    with following(tc, THROUGH) as (one, heard, told):
+        heard.say(tc.lose_device("vf0"))
+        until(lambda: told.all)
+        before = one.figures()["heard"]
+        heard.say(Change(NEW_FILTER, 77, INGRESS_PARENT, 0, 1, 1), Change(DELETE_QDISC, 77, 1))
+        until(lambda: not heard.waiting)
+        one.ask(found_of_rules)
+        assert one.figures()["heard"] == before == 1
+        heard.say(Change(NEW_LINK, 78))
+        until(lambda: one.figures()["heard"] == 2)
+
+
 def test_devices_that_cannot_be_listed_just_now_are_no_matter_of_rules(caplog):
     tc = Tc()
 
