@@ -3,167 +3,22 @@ pcap_tests/vm/test_vm_node_rules."""
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from ctcore.errors import CtmirrorError
 from datapath.commands.offload_drift import found_of_rules
-from datapath.commands.tc.ask import Refusal
-from datapath.commands.tc.encode import PARENTS
 from datapath.commands.tc.following import KernelRules, Unfit
 from datapath.commands.tc.install import AHEAD, MARK, marked, name, ours
-from datapath.pipeline.findings import Findings
-from datapath.pipeline.rules import DROP, PASS, Control, Gact, Hook, Rule, Ruleset
-from datapath.pipeline.rules_file import parse
+from datapath.pipeline.rules import DROP, PASS, Gact, Hook
 from datapath.pipeline.tc_print import rule_line
 from offload.drift import Drift, Finding
-from offload.netlink.channel import NetlinkError
-from offload.netlink.extack import Answer
-from offload.netlink.filters import DELETE_FILTER, DELETE_QDISC, INGRESS_PARENT, NEW_FILTER, Where
-from offload.netlink.links import NEW_LINK
-from offload.netlink.monitor import DELETE_LINK, Change
-from pcap_tests.test_datapath.test_tc.test_install import Kernel, installed
-
-HEAD = "tc qdisc add dev eth0 clsact\n"
-LINE = "tc filter add dev eth0 ingress protocol ip prio {0} chain {1} handle {0} flower ip_proto {2} action {3}\n"
-ONE = HEAD + LINE.format(1, 0, "tcp", "goto chain 1") + LINE.format(2, 1, "tcp", "pass")
-OTHER = HEAD + LINE.format(1, 0, "udp", "goto chain 1") + LINE.format(3, 1, "udp", "drop")
-THROUGH = HEAD + LINE.format(1, 0, "tcp", "mirred egress redirect dev vf0") + LINE.format(2, 0, "udp", "pass")
-ETH0, VF0 = 7, 9
-
-
-def rules(text: str) -> Ruleset:
-    return parse(text, "rules.tc", Findings())
-
-
-class Tc(Kernel):
-    """With interfaces, and a mind of its own: refuses rules whose prio is in `refuses`, and fails as often as `fails` says."""
-
-    def __init__(self, *foreign: Rule) -> None:
-        super().__init__(*foreign)
-        self.devices = {"eth0": ETH0}
-        self.down: set[str] = set()
-        self.encoder = SimpleNamespace(where=lambda hook: Where(self.numbers[hook.device], PARENTS[hook.direction]))
-        self.numbers: dict[str, int] = {}
-        self.refuses: set[int] = set()
-        self.fails = 0
-        self.looks = 0
-        self.channel = SimpleNamespace(close=lambda: setattr(self, "closed", True))
-        self.closed = False
-
-    def look_again(self) -> None:
-        self.numbers.clear()
-        self.numbers |= self.devices
-
-    def running(self) -> dict[str, bool]:
-        return {device: device not in self.down for device in self.devices}
-
-    def listed(self, hooks):
-        self.looks += 1
-        if self.fails:
-            self.fails -= 1
-            raise NetlinkError("netlink: no answer within 30 s")
-        return super().listed(hooks)
-
-    def each(self, parts, do="add") -> list[Refusal]:
-        refused = []
-        for part in parts:
-            if do != "delete" and isinstance(part, Rule) and part.prio in self.refuses:
-                refused.append(Refusal(part, Answer(errno.EOPNOTSUPP, "not today")))
-            else:
-                super().each([part], do)
-        return refused
-
-    def overwrite(self, prio: int, action: Control = DROP, cookie: bytes = b"") -> Change:
-        """As `tc filter replace` of somebody; what the kernel tells of it."""
-        key, old = next((key, each) for key, each in self.rules.items() if key[2] == prio)
-        self.rules[key] = installed(replace(old.rule, actions=(Gact(action),)), cookie)
-        return Change(NEW_FILTER, ETH0, INGRESS_PARENT, key[1], prio, key[4])
-
-    def lose_device(self, device: str) -> Change:
-        """It is gone with all that it had; what the kernel tells of it."""
-        self.unregister(device)
-        return Change(DELETE_LINK, self.devices.pop(device))
-
-    def lose(self, prio: int) -> None:
-        self.rules = {key: each for key, each in self.rules.items() if key[2] != prio}
-
-    def flush(self) -> None:
-        self.rules.clear()
-        self.qdiscs.clear()
-
-    @property
-    def prios(self) -> list[int]:
-        return sorted(key[2] for key in self.rules)
-
-
-class Heard:
-    """A monitor that hears what a test says."""
-
-    def __init__(self) -> None:
-        ours, self.theirs = os.pipe()
-        self.socket = os.fdopen(ours, "rb", buffering=0)
-        os.set_blocking(self.socket.fileno(), False)
-        self.waiting: list[Change] = []
-        self.overrun = False
-
-    def say(self, *changes: Change, overrun: bool = False) -> None:
-        self.waiting += changes
-        self.overrun |= overrun
-        os.write(self.theirs, b".")
-
-    def changes(self) -> Iterator[Change]:
-        self.socket.read(100)
-        found, self.waiting = self.waiting, []
-        yield from found
-
-    def close(self) -> None:
-        self.socket.close()
-        os.close(self.theirs)
-
-
-class Told:
-    """What connections are told; there: the priorities of rules that were there each time."""
-
-    def __init__(self, tc: Tc) -> None:
-        self.tc = tc
-        self.all: list[str] = []
-        self.there: list[list[int]] = []
-
-    def broken(self, why: str) -> None:
-        self.there.append(self.tc.prios)
-        self.all.append(why)
-
-    def mended(self) -> None:
-        self.there.append(self.tc.prios)
-        self.all.append("mended")
-
-
-@contextmanager
-def following(tc: Tc, text: str = ONE, **more) -> Iterator[tuple[KernelRules, Heard, Told]]:
-    heard, told = Heard(), Told(tc)
-    one = KernelRules(tc, heard, rules(text), broken=told.broken, mended=told.mended, pause=0.02, **more)
-    one.start()
-    try:
-        yield one, heard, told
-    finally:
-        one.close()
-    assert tc.closed
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.002)
-
+from offload.netlink.filters import DELETE_FILTER, DELETE_QDISC, INGRESS_PARENT, NEW_FILTER
+from offload.netlink.monitor import Change
+from pcap_tests.test_datapath.test_tc.followed import ETH0, HEAD, LINE, ONE, OTHER, Heard, Tc, following, rules, until
+from pcap_tests.test_datapath.test_tc.test_install import installed
 
 # --- at the start and at the end --------------------------------------------------------------------------------------------------------------
 
@@ -332,67 +187,6 @@ def test_what_others_do_elsewhere_or_with_their_own_is_no_matter():
         assert told.all == [] and one.figures()["repairs"] == 0
 
 
-def test_an_interface_that_goes_is_waited_for():
-    tc = Tc()
-    with following(tc) as (one, heard, told):
-        tc.flush()
-        tc.devices = {}
-        heard.say(Change(DELETE_LINK, ETH0))
-        until(lambda: told.all)
-        assert told.all == ["no interface eth0"]
-        tc.devices = {"eth0": 12}
-        until(lambda: told.all[-1] == "mended")
-        assert tc.prios == [1, 2] and one.figures()["repairs"] == 1
-
-
-@pytest.mark.parametrize("back", [True, False], ids=["back", "gone"])
-def test_a_device_that_rules_only_send_packets_to_is_waited_for_too(back):
-    """The kernel keeps these rules, which go nowhere, and tells of no filter."""
-    tc = Tc()
-    tc.devices["vf0"] = VF0
-    with following(tc, THROUGH) as (one, heard, told):
-        heard.say(tc.lose_device("vf0"))
-        until(lambda: told.all)
-        assert told.all == ["no interface vf0"] and one.figures()["whole"] == 0
-        if back:
-            tc.devices["vf0"] = VF0 + 1
-            heard.say(Change(NEW_LINK, VF0 + 1))
-            until(lambda: told.all[-1] == "mended")
-            assert one.ask(found_of_rules) == [] and one.figures()["repairs"] == 1
-    assert tc.rules == {} and tc.qdiscs == {}
-
-
-def test_while_a_device_is_gone_what_is_done_to_filters_of_others_is_no_matter():
-    """Only that interfaces come is."""
-    tc = Tc()
-    tc.devices["vf0"] = VF0
-    with following(tc, THROUGH) as (one, heard, told):
-        heard.say(tc.lose_device("vf0"))
-        until(lambda: told.all)
-        before = one.figures()["heard"]
-        heard.say(Change(NEW_FILTER, 77, INGRESS_PARENT, 0, 1, 1), Change(DELETE_QDISC, 77, 1))
-        until(lambda: not heard.waiting)
-        one.ask(found_of_rules)
-        assert one.figures()["heard"] == before == 1
-        heard.say(Change(NEW_LINK, 78))
-        until(lambda: one.figures()["heard"] == 2)
-
-
-def test_devices_that_cannot_be_listed_just_now_are_no_matter_of_rules(caplog):
-    tc = Tc()
-
-    def not_now() -> dict[str, bool]:
-        raise NetlinkError("netlink: what is listed changed meanwhile")
-
-    with following(tc) as (_, heard, told):
-        tc.running = not_now
-        tc.lose(2)
-        heard.say(Change(DELETE_FILTER, ETH0, 1, 1, 2, 2))
-        until(lambda: told.all[-1:] == ["mended"])
-        assert tc.prios == [1, 2] and told.all == ["others have changed rules in TC", "mended"]
-    assert any("devices cannot be looked at: netlink: what is listed changed meanwhile" in record.getMessage() for record in caplog.records)
-
-
 def test_a_foreign_filter_in_the_place_of_ours_is_left_and_told():
     tc = Tc()
     with following(tc) as (_, heard, told):
@@ -441,20 +235,6 @@ def test_a_filter_of_others_ahead_of_ours_is_told_once_and_left(caplog):
         until(lambda: one.figures()["ahead"] == 0)
     (line,) = (record.getMessage() for record in caplog.records if "not ours" in record.getMessage())
     assert "ip_proto sctp action drop" in line
-
-
-def test_a_device_that_is_down_is_told_and_so_is_that_it_is_up_again(caplog):
-    caplog.set_level("INFO")
-    tc = Tc()
-    with following(tc) as (one, heard, told):
-        for down in ({"eth0"}, set()):
-            tc.down = down
-            heard.say(Change(NEW_LINK, ETH0), Change(NEW_LINK, ETH0))
-            until(lambda down=down: set(one.idle.idle) == down)
-            assert one.ask(found_of_rules) == list(one.idle.findings())
-        assert told.all == [] and one.figures()["repairs"] == 0
-    said = [record.getMessage() for record in caplog.records if "eth0" in record.getMessage()]
-    assert said == ["offload: eth0 is down: no packet comes through it", "offload: eth0 is up again"]
 
 
 def test_a_look_that_took_long_does_not_keep_the_next_one_or_the_end_waiting():
