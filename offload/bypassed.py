@@ -11,6 +11,7 @@ Not here: backends (exact_rules), what reads the bypass (datapath.live.xdp_bypas
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,17 @@ class Bypassed:
         return self.backend.resets
 
     def submit(self, commands: NDArray[Any], now: int) -> int:
-        rows = [row for row in COMMAND.iter_unpack(commands.tobytes()) if row[18] != Op.STATS]
+        rows = list(COMMAND.iter_unpack(commands.tobytes()))
         self._take_out([row[14] for row in rows if row[18] == Op.DESTROY])
         for row in rows:
             if row[18] == Op.REPLACE:
                 self._asked[row[14]] = BYPASS_KEY.pack(row[0], row[1], row[2], row[3], row[5], row[6]), row[15]
-            else:
+            elif row[18] == Op.DESTROY:
                 self._asked.pop(row[14], None)  # its answer may be on its way, but the direction will be gone
-        return self.backend.submit(commands, now)
+        taken = self.backend.submit(commands, now)
+        for row in rows[taken:]:
+            self._asked.pop(row[14], None)
+        return taken
 
     def replies(self, now: int) -> NDArray[Any]:
         rows = self.backend.replies(now)
@@ -70,6 +74,14 @@ class Bypassed:
 
     def refusal(self, conn: int) -> str:
         return self._refusals.refusal(conn) or self.backend.refusal(conn)
+
+    @property
+    def left(self) -> int:
+        return self.backend.left
+
+    def empty(self, now: int) -> Iterator[None]:
+        self._take_out_all()
+        yield from self.backend.empty(now)
 
     def close(self) -> None:
         try:

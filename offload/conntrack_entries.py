@@ -7,14 +7,15 @@ direction the entry goes. A direction that is there is in the bypass as well, so
 taken out ahead of it. Commands are asked in groups and done when submit() returns; what is doubtful is looked up, asked again, and in the end not
 answered. What others do is heard of: an entry that is destroyed, or whose TCP is about to end, leaves the bypass, and the mirror is told (Op.GONE)
 with all that was counted, so that software has the connection again, and may hand it over anew. When the last one was destroyed by others, hardware
-has begun anew (resets).
+has begun anew (resets), which is told behind that. All are taken out some at a time (empty), and each is told as one that has gone.
 Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; an entry that is the kernel's
 own is changed only where a connection of ours has its original tuple. Order: no key is in the bypass whose entry is not known here; it is put in when
 the kernel has answered that the entry is there, and is out before the kernel is asked to delete it or to make it anew, whoever wants that: a packet
 that is let by and finds no entry is a new connection's to the rules, or the host's own, which may answer it with a reset.
 Errors (A8): those of the kernel as they are, with a sentence (`refusal`); another connection's tuple EBUSY; no room here ENOSPC, in the kernel
 ENOMEM; what a mirror should not try again soon (protocol, label, zone) EOPNOTSUPP.
-Not here: entries (entry), which there are (known_entries), asking (kernel_entries), sentences (entry_refusals), threads: all calls are one thread's.
+Not here: entries (entry), which there are (known_entries), lists of them (entry_lists), asking (kernel_entries), sentences (entry_refusals), threads:
+all calls are one thread's.
 """
 
 from __future__ import annotations
@@ -22,45 +23,28 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ctcore.ctnetlink import Ask
 from ctcore.errors import ConfigError
-from ctcore.types import Status
 from offload.backend import Bypass
-from offload.entry import COMMAND, LABEL_NONE, Command, Entry, Meant, Told, commands_of, in_one_go, told_of, turned
+from offload.entry import LABEL_NONE, Command, Entry, Told, Wish, commands_of, in_one_go, told_of, turned
+from offload.entry_lists import held_of, states_of
 from offload.entry_refusals import ENDED, NO_LABELS, OTHERS_PLACE, SAME_PACKETS, TAKEN, explained, impossible, lacking
 from offload.kernel_entries import TRIES, KernelEntries
 from offload.known_entries import KnownEntries
-from offload.netlink.conntrack import OFFLOAD, count_from_now
+from offload.netlink.channel import NetlinkError
+from offload.netlink.conntrack import count_from_now
 from offload.netlink.conntrack_events import ConntrackEvents
 from offload.netlink.extack import LOST, Answer
-from offload.records import COMMAND_DTYPE, Ctinfo, Op
+from offload.records import Op
 from offload.replying import Replies, not_let_by
 
 MOST_LEASE = 86_400
 COMPARE_EVERY = 5_000_000_000  # ns at least, where news are lost again and again: the whole list takes its time
 AT_ONCE = 4096  # entries that are deleted in one go
-STATE_DTYPE = np.dtype([
-    ("conn", "i8"), ("cookie", "u8"), ("status", "u4"), ("left", "f4"), ("mark", "u4"), ("meant", "u4"), ("state", "u1"), ("counted", "?"),
-    ("packets", "u8", 2), ("bytes", "u8", 2),
-])  # fmt: skip
-
-
-class Wish(NamedTuple):
-    """What the entry of a connection should become. before: what it was meant to be; None: it is new; cookies: commands that are to be answered."""
-
-    entry: Entry
-    before: Meant | None
-    cookies: list[int]
-
-    @property
-    def certain(self) -> bool:
-        """The kernel has had its entry."""
-        return self.before is not None and not self.entry.doubtful
 
 
 class ConntrackEntries:
@@ -103,9 +87,10 @@ class ConntrackEntries:
         self.close()
 
     def close(self) -> None:
-        """Nothing of ours stays, neither in the kernel nor in the bypass."""
+        """Nothing of ours stays, neither in the kernel nor in the bypass. Raises NetlinkError if some does."""
         try:
-            self._purge()
+            for _ in self.empty(0):
+                pass
         finally:
             self.events.close()
             self.kernel.channel.close()
@@ -113,45 +98,61 @@ class ConntrackEntries:
     # --- a backend --------------------------------------------------------------------------------------------------------------------------
 
     def submit(self, commands: NDArray[Any], now: int) -> int:
+        """None is taken from when others have ended all entries until that is told as a reset."""
+        taken = 0
         for op, some in in_one_go(commands):
             self._heed(now)
+            if self._emptied or self._begins:
+                break
             self._ops[op](some, now)
-        return len(commands)
+            taken += len(some)
+        return taken
 
     def replies(self, now: int) -> NDArray[Any]:
         if self._begins:
             self._begins = False
-            self._purge()
             self._replies.clear()
             self.resets += 1
         self._heed(now)
         self._begins, self._emptied = self._emptied, False
         return self._replies.taken()
 
+    @property
+    def left(self) -> int:
+        """Entries."""
+        return len(self.known)
+
+    def empty(self, now: int) -> Iterator[None]:
+        """See offload.threaded. What does not go is tried again as long as less is left; else raises NetlinkError."""
+        todo = whole = list(self.known)
+        self.known.leave_all(todo)
+        while todo:
+            there: dict[Entry, Answer] = {}
+            for at in range(0, len(todo), AT_ONCE):
+                some = [entry for entry in todo[at : at + AT_ONCE] if entry in self.known]  # others may end some meanwhile
+                for entry, answer in zip(some, self._delete(some, now), strict=True):
+                    if answer.error in (0, errno.ENOENT):
+                        self._gone(entry)
+                    else:
+                        there[entry] = answer
+                yield
+            if len(there) == len(todo):
+                answer = next(iter(there.values()))
+                raise NetlinkError(f"{len(there)} of {len(whole)} entries are in conntrack still, or may be: {answer.told()}", answer.error)
+            todo = list(there)
+
     def held(self) -> NDArray[Any]:
         """As the kernel has them. Raises NetlinkError."""
-        rows = []
-        for entry, told in self._listed():
-            ctinfo = list(entry.ctinfo)
-            if ctinfo[0] and not told.status & Status.SEEN_REPLY:
-                ctinfo[0] = Ctinfo.NEW
-            for d in entry.there:
-                match, to = told.keys[d], turned(told.keys[1 - d])
-                rows.append(COMMAND.pack(match, to, entry.cookie(d), entry.conn, told.label, told.mark, Op.REPLACE, ctinfo[d], d))
-        return np.frombuffer(b"".join(rows), dtype=COMMAND_DTYPE)
+        return held_of(self._listed())
 
     def states(self) -> NDArray[Any]:
-        """STATE_DTYPE[n]: entries as the kernel has them. Raises NetlinkError.
+        """As the kernel has them: see entry_lists.states_of(). Raises NetlinkError."""
+        return states_of(self._listed())
 
-        status: the kernel's bits, of which OFFLOAD: a flow table has it, HW_OFFLOAD: hardware has; left: s of its lifetime, nan while a flow table
-        has it; meant: the mark that it was made with; state: of TCP, 0: not told; counted: else packets and bytes are not known.
-        """
-        rows = [
-            (entry.conn, entry.cookie(0), told.status & 0xFFFF, np.nan if told.status & OFFLOAD else told.left, told.mark, entry.mark,
-             told.state, told.counted, told.packets, told.octets)
-            for entry, told in self._listed()
-        ]  # fmt: skip
-        return np.array(rows, dtype=STATE_DTYPE)
+    def both(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """held() and states() of one moment, by one list. Raises NetlinkError."""
+        listed = list(self._listed())
+        return held_of(listed), states_of(listed)
 
     def refusal(self, conn: int) -> str:
         """What the kernel said when it refused a connection's entry last; "" if nothing is known."""
@@ -395,13 +396,6 @@ class ConntrackEntries:
             entry = self.known.at(told.keys[0])
             if entry is not None:
                 yield entry, told
-
-    def _purge(self) -> None:
-        left = list(self.known)
-        self.known.leave_all(left)
-        for at in range(0, len(left), AT_ONCE):
-            self._delete(left[at : at + AT_ONCE], 0)
-        self.known.clear()
 
     # --- what others do -------------------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class Entries(NamedTuple):
 
 
 def of_connections(audit: NDArray[Any], states: NDArray[Any]) -> Iterator[Finding]:
-    """audit: AUDIT_DTYPE[n], of Mirror.audit() with what a backend holds; states: conntrack_entries.STATE_DTYPE[n] of the same time."""
+    """audit: AUDIT_DTYPE[n], of Mirror.audit() with what a backend holds; states: entry_lists.STATE_DTYPE[n] of the same time."""
     named = states[np.isin(states["cookie"] >> np.uint64(1), audit["cookie"] >> np.uint64(1))]
     yield from of_audit(audit, {int(row["cookie"]) >> 1: int(row["conn"]) for row in named})
     yield from of_states(states)

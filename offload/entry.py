@@ -159,6 +159,19 @@ class Entry:
         self.packets, self.octets, self.left, self.read = told.packets, told.octets, told.left, now
 
 
+class Wish(NamedTuple):
+    """What the entry of a connection should become. before: what it was meant to be; None: it is new; cookies: commands that are to be answered."""
+
+    entry: Entry
+    before: Meant | None
+    cookies: list[int]
+
+    @property
+    def certain(self) -> bool:
+        """The kernel has had its entry."""
+        return self.before is not None and not self.entry.doubtful
+
+
 def _with(pair: Pair, d: int, value: int) -> Pair:
     return (pair[0], value) if d else (value, pair[1])
 

@@ -5,19 +5,20 @@
 Theory of operation: sides (offload.sides) say where a direction's packets come in and go out; all filters of one Backend are in two priorities of a
 chain of those hooks, one for IPv4, the next for IPv6. A filter's handle is the lower half of its command's cookie, and the whole cookie is on its
 actions, so that the kernel's list says what is whose. Commands are sent in groups and are done when submit() returns. What others do is heard of by
-a monitor: where a whole priority, chain, qdisc or interface is gone, all of ours is taken away, and hardware has begun anew (resets). A filter of
-ours that is gone, or that somebody has replaced in its place, is nothing of ours any more, and the mirror is told (Op.GONE).
+a monitor: where a whole priority, chain, qdisc or interface is gone, all of ours is taken away, and behind that hardware has begun anew (resets). A
+filter of ours that is gone, or that somebody has replaced in its place, is nothing of ours any more, and the mirror is told (Op.GONE). All are taken
+out some at a time (empty), by their handles, and each is told as one that has gone, with what it had counted.
 Invariants: each command has one reply, but for those before a reset, and where nobody can find out what became of it; a filter that is known here was
-answered by the kernel; what is no filter of ours is never touched.
+answered by the kernel; what is no filter of ours, in our priorities as well, is never touched.
 Errors (A8): those of the kernel as they are, with its sentence kept (`refusal`); no side or no translation is EOPNOTSUPP, no interface ENODEV,
 another filter of the same packets EBUSY. An answer that was lost (ENOBUFS) is looked up.
-Not here: messages (netlink.exact), whether a NIC takes them (probing), threads: all calls are one thread's.
+Not here: messages (netlink.exact), listing and taking away (own_filters), whether a NIC takes them (trials), threads: all calls are one thread's.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from struct import Struct
@@ -52,16 +53,17 @@ from offload.netlink.exact import (
 from offload.netlink.extack import LOST, Answer
 from offload.netlink.links import NEW_LINK, links, running
 from offload.netlink.monitor import DELETE_LINK, OF_FILTERS, Change, Monitor
+from offload.own_filters import FAMILIES, GONE, Own, OwnFilters, named
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 from offload.sides import Sides
 
 COMMAND = Struct("=16s16sHHHBB16s16sHHHBBQq16sIBBBx")  # struct Command
 assert COMMAND.size == COMMAND_DTYPE.itemsize
-FAMILIES = (4, 6)
 PROTOS = (flower.TCP, flower.UDP, GRE)
-GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not there, nor its chain, its qdisc, its interface
+PARENTS = (filters.INGRESS_PARENT, filters.EGRESS_PARENT)
 MOST_PRIO = 0xFFFF
+AT_ONCE = 1024  # filters that are taken away in one go
 _NOTHING = Tuple(bytes(16), bytes(16), 0, 0)
 _OWN = (filters.DELETE_FILTER, filters.DELETE_CHAIN)
 _LINKS = (NEW_LINK, DELETE_LINK)
@@ -104,12 +106,14 @@ class ExactRules:
         if not (0 <= prios.chain <= actions.MOST_CHAIN and 1 <= prios.prio < MOST_PRIO):
             raise ConfigError(f"offload: chain {prios.chain}, priority {prios.prio}: expected 0 to {actions.MOST_CHAIN}, and 1 to {MOST_PRIO - 1}")
         self.channel = Channel()
+        self.filters = OwnFilters(self.channel, prios)
         self.resets = 0
         self.idle = IdleDevices() if idle is None else idle
         self.missed = 0  # filters of ours that others have deleted or replaced one by one, as heard of
         self.emptying: Callable[[], None] = lambda: None
         self._known: dict[int, Known] = {}  # by handle
         self._replies = Replies()
+        self._begins = False  # all are gone, and that has been told one by one
         self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
         self.skip_sw = frozenset(self._devices if skip_sw is True else skip_sw or ())
         self._zones = {side.device: side.zone for side in sides.sides}
@@ -122,7 +126,7 @@ class ExactRules:
             self._attach()
             for device in self._devices:
                 self._check(device)
-            self._purge()
+            self._purge(0)
             self._look_at_devices()
             stack.pop_all()
 
@@ -133,18 +137,23 @@ class ExactRules:
         self.close()
 
     def close(self) -> None:
-        """Nothing of ours stays: filters, and qdiscs that we made and nobody uses."""
-        self._purge()
-        for number in self._made:
-            hooks = [filters.Where(number, parent) for parent in (filters.INGRESS_PARENT, filters.EGRESS_PARENT)]
-            if not any(self._list(hook) for hook in hooks):
-                self.channel.ask([filters.delete_qdisc(number)])
-        self.monitor.close()
-        self.channel.close()
+        """Nothing of ours stays: filters, and qdiscs that we made and nobody uses. Raises NetlinkError if something does."""
+        try:
+            self._purge(0)
+            empty = [number for number in self._made if not any(self.filters.listed(filters.Where(number, parent)) for parent in PARENTS)]
+            for number, answer in zip(empty, self.channel.ask([filters.delete_qdisc(number) for number in empty]), strict=True):
+                if answer.error not in (0, *GONE):
+                    raise NetlinkError(f"the qdisc of interface {number} is there still, or may be: {answer.told()}", answer.error)
+        finally:
+            self.monitor.close()
+            self.channel.close()
 
     # --- a backend --------------------------------------------------------------------------------------------------------------------------
 
     def submit(self, commands: NDArray[Any], now: int) -> int:
+        """None is taken from when all are gone until that is told as a reset."""
+        if self._begins:
+            return 0
         asked: list[Asked] = []
         under_way: set[int] = set()
         for row in COMMAND.iter_unpack(commands.tobytes()):
@@ -159,13 +168,44 @@ class ExactRules:
         return len(commands)
 
     def replies(self, now: int) -> NDArray[Any]:
-        self._heed()
+        if self._begins:
+            self._begins = False
+            self._replies.clear()
+            self.resets += 1
+        self._heed(now)
         return self._replies.taken()
+
+    @property
+    def left(self) -> int:
+        """Filters."""
+        return len(self._known)
+
+    def empty(self, now: int) -> Iterator[None]:
+        """See offload.threaded. What others have put into our priorities stays. What does not go is tried again as long as less is left; else raises
+        NetlinkError, as it does without a list."""
+        self.emptying()
+        todo = whole = list(self.filters.marked(self._numbers.values()))
+        while todo:
+            there: dict[Own, Answer] = {}
+            for at in range(0, len(todo), AT_ONCE):
+                for own, answer, told in self.filters.take(todo[at : at + AT_ONCE]):
+                    known = self._known.get(own.handle)
+                    if answer.error not in (0, *GONE):
+                        there[own] = answer
+                    elif known is not None and known.cookie == own.cookie:
+                        self._gone(own.handle, known, told, now)
+                yield
+            if len(there) == len(todo):
+                answer = next(iter(there.values()))
+                raise NetlinkError(f"{len(there)} of {len(whole)} filters are in TC still, or may be: {answer.told()}", answer.error)
+            todo = list(there)
+        for handle in list(self._known):  # others have taken them away
+            self._gone(handle, self._known[handle], None, now)
 
     def held(self) -> NDArray[Any]:
         rows = []
         for device, number in self._numbers.items():
-            for data in self._ours(filters.Where(number)):
+            for data in self.filters.within(filters.Where(number)):
                 try:
                     exact = exact_of(data)
                 except Strange:
@@ -243,7 +283,7 @@ class ExactRules:
         if not asked:
             return
         answers = self.channel.ask([one.request for one in asked], sparing=True)
-        told = {_named(data): data for data in self.channel.echoed}
+        told = {named(data): data for data in self.channel.echoed}
         doubtful = []
         for one, answer in zip(asked, answers, strict=True):
             if one.op == Op.STATS:
@@ -273,7 +313,7 @@ class ExactRules:
         """What became of commands whose answer is lost, and whose filter it is that is in the course. What cannot be found out gets no reply."""
         requests = [filters.get_filter(one.known.where, self.prios.name(one.known.family, one.handle)) for one, _ in doubtful]
         answers = self.channel.ask(requests)
-        told = {_named(data): data for data in self.channel.echoed}
+        told = {named(data): data for data in self.channel.echoed}
         for (one, first), answer in zip(doubtful, answers, strict=True):
             there = told.get((one.known.where.ifindex, one.handle))
             if answer is LOST or (answer.error and answer.error not in GONE):
@@ -297,17 +337,28 @@ class ExactRules:
                 self._known.pop(one.handle, None)
             self._replies.say(one.cookie, one.op, error)
             return
-        known = one.known
         if cookie_in(data) != one.cookie:  # somebody has made another one of the same name
             self._known.pop(one.handle, None)
             self._replies.say(one.cookie, one.op, errno.ENOENT)
             return
+        self._known[one.handle] = self._told(one.known, one.op, data, now)
+
+    def _told(self, known: Known, op: int, data: bytes, now: int) -> Known:
+        """Say what a filter has counted since it was told last, of what the kernel tells; as it is known then."""
         found = counters_of(data)
         # One that has fewer was made anew by somebody, and has counted these.
         packets, octets = (found.packets - known.packets, found.octets - known.octets) if found.packets >= known.packets else found[:2]
-        self._known[one.handle] = known._replace(packets=found.packets, octets=found.octets)
         used = max(now - found.idle, 1) if found.packets else 0
-        self._replies.say(one.cookie, one.op, used=used, packets=packets, octets=max(octets, 0))
+        self._replies.say(known.cookie, op, used=used, packets=packets, octets=max(octets, 0))
+        return known._replace(packets=found.packets, octets=found.octets)
+
+    def _gone(self, handle: int, known: Known, data: bytes | None, now: int) -> None:
+        """It is the mirror's again, and nobody there has asked for that. data: as the kernel has told it last; None: what it had counted is lost."""
+        del self._known[handle]
+        if data is None:
+            self._replies.say(known.cookie, Op.GONE)
+        else:
+            self._told(known, Op.GONE, data, now)
 
     # --- what is there ----------------------------------------------------------------------------------------------------------------------
 
@@ -323,32 +374,16 @@ class ExactRules:
         """Raises ConfigError."""
         if device not in self._numbers:
             raise ConfigError(f"offload: no interface {device}")
-        for data in self._ours(filters.Where(self._numbers[device])):
+        for data in self.filters.within(filters.Where(self._numbers[device])):
             if cookie_in(data) is None and filters.TCMSG.unpack_from(data)[2]:
                 raise ConfigError(
                     f"offload: {device} has filters of others in chain {self.prios.chain}, priority {filters.TCMSG.unpack_from(data)[4] >> 16}: "
                     "expected priorities that nobody uses"
                 )
 
-    def _purge(self) -> None:
-        self.emptying()
-        names = [self.prios.name(family) for family in FAMILIES]
-        self.channel.ask([filters.delete_filter(filters.Where(number), name) for number in self._numbers.values() for name in names])
-        self._known.clear()
-
-    def _list(self, where: filters.Where, prio: int = 0, *, terse: bool = False) -> list[bytes]:
-        """Filters, without what the kernel says of a priority as a whole."""
-        try:
-            listed = self.channel.whole(filters.dump_filters(where, self.prios.chain if prio else None, prio, terse=terse))
-        except NetlinkError as error:
-            if error.number not in GONE:
-                raise
-            return []
-        return [data for data in listed if len(data) >= filters.TCMSG.size and filters.TCMSG.unpack_from(data)[2]]
-
-    def _ours(self, where: filters.Where, *, terse: bool = False) -> list[bytes]:
-        """What is in our priorities."""
-        return [data for family in FAMILIES for data in self._list(where, self.prios.name(family).prio, terse=terse)]
+    def _purge(self, now: int) -> None:
+        for _ in self.empty(now):
+            pass
 
     def _row(self, exact: Exact, zone: int) -> bytes:
         direction = exact.cookie & 1
@@ -363,7 +398,7 @@ class ExactRules:
 
     # --- what others do -------------------------------------------------------------------------------------------------------------------
 
-    def _heed(self) -> None:
+    def _heed(self, now: int) -> None:
         """Hardware has begun anew if something that holds many filters is gone, and any of ours with it."""
         numbers = set(self._numbers.values())
         suspicious = linked = False
@@ -385,24 +420,23 @@ class ExactRules:
         if self.monitor.overrun:
             self.monitor.overrun, suspicious = False, True
         if suspicious:
-            self._verify()
-        self._let_go(touched)
+            self._verify(now)
+        self._let_go(touched, now)
         if linked:
             self._look_at_devices()
 
-    def _let_go(self, handles: Collection[int]) -> None:
+    def _let_go(self, handles: Collection[int], now: int) -> None:
         """Of what others have touched, what is not ours any more is the mirror's again, and left to them."""
         touched = [(handle, known) for handle in handles if (known := self._known.get(handle)) is not None]
         if not touched:
             return
         answers = self.channel.ask([filters.get_filter(known.where, self.prios.name(known.family, handle)) for handle, known in touched])
-        told = {_named(data): data for data in self.channel.echoed}
+        told = {named(data): data for data in self.channel.echoed}
         for (handle, known), answer in zip(touched, answers, strict=True):
             data = told.get((known.where.ifindex, handle))
             if (data is None and answer.error not in GONE) or (data is not None and cookie_in(data) == known.cookie):
                 continue
-            del self._known[handle]
-            self._replies.say(known.cookie, Op.GONE)
+            self._gone(handle, known, None, now)
 
     def _look_at_devices(self) -> None:
         self.idle.look(lambda: running(self.channel), self._devices)
@@ -410,23 +444,15 @@ class ExactRules:
     def _in_ours(self, change: Change) -> bool:
         return change.chain == self.prios.chain and change.prio in (self.prios.name(family).prio for family in FAMILIES)
 
-    def _verify(self) -> None:
-        """Whether all that should be there is; else everything begins anew."""
+    def _verify(self, now: int) -> None:
+        """Whether all that should be there is; else everything is taken away, and then begins anew."""
         numbers = dict(self._numbers)
         self._attach()
         cookies = {known.cookie for known in self._known.values()}
-        listed = (data for number in numbers.values() if number in self._numbers.values() for data in self._ours(filters.Where(number), terse=True))
-        there = sum(cookie_in(data) in cookies for data in listed)
+        there = sum(own.cookie in cookies for own in self.filters.marked(set(numbers.values()) & set(self._numbers.values())))
         if there < len(self._known) or any(self._numbers.get(device) != number for device, number in numbers.items()):
-            self._purge()
-            self._replies.clear()
-            self.resets += 1
-
-
-def _named(data: bytes) -> tuple[int, int]:
-    """Interface and handle of a filter that was told."""
-    _, ifindex, handle, _, _ = filters.TCMSG.unpack_from(data)
-    return ifindex, handle
+            self._purge(now)
+            self._begins = True
 
 
 def _shown(address: bytes) -> str:

@@ -5,12 +5,15 @@
     others   ask(job), suspend(why), resume()       ->  done in that thread, too
 
 Theory of operation: the backend is made by whoever makes this, so that what is wrong with it is known at once; from start() on it is the
-thread's. Each time that it begins anew an epoch begins. Replies and `resets` are those of one moment, that of the last replies(): what was asked in
-an epoch before is neither carried out nor answered, for its cookies mean nothing any more. The thread looks every HEED seconds what others have done
-to the backend, also if nobody asks for anything.
+thread's. Each time that it begins anew an epoch begins. Replies and `resets` are those of one moment, that of the last replies(): an epoch's answers
+are all handed out before `resets` says that it is over, and what was asked in it is then neither carried out nor answered, for its cookies mean
+nothing any more. The thread looks every HEED seconds what others have done to the backend, also if nobody asks for anything.
+A backend that ends, be it suspended, failed or closed, is emptied some at a time, and what it says meanwhile (Op.GONE, with what was counted last)
+belongs to its epoch still, so that no counts are lost.
 Failures: whatever a backend raises ends it. It is closed, an epoch begins, the log says why, and it is made anew after a pause, longer each time;
 meanwhile no command is taken, so all connections are software's. A thread that ends all the same says so, and takes none for ever.
-Invariants: submit() and replies() wait for a few lines of Python at most; at most `most` commands wait; close() returns within LIMIT seconds.
+Invariants: submit() and replies() wait for a few lines of Python at most; at most `most` commands wait; close() returns within LIMIT seconds in which
+nothing less is left in the backend, and replies() has the last answers behind it.
 Not here: backends, and rights: a new thread has those of its maker (datapath.live.privileges).
 """
 
@@ -20,7 +23,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -36,7 +39,9 @@ from offload.records import REPLY_DTYPE
 LOG = logging.getLogger("ctmirror")
 MOST = 65_536  # commands that wait
 HEED = 0.05  # seconds between two looks at what others do
-LIMIT = 10.0  # seconds that a thread has for ending
+LIMIT = 10.0  # seconds that a thread has for ending, or for having less left to take out than before
+LOOK = 0.05  # seconds between two looks at that
+PORTION = 1024  # commands after which it is seen whether they are still wanted
 AUDIT = 30.0  # seconds for a list of what there is
 PAUSE, MOST_PAUSE = 1.0, 64.0  # seconds until one that has failed is made again
 SOUND = 60.0  # seconds of work after which a failure is the first one again
@@ -55,8 +60,15 @@ class Kept(Backend, Protocol):
     def refusal(self, conn: int) -> str:
         """What was said when a connection's rule was refused last; "" if nothing is known. From any thread."""
 
+    @property
+    def left(self) -> int:
+        """How many rules there are to be taken out. From any thread."""
+
+    def empty(self, now: int) -> Iterator[None]:
+        """Take all out, some at a time; replies() have a GONE for each rule, with what it had counted last. Raises, in the end, if some are left."""
+
     def close(self) -> None:
-        """Nothing of it stays in hardware."""
+        """Nothing of it stays in hardware. Raises if some does."""
 
 
 class Down(CtmirrorError):
@@ -83,19 +95,20 @@ class Threaded:
     def __init__(self, make: Callable[[], Kept], name: str = "offload", *, most: int = MOST, heed: float = HEED, pause: float = PAUSE) -> None:
         self.name, self.most, self.heed = name, most, heed
         self.failures = 0
-        self.said = ""  # why it does not work
         self._make, self._first_pause, self._pause = make, pause, pause
         self._lock = threading.Lock()  # of what follows; held for a few lines
         self._waiting = self._epoch = self._seen = 0
-        self._answers: list[NDArray[Any]] = []
+        self._answers: list[NDArray[Any]] = []  # of this epoch
+        self._last: list[NDArray[Any]] = []  # of the one that was seen, if it is over
         self._now = 0
         self._queue: SimpleQueue[_Batch | _Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ending = self._ended = False
-        self._suspended = ""
+        self._suspended = self._failed_by = ""  # why
         self._due = self._made_at = time.monotonic()  # when it is made again; when it was made
-        self._backend: Kept | None = make()
-        self._resets = self._backend.resets
+        self._made = make()  # the last one
+        self._backend: Kept | None = self._made
+        self._resets = self._made.resets
 
     # --- a backend, for the worker ----------------------------------------------------------------------------------------------------------
 
@@ -111,8 +124,11 @@ class Threaded:
 
     def replies(self, now: int) -> NDArray[Any]:
         with self._lock:
-            found, self._answers = self._answers, []
-            self._seen, self._now = self._epoch, now
+            self._now = now
+            if self._last:
+                found, self._last = self._last, []
+            else:
+                found, self._answers, self._seen = self._answers, [], self._epoch
         return np.concatenate(found) if found else np.empty(0, dtype=REPLY_DTYPE)
 
     @property
@@ -141,6 +157,11 @@ class Threaded:
         if self._ended:
             return ENDED
         return SUSPENDED if self._suspended else WORKING if self._backend is not None else FAILED
+
+    @property
+    def said(self) -> str:
+        """Why it does not work: the last reason there is; "": it does."""
+        return self._failed_by if self._ended else self._suspended or self._failed_by
 
     def ask(self, job: Callable[[Kept], T], patience: float = AUDIT) -> T:
         """Have something done in the thread, behind what waits there. Its exception is raised here; Down if there is no backend, or no answer."""
@@ -182,18 +203,29 @@ class Threaded:
         self._thread = threading.Thread(target=self._run, args=(enter,), name=self.name, daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """End the backend and the thread. One that hangs is left behind, and the log says so; a second time, nothing."""
+    def close(self) -> bool:
+        """End the backend and the thread; whether they have ended. As long as less and less is left in the backend it is waited for; one that hangs
+        is left behind, and the log says so. A second time it is not waited for."""
         if self._thread is None:
             if not self._ended:
                 self._ended = True
                 self._end_backend()
-            return
-        self._ending = True
-        self._queue.put(None)
-        self._thread.join(LIMIT)
-        if self._thread.is_alive():
-            LOG.error(f"{self.name}: does not end within {LIMIT:g} s: what it has in the kernel may be left there")
+            return True
+        if not self._ending:
+            self._ending = True
+            self._queue.put(None)
+            self._wait_for(self._thread)
+        return not self._thread.is_alive()
+
+    def _wait_for(self, thread: threading.Thread) -> None:
+        left, since = self._made.left, time.monotonic()
+        while thread.is_alive() and time.monotonic() - since < LIMIT:
+            thread.join(min(LOOK, LIMIT))
+            before, left = left, self._made.left
+            if left < before:
+                since = time.monotonic()
+        if thread.is_alive():
+            LOG.error(f"{self.name}: does not end, and takes out nothing for {LIMIT:g} s: what it has in the kernel may be left there, {left} in all")
             self._ended = True
 
     # --- the thread -----------------------------------------------------------------------------------------------------------------------
@@ -218,7 +250,7 @@ class Threaded:
                     self._failed(error)
         except BaseException as error:  # it is this thread's end, whatever it was
             self.failures += 1
-            self.said = _told(error)
+            self._failed_by = _told(error)
             LOG.exception(f"{self.name}: the thread of the backend has ended")
         finally:
             self._ended = True
@@ -247,7 +279,7 @@ class Threaded:
     def _carry_out(self, batch: _Batch) -> None:
         rest = batch.commands
         while len(rest) and not self._ending and not self._suspended and self._backend is not None and batch.epoch == self._epoch:
-            taken = self._backend.submit(rest, batch.now)
+            taken = self._backend.submit(rest[:PORTION], batch.now)
             self._publish(self._backend, max(batch.now, self._now))
             rest = rest[taken:]
             if len(rest) and not taken:
@@ -263,38 +295,50 @@ class Threaded:
                 self._answers.append(rows)
 
     def _begin_epoch(self) -> None:
-        """With the lock."""
+        """With the lock. In an epoch that was not seen nothing was asked."""
+        if self._epoch == self._seen:
+            self._last = self._answers
         self._epoch += 1
         self._answers = []
 
     def _make_again(self) -> None:
         backend = self._make()
         with self._lock:
-            self._backend, self._resets = backend, backend.resets
-        self.said, self._made_at = "", time.monotonic()
+            self._made = self._backend = backend
+            self._resets = backend.resets
+        self._failed_by, self._made_at = "", time.monotonic()
         LOG.info(f"{self.name}: the backend works again")
 
     def _end_backend(self) -> None:
-        """If there is one: nothing of it stays."""
+        """If there is one: nothing of it stays. What it says last is answered, and then an epoch begins."""
         with self._lock:
             backend, self._backend = self._backend, None
-            if backend is not None:
-                self._begin_epoch()
-        if backend is not None:
-            self.said = self._suspended or self.said
-            try:
-                backend.close()
-            except Exception as error:
-                LOG.error(f"{self.name}: what was in the kernel may be left there: {_told(error)}")
+        if backend is None:
+            return
+        self._end(lambda: self._emptied(backend), "not all was taken out in order")  # what is left close() tries once more
+        self._end(lambda: self._publish(backend, self._now), "what was counted last is lost")
+        self._end(backend.close, "what was in the kernel may be left there")
+        with self._lock:
+            self._begin_epoch()
+
+    def _emptied(self, backend: Kept) -> None:
+        for _ in backend.empty(self._now):
+            self._publish(backend, self._now)
+
+    def _end(self, step: Callable[[], None], otherwise: str) -> None:
+        """Whatever becomes of a step of the end, the next one is done."""
+        try:
+            step()
+        except Exception as error:
+            LOG.error(f"{self.name}: {otherwise}: {_told(error)}", exc_info=not _expected(error))
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
         if self._backend is not None and time.monotonic() - self._made_at >= SOUND:
             self._pause = self._first_pause
+        self._failed_by = _told(error)
         self._end_backend()
-        self.said = _told(error)
-        expected = isinstance(error, (CtmirrorError, OSError))
-        LOG.error(f"{self.name}: {self.said}: connections are software's; tried again in {self._pause:g} s", exc_info=not expected)
+        LOG.error(f"{self.name}: {self._failed_by}: connections are software's; tried again in {self._pause:g} s", exc_info=not _expected(error))
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, MOST_PAUSE)
 
@@ -312,6 +356,11 @@ def _settle(job: _Job) -> None:
             job.future.set_result(job.work())
         except Exception as error:
             job.future.set_exception(error)
+
+
+def _expected(error: BaseException) -> bool:
+    """It is the kernel's, and no mistake of ours, of which one wants to know where."""
+    return isinstance(error, (CtmirrorError, OSError))
 
 
 def _told(error: BaseException) -> str:

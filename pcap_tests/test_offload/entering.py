@@ -69,6 +69,12 @@ def conntrack(*words: str) -> None:
     subprocess.run(["conntrack", *words], check=True, capture_output=True)
 
 
+def emptied(backend: ConntrackEntries, now: int = S) -> None:
+    """As somebody does who ends it."""
+    for _ in backend.empty(now):
+        pass
+
+
 def gone(backend: ConntrackEntries) -> set[int]:
     """Cookies of rules of which news say that they are there no more."""
     return {int(row["cookie"]) for row in backend.replies(S) if row["op"] == Op.GONE}

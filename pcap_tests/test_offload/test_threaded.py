@@ -13,28 +13,43 @@ import numpy as np
 import pytest
 
 from offload.records import COMMAND_DTYPE, Op
-from offload.threaded import ENDED, FAILED, SUSPENDED, WORKING, Down, Threaded
+from offload.threaded import ENDED, FAILED, PORTION, SUSPENDED, WORKING, Down, Threaded
 from pcap_tests.test_offload.fake_nic import FakeNic
 
 QUICK = {"heed": 0.005, "pause": 0.02}
 
 
 class Kernel(FakeNic):
-    """A backend that takes its time. during: called by each submit()."""
+    """A backend that takes its time. during: called by each submit(); taking: by each step of emptying it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.during: Callable[[], None] = lambda: None
+        self.during: Callable[[], object] = lambda: None
+        self.taking: Callable[[], object] = lambda: None
         self.closed = False
+        self.given: list[int] = []  # how many commands at once
         self.threads: set[str] = set()
 
     def submit(self, commands, now):
         self.threads.add(threading.current_thread().name)
+        self.given.append(len(commands))
         self.during()
         return super().submit(commands, now)
 
     def refusal(self, conn: int) -> str:
         return "no room" if conn == 7 else ""
+
+    @property
+    def left(self) -> int:
+        return len(self.rules)
+
+    def empty(self, now: int) -> Iterator[None]:
+        cookies = list(self.rules)
+        for at in range(0, len(cookies), 10):
+            self.taking()
+            for cookie in cookies[at : at + 10]:
+                self.take_away(cookie)
+            yield
 
     def close(self) -> None:
         self.closed = True
@@ -77,6 +92,28 @@ def until(true: Callable[[], object]) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.002)
+
+
+def hit(kernel: Kernel, cookie: int, packets: int) -> None:
+    """The row's and the direction's packets of 100 bytes come by."""
+    assert kernel.hit(cookie >> 1, cookie & 1, packets, 100, 7)
+
+
+def last(one: Threaded) -> dict[int, tuple[int, int]]:
+    """Packets by cookie, and bytes, that are told with rules that have gone; all before `resets` says that hardware has begun anew."""
+    found: dict[int, tuple[int, int]] = {}
+    before = one.resets
+
+    def anew() -> bool:
+        rows = one.replies(1)
+        if one.resets != before:
+            assert not len(rows)
+            return True
+        found.update((int(row["cookie"]), (int(row["packets"]), int(row["bytes"]))) for row in rows if row["op"] == Op.GONE)
+        return False
+
+    until(anew)
+    return found
 
 
 def answered(one: Threaded, n: int) -> np.ndarray:
@@ -183,6 +220,53 @@ def test_what_was_asked_before_a_reset_is_neither_done_nor_answered():
         assert answered(one, 3)["cookie"].tolist() == [400, 402, 404] and len(kernel.rules) == 3
 
 
+def flushed(kernel: Kernel) -> None:
+    """Somebody takes all away; it is told one by one, and with the next look that hardware has begun anew."""
+    told = kernel.replies
+
+    def gone(now: int) -> np.ndarray:
+        for cookie in list(kernel.rules):
+            kernel.take_away(cookie)
+        kernel.replies = begun  # type: ignore[method-assign]
+        return told(now)
+
+    def begun(now: int) -> np.ndarray:
+        kernel.replies = told  # type: ignore[method-assign]
+        kernel.resets += 1
+        return told(now)
+
+    kernel.replies = gone  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.2])
+def test_what_was_counted_before_a_flush_is_told_however_seldom_the_worker_looks(turn):
+    made = Made()
+    with started(made) as one:
+        (kernel,) = made.all
+        one.submit(commands(3), 0)
+        answered(one, 3)
+        hit(kernel, 2, 1000)
+        flushed(kernel)
+        time.sleep(turn)
+        assert last(one) == {0: (0, 0), 2: (1000, 100_000), 4: (0, 0)}
+        assert one.submit(commands(3), 1) == 3 and len(answered(one, 3)) == 3
+
+
+def test_of_two_ends_in_one_turn_none_is_told_twice_or_to_the_wrong_one():
+    made = Made()
+    with started(made) as one:
+        one.submit(commands(3), 0)
+        answered(one, 3)
+        hit(made.all[0], 4, 5)
+        one.suspend("once")
+        one.resume()
+        one.suspend("twice")
+        one.resume()
+        until(lambda: len(made.all) > 1 and one.state == WORKING and one.ask(lambda backend: True))
+        assert last(one)[4] == (5, 500) and one.submit(commands(1), 1) == 1
+        assert answered(one, 1)["op"].tolist() == [Op.REPLACE]
+
+
 def test_others_are_heard_also_where_nobody_asks_for_anything():
     made = Made()
     with started(made) as one:
@@ -205,7 +289,7 @@ def test_a_backend_that_fails_is_said_counted_closed_and_made_anew(caplog):
         one.submit(commands(10), 0)
         until(lambda: one.failures >= 2)
         assert one.state == FAILED and "no such device" in one.said and made.all[0].closed
-        one.replies(0)
+        last(one)
         assert one.resets == 1 and one.submit(commands(10), 0) == 0
         with pytest.raises(Down, match="no such device"):
             one.held()
@@ -261,12 +345,78 @@ def test_one_that_hangs_is_left_behind_at_the_end(monkeypatch, caplog):
     one.submit(commands(1), 0)
     busy.wait()
     begun = time.monotonic()
-    one.close()
-    assert time.monotonic() - begun < 1 and any("does not end within" in record.getMessage() for record in caplog.records)
+    assert one.close() is False
+    assert time.monotonic() - begun < 1 and any("does not end, and takes out nothing for 0.05 s" in each.getMessage() for each in caplog.records)
+    assert one.state == ENDED and one.close() is False, "it is not waited for once more"
     with pytest.raises(Down):
         one.ask(lambda backend: None, 0.01)
     free.set()
-    until(lambda: made.all[0].closed)
+    until(one.close)
+    assert made.all[0].closed
+
+
+def test_one_that_takes_out_less_at_a_time_than_the_limit_is_waited_for(monkeypatch, caplog):
+    """As long as it goes on: what it leaves would be in the way of whoever comes next, and what it takes out later would be theirs."""
+    monkeypatch.setattr("offload.threaded.LIMIT", 0.3)
+    made = Made()
+    with started(made) as one:
+        one.submit(commands(80), 0)
+        answered(one, 80)
+        made.all[0].taking = lambda: time.sleep(0.1)
+        begun = time.monotonic()
+        assert one.close() is True
+        assert time.monotonic() - begun > 0.7 and made.all[0].closed and not made.all[0].rules
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_what_waits_at_the_end_is_not_carried_out(monkeypatch):
+    made, busy, free = Made(), threading.Event(), threading.Event()
+    with started(made) as one:
+        made.all[0].during = lambda: [busy.set(), free.wait(5)]
+        one.submit(commands(5000), 0)
+        busy.wait()
+        threading.Timer(0.05, free.set).start()
+        one.close()
+        assert made.all[0].given == [PORTION]
+
+
+@pytest.mark.parametrize("how", ["suspended", "closed", "failed", "dead"])
+def test_what_was_counted_last_is_told_whatever_the_end(how):
+    made = Made()
+
+    def die() -> None:
+        raise SystemExit("killed")
+
+    with started(made) as one:
+        (kernel,) = made.all
+        one.submit(commands(25), 0)
+        answered(one, 25)
+        hit(kernel, 0, 3)
+        hit(kernel, 48, 4)
+        if how == "suspended":
+            one.suspend("rules are missing")
+        elif how == "closed":
+            assert one.close() is True
+        else:
+            kernel.during = fail if how == "failed" else die
+            one.submit(commands(1, Op.STATS), 1)
+        told = last(one)
+        assert len(told) == 25 and {cookie: counts for cookie, counts in told.items() if counts[0]} == {0: (3, 300), 48: (4, 400)}
+        assert one.resets == 1 and len(one.replies(2)) == 0
+
+
+def test_what_cannot_be_taken_out_is_said_and_the_rest_is_told(caplog):
+    made = Made()
+    with started(made) as one:
+        one.submit(commands(25), 0)
+        answered(one, 25)
+        hit(made.all[0], 2, 3)
+        steps = iter((lambda: None, fail))
+        made.all[0].taking = lambda: next(steps)()
+        one.suspend("rules are missing")
+        told = last(one)
+        assert len(told) == 10 and told[2] == (3, 300)
+    assert "offload: not all was taken out in order: [Errno 105] no buffers" in [record.getMessage() for record in caplog.records]
 
 
 def test_the_first_one_s_mistake_is_its_maker_s():
@@ -302,8 +452,7 @@ def test_while_it_is_suspended_connections_are_software_s():
         answered(one, 10)
         one.suspend("rules are missing")
         assert one.state == SUSPENDED and one.submit(commands(1), 0) == 0
-        until(lambda: made.all[0].closed)
-        one.replies(1)
+        assert one.said == "rules are missing" and len(last(one)) == 10 and made.all[0].closed
         assert (one.resets, one.said, one.failures) == (1, "rules are missing", 0)
         one.resume()
         until(lambda: one.state == WORKING and len(made.all) == 2)
@@ -326,3 +475,38 @@ def test_suspended_again_before_it_has_resumed_is_suspended():
         assert one.state == SUSPENDED and all(kernel.closed for kernel in made.all)
         one.resume()
         until(lambda: one.state == WORKING)
+
+
+def test_the_last_reason_is_told():
+    """Of rules whose change the kernel refuses: first that they are being changed, and then what it says."""
+    made = Made()
+    with started(made) as one:
+        one.suspend("they are being changed")
+        until(lambda: made.all[0].closed)
+        one.suspend("Operation not supported")
+        assert one.said == "Operation not supported"
+        with pytest.raises(Down, match="Operation not supported"):
+            one.held()
+        one.resume()
+        until(lambda: one.state == WORKING)
+        assert one.said == ""
+
+
+def test_one_that_has_failed_and_then_is_suspended_says_why_it_is():
+    made = Made()
+    with started(made) as one:
+        made.all[0].during = fail
+        made.broken = OSError(errno.ENODEV, "no such device")
+        one.submit(commands(1), 0)
+        until(lambda: one.state == FAILED and "no such device" in one.said)
+        one.suspend("rules are missing")
+        assert (one.state, one.said) == (SUSPENDED, "rules are missing")
+        with pytest.raises(Down, match="rules are missing"):
+            one.held()
+        one.resume()
+        until(lambda: one.state == FAILED)
+        assert "no such device" in one.said
+        made.broken = None
+        one.resume()
+        until(lambda: one.state == WORKING)
+        assert one.said == ""

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 
+import numpy as np
 import pytest
 
 from ctcore.errors import ConfigError
@@ -26,6 +27,11 @@ SIDES = Sides([side("eth0", ["10.1.0.0/16", "2001:db8:1::/48"]), side("vf0")])
 
 def tc(line: str) -> None:
     subprocess.run(["tc", *line.split()], check=True)
+
+
+def of_end(rows: np.ndarray) -> set[int]:
+    """Cookies of filters that are told to have gone."""
+    return {int(row["cookie"]) for row in rows if row["op"] == Op.GONE}
 
 
 # --- one after the other --------------------------------------------------------------------------------------------------------------------
@@ -221,8 +227,9 @@ def test_a_flush_by_somebody_is_a_reset(switch, words):
     with ExactRules(SIDES) as backend:
         asked(backend, Op.REPLACE, Flow(1), Flow(2, dport=81))
         tc(words)
-        backend.submit(commands(Op.STATS, Flow(1)), S)
-        assert len(backend.replies(S)) == 0 and backend.resets == 1  # what was asked before is not answered
+        assert of_end(backend.replies(S)) == {flow.cookie(d) for flow in (Flow(1), Flow(2, dport=81)) for d in range(2)} and backend.resets == 0
+        assert backend.submit(commands(Op.STATS, Flow(1)), S) == 0  # nothing is taken until it is told as a reset
+        assert len(backend.replies(S)) == 0 and backend.resets == 1
         assert len(backend.held()) == 0
         assert asked(backend, Op.REPLACE, Flow(1), Flow(2, dport=81)) == [0] * 4
         assert len(backend.held()) == 4 and backend.resets == 1
@@ -249,11 +256,39 @@ def test_one_filter_that_somebody_deletes_is_missing_when_it_is_asked_for(switch
         assert asked(backend, Op.REPLACE, Flow(1)) == [0, errno.EEXIST]
 
 
+def test_with_its_end_a_filter_tells_what_it_has_counted_last(nic, switch):
+    with ExactRules(SIDES, skip_sw=True) as backend:
+        asked(backend, Op.REPLACE, Flow(1))
+        nic.hit("rules", "eth0 chain", 7, 700)
+        backend.submit(commands(Op.STATS, Flow(1)), 10 * S)
+        backend.replies(10 * S)
+        nic.hit("rules", "eth0 chain", 2, 120)
+        nic.hit("rules", "vf0 chain", 3, 180)
+        for _ in backend.empty(20 * S):
+            assert backend.left == 0
+        told = {int(row["cookie"]): (int(row["op"]), int(row["packets"]), int(row["bytes"])) for row in backend.replies(20 * S)}
+        assert told == {Flow(1).cookie(0): (Op.GONE, 2, 120), Flow(1).cookie(1): (Op.GONE, 3, 180)} and nic.lines("rules") == []
+
+
+def test_filters_of_others_in_our_priorities_stay_at_the_end(switch):
+    """Also one that somebody has made of ours, and the qdisc, which they use."""
+    with ExactRules(SIDES) as backend:
+        asked(backend, Op.REPLACE, Flow(1))
+        handle = (Flow(1).cookie() & 0xFFFFFFFF) + 1
+        tc("filter add dev eth0 ingress protocol ip prio 1 handle 0x700 flower ip_proto udp action pass")
+        tc(f"filter del dev eth0 ingress protocol ip prio 1 handle {handle:#x} flower")
+        tc(f"filter add dev eth0 ingress protocol ip prio 1 handle {handle:#x} flower ip_proto icmp action pass")
+    with KernelTc() as kernel:
+        listed = kernel.listed([Hook("eth0"), Hook("vf0")])
+        assert sorted(each.rule.handle for each in listed.rules) == sorted((handle, 0x700)) and [qdisc.device for qdisc in listed.qdiscs] == ["eth0"]
+
+
 def test_an_interface_that_goes_and_comes_again(switch):
     with ExactRules(SIDES) as backend:
         asked(backend, Op.REPLACE, Flow(1))
         with switch.netlink() as netlink:
             netlink.link("del", index=netlink.link_lookup(ifname="vf0")[0])
+            assert of_end(backend.replies(S)) == {Flow(1).cookie(0), Flow(1).cookie(1)}
             assert len(backend.replies(S)) == 0 and backend.resets == 1
             assert asked(backend, Op.REPLACE, Flow(1)) == [errno.ENODEV] * 2
             assert backend.refusal(101) == "No such device: no interface vf0"

@@ -7,8 +7,9 @@ import pytest
 
 from ctcore.ctnetlink import Ask
 from ctcore.types import CONN_DTYPE, Status
-from offload.conntrack_entries import STATE_DTYPE, ConntrackEntries
+from offload.conntrack_entries import ConntrackEntries
 from offload.drift import Drift, Entries, Finding, Zone, entries_of, of_connections, of_states, of_zones, zones_of
+from offload.entry_lists import STATE_DTYPE
 from offload.mirror import AUDIT_DTYPE, Found
 from offload.netlink.conntrack import HW_OFFLOAD, OFFLOAD
 from pcap_tests.test_datapath.tabled import Tcp

@@ -18,7 +18,7 @@ from offload.netlink.conntrack import KernelConntrack
 from offload.netlink.extack import Answer
 from offload.records import Op
 from pcap_tests.test_offload.commanded import S, asked, commands
-from pcap_tests.test_offload.entering import LABELLED, PLAIN, SNAT, FakeBypass, conntrack, left_over
+from pcap_tests.test_offload.entering import LABELLED, PLAIN, SNAT, FakeBypass, conntrack, emptied, left_over
 
 IN, OUT, DELETE = "let by", "not let by", "deleted"
 MADE, CHANGED = Ask.CREATE.name, Ask.CHANGE.name
@@ -110,20 +110,20 @@ def test_one_that_is_not_deleted_is_let_by_again_when_the_kernel_has_said_so(rig
 def test_at_the_end(rig):
     rig.asked(Op.REPLACE, PLAIN, SNAT)
     rig.order.clear()
-    rig.backend._purge()
+    emptied(rig.backend)
     assert rig.order == [OUT] * 4 + [DELETE] * 2
 
 
 def test_when_all_begins_anew(rig):
-    """Others have ended all but one that has come since."""
+    """Others have ended all: nothing is taken until that is told."""
     rig.asked(Op.REPLACE, PLAIN)
     conntrack("-F")
-    rig.backend.replies(S)
-    assert rig.bypass.keys == set()
-    assert rig.backend.submit(commands(Op.REPLACE, SNAT), S) == 2 and len(rig.bypass.keys) == 2
     rig.order.clear()
-    rig.backend.replies(S)
-    assert rig.backend.resets == 1 and rig.order == [OUT, OUT, DELETE]
+    assert rig.backend.submit(commands(Op.REPLACE, SNAT), S) == 0 and rig.order == [OUT, OUT] and rig.bypass.keys == set()
+    assert [int(row["op"]) for row in rig.backend.replies(S)] == [Op.GONE] * 2 and rig.backend.resets == 0
+    assert rig.backend.submit(commands(Op.REPLACE, SNAT), S) == 0
+    assert len(rig.backend.replies(S)) == 0 and rig.backend.resets == 1
+    assert rig.asked(Op.REPLACE, SNAT) == [0, 0] and rig.order == [MADE, IN, IN]
 
 
 def told(rows) -> list[tuple[int, Op, int]]:

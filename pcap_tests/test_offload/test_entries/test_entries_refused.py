@@ -26,6 +26,7 @@ from pcap_tests.test_offload.entering import (
     SNAT,
     conntrack,
     counted,
+    emptied,
     kind_of,
     left_over,
     listed,
@@ -109,7 +110,7 @@ def test_what_is_let_by_is_in_the_map_of_xdp(place):
         asked(backend, Op.DESTROY, PLAIN)
         assert [bypass.packets(key) for key in keys] == [None, None, 0, 0]
         assert asked(backend, Op.REPLACE, SNAT) == [0, 0]
-        backend._purge()
+        emptied(backend)
         assert [bypass.packets(key) for key in keys] == [None] * 4
 
 
