@@ -95,8 +95,9 @@ class Live:
     def take(self, prepared: Any) -> None:
         """The backend has nothing of the rules."""
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Nothing of the backend is anybody else's."""
+        return True
 
     # --- what is told --------------------------------------------------------------------------------------------------------------------------
 

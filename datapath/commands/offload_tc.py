@@ -129,11 +129,15 @@ class KernelLive(Live):
         if self.shared.rules is not None and self.number == 0:
             self.shared.rules.take(prepared)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         if not self.closed:
             self.closed = True
-            self.threaded.close()
-            self.shared.close()
+            try:
+                self.threaded.close()
+            finally:
+                self.shared.close()
+            self.turn(self.pipeline.tracker.now)  # what was counted last
+        return self.threaded.close()
 
     def about(self) -> dict[str, Any]:
         """`tc`: see docs/offload-tc.md; what is of the whole node is the first worker's to tell."""
@@ -178,8 +182,8 @@ class KernelLive(Live):
 
 
 def _listed(backend: Kept) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """What it holds, and what the kernel says of entries, at one time."""
-    return backend.held(), backend.states() if isinstance(backend, ConntrackEntries) else None
+    """What it holds, and what the kernel says of entries, by one list."""
+    return backend.both() if isinstance(backend, ConntrackEntries) else (backend.held(), None)
 
 
 class TcFactory:

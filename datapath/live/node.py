@@ -329,11 +329,10 @@ class Node:
         self.opened[i] = new
         old.close()
 
-    def take_out(self) -> None:
-        """Nothing is in hardware any more; for who goes on without this node. Not while work() is at it."""
-        for worker in self.workers:
-            if worker.offload is not None:
-                worker.offload.close()
+    def take_out(self) -> bool:
+        """Nothing is in hardware any more; for who goes on without this node. Whether nobody is at work there any more. Not while work() is at it."""
+        ended = [worker.offload.close() for worker in self.workers if worker.offload is not None]
+        return all(ended)
 
     def close(self) -> None:
         """Give everything back. Not while work() is at it."""

@@ -80,8 +80,9 @@ class Offloading(Protocol):
     def why(self, conns: NDArray[Any]) -> list[dict[str, Any]]:
         """What there is to say of connections, CONN_DTYPE[n], a record each: docs/offload.md."""
 
-    def close(self) -> None:
-        """The worker has ended: nothing is to stay in hardware. A second time, nothing."""
+    def close(self) -> bool:
+        """The worker has ended: nothing is to stay in hardware, and what that has counted last is the flow table's. Whether nobody is at work there
+        any more: else the log says who was left behind. A second time nothing else is done."""
 
     def look(self) -> Any:
         """What hardware holds, and what else is otherwise there; asked while the worker works, from any thread; None: audit() asks that itself.

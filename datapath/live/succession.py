@@ -38,11 +38,14 @@ def begin(node: Node, taking: Taking) -> None:
 
 
 def end(node: Node, taking: Taking) -> None:
-    """A node that has stopped in order. What hardware has comes out of it first: in the kernel it would be in the way of what is handed over."""
-    node.take_out()
+    """A node that has stopped in order. What hardware has comes out of it first: in the kernel it would be in the way of what is handed over, and who
+    is still at taking it out would take that out as well."""
+    alone = node.take_out()
     if node.config.state.file is not None:
         _save(node, node.config.state.file)
-    if taking.handover:
+    if taking.handover and not alone:
+        LOG.error("connections are not handed over to the kernel: offloading has not ended, and takes out what it has there")
+    elif taking.handover:
         _hand_over(node)
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,7 @@ from datapath.live.message import RequestError
 from datapath.live.node import Node
 from datapath.live.succession import Taking, end
 from datapath.oracle.namespace import Namespace
-from offload.conntrack_entries import STATE_DTYPE
+from offload.entry_lists import STATE_DTYPE
 from offload.idle_devices import IdleDevices
 from offload.netlink.conntrack import OFFLOAD, SETTINGS
 from offload.netlink.extack import Answer
@@ -41,7 +42,7 @@ from pcap_tests.test_datapath.test_live.offloading_node import NOTHING, Offloadi
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, address
 from pcap_tests.test_datapath.test_live.test_workers import at_work, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
-from pcap_tests.test_offload.test_threaded import Kernel, Made
+from pcap_tests.test_offload.test_threaded import Kernel, Made, commands
 
 SECTION = '[offload]\nbackend = "tc"\nway = "exact"\nhardware = "no"\n'
 SIDES = '[[offload.side]]\ndevice = "left"\nnetworks = ["10.9.0.1/32"]\n[[offload.side]]\ndevice = "right"\n'
@@ -114,6 +115,55 @@ def test_at_the_end_hardware_is_emptied_before_the_kernel_is_given_connections(w
     finally:
         node.close()
     assert told == [[True]]
+
+
+def passed(net: Offloading, port: int) -> int:
+    """Packets of the connection, of both directions, as `conntrack -L` has them."""
+    (flow,) = (conn["flow"] for conn in net.node.trackers[0].conns() if conn["flow"]["key"][0]["dport"] == port)
+    return int(flow["packets"].sum())
+
+
+@pytest.mark.parametrize("how", ["suspended", "stopped"])
+def test_what_hardware_has_counted_last_is_the_connection_s(wires, tmp_path, made, how):
+    with between(wires, tmp_path, SECTION + SIDES) as net, echoing_tcp(net.right) as port, talking(net, port):
+        (kernel,), (worker,) = made.all, net.node.workers
+        before = net.node.ask(lambda node: passed(net, port)).result(10)
+        now = net.node.ask(lambda node: node.trackers[0].now).result(10)
+        for cookie in kernel.rules:
+            assert kernel.hit(cookie >> 1 & 0xFFFFFFFF, cookie & 1, 1000, 100, now)
+        if how == "suspended":
+            worker.offload.threaded.suspend("rules in TC: others have changed them")
+        else:
+            assert net.node.ask(lambda node: node.take_out()).result(10)
+            assert kernel.closed and net.node.ask(lambda node: passed(net, port)).result(10) >= before + 2000
+        until(lambda: net.node.ask(lambda node: passed(net, port)).result(10) >= before + 2000, "it is told")
+        assert net.node.ask(lambda node: node.workers[0].pipeline.flows.counters()).result(10)["hw_packets"] == 2000
+
+
+def test_nothing_is_handed_over_while_a_thread_is_at_work_in_the_kernel(wires, tmp_path, made, monkeypatch, caplog):
+    monkeypatch.setattr("offload.threaded.LIMIT", 0.1)
+    left = wires("left")
+    wires("right")
+    config = configured(tmp_path, SECTION + SIDES)
+    with left.here.entered():
+        node = Node(config, offload=TcFactory(config, lambda device: FINE))
+    told: list[str] = []
+    monkeypatch.setattr(kernel_conntrack, "hand_over", lambda trackers: told.append("handed over"))
+    (kernel,), (worker,), free = made.all, node.workers, Event()
+    try:
+        worker.offload.threaded.replies(0)
+        worker.offload.threaded.submit(commands(20), 0)
+        until(lambda: len(kernel.rules) == 20, "it has some")
+        kernel.taking = free.wait
+        end(node, Taking(handover=True))
+        assert not told and not kernel.closed
+    finally:
+        free.set()
+        until(worker.offload.close, "it has ended by now")
+        node.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert "connections are not handed over to the kernel: offloading has not ended, and takes out what it has there" in said
+    assert "offload-0: does not end, and takes out nothing for 0.1 s: what it has in the kernel may be left there, 20 in all" in said
 
 
 def test_a_backend_that_fails_is_told_and_connections_are_software_s_until_it_works_again(wires, tmp_path, made):

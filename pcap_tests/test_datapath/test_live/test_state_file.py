@@ -40,7 +40,7 @@ def node_of(tracker: Tracker, path: Path | None = None, max_age: int = 300) -> S
     state = SimpleNamespace(file=None if path is None else str(path), max_age=max_age)
     worker = SimpleNamespace(pipeline=SimpleNamespace(tracker=tracker, flows=None))
     config = SimpleNamespace(state=state)
-    return SimpleNamespace(workers=[worker], trackers=[tracker], pipeline=worker.pipeline, count=tracker.count, config=config, take_out=lambda: None)
+    return SimpleNamespace(workers=[worker], trackers=[tracker], pipeline=worker.pipeline, count=tracker.count, config=config, take_out=lambda: True)
 
 
 def empty() -> Tracker:
