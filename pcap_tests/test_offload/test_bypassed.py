@@ -106,6 +106,16 @@ def test_what_the_backend_refuses_is_not_let_by():
     assert len(rig.map.keys) == 1 and rig.both.refusal(2) == "the kernel's"
 
 
+def test_what_the_backend_does_not_take_is_not_waited_for():
+    """It is asked once more, or never."""
+    rig = Rig()
+    rig.exact.intake = 1
+    rows = np.concatenate([command(Op.REPLACE, 2), command(Op.REPLACE, 4)])
+    assert rig.both.submit(rows, 0) == 1 and len(rig.both.replies(0)) == 1 and len(rig.map.keys) == 1
+    assert rig.both._asked == {}
+    assert rig.both.submit(rows[1:], 0) == 1 and len(rig.both.replies(0)) == 1 and len(rig.map.keys) == 2
+
+
 def test_one_that_is_there_already_is_let_by_once():
     rig = Rig()
     rig.ask(command(Op.REPLACE, 2))

@@ -59,7 +59,7 @@ def test_a_flush_by_somebody_is_made_good(rig, nic):
         Tcp(rig, port=port).opened()
     subprocess.run(["tc", "qdisc", "del", "dev", "vf0", "clsact"], check=True)
     assert len(nic.lines("rules")) == 10
-    rig.wait(1)
+    rig.wait(2)  # it is told what has gone, and then that hardware has begun anew
     rig.settle()
     assert len(nic.lines("rules")) == 20 and rig.mirror.counters()["resets"] == 1
     assert len(rig.mirror.audit(rig.nic.held())) == 0
