@@ -98,7 +98,7 @@ ctypedef struct Tally:
     uint64_t evictions
     uint64_t spared             # installs into full hardware that nobody made room for
     uint64_t strays             # replies to nothing that was asked
-    uint64_t withdrawn          # rules that somebody else has taken away
+    uint64_t withdrawn          # rules that went unasked
     uint64_t strange            # asks that contradict what was asked before
     uint64_t resets
     uint64_t commands[N_JOBS]   # that hardware has taken

@@ -73,8 +73,8 @@ class Mirror:
         (jobs). All others count: accepted, existed, destroyed, missing (rules); refused_full, refused_unsupported, refused_other, undestroyed,
         uncounted (refusals); lost (answers); dropped_* (jobs asked for while one was pending); held_back (installs before the back-off was over);
         kept_out (installs that were not tried, hardware having just said that it is full); called_off (installs that hardware had not heard of when
-        their flow went); evictions, spared (newcomers into full hardware that got no room); strays (replies); withdrawn (rules gone by somebody
-        else's doing); strange (asks); resets; commands_* (taken); and what came of these: add_done, del_missing, ..., with the names of OUTCOMES."""
+        their flow went); evictions, spared (newcomers into full hardware that got no room); strays (replies); withdrawn (rules that went
+        unasked); strange (asks); resets; commands_* (taken); and what came of these: add_done, del_missing, ..., with the names of OUTCOMES."""
     def why(self, row: int) -> dict[str, Any] | None:
         """What is known of a row of the flow table, and `why` it is not in hardware (Why; None: it is). None if it has never been asked for."""
     def reasons(self, rows: range | None = None) -> dict[Why | None, int]:

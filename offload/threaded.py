@@ -233,7 +233,7 @@ class Threaded:
     def _put(self, work: Callable[[], T]) -> Future[T]:
         job = _Job(work, Future())
         if self._thread is None:
-            _settle(job)
+            settle(*job)
         else:
             self._queue.put(job)
             if self._ended:
@@ -266,7 +266,7 @@ class Threaded:
         except Empty:
             work = None
         if isinstance(work, _Job):
-            _settle(work)
+            settle(*work)
         elif isinstance(work, _Batch):
             try:
                 self._carry_out(work)
@@ -350,12 +350,13 @@ class Threaded:
                     work.future.set_exception(Down(f"{self.name}: it has ended"))
 
 
-def _settle(job: _Job) -> None:
-    if job.future.set_running_or_notify_cancel():
+def settle(work: Callable[[], Any], future: Future[Any]) -> None:
+    """Do it, unless nobody wants it any more; its exception is the future's."""
+    if future.set_running_or_notify_cancel():
         try:
-            job.future.set_result(job.work())
+            future.set_result(work())
         except Exception as error:
-            job.future.set_exception(error)
+            future.set_exception(error)
 
 
 def _expected(error: BaseException) -> bool:

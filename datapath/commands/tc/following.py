@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ from offload.idle_devices import IdleDevices
 from offload.netlink.filters import BLOCK_IFINDEX
 from offload.netlink.links import NEW_LINK
 from offload.netlink.monitor import Monitor
+from offload.threaded import settle
 
 LOG = logging.getLogger("ctmirror")
 LIMIT = 10.0  # seconds that the thread has for ending
@@ -251,12 +253,11 @@ class KernelRules:
         with suppress(Empty):
             while True:
                 job, future = self._jobs.get_nowait()
-                if future.set_running_or_notify_cancel():
-                    try:
-                        self.kernel.look_again()
-                        future.set_result(job(self.wanted, self.kernel))
-                    except Exception as error:
-                        future.set_exception(error)
+                settle(partial(self._asked, job), future)
+
+    def _asked(self, job: Callable[[tc.Ruleset, KernelTc], T]) -> T:
+        self.kernel.look_again()
+        return job(self.wanted, self.kernel)
 
     def _refuse_all(self) -> None:
         with suppress(Empty):
