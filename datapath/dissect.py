@@ -15,7 +15,7 @@ from struct import unpack_from
 from ctcore.model.tcp_window import options_of
 from ctcore.types import Proto
 from datapath import fields
-from datapath.frame import LINK_ETHERNET
+from datapath.frame import LINK_ETHERNET, LINK_LOOP, LINK_NULL, LINK_SLL, LINK_SLL2
 from datapath.links import LINK_NAMES
 
 VLAN_TYPES = {0x8100: "VLAN", 0x88A8: "S-VLAN", 0x9100: "VLAN"}
@@ -23,6 +23,11 @@ ETHER_TYPES = {
     0x0800: "IPv4", 0x86DD: "IPv6", 0x0806: "ARP", 0x8847: "MPLS", 0x8848: "MPLS multicast", 0x8863: "PPPoE discovery", 0x8864: "PPPoE session",
     0x88CC: "LLDP", 0x888E: "EAPOL", 0x8809: "slow protocols", 0x88E5: "MACsec",
 }  # fmt: skip
+PPPOE_SESSION = 0x8864
+PPP_PROTOCOLS = {
+    0x0021: "IPv4", 0x0057: "IPv6", 0x8021: "IPCP", 0x8057: "IPV6CP", 0x80FD: "CCP", 0xC021: "LCP", 0xC023: "PAP", 0xC025: "LQR", 0xC223: "CHAP",
+}  # fmt: skip
+COOKED_TYPE = {LINK_SLL: 14, LINK_SLL2: 0}  # where its ethertype is
 # RFC 8200 4: what may stand between an IPv6 header and what it carries.
 EXTENSION_HEADERS = {0: "hopopt", 43: "route", 44: "frag", 59: "nonxt", 60: "dstopts", 135: "mobility", 139: "hip", 140: "shim6"}
 FRAGMENT, AUTHENTICATION, NO_NEXT = 44, 51, 59
@@ -66,15 +71,33 @@ def link_line(frame: bytes, link: int) -> str:
     """The link layer: addresses and tags of Ethernet, the name of others."""
     name = LINK_NAMES.get(link, f"link type {link}")
     if link != LINK_ETHERNET:
-        return name
+        return ", ".join(filter(None, (name, _carried(frame, link))))
     (ethertype,) = unpack_from(">H", frame, 12)
     parts, offset = [f"{name} {frame[6:12].hex(':')} > {frame[:6].hex(':')}"], 14
     while ethertype in VLAN_TYPES:
         tag, inner = unpack_from(">HH", frame, offset)
         parts.append(f"{VLAN_TYPES[ethertype]} {tag & 0xFFF}")
         ethertype, offset = inner, offset + 4
-    parts.append(ETHER_TYPES.get(ethertype, f"type {ethertype:#06x}" if ethertype >= 0x600 else f"802.3 frame of {ethertype} bytes"))
+    parts.append(_ether_type(ethertype))
+    protocol = frame[offset + 6 : offset + 8] if ethertype == PPPOE_SESSION else b""
+    if len(protocol) == 2:
+        number = protocol[0] if protocol[0] & 1 else int.from_bytes(protocol, "big")  # RFC 1661 2: one byte if the other is 0
+        parts.append(PPP_PROTOCOLS.get(number, f"PPP protocol {number:#06x}"))
     return ", ".join(parts)
+
+
+def _ether_type(number: int) -> str:
+    return ETHER_TYPES.get(number, f"type {number:#06x}" if number >= 0x600 else f"802.3 frame of {number} bytes")
+
+
+def _carried(frame: bytes, link: int) -> str:
+    """What a link layer without addresses says that it carries; "" if it says nothing, or not all of it is there."""
+    if link in COOKED_TYPE and len(frame) >= COOKED_TYPE[link] + 2:
+        return _ether_type(*unpack_from(">H", frame, COOKED_TYPE[link]))
+    if link in (LINK_NULL, LINK_LOOP) and len(frame) >= 4:
+        family = min(int.from_bytes(frame[:4], "big"), int.from_bytes(frame[:4], "little"))  # null: in the order of whoever captured
+        return f"address family {family}"
+    return ""
 
 
 @_whatever_the_bytes
@@ -180,7 +203,7 @@ def _tcp(l4: bytes, length: int) -> str:
     sport, dport, seq, ack, offset, flags, window = unpack_from(">HHIIBBH", l4)
     header = (offset >> 4) * 4
     parts = [f"{sport} > {dport}", flags_text(flags), f"seq {seq}", f"ack {ack}" if flags & 0x10 else "", f"win {window}"]
-    parts += [f"{max(0, length - header)} bytes of payload"]
+    parts += [f"header of {header} bytes, of {length}" if not 20 <= header <= length else f"{length - header} bytes of payload"]
     options = ", ".join(option for option in tcp_options(l4))
     return ", ".join(filter(None, parts)) + (f"; options: {options}" if options else "")
 

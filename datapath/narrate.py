@@ -209,10 +209,18 @@ def _why_timeout(it: Explained) -> str:
     visit = it.visit()
     answer = ask(visit) if visit else None
     if answer is None or answer.timeout is None or int(it.decision["status"]) & Status.FIXED_TIMEOUT:
-        return ", not renewed by this packet"
+        return ", not renewed by this packet" + (", nor is it counted" if _uncounted(it) else "")
     if answer.setting.isdigit():
         return ", which is fixed: there is no setting for it"
     return f", from {answer.setting}"
+
+
+def _uncounted(it: Explained) -> bool:
+    """Whether it is not among its connection's packets, which others are."""
+    if it.had is None or it.conn is None or it.begins:
+        return False
+    before, after = it.had["flow"]["packets"], it.conn["flow"]["packets"]
+    return bool(before.any() and (before == after).all())
 
 
 def life_lines(life: Life, hz: int) -> Iterator[Line]:

@@ -13,7 +13,7 @@ from ctcore.model.tcp_window import after, before
 from ctcore.reasons import NAMES
 from ctcore.types import Reason
 from datapath import app, dissect, explain, stages
-from datapath.craft import eth, gre, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, tcp, udp, udp_segment
+from datapath.craft import eth, gre, ipv4, ipv6, mpls, pppoe, sctp, sctp_chunk, tcp, tcp_segment, udp, udp_segment
 from datapath.window import near, window_of
 from datapath.worker import Pipeline
 from pcap_tests import stories
@@ -30,7 +30,11 @@ HANDSHAKE = stories.closed_by_client()[:3]
         (eth(b"", 0x0806), "Ethernet 02:00:00:00:00:01 > 02:00:00:00:00:02, ARP"),
         (eth(b"", 0x0800, vlan=(5, 7)), "VLAN 5, VLAN 7, IPv4"),
         (eth(mpls(b"", 3), 0x8847), "MPLS"),
-        (eth(pppoe(b""), 0x8864), "PPPoE session"),
+        (eth(pppoe(b""), 0x8864), "PPPoE session, IPv4"),
+        (eth(pppoe(b"", 0xC021), 0x8864), "PPPoE session, LCP"),
+        (eth(pppoe(b"E", 0x21, compressed=True), 0x8864), "PPPoE session, IPv4"),
+        (eth(pppoe(b"", 0x1234), 0x8864), "PPPoE session, PPP protocol 0x1234"),
+        (eth(b"", 0x8864), "PPPoE session"),
         (eth(b"", 60), "802.3 frame of 60 bytes"),
         (bytes(5), "cut short"),
     ],
@@ -40,7 +44,22 @@ def test_link_layers(frame, text):
 
 
 def test_other_link_types_have_names():
-    assert dissect.link_line(b"", 113).startswith("Linux cooked")
+    assert dissect.link_line(b"", 113) == "Linux cooked"
+
+
+@pytest.mark.parametrize(
+    ("link", "frame", "text"),
+    [
+        (113, bytes(14) + b"\x08\x06", "Linux cooked, ARP"),
+        (276, b"\x86\xdd", "IPv6"),
+        (0, b"\x02\0\0\0", "BSD loopback, address family 2"),
+        (0, b"\0\0\0\x1e", "BSD loopback, address family 30"),
+        (108, b"\0\0\0\x02", "OpenBSD loopback, address family 2"),
+        (0, b"\x02", "BSD loopback"),
+    ],
+)
+def test_what_other_link_types_carry(link, frame, text):
+    assert dissect.link_line(frame, link).endswith(text)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,8 @@ def test_the_window_of_a_first_packet_needs_no_connection():
 def test_gre_and_udp_have_lines():
     assert dissect.l4_line(47, gre(CLIENT, SERVER, version=1, proto=0x880B, call=9)[34:], 8) == "version 1, carries 0x880b, call id 9"
     assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, l4_checksum=0)[34:], 8) == "1 > 2, 0 bytes of payload, no checksum"
+    assert ", header of 16 bytes, of 20" in dissect.l4_line(6, tcp_segment(CLIENT, SERVER, 1, 2, doff=4), 20)
+    assert ", header of 24 bytes, of 20" in dissect.l4_line(6, tcp_segment(CLIENT, SERVER, 1, 2, doff=6), 20)
     assert dissect.l4_line(17, udp(CLIENT, SERVER, 1, 2, payload=b"abc")[34:], 11) == "1 > 2, 3 bytes of payload"
     assert dissect.l4_line(17, udp_segment(CLIENT, SERVER, 1, 2, length=50), 8) == "1 > 2, 0 bytes of payload, its length says 42"
     assert dissect.sctp_chunks(sctp(CLIENT, SERVER, 1, 2, 3, sctp_chunk(10) + sctp_chunk(0))[34:]) == [10, 0]

@@ -63,14 +63,14 @@ def test_a_contested_cell_says_why(tmp_path):
     lines = lines_of(tmp_path, [*HANDSHAKE, (9 * MS, tcp(CLIENT, SERVER, 40000, 80, "S", seq=900))], 3)
     assert said(lines, "table")[0] == "ESTABLISHED, original syn -> ignore"
     assert "a new life we do not see" in said(lines, "table")[1]
-    assert said(lines, "timeout")[0].endswith("not renewed by this packet")
+    assert said(lines, "timeout")[0].endswith("not renewed by this packet, nor is it counted")
 
 
 def test_the_time_left_is_that_when_the_packet_came(tmp_path):
     story = [*HANDSHAKE, (2002 * MS, tcp(CLIENT, SERVER, 40000, 80, "S", seq=900))]
     lines = lines_of(tmp_path, story, 3)
     assert said(lines, "lookup")[0].endswith(", 431998 s left")
-    assert said(lines, "timeout") == ["431998 s left, not renewed by this packet"]
+    assert said(lines, "timeout") == ["431998 s left, not renewed by this packet, nor is it counted"]
 
 
 @pytest.mark.parametrize(("story", "reason"), [
@@ -81,7 +81,7 @@ def test_the_time_left_is_that_when_the_packet_came(tmp_path):
 def test_what_renews_nothing_is_not_said_to_renew_even_if_no_time_has_passed(tmp_path, story, reason):
     lines = lines_of(tmp_path, story, len(story) - 1)
     assert said(lines, "reason")[0].startswith(reason)
-    assert said(lines, "timeout")[0].endswith("s left, not renewed by this packet")
+    assert said(lines, "timeout")[0].endswith("s left, not renewed by this packet, nor is it counted")
 
 
 @pytest.mark.parametrize("direction", ["original", "reply"])
@@ -94,7 +94,7 @@ def test_an_error_shows_the_packet_it_quotes(tmp_path, direction):
     assert said(lines, "quoted") == [f"udp {ports}"]
     assert said(lines, "lookup")[0].startswith(f"the quoted packet went in the {direction} direction of conn 0: ")
     assert said(lines, "lookup")[0].endswith(", 29 s left")
-    assert said(lines, "timeout")[0].endswith("not renewed by this packet")
+    assert said(lines, "timeout")[0].endswith("not renewed by this packet, nor is it counted")
 
 
 def test_an_error_about_nothing_known_says_so(tmp_path):
