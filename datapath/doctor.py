@@ -379,6 +379,23 @@ def examine(more: Iterable[Callable[[], Finding]] = ()) -> Iterator[Finding]:
             yield Finding(check.__name__, False, f"could not be checked: {' '.join(str(error).split())}", "please report this")
 
 
+# Beside replay: what can be done, and which findings it takes.
+USES = {
+    "diff": ("kernel as judge",),
+    "run by AF_XDP": ("pydantic", "privileges", "AF_XDP socket", "BPF"),
+    "offload to the kernel's TC": ("privileges", "TC flower", "TC act_ct", "TC rules"),
+    "offload to a NIC": ("NIC offload",),
+}
+
+
+def uses(findings: list[Finding]) -> Iterator[tuple[str, list[str]]]:
+    """What can be done, with the names of what is missing for it; nothing of what was not looked at."""
+    missing = {finding.name for finding in findings if not finding.ok}
+    for use, names in USES.items():
+        if any(finding.name in names for finding in findings):
+            yield use, [name for name in names if name in missing]
+
+
 def healthy(findings: list[Finding]) -> bool:
     """Whether replay can work."""
     return all(finding.ok for finding in findings if finding.needed)

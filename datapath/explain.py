@@ -301,6 +301,11 @@ def find_conn(conns: np.ndarray, key: np.void) -> Any:
     return conns[rows[0]] if len(rows) else None
 
 
+def no_connection(name: str, ordinal: int, made: int) -> str:
+    """made: connections that there were."""
+    return f"{name}: no connection {ordinal:,} in it: expected 0 to {made - 1:,}" if made else f"{name}: no connection {ordinal:,} in it: it has none"
+
+
 def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, progress: Progress | None = None) -> Life:
     """Connection `ordinal`, of those that begin anywhere in `captures`; steps are numbered in the last. Raises CtmirrorError if there is none."""
     pipeline = Pipeline(with_events(tracking.config, everything=False, ends=True), zone=tracking.zone, clock=tracking.clock)
@@ -309,12 +314,13 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
     keys_of: list[bytes] = []
     ended: np.void | None = None
     damage: str | None = None
-    seen = 0
+    seen = made = 0
     try:
         with PcapSource(captures[-1]) as source:
             for memory, frames in _chunks(source, captures[-1], progress):
                 before = pipeline.tracker.now
                 decisions, keys = pipeline.process(memory, frames, keys=True)
+                made = max(made, int(decisions["conn"].max(initial=-1)) + 1)
                 times = _clock(pipeline, before, frames)
                 ended = _destroyed(pipeline, ordinal) if ended is None else ended
                 if not keys_of and (conn := _alive(pipeline, ordinal) if ended is None else ended["conn"]) is not None:
@@ -329,7 +335,7 @@ def explain_conn(captures: Sequence[str], ordinal: int, tracking: Tracking, prog
         damage = str(error)
     last = _alive(pipeline, ordinal) if ended is None else ended["conn"]
     if last is None:
-        raise CtmirrorError(damage or f"{captures[-1]}: no connection {ordinal:,} in it")
+        raise CtmirrorError(damage or no_connection(captures[-1], ordinal, made))
     return Life(last, steps, int(ended["end"]) if ended is not None else 0, int(ended["time"]) if ended is not None else 0, damage)
 
 

@@ -22,7 +22,7 @@ from datapath import fields
 from datapath.app import Progress, Tracking, with_events
 from datapath.capture import PcapSource
 from datapath.dissect import brief, has_header
-from datapath.explain import Life, Step
+from datapath.explain import Life, Step, no_connection
 from datapath.explain_rules import chunks_of
 from datapath.ruled import RulePipeline
 from datapath.ruled_run import pipeline_of, place_of
@@ -73,21 +73,21 @@ def _pipeline(tracking: Tracking) -> RulePipeline:
 
 def _keys_of(captures: Sequence[str], ordinal: int, tracking: Tracking) -> np.ndarray:
     """The connection's tuples (KEY_DTYPE[2]), as soon as it is there."""
-    pipeline, damage = _pipeline(tracking), ""
+    pipeline, damage, made = _pipeline(tracking), "", 0
     for name in captures:
         damage = ""
         try:
             with PcapSource(name) as source:
                 for memory, frames, hooks in chunks_of(source, _rules(tracking), None):
                     pipeline.arrive(hooks)
-                    pipeline.process(memory, frames, decisions=False)
+                    made = max(made, int(pipeline.process(memory, frames)[0]["conn"].max(initial=-1)) + 1)
                     ended = _ended(pipeline, ordinal)
                     conn = alive(pipeline, ordinal) if ended is None else ended["conn"]
                     if conn is not None:
                         return conn["flow"]["key"].copy()
         except CaptureError as error:
             damage = str(error)
-    raise CtmirrorError(damage or f"{captures[-1]}: no connection {ordinal:,} in it")
+    raise CtmirrorError(damage or no_connection(captures[-1], ordinal, made))
 
 
 def alive(pipeline: RulePipeline, ordinal: int) -> Any:

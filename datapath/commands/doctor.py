@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from datapath.commands.verbosity import verbosity
-from datapath.doctor import Finding, examine, healthy, whereabouts
+from datapath.doctor import Finding, examine, healthy, uses, whereabouts
 
 
 def tc_rules() -> Finding:
@@ -45,4 +45,6 @@ def command(quiet: bool, verbose: bool) -> int:
     working = healthy(findings)
     if not quiet:
         click.echo(f"\nreplay {'can' if working else 'cannot'} work here")
+        for use, missing in uses(findings):
+            click.echo(f"{use} cannot work here: {', '.join(missing)}" if missing else f"{use} can work here")
     return 0 if working else 1

@@ -40,6 +40,25 @@ def test_what_only_others_need_does_not(capfd, monkeypatch):
     assert main(["doctor"]) == 0
 
 
+def test_what_can_be_done_is_said_with_what_it_lacks(capfd, monkeypatch):
+    findings = [
+        *(lambda name=name: Finding(name, True, "there") for name in ("kernel as judge", "pydantic", "privileges", "AF_XDP socket", "BPF")),
+        *(lambda name=name: Finding(name, False, "none", "buy one") for name in ("TC flower", "NIC offload")),
+    ]
+    monkeypatch.setattr(doctor, "CHECKS", findings)
+    monkeypatch.setattr("datapath.commands.doctor.tc_rules", lambda: Finding("TC rules", False, "none", "buy one"))
+    assert main(["doctor"]) == 0
+    assert capfd.readouterr().out.splitlines()[-5:] == [
+        "replay can work here", "diff can work here", "run by AF_XDP can work here",
+        "offload to the kernel's TC cannot work here: TC flower, TC rules", "offload to a NIC cannot work here: NIC offload",
+    ]  # fmt: skip
+
+
+def test_what_is_named_is_looked_at():
+    looked_at = {finding.name for finding in doctor.examine()} | {"TC rules"}
+    assert {name for names in doctor.USES.values() for name in names} <= looked_at
+
+
 def test_a_check_that_breaks_is_a_finding(monkeypatch):
     def broken():
         raise RuntimeError("surprise")
@@ -202,7 +221,7 @@ def test_a_library_that_is_missing_or_old_is_told_with_the_command_that_brings_i
 
 def test_tc_is_tried_in_a_namespace_and_says_the_kernels_sentence_or_that_it_works(capfd):
     main(["doctor"])
-    (line,) = [line for line in capfd.readouterr().out.splitlines() if "TC rules" in line]
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line[9:].startswith("TC rules ")]
     assert "tried in a namespace" in line if line.startswith("ok") else " -> use a kernel with flower" in line or " -> run as root" in line
 
 

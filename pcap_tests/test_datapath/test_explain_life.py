@@ -9,7 +9,7 @@ import pytest
 from ctcore.config import Config
 from ctcore.errors import CtmirrorError
 from datapath import app, explain, narrate
-from datapath.craft import sctp, sctp_chunk, sctp_init, tcp, udp
+from datapath.craft import eth, sctp, sctp_chunk, sctp_init, tcp, udp
 from pcap_tests import stories
 from pcap_tests.stories import CLIENT, MS, SERVER
 from pcap_tests.test_datapath.explained import INIT, INIT_ACK
@@ -88,8 +88,10 @@ def test_a_life_keeps_its_columns_where_states_have_long_names(tmp_path):
 
 
 def test_a_life_that_is_not_there(tmp_path):
-    with pytest.raises(CtmirrorError, match="no connection 99"):
+    with pytest.raises(CtmirrorError, match=r"no connection 99 in it: expected 0 to \d+$"):
         life(tmp_path, stories.office(), 99)
+    with pytest.raises(CtmirrorError, match="no connection 0 in it: it has none"):
+        life(tmp_path, [(0, eth(bytes(28), 0x0806))], 0)
 
 
 def test_a_packet_by_its_number_in_wireshark(capfd, office):

@@ -93,7 +93,7 @@ def test_before_it_is_committed_there_is_no_connection(tmp_path: Path) -> None:
     other = craft.tcp(CLIENT, "10.0.0.9", 40000, 80, "S")
     story = [(0, other), *stories.closed_by_client(start=MS)]
     assert list(numbered(life(tmp_path, NO_NEW, story, 0))) == list(range(1, 9))
-    with pytest.raises(CtmirrorError, match="no connection 1 in it"):
+    with pytest.raises(CtmirrorError, match="no connection 1 in it: expected 0 to 0"):
         life(tmp_path, NO_NEW, story, 1)
 
 
