@@ -42,6 +42,10 @@ _SAID = {  # of what pydantic would say in words of its own
     "model_type": "expected a section with keys of its own, as [log] or [[iface]]",
     "string_pattern_mismatch": "expected the name of an interface, of 1 to 15 characters, none of them a blank or /, or a function of a NIC, as "
     "pf0vf3@0000:08:00.0",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    "string_type": 'expected a text, in " "',
 }
 # Sections of settings that another module checks: what each of its keys may be is said there.
 _TRACKING = {field.name for field in dataclass_fields(Tracking)} - {"nat", "helpers", "nat_actions", "helper_actions", "events", "hz", "share"}

@@ -233,7 +233,7 @@ HEAD = 'rules = "node.tc"\n[[iface]]\nname = "eth0"\n'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[privileges]\nuser = 0\n", "n:5: privileges.user: 0: expected a valid string"),
+        ("[privileges]\nuser = 0\n", "n:5: privileges.user: 0: expected a text"),
         ('[privileges]\ngroup = "x"\n', "n:5: privileges.group: no such setting"),
         ('[privileges]\nuser = ""\n', "n:5: privileges.user: '': "),
     ],
