@@ -274,9 +274,9 @@ def simulated(profile: Profile, policy: str, faults: tuple[Any, ...] = ()) -> Ca
         from datapath.commands.offloaded_run import compiled
         from offload.simnic.nic import Nic
 
+        compiled()  # before the node takes packets, which would have to wait for it
         program = pipeline.program
         nic = Nic(share_of(profile, workers), nic_rules(program.ruleset, program.device), faults, pipeline.tracker.config.seed)
-        compiled(nic)
         return Simulated(pipeline, nic, policy)
 
     return make

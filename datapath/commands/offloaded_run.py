@@ -29,12 +29,19 @@ from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
 from datapath.ruled_run import RuledRun
+from offload.simnic.kernel import KEPT
 from offload.simnic.nic import Nic
 from offload.simnic.profile import Profile
+from offload.simnic.ready import ready
 
 WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
 PROTOCOLS = ("ip", "ipv6")
-SOON = 2.0  # s
+SOON = 1.0  # s
+COMPILING = "compiling the simulated NIC (once): this takes half a minute"
+COMPILING_ALWAYS = (
+    "compiling the simulated NIC, as at every start, for there is no folder to keep it in: this takes half a minute; "
+    "NUMBA_CACHE_DIR=FOLDER names one that can be written"
+)
 TRACKED = """
 tc filter add dev {0} ingress protocol {2} prio {3} chain 0 flower ct_state -trk action ct pipe action goto chain 1
 tc filter add dev {0} ingress protocol {2} prio {3} chain 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev {1}
@@ -61,13 +68,13 @@ class NicGiven:
     framed: bool = False
 
 
-def compiled(nic: Nic) -> None:
-    """Have numba compile the NIC, which it does once and keeps; whoever has to wait for it is told."""
-    slow = threading.Timer(SOON, complain, ("the simulated NIC is being compiled, once: this takes up to a minute",))
+def compiled() -> None:
+    """Have numba compile the simulated NIC, which it does once and keeps where it can; whoever has to wait for it is told."""
+    slow = threading.Timer(SOON, complain, (COMPILING if KEPT else COMPILING_ALWAYS,))
     slow.daemon = True
     slow.start()
     try:
-        nic.process(np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=FRAME_DTYPE))
+        ready(FRAME_DTYPE)
     finally:
         slow.cancel()
 
@@ -84,8 +91,8 @@ class OffloadedRun(RuledRun):
 
     def make_pipeline(self, tracking: Tracking) -> Offloaded:
         pipeline = super().make_pipeline(tracking)
+        compiled()
         hardware = Nic(self.given.profile, nic_rules(pipeline.program.ruleset, pipeline.program.device), seed=self.config.seed)
-        compiled(hardware)
         work = Offloaded(pipeline, hardware, mirror_of(pipeline, mirror_settings(self.given.profile, self.given.policy)))
         if self.given.watch is not None:
             work.watch = self.given.watch(work)

@@ -1,4 +1,9 @@
-"""How what is done for each frame and command is compiled."""
+"""How what is done for each frame and command is compiled, and whether what is compiled is kept.
+
+Numba keeps it beside the sources (__pycache__), in the user's folder of caches, or where NUMBA_CACHE_DIR says. Who can write to none of these, as a
+service without a home, has it compiled by every process. Which of the two it is, is asked once, when this module is imported.
+Not here: when it is compiled (ready).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,24 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# Kept on disk. Without reference counts: kernels allocate nothing, and counting each array that one passes to another would take most of their time.
-kernel = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
-inlined = njit(cache=True, inline="always", _nrt=False)  # type: ignore[call-overload]
+
+def _probe() -> None:
+    """A function of this folder, as all kernels are."""
+
+
+def _can_be_kept() -> bool:
+    """Numba refuses to make a function that it cannot keep."""
+    try:
+        njit(cache=True)(_probe)
+    except RuntimeError:
+        return False
+    return True
+
+
+KEPT = _can_be_kept()  # on disk
+# Without reference counts: kernels allocate nothing, and counting each array that one passes to another would take most of their time.
+kernel = njit(cache=KEPT, _nrt=False)  # type: ignore[call-overload]
+inlined = njit(cache=KEPT, inline="always", _nrt=False)  # type: ignore[call-overload]
 
 
 @intrinsic
