@@ -16,6 +16,7 @@ import numpy as np
 from ctcore.types import Proto, Reason
 from datapath.fields import KEY
 from datapath.frame import LINK_ETHERNET
+from datapath.pipeline.rules import ETH_QINQ, ETH_VLAN
 from datapath.wire import parse_batch
 
 BAD = (Reason.R_TCP_CHECKSUM, Reason.R_UDP_CHECKSUM)
@@ -23,7 +24,10 @@ ETHERNET = 14  # bytes
 ENOUGH = 1000  # packets to look at
 CHUNKS = 64  # chunks to look for them in, each of which is parsed once more
 SAMPLE = 2048  # packets of each of these chunks whose headers are looked at
-TAGS = (0x8100, 0x88A8, 0x8847, 0x8848, 0x8864)  # 802.1Q, 802.1ad, MPLS, PPPoE: what stands in front of IP
+VLANS = (ETH_VLAN, ETH_QINQ)
+MOST_VLANS, VLAN = 2, 4  # of a frame's tags, those that flower looks behind; bytes of one
+SHUT = (0x8847, 0x8848, 0x8864)  # MPLS, PPPoE: IP may stand behind it, and flower does not look there
+TAGS = (*VLANS, *SHUT)  # what stands in front of IP
 LARGEST = 1518  # bytes of an Ethernet frame with a VLAN tag
 
 
@@ -49,11 +53,13 @@ class Evidence:
 
 class Headers:
     """What the headers of some packets have that rules do not look at. looked: packets; bad_sums: of these, those with a bad IPv4 header checksum;
-    tagged: those with something between Ethernet and IP, by its Ethernet type."""
+    tagged: those with something between Ethernet and IP, by its Ethernet type; hidden: those with something that no rule looks behind, by its type,
+    a tag's where it is the third."""
 
     def __init__(self) -> None:
         self.looked = self.bad_sums = self._chunks = 0
         self.tagged: Counter[int] = Counter()
+        self.hidden: Counter[int] = Counter()
 
     def look(self, memory: Any, frames: np.ndarray) -> None:
         """Look at some of the frames of a chunk."""
@@ -63,10 +69,26 @@ class Headers:
         some = frames[:SAMPLE]
         self.looked += len(some)
         self.bad_sums += int(np.count_nonzero(parse_batch(memory, some, checksum=False).array["reason"] == Reason.R_IP_CHECKSUM))
-        at = some["offset"][(some["link"] == LINK_ETHERNET) & (some["caplen"] >= ETHERNET)].astype(np.int64)
+        some = some[(some["link"] == LINK_ETHERNET) & (some["caplen"] >= ETHERNET)]
         data = np.frombuffer(memory, np.uint8)
-        kinds, numbers = np.unique(data[at + 12].astype(int) << 8 | data[at + 13], return_counts=True)
-        self.tagged.update({kind: n for kind, n in zip(kinds.tolist(), numbers.tolist(), strict=True) if kind in TAGS})
+        at, end = (some["offset"].astype(np.int64) + each for each in (ETHERNET, some["caplen"]))
+        kinds = _type_before(data, at)
+        self.tagged.update(_counted(kinds, TAGS))
+        for _ in range(MOST_VLANS):
+            self.hidden.update(_counted(kinds, SHUT))
+            more = np.isin(kinds, VLANS) & (at + VLAN <= end)
+            at, end = at[more] + VLAN, end[more]
+            kinds = _type_before(data, at)
+        self.hidden.update(_counted(kinds, TAGS))
+
+
+def _type_before(data: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The Ethernet types in front of these bytes."""
+    return data[at - 2].astype(int) << 8 | data[at - 1]
+
+
+def _counted(kinds: np.ndarray, wanted: tuple[int, ...]) -> dict[int, int]:
+    return {kind: n for kind in wanted if (n := int(np.count_nonzero(kinds == kind)))}
 
 
 def is_partial(packet: np.void, l4: bytes) -> bool:

@@ -5,6 +5,9 @@ Not here: numbers and tables (report). Each hint is a function of the result tha
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
+
 from ctcore.config import CAPACITY_LIMIT
 from ctcore.types import Proto, Reason
 from datapath.app import Replayed
@@ -14,6 +17,7 @@ from datapath.pipeline.rules import ETH_ALL, ETH_QINQ, ETH_VLAN
 
 MANY = 0.05  # share of packets from which something is no accident
 MOST = 0.8
+MORE_TAGS = "with more than two VLAN tags"
 TAG_NAMES = {
     0x8100: "with an 802.1Q tag",
     0x88A8: "with an 802.1ad tag",
@@ -21,6 +25,7 @@ TAG_NAMES = {
     0x8848: "with MPLS labels of multicast",
     0x8864: "in PPPoE",
 }
+HIDDEN_NAMES = {**TAG_NAMES, 0x8100: MORE_TAGS, 0x88A8: MORE_TAGS}
 ENOUGH = 10  # connections from which "most" means something
 
 
@@ -61,13 +66,14 @@ def rewritten(result: Replayed) -> str | None:
 
 
 def unseen_sums(result: Replayed) -> str | None:
-    """The same behind rules, which do not look at them, and pass such packets on."""
+    """The same behind rules, which do not look at them, and pass such packets on: tc comes before ip_rcv(), which is where Linux does."""
     bad, looked = result.headers.bad_sums, result.headers.looked
     if bad < max(3, MANY * looked):
         return None
     return (
         f"{bad:,} of {_sample(result)} have bad IPv4 header checksums, which rules do not look at: were addresses rewritten, or headers left to the "
-        "NIC? Linux drops such packets where it receives or routes them itself; repair them first (tcprewrite --fixcsum)"
+        "NIC? tc and its ct come before the part of Linux that drops such packets (as a replay without rules does): ct calls them invalid, or tracks "
+        "them with --checksum 0; repair them first (tcprewrite --fixcsum)"
     )
 
 
@@ -83,6 +89,21 @@ def unseen_behind_tags(result: Replayed) -> str | None:
     vlan = any(kind in (ETH_VLAN, ETH_QINQ) for kind in missed)
     wanted = "want `protocol 802.1Q` (or 802.1ad) and `vlan_ethtype ip`" if vlan else "want `protocol all`"
     return f"of {_sample(result)}, {kinds}: rules with `protocol ip` or `ipv6` do not see these, as in tc; rules for them {wanted}"
+
+
+def unseen_in_tunnels(result: Replayed) -> str | None:
+    """Packets that no rule can have tracked, and rules that let them by. Of rules that nobody has written, any is worth a word."""
+    if result.rules is None or result.tracking.rules is None or not result.headers.hidden:
+        return None
+    written = not result.tracking.rules.fixed
+    unseen = ETH_ALL not in {rule.protocol for rule in result.rules.ruleset.rules}  # then unseen_behind_tags() tells of them
+    if written and (unseen or result.headers.hidden.total() < max(3, MANY * result.headers.looked)):
+        return None
+    numbers: Counter[str] = Counter()
+    for kind, n in result.headers.hidden.items():
+        numbers[HIDDEN_NAMES[kind]] += n
+    kinds = ", ".join(f"{n:,} {name}" for name, n in numbers.most_common())
+    return f"of {_sample(result)}, {kinds}: rules do not look behind these, and let what is in there by untracked; a replay without rules tracks it"
 
 
 def _sample(result: Replayed) -> str:
@@ -184,12 +205,13 @@ def lost_events(result: Replayed) -> str | None:
     return f"{counted(result.events_lost, 'event')} lost, so connections are missing from the counts above and from --conns and --events"
 
 
+OF_RULES = (unseen_sums, unseen_behind_tags, unseen_in_tunnels)  # what rules do not look at
 HINTS = (
-    offloaded_checksums, rewritten, unseen_sums, unseen_behind_tags, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full,
+    offloaded_checksums, rewritten, *OF_RULES, snapped, time_went_back, before_1970, clamped, one_sided, mid_stream, table_full,
     tunnels, lost_events,
 )  # fmt: skip
 
 
-def hints_of(result: Replayed) -> list[str]:
-    """What the result suggests, in the order of HINTS."""
-    return [line for hint in HINTS if (line := hint(result))]
+def hints_of(result: Replayed, hints: Iterable[Callable[[Replayed], str | None]] = HINTS) -> list[str]:
+    """What the result suggests, in the order of the hints."""
+    return [line for hint in hints if (line := hint(result))]

@@ -16,10 +16,12 @@ from typing import Any
 
 from ctcore.errors import CtmirrorError
 from datapath.app import Outputs, Progress, Tracking, replay
+from datapath.commands.offload_counts import counted_of
 from datapath.commands.offload_said import says
 from datapath.commands.offload_series import Series
 from datapath.commands.offloaded import Offloaded
 from datapath.commands.offloaded_run import NicGiven, behind_nic
+from datapath.hints import OF_RULES, hints_of
 from offload.simnic.profile import Profile
 
 
@@ -67,7 +69,8 @@ def scenarios(
 @dataclass(frozen=True)
 class Outcome:
     """What came of a scenario. syns: contract A4.27; counters: Mirror.counters(); errors: what stopped the reading of a capture; framed:
-    packets that came without an Ethernet header, and were given one."""
+    packets that came without an Ethernet header, and were given one; loose: packets in hardware of no connection, which rules alone sent on; hints:
+    what rules do not look at."""
 
     scenario: Scenario
     series: Series
@@ -80,6 +83,8 @@ class Outcome:
     counters: dict[str, int]
     errors: tuple[str, ...]
     framed: int = 0
+    loose: int = 0
+    hints: tuple[str, ...] = ()
 
     @property
     def hardware_connections(self) -> int:
@@ -128,7 +133,7 @@ def tried(captures: Sequence[str], tracking: Tracking, scenario: Scenario, progr
     shares = work.shares
     return Outcome(
         scenario, made[0], shares.frames, shares.hardware, shares.bytes, shares.hardware_bytes, result.counters["new"], shares.syns,
-        work.mirror.counters(), tuple(result.errors), work.framed,
+        work.mirror.counters(), tuple(result.errors), work.framed, max(shares.hardware - counted_of(work).all, 0), tuple(hints_of(result, OF_RULES)),
     )  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     return {
         "nic": scenario.profile.name, "policy": scenario.policy, "table": scenario.table, "inserts": scenario.inserts, **sums,
         "entries_most": outcome.entries, "waiting_most": outcome.waiting, "refused": outcome.refused,
+        "loose": outcome.loose,
         "inserted": outcome.counters["accepted"], "evictions": outcome.counters["evictions"], "cpu_packets_saved": outcome.hardware_packets,
         "busiest_second": {"packets": came, "software": software}, "syns_in_hardware": outcome.syns,
         "reasons": [{"code": code, "packets": packets, "bytes": size, "says": says(code)} for code, packets, size in outcome.reasons()],
@@ -159,12 +165,13 @@ def figures(outcome: Outcome) -> dict[str, Any]:
 
 
 def document(captures: Sequence[str], rules: str | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The JSON of a plan. framed: packets that were given an Ethernet header.
+    """The JSON of a plan. framed: packets that were given an Ethernet header; hints: sentences.
 
     Invariant: packets in hardware and those of all reasons are all packets.
     """
-    framed = outcomes[0].framed if outcomes else 0
-    return {"captures": list(captures), "rules": rules, "framed": framed, "scenarios": [figures(outcome) for outcome in outcomes]}
+    framed, hints = (outcomes[0].framed, outcomes[0].hints) if outcomes else (0, ())
+    each = [figures(outcome) for outcome in outcomes]
+    return {"captures": list(captures), "rules": rules, "framed": framed, "hints": list(hints), "scenarios": each}
 
 
 def rereadable(captures: Sequence[str], times: int) -> None:

@@ -19,7 +19,7 @@ NIC = "nic:"  # before the code of what only the NIC says
 # Codes that neither the contract nor the NIC has: of packets that come from the host and meet no rules of the NIC, and that are of no connection.
 OTHERS = {
     "egress": "it went out, and met no rules of a NIC on its way",
-    "invalid": "conntrack calls it invalid, so that it is of no connection (bad checksums may be a NIC's that captured: --checksum 0)",
+    "invalid": "conntrack calls it invalid, so that it is of no connection (bad TCP or UDP checksums may be a NIC's that captured: --checksum 0)",
 }
 # Where the contract says it.
 ITEMS = {

@@ -58,6 +58,9 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
     needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
     console.width = max(needed, console.width)  # a figure that is cut off says nothing: terminals wrap
     console.print(table)
+    if loose := max(outcome.loose for outcome in outcomes):  # with another NIC there are fewer where rules are in software
+        are = "is" if loose == 1 else "are"
+        console.print(Text(f"of the packets in hardware {count(loose)} {are} of no connection, as ARP: rules alone sent them on"), soft_wrap=True)
     groups = [(outcome.scenario.title, [outcome]) for outcome in outcomes] if verbose else [("", list(outcomes))]
     for title, group in groups:
         of = f" of {printable(title)}" if title else ""
@@ -67,6 +70,8 @@ def show(outcomes: Sequence[Outcome], console: Console, *, verbose: bool) -> Non
         if verbose:
             for line in load(group[0]):
                 console.print(Text(line), soft_wrap=True)
+    for i, hint in enumerate(first.hints):
+        console.print(Text.assemble("\n" if i == 0 else "", ("hint", "bold yellow"), f"  {hint}"), soft_wrap=True)
 
 
 def reasons(outcomes: Sequence[Outcome]) -> list[str]:

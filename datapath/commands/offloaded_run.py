@@ -15,7 +15,7 @@ import numpy as np
 
 from ctcore.types import Dir
 from datapath import fields
-from datapath.app import RulesGiven, Tracking
+from datapath.app import Capture, RulesGiven, Tracking
 from datapath.cli import complain
 from datapath.commands.framed import framed
 from datapath.commands.nic_option import mirror_settings
@@ -36,24 +36,31 @@ from offload.simnic.ready import ready
 
 WIRE, BEHIND = "wire", "behind"  # devices of a capture that comes without rules
 PROTOCOLS = ("ip", "ipv6")
+TAGS = ("802.1Q", "802.1ad")
+# What flower looks behind: IP as it is, behind a tag, and behind two.
+TRACKED = (
+    *((protocol, "") for protocol in PROTOCOLS),
+    *((tag, f"vlan_ethtype {protocol} ") for tag in TAGS for protocol in PROTOCOLS),
+    *((outer, f"vlan_ethtype {inner} cvlan_ethtype {protocol} ") for outer in TAGS for inner in TAGS for protocol in PROTOCOLS),
+)
+TRACK = "tc filter add dev {0} ingress protocol {2} prio {3} chain 0 flower {4}ct_state -trk action ct pipe action goto chain 1\n"
+SEND = """
+tc filter add dev {0} ingress protocol all prio 1 chain 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev {1}
+tc filter add dev {0} ingress protocol all prio 2 chain 1 flower ct_state +trk+est action mirred egress redirect dev {1}
+"""
 SOON = 1.0  # s
 COMPILING = "compiling the simulated NIC (once): this takes half a minute"
 COMPILING_ALWAYS = (
     "compiling the simulated NIC, as at every start, for there is no folder to keep it in: this takes half a minute; "
     "NUMBA_CACHE_DIR=FOLDER names one that can be written"
 )
-TRACKED = """
-tc filter add dev {0} ingress protocol {2} prio {3} chain 0 flower ct_state -trk action ct pipe action goto chain 1
-tc filter add dev {0} ingress protocol {2} prio {3} chain 1 flower ct_state +trk+new action ct commit pipe action mirred egress redirect dev {1}
-tc filter add dev {0} ingress protocol {2} prio {4} chain 1 flower ct_state +trk+est action mirred egress redirect dev {1}
-"""
-OTHERS = "tc filter add dev {0} ingress protocol all prio 9 chain {2} flower action mirred egress redirect dev {1}\n"
+OTHERS = "tc filter add dev {0} ingress protocol all prio 99 chain {2} flower action mirred egress redirect dev {1}\n"
 
 
 def rules_for_any() -> RulesGiven:
-    """Rules for a capture that comes without: everything is tracked in zone 0, and goes through."""
-    text = "".join(TRACKED.format(WIRE, BEHIND, protocol, i, i + len(PROTOCOLS)) for i, protocol in enumerate(PROTOCOLS, 1))
-    text += "".join(OTHERS.format(WIRE, BEHIND, chain) for chain in (0, 1))
+    """Rules for a capture that comes without: all that rules see is tracked in zone 0, and everything goes through."""
+    text = "".join(TRACK.format(WIRE, BEHIND, protocol, i, match) for i, (protocol, match) in enumerate(TRACKED, 1))
+    text += SEND.format(WIRE, BEHIND) + "".join(OTHERS.format(WIRE, BEHIND, chain) for chain in (0, 1))
     return RulesGiven(parse(text, "built in", Findings()), "built in", Hook(WIRE), fixed=True)
 
 
@@ -106,6 +113,11 @@ class OffloadedRun(RuledRun):
         memory, frames, n = framed(memory, frames)
         self.pipeline.framed += n
         return memory, frames
+
+    def work(self, facts: Capture, memory: Any, frames: np.ndarray) -> None:
+        super().work(facts, memory, frames)
+        if not self.result.tally:  # what rules do not look at is told of all the same
+            self.result.headers.look(memory, frames)
 
     def _tell(self, events: np.ndarray, what: str) -> None:
         """Events that the tracker does not know. what: each of them is about."""

@@ -127,6 +127,7 @@ def test_bad_header_checksums_are_told_though_rules_do_not_look_at_them(replayed
     good = [syn(port) for port in range(10, 20)]
     out = replayed(SOME, [*bad, *good])
     assert said in flat(out) and "not-seen" not in out  # they were tracked all the same
+    assert "tc and its ct come before the part of Linux that drops such packets (as a replay without rules does)" in flat(out)
     assert "header checksums" not in replayed(SOME, [*bad[:2], *good])
 
 
@@ -153,6 +154,23 @@ def test_packets_behind_tags_are_told_where_no_rule_is_for_them(replayed, kind, 
 
 def test_few_tags_are_nothing_to_speak_of(replayed):
     assert "do not see these" not in replayed(SOME, [tagged(0x8100, syn(1)), tagged(0x8100, syn(2)), syn(3)])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        (craft.eth(craft.pppoe(syn(1)[14:]), 0x8864), "3 in PPPoE: rules do not look behind these"),
+        (craft.eth(craft.pppoe(syn(1)[14:]), 0x8864, vlan=(5, 6)), "3 in PPPoE: "),
+        (craft.eth(craft.mpls(syn(1)[14:], 16), 0x8847, vlan=(5,)), "3 with MPLS labels: "),
+        (craft.eth(syn(1)[14:], vlan=(5, 6, 7)), "3 with more than two VLAN tags: "),
+        (craft.eth(syn(1)[14:], vlan=(5, 6)), ""),
+    ],
+)
+def test_packets_that_no_rule_looks_into_are_told_where_rules_let_them_by(replayed, hidden, said):
+    rules = "tc filter add dev lan0 ingress protocol all prio 1 flower action pass\n"
+    out = flat(replayed(rules, [hidden] * 3 + [syn(4)]))
+    assert (f"of 4 packets, {said}" in out) if said else ("do not look behind" not in out)
+    assert "do not look behind" not in replayed(rules, [hidden] * 2 + [syn(4)]), "few are nothing to speak of"
 
 
 # --- what matched nothing ------------------------------------------------------------------------------------------------------------------
