@@ -158,6 +158,7 @@ class Replayed:
     interrupted: bool = False
     rules: RulesAtWork | None = None
     nic: Any = None  # a commands.offloaded.Offloaded, where there was a NIC in front of the rules
+    nic_flags: str = ""  # the options that said which, to be repeated in `offload why`, if that has them
 
 
 def check_files(captures: Sequence[str], outputs: Outputs) -> None:

@@ -313,12 +313,12 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
     large = result.tally.largest() if result.tally else []
     if not large:
         return
-    heads = ("conn", "duration", "packets", "IP bytes", "state")
     flows = [f"{fields.proto_name(int(one.conn['flow'][Dir.ORIG]['key']['proto']))} {flow_text(one.conn)}" for one in large]
     # The flow table sets deadlines of its own, which do not tell when the last packet came.
     tells = result.rules is None or not (result.rules.flows or {}).get("admitted")
+    heads = ("conn", *(["duration"] if tells else []), "packets", "IP bytes", "state")
     rows = [
-        (str(int(one.conn["flow"][Dir.ORIG]["id"])), duration_text(one.stop - one.start) if tells else "unknown", count(one.packets),
+        (str(int(one.conn["flow"][Dir.ORIG]["id"])), *([duration_text(one.stop - one.start)] if tells else []), count(one.packets),
          size_text(one.bytes), _state_of(one))
         for one in large
     ]  # fmt: skip
@@ -333,11 +333,21 @@ def _largest(result: Replayed, width: int) -> Iterator[Table | Text]:
         yield table
     else:
         yield Text("largest connections", "bold")
-        for flow, (conn, duration, packets, size, state) in zip(flows, rows, strict=True):
-            lasted = f"{duration} long" if tells else "duration unknown"
-            yield Text(f"{flow}\n  conn {conn}, {lasted}, packets: {packets}, {size} of IP sent, {state}")
-    names = " ".join(quoted(capture.name) for capture in result.captures if capture.packets)
-    yield Text(f"  ctmirror explain {names} --conn {rows[0][0]}{_flags(result)}", "cyan")
+        for flow, (conn, *lasted, packets, size, state) in zip(flows, rows, strict=True):
+            long = "".join(f"{duration} long, " for duration in lasted)
+            yield Text(f"{flow}\n  conn {conn}, {long}packets: {packets}, {size} of IP sent, {state}")
+    if not tells:
+        yield Text("  durations are unknown: the flow table sets deadlines of its own")
+    yield from _conn_command(result, rows[0][0])
+
+
+def _conn_command(result: Replayed, conn: str) -> Iterator[Text]:
+    """What tells of a connection: behind a NIC what knows of it, which takes one capture, and a NIC with the usual policy."""
+    names = [quoted(capture.name) for capture in result.captures if capture.packets]
+    if result.nic is None:
+        yield Text(f"  ctmirror explain {' '.join(names)} --conn {conn}{_flags(result)}", "cyan")
+    elif len(names) == 1 and result.nic_flags:
+        yield Text(f"  ctmirror offload why {names[0]} --conn {conn} {result.nic_flags}{_flags(result)}", "cyan")
 
 
 def _hints(result: Replayed) -> Iterator[Table | Text]:

@@ -67,12 +67,14 @@ def rules_for_any() -> RulesGiven:
 @dataclass(frozen=True)
 class NicGiven:
     """profile: of a NIC; policy: which flow makes room when it is full (MirrorSettings); watch: whoever looks on, made for the work that is
-    done; framed: whether packets without Ethernet headers are taken as if they had them, which is for who writes none."""
+    done; framed: whether packets without Ethernet headers are taken as if they had them, which is for who writes none; flags: the options that said
+    so, to be repeated in a command that is suggested."""
 
     profile: Profile
     policy: str = "first-come"
     watch: Callable[[Offloaded], Watch] | None = None
     framed: bool = False
+    flags: str = ""
 
 
 def compiled() -> None:
@@ -147,7 +149,7 @@ class OffloadedRun(RuledRun):
         if self.ledger is not None:
             self.ledger.close()
         super().finish()
-        self.result.nic = self.pipeline
+        self.result.nic, self.result.nic_flags = self.pipeline, self.given.flags
 
 
 def behind_nic(tracking: Tracking, given: NicGiven) -> tuple[Tracking, Callable[..., OffloadedRun]]:

@@ -11,6 +11,7 @@ from datapath.commands.options import refuse_said_by_rules, rules_options, track
 from datapath.commands.progress import progress_bar
 from datapath.commands.verbosity import verbosity
 from datapath.export import FORMATS, STDOUT
+from datapath.names import quoted
 from offload.mirror_settings import POLICIES
 
 
@@ -28,10 +29,10 @@ def _report(result: app.Replayed, outputs: app.Outputs, verbose: bool) -> None:
     console = Console(stderr=STDOUT in outputs.names(), soft_wrap=False)
     print_summary(result, console, verbose=verbose)
     if result.nic is not None:
-        from datapath.commands.report_nic import nic_lines
+        from datapath.commands.report_nic import indented, nic_lines
 
         for line in nic_lines(result.nic):
-            console.print(line)
+            console.print(indented(line, console.width), highlight=False, soft_wrap=True)
 
 
 @click.command("replay", short_help="run captures through connection tracking")
@@ -84,7 +85,8 @@ def command(captures, packets, conns, events, rule_counters, form, forwarded, ni
 
         if tracking.rules is None:
             refuse_said_by_rules("--nic")
-        tracking, kind = behind_nic(tracking, NicGiven(profile, nic_policy or POLICIES[0]))
+        flags = f"--nic {quoted(nic)}" if nic_policy in (None, POLICIES[0]) else ""  # offload why has no other policies
+        tracking, kind = behind_nic(tracking, NicGiven(profile, nic_policy or POLICIES[0], flags=flags))
     outputs = app.Outputs(_file(packets), _file(conns), _file(events), forwarded, form, _file(rule_counters))
     with progress_bar(quiet=quiet) as progress:
         result = app.replay(captures, tracking, outputs, summary=not quiet, progress=progress, kind=kind)

@@ -6,6 +6,7 @@ Not here: the rest of the summary (datapath.report).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from textwrap import wrap
 
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from offload.simnic.kept import KEPT
 from offload.simnic.results import WHY, Why
 
 MOST_REASONS, MOST_RULES = 6, 6
+DEEPER = " " * 4
 
 
 def nic_lines(work: Offloaded) -> Iterator[Text]:
@@ -47,6 +49,13 @@ def nic_lines(work: Offloaded) -> Iterator[Text]:
         yield Text(f"  and {counted(len(kept) - MOST_RULES, 'rule')} more")
 
 
+def indented(line: Text, width: int) -> Text:
+    """A line for a console of this width: where it has to be wrapped, what follows stands further in than its beginning."""
+    text = line.plain.lstrip("\n")
+    above, blanks = line.plain[: len(line.plain) - len(text)], " " * (len(text) - len(text.lstrip()))
+    return Text(above + "\n".join(wrap(text, width, subsequent_indent=blanks + DEEPER, break_long_words=False, break_on_hyphens=False)), line.style)
+
+
 def counters_lines(counts: Counted) -> Iterator[Text]:
     """How much of what hardware has counted is in the records of connections; what is not, is unknown there."""
     if not counts.all:
@@ -64,5 +73,5 @@ def counters_lines(counts: Counted) -> Iterator[Text]:
 
 
 def _share(part: int, whole: int, text: Callable[[int], str], unit: str = "") -> str:
-    percent = f" ({100 * part / whole:.1f} %)" if whole else ""
+    percent = f" ({100 * part / whole:.1f}%)" if whole else ""
     return f"{text(part)} of {text(whole)}{unit}{percent} in hardware"

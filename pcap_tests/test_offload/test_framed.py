@@ -102,6 +102,6 @@ def test_why_audit_and_the_table_take_them_so_and_a_replay_leaves_them(capfd, tm
     assert code == 0 and "21 packets forwarded in hardware" in out
     assert run(capfd, "offload", "audit", cooked, "--nic", "perfect")[0] == 0
     code, out, _ = run(capfd, "replay", cooked, "--nic", "perfect", "-w", tmp_path / "out.pcap")
-    assert code == 0 and "0 of 35 packets (0.0 %) in hardware" in out
+    assert code == 0 and "0 of 35 packets (0.0%) in hardware" in out
     assert "ctmirror offload plan takes them as if they had come in Ethernet frames" in out
     assert (tmp_path / "out.pcap").read_bytes() == (tmp_path / "cooked.pcap").read_bytes()

@@ -70,7 +70,7 @@ def test_packets_in_hardware_that_are_of_no_connection_are_told_apart(capfd, tmp
         frames["ts"] = START + 10 * MS * np.arange(len(frames), dtype=np.int64)
         sink.write(memory, frames)
     code, out, _ = run(capfd, "replay", tmp_path / "arp.pcap", "--nic", "perfect")
-    assert code == 0 and "NIC perfect: 5 of 10 packets (50.0 %) in hardware" in out
+    assert code == 0 and "NIC perfect: 5 of 10 packets (50.0%) in hardware" in out
     assert "of these 1 packet without a connection, as ARP: rules alone sent them on" in out
     assert "counters of hardware: 4 packets told to their connections" in out
 
@@ -79,8 +79,28 @@ def test_the_summary_counts_all_packets_and_tells_the_nic_s_share(capfd, capture
     code, out, err = run(capfd, "replay", capture, "--nic", "perfect")
     assert (code, err) == (0, "")
     assert "9 packets" in out
-    assert "NIC perfect: 4 of 9 packets (44.4 %) in hardware" in out
+    assert "NIC perfect: 4 of 9 packets (44.4%) in hardware" in out
     assert "to software: 2 packets: FIN or RST: only software ends connections" in out
+
+
+def test_what_to_type_next_knows_of_the_nic(capfd, capture):
+    """Behind a NIC `explain` would tell of another replay."""
+    told = f"  ctmirror offload why {capture} --conn 0 --nic perfect"
+    for more in ((), ("--checksum", "0")):
+        code, out, err = run(capfd, "replay", capture, "--nic", "perfect", *more)
+        said = " ".join((told, *more))
+        assert (code, err) == (0, "") and said in out.splitlines() and "explain" not in out
+        code, out, err = run(capfd, *said.split()[1:])
+        assert (code, err) == (0, "") and "4 packets forwarded in hardware" in out
+    for argv in ((capture, capture), (capture, "--nic-policy", "by-rate")):
+        assert "offload why" not in run(capfd, "replay", *argv, "--nic", "perfect")[1], "which has no such options"
+
+
+def test_sentences_that_are_wrapped_stand_further_in(capfd, capture, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = run(capfd, "replay", capture, "--nic", "perfect")
+    assert "  to software: 2 packets: FIN or RST: only\n      software ends connections\n" in out
+    assert "%)" in out and " %" not in out
 
 
 @pytest.mark.parametrize(("nic", "there"), [("perfect", [True, False, True]), ("none", [False] * 3)])
