@@ -29,7 +29,7 @@ from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import Hook
 from datapath.pipeline.rules_file import parse
 from datapath.ruled_run import RuledRun
-from offload.simnic.kernel import KEPT
+from offload.simnic.kernel import CACHED
 from offload.simnic.nic import Nic
 from offload.simnic.profile import Profile
 from offload.simnic.ready import ready
@@ -79,7 +79,7 @@ class NicGiven:
 
 def compiled() -> None:
     """Have numba compile the simulated NIC, which it does once and keeps where it can; whoever has to wait for it is told."""
-    slow = threading.Timer(SOON, complain, (COMPILING if KEPT else COMPILING_ALWAYS,))
+    slow = threading.Timer(SOON, complain, (COMPILING if CACHED else COMPILING_ALWAYS,))
     slow.daemon = True
     slow.start()
     try:

@@ -27,10 +27,10 @@ def _can_be_kept() -> bool:
     return True
 
 
-KEPT = _can_be_kept()  # on disk
+CACHED = _can_be_kept()  # on disk
 # Without reference counts: kernels allocate nothing, and counting each array that one passes to another would take most of their time.
-kernel = njit(cache=KEPT, _nrt=False)  # type: ignore[call-overload]
-inlined = njit(cache=KEPT, inline="always", _nrt=False)  # type: ignore[call-overload]
+kernel = njit(cache=CACHED, _nrt=False)  # type: ignore[call-overload]
+inlined = njit(cache=CACHED, inline="always", _nrt=False)  # type: ignore[call-overload]
 
 
 @intrinsic

@@ -35,10 +35,10 @@ assert min(before[name] for name in ("run", "apply", "next_period", "masked_hash
 """
 
 WITHOUT_A_FOLDER = """
-from offload.simnic.kernel import KEPT
+from offload.simnic.kernel import CACHED
 from offload.simnic.parse import be16
 import numpy as np
-assert KEPT is False
+assert CACHED is False
 assert be16(np.array([1, 2], dtype=np.uint8), 0) == 258
 from datapath.commands import offloaded_run
 offloaded_run.SOON, offloaded_run.ready = 0.0, lambda frames: __import__("time").sleep(0.5)
