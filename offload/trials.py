@@ -19,7 +19,7 @@ from offload.netlink import actions, filters, flower
 from offload.netlink.attributes import TC
 from offload.netlink.channel import GROUP, Channel
 from offload.netlink.exact import DPORT, DST, SPORT, SRC, Course, Key, Prios, Shape, filling_of, whole
-from offload.netlink.extack import LOST, Answer
+from offload.netlink.extack import LOST, Answer, once
 from offload.netlink.filters import TCMSG, Name, Where
 from offload.netlink.read import read
 
@@ -62,7 +62,7 @@ class Tried(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """way: PIPELINE, EXACT or SOFTWARE; why: it is no more than that, in a line for each."""
+    """way: PIPELINE, EXACT or SOFTWARE; why: it is no more than that, in a line for each reason."""
 
     way: str
     why: tuple[str, ...]
@@ -137,11 +137,11 @@ def _free_chain(channel: Channel, where: Where) -> int:
 
 def decided(feature: str, hardware: Sequence[Tried], software: Sequence[Tried] = ()) -> Decision:
     """feature: hw-tc-offload: on, off, or "" where there is none; then nothing was tried in hardware. software: what the kernel takes."""
-    missing = [f"the kernel: {said(each)}" for each in software if not each.ok]
+    missing = once((f"the kernel: {what(each)}", each.answer.advised()) for each in software if not each.ok)
     if feature != "on":
         missing.append("hw-tc-offload is off: ethtool -K DEVICE hw-tc-offload on" if feature == "off" else "the interface has no hw-tc-offload")
         return Decision(SOFTWARE, tuple(missing))
-    missing += [f"the NIC: {said(each)}" for each in hardware if not each.ok]
+    missing += once((f"the NIC: {what(each)}", each.answer.advised()) for each in hardware if not each.ok)
     bad = {each.trial for each in hardware if not each.ok}
     for way, needed in NEEDED.items():
         if hardware and not bad & needed:
@@ -149,6 +149,6 @@ def decided(feature: str, hardware: Sequence[Tried], software: Sequence[Tried] =
     return Decision(SOFTWARE, tuple(missing))
 
 
-def said(tried: Tried) -> str:
-    """What was tried, and what the kernel says."""
-    return f"{tried.trial.name} ({tried.trial.says}): {tried.answer.told()}"
+def what(tried: Tried) -> str:
+    """What was tried."""
+    return f"{tried.trial.name} ({tried.trial.says})"

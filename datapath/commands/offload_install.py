@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from datapath.pipeline.rules import Ruleset
 
 NOT_DONE = 1
-NO_CLASSIFIER = "classifier not found"  # Linux, of a kind of filters that it has not and cannot load
-LACKS_FLOWER = ": expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done, as tc lines, and do nothing.")
 
 
@@ -68,15 +66,15 @@ def _lines(plan: Plan) -> None:
 
 
 def say_refused(refused: Sequence[Refusal]) -> None:
-    """Each on stderr, or the first one if all have the same reason. What is not permitted is so for all, and is an error."""
+    """On stderr, a line for each reason. What is not permitted is so for all, and is an error."""
     import errno
+
+    from offload.netlink.extack import once
 
     if any(each.answer.error == errno.EPERM for each in refused):
         raise PermissionError
-    alike = len(refused) > 1 and len({each.answer for each in refused}) == 1
-    for each in refused[:1] if alike else refused:
-        lacks = LACKS_FLOWER if each.answer.error == errno.ENOENT and NO_CLASSIFIER in each.answer.text else ""
-        complain(f"{each.told()}{lacks}{f' (and {len(refused) - 1:,} more for the same reason)' if alike else ''}")
+    for line in once((each.about(), each.answer.advised()) for each in refused):
+        complain(line)
 
 
 @click.command("install", short_help="put a rules file into the kernel's TC")

@@ -2,8 +2,8 @@
 
     pipeline in a NIC, exact in a NIC, pipeline in the kernel, exact in the kernel: the first that nothing is in the way of
 
-Theory of operation: each way that the section [offload] allows is tried in this order; what is in its way is a line each. Whether the kernel takes
-the rules themselves is found out by installing them (tc.following), which is the last thing that can be in the way.
+Theory of operation: each way that the section [offload] allows is tried in this order; what is in its way is a line for each reason. Whether the
+kernel takes the rules themselves is found out by installing them (tc.following), which is the last thing that can be in the way.
 Invariants: a way that was told and cannot be is an error with all that is in its way; nothing is left of what was tried.
 Not here: trials (offload.trials), rules installed (tc.following), who does what of it (offload_tc).
 """
@@ -20,9 +20,10 @@ from datapath.doctor import tc_offload
 from datapath.live.config_offload import XDP
 from offload.devlink.attributes import LEGACY, SWITCHDEV
 from offload.netlink.channel import Channel
+from offload.netlink.extack import once
 from offload.netlink.filters import Where
 from offload.netlink.links import links
-from offload.trials import EXACT, NEEDED, PIPELINE, Tried, said, trials
+from offload.trials import EXACT, NEEDED, PIPELINE, Tried, trials, what
 
 if TYPE_CHECKING:
     from datapath.live.config import NodeConfig
@@ -98,7 +99,9 @@ def chosen(config: NodeConfig, begin: Callable[[Way], Sequence[str]], prober: Pr
 
 
 def in_the_way(config: NodeConfig, way: Way, prober: Prober) -> Iterator[str]:
+    """A line for each reason."""
     yield from _of_config(config, way)
+    refused: list[tuple[str, str]] = []
     for device in way.devices:
         if way.where == NIC:
             found = prober(device)
@@ -110,7 +113,9 @@ def in_the_way(config: NodeConfig, way: Way, prober: Prober) -> Iterator[str]:
         else:
             tried, legacy = prober(device).software, ""
         hint = f": its eswitch is in mode {LEGACY}: ctmirror offload eswitch {legacy} --mode {SWITCHDEV}" if legacy else ""
-        yield from (f"{device}: {said(each)}{hint}" for each in tried if not each.ok and each.trial in NEEDED[way.way])
+        needed = (each for each in tried if not each.ok and each.trial in NEEDED[way.way])
+        refused += ((f"{device}: {what(each)}", each.answer.advised() + hint) for each in needed)
+    yield from once(refused)
 
 
 def _of_config(config: NodeConfig, way: Way) -> Iterator[str]:

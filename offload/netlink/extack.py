@@ -1,4 +1,4 @@
-"""Why the kernel refused a request: its number, its own sentence (extended acknowledgement), and the attribute that it is about.
+"""Why the kernel refused a request: its number, its own sentence (extended acknowledgement), the attribute that it is about, and what it takes.
 
 Source: linux/netlink.h, NLMSGERR_ATTR_*. Not here: sockets (channel), which rule it was (who asked).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from offload.netlink.read import Malformed, name_at, read
 
 CAPPED, HAS_ATTRIBUTES = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
 CODE = Struct("=i")
+NO_CLASSIFIER = "classifier not found"  # Linux, of a kind of filters that it has not and cannot load
+LACKS_FLOWER = "expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"  # all filters that are made here are of this kind
 
 
 class Answer(NamedTuple):
@@ -33,9 +36,21 @@ class Answer(NamedTuple):
         said = [os.strerror(self.error), *([self.text] if self.text else [])]
         return ": ".join(said) + (f" ({self.attribute})" if self.attribute else "")
 
+    def advised(self) -> str:
+        """The same, with what it takes where that is known."""
+        return f"{self.told()}: {LACKS_FLOWER}" if self.error == errno.ENOENT and NO_CLASSIFIER in self.text else self.told()
+
 
 DONE = Answer(0)
 LOST = Answer(errno.ENOBUFS, "the answer did not fit into the socket's buffer, so that it is not known whether this was done")
+
+
+def once(refused: Iterable[tuple[str, str]]) -> list[str]:
+    """What was refused, and why: a line for each reason, with the first that has it, and how many more there are."""
+    whose: dict[str, list[str]] = {}
+    for what, why in refused:
+        whose.setdefault(why, []).append(what)
+    return [f"{what[0]}: {why}" + (f" (and {len(what) - 1:,} more for the same reason)" if len(what) > 1 else "") for why, what in whose.items()]
 
 
 def answer_of(data: bytes, flags: int, request: bytes, level: Level = TC, head: int = TCMSG.size) -> Answer:

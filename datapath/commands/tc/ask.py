@@ -34,9 +34,13 @@ class Refusal(NamedTuple):
     answer: Answer
 
     def told(self) -> str:
-        """FILE:LINE: the part as tc has it: what the kernel says."""
+        """FILE:LINE: the part as tc has it: what the kernel says, and what it takes."""
+        return f"{self.about()}: {self.answer.advised()}"
+
+    def about(self) -> str:
+        """FILE:LINE: the part as tc has it."""
         place = str(self.part.place)
-        return ": ".join([*([place] if place else []), line_of(self.part), self.answer.told()])
+        return ": ".join([*([place] if place else []), line_of(self.part)])
 
 
 class Unsaid(str):

@@ -40,6 +40,7 @@ from datapath.hints import counted
 from datapath.pipeline import rules as tc
 from datapath.pipeline.renamed import named_devices
 from offload.idle_devices import IdleDevices
+from offload.netlink.extack import once
 from offload.netlink.filters import BLOCK_IFINDEX
 from offload.netlink.links import NEW_LINK
 from offload.netlink.monitor import Monitor
@@ -56,7 +57,7 @@ T = TypeVar("T")
 
 
 class Unfit(CtmirrorError):
-    """Rules that the kernel's TC, or hardware, does not take as they are. lines: why."""
+    """Rules that the kernel's TC, or hardware, does not take as they are. lines: why, one for each reason."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("; ".join(some(lines)))
@@ -309,16 +310,15 @@ class KernelRules:
         self._templates |= dict.fromkeys(self.wanted.templates)
         self._made |= {step.part.device: step.part for step in plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)}
         refused = carried_out(self.kernel, plan)
-        wrong = [each.told() for each in refused]
+        wrong = [(each.about(), each.answer.advised()) for each in refused]
         if self.in_hardware and not wrong:
-            wrong = [
-                f"{line_of(each.rule)}: not in hardware" for each in self.kernel.listed(hooks_of(self.wanted)).rules if ours(each) and not each.in_hw
-            ]
+            there = self.kernel.listed(hooks_of(self.wanted)).rules
+            wrong = [(line_of(each.rule), "not in hardware") for each in there if ours(each) and not each.in_hw]
         self.refused = len(wrong)
         if not wrong:
             self._whole, self._hooks = True, dict.fromkeys(hooks_of(self.wanted))
             self._overwritten.whole(map(name, map(marked, self.wanted.rules)), lambda which: self.kernel.encoder.where(which[0]))
-        return wrong
+        return once(wrong)
 
     def _change(self, wanted: tc.Ruleset) -> list[str]:
         self._want(wanted)

@@ -280,6 +280,7 @@ def test_a_node_without_a_way_works_and_says_why(wires, tmp_path, caplog):
     address(left, CLIENT)
     address(right, SERVER)
     config = configured(tmp_path, SECTION.replace('way = "exact"\n', "") + SIDES)
+    why = "not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more for the same reason)"
     nothing = Probe("", tuple(Tried(trial, Answer(errno.ENOENT if trial is FLOWER else 0)) for trial in TRIALS), ())
     with left.here.entered():
         node = Node(config, offload=TcFactory(config, lambda device: nothing))
@@ -292,12 +293,12 @@ def test_a_node_without_a_way_works_and_says_why(wires, tmp_path, caplog):
                 said(talker, 3)
             with pytest.raises(RequestError, match="nothing is offloaded, for no way is left: not pipeline in the kernel: ") as error:
                 net.status()
-            assert "; not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more)" in str(error.value)
+            assert f"; {why}" in str(error.value)
     finally:
         node.close()
     messages = [record.getMessage() for record in caplog.records]
     assert "offload: nothing is offloaded: no way of offloading to TC is left" in messages
-    assert "offload: not exact in the kernel: left: flower (a filter): No such file or directory (and 1 more)" in messages
+    assert f"offload: {why}" in messages
 
 
 # --- in which order ---------------------------------------------------------------------------------------------------------------------------

@@ -75,9 +75,20 @@ def test_without_a_way_nothing_is_offloaded():
     way, why = decide("", nothing)
     assert way is None and len(why) == 4
     assert why[2:] == [
-        "not pipeline in the kernel: left: flower (a filter): Operation not supported: not here (and 1 more)",
+        "not pipeline in the kernel: left: flower (a filter): Operation not supported: not here (and 1 more for the same reason)",
         "not exact in the kernel: no [[offload.side]] says which addresses are behind which device",
     ]
+
+
+def test_a_kernel_without_flower_is_said_once_with_what_it_takes():
+    lacking = Probe("", tuple(Tried(trial, Answer(errno.ENOENT, "TC classifier not found")) for trial in TRIALS), ())
+    cause = "left: flower (a filter): No such file or directory: TC classifier not found"
+    advice = "expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"
+    _, why = decide(SIDES, lacking)
+    assert why[2] == f"not pipeline in the kernel: {cause}: {advice} (and 11 more for the same reason)"
+    with pytest.raises(ConfigError) as error:
+        decide('way = "exact"\nhardware = "no"\n' + SIDES, lacking)
+    assert str(error.value) == f"offload: not exact in the kernel: {cause}: {advice} (and 9 more for the same reason)"
 
 
 @pytest.mark.parametrize(

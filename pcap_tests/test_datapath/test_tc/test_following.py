@@ -59,9 +59,18 @@ def test_what_the_kernel_refuses_leaves_nothing_of_the_others():
     assert tc.rules == {} and tc.qdiscs == {} and tc.closed
 
 
+def test_a_reason_that_several_rules_have_is_told_once():
+    tc = Tc()
+    tc.refuses = {1, 2}
+    with pytest.raises(Unfit) as error:
+        KernelRules(tc, Heard(), rules(ONE))
+    (line,) = error.value.lines
+    assert line.startswith("rules.tc:") and line.endswith(": Operation not supported: not today (and 1 more for the same reason)")
+
+
 def test_what_hardware_does_not_take_is_told():
     tc = Tc()
-    with pytest.raises(Unfit, match=r"prio 1 .*: not in hardware"):
+    with pytest.raises(Unfit, match=r"prio 2 .*: not in hardware .and 1 more for the same reason"):
         KernelRules(tc, Heard(), rules(ONE), in_hardware=True)
     assert tc.rules == {}
 

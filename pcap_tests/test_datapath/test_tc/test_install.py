@@ -263,6 +263,9 @@ def test_one_reason_for_all_is_said_once(capfd):
     say_refused([first, Refusal(rules[1], Answer(errno.EOPNOTSUPP, "not today"))])
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and lines[1].endswith("not today")
+    say_refused([first, Refusal(rules[1], Answer(errno.EOPNOTSUPP, "not today")), first._replace(part=rules[2])])
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.endswith("(and 1 more for the same reason)") for line in lines] == [True, False]
     with pytest.raises(PermissionError):
         say_refused([Refusal(rules[0], Answer(errno.EPERM))])
 
