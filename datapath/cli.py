@@ -26,7 +26,7 @@ COMMANDS = {
     "diff": "captures through ctmirror and through the running kernel, packet by packet; prints the differences",
     "states": "the protocol tables, timeouts and reason codes as text, Markdown or Mermaid",
     "policy": "Kubernetes network policies as rules, and what they say of one connection",
-    "offload": "what a NIC would take of captures, what stays in software, and why",
+    "offload": "what NICs would take of captures, or have of a live node, and why not more; rules in the kernel's TC",
     "run": "the live datapath: packets of real interfaces through rules",
     "conntrack": "conntrack(8) for a running node: list, change, delete connections, follow events",
     "stats": "what a running node has counted",

@@ -174,6 +174,11 @@ def _effective_capabilities() -> int:
     return 0
 
 
+def holds(capability: str) -> bool:
+    """Whether this process has one of CAPABILITIES, by name."""
+    return any(_effective_capabilities() >> bit & 1 for bit, name in CAPABILITIES.items() if name == capability)
+
+
 def privileges() -> Finding:
     held = _effective_capabilities()
     names = [name for bit, name in CAPABILITIES.items() if held >> bit & 1]

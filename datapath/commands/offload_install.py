@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from datapath.pipeline.rules import Ruleset
 
 NOT_DONE = 1
+NOT_PERMITTED = "TC cannot be changed: not permitted: expected root, or cap_net_admin"
+WAITS = "waiting for Ctrl-C or SIGTERM, to remove all of it"
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done, as tc lines, and do nothing.")
 
 
@@ -40,8 +42,8 @@ def _rules(name: str, quiet: bool) -> Ruleset:
 
 
 @contextmanager
-def _kernel() -> Iterator[KernelTc]:
-    """TC of this network namespace. Raises CtmirrorError."""
+def _kernel(rules: Ruleset | None) -> Iterator[KernelTc]:
+    """TC of this network namespace, for these rules. Raises CtmirrorError."""
     from datapath.commands.tc.ask import KernelTc
     from datapath.commands.tc.install import MARK
 
@@ -49,9 +51,17 @@ def _kernel() -> Iterator[KernelTc]:
         try:
             yield kernel
         except KeyError as error:
-            raise CtmirrorError(f"no interface {error.args[0]} here: expected those of the rules") from None
+            raise CtmirrorError(f"{_where(rules, error.args[0])}no interface {error.args[0]} here: expected those of the rules") from None
         except PermissionError:
-            raise CtmirrorError("TC cannot be changed: not permitted: expected root, or cap_net_admin") from None
+            raise CtmirrorError(NOT_PERMITTED) from None
+
+
+def _where(rules: Ruleset | None, device: str) -> str:
+    """FILE:LINE: where a device is named first, or nothing."""
+    from datapath.pipeline.renamed import named_devices
+
+    places = (str(place) for name, place in (named_devices(rules) if rules is not None else ()) if name == device)
+    return next((f"{place}: " for place in places if place), "")
 
 
 def _in_the_way(plan: Plan) -> bool:
@@ -86,7 +96,8 @@ def install_command(rules, dry_run, until_exit, quiet, verbose) -> int:
     """Put rules into the kernel's TC as they stand, and through it into NICs that take them; only what differs from what is there is changed.
 
     What is ours is marked by a cookie on its actions; filters of others are not touched, and one that has a rule's name is an error before anything
-    is done. Chains are filled before what leads to them. Exit code 1: the kernel has refused something, or a filter is in the way.
+    is done. Chains are filled before what leads to them. Exit code 1: the kernel has refused something, or a filter is in the way. Where it has
+    refused every rule nothing stays, and nothing is waited for.
 
     \b
     Examples:
@@ -95,7 +106,7 @@ def install_command(rules, dry_run, until_exit, quiet, verbose) -> int:
       ip netns exec switch ctmirror offload install rules.tc --until-exit
     """
     wanted = _rules(rules, quiet)
-    with _kernel() as kernel:
+    with _kernel(wanted) as kernel:
         from datapath.commands.tc.install import Keeper
 
         keeper = Keeper(kernel, wanted, keep=not until_exit)
@@ -107,7 +118,10 @@ def install_command(rules, dry_run, until_exit, quiet, verbose) -> int:
         if until_exit:
             with _ending() as ended, keeper:
                 _tell(keeper.plan, keeper.refused, quiet)
-                ended.wait()
+                if not keeper.in_vain:
+                    if not quiet:
+                        complain(WAITS)
+                    ended.wait()
         else:
             with keeper:
                 _tell(keeper.plan, keeper.refused, quiet)
@@ -138,15 +152,19 @@ def _ending() -> Iterator[threading.Event]:
 @verbosity("Only what is refused.")
 def remove_command(rules, dry_run, quiet, verbose) -> int:
     """Take out of the kernel's TC what `offload install` has put there: at the interfaces and blocks of RULES, with the templates of these; without
-    RULES everywhere, and without templates. Qdiscs stay, for an empty one does nothing.
+    RULES everywhere, and without templates. Qdiscs stay, for an empty one does nothing. It takes root, or cap_net_admin; --dry-run does not.
 
     \b
     Examples:
       ctmirror offload remove --dry-run
       ctmirror offload remove rules.tc
     """
+    from datapath.doctor import holds
+
     given = _rules(rules, quiet) if rules is not None else None
-    with _kernel() as kernel:
+    if not dry_run and not holds("net_admin"):  # the kernel says so only where there is something to remove
+        raise CtmirrorError(NOT_PERMITTED)
+    with _kernel(given) as kernel:
         from datapath.commands.tc.install import DELETE, carried_out, hooks_of, removal
 
         there = kernel.listed(hooks_of(given) if given is not None else kernel.hooks())

@@ -226,7 +226,7 @@ def test_the_command_installs_says_what_it_did_and_removes(capfd, switch, tmp_pa
     with KernelTc() as kernel:
         assert [each.rule.prio for each in kernel.listed([HOOK]).rules] == [77]
     file.write_text(FIRST.replace("eth0", "eth9"))
-    assert run(capfd, "offload", "install", "-q", file) == (2, "", "ctmirror: no interface eth9 here: expected those of the rules\n")
+    assert run(capfd, "offload", "install", "-q", file) == (2, "", f"ctmirror: {file}:2:1: no interface eth9 here: expected those of the rules\n")
     file.write_text(f"{HEAD} prio 77 chain 0 handle 1 flower action drop\n")
     code, _, err = run(capfd, "offload", "install", file)
     assert code == 1 and "there is another filter of this name, which is not ours" in err

@@ -242,20 +242,24 @@ def taken_away(kernel: KernelTc, hooks: Iterable[tc.Hook], templates: Iterable[t
 
 
 class Keeper:
-    """Rules that are installed as long as this is entered, and then taken away with all that was made for them; `keep`: they stay."""
+    """Rules that are installed as long as this is entered, and then taken away with all that was made for them; `keep`: they stay. in_vain: some were
+    refused, and none is there: then nothing stays of what was made for them."""
 
     def __init__(self, kernel: KernelTc, wanted: tc.Ruleset, *, keep: bool = False) -> None:
         self.kernel, self.wanted, self.keep = kernel, wanted, keep
         self.plan = planned(wanted, kernel.listed(hooks_of(wanted)))
         self.refused: list[Refusal] = []
+        self.in_vain = False
 
     def __enter__(self) -> Keeper:
         if not self.plan.conflicts:
             self.refused = carried_out(self.kernel, self.plan)
+            self.in_vain = bool(self.refused) and not any(map(ours, self.kernel.listed(hooks_of(self.wanted)).rules))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self.keep or self.plan.conflicts:
+        if (self.keep and not self.in_vain) or self.plan.conflicts:
             return
-        made = [step.part for step in self.plan.steps if step.do == ADD and isinstance(step.part, tc.Qdisc)]
-        taken_away(self.kernel, hooks_of(self.wanted), self.wanted.templates, made)
+        made = [step.part for step in self.plan.without(self.refused).steps if step.do == ADD]
+        templates = [part for part in made if isinstance(part, tc.Template)] if self.in_vain else self.wanted.templates
+        taken_away(self.kernel, hooks_of(self.wanted), templates, [part for part in made if isinstance(part, tc.Qdisc)])
