@@ -41,9 +41,10 @@ class Drift(StrEnum):
     OFFLOADED_ELSEWHERE = "offloaded elsewhere"
     NOT_OFFLOADED = "not offloaded"
     SUSPENDED = "suspended"
+    NO_FLOWER = "no flower"
 
 
-NOTES = frozenset({Drift.NOT_OFFLOADED})
+NOTES = frozenset({Drift.NOT_OFFLOADED, Drift.NO_FLOWER})  # the latter is why filters are missing, which are counted
 OF_AUDIT = {int(Found.MISSING): Drift.ENTRY_MISSING, int(Found.DIFFERENT): Drift.ENTRY_CHANGED, int(Found.EXTRA): Drift.ENTRY_EXTRA}
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ctcore.errors import CtmirrorError
@@ -22,6 +23,22 @@ def checked(section: OffloadSection) -> None:
         from datapath.commands.offload_tc import sides_of
 
         sides_of(section)
+
+
+def doubts(section: OffloadSection) -> Iterator[str]:
+    """What a node would find out at its start, as far as it can be seen of this kernel without asking it."""
+    if section.backend != "tc":
+        return
+    from datapath.doctor import tc_ct, tc_flower
+    from offload.netlink.extack import LACKS_CT, LACKS_FLOWER
+
+    flower, ct = tc_flower(), tc_ct()
+    nothing = "nothing would be offloaded here" if section.way == "auto" else "the node would not start here"
+    if not flower.ok:
+        yield f"offload: {nothing}: {flower.found}: {LACKS_FLOWER}"
+    elif not ct.ok and section.way != "exact":
+        exact = section.way == "auto" and section.side
+        yield f"offload: {'only exact filters are possible here' if exact else nothing}: {ct.found}: {LACKS_CT}"
 
 
 def factory(config: NodeConfig) -> Factory | None:

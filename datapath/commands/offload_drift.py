@@ -16,6 +16,7 @@ from typing import Any
 from ctcore.errors import CtmirrorError
 from datapath.commands.tc.ask import KernelTc, line_of
 from datapath.commands.tc.install import ADD, DELETE, MARK, Plan, hooks_of, planned
+from datapath.doctor import tc_flower
 from datapath.hints import counted
 from datapath.pipeline import rules as tc
 from datapath.pipeline.renamed import named_devices
@@ -23,6 +24,7 @@ from datapath.pipeline.tc_print import rule_line
 from offload.drift import Drift, Finding, Zone, of_zones, zones_of
 from offload.netlink.channel import NetlinkError
 from offload.netlink.conntrack import KernelConntrack
+from offload.netlink.extack import LACKS_FLOWER
 
 MISSING = {tc.Qdisc: Drift.QDISC_MISSING, tc.Template: Drift.CHAIN_MISSING, tc.Rule: Drift.FILTER_MISSING}
 
@@ -33,7 +35,14 @@ def found_in_kernel(wanted: tc.Ruleset) -> tuple[list[Finding], list[Zone], int]
         found, plan = _compared(wanted, kernel)
     with _listing("conntrack"), KernelConntrack() as conntrack:
         zones = zones_of(*conntrack.all())
-    return [*found, *of_zones(zones, zones_meant(wanted))], zones, plan.same
+    return [*_cause(found), *found, *of_zones(zones, zones_meant(wanted))], zones, plan.same
+
+
+def _cause(found: list[Finding]) -> Iterator[Finding]:
+    """What all that is missing has as its cause, if this kernel has no filters of our kind. None is made to find that out."""
+    flower = tc_flower()
+    if not flower.ok and any(finding.what is Drift.FILTER_MISSING for finding in found):
+        yield Finding(Drift.NO_FLOWER, flower.found, LACKS_FLOWER)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def command(name: str, restore: bool, adopt: bool, handover: bool, check: bool, 
 def _checked(config: NodeConfig, quiet: bool) -> int:
     """Errors are raised; what is doubtful is said, and changes nothing of the exit code."""
     from datapath.cli import complain
+    from datapath.commands.offload_backend import doubts
     from datapath.hints import counted
     from datapath.live.shared import check_shared
     from datapath.live.wiring import absent, doubts_of
@@ -69,9 +70,9 @@ def _checked(config: NodeConfig, quiet: bool) -> int:
     check_shared(ruleset, config.workers)
     if quiet:
         return 0
-    doubts = [*found.warnings, *doubts_of(config, ruleset), *absent(config)]
-    for said in doubts:
+    all_doubts = [*found.warnings, *doubts_of(config, ruleset), *absent(config), *doubts(config.offload)]
+    for said in all_doubts:
         complain(f"warning: {said}")
-    verdict = counted(len(doubts), "warning") if doubts else "fine"
+    verdict = counted(len(all_doubts), "warning") if all_doubts else "fine"
     click.echo(f"{counted(len(config.iface), 'interface')}, {counted(len(ruleset.rules), 'rule')}: {verdict}")
     return 0

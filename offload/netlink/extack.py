@@ -19,6 +19,7 @@ CAPPED, HAS_ATTRIBUTES = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
 CODE = Struct("=i")
 NO_CLASSIFIER = "classifier not found"  # Linux, of a kind of filters that it has not and cannot load
 LACKS_FLOWER = "expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"  # all filters that are made here are of this kind
+LACKS_CT = "expected a kernel with CONFIG_NET_ACT_CT (ctmirror doctor)"
 
 
 class Answer(NamedTuple):

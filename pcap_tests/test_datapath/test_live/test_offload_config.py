@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ctcore.errors import ConfigError
-from datapath.commands.offload_backend import checked
+from datapath import doctor
+from datapath.commands.offload_backend import checked, doubts
 from datapath.live.config import load, parse
 from datapath.live.config_offload import POLICIES as NAMES
+from datapath.live.config_offload import OffloadSection
 from offload.mirror_settings import POLICIES
 from offload.trials import EXACT, PIPELINE
+from pcap_tests.test_datapath.command import run
 
 HEAD = """rules = "rules.tc"
 [[iface]]
@@ -127,3 +130,39 @@ def test_a_side_may_be_a_function_of_a_nic(tmp_path):
     (tmp_path / "node.toml").write_text((HEAD + 'backend = "tc"\n' + SIDE).replace("left", function))
     config = load(str(tmp_path / "node.toml"), checked, iface_of=lambda name: "eth7" if name == function else name)
     assert [side.device for side in config.offload.side] == ["eth7"] and config.iface[0].name == "eth7"
+
+
+# --- what `run --check` says of this kernel ---------------------------------------------------------------------------------------------------------
+
+FLOWER = "cls_flower is nowhere: expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"
+ACT_CT = "act_ct is nowhere: expected a kernel with CONFIG_NET_ACT_CT (ctmirror doctor)"
+EXACTLY = 'way = "exact"\n' + SIDE
+
+
+@pytest.mark.parametrize(
+    ("lacks", "text", "said"),
+    [
+        (("cls_flower", "act_ct"), "", [f"nothing would be offloaded here: {FLOWER}"]),
+        (("cls_flower",), EXACTLY, [f"the node would not start here: {FLOWER}"]),
+        (("act_ct",), "", [f"nothing would be offloaded here: {ACT_CT}"]),
+        (("act_ct",), SIDE, [f"only exact filters are possible here: {ACT_CT}"]),
+        (("act_ct",), 'way = "pipeline"\n', [f"the node would not start here: {ACT_CT}"]),
+        (("act_ct",), EXACTLY, []),
+        ((), "", []),
+    ],
+)
+def test_check_warns_of_a_kernel_that_takes_nothing(tmp_path, monkeypatch, capfd, lacks, text, said):
+    for function, module in (("tc_flower", "cls_flower"), ("tc_ct", "act_ct")):
+        finding = doctor.Finding(module, module not in lacks, f"{module} is nowhere")
+        monkeypatch.setattr(doctor, function, lambda finding=finding: finding)
+    (tmp_path / "rules.tc").write_text("tc filter add dev lo ingress protocol ip prio 1 flower action drop\n")
+    (tmp_path / "node.toml").write_text(f'rules = "rules.tc"\n[[iface]]\nname = "lo"\n[offload]\nbackend = "tc"\n{text}'.replace("left", "lo"))
+    code, out, err = run(capfd, "run", "--config", tmp_path / "node.toml", "--check")
+    warnings = [line.removeprefix("ctmirror: warning: ") for line in err.splitlines()]
+    assert code == 0 and [line for line in warnings if line.startswith("offload: ")] == [f"offload: {line}" for line in said]
+    assert out.startswith("1 interface, 1 rule: ") and (out.endswith(": fine\n") is (warnings == []))
+
+
+def test_check_of_another_backend_asks_for_no_kernel(monkeypatch):
+    monkeypatch.setattr(doctor, "tc_flower", lambda: pytest.fail("asked"))
+    assert list(doubts(OffloadSection(backend="sim", profile="tiny"))) == list(doubts(OffloadSection())) == []

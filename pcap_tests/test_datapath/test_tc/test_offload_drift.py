@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from datapath import doctor
 from datapath.commands import offload_drift
 from datapath.commands.offload_drift import lines, of_plan, zones_meant
 from datapath.commands.tc.ask import Listed
@@ -124,6 +125,24 @@ def test_a_device_that_is_not_there_and_packets_would_be_sent_to_is_said(running
     namespace.close()
     missing = [line for line in out.splitlines() if line.startswith("device missing")]
     assert missing == [f"device missing: {device}: rules of other devices name it" for device in ("vf0", "vf1")]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_kernel_without_flower_is_said_once_and_first(running_kernel, rules, capfd, monkeypatch, there):
+    rules.write_text(TEXT.replace("dev eth0", "dev lo"))
+    monkeypatch.setattr(offload_drift, "tc_flower", lambda: doctor.Finding("TC flower", there, "cls_flower is nowhere"))
+    namespace = Namespace()
+    with namespace.entered():
+        code, out, _ = run(capfd, "offload", "audit", "--kernel", rules)
+        document = json.loads(run(capfd, "offload", "audit", "--kernel", rules, "--json")[1])
+    namespace.close()
+    cause = "no flower: cls_flower is nowhere: expected a kernel with CONFIG_NET_CLS_FLOWER (ctmirror doctor)"
+    lines = out.splitlines()
+    missing = [line for line in lines if line.startswith("filter missing: ")]
+    assert code == 1 and len(missing) == 3 and lines.count(cause) == (not there)
+    assert (lines[0] == cause) is not there
+    assert [finding["drift"] for finding in document["findings"] if finding["what"] == "no_flower"] == [False] * (not there)
+    assert lines[-1] == f"0 of 3 rules as they are meant; {sum(finding['drift'] for finding in document['findings'])} differences"
 
 
 @pytest.mark.parametrize(
