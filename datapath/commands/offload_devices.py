@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from datapath.cli import complain
 from datapath.commands.verbosity import verbosity
 from datapath.doctor import Finding
 from datapath.hints import counted
@@ -65,7 +66,7 @@ def devices_command(as_json: bool, quiet: bool, verbose: bool) -> int:
     """NICs as devlink knows them: the mode of their eswitch, their functions (PF, VF, SF) and uplinks, and the interface that stands for each here.
 
     A function's name with its NIC's, as pf0vf3@0000:08:00.0, may stand wherever `offload` and a node's configuration want an interface. Exit code 1:
-    there is no such NIC.
+    there is no such NIC, which is said on stderr.
 
     \b
     Examples:
@@ -76,8 +77,10 @@ def devices_command(as_json: bool, quiet: bool, verbose: bool) -> int:
     if as_json and not quiet:
         click.echo(orjson.dumps(_document(nics, standing, ports), option=orjson.OPT_INDENT_2).decode())
     elif not quiet:
-        for line in _lines(nics, standing, ports) or [nothing]:
+        for line in _lines(nics, standing, ports):
             click.echo(printable(line))
+    if not nics and not standing and not quiet:
+        complain(nothing)
     return 0 if nics or standing else NO
 
 

@@ -1,6 +1,7 @@
 """`ctmirror offload eswitch` and `function`: the mode of a NIC's eswitch, and the functions that hosts and guests have of it, set, made and deleted.
 
-Invariant: a dry run prints lines of devlink(8) made from what would be sent, and changes nothing. Not here: devlink (offload.devlink), what there is
+Invariant: a dry run prints lines of devlink(8) made from what would be sent, and changes nothing; that they cannot work here is said beside them, for
+they may be meant for another machine. Not here: devlink (offload.devlink), what there is
 (offload_devices).
 """
 
@@ -76,6 +77,17 @@ def _known(devlink: Devlink, nic: Nic) -> None:
         raise CtmirrorError(f"{nic}: devlink knows no such NIC here: expected {', '.join(map(str, nics)) or 'one with a driver that uses devlink'}")
 
 
+def _doubt(nic: Nic) -> None:
+    """Says on stderr, of a dry run, that devlink does not know this NIC here, if that is so."""
+    from offload.devlink.family import Devlink
+
+    try:
+        with Devlink() as devlink:
+            _known(devlink, nic)
+    except CtmirrorError as error:
+        complain(f"warning: {error}")
+
+
 @click.command("eswitch", short_help="the mode of a NIC's eswitch")
 @click.argument("nic", metavar="NIC")
 @click.option(
@@ -103,6 +115,8 @@ def eswitch_command(nic: str, mode: str | None, inline_mode: str | None, encap_m
     of = _nic(nic)
     change = EswitchSet(of, *settings) if settings != (None, None, None) else None
     if dry_run and change is not None:
+        if not quiet:
+            _doubt(of)
         click.echo(change.line())
         return 0
     from offload.devlink.family import Devlink, DevlinkError
@@ -181,6 +195,8 @@ def add_command(function: Named, mac: str | None, state: str | None, index: int 
     add = FunctionAdd(function.nic, scalable, index)
     settings = (mac, state) != (None, None)
     if dry_run:
+        if not quiet:
+            _doubt(function.nic)
         click.echo(add.line())
         if settings:
             click.echo(FunctionSet(function.nic, index, mac, state).line())

@@ -260,7 +260,7 @@ def test_both_nics_are_told_apart(simulated, feigned):
 
 
 def test_where_there_is_none(capfd):
-    assert run(capfd, "offload", "devices") == (1, "devlink knows no NIC here\n", "")
+    assert run(capfd, "offload", "devices") == (1, "", "ctmirror: devlink knows no NIC here\n")
     code, _, err = run(capfd, "offload", "eswitch", "0000:08:00.0")
     assert (code, err) == (2, "ctmirror: pci/0000:08:00.0: devlink knows no such NIC here: expected one with a driver that uses devlink\n")
     assert not eswitches().ok

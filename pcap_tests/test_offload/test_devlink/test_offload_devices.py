@@ -87,12 +87,14 @@ without devlink ports:
 
 def test_where_there_is_nothing(capfd, machine):
     machine(None)
-    assert offload(capfd, "devices") == (1, f"{NONE}\n", "")
+    assert offload(capfd, "devices") == (1, "", f"ctmirror: {NONE}\n")
+    code, out, err = offload(capfd, "devices", "--json")
+    assert (code, json.loads(out), err) == (1, {"nics": [], "functions": []}, f"ctmirror: {NONE}\n")
     assert offload(capfd, "devices", "-q") == (1, "", "")
     assert offload(capfd, "eswitch", "0000:08:00.0") == (2, "", f"ctmirror: {NONE}\n")
     assert offload(capfd, "function", "delete", "pf0sf1@0000:08:00.0") == (2, "", f"ctmirror: {NONE}\n")
     machine()
-    assert offload(capfd, "devices") == (1, "devlink knows no NIC here\n", "")
+    assert offload(capfd, "devices") == (1, "", "ctmirror: devlink knows no NIC here\n")
 
 
 # --- eswitch ----------------------------------------------------------------------------------------------------------------------------------
@@ -242,10 +244,25 @@ def test_what_cannot_be_meant_is_said_before_anything_is_asked_for(capfd, nic, w
          ["port add pci/0000:08:00.0/9 flavour pcisf pfnum 0 sfnum 88", "port function set pci/0000:08:00.0/9 state active"]),
     ],
 )  # fmt: skip
-def test_a_dry_run_asks_for_nothing(capfd, machine, words, lines):
-    sockets = machine(None)
-    assert offload(capfd, *words, "--dry-run") == (0, "".join(f"devlink {line}\n" for line in lines), "")
-    assert sockets == []
+def test_a_dry_run_changes_nothing_and_warns_of_what_cannot_work_here(capfd, machine, words, lines):
+    printed = "".join(f"devlink {line}\n" for line in lines)
+    sockets = machine(FeignedNic())
+    assert offload(capfd, *words, "--dry-run") == (0, printed, "")
+    assert {command for socket in sockets for command, _ in socket.asked} == {of.GET}
+    machine(None)
+    assert offload(capfd, *words, "--dry-run") == (0, printed, f"ctmirror: warning: {NONE}\n")
+    assert offload(capfd, *words, "--dry-run", "-q") == (0, printed, "")
+    machine(FeignedNic("0000:09:00.0"))
+    unknown = f"ctmirror: warning: {PCI}: devlink knows no such NIC here: expected pci/0000:09:00.0\n"
+    assert offload(capfd, *words, "--dry-run") == (0, printed, unknown)
+
+
+def test_a_dry_run_of_an_interface_that_is_none_of_devlink_s_is_warned_of(capfd, machine):
+    machine(FeignedNic(), links=(Link(8, "v1", nic=Nic("virtio", "virtio1")),))
+    assert offload(capfd, "eswitch", "v1", "--mode", "switchdev", "--dry-run") == (
+        0, "devlink dev eswitch set virtio/virtio1 mode switchdev\n",
+        f"ctmirror: warning: virtio/virtio1: devlink knows no such NIC here: expected {PCI}\n",
+    )  # fmt: skip
 
 
 def test_a_dry_run_that_has_to_know_the_port_only_looks(capfd, machine):
@@ -270,7 +287,8 @@ SHOWN = re.findall(
 
 
 @pytest.mark.parametrize(("words", "lines"), SHOWN, ids=[words for words, _ in SHOWN])
-def test_the_page_shows_what_is_printed(capfd, words, lines):
+def test_the_page_shows_what_is_printed(capfd, machine, words, lines):
+    machine(FeignedNic())
     assert run(capfd, *shlex.split(words)) == (0, lines, "")
 
 
