@@ -53,7 +53,7 @@ from offload.netlink.exact import (
 from offload.netlink.extack import LOST, Answer
 from offload.netlink.links import NEW_LINK, links, running
 from offload.netlink.monitor import DELETE_LINK, OF_FILTERS, Change, Monitor
-from offload.own_filters import FAMILIES, GONE, Own, OwnFilters, named
+from offload.own_filters import FAMILIES, GONE, Own, OwnFilters, Place, place_of, told_place
 from offload.records import COMMAND_DTYPE, Ctinfo, Op
 from offload.replying import Replies
 from offload.sides import Sides
@@ -114,6 +114,7 @@ class ExactRules:
         self._known: dict[int, Known] = {}  # by handle
         self._replies = Replies()
         self._begins = False  # all are gone, and that has been told one by one
+        self._emptying = False
         self._devices = tuple(dict.fromkeys(side.device for side in sides.sides))
         self.skip_sw = frozenset(self._devices if skip_sw is True else skip_sw or ())
         self._zones = {side.device: side.zone for side in sides.sides}
@@ -184,7 +185,19 @@ class ExactRules:
         """See offload.threaded. What others have put into our priorities stays. What does not go is tried again as long as less is left; else raises
         NetlinkError, as it does without a list."""
         self.emptying()
-        todo = whole = list(self.filters.marked(self._numbers.values()))
+        self._emptying = True  # what goes now is no news
+        try:
+            # What is known first, since a list of many takes long; then what nobody knows of.
+            yield from self._take([Own(known.where, known.family, handle, known.cookie) for handle, known in self._known.items()], now)
+            yield from self._take(list(self.filters.marked(self._numbers.values())), now)
+        finally:
+            self._emptying = False
+        for handle in list(self._known):  # others have taken them away
+            self._gone(handle, self._known[handle], None, now)
+
+    def _take(self, todo: list[Own], now: int) -> Iterator[None]:
+        """Raises NetlinkError if some do not go."""
+        whole = len(todo)
         while todo:
             there: dict[Own, Answer] = {}
             for at in range(0, len(todo), AT_ONCE):
@@ -197,10 +210,8 @@ class ExactRules:
                 yield
             if len(there) == len(todo):
                 answer = next(iter(there.values()))
-                raise NetlinkError(f"{len(there)} of {len(whole)} filters are in TC still, or may be: {answer.told()}", answer.error)
+                raise NetlinkError(f"{len(there)} of {whole} filters are in TC still, or may be: {answer.told()}", answer.error)
             todo = list(there)
-        for handle in list(self._known):  # others have taken them away
-            self._gone(handle, self._known[handle], None, now)
 
     def held(self) -> NDArray[Any]:
         rows = []
@@ -283,11 +294,11 @@ class ExactRules:
         if not asked:
             return
         answers = self.channel.ask([one.request for one in asked], sparing=True)
-        told = {named(data): data for data in self.channel.echoed}
+        told = {told_place(data): data for data in self.channel.echoed}
         doubtful = []
         for one, answer in zip(asked, answers, strict=True):
             if one.op == Op.STATS:
-                self._counted(one, answer, told.get((one.known.where.ifindex, one.handle)), now)
+                self._counted(one, answer, told.get(self._place(one.known, one.handle)), now)
             elif answer is LOST or (one.op == Op.REPLACE and answer.error == errno.EEXIST):
                 doubtful.append((one, answer))
             else:
@@ -313,9 +324,9 @@ class ExactRules:
         """What became of commands whose answer is lost, and whose filter it is that is in the course. What cannot be found out gets no reply."""
         requests = [filters.get_filter(one.known.where, self.prios.name(one.known.family, one.handle)) for one, _ in doubtful]
         answers = self.channel.ask(requests)
-        told = {named(data): data for data in self.channel.echoed}
+        told = {told_place(data): data for data in self.channel.echoed}
         for (one, first), answer in zip(doubtful, answers, strict=True):
-            there = told.get((one.known.where.ifindex, one.handle))
+            there = told.get(self._place(one.known, one.handle))
             if answer is LOST or (answer.error and answer.error not in GONE):
                 continue
             ours = there is not None and cookie_in(there) == one.cookie
@@ -419,7 +430,7 @@ class ExactRules:
                 suspicious |= change.ifindex in numbers if change.kind == DELETE_LINK else len(numbers) < len(self._devices)
         if self.monitor.overrun:
             self.monitor.overrun, suspicious = False, True
-        if suspicious:
+        if suspicious and not self._emptying:
             self._verify(now)
         self._let_go(touched, now)
         if linked:
@@ -431,15 +442,18 @@ class ExactRules:
         if not touched:
             return
         answers = self.channel.ask([filters.get_filter(known.where, self.prios.name(known.family, handle)) for handle, known in touched])
-        told = {named(data): data for data in self.channel.echoed}
+        told = {told_place(data): data for data in self.channel.echoed}
         for (handle, known), answer in zip(touched, answers, strict=True):
-            data = told.get((known.where.ifindex, handle))
+            data = told.get(self._place(known, handle))
             if (data is None and answer.error not in GONE) or (data is not None and cookie_in(data) == known.cookie):
                 continue
             self._gone(handle, known, None, now)
 
     def _look_at_devices(self) -> None:
         self.idle.look(lambda: running(self.channel), self._devices)
+
+    def _place(self, known: Known, handle: int) -> Place:
+        return place_of(known.where, self.prios.name(known.family, handle))
 
     def _in_ours(self, change: Change) -> bool:
         return change.chain == self.prios.chain and change.prio in (self.prios.name(family).prio for family in FAMILIES)

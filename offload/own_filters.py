@@ -22,6 +22,14 @@ GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # what is asked for is not th
 TRIES = 6
 
 
+class Place(NamedTuple):
+    """What tells the filters of our chain apart."""
+
+    ifindex: int
+    prio: int
+    handle: int
+
+
 class Own(NamedTuple):
     """A filter with a cookie of ours, as it was listed."""
 
@@ -67,7 +75,7 @@ class OwnFilters:
                 for data in self.listed(where, self.prios.name(family).prio, terse=True):
                     cookie = cookie_in(data)
                     if cookie is not None:
-                        yield Own(where, family, named(data)[1], cookie)
+                        yield Own(where, family, told_place(data).handle, cookie)
 
     def take(self, some: Sequence[Own]) -> list[Taken]:
         """Delete them, but for what is not ours any more."""
@@ -75,33 +83,37 @@ class OwnFilters:
         taken: list[Taken] = []
         ours: list[Own] = []
         for own, answer in zip(some, found, strict=True):
-            data = told.get((own.where.ifindex, own.handle))
+            data = told.get(place_of(own.where, self._name(own)))
             if data is not None and cookie_in(data) == own.cookie:
                 ours.append(own)
             else:
                 taken.append(Taken(own, DONE if data is not None else answer if answer.error else LOST, None))
         answers, _ = self._ask([filters.delete_filter(own.where, self._name(own)) for own in ours])
-        return taken + [Taken(own, answer, told[own.where.ifindex, own.handle]) for own, answer in zip(ours, answers, strict=True)]
+        return taken + [Taken(own, answer, told[place_of(own.where, self._name(own))]) for own, answer in zip(ours, answers, strict=True)]
 
     def _name(self, own: Own) -> filters.Name:
         return self.prios.name(own.family, own.handle)
 
-    def _ask(self, requests: Sequence[bytes]) -> tuple[list[Answer], dict[tuple[int, int], bytes]]:
-        """The answer of each, LOST only after TRIES; what was told, by interface and handle."""
+    def _ask(self, requests: Sequence[bytes]) -> tuple[list[Answer], dict[Place, bytes]]:
+        """The answer of each, LOST only after TRIES; what was told, by its place."""
         answers = [LOST] * len(requests)
-        told: dict[tuple[int, int], bytes] = {}
+        told: dict[Place, bytes] = {}
         left = list(range(len(requests)))
         for _ in range(TRIES):
             if not left:
                 break
             for at, answer in zip(left, self.channel.ask([requests[at] for at in left]), strict=True):
                 answers[at] = answer
-            told.update((named(data), data) for data in self.channel.echoed)
+            told.update((told_place(data), data) for data in self.channel.echoed)
             left = [at for at in left if answers[at] is LOST]
         return answers, told
 
 
-def named(data: bytes) -> tuple[int, int]:
-    """Interface and handle of a filter that was told."""
-    _, ifindex, handle, _, _ = filters.TCMSG.unpack_from(data)
-    return ifindex, handle
+def place_of(where: filters.Where, name: filters.Name) -> Place:
+    return Place(where.ifindex, name.prio, name.handle)
+
+
+def told_place(data: bytes) -> Place:
+    """Of a filter that was told."""
+    _, ifindex, handle, _, info = filters.TCMSG.unpack_from(data)
+    return Place(ifindex, info >> 16, handle)

@@ -110,19 +110,32 @@ def test_what_others_have_put_into_our_priorities_stays(tc, backend):
     assert tc.filters == theirs and "qdisc deleted" not in tc.order, "somebody uses them"
 
 
-def test_one_that_somebody_has_replaced_since_it_was_listed_stays(tc, backend):
+def test_one_that_somebody_has_replaced_stays(tc, backend):
     asked(backend, Op.REPLACE, ONE, TWO)
     place = LEFT, 1, (ONE.cookie() & 0xFFFFFFFF) + 1
-    whole = tc.whole
+    tc.filters[place] = Filter(None, 9, 900)
+    told = emptied(backend)
+    assert tc.filters == {place: Filter(None, 9, 900)} and told[ONE.cookie()] == (0, 0) and len(told) == 4
+
+
+def test_one_of_an_earlier_run_that_somebody_has_replaced_since_it_was_listed_stays(monkeypatch, tc):
+    place, whole = (LEFT, 1, 8), tc.whole
+    tc.filters = {place: Filter(TWO.cookie()), (RIGHT, 2, 9): Filter(TWO.cookie(1))}
 
     def listed(request: bytes) -> list[bytes]:
         found = whole(request)
-        tc.filters[place] = Filter(None, 9, 900)
+        tc.filters[place] = Filter(None, 9, 900) if MESSAGE.unpack_from(request)[1] == GET_FILTER and found else tc.filters[place]
         return found
 
-    tc.whole = listed  # type: ignore[method-assign]
-    told = emptied(backend)
-    assert tc.filters == {place: Filter(None, 9, 900)} and told[ONE.cookie()] == (0, 0) and len(told) == 4
+    with exact_in(monkeypatch, tc) as backend:
+        tc.filters[place], tc.whole = Filter(TWO.cookie()), listed  # type: ignore[method-assign]
+        assert emptied(backend) == {} and tc.filters == {place: Filter(None, 9, 900)}
+
+
+def test_handles_are_told_apart_by_their_priorities(monkeypatch, tc):
+    tc.filters = {(LEFT, 1, 8): Filter(TWO.cookie()), (LEFT, 2, 8): Filter(ONE.cookie())}
+    with exact_in(monkeypatch, tc):
+        assert tc.filters == {}
 
 
 def test_what_an_earlier_run_has_left_is_taken_away_and_no_more(monkeypatch, tc):
@@ -207,6 +220,28 @@ def test_what_does_not_go_is_in_the_log_of_a_thread(monkeypatch, tc, caplog):
     one.close()
     said = [record.getMessage() for record in caplog.records]
     assert "offload: what was in the kernel may be left there: netlink: no list" in said and tc.closed
+
+
+def test_what_is_known_goes_before_anything_is_listed(tc, backend):
+    """A list of many takes longer than whoever waits for less to be left has patience."""
+    asked(backend, Op.REPLACE, ONE, TWO)
+    tc.refuses[DUMP] = errno.ENOMEM
+    with pytest.raises(NetlinkError, match="no list"):
+        emptied(backend)
+    assert (tc.filters, backend.left) == ({}, 0)
+
+
+def test_what_goes_meanwhile_is_no_reason_to_look_at_all_that_is_left(monkeypatch, tc):
+    """The kernel tells that a chain is gone when its last filter is, as if others had taken it away."""
+    monkeypatch.setattr(exact_rules, "AT_ONCE", 1)
+    with exact_in(monkeypatch, tc) as backend:
+        asked(backend, Op.REPLACE, ONE)
+        steps = backend.empty(S)
+        next(steps)
+        tc.refuses[DUMP], tc.heard = errno.ENOMEM, [Change(DELETE_FILTER, LEFT, chain=0, prio=1)]
+        assert len(backend.replies(S)) == 1 and backend.left == 1
+        tc.refuses.clear()
+        assert len(list(steps)) == 1 and backend.left == 0 and backend.resets == 0
 
 
 def test_many_go_some_at_a_time(monkeypatch, tc):

@@ -43,10 +43,11 @@ from offload.idle_devices import IdleDevices
 from offload.netlink.extack import once
 from offload.netlink.filters import BLOCK_IFINDEX
 from offload.netlink.links import NEW_LINK
-from offload.netlink.monitor import Monitor
+from offload.netlink.monitor import DELETE_LINK, Monitor
 from offload.threaded import settle
 
 LOG = logging.getLogger("ctmirror")
+LINKS = (NEW_LINK, DELETE_LINK)
 LIMIT = 10.0  # seconds that the thread has for ending
 SETTLE, MOST_SETTLE = 0.02, 0.5  # seconds in which changes by others are gathered: as long as the last look took, but for these
 PAUSE, MOST_PAUSE = 1.0, 64.0  # seconds until what was refused is tried again
@@ -239,7 +240,7 @@ class KernelRules:
         blocks = any(hook.block is not None for hook in self._hooks)
         found = 0
         for change in self.monitor.changes():
-            awaited = change.kind == NEW_LINK and None in numbers  # it may be one that is not there
+            awaited = change.kind in LINKS and None in numbers  # it may be one that is not there, or is not any more
             found += change.ifindex in numbers or (blocks and change.ifindex == BLOCK_IFINDEX) or awaited
             self._overwritten.heard(change)
         if self.monitor.overrun:

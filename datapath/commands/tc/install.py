@@ -15,6 +15,7 @@ Not here: requests (encode), what is listed (ask), reading files (datapath.pipel
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 from types import TracebackType
@@ -253,8 +254,11 @@ class Keeper:
 
     def __enter__(self) -> Keeper:
         if not self.plan.conflicts:
-            self.refused = carried_out(self.kernel, self.plan)
-            self.in_vain = bool(self.refused) and not any(map(ours, self.kernel.listed(hooks_of(self.wanted)).rules))
+            with ExitStack() as stack:
+                stack.push(self)  # where this is not entered to its end
+                self.refused = carried_out(self.kernel, self.plan)
+                self.in_vain = bool(self.refused) and not any(map(ours, self.kernel.listed(hooks_of(self.wanted)).rules))
+                stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -42,6 +42,19 @@ def test_a_device_that_rules_only_send_packets_to_is_waited_for_too(back):
     assert tc.rules == {} and tc.qdiscs == {}
 
 
+def test_a_device_that_goes_while_somebody_asks_is_noticed():
+    """Whoever asks has interfaces looked at, and by then its number is nobody's."""
+    tc = Tc()
+    tc.devices["vf0"] = VF0
+    with following(tc, THROUGH) as (one, heard, told):
+        change = tc.lose_device("vf0")
+        one.ask(found_of_rules)
+        assert told.all == []
+        heard.say(change)
+        until(lambda: told.all)
+        assert told.all == ["no interface vf0"]
+
+
 def test_while_a_device_is_gone_what_is_done_to_filters_of_others_is_no_matter():
     """Only that interfaces come is."""
     tc = Tc()

@@ -18,6 +18,7 @@ from datapath.pipeline.findings import Findings
 from datapath.pipeline.rules import DROP, ETH_IP, ETH_IPV6, GONE, PASS, Gact, Hook, Match, Mirred, Qdisc, Rule, Ruleset, Template
 from datapath.pipeline.rules_file import parse
 from datapath.pipeline.tc_print import rule_line
+from offload.netlink.channel import NetlinkError
 from offload.netlink.extack import Answer
 
 HOOK = Hook("eth0")
@@ -224,6 +225,31 @@ def test_a_keeper_that_cannot_begin_does_nothing():
     with Keeper(kernel, read(TEXT)):
         assert kernel.rules == {}
     assert list(kernel.qdiscs) == ["eth0"]
+
+
+class Silent(Kernel):
+    """It refuses the last of the rules, and then says nothing once."""
+
+    refused = False
+
+    def each(self, parts, do="add") -> list[Refusal]:
+        if do == "add" and isinstance(parts[-1], Rule) and not self.refused:
+            self.refused = True
+            return [*super().each(parts[:-1], do), Refusal(parts[-1], Answer(95, "not today"))]
+        return super().each(parts, do)
+
+    def listed(self, hooks):
+        if self.refused and self.rules:
+            self.refused = False
+            raise NetlinkError("netlink: no answer within 30 s")
+        return super().listed(hooks)
+
+
+def test_a_keeper_that_fails_on_its_way_in_leaves_nothing():
+    kernel = Silent()
+    with pytest.raises(NetlinkError, match="no answer"), Keeper(kernel, read(REDIRECT)):
+        pytest.fail("it is not entered")
+    assert (kernel.rules, kernel.qdiscs, kernel.refused) == ({}, {}, False)
 
 
 def test_a_keeper_leaves_a_qdisc_that_somebody_uses_by_now():
