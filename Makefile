@@ -92,7 +92,7 @@ $(BUILT): $(SOURCES) | $(BIN)/python
 	@if [ ! -e $(INSTALLED) ] || [ pyproject.toml -nt $(INSTALLED) ]; then \
 	    set -e; echo "fetching what the build needs: setuptools, Cython, NumPy"; \
 	    $(call install,d["build-system"]["requires"]); \
-	    echo "compiling ctmirror and fetching what it needs (one to five minutes, once)"; \
+	    echo "compiling ctmirror and fetching what it needs (one to ten minutes, once)"; \
 	    $(PIP) install --no-build-isolation --config-settings editable_mode=compat --editable .; touch $(INSTALLED); \
 	else echo "building what has changed"; $(BIN)/python setup.py --quiet build_ext --inplace -j $(JOBS); fi
 	@$(BIN)/python -m compileall -q ctcore datapath offload  # as pip does for what it copies: a start without takes a fifth longer
