@@ -5,6 +5,8 @@ Not here: expectations, mirrors (mirrored).
 
 from __future__ import annotations
 
+import errno
+import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -66,6 +68,21 @@ def asked(backend: Backend, op: Op, *flows: Flow, now: int = S, **more) -> list[
     replies = {int(row["cookie"]): int(row["error"]) for row in backend.replies(now)}
     assert replies.keys() == {int(cookie) for cookie in wanted["cookie"]}
     return [replies[int(cookie)] for cookie in wanted["cookie"]]
+
+
+def through_a_small_buffer(backend: Backend, asking: socket.socket) -> np.ndarray:
+    """64 flows are made, counted and taken back, while the kernel throws most answers away, for they do not fit; each command has its reply all the
+    same. The replies to the last ones."""
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least there is
+    flows = [Flow(row, dport=row) for row in range(1, 65)]
+    assert asked(backend, Op.REPLACE, *flows) == [0] * 128
+    backend.submit(commands(Op.STATS, *flows), S)
+    errors = [int(row["error"]) for row in backend.replies(S)]
+    assert len(errors) == 128 and set(errors) <= {0, errno.ENOBUFS}
+    backend.submit(commands(Op.DESTROY, *flows), S)
+    done = backend.replies(S)
+    assert {int(row["error"]) for row in done} <= {0, errno.ENOENT}
+    return done
 
 
 ALL = (

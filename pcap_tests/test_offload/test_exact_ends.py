@@ -20,7 +20,7 @@ from offload.records import Op
 from offload.threaded import SUSPENDED, Threaded
 from pcap_tests.test_offload.commanded import Flow, S, asked, commands
 from pcap_tests.test_offload.feigned_tc import LEFT, RIGHT, SIDES, FeignedTc, Filter, exact_in, feigned
-from pcap_tests.test_offload.test_threaded import QUICK, answered, last
+from pcap_tests.test_offload.kept import QUICK, answered, last
 
 ONE, TWO = Flow(1), Flow(2, dport=81)
 

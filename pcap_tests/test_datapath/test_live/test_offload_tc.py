@@ -42,7 +42,7 @@ from pcap_tests.test_datapath.test_live.offloading_node import NOTHING, Offloadi
 from pcap_tests.test_datapath.test_live.test_node import CLIENT, IPV4, SERVER, address
 from pcap_tests.test_datapath.test_live.test_workers import at_work, echoing_tcp, written
 from pcap_tests.test_datapath.test_live.wires import until
-from pcap_tests.test_offload.test_threaded import Kernel, Made, commands
+from pcap_tests.test_offload.kept import Kernel, Made, commands
 
 SECTION = '[offload]\nbackend = "tc"\nway = "exact"\nhardware = "no"\n'
 SIDES = '[[offload.side]]\ndevice = "left"\nnetworks = ["10.9.0.1/32"]\n[[offload.side]]\ndevice = "right"\n'
@@ -348,7 +348,7 @@ from datapath.live import service
 from datapath.live.config import load
 from offload.netlink.extack import Answer
 from offload.trials import TRIALS, Tried
-from pcap_tests.test_offload.test_threaded import Kernel
+from pcap_tests.test_offload.kept import Kernel
 
 def caps():
     return [line.split()[1] for line in open("/proc/thread-self/status") if line.startswith(("CapEff", "Uid"))]

@@ -18,7 +18,7 @@ from offload.records import Op
 from offload.threaded import Threaded
 from pcap_tests.test_offload.commanded import Flow, S, asked, commands
 from pcap_tests.test_offload.entering import BOTH, PLAIN, SNAT, conntrack, emptied, ours
-from pcap_tests.test_offload.test_threaded import QUICK, answered, last, until
+from pcap_tests.test_offload.kept import QUICK, answered, last, until
 
 
 def test_with_the_end_it_is_told_what_came_since_the_last_time(backend, bypass, kernel, talk):

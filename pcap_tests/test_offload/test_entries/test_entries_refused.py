@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -16,7 +15,7 @@ from offload.conntrack_entries import ConntrackEntries
 from offload.entry import bypass_key, commands_of
 from offload.netlink.extack import LOST, Answer
 from offload.records import Ctinfo, Op
-from pcap_tests.test_offload.commanded import GRE, ICMP, UDP, Flow, S, asked, commands
+from pcap_tests.test_offload.commanded import GRE, ICMP, UDP, Flow, S, asked, commands, through_a_small_buffer
 from pcap_tests.test_offload.entering import (
     ALL,
     BOTH,
@@ -197,15 +196,7 @@ def test_a_removal_whose_answer_is_lost_and_that_is_refused_then_may_have_been_d
 
 
 def test_a_buffer_that_is_too_small_loses_no_command(backend, kernel):
-    """The kernel throws answers away that do not fit; each command has its reply all the same."""
-    backend.kernel.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least there is
-    flows = [Flow(row, dport=row) for row in range(1, 65)]
-    assert asked(backend, Op.REPLACE, *flows) == [0] * 128
-    backend.submit(commands(Op.STATS, *flows), S)
-    errors = [int(row["error"]) for row in backend.replies(S)]
-    assert len(errors) == 128 and set(errors) <= {0, errno.ENOBUFS}
-    backend.submit(commands(Op.DESTROY, *flows), S)
-    assert {int(row["error"]) for row in backend.replies(S)} <= {0, errno.ENOENT}
+    through_a_small_buffer(backend, backend.kernel.channel.socket)
 
 
 @pytest.mark.parametrize(
